@@ -1,0 +1,113 @@
+// Checked views of JS values: dtype, length and detachment are settled here, once, and trusted below.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "error.h"
+
+namespace rapo::bindings {
+
+[[noreturn]] inline void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+template <class T>
+constexpr napi_typedarray_type typed_array_type() {
+  if constexpr (std::is_same_v<T, float>) return napi_float32_array;
+  if constexpr (std::is_same_v<T, std::int32_t>) return napi_int32_array;
+  if constexpr (std::is_same_v<T, std::uint8_t>) return napi_uint8_array;
+  if constexpr (std::is_same_v<T, std::uint16_t>) return napi_uint16_array;
+  if constexpr (std::is_same_v<T, std::int64_t>) return napi_bigint64_array;
+}
+
+inline const char* typed_array_name(napi_typedarray_type type) {
+  switch (type) {
+    case napi_float32_array: return "Float32Array";
+    case napi_int32_array: return "Int32Array";
+    case napi_uint8_array: return "Uint8Array";
+    case napi_uint16_array: return "Uint16Array";
+    case napi_bigint64_array: return "BigInt64Array";
+    case napi_float64_array: return "Float64Array";
+    default: return "another typed array";
+  }
+}
+
+/// A borrowed view; valid only while the JS array is referenced.
+template <class T>
+struct View {
+  T* data = nullptr;
+  std::int64_t size = 0;
+};
+
+/// The elements of a typed array. Works on ArrayBuffer and SharedArrayBuffer, with any byte offset.
+/// expected < 0: any length. Throws kInvalidArgument with the field's name.
+template <class T>
+View<T> view(const Napi::Value& value, const std::string& name, std::int64_t expected = -1) {
+  constexpr auto wanted = typed_array_type<T>();
+  if (!value.IsTypedArray()) invalid(name + " must be a " + typed_array_name(wanted));
+  napi_typedarray_type type;
+  std::size_t length = 0;
+  void* data = nullptr;
+  napi_value buffer = nullptr;
+  std::size_t offset = 0;
+  if (napi_get_typedarray_info(value.Env(), value, &type, &length, &data, &buffer, &offset) != napi_ok) {
+    invalid(name + " could not be read: its buffer is detached or out of bounds");
+  }
+  if (type != wanted) {
+    invalid(name + " must be a " + typed_array_name(wanted) + ", not a " + typed_array_name(type));
+  }
+  if (expected >= 0 && static_cast<std::int64_t>(length) != expected) {
+    invalid(name + " has " + std::to_string(length) + " elements, expected " + std::to_string(expected));
+  }
+  return {static_cast<T*>(data), static_cast<std::int64_t>(length)};
+}
+
+template <class T>
+std::vector<T> copy(const Napi::Value& value, const std::string& name, std::int64_t expected = -1) {
+  const auto v = view<T>(value, name, expected);
+  return std::vector<T>(v.data, v.data + v.size);
+}
+
+/// A new typed array holding the vector's elements.
+template <class T>
+Napi::Value to_js(Napi::Env env, const std::vector<T>& values) {
+  auto array = Napi::TypedArrayOf<T>::New(env, values.size());
+  if (!values.empty()) std::memcpy(array.Data(), values.data(), values.size() * sizeof(T));
+  return array;
+}
+
+inline Napi::Value field(const Napi::Object& object, const char* name) { return object.Get(name); }
+
+inline bool present(const Napi::Value& value) { return !value.IsUndefined() && !value.IsNull(); }
+
+inline double number(const Napi::Object& object, const char* name) {
+  const auto value = object.Get(name);
+  if (!value.IsNumber()) invalid(std::string(name) + " must be a number");
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+inline std::int64_t integer(const Napi::Object& object, const char* name) {
+  const double value = number(object, name);
+  if (!(value >= -9007199254740991.0 && value <= 9007199254740991.0) || value != static_cast<double>(static_cast<std::int64_t>(value))) {
+    invalid(std::string(name) + " must be an integer, got " + std::to_string(value));
+  }
+  return static_cast<std::int64_t>(value);
+}
+
+inline std::string string(const Napi::Object& object, const char* name) {
+  const auto value = object.Get(name);
+  if (!value.IsString()) invalid(std::string(name) + " must be a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+inline bool boolean(const Napi::Object& object, const char* name) {
+  const auto value = object.Get(name);
+  if (!value.IsBoolean()) invalid(std::string(name) + " must be true or false");
+  return value.As<Napi::Boolean>().Value();
+}
+
+}  // namespace rapo::bindings

@@ -1,0 +1,23 @@
+/** What every failure of rapo is: a message for people, a code for programs. */
+export type RapoErrorCode =
+  | 'ERR_RAPO_INVALID_ARGUMENT'
+  | 'ERR_RAPO_NON_FINITE'
+  | 'ERR_RAPO_IO'
+  | 'ERR_RAPO_FORMAT'
+  | 'ERR_RAPO_UNSUPPORTED'
+  | 'ERR_RAPO_ABORTED'
+  | 'ERR_RAPO_OUT_OF_MEMORY'
+  | 'ERR_RAPO_INTERNAL'
+  | 'ERR_RAPO_CONFIG'
+  | 'ERR_RAPO_DATA'
+  | 'ERR_RAPO_SETUP'
+
+export class RapoError extends Error {
+  override readonly name = 'RapoError'
+  readonly code: RapoErrorCode
+
+  constructor(code: RapoErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}

@@ -1,0 +1,130 @@
+// A Qwen2 policy with its frozen reference: load, generate, logprobs, accumulate, step, save.
+// Nothing here needs libtorch's headers, so that bindings compile quickly.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../control.h"
+#include "../kernels/objective.h"
+
+namespace rapo {
+
+struct AdamW {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+};
+
+struct PolicyOptions {
+  DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
+  std::string device = "cpu";     // "cpu" or "cuda"
+  bool trainable = true;          // false: no gradients, masters or moments are held
+  std::string reference_dir;      // the frozen reference's directory; empty: no reference
+  AdamW adamw;
+  double max_grad_norm = 1;   // > 0
+  std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
+};
+
+struct SamplingParams {
+  std::int64_t n = 1;                // completions per prompt
+  std::int64_t max_new_tokens = 0;   // >= 1
+  double temperature = 1;            // 0: greedy
+  double top_p = 1;                  // (0, 1]
+  std::int64_t top_k = 0;            // 0: off
+  double min_p = 0;                  // [0, 1): keep tokens with p >= min_p * max p
+  std::vector<std::int32_t> stop_token_ids;  // a completion that emits one ends, the id included
+  std::uint64_t seed = 0;  // token t of completion i draws from the stream (seed, i, t): same seed, same bits
+  std::int64_t max_batch = 0;        // sequences decoded at once; 0: chosen from the model's size
+};
+
+/// Token sequences laid end to end: sequence b is token_ids[offsets[b] .. offsets[b + 1]).
+struct PackedTokens {
+  std::vector<std::int32_t> token_ids;  // (total)
+  std::vector<std::int64_t> offsets;    // (B + 1), ascending, from 0
+};
+
+enum class FinishReason : std::uint8_t { kStop, kLength };
+
+/// Completions in the order prompt 0 sample 0, prompt 0 sample 1, ...
+struct Completions {
+  PackedTokens tokens;
+  std::vector<float> logprobs;  // (total) under softmax(logits / temperature), before top-k/top-p/min-p; greedy: temperature 1
+  std::vector<FinishReason> finish_reasons;  // (B)
+};
+
+/// A batch for accumulate(): whole sequences, and one row per trained token (as in Batch).
+struct MicroBatch {
+  PackedTokens sequences;
+  std::vector<std::int64_t> row_positions;  // (N) index into sequences.token_ids of the token whose next one is predicted
+  std::vector<std::int32_t> token_ids;      // (N) the token predicted
+  std::vector<float> token_weights;         // (N) the rest as in Batch
+  std::vector<float> advantages;
+  std::vector<float> ref_weights;   // empty: 1
+  std::vector<float> old_logprobs;  // empty: ratio 1
+};
+
+struct LogprobRows {
+  std::vector<float> logprobs;  // (N)
+  std::vector<float> entropy;   // (N)
+};
+
+struct StepResult {
+  double grad_norm = 0;  // before clipping
+  bool skipped = false;  // the norm was not finite: gradients dropped, weights untouched
+};
+
+struct ModelInfo {
+  std::int64_t vocab_size = 0, hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  std::int64_t max_position_embeddings = 0, parameters = 0;
+  bool tied_embeddings = false;
+  DType dtype = DType::kFloat32;
+};
+
+/// Not thread-safe: the caller (bindings) runs one call at a time, each on the engine's own thread.
+class Policy {
+ public:
+  /// Loads config.json and model.safetensors (or its sharded form). Errors name the file and the tensor or field.
+  static std::unique_ptr<Policy> load(const std::string& dir, const PolicyOptions& options);
+
+  /// Writes a Hugging Face directory with random weights (normal, 0.02; norms 1; biases 0) for the config.json in it.
+  static void initialize(const std::string& dir, std::uint64_t seed);
+
+  ~Policy();
+
+  const ModelInfo& info() const;
+
+  /// control: one unit a generated token, total = prompts x n x max_new_tokens.
+  Completions generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
+
+  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature).
+  LogprobRows logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
+                       const std::vector<std::int32_t>& token_ids, double temperature, Control& control);
+
+  /// Policy and reference forward, head fused with the objective, backward: gradients are added to those held.
+  Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
+
+  /// Clips the accumulated gradient's norm, AdamW on float32 masters, gradients back to zero.
+  StepResult step(double learning_rate);
+
+  /// Drops the accumulated gradients.
+  void zero_grad();
+
+  /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.
+  void save(const std::string& dir) const;
+
+  /// Masters, moments and step count for an exact resume, as one safetensors file.
+  void save_state(const std::string& file) const;
+  void load_state(const std::string& file);
+
+ private:
+  struct Impl;
+  explicit Policy(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Threads libtorch and the kernels use; 0 leaves the default.
+void set_engine_threads(int threads);
+std::string libtorch_version();
+
+}  // namespace rapo

@@ -1,0 +1,41 @@
+// The one exception type of rapo's native code. Bindings translate it to a JS RapoError with the same code.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace rapo {
+
+enum class ErrorCode {
+  kInvalidArgument,  // a value, shape or dtype the caller passed
+  kNonFinite,        // NaN or an infinity where the maths has none; the message names the row
+  kIo,               // the operating system refused a file operation
+  kFormat,           // a file's content is not what it should be
+  kUnsupported,      // valid, but not something this build or model can do
+  kAborted,          // the caller's cancel flag was raised
+  kOutOfMemory,
+};
+
+constexpr const char* code_name(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kInvalidArgument: return "ERR_RAPO_INVALID_ARGUMENT";
+    case ErrorCode::kNonFinite: return "ERR_RAPO_NON_FINITE";
+    case ErrorCode::kIo: return "ERR_RAPO_IO";
+    case ErrorCode::kFormat: return "ERR_RAPO_FORMAT";
+    case ErrorCode::kUnsupported: return "ERR_RAPO_UNSUPPORTED";
+    case ErrorCode::kAborted: return "ERR_RAPO_ABORTED";
+    case ErrorCode::kOutOfMemory: return "ERR_RAPO_OUT_OF_MEMORY";
+  }
+  return "ERR_RAPO_INTERNAL";
+}
+
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ErrorCode code() const noexcept { return code_; }
+
+ private:
+  ErrorCode code_;
+};
+
+}  // namespace rapo
