@@ -1,0 +1,111 @@
+/** Where set-up keeps things, and how a built engine is found again. Read-only; lib/setup/ writes. */
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join, relative, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+/** The package's directory; the same from lib/setup/ and from dist/setup/. */
+export const packageRoot = fileURLToPath(new URL('../..', import.meta.url))
+
+export const packageVersion: string = JSON.parse(
+  readFileSync(join(packageRoot, 'package.json'), 'utf8'),
+).version
+
+/** $RAPO_CACHE, else the platform's per-user cache directory. Not created here. */
+export function cacheDir(env: NodeJS.ProcessEnv = process.env): string {
+  if (env.RAPO_CACHE) return resolve(env.RAPO_CACHE)
+  if (process.platform === 'darwin') return join(homedir(), 'Library', 'Caches', 'rapo')
+  if (process.platform === 'win32' && env.LOCALAPPDATA) return join(env.LOCALAPPDATA, 'rapo', 'Cache')
+  return join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'rapo')
+}
+
+/** Hash of every file that an addon is compiled from: CMakeLists.txt, native/, bindings/. */
+export function hashSources(root = packageRoot): string {
+  const hash = createHash('sha256')
+  const files = ['CMakeLists.txt']
+  for (const dir of ['native', 'bindings']) {
+    for (const entry of readdirSync(join(root, dir), { recursive: true, withFileTypes: true })) {
+      if (entry.isFile()) files.push(relative(root, join(entry.parentPath ?? entry.path, entry.name)))
+    }
+  }
+  for (const file of files.sort()) {
+    const content = readFileSync(join(root, file))
+    hash.update(`${file.replaceAll('\\', '/')}\0${content.length}\0`).update(content)
+  }
+  return hash.digest('hex')
+}
+
+/** What done.json beside a finished engine addon says; written last, by a rename. */
+export interface EngineMarker {
+  readonly version: string
+  readonly sources: string
+  readonly platform: string
+  readonly arch: string
+  readonly libtorch: { readonly dir: string; readonly version: string }
+  /** Bytes of rapo_engine.node. */
+  readonly bytes: number
+  readonly seconds: number
+}
+
+export interface BuiltEngine {
+  readonly addon: string
+  readonly dir: string
+  readonly marker: EngineMarker
+  /** When it was built or last chosen by `rapo setup`, in ms. */
+  readonly usedAt: number
+}
+
+export const engineAddonName = 'rapo_engine.node'
+
+function readMarker(dir: string): BuiltEngine | undefined {
+  try {
+    const file = join(dir, 'done.json')
+    const marker: EngineMarker = JSON.parse(readFileSync(file, 'utf8'))
+    const addon = join(dir, engineAddonName)
+    if (typeof marker.sources !== 'string' || typeof marker.libtorch?.dir !== 'string') return undefined
+    if (statSync(addon).size !== marker.bytes) return undefined
+    return { addon, dir, marker, usedAt: statSync(file).mtimeMs }
+  } catch {
+    return undefined // no marker, or one that is broken: not built
+  }
+}
+
+/** Every whole engine build in the cache, the one used last first. */
+export function listEngines(cache = cacheDir()): BuiltEngine[] {
+  const root = join(cache, 'engine')
+  if (!existsSync(root)) return []
+  return readdirSync(root)
+    .map(name => readMarker(join(root, name)))
+    .filter(engine => engine !== undefined)
+    .sort((a, b) => b.usedAt - a.usedAt)
+}
+
+/**
+ * The engine built from these very sources for this machine, against a libtorch that is still there.
+ * With RAPO_LIBTORCH set, only one built against that.
+ */
+export function findEngine(
+  cache = cacheDir(),
+  env: NodeJS.ProcessEnv = process.env,
+): BuiltEngine | undefined {
+  const wanted = env.RAPO_LIBTORCH ? realpathOr(env.RAPO_LIBTORCH) : undefined
+  const sources = hashSources()
+  return listEngines(cache).find(
+    ({ marker }) =>
+      marker.version === packageVersion &&
+      marker.sources === sources &&
+      marker.platform === process.platform &&
+      marker.arch === process.arch &&
+      existsSync(marker.libtorch.dir) &&
+      (wanted === undefined || marker.libtorch.dir === wanted),
+  )
+}
+
+function realpathOr(path: string): string {
+  try {
+    return realpathSync(path)
+  } catch {
+    return resolve(path)
+  }
+}
