@@ -227,7 +227,7 @@ class Track {
     const lengthOf = (parts: string[]) =>
       this.label.length + parts.reduce((sum, part) => sum + part.length + 2, 0)
     while (texts.length > 1 && lengthOf(texts) + 8 > width) texts.pop()
-    const size = Math.min(24, width - lengthOf(texts) - 2)
+    const size = Math.min(12, width - lengthOf(texts) - 2)
     const filled = Math.round(this.fraction * size)
     const bar = size > 0 ? ['█'.repeat(filled) + '░'.repeat(size - filled)] : []
     return [this.label, ...bar, ...texts].join('  ').slice(0, Math.max(0, width))
@@ -335,5 +335,6 @@ function formatTime(milliseconds: number) {
 
 function formatValue(value: number | string) {
   if (typeof value === 'string' || Number.isInteger(value)) return String(value)
-  return String(Number(value.toPrecision(3)))
+  // A fixed number of digits, so that the line does not jitter.
+  return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(3)
 }
