@@ -118,10 +118,8 @@ function isProgressMessage(message: unknown): message is ProgressMessage {
 
 function parentChannel(): ((message: ProgressMessage) => void) | undefined {
   if (!process.send) return undefined
-  return message => {
-    // The callback keeps a parent that is gone from crashing the run.
-    if (process.connected) process.send?.(message, undefined, undefined, () => {})
-  }
+  // The callback takes the error when the parent is gone, which would otherwise end the run.
+  return message => process.send?.(message, undefined, undefined, () => {})
 }
 
 function messageProgress(

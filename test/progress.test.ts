@@ -171,6 +171,8 @@ test('a terminal gets one bar, drawn over itself, with log lines above it and it
   progress.log('saved')
   progress.log('two\nlines')
   await sleep(150)
+  assert.equal(screen(stream.text()).slice(0, 3), ['saved', 'two', 'lines'])
+  assert.match(screen(stream.text())[3]!, /^train .* 25 %/)
   progress.update(40, { reward: 0.5 })
   progress.log('last')
   progress.stop()
