@@ -1,9 +1,10 @@
-/** Where set-up keeps things, and how a built engine is found again. Read-only; lib/setup/ writes. */
+/** Where set-up keeps things, and how a built engine is found again. The rest of lib/setup/ fills it. */
 import { createHash } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync, utimesSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { inspectLibtorch } from './inspect.js'
 
 /** The package's directory; the same from lib/setup/ and from dist/setup/. */
 export const packageRoot = fileURLToPath(new URL('../..', import.meta.url))
@@ -34,6 +35,12 @@ export function hashSources(root = packageRoot): string {
     hash.update(`${file.replaceAll('\\', '/')}\0${content.length}\0`).update(content)
   }
   return hash.digest('hex')
+}
+
+/** Says that an engine was chosen just now: it is found before others, and pruned after them. */
+export function markUsed(engine: BuiltEngine): void {
+  const now = new Date()
+  utimesSync(join(engine.dir, 'done.json'), now, now)
 }
 
 /** What done.json beside a finished engine addon says; written last, by a rename. */
@@ -97,9 +104,15 @@ export function findEngine(
       marker.sources === sources &&
       marker.platform === process.platform &&
       marker.arch === process.arch &&
-      existsSync(marker.libtorch.dir) &&
+      isSameLibtorch(marker) &&
       (wanted === undefined || marker.libtorch.dir === wanted),
   )
+}
+
+/** The libtorch that an engine was built against is still there, and was not replaced by another version. */
+function isSameLibtorch({ libtorch }: EngineMarker): boolean {
+  const found = inspectLibtorch(libtorch.dir)
+  return typeof found !== 'string' && found.version === libtorch.version
 }
 
 function realpathOr(path: string): string {

@@ -1,0 +1,173 @@
+/** Compiles the engine addon against a libtorch, with plain CMake, into the cache. */
+import { createHash } from 'node:crypto'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { createRequire } from 'node:module'
+import { availableParallelism, freemem } from 'node:os'
+import { join } from 'node:path'
+import {
+  type BuiltEngine,
+  type EngineMarker,
+  engineAddonName,
+  hashSources,
+  listEngines,
+  markUsed,
+  packageRoot,
+  packageVersion,
+} from './cache.js'
+import type { TorchDir } from './inspect.js'
+import { ask, work } from './process.js'
+
+export interface BuildOptions {
+  readonly cache: string
+  readonly env: NodeJS.ProcessEnv
+  /** Build even if there is a finished one, from nothing. */
+  readonly force?: boolean
+  readonly signal?: AbortSignal
+  readonly onMessage: (message: string) => void
+  /** Compiled files, of how many. */
+  readonly onProgress?: (done: number, total: number) => void
+}
+
+/** A compiler at work on libtorch's headers takes up to this much. */
+const BYTES_PER_JOB = 1.5e9
+/** Finished addons and build trees kept, the last used ones. */
+const KEEP_ENGINES = 4
+const KEEP_TREES = 2
+
+/**
+ * The engine addon for these sources and this libtorch: built, unless it is there already.
+ * The caller holds the cache's lock. Throws ERR_RAPO_SETUP with the compiler's last lines where it fails.
+ */
+export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Promise<BuiltEngine> {
+  const { cache, env, force } = options
+  const sources = hashSources()
+  const key = {
+    version: packageVersion,
+    platform: process.platform,
+    arch: process.arch,
+    libtorch: pick(libtorch),
+  }
+  const dir = join(cache, 'engine', `${packageVersion}-${digest({ ...key, sources })}`)
+  const whole = () => listEngines(cache).find(engine => engine.dir === dir)
+
+  const built = whole()
+  if (built && !force) {
+    markUsed(built)
+    return built
+  }
+
+  const start = performance.now()
+  const ninja = (await ask('ninja', ['--version'], { env })).ok
+  // The tree is shared by successive versions of the sources, so that a change compiles only what it touches.
+  const tree = join(cache, 'build', digest({ ...key, packageRoot, ninja }))
+  const busy = join(tree, 'busy')
+  // A compiler that was killed may have left half an object file that looks new.
+  if (force || existsSync(busy)) rmSync(tree, { recursive: true, force: true })
+  mkdirSync(tree, { recursive: true })
+  writeFileSync(busy, '')
+  const log = join(tree, 'build.log')
+  writeFileSync(log, '')
+
+  const jobs = countJobs()
+  options.onMessage(`compiling the engine against libtorch ${libtorch.version} (${jobs} at a time)`)
+  const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
+  try {
+    await work('configuring the engine (cmake)', 'cmake', configureArguments(tree, ninja, libtorch), run)
+    await work(
+      'building the engine (cmake --build)',
+      'cmake',
+      ['--build', tree, '--target', 'rapo_engine', '-j', `${jobs}`],
+      {
+        ...run,
+        onLine: line => reportProgress(line, options.onProgress),
+      },
+    )
+  } catch (error) {
+    // The tools ended by themselves, so what they left is good for the next attempt.
+    if (!options.signal?.aborted) rmSync(busy, { force: true })
+    throw error
+  }
+  rmSync(busy)
+
+  mkdirSync(dir, { recursive: true })
+  rmSync(join(dir, 'done.json'), { force: true })
+  const addon = join(dir, engineAddonName)
+  // Renamed into place: a process that has an older copy loaded keeps it.
+  copyFileSync(join(tree, engineAddonName), `${addon}.new`)
+  renameSync(`${addon}.new`, addon)
+  const marker: EngineMarker = {
+    ...key,
+    sources,
+    bytes: statSync(addon).size,
+    seconds: (performance.now() - start) / 1000,
+  }
+  writeFileSync(join(dir, 'done.json.new'), `${JSON.stringify(marker, null, 2)}\n`)
+  renameSync(join(dir, 'done.json.new'), join(dir, 'done.json'))
+  prune(cache, dir, tree)
+  return whole()!
+}
+
+function pick({ dir, version }: TorchDir) {
+  return { dir, version }
+}
+
+function digest(value: unknown): string {
+  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
+}
+
+function countJobs(): number {
+  const memory = process.availableMemory?.() ?? freemem()
+  return Math.max(1, Math.min(availableParallelism(), Math.floor(memory / BYTES_PER_JOB)))
+}
+
+function configureArguments(tree: string, ninja: boolean, libtorch: TorchDir): string[] {
+  const require = createRequire(import.meta.url)
+  return [
+    '-S',
+    packageRoot,
+    '-B',
+    tree,
+    ...(ninja ? ['-G', 'Ninja'] : []),
+    '-DCMAKE_BUILD_TYPE=Release',
+    '-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG',
+    `-DCMAKE_CXX_FLAGS=${libtorch.cxx11Abi ? '' : '-D_GLIBCXX_USE_CXX11_ABI=0'}`,
+    '-DRAPO_ENGINE=ON',
+    `-DTorch_DIR=${libtorch.cmakeDir}`,
+    `-DCMAKE_PREFIX_PATH=${libtorch.dir}`,
+    `-DCMAKE_JS_INC=${require('node-api-headers').include_dir}`,
+    `-DRAPO_NODE_ADDON_API=${require('node-addon-api').include_dir}`,
+  ]
+}
+
+/** Ninja writes "[3/12] …", Make "[ 25%] …". */
+function reportProgress(line: string, onProgress?: (done: number, total: number) => void) {
+  const [, done, total] = line.match(/^\[(\d+)\/(\d+)\]/) ?? []
+  const [, percent] = line.match(/^\[ *(\d+)%\]/) ?? []
+  if (done && total) onProgress?.(Number(done), Number(total))
+  else if (percent) onProgress?.(Number(percent), 100)
+}
+
+/** Deletes what nobody has used for long: broken and older addons, older trees. */
+function prune(cache: string, dir: string, tree: string) {
+  const kept = listEngines(cache).slice(0, KEEP_ENGINES)
+  const keptDirs = new Set([dir, ...kept.map(engine => engine.dir)])
+  for (const name of readdirSync(join(cache, 'engine'))) {
+    const other = join(cache, 'engine', name)
+    if (!keptDirs.has(other)) rmSync(other, { recursive: true, force: true })
+  }
+  const trees = readdirSync(join(cache, 'build')).map(name => join(cache, 'build', name))
+  const used = (path: string) => statSync(path).mtimeMs
+  trees.sort((a, b) => used(b) - used(a))
+  for (const other of trees.filter(path => path !== tree).slice(KEEP_TREES - 1)) {
+    rmSync(other, { recursive: true, force: true })
+  }
+}

@@ -1,0 +1,194 @@
+/** Finds libtorch: RAPO_LIBTORCH, a python3 that imports torch, the system's CMake packages, a private environment. */
+import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { RapoError } from '../errors.js'
+import { inspectLibtorch, type TorchDir } from './inspect.js'
+import { ask, work } from './process.js'
+
+/** The version that the private environment gets. */
+export const TORCH_VERSION = '2.13.0'
+const MINIMUM = [2, 4] as const
+/** PyTorch's own index of wheels without CUDA. */
+const CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
+const CPU_INDEX_TIMEOUT_S = 4
+
+export const libtorchSources = ['RAPO_LIBTORCH', 'python3', 'system', 'private'] as const
+export type LibtorchSource = (typeof libtorchSources)[number]
+
+export interface Libtorch extends TorchDir {
+  readonly source: LibtorchSource
+}
+
+/** One place that was looked at: what is there, or why nothing usable is. */
+export interface Candidate {
+  readonly source: LibtorchSource
+  readonly found?: Libtorch
+  readonly reason?: string
+}
+
+export interface LibtorchOptions {
+  readonly cache: string
+  readonly env: NodeJS.ProcessEnv
+}
+
+/**
+ * Looks for libtorch in order and installs nothing. Stops at the first found unless all is set (for the doctor).
+ * Throws ERR_RAPO_SETUP where RAPO_LIBTORCH is set but not usable, unless all is set.
+ */
+export async function findLibtorch(options: LibtorchOptions, all = false): Promise<Candidate[]> {
+  const candidates: Candidate[] = []
+  for (const source of libtorchSources) {
+    const result = await look[source](options)
+    if (typeof result === 'string') {
+      candidates.push({ source, reason: result })
+      if (source === 'RAPO_LIBTORCH' && options.env.RAPO_LIBTORCH && !all) {
+        throw new RapoError(
+          'ERR_RAPO_SETUP',
+          `RAPO_LIBTORCH=${options.env.RAPO_LIBTORCH} cannot be used: ${result}`,
+        )
+      }
+      continue
+    }
+    candidates.push({ source, found: { source, ...result } })
+    if (!all) break
+  }
+  return candidates
+}
+
+const look: Record<LibtorchSource, (options: LibtorchOptions) => Promise<TorchDir | string>> = {
+  async RAPO_LIBTORCH({ env }) {
+    return env.RAPO_LIBTORCH ? recentEnough(inspectLibtorch(resolve(env.RAPO_LIBTORCH))) : 'not set'
+  },
+
+  async python3({ env }) {
+    const script = 'import torch; print(torch.utils.cmake_prefix_path)'
+    // A first import from a cold disk can take a minute.
+    const answer = await ask('python3', ['-c', script], { env, timeoutMs: 120_000 })
+    if (answer.missing) return 'no python3 on PATH'
+    if (!answer.ok) return `python3 does not import torch: ${answer.stderr.trim().split('\n').at(-1)}`
+    const prefix = answer.stdout.trim().split('\n').at(-1)!
+    return recentEnough(inspectLibtorch(join(prefix, '..', '..')))
+  },
+
+  async system({ env }) {
+    const prefixes = [
+      '/usr/local',
+      '/usr',
+      '/opt/homebrew',
+      ...(env.CMAKE_PREFIX_PATH ?? '').split(':').filter(Boolean),
+    ]
+    const found = prefixes.map(inspectLibtorch).filter(result => typeof result !== 'string')
+    const usable = found.find(result => typeof recentEnough(result) !== 'string')
+    return (
+      usable ?? (found[0] ? recentEnough(found[0]) : `no CMake package Torch under ${prefixes.join(', ')}`)
+    )
+  },
+
+  async private({ cache }) {
+    const dir = privateDir(cache)
+    if (!existsSync(dir)) return 'not installed yet; `rapo setup` does it where nothing else is found'
+    if (!existsSync(join(dir, DONE))) return `${dir} is an interrupted installation`
+    const site = sitePackages(dir)
+    return site ? recentEnough(inspectLibtorch(join(site, 'torch'))) : `${dir} holds no torch`
+  },
+}
+
+function recentEnough(found: TorchDir | string): TorchDir | string {
+  if (typeof found === 'string') return found
+  const [major = 0, minor = 0] = found.version.split('.').map(part => Number.parseInt(part, 10))
+  if (major > MINIMUM[0] || (major === MINIMUM[0] && minor >= MINIMUM[1])) return found
+  return `${found.version} in ${found.dir} is older than ${MINIMUM.join('.')}`
+}
+
+/** Written when an installation is whole. */
+const DONE = 'rapo-done'
+
+function privateDir(cache: string): string {
+  return join(cache, `torch-${TORCH_VERSION}`)
+}
+
+function sitePackages(venv: string): string | undefined {
+  for (const lib of ['lib64', 'lib']) {
+    const names = existsSync(join(venv, lib)) ? readdirSync(join(venv, lib)) : []
+    for (const name of names) {
+      const site = join(venv, lib, name, 'site-packages')
+      if (existsSync(join(site, 'torch'))) return site
+    }
+  }
+  return undefined
+}
+
+/**
+ * Installs torch into a virtual environment under the cache; the caller holds the cache's lock.
+ * Throws ERR_RAPO_SETUP with pip's last lines where it fails.
+ */
+export async function installLibtorch(
+  options: LibtorchOptions & { onMessage: (message: string) => void; signal?: AbortSignal },
+): Promise<Libtorch> {
+  const { cache, env, onMessage } = options
+  const dir = privateDir(cache)
+  const log = `${dir}.log`
+  rmSync(dir, { recursive: true, force: true })
+  mkdirSync(cache, { recursive: true })
+  writeFileSync(log, '')
+  const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
+
+  // An environment without pip is made in no time; the pip outside it can install into it from version 22.3 on.
+  await work('python3 -m venv', 'python3', ['-m', 'venv', '--without-pip', dir], run)
+  const python = join(dir, 'bin', 'python')
+  let pip = ['python3', '-m', 'pip', '--python', python]
+  if (!(await ask(pip[0]!, [...pip.slice(1), '--version'], { env })).ok) {
+    await work('python -m ensurepip', python, ['-m', 'ensurepip'], run)
+    pip = [python, '-m', 'pip']
+  }
+
+  const gpu = await hasNvidiaGpu(env)
+  const index =
+    process.platform === 'linux' && !gpu && (await answers(CPU_INDEX, env)) ? ['--index-url', CPU_INDEX] : []
+  const kind = index.length ? "from PyTorch's CPU index" : "from pip's own index"
+  onMessage(`installing torch ${TORCH_VERSION} ${kind} into ${dir}`)
+  // Byte code and Python dependencies are never used: only the libraries and headers are.
+  const install = [
+    ...pip.slice(1),
+    'install',
+    '--no-compile',
+    '--no-input',
+    '--disable-pip-version-check',
+    '--progress-bar=off',
+  ]
+  await work(
+    `pip install torch==${TORCH_VERSION}`,
+    pip[0]!,
+    [...install, '--no-deps', ...index, `torch==${TORCH_VERSION}`],
+    run,
+  )
+
+  const site = sitePackages(dir)
+  const found = recentEnough(site ? inspectLibtorch(join(site, 'torch')) : `${dir} holds no torch`)
+  if (typeof found === 'string') {
+    throw new RapoError(
+      'ERR_RAPO_SETUP',
+      `pip installed a torch that cannot be used: ${found}; the log: ${log}`,
+    )
+  }
+  if (found.cuda) {
+    const why = gpu
+      ? ''
+      : `: pip's index has no CPU build and ${CPU_INDEX} did not answer (RAPO_LIBTORCH can name a CPU libtorch instead)`
+    onMessage(`installing the CUDA libraries that this torch needs, some GB${why}`)
+    await work(`pip install torch==${TORCH_VERSION}`, pip[0]!, [...install, `torch==${TORCH_VERSION}`], run)
+  }
+  writeFileSync(join(dir, DONE), `${found.version}\n`)
+  return { source: 'private', ...found }
+}
+
+export async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
+  const { ok, stdout } = await ask('nvidia-smi', ['-L'], { env })
+  return ok && /^GPU \d/m.test(stdout)
+}
+
+/** Asked through Python, which honours the proxy settings that pip does. */
+async function answers(url: string, env: NodeJS.ProcessEnv): Promise<boolean> {
+  const script = `import urllib.request; urllib.request.urlopen(${JSON.stringify(`${url}/torch/`)}, timeout=${CPU_INDEX_TIMEOUT_S})`
+  return (await ask('python3', ['-c', script], { env, timeoutMs: (CPU_INDEX_TIMEOUT_S + 1) * 1000 })).ok
+}

@@ -1,0 +1,89 @@
+/** Subprocesses: one to ask, one to work with its output in a log file. */
+import { spawn } from 'node:child_process'
+import { createWriteStream, readFileSync } from 'node:fs'
+import { finished } from 'node:stream/promises'
+import { RapoError } from '../errors.js'
+
+export interface Answer {
+  /** It started and exited with 0. */
+  readonly ok: boolean
+  /** It could not be started: no such program. */
+  readonly missing: boolean
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** Runs a short command to its end; never throws. Its working directory is /, so that no local file shadows a module. */
+export function ask(
+  command: string,
+  args: readonly string[],
+  options: { env?: NodeJS.ProcessEnv; timeoutMs?: number } = {},
+): Promise<Answer> {
+  return new Promise(resolve => {
+    const child = spawn(command, args, {
+      cwd: '/',
+      env: options.env ?? process.env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: options.timeoutMs ?? 20_000,
+      killSignal: 'SIGKILL',
+    })
+    let stdout = ''
+    let stderr = ''
+    child.stdout.setEncoding('utf8').on('data', text => (stdout += text))
+    child.stderr.setEncoding('utf8').on('data', text => (stderr += text))
+    child.on('error', () => resolve({ ok: false, missing: true, stdout, stderr }))
+    child.on('close', code => resolve({ ok: code === 0, missing: false, stdout, stderr }))
+  })
+}
+
+export interface WorkOptions {
+  readonly env: NodeJS.ProcessEnv
+  /** Both streams are appended here. */
+  readonly log: string
+  readonly onLine?: (line: string) => void
+  readonly signal?: AbortSignal
+}
+
+/** Runs a long command. Throws ERR_RAPO_SETUP with the log's last lines and its path unless it exits with 0. */
+export async function work(
+  what: string,
+  command: string,
+  args: readonly string[],
+  options: WorkOptions,
+): Promise<void> {
+  const log = createWriteStream(options.log, { flags: 'a' })
+  log.write(`$ ${[command, ...args].join(' ')}\n`)
+  const end = await new Promise<string>(resolve => {
+    const child = spawn(command, args, {
+      env: options.env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...(options.signal ? { signal: options.signal } : {}),
+    })
+    for (const stream of [child.stdout, child.stderr]) {
+      let rest = ''
+      stream.setEncoding('utf8').on('data', (text: string) => {
+        log.write(text)
+        const lines = (rest + text).split('\n')
+        rest = lines.pop() ?? ''
+        for (const line of lines) options.onLine?.(line)
+      })
+    }
+    child.on('error', error => resolve(error.message))
+    child.on('close', (code, signal) => resolve(signal ? `killed by ${signal}` : `exit status ${code}`))
+  })
+  log.end()
+  await finished(log)
+  if (end === 'exit status 0') return
+  throw new RapoError(
+    'ERR_RAPO_SETUP',
+    `${what} failed (${end})\n${tail(options.log)}\nthe whole log: ${options.log}`,
+  )
+}
+
+function tail(file: string, lines = 30): string {
+  const all = readFileSync(file, 'utf8').trimEnd().split('\n')
+  return all
+    .slice(-lines)
+    .map(line => `  | ${line}`)
+    .join('\n')
+}

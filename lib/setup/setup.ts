@@ -1,0 +1,86 @@
+/** `rapo setup`: libtorch found or installed, the engine addon compiled against it. */
+
+import { buildEngine } from './build-engine.js'
+import { type BuiltEngine, cacheDir, findEngine, markUsed } from './cache.js'
+import { findLibtorch, installLibtorch, type Libtorch } from './libtorch.js'
+import { withLock } from './lock.js'
+import { findTools, requireTools } from './tools.js'
+
+/** What set-up is doing. */
+export interface SetupEvent {
+  readonly part: 'libtorch' | 'engine'
+  /** A line for people. */
+  readonly message: string
+  /** Present while compiling: files compiled, of how many. */
+  readonly done?: number
+  readonly total?: number
+  /** Present on a part's last event. */
+  readonly seconds?: number
+}
+
+export interface SetupOptions {
+  readonly onProgress?: (event: SetupEvent) => void
+  /** Look for libtorch anew and compile the engine from nothing, even if a finished one is there. */
+  readonly force?: boolean
+  readonly env?: NodeJS.ProcessEnv
+}
+
+/**
+ * Makes the engine ready to load and returns it; does nothing that is done already. A set-up in another process is
+ * waited for. Throws ERR_RAPO_SETUP: one message for all missing tools, or the last lines of pip or the compiler.
+ */
+export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
+  const { env = process.env, force = false, onProgress = () => {} } = options
+  const cache = cacheDir(env)
+  let start = performance.now()
+  const finish = (part: SetupEvent['part'], message: string) => {
+    onProgress({ part, message, seconds: (performance.now() - start) / 1000 })
+    start = performance.now()
+  }
+
+  const ready = findEngine(cache, env)
+  if (ready && !force) {
+    markUsed(ready)
+    finish('engine', `ready, against ${describe(ready.marker.libtorch)}`)
+    return ready
+  }
+
+  const libtorch = await prepareLibtorch(cache, env, message => onProgress({ part: 'libtorch', message }))
+  finish('libtorch', `${describe(libtorch)}, from ${libtorch.source}`)
+  const onMessage = (message: string) => onProgress({ part: 'engine', message })
+  const engine = await withLock(cache, waiting(onMessage), signal =>
+    buildEngine(libtorch, {
+      cache,
+      env,
+      force,
+      signal,
+      onMessage,
+      onProgress: (done, total) => onProgress({ part: 'engine', message: 'compiling', done, total }),
+    }),
+  )
+  finish('engine', `built: ${engine.addon}`)
+  return engine
+}
+
+async function prepareLibtorch(
+  cache: string,
+  env: NodeJS.ProcessEnv,
+  onMessage: (message: string) => void,
+): Promise<Libtorch> {
+  const find = async () => (await findLibtorch({ cache, env })).at(-1)?.found
+  const [found, tools] = await Promise.all([find(), findTools(env)])
+  requireTools(tools, found ? ['compiler', 'cmake'] : ['compiler', 'cmake', 'python'])
+  if (found) return found
+  return withLock(cache, waiting(onMessage), async signal => {
+    // Another process may have installed it meanwhile.
+    return (await find()) ?? (await installLibtorch({ cache, env, onMessage, signal }))
+  })
+}
+
+function describe({ dir, version }: { dir: string; version: string }): string {
+  return `libtorch ${version} in ${dir}`
+}
+
+function waiting(onMessage: (message: string) => void) {
+  return () => onMessage('waiting for another rapo set-up to finish')
+}

@@ -1,0 +1,109 @@
+/** The programs that set-up needs from the machine, and one message for all that are missing. */
+import { RapoError } from '../errors.js'
+import { ask } from './process.js'
+
+export interface Tool {
+  /** Absent: not found, or too old. */
+  readonly version?: string
+  /** Why it cannot be used, as a phrase. */
+  readonly problem?: string
+}
+
+export interface Tools {
+  readonly compiler: Tool
+  readonly cmake: Tool
+  /** Optional: builds are somewhat faster with it. */
+  readonly ninja: Tool
+  /** Python 3 that can make a virtual environment and install into it; needed only where libtorch must be installed. */
+  readonly python: Tool
+}
+
+export async function findTools(env: NodeJS.ProcessEnv = process.env): Promise<Tools> {
+  const [compiler, cmake, ninja, python] = await Promise.all([
+    findCompiler(env),
+    findCMake(env),
+    versionOf('ninja', env),
+    findPython(env),
+  ])
+  return { compiler, cmake, ninja, python }
+}
+
+async function versionOf(command: string, env: NodeJS.ProcessEnv): Promise<Tool> {
+  const { ok, stdout } = await ask(command, ['--version'], { env })
+  return ok ? { version: stdout.split('\n')[0]!.trim() } : { problem: `no ${command} on PATH` }
+}
+
+async function findCompiler(env: NodeJS.ProcessEnv): Promise<Tool> {
+  // As CMake looks: $CXX alone where it is set.
+  const names = env.CXX ? [env.CXX.split(' ')[0]!] : ['c++', 'g++', 'clang++']
+  for (const name of names) {
+    const tool = await versionOf(name, env)
+    if (tool.version) return tool
+  }
+  return { problem: env.CXX ? `CXX=${env.CXX} does not run` : `none of ${names.join(', ')} runs` }
+}
+
+async function findCMake(env: NodeJS.ProcessEnv): Promise<Tool> {
+  const tool = await versionOf('cmake', env)
+  const [, major, minor] = tool.version?.match(/(\d+)\.(\d+)/) ?? []
+  if (!tool.version) return tool
+  if (Number(major) > 3 || (Number(major) === 3 && Number(minor) >= 18)) return tool
+  return { problem: `${tool.version} is older than 3.18` }
+}
+
+async function findPython(env: NodeJS.ProcessEnv): Promise<Tool> {
+  const script =
+    'import sys\n' +
+    'try: import venv\n' +
+    'except ImportError: sys.exit("has no module venv")\n' +
+    'try: import ensurepip\n' +
+    'except ImportError:\n' +
+    '  try: import pip\n' +
+    '  except ImportError: sys.exit("has neither ensurepip nor pip")\n' +
+    'print(".".join(map(str, sys.version_info[:3])))'
+  const answer = await ask('python3', ['-c', script], { env })
+  if (answer.ok) return { version: answer.stdout.trim() }
+  return {
+    problem: answer.missing ? 'no python3 on PATH' : `python3 ${answer.stderr.trim().split('\n').at(-1)}`,
+  }
+}
+
+const needs = {
+  compiler: 'a C++17 compiler',
+  cmake: 'CMake >= 3.18',
+  python: 'Python 3 with venv and pip',
+} as const
+
+const fixes = [
+  {
+    system: 'Debian, Ubuntu',
+    command: 'sudo apt-get install',
+    compiler: 'g++ make',
+    cmake: 'cmake',
+    python: 'python3-venv',
+  },
+  {
+    system: 'Fedora',
+    command: 'sudo dnf install',
+    compiler: 'gcc-c++ make',
+    cmake: 'cmake',
+    python: 'python3 python3-pip',
+  },
+  { system: 'macOS', command: 'brew install', compiler: '', cmake: 'cmake', python: 'python' },
+] as const
+
+/** Throws ERR_RAPO_SETUP, naming all that is missing and how to get it, unless everything needed is there. */
+export function requireTools(tools: Tools, needed: readonly (keyof typeof needs)[]): void {
+  const missing = needed.filter(name => tools[name].problem)
+  if (missing.length === 0) return
+  const lines = missing.map(name => `  ${needs[name]}: ${tools[name].problem}`)
+  const commands = fixes.map(({ system, command, ...packages }) => {
+    const names = missing.map(name => packages[name]).filter(Boolean)
+    const parts = names.length ? [`${command} ${names.join(' ')}`] : []
+    if (system === 'macOS' && missing.includes('compiler')) parts.unshift('xcode-select --install')
+    return `  ${`${system}:`.padEnd(16)}${parts.join(' && ')}`
+  })
+  const text = [`rapo needs what this machine lacks:`, ...lines, 'To install it:', ...commands]
+  if (missing.includes('cmake')) text.push('  (a newer CMake than the system has: pipx install cmake)')
+  throw new RapoError('ERR_RAPO_SETUP', text.join('\n'))
+}
