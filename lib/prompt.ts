@@ -1,0 +1,161 @@
+/** Text to token ids and back: the model's own tokenizer, and the template around a problem's prompt. */
+import { copyFileSync, existsSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
+import type { Problem } from './data.js'
+import { RapoError } from './errors.js'
+import type { ModelInfo } from './policy.js'
+
+export interface Tokenizer {
+  /** No special tokens are added; those spelled out in the text become their ids. Throws ERR_RAPO_DATA for a character it does not know. */
+  encode(text: string): number[]
+  /** Special tokens show up as their text. */
+  decode(tokenIds: ArrayLike<number>): string
+  /** The largest id it can produce. */
+  readonly maxId: number
+}
+
+/** What a model directory holds beside the weights that a checkpoint must carry along. */
+const tokenizerFiles = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+  'chat_template.jinja',
+  'vocab.json',
+  'merges.txt',
+]
+
+export function hasTokenizer(modelDir: string): boolean {
+  return existsSync(path.join(modelDir, 'tokenizer.json'))
+}
+
+/** Loads tokenizer.json of a model directory. Throws ERR_RAPO_FORMAT where it is missing or broken. */
+export function loadTokenizer(modelDir: string): Tokenizer {
+  const file = path.join(modelDir, 'tokenizer.json')
+  if (!existsSync(file)) {
+    throw new RapoError('ERR_RAPO_FORMAT', `there is no ${file}: a model directory needs its tokenizer`)
+  }
+  const config = readJson(path.join(modelDir, 'tokenizer_config.json')) ?? {}
+  let tokenizer: HuggingFaceTokenizer
+  try {
+    tokenizer = new HuggingFaceTokenizer(readJson(file)!, config)
+  } catch (cause) {
+    if (cause instanceof RapoError) throw cause
+    throw new RapoError('ERR_RAPO_FORMAT', `${file} is no usable tokenizer: ${(cause as Error).message}`, {
+      cause,
+    })
+  }
+  const unknownToken = tokenizer.model?.unk_token
+  const unknownId = unknownToken === undefined ? undefined : tokenizer.token_to_id(unknownToken)
+  return {
+    encode(text) {
+      const { ids, tokens } = tokenizer.encode(text, { add_special_tokens: false })
+      for (const [i, id] of ids.entries()) {
+        if (id === undefined || (id === unknownId && !text.includes(unknownToken!))) {
+          throw new RapoError(
+            'ERR_RAPO_DATA',
+            `the tokenizer ${file} has no token for part of ${JSON.stringify(text)} (after ${i} tokens: ${JSON.stringify(tokens.slice(0, i).join(''))})`,
+          )
+        }
+      }
+      return ids
+    },
+    decode(tokenIds) {
+      if (tokenIds.length === 0) return ''
+      // Cleaning up would change the text (it drops spaces before punctuation).
+      return tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
+    },
+    maxId: Math.max(...tokenizer.get_vocab(true).values()),
+  }
+}
+
+/** Throws ERR_RAPO_FORMAT where the tokenizer can produce an id that the model has no embedding for. */
+export function checkTokenizerFits(tokenizer: Tokenizer, info: ModelInfo, modelDir: string): void {
+  if (tokenizer.maxId >= info.vocabSize) {
+    throw new RapoError(
+      'ERR_RAPO_FORMAT',
+      `the tokenizer in ${modelDir} does not fit the model: it has the token id ${tokenizer.maxId}, the model's vocabulary ends at ${info.vocabSize - 1}`,
+    )
+  }
+}
+
+/**
+ * The ids that end a completion: eos_token_id of generation_config.json, else of config.json, else the tokenizer's
+ * eos_token. Empty where none is declared.
+ */
+export function readStopTokenIds(modelDir: string): number[] {
+  for (const name of ['generation_config.json', 'config.json']) {
+    const ids = [readJson(path.join(modelDir, name))?.eos_token_id ?? []].flat()
+    if (ids.length > 0 && ids.every(id => Number.isSafeInteger(id))) return ids as number[]
+  }
+  const token = readJson(path.join(modelDir, 'tokenizer_config.json'))?.eos_token
+  const content = typeof token === 'object' ? (token as { content?: unknown } | null)?.content : token
+  if (typeof content !== 'string' || !hasTokenizer(modelDir)) return []
+  const ids = loadTokenizer(modelDir).encode(content)
+  return ids.length === 1 ? ids : []
+}
+
+/** Copies the files that make a checkpoint a whole model directory: tokenizer and generation settings. */
+export function copyTokenizer(fromDir: string, toDir: string): void {
+  for (const name of tokenizerFiles) {
+    const file = path.join(fromDir, name)
+    if (existsSync(file)) copyFileSync(file, path.join(toDir, name))
+  }
+}
+
+export interface EncodedPrompt {
+  readonly problem: Problem
+  readonly promptIds: readonly number[]
+}
+
+/**
+ * A problem's prompt in the template ("{prompt}" stands for it), as token ids. Throws ERR_RAPO_DATA, naming the
+ * problem, where it leaves no room for maxNewTokens in the model's context.
+ */
+export function encodePrompt(
+  problem: Problem,
+  { tokenizer, template, info, maxNewTokens }: EncodeContext,
+): EncodedPrompt {
+  const text = template.replaceAll('{prompt}', () => problem.prompt)
+  const promptIds = atProblem(problem, () => tokenizer.encode(text))
+  const context = info.maxPositionEmbeddings
+  if (promptIds.length === 0) throw new RapoError('ERR_RAPO_DATA', `problem "${problem.id}": no tokens`)
+  if (promptIds.length + maxNewTokens > context) {
+    throw new RapoError(
+      'ERR_RAPO_DATA',
+      `problem "${problem.id}": its prompt of ${promptIds.length} tokens and sampling.maxNewTokens ${maxNewTokens} exceed the model's context of ${context}`,
+    )
+  }
+  return { problem, promptIds }
+}
+
+export interface EncodeContext {
+  readonly tokenizer: Tokenizer
+  readonly template: string
+  readonly info: ModelInfo
+  readonly maxNewTokens: number
+}
+
+function atProblem<T>(problem: Problem, body: () => T): T {
+  try {
+    return body()
+  } catch (error) {
+    if (!(error instanceof RapoError)) throw error
+    throw new RapoError(error.code, `problem "${problem.id}": ${error.message}`, { cause: error })
+  }
+}
+
+/** undefined where the file does not exist; ERR_RAPO_FORMAT where it is not a JSON object. */
+function readJson(file: string): Record<string, unknown> | undefined {
+  if (!existsSync(file)) return undefined
+  try {
+    const value: unknown = JSON.parse(readFileSync(file, 'utf8'))
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+      return value as Record<string, unknown>
+    }
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_FORMAT', `${file}: ${(cause as Error).message}`, { cause })
+  }
+  throw new RapoError('ERR_RAPO_FORMAT', `${file} must hold a JSON object`)
+}

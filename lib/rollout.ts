@@ -1,0 +1,76 @@
+/** A group of completions for each problem, and their rewards. */
+import { packTokens } from './batch.js'
+import type { Problem } from './data.js'
+import { RapoError } from './errors.js'
+import type { CallOptions, FinishReason, Policy, SamplingParams } from './policy.js'
+import type { EncodedPrompt, Tokenizer } from './prompt.js'
+import type { Verifier } from './reward/verifier.js'
+
+/** A prompt and one completion of it. */
+export interface Rollout {
+  readonly problem: Problem
+  readonly promptIds: readonly number[]
+  /** The stop token included. */
+  readonly completionIds: Int32Array
+  /** log π of each completion token when it was sampled. */
+  readonly logprobs: Float32Array
+  readonly finishReason: FinishReason
+  /** The completion as text, without the stop token. */
+  readonly completion: string
+}
+
+export interface ScoredRollout extends Rollout {
+  readonly reward: number
+  readonly reason: string
+}
+
+/** sampling.n completions of each prompt, group after group, in the order of the prompts. */
+export async function rolloutGroups(
+  policy: Policy,
+  tokenizer: Pick<Tokenizer, 'decode'>,
+  prompts: readonly EncodedPrompt[],
+  sampling: SamplingParams,
+  options?: CallOptions,
+): Promise<Rollout[]> {
+  const packed = packTokens(prompts.map(prompt => prompt.promptIds))
+  const { tokens, logprobs, finishReasons } = await policy.generate(packed, sampling, options)
+  return finishReasons.map((finishReason, i) => {
+    const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
+    const completionIds = tokens.tokenIds.slice(start, end)
+    const text = finishReason === 'stop' ? completionIds.subarray(0, -1) : completionIds
+    return {
+      ...prompts[Math.floor(i / sampling.n)]!,
+      completionIds,
+      logprobs: logprobs.slice(start, end),
+      finishReason,
+      completion: tokenizer.decode(text),
+    }
+  })
+}
+
+/** Rewards every rollout. Whatever the verifier throws, or a reward that is no number, ends the run with the problem named. */
+export async function score(rollouts: readonly Rollout[], verifier: Verifier): Promise<ScoredRollout[]> {
+  const scored: ScoredRollout[] = []
+  for (const rollout of rollouts) {
+    const { reward, reason } = await judge(rollout, verifier)
+    scored.push({ ...rollout, reward, reason })
+  }
+  return scored
+}
+
+async function judge({ problem, completion }: Rollout, verifier: Verifier) {
+  const fault = (why: string, cause?: unknown) =>
+    new RapoError(
+      'ERR_RAPO_INTERNAL',
+      `the verifier failed on problem "${problem.id}", completion ${JSON.stringify(completion)}: ${why}`,
+      { cause },
+    )
+  let verdict: Awaited<ReturnType<Verifier['verify']>>
+  try {
+    verdict = await verifier.verify(completion, problem.answer)
+  } catch (cause) {
+    throw fault(cause instanceof Error ? cause.message : String(cause), cause)
+  }
+  if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
+  return verdict
+}
