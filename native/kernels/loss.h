@@ -1,4 +1,4 @@
-// The objective's loss and gradient for full logits (rapo.md sections 3 to 5).
+// The objective's loss and gradient for full logits (rapo.md sections 3 to 5), and plain log-prob gathering.
 #pragma once
 
 #include "control.h"
@@ -6,19 +6,46 @@
 
 namespace rapo {
 
-/// loss = -sum_t n_t (g_t - alpha D_t + beta H_t) and, where wanted, its gradient with respect to the policy's
-/// raw logits and the per-token values. Every normaliser is a max-subtracted log-sum-exp; the phi-reweighted one
-/// is computed in the same pass over the reference as the plain one.
+/// loss = -sum_t n_t (g_t - alpha D_t + beta H_t) and, where wanted, its gradient with respect to the
+/// policy's raw logits and the per-token values. Every normaliser is a max-subtracted log-sum-exp; the
+/// phi-reweighted one is computed in the same pass over the reference as the plain one.
 ///
-/// The instruction set is chosen at run time (cpu/select.cpp). Results are the same bits for any thread count.
-/// Throws Error: kInvalidArgument (shape, token id, weight out of range), kNonFinite (names the row), kAborted.
+/// The instruction set is chosen at run time (cpu/select.h). Results are the same bits for any thread count.
+/// Everything but the logits themselves is checked before anything is written; a NaN among the logits is
+/// found while other rows are being written, so after kNonFinite the outputs hold unspecified values. Throws
+/// Error: kInvalidArgument (shape, token id, weight out of range), kNonFinite (names the first such row),
+/// kAborted.
 Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs,
                     const Control* control = nullptr);
 
+/// Rows of logits, each a distribution over V tokens.
+struct LogitRows {
+  std::int64_t rows = 0;        // N
+  std::int64_t vocab_size = 0;  // V
+  DType dtype = DType::kFloat32;
+  const void* data = nullptr;  // (N, V), before division by the temperature
+  std::int64_t stride = 0;     // elements between rows; >= V
+};
+
+/// Where gather_logprobs writes; a null pointer means "not wanted".
+struct GatherOutputs {
+  float* logprobs = nullptr;     // (N) log p(token_ids[i]); -inf where the token's logit is
+  float* entropy = nullptr;      // (N)
+  float* log_sum_exp = nullptr;  // (N) of logits / temperature
+};
+
+/// Log-prob of one token a row, entropy and log-sum-exp under softmax(logits / temperature), in one pass.
+/// token_ids (N) may be null where logprobs are not wanted. Throws as policy_loss does.
+void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
+                     const GatherOutputs& outputs, const Control* control = nullptr);
+
 namespace reference {
 
-/// The oracle: the same by plain loops in double precision. Slow; kept for tests and for reading.
+/// The oracles: the same by plain loops in double precision. Slow; kept for tests and for reading.
+/// Logits and gradient may be kFloat64 here.
 Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs);
+void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
+                     const GatherOutputs& outputs);
 
 }  // namespace reference
 }  // namespace rapo

@@ -7,7 +7,12 @@
 
 namespace rapo {
 
-enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16 };
+enum class DType : std::uint8_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kFloat64,  // the reference oracle alone takes it: for finite differences
+};
 
 /// The KL penalty D_t; value and gradient of each in docs/objective.md.
 enum class Penalty : std::uint8_t {
@@ -28,12 +33,13 @@ struct Objective {
   double entropy_coef = 0;  // beta
   double clip_low = 0.2;    // the ratio is clipped to [1 - clip_low, 1 + clip_high]
   double clip_high = 0.2;
-  double temperature = 1;    // tau > 0: both models' logits are divided by it
+  double temperature = 1;     // tau > 0: both models' logits are divided by it
   double max_log_ratio = 20;  // upper clamp of d and of log rho, in (0, 20]
 };
 
 /// One row per completion token: row i of the logits is the distribution token_ids[i] was drawn from.
-/// A row whose token weight is 0 is masked: whatever it holds, it takes no part in any sum and its gradient is 0.
+/// A row whose token weight is 0 is masked: whatever it holds, it takes no part in any sum and its gradient
+/// is 0.
 struct Batch {
   std::int64_t rows = 0;        // N
   std::int64_t vocab_size = 0;  // V
@@ -54,22 +60,23 @@ struct Outputs {
   void* grad_logits = nullptr;  // (N, V) d loss / d logits; may be the policy's logits themselves (in place)
   DType grad_dtype = DType::kFloat32;
   std::int64_t grad_stride = 0;
-  float* logprobs = nullptr;      // (N) log p[a]; masked rows get 0 here and below
-  float* ref_logprobs = nullptr;  // (N) q[a], after reweighting
-  float* kl = nullptr;            // (N) D_t
-  float* entropy = nullptr;       // (N) H_t
-  float* ratio = nullptr;         // (N) rho_t
+  float* logprobs = nullptr;        // (N) log p[a]; masked rows get 0 here and below
+  float* ref_logprobs = nullptr;    // (N) q[a], after reweighting
+  float* kl = nullptr;              // (N) D_t
+  float* entropy = nullptr;         // (N) H_t
+  float* ratio = nullptr;           // (N) rho_t
   std::uint8_t* clipped = nullptr;  // (N) 0 no, 1 cut off at the lower bound, 2 at the upper
 };
 
-/// Sums over the unmasked rows, so that the metrics of any split of a batch add up; min and max combine as such.
+/// Sums over the unmasked rows, so that the metrics of any split of a batch add up; min and max combine as
+/// such.
 struct Metrics {
-  std::int64_t tokens = 0;      // unmasked rows
-  double loss = 0;              // -sum n (g - alpha D + beta H)
-  double kl_sum = 0;            // sum D
-  double entropy_sum = 0;       // sum H
-  double ratio_sum = 0;         // sum rho
-  double approx_kl_sum = 0;     // sum (rho - 1 - log rho): KL(old || policy), the k3 estimate
+  std::int64_t tokens = 0;        // unmasked rows
+  double loss = 0;                // -sum n (g - alpha D + beta H)
+  double kl_sum = 0;              // sum D
+  double entropy_sum = 0;         // sum H
+  double ratio_sum = 0;           // sum rho
+  double approx_kl_sum = 0;       // sum (rho - 1 - log rho): KL(old || policy), the k3 estimate
   std::int64_t clipped_low = 0;   // rows whose gradient the lower bound cut off (A < 0)
   std::int64_t clipped_high = 0;  // ... the upper bound (A > 0)
   std::int64_t kl_clamped = 0;    // rows with d above max_log_ratio

@@ -1,0 +1,241 @@
+// The fast path: rows are shared out among the threads, each row is one or two reads of its logits and one
+// write.
+#include "../loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "../dtypes.h"
+#include "../parallel.h"
+#include "../token.h"
+#include "../validate.h"
+#include "row.h"
+#include "select.h"
+
+namespace rapo {
+namespace {
+
+// A gradient smaller than this stays in the caches for whoever reads it next; a larger one is written past
+// them.
+constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
+// Elements that are worth handing to another thread (about 10 us of work).
+constexpr std::int64_t kGrain = 16384;
+
+bool usable(const RowStats& s) {
+  return std::isfinite(s.max) && std::isfinite(s.sum) && std::isfinite(s.weighted);
+}
+
+/// log Σ e^x of the row.
+double log_sum(const RowStats& s) { return std::log(s.sum); }
+
+double entropy(const RowStats& s) { return log_sum(s) - s.weighted / s.sum; }
+
+double log_prob(const RowStats& s, const void* row, DType dtype, std::int64_t id, double scale) {
+  return (load_scalar(row, dtype, id) - s.max) * scale - log_sum(s);
+}
+
+/// Runs body(row) for all rows on the pool. Bad logits do not stop the other rows, so that the error is
+/// always that of the first bad one.
+void for_each_row(std::int64_t rows, std::int64_t vocab_size, const Control* control,
+                  const std::function<void(std::int64_t)>& body) {
+  const std::int64_t rows_an_item = std::max<std::int64_t>(1, kGrain / vocab_size);
+  std::mutex mutex;
+  std::int64_t first_bad = rows;
+  std::exception_ptr error;
+  parallel_for((rows + rows_an_item - 1) / rows_an_item, [&](std::int64_t item) {
+    if (control) control->check();
+    const std::int64_t end = std::min(rows, (item + 1) * rows_an_item);
+    for (std::int64_t row = item * rows_an_item; row < end; ++row) {
+      try {
+        body(row);
+      } catch (const Error&) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (row < first_bad) {
+          first_bad = row;
+          error = std::current_exception();
+        }
+      }
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+class Loss {
+ public:
+  Loss(const Batch& batch, const Objective& objective, const Outputs& outputs)
+      : b_(batch),
+        o_(objective),
+        out_(outputs),
+        kernels_(row_kernels()),
+        dtype_(static_cast<int>(batch.dtype)) {
+    const auto bytes = b_.rows * b_.vocab_size * static_cast<std::int64_t>(dtype_size(out_.grad_dtype));
+    // In place, the line to be written is in the cache already.
+    stream_ = bytes >= kStreamBytes && out_.grad_logits != b_.logits;
+  }
+
+  Token row(std::int64_t i) const {
+    RowSums sums;
+    Token token;
+    if (b_.token_weights[i] == 0) {
+      if (out_.grad_logits) std::memset(gradient_row(i), 0, b_.vocab_size * dtype_size(out_.grad_dtype));
+    } else {
+      const auto pair = read(i, sums);
+      token = evaluate_token(b_, o_, i, sums);
+      if (out_.grad_logits) write_gradient(i, pair, sums, token);
+    }
+    write_token(out_, i, sums, token);
+    return token;
+  }
+
+ private:
+  const void* policy_row(std::int64_t i) const { return row_of(b_.logits, b_.dtype, b_.logits_stride, i); }
+  const void* reference_row(std::int64_t i) const {
+    return row_of(b_.ref_logits, b_.dtype, b_.ref_stride, i);
+  }
+  void* gradient_row(std::int64_t i) const {
+    return row_of(out_.grad_logits, out_.grad_dtype, out_.grad_stride, i);
+  }
+  double phi(std::int64_t i) const { return b_.ref_weights ? static_cast<double>(b_.ref_weights[i]) : 1.0; }
+
+  /// The passes that read. The policy's row comes last, so that the gradient's pass finds it in the cache.
+  PairStats read(std::int64_t i, RowSums& sums) const {
+    const auto scale = static_cast<float>(1 / o_.temperature);
+    PairStats s{{0, 0, 0}, {0, 0, 0}, 0, 0};
+    const void* row = policy_row(i);
+    const void* ref = o_.penalty == Penalty::kNone ? nullptr : reference_row(i);
+    const float ref_scale = ref_scale_of(i);
+    // With phi = 0 the reference is uniform over the vocabulary, words with logit -inf included; its row is
+    // still read once, since a NaN in it is an error all the same.
+    const bool uniform = ref && ref_scale == 0;
+    if (ref && (uniform || !is_full(o_.penalty)))
+      s.r = kernels_.stats[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
+    if (ref && is_full(o_.penalty) && !uniform) {
+      s = kernels_.pair_stats[dtype_](row, ref, b_.vocab_size, scale, ref_scale);
+    } else {
+      s.p = kernels_.stats[dtype_](row, b_.vocab_size, scale);
+    }
+    if (!usable(s.p)) throw_bad_logits("logits", i, row, b_.dtype, b_.vocab_size);
+    if (ref && !usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
+    const auto a = b_.token_ids[i];
+    sums.logprob = log_prob(s.p, row, b_.dtype, a, scale);
+    sums.entropy = entropy(s.p);
+    if (!ref) return s;
+    if (uniform) {
+      const auto v = static_cast<double>(b_.vocab_size);
+      sums.ref_logprob = -std::log(v);
+      if (is_full(o_.penalty)) uniform_full(row, scale, s, sums);
+      s.r = {0, v, 0};
+    } else {
+      sums.ref_logprob = log_prob(s.r, ref, b_.dtype, a, ref_scale);
+      if (o_.penalty == Penalty::kForwardFull)
+        sums.full_kl = s.forward / s.r.sum - log_sum(s.r) + log_sum(s.p);
+      if (o_.penalty == Penalty::kReverseFull)
+        sums.full_kl = s.reverse / s.p.sum - log_sum(s.p) + log_sum(s.r);
+    }
+    return s;
+  }
+
+  /// KL(uniform || policy): a plain loop, for there is no row of reference logits to go through beside the
+  /// policy's.
+  void uniform_full(const void* row, double scale, const PairStats& s, RowSums& sums) const {
+    double total = 0;
+    for (std::int64_t v = 0; v < b_.vocab_size; ++v)
+      total += (load_scalar(row, b_.dtype, v) - s.p.max) * scale;
+    const auto v = static_cast<double>(b_.vocab_size);
+    sums.full_kl = -std::log(v) - (total / v - log_sum(s.p));
+  }
+
+  float ref_scale_of(std::int64_t i) const { return static_cast<float>(phi(i) / o_.temperature); }
+
+  /// -(n / tau) [ slope (1[v = a] - p_v) - alpha (dD/dz_v, full) - beta p_v (l_v + H) ], written as
+  /// e^x (constant + linear x + cross x_r) + reference e^{x_r} with p = e^x / sum and l = x - log sum.
+  void write_gradient(std::int64_t i, const PairStats& s, const RowSums& sums, const Token& token) const {
+    const double n = static_cast<double>(b_.token_weights[i]) / o_.temperature;
+    const double lse = log_sum(s.p), per_sum = n / s.p.sum;
+    double constant = token.slope + o_.entropy_coef * (sums.entropy - lse), linear = o_.entropy_coef;
+    double cross = 0, reference = 0;
+    if (o_.penalty == Penalty::kForwardFull) {
+      constant += o_.kl_coef;
+      reference = -n * o_.kl_coef / s.r.sum;
+    } else if (o_.penalty == Penalty::kReverseFull) {
+      constant += o_.kl_coef * (log_sum(s.r) - lse - sums.full_kl);
+      linear += o_.kl_coef;
+      cross = -o_.kl_coef * per_sum;
+    }
+    const GradientTerms terms{static_cast<float>(1 / o_.temperature),
+                              static_cast<float>(s.p.max),
+                              ref_scale_of(i),
+                              static_cast<float>(s.r.max),
+                              static_cast<float>(constant * per_sum),
+                              static_cast<float>(linear * per_sum),
+                              static_cast<float>(cross),
+                              static_cast<float>(reference)};
+    const int out_index = out_.grad_dtype == b_.dtype ? 0 : 1;
+    const void* row = policy_row(i);
+    void* out = gradient_row(i);
+    const auto a = b_.token_ids[i];
+    const double at_token = gradient_at_token(n, sums, token);
+    if (is_full(o_.penalty)) {
+      // A uniform reference (phi = 0) has no logits of its own; its scale of 0 makes a constant of any finite
+      // row.
+      const void* ref = ref_scale_of(i) == 0 ? row : reference_row(i);
+      kernels_.pair_gradient[dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
+    } else {
+      kernels_.gradient[dtype_][out_index](row, out, b_.vocab_size, terms, stream_);
+    }
+    store_scalar(out, out_.grad_dtype, a, at_token);
+  }
+
+  /// The sampled token's own element in double: 1 - p without cancellation.
+  double gradient_at_token(double n, const RowSums& sums, const Token& token) const {
+    const double l = sums.logprob, p = std::exp(l);
+    double dj = -token.slope * std::expm1(l) - o_.entropy_coef * p * (l + sums.entropy);
+    if (o_.penalty == Penalty::kForwardFull) dj -= o_.kl_coef * (p - std::exp(sums.ref_logprob));
+    if (o_.penalty == Penalty::kReverseFull) dj -= o_.kl_coef * p * (l - sums.ref_logprob - sums.full_kl);
+    return -n * dj;
+  }
+
+  const Batch& b_;
+  const Objective& o_;
+  const Outputs& out_;
+  const RowKernels& kernels_;
+  const int dtype_;
+  bool stream_;
+};
+
+}  // namespace
+
+Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs,
+                    const Control* control) {
+  validate_loss(batch, objective, outputs, false);
+  const Loss loss(batch, objective, outputs);
+  std::vector<Token> tokens(static_cast<std::size_t>(batch.rows));
+  for_each_row(batch.rows, batch.vocab_size, control, [&](std::int64_t i) { tokens[i] = loss.row(i); });
+  Metrics metrics;
+  for (const auto& token : tokens) add_token(metrics, token);
+  return metrics;
+}
+
+void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
+                     const GatherOutputs& outputs, const Control* control) {
+  validate_gather(logits, token_ids, temperature, outputs, false);
+  const auto& kernels = row_kernels();
+  const auto scale = static_cast<float>(1 / temperature);
+  for_each_row(logits.rows, logits.vocab_size, control, [&](std::int64_t i) {
+    const void* row = row_of(logits.data, logits.dtype, logits.stride, i);
+    const auto s = kernels.stats[static_cast<int>(logits.dtype)](row, logits.vocab_size, scale);
+    if (!usable(s)) throw_bad_logits("logits", i, row, logits.dtype, logits.vocab_size);
+    if (outputs.logprobs) {
+      outputs.logprobs[i] = static_cast<float>(log_prob(s, row, logits.dtype, token_ids[i], scale));
+    }
+    if (outputs.entropy) outputs.entropy[i] = static_cast<float>(entropy(s));
+    if (outputs.log_sum_exp) outputs.log_sum_exp[i] = static_cast<float>(s.max * scale + log_sum(s));
+  });
+}
+
+}  // namespace rapo

@@ -1,0 +1,94 @@
+#include "select.h"
+
+#include <atomic>
+#include <cstdlib>
+
+#include "error.h"
+
+namespace rapo {
+
+#ifdef RAPO_X86_ISAS
+namespace avx512bf16 {
+extern const RowKernels kernels;
+}
+namespace avx512 {
+extern const RowKernels kernels;
+}
+namespace avx2 {
+extern const RowKernels kernels;
+}
+#endif
+namespace portable {
+extern const RowKernels kernels;
+}
+
+namespace {
+
+struct Entry {
+  const RowKernels* kernels;
+  bool (*available)();
+};
+
+#ifdef RAPO_X86_ISAS
+// __builtin_cpu_supports also asks whether the operating system saves the registers.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}  // F16C came before both
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_avx2();
+}
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+bool always() { return true; }
+
+// In the order of preference.
+const Entry kEntries[] = {
+#ifdef RAPO_X86_ISAS
+    {&avx512bf16::kernels, has_avx512bf16},
+    {&avx512::kernels, has_avx512},
+    {&avx2::kernels, has_avx2},
+#endif
+    {&portable::kernels, always},
+};
+
+const RowKernels& find(const std::string& name) {
+  std::string known;
+  for (const auto& entry : kEntries) {
+    if (!entry.available()) continue;
+    if (name.empty() || name == entry.kernels->name) return *entry.kernels;
+    known += (known.empty() ? "" : ", ") + std::string(entry.kernels->name);
+  }
+  throw Error(ErrorCode::kInvalidArgument,
+              "RAPO_KERNELS_ISA is " + name + ", expected one that this machine has: " + known);
+}
+
+const RowKernels& default_kernels() {
+  const char* wanted = std::getenv("RAPO_KERNELS_ISA");
+  return find(wanted ? wanted : "");
+}
+
+std::atomic<const RowKernels*> selected{nullptr};
+
+}  // namespace
+
+const RowKernels& row_kernels() {
+  const RowKernels* kernels = selected.load(std::memory_order_acquire);
+  if (!kernels) {
+    kernels = &default_kernels();
+    selected.store(kernels, std::memory_order_release);
+  }
+  return *kernels;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const auto& entry : kEntries) {
+    if (entry.available()) names.emplace_back(entry.kernels->name);
+  }
+  return names;
+}
+
+void select_isa(const std::string& name) { selected.store(name.empty() ? &default_kernels() : &find(name)); }
+
+}  // namespace rapo

@@ -1,0 +1,235 @@
+// One float vector per instruction set, with the few operations that the row kernels need. Included by
+// row.cpp alone, once per instruction set, inside an unnamed namespace: nothing here may end up as a shared
+// symbol, or the linker could hand AVX-512 code to a machine without it.
+
+struct BF16 {
+  std::uint16_t bits;
+};
+struct F16 {
+  std::uint16_t bits;
+};
+
+// exp() below this is 0: the results would be subnormal. Also keeps e^x x finite where x is -inf.
+constexpr float kExpMin = -87.33654f;
+constexpr float kLog2E = 1.44269504088896341f;
+// ln 2 in two parts; n * kLn2Hi is exact for the n that occur.
+constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+// e^r on |r| <= ln 2 / 2, from Cephes (expf): 1 + r + r^2 (c0 + c1 r + ...).
+constexpr float kC0 = 5.0000001201e-1f, kC1 = 1.6666665459e-1f, kC2 = 4.1665795894e-2f,
+                kC3 = 8.3334519073e-3f, kC4 = 1.3981999507e-3f, kC5 = 1.9875691500e-4f;
+
+#if defined(__AVX512F__)
+
+constexpr int kLanes = 16;
+using F = __m512;
+inline F set1(float x) { return _mm512_set1_ps(x); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+/// b where either is NaN.
+inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+/// t, but 0 where e is 0.
+inline F zero_where_zero(F e, F t) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, _mm512_setzero_ps(), _CMP_NEQ_UQ), t);
+}
+/// t, but 0 where x <= kExpMin.
+inline F zero_where_low(F x, F t) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(kExpMin), _CMP_NLE_UQ), t);
+}
+inline F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/// p * 2^n for whole n.
+inline F scale2(F p, F n) { return _mm512_scalef_ps(p, n); }
+
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline F load(const BF16* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline F load(const F16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+inline __m256i to_bf16(F x) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
+}
+inline __m256i to_f16(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+inline void store(BF16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
+inline void store(F16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
+inline void stream(float* p, F x) { _mm512_stream_ps(p, x); }
+inline void stream(BF16* p, F x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
+inline void stream(F16* p, F x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
+inline void stream_fence() { _mm_sfence(); }
+
+#elif defined(__AVX2__)
+
+constexpr int kLanes = 8;
+using F = __m256;
+inline F set1(float x) { return _mm256_set1_ps(x); }
+inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+inline F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
+inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F zero_where_zero(F e, F t) {
+  return _mm256_and_ps(t, _mm256_cmp_ps(e, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+inline F zero_where_low(F x, F t) { return _mm256_and_ps(t, _mm256_cmp_ps(x, set1(kExpMin), _CMP_NLE_UQ)); }
+inline F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F scale2(F p, F n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+
+inline F load(const float* p) { return _mm256_loadu_ps(p); }
+inline F load(const BF16* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline F load(const F16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+
+inline __m128i to_bf16(F x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+  const __m256i high = _mm256_srli_epi32(rounded, 16);
+  const __m256i packed = _mm256_packus_epi32(high, high);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+}
+inline __m128i to_f16(F x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+inline void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+inline void store(BF16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
+inline void store(F16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
+inline void stream(float* p, F x) { _mm256_stream_ps(p, x); }
+inline void stream(BF16* p, F x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
+inline void stream(F16* p, F x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
+inline void stream_fence() { _mm_sfence(); }
+
+#else  // any compiler with GCC's vector extensions: SSE2, NEON, …
+
+constexpr int kLanes = 4;
+typedef float F __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t I __attribute__((vector_size(4 * kLanes)));
+typedef std::uint32_t U __attribute__((vector_size(4 * kLanes)));
+inline F set1(float x) { return F{} + x; }
+inline F add(F a, F b) { return a + b; }
+inline F sub(F a, F b) { return a - b; }
+inline F mul(F a, F b) { return a * b; }
+inline F fma(F a, F b, F c) { return a * b + c; }
+inline F fnma(F a, F b, F c) { return c - a * b; }
+inline F keep(I mask, F t) { return (F)((I)t & mask); }
+inline F max(F a, F b) { return (F)(((I)a & (a > b)) | ((I)b & ~(a > b))); }
+inline F zero_where_zero(F e, F t) { return keep(e != set1(0), t); }
+inline F zero_where_low(F x, F t) { return keep(~(x <= set1(kExpMin)), t); }
+// Adding 1.5 * 2^23 leaves no fraction bits; whole numbers up to 2^22 come back exactly.
+inline F round(F x) { return (x + set1(12582912.0f)) - set1(12582912.0f); }
+inline F scale2(F p, F n) { return (F)((I)p + (((I)(n + set1(12582912.0f)) - 0x4b400000) << 23)); }
+
+inline F load(const float* p) {
+  F x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+template <class Half>
+inline U widen(const Half* p) {
+  U bits;
+  for (int i = 0; i < kLanes; ++i) bits[i] = p[i].bits;
+  return bits;
+}
+inline F load(const BF16* p) { return (F)(widen(p) << 16); }
+// As float16_to_float in dtypes.h.
+inline F load(const F16* p) {
+  const U half = widen(p), rest = half & 0x7fffu;
+  const F scaled = (F)(rest << 13) * set1(5.192296858534828e33f);
+  const U special = (U)(rest >= 0x7c00u);
+  const U magnitude = ((U)scaled & ~special) | ((0x7f800000u | ((rest & 0x3ffu) << 13)) & special);
+  return (F)(magnitude | ((half & 0x8000u) << 16));
+}
+template <class Half>
+inline void narrow(Half* p, U bits) {
+  for (int i = 0; i < kLanes; ++i) p[i].bits = static_cast<std::uint16_t>(bits[i]);
+}
+inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
+inline void store(BF16* p, F x) {
+  const U bits = (U)x;
+  narrow(p, (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+// As float_to_float16 in dtypes.h.
+inline void store(F16* p, F x) {
+  const U bits = (U)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const U small = (U)((F)magnitude + set1(0.5f)) - 0x3f000000u;
+  const U is_small = (U)(magnitude < 0x38800000u), is_large = (U)(magnitude >= 0x477ff000u);
+  const U is_nan = (U)(magnitude > 0x7f800000u);
+  U half = (small & is_small) | (normal & ~is_small & ~is_large) | (0x7c00u & is_large);
+  half |= is_nan & 0x200u;
+  narrow(p, half | sign);
+}
+template <class T>
+inline void stream(T* p, F x) {
+  store(p, x);
+}
+inline void stream_fence() {}
+
+#endif
+
+/// e^x for kExpMin <= x <= 0, within 2 ulp; 0 at kExpMin; NaN stays NaN.
+inline F exp_clamped(F x) {
+  const F n = round(mul(x, set1(kLog2E)));
+  const F r = fnma(n, set1(kLn2Lo), fnma(n, set1(kLn2Hi), x));
+  F p = fma(set1(kC5), r, set1(kC4));
+  p = fma(p, r, set1(kC3));
+  p = fma(p, r, set1(kC2));
+  p = fma(p, r, set1(kC1));
+  p = fma(p, r, set1(kC0));
+  p = add(fma(p, mul(r, r), r), set1(1));
+  return zero_where_low(x, scale2(p, n));
+}
+
+inline F clamp_low(F x) { return max(set1(kExpMin), x); }
+
+template <class T>
+inline void store_partial(T* p, F x, int count) {
+  T lanes[kLanes];
+  store(lanes, x);
+  for (int i = 0; i < kLanes; ++i) {
+    if (i < count) p[i] = lanes[i];
+  }
+}
+inline float lowest(const float*) { return -__builtin_inff(); }
+inline BF16 lowest(const BF16*) { return {0xff80}; }
+inline F16 lowest(const F16*) { return {0xfc00}; }
+/// The first `count` < kLanes elements, the rest -inf.
+template <class T>
+inline F load_partial(const T* p, int count) {
+  T lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : lowest(p);
+  return load(lanes);
+}
+
+inline double sum_lanes(F x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += static_cast<double>(lanes[i]);
+  return sum;
+}
+inline float max_lanes(F x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  float m = lanes[0];
+  for (int i = 1; i < kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
+  return m;
+}

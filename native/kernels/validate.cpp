@@ -1,0 +1,168 @@
+#include "validate.h"
+
+#include <cmath>
+#include <sstream>
+#include <string>
+
+#include "dtypes.h"
+#include "penalty.h"
+
+namespace rapo {
+namespace {
+
+template <class... Parts>
+[[noreturn]] void invalid(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(ErrorCode::kInvalidArgument, message.str());
+}
+
+void check_array(const char* field, const void* data, std::int64_t rows) {
+  if (!data && rows > 0) invalid(field, " is missing");
+}
+
+void check_matrix(const char* field, const void* data, std::int64_t rows, std::int64_t vocab_size,
+                  std::int64_t stride) {
+  check_array(field, data, rows);
+  if (stride < vocab_size)
+    invalid(field, "' row stride is ", stride, ", expected at least vocabSize = ", vocab_size);
+}
+
+void check_shape(std::int64_t rows, std::int64_t vocab_size, DType dtype, bool oracle) {
+  if (rows < 0) invalid("rows is ", rows, ", expected >= 0");
+  if (vocab_size < 1) invalid("vocabSize is ", vocab_size, ", expected >= 1");
+  if (vocab_size > std::int64_t{1} << 31) invalid("vocabSize is ", vocab_size, ", expected <= 2^31");
+  if (dtype == DType::kFloat64 && !oracle) invalid("dtype is float64, which only the reference takes");
+}
+
+void check_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size) {
+  if (id < 0 || id >= vocab_size) invalid("tokenIds[", row, "] is ", id, ", outside [0, ", vocab_size, ")");
+}
+
+void check_temperature(double temperature) {
+  if (!(temperature >= 1e-6 && temperature <= 1e6))
+    invalid("temperature is ", temperature, ", expected in [1e-6, 1e6]");
+}
+
+bool overlap(const void* a, std::int64_t a_bytes, const void* b, std::int64_t b_bytes) {
+  const auto x = reinterpret_cast<std::uintptr_t>(a), y = reinterpret_cast<std::uintptr_t>(b);
+  return a && b && x < y + static_cast<std::uintptr_t>(b_bytes) &&
+         y < x + static_cast<std::uintptr_t>(a_bytes);
+}
+
+std::int64_t extent(std::int64_t rows, std::int64_t vocab_size, std::int64_t stride, DType dtype) {
+  return rows == 0 ? 0 : ((rows - 1) * stride + vocab_size) * static_cast<std::int64_t>(dtype_size(dtype));
+}
+
+void check_gradient(const Batch& batch, const Outputs& outputs) {
+  if (!outputs.grad_logits) return;
+  check_matrix("gradLogits", outputs.grad_logits, batch.rows, batch.vocab_size, outputs.grad_stride);
+  if (outputs.grad_dtype != batch.dtype && outputs.grad_dtype != DType::kFloat32) {
+    invalid("gradDtype is ", dtype_name(outputs.grad_dtype), ", expected ", dtype_name(batch.dtype),
+            " or float32");
+  }
+  const auto bytes = extent(batch.rows, batch.vocab_size, outputs.grad_stride, outputs.grad_dtype);
+  if (outputs.grad_logits == batch.logits) {
+    if (outputs.grad_dtype != batch.dtype) invalid("a gradient in place must have the logits' dtype");
+    if (outputs.grad_stride != batch.logits_stride)
+      invalid("a gradient in place must have the logits' row stride");
+  } else if (overlap(outputs.grad_logits, bytes, batch.logits,
+                     extent(batch.rows, batch.vocab_size, batch.logits_stride, batch.dtype))) {
+    invalid("gradLogits overlaps logits without being the same array");
+  }
+  if (overlap(outputs.grad_logits, bytes, batch.ref_logits,
+              extent(batch.rows, batch.vocab_size, batch.ref_stride, batch.dtype))) {
+    invalid("gradLogits overlaps refLogits");
+  }
+}
+
+void check_rows(const Batch& batch, const Objective& objective) {
+  for (std::int64_t i = 0; i < batch.rows; ++i) {
+    const float n = batch.token_weights[i];
+    if (!std::isfinite(n)) invalid("tokenWeights[", i, "] is ", n, ", expected a finite number");
+    if (n == 0) continue;  // masked: whatever else it holds
+    check_token_id(batch.token_ids[i], i, batch.vocab_size);
+    if (!std::isfinite(batch.advantages[i])) {
+      invalid("advantages[", i, "] is ", batch.advantages[i], ", expected a finite number");
+    }
+    if (batch.old_logprobs && !std::isfinite(batch.old_logprobs[i])) {
+      invalid("oldLogprobs[", i, "] is ", batch.old_logprobs[i], ", expected a finite number");
+    }
+    if (!batch.ref_weights) continue;
+    const float phi = batch.ref_weights[i];
+    if (!(phi >= 0 && phi <= 1)) invalid("refWeights[", i, "] is ", phi, ", expected in [0, 1]");
+    if (phi != 1 && (objective.penalty == Penalty::kNone || is_reverse(objective.penalty))) {
+      invalid("refWeights[", i, "] is ", phi, ", but the penalty ", penalty_name(objective.penalty),
+              objective.penalty == Penalty::kNone ? " has no reference to reweight"
+                                                  : " is defined for the reference as it is",
+              ": leave refWeights out or make them 1");
+    }
+  }
+}
+
+}  // namespace
+
+void validate_objective(const Objective& o) {
+  if (static_cast<int>(o.penalty) > static_cast<int>(Penalty::kReverseFull))
+    invalid("penalty is not one of the known ones");
+  if (!(o.kl_coef >= 0 && std::isfinite(o.kl_coef)))
+    invalid("klCoef is ", o.kl_coef, ", expected a finite number >= 0");
+  if (!(o.entropy_coef >= 0 && std::isfinite(o.entropy_coef))) {
+    invalid("entropyCoef is ", o.entropy_coef, ", expected a finite number >= 0");
+  }
+  if (!(o.clip_low >= 0 && o.clip_low <= 1)) invalid("clipLow is ", o.clip_low, ", expected in [0, 1]");
+  if (!(o.clip_high >= 0)) invalid("clipHigh is ", o.clip_high, ", expected >= 0");
+  check_temperature(o.temperature);
+  if (!(o.max_log_ratio > 0 && o.max_log_ratio <= kMaxLogRatio)) {
+    invalid("maxLogRatio is ", o.max_log_ratio, ", expected in (0, ", kMaxLogRatio, "]");
+  }
+  if (o.penalty == Penalty::kNone && o.kl_coef != 0) {
+    invalid("klCoef is ", o.kl_coef, ", but the penalty is none: make it 0 or choose a penalty");
+  }
+}
+
+void validate_loss(const Batch& batch, const Objective& objective, const Outputs& outputs, bool oracle) {
+  validate_objective(objective);
+  check_shape(batch.rows, batch.vocab_size, batch.dtype, oracle);
+  check_matrix("logits", batch.logits, batch.rows, batch.vocab_size, batch.logits_stride);
+  check_array("tokenIds", batch.token_ids, batch.rows);
+  check_array("tokenWeights", batch.token_weights, batch.rows);
+  check_array("advantages", batch.advantages, batch.rows);
+  if (objective.penalty != Penalty::kNone) {
+    if (!batch.ref_logits && batch.rows > 0) {
+      invalid("refLogits is missing, and the penalty ", penalty_name(objective.penalty), " needs them");
+    }
+    check_matrix("refLogits", batch.ref_logits, batch.rows, batch.vocab_size, batch.ref_stride);
+  } else if (batch.ref_logits) {
+    invalid("refLogits are given, but the penalty is none: leave them out");
+  }
+  check_gradient(batch, outputs);
+  check_rows(batch, objective);
+}
+
+void validate_gather(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
+                     const GatherOutputs& outputs, bool oracle) {
+  check_shape(logits.rows, logits.vocab_size, logits.dtype, oracle);
+  check_matrix("logits", logits.data, logits.rows, logits.vocab_size, logits.stride);
+  check_temperature(temperature);
+  if (!outputs.logprobs) return;
+  check_array("tokenIds", token_ids, logits.rows);
+  for (std::int64_t i = 0; i < logits.rows; ++i) check_token_id(token_ids[i], i, logits.vocab_size);
+}
+
+void throw_bad_logits(const char* field, std::int64_t row, const void* data, DType dtype,
+                      std::int64_t vocab_size) {
+  std::ostringstream message;
+  message << "row " << row << ": ";
+  for (std::int64_t v = 0; v < vocab_size; ++v) {
+    const double z = load_scalar(data, dtype, v);
+    if (std::isnan(z) || z == std::numeric_limits<double>::infinity()) {
+      message << field << "[" << row << ", " << v << "] is " << (std::isnan(z) ? "NaN" : "+inf");
+      throw Error(ErrorCode::kNonFinite, message.str());
+    }
+  }
+  message << "every one of its " << field << " is -inf, which is no distribution";
+  throw Error(ErrorCode::kNonFinite, message.str());
+}
+
+}  // namespace rapo
