@@ -76,14 +76,15 @@ export async function work(
   if (end === 'exit status 0') return
   throw new RapoError(
     'ERR_RAPO_SETUP',
-    `${what} failed (${end})\n${tail(options.log)}\nthe whole log: ${options.log}`,
+    `${what} failed (${end})\n${excerpt(options.log)}\nthe whole log: ${options.log}`,
   )
 }
 
-function tail(file: string, lines = 30): string {
-  const all = readFileSync(file, 'utf8').trimEnd().split('\n')
-  return all
-    .slice(-lines)
-    .map(line => `  | ${line}`)
-    .join('\n')
+/** The log's last lines, and before them the first that tells of an error, which is often the cause of the rest. */
+function excerpt(file: string): string {
+  const lines = readFileSync(file, 'utf8').trimEnd().split('\n')
+  const end = Math.max(0, lines.length - 20)
+  const first = lines.findIndex(line => /\berror\b/i.test(line))
+  const head = first >= 0 && first < end ? [...lines.slice(first, Math.min(first + 10, end)), '…'] : []
+  return [...head, ...lines.slice(end)].map(line => `  | ${line}`).join('\n')
 }
