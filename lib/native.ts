@@ -1,5 +1,6 @@
 /** The only file that loads native addons. Works from lib/ (tsx), from dist/, and in worker threads. */
 import { createRequire } from 'node:module'
+import { resolve } from 'node:path'
 import { RapoError } from './errors.js'
 import { cacheDir, findEngine, packageRoot } from './setup/cache.js'
 
@@ -24,21 +25,8 @@ let engine: EngineAddon | undefined
  * Throws ERR_RAPO_SETUP, with the fix, where there is none for this platform or it does not load.
  */
 export function loadKernels(): KernelsAddon {
-  if (kernels) return kernels
-  const file = process.env.RAPO_KERNELS_ADDON
-  try {
-    const addon: KernelsAddon = file ? require(file) : require('node-gyp-build')(packageRoot)
-    addon.setErrorClass(RapoError)
-    kernels = addon
-    return addon
-  } catch (cause) {
-    const where = file ? `RAPO_KERNELS_ADDON=${file}` : `${process.platform}-${process.arch}`
-    throw new RapoError(
-      'ERR_RAPO_SETUP',
-      `the kernels addon did not load (${where}): ${firstLine(cause)}. Build it: npm run build:kernels in ${packageRoot} (needs a C++17 compiler and CMake >= 3.18)`,
-      { cause },
-    )
-  }
+  kernels ??= load<KernelsAddon>('kernels', locateKernels(), buildKernels)
+  return kernels
 }
 
 /**
@@ -46,24 +34,45 @@ export function loadKernels(): KernelsAddon {
  * Throws ERR_RAPO_SETUP, with the fix, where it is missing, outdated or does not load.
  */
 export function loadEngine(): EngineAddon {
-  if (engine) return engine
-  const file = process.env.RAPO_ENGINE_ADDON || findEngine()?.addon
-  if (!file) {
-    throw new RapoError(
-      'ERR_RAPO_SETUP',
-      `the engine addon is not built for this version of rapo (looked in ${cacheDir()}): run \`npx rapo setup\``,
-    )
-  }
+  engine ??= load<EngineAddon>('engine', locateEngine(), 'run `npx rapo setup --force`')
+  return engine
+}
+
+/** The file that loadKernels() loads. Throws ERR_RAPO_SETUP where there is none. */
+export function locateKernels(): string {
+  if (process.env.RAPO_KERNELS_ADDON) return resolve(process.env.RAPO_KERNELS_ADDON)
   try {
-    const addon: EngineAddon = require(file)
+    return require('node-gyp-build').path(packageRoot)
+  } catch (cause) {
+    const platform = `${process.platform}-${process.arch}`
+    throw new RapoError('ERR_RAPO_SETUP', `no kernels addon for ${platform}: ${buildKernels}`, { cause })
+  }
+}
+
+/** The file that loadEngine() loads. Throws ERR_RAPO_SETUP where there is none. */
+export function locateEngine(): string {
+  const file = process.env.RAPO_ENGINE_ADDON ? resolve(process.env.RAPO_ENGINE_ADDON) : findEngine()?.addon
+  if (file) return file
+  throw new RapoError(
+    'ERR_RAPO_SETUP',
+    `the engine addon is not built for this rapo and its libtorch (looked in ${cacheDir()}): run \`npx rapo setup\``,
+  )
+}
+
+const buildKernels = `run \`npm run build:kernels\` in ${packageRoot} (needs a C++17 compiler and CMake >= 3.18)`
+
+function load<Addon extends KernelsAddon | EngineAddon>(name: string, file: string, fix: string): Addon {
+  try {
+    const addon: Addon = require(file)
     addon.setErrorClass(RapoError)
-    engine = addon
     return addon
   } catch (cause) {
     throw new RapoError(
       'ERR_RAPO_SETUP',
-      `the engine addon ${file} did not load: ${firstLine(cause)}. Run \`npx rapo setup --force\`; \`npx rapo doctor\` says more`,
-      { cause },
+      `the ${name} addon ${file} did not load: ${firstLine(cause)}; ${fix}`,
+      {
+        cause,
+      },
     )
   }
 }

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { inspectLibtorch } from './inspect.js'
 
 /** The package's directory; the same from lib/setup/ and from dist/setup/. */
-export const packageRoot = fileURLToPath(new URL('../..', import.meta.url))
+export const packageRoot = resolve(fileURLToPath(new URL('../..', import.meta.url)))
 
 export const packageVersion: string = JSON.parse(
   readFileSync(join(packageRoot, 'package.json'), 'utf8'),

@@ -64,8 +64,7 @@ const look: Record<LibtorchSource, (options: LibtorchOptions) => Promise<TorchDi
     const script = 'import torch; print(torch.utils.cmake_prefix_path)'
     // A first import from a cold disk can take a minute.
     const answer = await ask('python3', ['-c', script], { env, timeoutMs: 120_000 })
-    if (answer.missing) return 'no python3 on PATH'
-    if (!answer.ok) return `python3 does not import torch: ${answer.stderr.trim().split('\n').at(-1)}`
+    if (!answer.ok) return answer.problem
     const prefix = answer.stdout.trim().split('\n').at(-1)!
     return recentEnough(inspectLibtorch(join(prefix, '..', '..')))
   },

@@ -7,10 +7,9 @@ import { RapoError } from '../errors.js'
 export interface Answer {
   /** It started and exited with 0. */
   readonly ok: boolean
-  /** It could not be started: no such program. */
-  readonly missing: boolean
   readonly stdout: string
-  readonly stderr: string
+  /** Where not ok: its last line on stderr, or why it did not run, as a phrase. */
+  readonly problem: string
 }
 
 /** Runs a short command to its end; never throws. Its working directory is /, so that no local file shadows a module. */
@@ -19,20 +18,34 @@ export function ask(
   args: readonly string[],
   options: { env?: NodeJS.ProcessEnv; timeoutMs?: number } = {},
 ): Promise<Answer> {
+  const { env = process.env, timeoutMs = 20_000 } = options
   return new Promise(resolve => {
+    // Not spawn's own timeout: its timer keeps the process alive where the command does not exist.
+    const signal = AbortSignal.timeout(timeoutMs)
     const child = spawn(command, args, {
       cwd: '/',
-      env: options.env ?? process.env,
+      env,
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: options.timeoutMs ?? 20_000,
+      signal,
       killSignal: 'SIGKILL',
     })
     let stdout = ''
     let stderr = ''
-    child.stdout.setEncoding('utf8').on('data', text => (stdout += text))
-    child.stderr.setEncoding('utf8').on('data', text => (stderr += text))
-    child.on('error', () => resolve({ ok: false, missing: true, stdout, stderr }))
-    child.on('close', code => resolve({ ok: code === 0, missing: false, stdout, stderr }))
+    child.stdout.setEncoding('utf8').on('data', text => {
+      stdout += text
+    })
+    child.stderr.setEncoding('utf8').on('data', text => {
+      stderr += text
+    })
+    const fail = (problem: string) => resolve({ ok: false, stdout, problem })
+    child.on('error', error => {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') fail(`no ${command} on PATH`)
+      else fail(signal.aborted ? `${command} gave no answer within ${timeoutMs / 1000} s` : error.message)
+    })
+    child.on('close', code => {
+      if (code === 0) resolve({ ok: true, stdout, problem: '' })
+      else fail(stderr.trim().split('\n').at(-1) || `${command} ended with ${code ?? 'a signal'}`)
+    })
   })
 }
 

@@ -29,8 +29,8 @@ export async function findTools(env: NodeJS.ProcessEnv = process.env): Promise<T
 }
 
 async function versionOf(command: string, env: NodeJS.ProcessEnv): Promise<Tool> {
-  const { ok, stdout } = await ask(command, ['--version'], { env })
-  return ok ? { version: stdout.split('\n')[0]!.trim() } : { problem: `no ${command} on PATH` }
+  const { ok, stdout, problem } = await ask(command, ['--version'], { env })
+  return ok ? { version: stdout.split('\n')[0]!.trim() } : { problem }
 }
 
 async function findCompiler(env: NodeJS.ProcessEnv): Promise<Tool> {
@@ -55,17 +55,14 @@ async function findPython(env: NodeJS.ProcessEnv): Promise<Tool> {
   const script =
     'import sys\n' +
     'try: import venv\n' +
-    'except ImportError: sys.exit("has no module venv")\n' +
+    'except ImportError: sys.exit("python3 has no module venv")\n' +
     'try: import ensurepip\n' +
     'except ImportError:\n' +
     '  try: import pip\n' +
-    '  except ImportError: sys.exit("has neither ensurepip nor pip")\n' +
+    '  except ImportError: sys.exit("python3 has neither ensurepip nor pip")\n' +
     'print(".".join(map(str, sys.version_info[:3])))'
   const answer = await ask('python3', ['-c', script], { env })
-  if (answer.ok) return { version: answer.stdout.trim() }
-  return {
-    problem: answer.missing ? 'no python3 on PATH' : `python3 ${answer.stderr.trim().split('\n').at(-1)}`,
-  }
+  return answer.ok ? { version: answer.stdout.trim() } : { problem: answer.problem }
 }
 
 const needs = {

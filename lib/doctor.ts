@@ -1,0 +1,166 @@
+/** `rapo doctor`: what this machine has, what set-up left on it, and what is wrong. Changes nothing. */
+import { existsSync, readdirSync, statSync } from 'node:fs'
+import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
+import { join } from 'node:path'
+import { locateEngine, locateKernels } from './native.js'
+import { cacheDir, listEngines, packageRoot, packageVersion } from './setup/cache.js'
+import { type Candidate, findLibtorch } from './setup/libtorch.js'
+import { ask } from './setup/process.js'
+import { findTools, type Tools } from './setup/tools.js'
+
+export interface AddonReport {
+  readonly file?: string
+  /** The plain values that a loaded addon exports, such as the instruction set it chose. */
+  readonly info?: Readonly<Record<string, unknown>>
+  /** Why there is none, or why it does not load. */
+  readonly problem?: string
+}
+
+export interface DoctorReport {
+  /** Both addons load. */
+  readonly ok: boolean
+  readonly rapo: { readonly version: string; readonly root: string }
+  readonly node: string
+  readonly platform: string
+  readonly cpu: { readonly model: string; readonly cores: number }
+  /** Bytes. */
+  readonly memory: { readonly total: number; readonly available: number }
+  /** One line per GPU, as nvidia-smi names it. */
+  readonly gpus: readonly string[]
+  readonly tools: Tools
+  readonly kernels: AddonReport
+  /** Every place, in the order in which set-up looks. */
+  readonly libtorch: readonly Candidate[]
+  readonly engine: AddonReport & {
+    readonly builds: readonly {
+      readonly addon: string
+      readonly version: string
+      readonly libtorch: string
+    }[]
+  }
+  readonly cache: {
+    readonly dir: string
+    /** Bytes by entry. */
+    readonly entries: Readonly<Record<string, number>>
+  }
+}
+
+/** Looks at everything. Addons are loaded in a process of their own, so that one that crashes is reported too. */
+export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<DoctorReport> {
+  const cache = cacheDir(env)
+  const [tools, libtorch, kernels, engine, gpus] = await Promise.all([
+    findTools(env),
+    findLibtorch({ cache, env }, true),
+    probe(locateKernels),
+    probe(locateEngine),
+    ask('nvidia-smi', ['-L'], { env }),
+  ])
+  return {
+    ok: !kernels.problem && !engine.problem,
+    rapo: { version: packageVersion, root: packageRoot },
+    node: process.version,
+    platform: `${process.platform}-${process.arch} ${release()}`,
+    cpu: { model: cpus()[0]?.model.trim() ?? 'unknown', cores: availableParallelism() },
+    memory: { total: totalmem(), available: process.availableMemory?.() ?? freemem() },
+    gpus: gpus.ok ? gpus.stdout.trim().split('\n').filter(Boolean) : [],
+    tools,
+    kernels,
+    libtorch,
+    engine: {
+      ...engine,
+      builds: listEngines(cache).map(({ addon, marker }) => ({
+        addon,
+        version: marker.version,
+        libtorch: `${marker.libtorch.version} in ${marker.libtorch.dir}`,
+      })),
+    },
+    cache: { dir: cache, entries: sizes(cache) },
+  }
+}
+
+async function probe(locate: () => string): Promise<AddonReport> {
+  let file: string
+  try {
+    file = locate()
+  } catch (error) {
+    return { problem: (error as Error).message }
+  }
+  const script = `
+    try {
+      const plain = Object.entries(require(process.argv[1])).filter(([, value]) => typeof value !== 'function')
+      console.log(JSON.stringify(Object.fromEntries(plain)))
+    } catch (error) {
+      console.error(error.message.split('\\n')[0])
+      process.exit(1)
+    }`
+  const answer = await ask(process.execPath, ['-e', script, file], { timeoutMs: 60_000 })
+  if (answer.ok) return { file, info: JSON.parse(answer.stdout) }
+  return { file, problem: answer.problem }
+}
+
+function sizes(cache: string): Record<string, number> {
+  if (!existsSync(cache)) return {}
+  return Object.fromEntries(readdirSync(cache).map(name => [name, sizeOf(join(cache, name))]))
+}
+
+function sizeOf(path: string): number {
+  const stat = statSync(path, { throwIfNoEntry: false })
+  if (!stat?.isDirectory()) return stat?.size ?? 0
+  let bytes = 0
+  for (const entry of readdirSync(path, { recursive: true, withFileTypes: true })) {
+    if (!entry.isFile()) continue
+    bytes += statSync(join(entry.parentPath ?? entry.path, entry.name), { throwIfNoEntry: false })?.size ?? 0
+  }
+  return bytes
+}
+
+/** The report as lines for people. */
+export function formatDoctor(report: DoctorReport): string {
+  const { tools, cache } = report
+  const rows: [string, string][] = [
+    ['rapo', `${report.rapo.version} in ${report.rapo.root}`],
+    ['node', `${report.node} on ${report.platform}`],
+    ['cpu', `${report.cpu.cores} × ${report.cpu.model}`],
+    ['memory', `${gigabytes(report.memory.available)} available of ${gigabytes(report.memory.total)}`],
+    ['gpu', report.gpus.join('\n') || 'no NVIDIA GPU'],
+  ]
+  for (const [name, tool] of Object.entries(tools)) {
+    rows.push([
+      name,
+      tool.version ?? (name === 'ninja' ? `${tool.problem} (not needed)` : `✗ ${tool.problem}`),
+    ])
+  }
+  rows.push(['kernels', describeAddon(report.kernels)])
+  const first = report.libtorch.find(candidate => candidate.found)
+  for (const candidate of report.libtorch) {
+    const { found } = candidate
+    const text = found
+      ? `${found.version}${found.cuda ? ', with CUDA' : ''} in ${found.dir}${candidate === first ? '' : ' (comes after)'}`
+      : `– ${candidate.reason}`
+    rows.push([candidate === report.libtorch[0] ? 'libtorch' : '', `${candidate.source}: ${text}`])
+  }
+  rows.push(['engine', describeAddon(report.engine)])
+  for (const build of report.engine.builds) {
+    if (build.addon !== report.engine.file) {
+      rows.push(['', `another build: rapo ${build.version}, libtorch ${build.libtorch}`])
+    }
+  }
+  rows.push(['cache', cache.dir])
+  for (const [name, bytes] of Object.entries(cache.entries)) rows.push(['', `${gigabytes(bytes)}  ${name}`])
+  rows.push(['', report.ok ? 'Everything is in place.' : 'Not ready; the lines with ✗ say why.'])
+  return rows
+    .flatMap(([name, text]) =>
+      text.split('\n').map((line, i) => `${(i ? '' : name).padEnd(10)}${line}`.trimEnd()),
+    )
+    .join('\n')
+}
+
+function describeAddon(addon: AddonReport): string {
+  if (addon.problem) return `✗ ${addon.file ? `${addon.file}\n  ` : ''}${addon.problem}`
+  const info = Object.entries(addon.info ?? {}).map(([name, value]) => `${name} ${JSON.stringify(value)}`)
+  return `loads: ${addon.file}${info.length ? ` (${info.join(', ')})` : ''}`
+}
+
+function gigabytes(bytes: number): string {
+  return bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`
+}
