@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -13,26 +14,44 @@
 
 namespace rapo::bindings {
 
-[[noreturn]] inline void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+[[noreturn]] inline void invalid(const std::string& message) {
+  throw Error(ErrorCode::kInvalidArgument, message);
+}
 
 template <class T>
 constexpr napi_typedarray_type typed_array_type() {
-  if constexpr (std::is_same_v<T, float>) return napi_float32_array;
-  if constexpr (std::is_same_v<T, std::int32_t>) return napi_int32_array;
-  if constexpr (std::is_same_v<T, std::uint8_t>) return napi_uint8_array;
-  if constexpr (std::is_same_v<T, std::uint16_t>) return napi_uint16_array;
-  if constexpr (std::is_same_v<T, std::int64_t>) return napi_bigint64_array;
+  if constexpr (std::is_same_v<T, float>) {
+    return napi_float32_array;
+  } else if constexpr (std::is_same_v<T, double>) {
+    return napi_float64_array;
+  } else if constexpr (std::is_same_v<T, std::int32_t>) {
+    return napi_int32_array;
+  } else if constexpr (std::is_same_v<T, std::uint8_t>) {
+    return napi_uint8_array;
+  } else if constexpr (std::is_same_v<T, std::uint16_t>) {
+    return napi_uint16_array;
+  } else {
+    static_assert(std::is_same_v<T, std::int64_t>, "no typed array holds this type");
+    return napi_bigint64_array;
+  }
 }
 
 inline const char* typed_array_name(napi_typedarray_type type) {
   switch (type) {
-    case napi_float32_array: return "Float32Array";
-    case napi_int32_array: return "Int32Array";
-    case napi_uint8_array: return "Uint8Array";
-    case napi_uint16_array: return "Uint16Array";
-    case napi_bigint64_array: return "BigInt64Array";
-    case napi_float64_array: return "Float64Array";
-    default: return "another typed array";
+    case napi_float32_array:
+      return "Float32Array";
+    case napi_int32_array:
+      return "Int32Array";
+    case napi_uint8_array:
+      return "Uint8Array";
+    case napi_uint16_array:
+      return "Uint16Array";
+    case napi_bigint64_array:
+      return "BigInt64Array";
+    case napi_float64_array:
+      return "Float64Array";
+    default:
+      return "another typed array";
   }
 }
 
@@ -43,27 +62,45 @@ struct View {
   std::int64_t size = 0;
 };
 
-/// The elements of a typed array. Works on ArrayBuffer and SharedArrayBuffer, with any byte offset.
-/// expected < 0: any length. Throws kInvalidArgument with the field's name.
+/// A typed array of whatever kind, before its elements are given a type.
+struct RawView {
+  napi_typedarray_type type = napi_int8_array;
+  void* data = nullptr;
+  std::int64_t size = 0;  // elements
+};
+
+/// Works on ArrayBuffer and SharedArrayBuffer, with any byte offset. A detached array throws, unless it is
+/// empty and nothing else was expected: JS cannot tell those apart either.
+inline RawView raw_view(const Napi::Value& value, const std::string& name) {
+  if (!value.IsTypedArray()) invalid(name + " must be a typed array");
+  RawView v;
+  std::size_t length = 0, offset = 0;
+  napi_value buffer = nullptr;
+  if (napi_get_typedarray_info(value.Env(), value, &v.type, &length, &v.data, &buffer, &offset) != napi_ok) {
+    invalid(name + " could not be read");
+  }
+  bool detached = false;  // a SharedArrayBuffer never is
+  if (napi_is_detached_arraybuffer(value.Env(), buffer, &detached) == napi_ok && detached) {
+    invalid(name + " is detached: its buffer was transferred elsewhere");
+  }
+  v.size = static_cast<std::int64_t>(length);
+  return v;
+}
+
+/// The elements of a typed array of one kind. expected < 0: any length. Throws kInvalidArgument with the
+/// field's name.
 template <class T>
 View<T> view(const Napi::Value& value, const std::string& name, std::int64_t expected = -1) {
   constexpr auto wanted = typed_array_type<T>();
   if (!value.IsTypedArray()) invalid(name + " must be a " + typed_array_name(wanted));
-  napi_typedarray_type type;
-  std::size_t length = 0;
-  void* data = nullptr;
-  napi_value buffer = nullptr;
-  std::size_t offset = 0;
-  if (napi_get_typedarray_info(value.Env(), value, &type, &length, &data, &buffer, &offset) != napi_ok) {
-    invalid(name + " could not be read: its buffer is detached or out of bounds");
+  const auto raw = raw_view(value, name);
+  if (raw.type != wanted) {
+    invalid(name + " must be a " + typed_array_name(wanted) + ", not a " + typed_array_name(raw.type));
   }
-  if (type != wanted) {
-    invalid(name + " must be a " + typed_array_name(wanted) + ", not a " + typed_array_name(type));
+  if (expected >= 0 && raw.size != expected) {
+    invalid(name + " has " + std::to_string(raw.size) + " elements, expected " + std::to_string(expected));
   }
-  if (expected >= 0 && static_cast<std::int64_t>(length) != expected) {
-    invalid(name + " has " + std::to_string(length) + " elements, expected " + std::to_string(expected));
-  }
-  return {static_cast<T*>(data), static_cast<std::int64_t>(length)};
+  return {static_cast<T*>(raw.data), raw.size};
 }
 
 template <class T>
@@ -92,7 +129,7 @@ inline double number(const Napi::Object& object, const char* name) {
 
 inline std::int64_t integer(const Napi::Object& object, const char* name) {
   const double value = number(object, name);
-  if (!(value >= -9007199254740991.0 && value <= 9007199254740991.0) || value != static_cast<double>(static_cast<std::int64_t>(value))) {
+  if (!(value >= -9007199254740991.0 && value <= 9007199254740991.0) || value != std::trunc(value)) {
     invalid(std::string(name) + " must be an integer, got " + std::to_string(value));
   }
   return static_cast<std::int64_t>(value);

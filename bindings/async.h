@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include <exception>
 #include <functional>
 #include <memory>
 #include <utility>
@@ -17,16 +18,23 @@ namespace rapo::bindings {
 class ControlObject : public Napi::ObjectWrap<ControlObject> {
  public:
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, "Control",
-                       {InstanceMethod<&ControlObject::cancel>("cancel"), InstanceAccessor<&ControlObject::done>("done"),
-                        InstanceAccessor<&ControlObject::total>("total")});
+    return DefineClass(
+        env, "Control",
+        {InstanceMethod<&ControlObject::cancel>("cancel"), InstanceAccessor<&ControlObject::done>("done"),
+         InstanceAccessor<&ControlObject::total>("total")});
   }
 
-  explicit ControlObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ControlObject>(info) {}
+  explicit ControlObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ControlObject>(info) {
+    info.This().As<Napi::Object>().TypeTag(&kTag);
+  }
 
   /// The Control behind a JS value, or a fresh one where the caller passed none.
   static std::shared_ptr<Control> get(const Napi::Value& value) {
-    if (!value.IsObject()) return std::make_shared<Control>();
+    if (value.IsUndefined() || value.IsNull()) return std::make_shared<Control>();
+    // Unwrapping an object of another class would read its memory as if it were ours.
+    if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kTag)) {
+      throw Error(ErrorCode::kInvalidArgument, "control must be a Control of this addon");
+    }
     return Napi::ObjectWrap<ControlObject>::Unwrap(value.As<Napi::Object>())->control_;
   }
 
@@ -42,6 +50,8 @@ class ControlObject : public Napi::ObjectWrap<ControlObject> {
     return Napi::Number::New(info.Env(), static_cast<double>(control_->total.load()));
   }
 
+  static constexpr napi_type_tag kTag = {0x7261706f2d636f6eULL, 0x74726f6c2d763031ULL};
+
   std::shared_ptr<Control> control_ = std::make_shared<Control>();
 };
 
@@ -55,12 +65,12 @@ class PromiseWorker : public Napi::AsyncWorker {
                          std::function<Result()> work, std::function<Napi::Value(Napi::Env, Result&)> to_js) {
     auto* worker = new PromiseWorker(env, std::move(control), std::move(work), std::move(to_js));
     for (auto& object : keep) worker->kept_.push_back(Napi::Persistent(object));
-    const auto promise = worker->deferred_.Promise();
+    const Napi::Value promise(env, worker->promise_);
     worker->Queue();
     return promise;
   }
 
-  ~PromiseWorker() override { napi_remove_env_cleanup_hook(Env(), &raise_cancel, control_.get()); }
+  ~PromiseWorker() override { napi_remove_env_cleanup_hook(Env(), &on_teardown, this); }
 
  protected:
   void Execute() override {
@@ -73,16 +83,20 @@ class PromiseWorker : public Napi::AsyncWorker {
   }
 
   void OnOK() override {
-    try {
-      deferred_.Resolve(to_js_(Env(), *result_));
-    } catch (const Napi::Error& error) {
-      deferred_.Reject(error.Value());
-    } catch (...) {
-      deferred_.Reject(make_js_error(Env(), describe(std::current_exception())));
-    }
+    settle([&] {
+      try {
+        napi_resolve_deferred(Env(), deferred_, to_js_(Env(), *result_));
+      } catch (const Napi::Error&) {
+        throw;
+      } catch (...) {
+        napi_reject_deferred(Env(), deferred_, make_js_error(Env(), describe(std::current_exception())));
+      }
+    });
   }
 
-  void OnError(const Napi::Error&) override { deferred_.Reject(make_js_error(Env(), failure_)); }
+  void OnError(const Napi::Error&) override {
+    settle([&] { napi_reject_deferred(Env(), deferred_, make_js_error(Env(), failure_)); });
+  }
 
  private:
   PromiseWorker(Napi::Env env, std::shared_ptr<Control> control, std::function<Result()> work,
@@ -90,12 +104,28 @@ class PromiseWorker : public Napi::AsyncWorker {
       : Napi::AsyncWorker(env),
         control_(std::move(control)),
         work_(std::move(work)),
-        to_js_(std::move(to_js)),
-        deferred_(Napi::Promise::Deferred::New(env)) {
-    napi_add_env_cleanup_hook(env, &raise_cancel, control_.get());
+        to_js_(std::move(to_js)) {
+    if (napi_create_promise(env, &deferred_, &promise_) != napi_ok) throw Napi::Error::New(env);
+    napi_add_env_cleanup_hook(env, &on_teardown, this);
   }
 
-  static void raise_cancel(void* control) { static_cast<Control*>(control)->cancelled = true; }
+  // JS may be refusing calls already (worker.terminate()); then there is nobody left to tell, and an
+  // exception that left a callback would abort the process.
+  template <class F>
+  void settle(F&& body) {
+    if (torn_down_) return;
+    try {
+      body();
+    } catch (const Napi::Error& error) {
+      if (!error.IsEmpty()) napi_reject_deferred(Env(), deferred_, error.Value());
+    } catch (...) {
+    }
+  }
+
+  static void on_teardown(void* worker) {
+    static_cast<PromiseWorker*>(worker)->torn_down_ = true;
+    static_cast<PromiseWorker*>(worker)->control_->cancelled = true;
+  }
 
   std::shared_ptr<Control> control_;
   std::function<Result()> work_;
@@ -103,7 +133,9 @@ class PromiseWorker : public Napi::AsyncWorker {
   std::vector<Napi::ObjectReference> kept_;
   std::unique_ptr<Result> result_;
   Failure failure_;
-  Napi::Promise::Deferred deferred_;
+  bool torn_down_ = false;
+  napi_deferred deferred_ = nullptr;
+  napi_value promise_ = nullptr;  // valid while the handle scope of run() is
 };
 
 }  // namespace rapo::bindings

@@ -1,4 +1,5 @@
-// The one place that turns native exceptions into JS errors: instances of lib/errors.ts's RapoError with a code.
+// The one place that turns native exceptions into JS errors: instances of lib/errors.ts's RapoError with a
+// code.
 #pragma once
 
 #include <napi.h>
@@ -18,6 +19,7 @@ struct AddonData {
 };
 
 inline Napi::Value set_error_class(const Napi::CallbackInfo& info) {
+  if (!info[0].IsFunction()) throw Napi::TypeError::New(info.Env(), "setErrorClass takes a constructor");
   auto* data = info.Env().GetInstanceData<AddonData>();
   data->error_class = Napi::Persistent(info[0].As<Napi::Function>());
   return info.Env().Undefined();

@@ -1,0 +1,63 @@
+// Objective, DType and Metrics between JS (lib/objective.ts, lib/metrics.ts) and the kernels' plain structs.
+#pragma once
+
+#include <napi.h>
+
+#include <string>
+
+#include "arrays.h"
+#include "kernels/objective.h"
+#include "kernels/penalty.h"
+
+namespace rapo::bindings {
+
+inline DType dtype_from(const std::string& name, const char* field) {
+  if (name == "float32") return DType::kFloat32;
+  if (name == "bfloat16") return DType::kBFloat16;
+  if (name == "float16") return DType::kFloat16;
+  if (name == "float64") return DType::kFloat64;
+  invalid(std::string(field) + " is \"" + name + "\", expected float32, bfloat16 or float16");
+}
+
+inline Penalty penalty_from(const std::string& name) {
+  std::string known;
+  for (int i = 0; i <= static_cast<int>(Penalty::kReverseFull); ++i) {
+    const auto penalty = static_cast<Penalty>(i);
+    if (name == penalty_name(penalty)) return penalty;
+    known += (i ? ", " : "") + std::string(penalty_name(penalty));
+  }
+  invalid("penalty is \"" + name + "\", expected one of " + known);
+}
+
+/// Every field is required: defaults are lib/objective.ts's. Ranges are checked by the kernels.
+inline Objective objective_from(const Napi::Value& value) {
+  if (!value.IsObject()) invalid("objective must be an object");
+  const auto object = value.As<Napi::Object>();
+  Objective objective;
+  objective.penalty = penalty_from(string(object, "penalty"));
+  objective.kl_coef = number(object, "klCoef");
+  objective.entropy_coef = number(object, "entropyCoef");
+  objective.clip_low = number(object, "clipLow");
+  objective.clip_high = number(object, "clipHigh");
+  objective.temperature = number(object, "temperature");
+  objective.max_log_ratio = number(object, "maxLogRatio");
+  return objective;
+}
+
+inline Napi::Value metrics_to_js(Napi::Env env, const Metrics& metrics) {
+  auto object = Napi::Object::New(env);
+  object.Set("tokens", static_cast<double>(metrics.tokens));
+  object.Set("loss", metrics.loss);
+  object.Set("klSum", metrics.kl_sum);
+  object.Set("entropySum", metrics.entropy_sum);
+  object.Set("ratioSum", metrics.ratio_sum);
+  object.Set("approxKlSum", metrics.approx_kl_sum);
+  object.Set("clippedLow", static_cast<double>(metrics.clipped_low));
+  object.Set("clippedHigh", static_cast<double>(metrics.clipped_high));
+  object.Set("klClamped", static_cast<double>(metrics.kl_clamped));
+  object.Set("ratioMin", metrics.ratio_min);
+  object.Set("ratioMax", metrics.ratio_max);
+  return object;
+}
+
+}  // namespace rapo::bindings
