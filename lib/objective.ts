@@ -1,18 +1,108 @@
-/** The objective of rapo.md sections 3 and 4 as a plain object; docs/objective.md has every formula. */
-export const penalties = ['none', 'forward', 'reverse-k3'] as const
+/**
+ * The objective of rapo.md sections 3 and 4 as a plain object; docs/objective.md has every formula.
+ * A preset takes the fields to change: `rapo({ klCoef: 0.05 })`. What it returns is complete, checked and frozen.
+ */
+import { RapoError } from './errors.js'
+
+/** The KL penalties: what each estimates and what is differentiated, see docs/objective.md. */
+export const penalties = [
+  'none',
+  'forward',
+  'forward-full',
+  'forward-score',
+  'reverse-score',
+  'reverse-k1',
+  'reverse-k2',
+  'reverse-k3',
+  'reverse-full',
+] as const
 export type Penalty = (typeof penalties)[number]
 
 export interface Objective {
   readonly penalty: Penalty
-  /** α ≥ 0, the penalty's weight. */
+  /** α ≥ 0, the penalty's weight; 0 without a penalty. */
   readonly klCoef: number
   /** β ≥ 0, the weight of the policy's exact entropy. */
   readonly entropyCoef: number
-  /** The ratio is clipped to [1 − clipLow, 1 + clipHigh]. */
+  /** The ratio is clipped to [1 − clipLow, 1 + clipHigh]; clipLow in [0, 1], clipHigh ≥ 0 (Infinity: no upper bound). */
   readonly clipLow: number
   readonly clipHigh: number
-  /** τ > 0: the logits of both models are divided by it. */
+  /** τ in [1e-6, 1e6]: the logits of both models are divided by it. */
   readonly temperature: number
   /** Upper clamp of the log-ratios inside exp, in (0, 20]. */
   readonly maxLogRatio: number
+}
+
+const plain: Objective = {
+  penalty: 'none',
+  klCoef: 0,
+  entropyCoef: 0,
+  clipLow: 0.2,
+  clipHigh: 0.2,
+  temperature: 1,
+  maxLogRatio: 20,
+}
+
+/** RAPO (arXiv 2510.03865): forward KL against the reward-reweighted reference, and the policy's entropy. */
+export function rapo(changes: Partial<Objective> = {}): Objective {
+  return defineObjective({ ...plain, penalty: 'forward', klCoef: 0.02, entropyCoef: 0.003, ...changes })
+}
+
+/** GRPO (arXiv 2402.03300) with its reverse-KL penalty, the paper's baseline GRPO-RKL. */
+export function grpo(changes: Partial<Objective> = {}): Objective {
+  return defineObjective({ ...plain, penalty: 'reverse-k3', klCoef: 0.02, ...changes })
+}
+
+/** DAPO (arXiv 2503.14476): no penalty, the upper clip bound raised; average with `token-mean`. */
+export function dapo(changes: Partial<Objective> = {}): Objective {
+  return defineObjective({ ...plain, clipHigh: 0.28, ...changes })
+}
+
+/** Dr. GRPO (arXiv 2503.20783): no penalty; average with `constant`, advantages not divided by their deviation. */
+export function drGrpo(changes: Partial<Objective> = {}): Objective {
+  return defineObjective({ ...plain, ...changes })
+}
+
+const checked = new WeakSet<Objective>()
+
+/** A checked, frozen copy. Throws ERR_RAPO_INVALID_ARGUMENT as validateObjective does. */
+export function defineObjective(objective: Objective): Objective {
+  validateObjective(objective)
+  const frozen = Object.freeze({ ...objective })
+  checked.add(frozen)
+  return frozen
+}
+
+/** Throws ERR_RAPO_INVALID_ARGUMENT naming field, value and range, or why a combination makes no sense. */
+export function validateObjective(objective: Objective): void {
+  if (checked.has(objective)) return
+  if (typeof objective !== 'object' || objective === null)
+    invalid(`objective is ${objective}, expected an object`)
+  for (const field of Object.keys(objective)) {
+    if (!(field in plain)) {
+      invalid(`objective has no field ${field}; its fields are ${Object.keys(plain).join(', ')}`)
+    }
+  }
+  const { penalty, klCoef } = objective
+  if (!penalties.includes(penalty)) invalid(`penalty is ${penalty}, expected one of ${penalties.join(', ')}`)
+  const range = (field: Exclude<keyof Objective, 'penalty'>, what: string, fits: (x: number) => boolean) => {
+    const value = objective[field]
+    if (typeof value !== 'number' || !fits(value)) invalid(`${field} is ${value}, expected a number ${what}`)
+  }
+  const coefficient = (x: number) => x >= 0 && x < Infinity
+  range('klCoef', '≥ 0 and finite', coefficient)
+  range('entropyCoef', '≥ 0 and finite', coefficient)
+  range('clipLow', 'in [0, 1]', x => x >= 0 && x <= 1)
+  range('clipHigh', '≥ 0', x => x >= 0)
+  range('temperature', 'in [1e-6, 1e6]', x => x >= 1e-6 && x <= 1e6)
+  range('maxLogRatio', 'in (0, 20]', x => x > 0 && x <= 20)
+  if (penalty === 'none' && klCoef !== 0) {
+    invalid(
+      `klCoef is ${klCoef}, but there is no penalty for it to weigh: choose a penalty, or make klCoef 0`,
+    )
+  }
+}
+
+function invalid(message: string): never {
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }

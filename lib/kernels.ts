@@ -1,0 +1,311 @@
+/**
+ * The objective's loss and gradient for full logits, and log-prob gathering: the typed face of the kernels addon.
+ * Needs no libtorch. N is the number of rows (completion tokens), V the vocabulary; row i of `logits` is the
+ * distribution that `tokenIds[i]` was drawn from.
+ */
+import { RapoError } from './errors.js'
+import type { ObjectiveMetrics } from './metrics.js'
+import { type KernelsAddon, loadKernels } from './native.js'
+import { type Objective, validateObjective } from './objective.js'
+
+export type LogitsDType = 'float32' | 'bfloat16' | 'float16'
+/** Float32Array, or Uint16Array holding the bits of bfloat16 or float16 numbers. */
+export type Logits = Float32Array | Uint16Array
+
+/** Arrays are borrowed for the call. An entry a row unless it says otherwise. */
+export interface LossBatch<L extends Logits = Logits> {
+  readonly vocabSize: number
+  /** Of logits and refLogits. Default float32. */
+  readonly dtype?: LogitsDType
+  /** (N × V) the policy's, before division by the temperature. */
+  readonly logits: L
+  /** (N × V) the reference's; left out without a penalty. */
+  readonly refLogits?: L
+  /** In [0, V). */
+  readonly tokenIds: Int32Array | BigInt64Array
+  /** n_t, mask × aggregation weight over the whole batch. 0 masks the row: nothing else in it is looked at. */
+  readonly tokenWeights: Float32Array
+  readonly advantages: Float32Array
+  /** φ in [0, 1], for the forward penalties. Left out: 1. */
+  readonly refWeights?: Float32Array
+  /** log π_old(token). Left out: the policy's own, so that every ratio is 1. */
+  readonly oldLogprobs?: Float32Array
+}
+
+/**
+ * Where the gradient goes: a new array of the logits' dtype, over the logits themselves, nowhere, or into an array
+ * given (a Float32Array, or one like the logits).
+ */
+export type GradMode = 'new' | 'in-place' | 'none' | Logits
+
+export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean> {
+  /** Default 'new'. */
+  readonly grad?: M
+  /** Also return each row's values. Default false. */
+  readonly perToken?: P
+}
+
+/** An entry a row; 0 in masked rows. */
+export interface PerToken {
+  /** log p of the token. */
+  readonly logprobs: Float32Array
+  /** q of the token: the reference's log-prob after reweighting; 0 without a penalty. */
+  readonly refLogprobs: Float32Array
+  /** The penalty D. */
+  readonly kl: Float32Array
+  readonly entropy: Float32Array
+  readonly ratio: Float32Array
+  /** 0 not clipped, 1 cut off at the lower bound, 2 at the upper. */
+  readonly clipped: Uint8Array
+}
+
+type GradOf<L, M> = M extends 'none' ? undefined : M extends Logits ? M : L
+
+export interface LossResult<G, P extends boolean> {
+  readonly loss: number
+  /** (N × V) ∂loss/∂logits. */
+  readonly gradLogits: G
+  readonly metrics: ObjectiveMetrics
+  readonly perToken: P extends true ? PerToken : undefined
+}
+
+export interface AsyncOptions {
+  /** Aborting rejects with ERR_RAPO_ABORTED within a few rows' time. */
+  readonly signal?: AbortSignal
+}
+
+interface RawControl {
+  cancel(): void
+}
+
+interface RawOutputs extends Partial<PerToken> {
+  gradLogits?: Logits | undefined
+  gradDtype?: LogitsDType
+}
+
+interface RawGatherOutputs {
+  logprobs?: Float32Array
+  entropy: Float32Array
+  logSumExp: Float32Array
+}
+
+/** The functions of bindings/kernels.cpp. */
+interface RawKernels extends KernelsAddon {
+  Control: new () => RawControl
+  policyLoss(batch: object, objective: Objective, outputs: RawOutputs): ObjectiveMetrics
+  policyLossAsync(
+    batch: object,
+    objective: Objective,
+    outputs: RawOutputs,
+    control: RawControl,
+  ): Promise<ObjectiveMetrics>
+  gatherLogprobs(batch: object, outputs: RawGatherOutputs): void
+  gatherLogprobsAsync(batch: object, outputs: RawGatherOutputs, control: RawControl): Promise<void>
+  isa(): string
+  isas(): string[]
+  threads(): number
+  setThreads(n: number): void
+}
+
+const addon = () => loadKernels() as RawKernels
+
+/**
+ * loss = −Σ n (g − αD + βH) over the rows, and its gradient with respect to the policy's logits.
+ * Losses, gradients and metrics of any split of a batch add up. The same bits for any number of threads.
+ * Throws ERR_RAPO_INVALID_ARGUMENT (field, value, range) before anything is written; ERR_RAPO_NON_FINITE, naming the
+ * first row with NaN, +inf or an infinite penalty, after which a gradient in place has destroyed the logits.
+ */
+export function policyLoss<L extends Logits, M extends GradMode = 'new', P extends boolean = false>(
+  batch: LossBatch<L>,
+  objective: Objective,
+  options: LossOptions<M, P> = {},
+): LossResult<GradOf<L, M>, P> {
+  const call = prepareLoss(batch, objective, options)
+  return lossResult(call.outputs, options, addon().policyLoss(call.batch, objective, call.outputs))
+}
+
+/**
+ * policyLoss off the main thread. Until it settles, leave the arrays alone: writing to them changes the result, and
+ * transferring one to another thread frees memory in use. Arrays on resizable buffers throw.
+ */
+export async function policyLossAsync<
+  L extends Logits,
+  M extends GradMode = 'new',
+  P extends boolean = false,
+>(
+  batch: LossBatch<L>,
+  objective: Objective,
+  options: LossOptions<M, P> & AsyncOptions = {},
+): Promise<LossResult<GradOf<L, M>, P>> {
+  const { signal, ...rest } = options
+  const call = prepareLoss(batch, objective, rest as LossOptions<M, P>)
+  const metrics = await abortable(signal, [call.batch, call.outputs], control =>
+    addon().policyLossAsync(call.batch, objective, call.outputs, control),
+  )
+  return lossResult(call.outputs, options, metrics)
+}
+
+export interface GatherBatch {
+  readonly vocabSize: number
+  /** Default float32. */
+  readonly dtype?: LogitsDType
+  /** (N × V) */
+  readonly logits: Logits
+  /** (N) in [0, V) */
+  readonly tokenIds: Int32Array | BigInt64Array
+  /** τ in [1e-6, 1e6], by which the logits are divided. Default 1. */
+  readonly temperature?: number
+}
+
+/** An entry a row. */
+export interface GatherResult {
+  /** log p of the token; −Infinity where its logit is. */
+  readonly logprobs: Float32Array
+  readonly entropy: Float32Array
+  /** Of logits / temperature. */
+  readonly logSumExp: Float32Array
+}
+
+/** Each row's log-prob of its token, entropy and log-sum-exp, in one pass. Throws as policyLoss does. */
+export function gatherLogprobs(batch: GatherBatch): GatherResult {
+  const call = prepareGather(batch)
+  addon().gatherLogprobs(call.batch, call.outputs)
+  return call.outputs
+}
+
+/** gatherLogprobs off the main thread; what policyLossAsync says of arrays goes here too. */
+export async function gatherLogprobsAsync(
+  batch: GatherBatch,
+  options: AsyncOptions = {},
+): Promise<GatherResult> {
+  const call = prepareGather(batch)
+  await abortable(options.signal, [call.batch, call.outputs], control =>
+    addon().gatherLogprobsAsync(call.batch, call.outputs, control),
+  )
+  return call.outputs
+}
+
+export interface KernelsInfo {
+  /** The instruction set in use; RAPO_KERNELS_ISA overrides the choice. */
+  readonly isa: string
+  /** Those that this machine can run, fastest first. */
+  readonly isas: readonly string[]
+  /** Threads that share a call's work, the calling one included. */
+  readonly threads: number
+}
+
+export function kernelsInfo(): KernelsInfo {
+  return { isa: addon().isa(), isas: addon().isas(), threads: addon().threads() }
+}
+
+/** Threads for the calls to come, in [1, 1024]; 0 restores the default, one a core. */
+export function setKernelThreads(threads: number): void {
+  addon().setThreads(threads)
+}
+
+const batchFields = new Set<string>([
+  'vocabSize',
+  'dtype',
+  'logits',
+  'refLogits',
+  'tokenIds',
+  'tokenWeights',
+  'advantages',
+  'refWeights',
+  'oldLogprobs',
+])
+
+function prepareLoss(batch: LossBatch, objective: Objective, options: LossOptions) {
+  validateObjective(objective)
+  for (const field of Object.keys(batch)) {
+    if (!batchFields.has(field)) {
+      invalid(`batch has no field ${field}; its fields are ${[...batchFields].join(', ')}`)
+    }
+  }
+  const { grad = 'new', perToken = false } = options
+  const { logits, dtype = 'float32' } = batch
+  const rows = batch.tokenIds?.length ?? 0
+  const outputs: RawOutputs = perToken ? perTokenArrays(rows) : {}
+  if (grad !== 'none') {
+    outputs.gradLogits = gradArray(grad, logits)
+    outputs.gradDtype = outputs.gradLogits instanceof Float32Array ? 'float32' : dtype
+  }
+  return { batch: { ...batch, rows, dtype }, outputs }
+}
+
+function gradArray(grad: GradMode, logits: Logits): Logits {
+  if (grad === 'in-place') return logits
+  if (typeof grad === 'object') return grad
+  if (grad !== 'new') invalid(`grad is ${grad}, expected new, in-place, none or a typed array`)
+  return logits instanceof Float32Array ? new Float32Array(logits.length) : new Uint16Array(logits.length)
+}
+
+function perTokenArrays(rows: number): PerToken {
+  return {
+    logprobs: new Float32Array(rows),
+    refLogprobs: new Float32Array(rows),
+    kl: new Float32Array(rows),
+    entropy: new Float32Array(rows),
+    ratio: new Float32Array(rows),
+    clipped: new Uint8Array(rows),
+  }
+}
+
+function lossResult<G, P extends boolean>(
+  outputs: RawOutputs,
+  options: LossOptions,
+  metrics: ObjectiveMetrics,
+): LossResult<G, P> {
+  const { gradLogits, gradDtype: _, ...perToken } = outputs
+  return {
+    loss: metrics.loss,
+    gradLogits: gradLogits as G,
+    metrics,
+    perToken: (options.perToken ? perToken : undefined) as LossResult<G, P>['perToken'],
+  }
+}
+
+function prepareGather({ vocabSize, dtype = 'float32', logits, tokenIds, temperature = 1 }: GatherBatch) {
+  const rows = tokenIds?.length ?? 0
+  const outputs = {
+    logprobs: new Float32Array(rows),
+    entropy: new Float32Array(rows),
+    logSumExp: new Float32Array(rows),
+  }
+  return { batch: { rows, vocabSize, dtype, logits, tokenIds, temperature }, outputs }
+}
+
+async function abortable<T>(
+  signal: AbortSignal | undefined,
+  arguments_: readonly object[],
+  start: (control: RawControl) => Promise<T>,
+): Promise<T> {
+  const arrays = arguments_.flatMap(object => Object.entries(object)).filter(([, x]) => ArrayBuffer.isView(x))
+  for (const [field, { buffer }] of arrays as [
+    string,
+    ArrayBufferView & { buffer: { resizable?: boolean } },
+  ][]) {
+    if (buffer.resizable) invalid(`${field} is on a resizable buffer, which could shrink while the call runs`)
+  }
+  if (signal?.aborted) throw aborted(signal)
+  const control = new (addon().Control)()
+  const cancel = () => control.cancel()
+  signal?.addEventListener('abort', cancel, { once: true })
+  try {
+    return await start(control)
+  } catch (error) {
+    if (signal?.aborted && error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')
+      throw aborted(signal)
+    throw error
+  } finally {
+    signal?.removeEventListener('abort', cancel)
+  }
+}
+
+function aborted(signal: AbortSignal): RapoError {
+  return new RapoError('ERR_RAPO_ABORTED', 'the call was aborted', { cause: signal.reason })
+}
+
+function invalid(message: string): never {
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
+}
