@@ -54,6 +54,7 @@ export interface WorkOptions {
   /** Both streams are appended here. */
   readonly log: string
   readonly onLine?: (line: string) => void
+  readonly cwd?: string
   readonly signal?: AbortSignal
 }
 
@@ -70,6 +71,7 @@ export async function work(
     const child = spawn(command, args, {
       env: options.env,
       stdio: ['ignore', 'pipe', 'pipe'],
+      ...(options.cwd ? { cwd: options.cwd } : {}),
       ...(options.signal ? { signal: options.signal } : {}),
     })
     for (const stream of [child.stdout, child.stderr]) {

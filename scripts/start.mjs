@@ -1,0 +1,16 @@
+// npm start: every bit of set-up, then the main job. Further arguments go to `rapo demo`.
+import { spawn } from 'node:child_process'
+import { bootstrap, root } from './bootstrap.mjs'
+
+await bootstrap()
+const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'demo', ...process.argv.slice(2)], {
+  cwd: root,
+  stdio: 'inherit',
+})
+// A terminal sends Ctrl-C to both: the job decides when it ends. A signal to this process alone is passed on.
+process.on('SIGINT', () => {})
+process.on('SIGTERM', () => child.kill('SIGTERM'))
+child.on('exit', (code, signal) => {
+  process.exitCode = code ?? 1
+  if (signal) console.error(`the demo was ended by ${signal}`)
+})
