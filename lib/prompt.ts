@@ -50,12 +50,12 @@ export function loadTokenizer(modelDir: string): Tokenizer {
   const unknownId = unknownToken === undefined ? undefined : tokenizer.token_to_id(unknownToken)
   return {
     encode(text) {
-      const { ids, tokens } = tokenizer.encode(text, { add_special_tokens: false })
+      const { ids } = tokenizer.encode(text, { add_special_tokens: false })
       for (const [i, id] of ids.entries()) {
         if (id === undefined || (id === unknownId && !text.includes(unknownToken!))) {
           throw new RapoError(
             'ERR_RAPO_DATA',
-            `the tokenizer ${file} has no token for part of ${JSON.stringify(text)} (after ${i} tokens: ${JSON.stringify(tokens.slice(0, i).join(''))})`,
+            `the tokenizer ${file} has no token for part of ${JSON.stringify(text)} (after ${i} tokens: ${JSON.stringify(i ? tokenizer.decode(ids.slice(0, i)) : '')})`,
           )
         }
       }

@@ -71,3 +71,37 @@ export function partialValues(numbers: readonly number[]): Set<number> {
   }
   return values
 }
+
+export interface CountdownProblem {
+  readonly numbers: readonly number[]
+  readonly target: number
+  readonly difficulty: 'easy' | 'hard'
+  readonly solutions: readonly Solution[]
+}
+
+/** The prompt that the bundled model was made for. */
+export function promptOf({ numbers, target }: Pick<CountdownProblem, 'numbers' | 'target'>): string {
+  return `${numbers.join(' ')}=${target}:`
+}
+
+/**
+ * Every problem of three ascending numbers 1 … maxNumber with a target 1 … maxTarget that all three reach, but no part
+ * of them does. Easy: some solution needs neither × nor ÷ (then it needs no brackets either); hard: all the others.
+ */
+export function listProblems(maxNumber = 12, maxTarget = 99): CountdownProblem[] {
+  const problems: CountdownProblem[] = []
+  for (let a = 1; a <= maxNumber; a++) {
+    for (let b = a; b <= maxNumber; b++) {
+      for (let c = b; c <= maxNumber; c++) {
+        const numbers = [a, b, c]
+        const tooEasy = partialValues(numbers)
+        for (const [target, solutions] of solve(numbers)) {
+          if (target < 1 || target > maxTarget || tooEasy.has(target)) continue
+          const difficulty = solutions.some(solution => solution.isPlain) ? 'easy' : 'hard'
+          problems.push({ numbers, target, difficulty, solutions })
+        }
+      }
+    }
+  }
+  return problems
+}

@@ -1,0 +1,241 @@
+/** What the commands of the command line do: options in, one call of the library, a few lines for a person out. */
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { readLatestCheckpoint } from './checkpoint.js'
+import { fields, loadConfig } from './config.js'
+import { RapoError } from './errors.js'
+import { evaluate, formatPassAtK } from './evaluate.js'
+import { generateLines, type InferOptions, logprobLines } from './infer.js'
+import type { Device, ModelDType } from './policy.js'
+import { createProgress, type Progress } from './progress.js'
+import { train } from './train.js'
+
+type Values = Readonly<Record<string, unknown>>
+
+/** The fields of the configuration among a command's options. */
+function overridesOf(values: Values): Record<string, unknown> {
+  return Object.fromEntries(fields.map(({ path }) => [path, values[path]]))
+}
+
+interface TrainValues {
+  readonly config?: string
+  readonly resume?: string
+  readonly overwrite?: boolean
+}
+
+export async function runTrain(values: TrainValues & Values): Promise<void> {
+  const { resume, config: file } = values
+  const overrides = overridesOf(values)
+  if (resume !== undefined) {
+    const clash = ['config', 'overwrite', 'run.output', 'model.dir'].find(name => values[name] !== undefined)
+    if (clash) throw new RapoError('ERR_RAPO_CONFIG', `--${clash} does not go together with --resume`)
+    if (!existsSync(path.join(resume, 'config.yaml'))) {
+      throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
+    }
+    overrides['run.output'] = resume
+  }
+  const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
+  config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
+  const { output, steps } = config.run
+
+  let progress: Progress | undefined
+  const stopping = listenForStop(() =>
+    progress?.log('finishing the step and saving; once more quits at once'),
+  )
+  let stepsDone: number
+  try {
+    stepsDone = await train(config, {
+      resume: resume !== undefined,
+      overwrite: values.overwrite ?? false,
+      isStopping: () => stopping.signal !== undefined,
+      onStart: done => {
+        progress = createProgress({ label: path.basename(output), total: steps, unit: 'steps', done })
+      },
+      onStep: metrics => {
+        progress?.update(metrics.step, {
+          reward: metrics.rewardMean,
+          kl: metrics.kl,
+          entropy: metrics.entropy,
+          length: metrics.completionLengthMean,
+        })
+      },
+    })
+  } finally {
+    progress?.stop()
+    stopping.release()
+  }
+  if (stepsDone < steps) {
+    console.log(`saved after step ${stepsDone}; to go on: ${invocation()} train --resume ${quote(output)}`)
+    process.exitCode = stopping.signal === 'SIGTERM' ? 143 : 130
+  } else {
+    console.log(
+      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
+    )
+  }
+}
+
+/**
+ * The first SIGINT or SIGTERM asks the run to stop, the second quits at once. A forked run (rapo demo) is asked by its
+ * parent's message 'stop', or by the parent's end, instead of by the terminal.
+ */
+function listenForStop(onFirst: () => void) {
+  const state: { signal: NodeJS.Signals | undefined; release(): void } = {
+    signal: undefined,
+    release: () => {},
+  }
+  const stop = (signal: NodeJS.Signals) => {
+    if (state.signal) process.exit(130)
+    state.signal = signal
+    onFirst()
+  }
+  const onMessage = (message: unknown) => message === 'stop' && stop('SIGTERM')
+  const onDisconnect = () => stop('SIGTERM')
+  const ignore = () => {}
+  const isForked = process.send !== undefined
+  process.on('SIGINT', isForked ? ignore : stop)
+  process.on('SIGTERM', stop)
+  if (isForked) {
+    process.on('message', onMessage)
+    process.on('disconnect', onDisconnect)
+    process.channel?.unref()
+  }
+  state.release = () => {
+    process.off('SIGINT', isForked ? ignore : stop).off('SIGTERM', stop)
+    process.off('message', onMessage).off('disconnect', onDisconnect)
+  }
+  return state
+}
+
+interface EvalValues {
+  readonly model: string
+  readonly config?: string
+  readonly n?: string
+  readonly name?: string
+  readonly output?: string
+}
+
+export async function runEval(values: EvalValues & Values): Promise<void> {
+  const { model: given, n } = values
+  const checkpoint = readLatestCheckpoint(given)
+  const isRun = checkpoint !== undefined
+  const overrides: Values = {
+    ...overridesOf(values),
+    'model.dir': given,
+    ...(n !== undefined && { 'eval.samples': n }),
+  }
+  const file = values.config ?? (isRun ? path.join(given, 'config.yaml') : undefined)
+  const config = loadConfig(file, overrides)
+  const name = values.name ?? path.basename(path.resolve(given))
+  const output = values.output ?? (isRun ? given : path.join('runs', name))
+
+  if (process.send) {
+    // Forked by rapo demo: nothing is lost by ending at once.
+    process.on('message', message => message === 'stop' && process.exit(143))
+    process.on('disconnect', () => process.exit(143))
+    process.channel?.unref()
+  }
+  let progress: Progress | undefined
+  let solved = 0
+  const result = await evaluate(config, {
+    dir: checkpoint?.dir ?? given,
+    model: given,
+    name,
+    output,
+    onProblem: (done, total, { correct }) => {
+      progress ??= createProgress({ label: `${name} eval`, total, unit: 'problems' })
+      if (correct > 0) solved++
+      progress.update(done, { solved: solved / done })
+    },
+  }).finally(() => progress?.stop())
+  console.log(formatPassAtK([result]))
+  console.log(
+    `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
+  )
+}
+
+interface InferValues {
+  readonly model: string
+  readonly input?: string
+  readonly output?: string
+  readonly device: Device
+  readonly dtype: ModelDType
+  readonly temperature: number
+}
+
+interface GenerateValues extends InferValues {
+  readonly n: number
+  readonly maxNewTokens: number
+  readonly topP: number
+  readonly topK: number
+  readonly minP: number
+  readonly seed: number
+}
+
+export async function runGenerate(values: GenerateValues): Promise<void> {
+  const { n, maxNewTokens, temperature, topP, topK, minP, seed } = values
+  const sampling = { n, maxNewTokens, temperature, topP, topK, minP, seed }
+  await withProgress('generate', 'tokens at most', values, options => generateLines(options, sampling))
+}
+
+export async function runLogprobs(values: InferValues): Promise<void> {
+  await withProgress('logprobs', 'lines', values, options => logprobLines(options, values.temperature))
+}
+
+async function withProgress(
+  label: string,
+  unit: string,
+  { model, input, output, device, dtype }: InferValues,
+  body: (options: InferOptions) => Promise<void>,
+): Promise<void> {
+  let progress: Progress | undefined
+  const onProgress = (done: number, total: number) => {
+    progress ??= createProgress({ label, total, unit })
+    progress.update(done)
+  }
+  const files = { ...(input !== undefined && { input }), ...(output !== undefined && { output }) }
+  await body({ model, ...files, device, dtype, onProgress }).finally(() => progress?.stop())
+}
+
+export async function runReport(
+  runs: readonly string[],
+  values: { base?: string; output: string },
+): Promise<void> {
+  const { writeReport } = await import('./report.js')
+  await writeReport({ runs, ...values })
+  console.log(path.resolve(values.output))
+}
+
+export async function runSetup({ force }: { force?: boolean }): Promise<void> {
+  const { setup } = await import('./setup/setup.js')
+  let progress: Progress | undefined
+  await setup({
+    force: force ?? false,
+    onProgress: ({ part, message, done, total, seconds }) => {
+      if (done !== undefined && total !== undefined) {
+        progress ??= createProgress({ label: part, total, unit: 'files' })
+        progress.update(done)
+        return
+      }
+      const line = `${part}: ${message}${seconds === undefined ? '' : ` (${seconds.toFixed(1)} s)`}`
+      if (progress) progress.log(line)
+      else console.error(line)
+    },
+  }).finally(() => progress?.stop())
+}
+
+export async function runDoctor(): Promise<void> {
+  const { doctor, formatDoctor } = await import('./doctor.js')
+  const report = await doctor()
+  console.log(formatDoctor(report))
+  if (!report.ok) process.exitCode = 1
+}
+
+/** How this process was called, for commands that a person can paste. */
+function invocation(): string {
+  const script = process.argv[1] ?? ''
+  return script.endsWith('.ts') ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+}
+
+function quote(text: string): string {
+  return /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`
+}

@@ -1,0 +1,388 @@
+/**
+ * A run's configuration: every field once, with its default, range and help line. Files, command-line options, error
+ * messages and `--help` all come from this declaration.
+ */
+import { readFileSync } from 'node:fs'
+import { distance } from 'fastest-levenshtein'
+import { LineCounter, parseDocument, stringify } from 'yaml'
+import { z } from 'zod'
+import { aggregations } from './batch.js'
+import { RapoError } from './errors.js'
+import { dapo, drGrpo, grpo, penalties, rapo } from './objective.js'
+
+const fraction = () => z.number().min(0).max(1)
+const count = (min = 1) => z.int().min(min)
+const coefficient = () => z.number().min(0).max(1e6)
+
+const model = z.strictObject({
+  dir: z.string().min(1).describe('Hugging Face directory of the model to train: config, weights, tokenizer'),
+  reference: z.string().min(1).optional().describe('directory of the frozen reference (default: model.dir)'),
+  dtype: z
+    .enum(['float32', 'bfloat16'])
+    .default('float32')
+    .describe('of weights and activations; the optimizer keeps float32'),
+  device: z.enum(['cpu', 'cuda']).default('cpu').describe('where the model lives'),
+})
+
+const data = z.strictObject({
+  train: z.string().default('').describe('problem file to train on (JSON Lines, docs/files.md)'),
+  eval: z.string().default('').describe('problem file that `rapo eval` measures'),
+  template: z
+    .string()
+    .regex(/\{prompt\}/, 'must contain {prompt}')
+    .default('{prompt}')
+    .describe('text around a problem, in which {prompt} stands for its prompt'),
+})
+
+const task = z.strictObject({
+  verifier: z
+    .string()
+    .min(1)
+    .describe('what rewards a completion: countdown, exact, or the path of a module'),
+})
+
+const sampling = z.strictObject({
+  groupSize: count(2).max(65536).default(8).describe('G, completions a prompt'),
+  promptsPerStep: count().default(16).describe('problems a step'),
+  temperature: z
+    .number()
+    .min(1e-6)
+    .max(100)
+    .default(1)
+    .describe('τ; the objective divides the logits by the same'),
+  topP: z
+    .number()
+    .positive()
+    .max(1)
+    .default(1)
+    .describe('sample from the likeliest tokens with this mass; 1 is off'),
+  topK: count(0).default(0).describe('sample from this many likeliest tokens; 0 is off'),
+  minP: z
+    .number()
+    .min(0)
+    .lt(1)
+    .default(0)
+    .describe('drop tokens less likely than this times the likeliest; 0 is off'),
+  maxNewTokens: count().default(1024).describe('longest completion, in tokens'),
+})
+
+const objective = z.strictObject({
+  preset: z
+    .enum(['rapo', 'grpo', 'dapo', 'dr-grpo'])
+    .default('rapo')
+    .describe('where the fields below that are not given come from'),
+  penalty: z.enum(penalties).optional().describe('the KL penalty D'),
+  klCoef: coefficient().optional().describe('α, the weight of the penalty'),
+  entropyCoef: coefficient().optional().describe('β, the weight of the entropy'),
+  clipLow: fraction().optional().describe('the ratio is clipped to [1 − clipLow, 1 + clipHigh]'),
+  clipHigh: z.number().min(0).max(1e6).optional().describe('see clipLow'),
+  maxLogRatio: z.number().positive().max(20).optional().describe('upper clamp of log-ratios before exp'),
+  aggregation: z.enum(aggregations).optional().describe('how the tokens of a step are averaged'),
+  standardize: z.boolean().optional().describe("divide advantages by the std of their group's rewards"),
+  phiMin: fraction()
+    .optional()
+    .describe('φ of a completion with reward rMin or less; forward penalties only'),
+  phiMax: fraction().optional().describe('φ of a completion with reward rMax or more'),
+  rMin: z.number().optional().describe('reward from which φ rises'),
+  rMax: z.number().optional().describe('reward from which φ stays phiMax'),
+})
+
+const optimizer = z.strictObject({
+  learningRate: z.number().positive().max(1).default(1e-6).describe('peak learning rate'),
+  schedule: z
+    .enum(['constant', 'linear', 'cosine'])
+    .default('constant')
+    .describe('after the warm-up: constant, or falling to 0 at run.steps'),
+  warmupSteps: count(0).default(0).describe('steps over which the learning rate rises from 0'),
+  beta1: z.number().min(0).lt(1).default(0.9).describe('AdamW'),
+  beta2: z.number().min(0).lt(1).default(0.999).describe('AdamW'),
+  eps: z.number().positive().max(1).default(1e-8).describe('AdamW'),
+  weightDecay: z.number().min(0).max(1).default(0).describe('AdamW'),
+  maxGradNorm: z.number().positive().default(1).describe("the gradient's norm is clipped to this"),
+  stepsPerBatch: count()
+    .default(1)
+    .describe('optimizer steps a batch of rollouts; at most sampling.promptsPerStep'),
+  microBatchTokens: count()
+    .default(16384)
+    .describe('tokens, padding included, that are in memory at once while training'),
+})
+
+const run = z.strictObject({
+  output: z
+    .string()
+    .default('')
+    .describe('run directory (default: runs/ and the name of the configuration file)'),
+  steps: count().default(100).describe('batches of rollouts to train on'),
+  seed: count(0).default(1).describe('of everything random in the run'),
+  saveEvery: count().default(50).describe('steps between checkpoints; the last step is always saved'),
+  keepCheckpoints: count().default(2).describe('newest checkpoints to keep'),
+  samplesPerStep: count(0).default(2).describe('completions a step written to samples.jsonl'),
+  threads: count(0).max(4096).default(0).describe('CPU threads; 0 leaves it to libtorch'),
+})
+
+const evaluation = z.strictObject({
+  samples: count(2).default(64).describe('n, completions a problem; pass@k is given for k = 1, 2, 4 … n/2'),
+  keepSamples: count(0).default(4).describe('completions a problem written to eval-samples.jsonl'),
+  bootstrap: count(100).max(1e6).default(1000).describe('resamples behind the 95 % intervals'),
+  seed: count(0).default(1).describe('of the samples and the intervals'),
+})
+
+type ObjectiveInput = z.output<typeof objective>
+type ResolvedObjective = { [K in keyof ObjectiveInput]-?: NonNullable<ObjectiveInput[K]> }
+
+const phiOff = { phiMin: 1, phiMax: 1, rMin: 0, rMax: 1 }
+const sequenceMean = { aggregation: 'sequence-mean', standardize: true } as const
+const presets = {
+  rapo: { ...rapo(), ...sequenceMean, phiMin: 0.7, phiMax: 1, rMin: 0, rMax: 1 },
+  grpo: { ...grpo(), ...sequenceMean, ...phiOff },
+  dapo: { ...dapo(), aggregation: 'token-mean', standardize: true, ...phiOff },
+  'dr-grpo': { ...drGrpo(), aggregation: 'constant', standardize: false, ...phiOff },
+} as const
+
+function resolveObjective(given: ObjectiveInput): ResolvedObjective {
+  const { temperature: _, ...preset } = presets[given.preset]
+  const resolved = { preset: given.preset, ...preset, ...dropUndefined(given) } as ResolvedObjective
+  // Switching the preset's penalty off switches its weight off.
+  if (given.penalty === 'none' && given.klCoef === undefined) resolved.klCoef = 0
+  return resolved
+}
+
+const schema = z.strictObject({
+  model,
+  data: data.prefault({}),
+  task,
+  sampling: sampling.prefault({}),
+  objective: objective.prefault({}),
+  optimizer: optimizer.prefault({}),
+  run: run.prefault({}),
+  eval: evaluation.prefault({}),
+})
+
+/** A whole configuration, defaults filled in. */
+export type Config = Omit<z.output<typeof schema>, 'objective'> & { objective: ResolvedObjective }
+
+/** A field as people meet it. */
+export interface Field {
+  /** Such as objective.klCoef. */
+  readonly path: string
+  /** Such as --objective.kl-coef. */
+  readonly option: string
+  readonly type: 'number' | 'boolean' | 'string'
+  /** What it must be, in words: "a number ≥ 0". */
+  readonly range: string
+  readonly default: unknown
+  readonly help: string
+}
+
+interface JsonSchema {
+  type?: string
+  enum?: unknown[]
+  minimum?: number
+  maximum?: number
+  exclusiveMinimum?: number
+  exclusiveMaximum?: number
+  minLength?: number
+  pattern?: string
+  default?: unknown
+  description?: string
+  properties?: Record<string, JsonSchema>
+}
+
+/** Every field, in the order declared. */
+export const fields: readonly Field[] = listFields(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema, [])
+
+function listFields(node: JsonSchema, path: readonly string[]): Field[] {
+  if (node.properties) {
+    return Object.entries(node.properties).flatMap(([name, child]) => listFields(child, [...path, name]))
+  }
+  const isNumber = node.type === 'number' || node.type === 'integer'
+  const dotted = path.join('.')
+  return [
+    {
+      path: dotted,
+      option: `--${dotted.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)}`,
+      type: isNumber ? 'number' : node.type === 'boolean' ? 'boolean' : 'string',
+      range: describeRange(node),
+      default: node.default,
+      help: node.description ?? '',
+    },
+  ]
+}
+
+function describeRange(node: JsonSchema): string {
+  if (node.enum) return `one of ${node.enum.join(', ')}`
+  if (node.type === 'boolean') return 'true or false'
+  if (node.type === 'string') {
+    if (node.pattern) return 'a text that contains {prompt}'
+    return node.minLength ? 'a text that is not empty' : 'a text'
+  }
+  const bounds: string[] = []
+  if (node.exclusiveMinimum !== undefined) bounds.push(`> ${node.exclusiveMinimum}`)
+  else if (node.minimum !== undefined && node.minimum > -Number.MAX_SAFE_INTEGER)
+    bounds.push(`≥ ${node.minimum}`)
+  if (node.exclusiveMaximum !== undefined) bounds.push(`< ${node.exclusiveMaximum}`)
+  else if (node.maximum !== undefined && node.maximum < Number.MAX_SAFE_INTEGER)
+    bounds.push(`≤ ${node.maximum}`)
+  return `${node.type === 'integer' ? 'a whole number' : 'a number'} ${bounds.join(' and ')}`.trim()
+}
+
+/** Presets as `--help` shows them. */
+export function describePresets(): string {
+  return Object.entries(presets)
+    .map(([name, { temperature: _, ...values }]) => {
+      const parts = Object.entries(values).map(([field, value]) => `${field} ${value}`)
+      return `  ${name.padEnd(8)} ${parts.join(', ')}`
+    })
+    .join('\n')
+}
+
+/**
+ * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text
+ * (from a command line) or as they are. Throws ERR_RAPO_CONFIG listing everything that is wrong: field, value, range,
+ * and file and line where it has one.
+ */
+export function loadConfig(
+  file: string | undefined,
+  overrides: Readonly<Record<string, unknown>> = {},
+): Config {
+  const source = file === undefined ? { values: {}, lineOf: () => undefined } : readConfigFile(file)
+  const values = source.values
+  const overridden = new Set<string>()
+  for (const [path, value] of Object.entries(overrides)) {
+    if (value === undefined) continue
+    const field = fields.find(candidate => candidate.path === path)
+    if (!field) throw new RapoError('ERR_RAPO_CONFIG', unknownField(path))
+    setIn(values, path, typeof value === 'string' ? fromText(field, value) : value)
+    overridden.add(path)
+  }
+  const where = (path: string) => {
+    const line = overridden.has(path) ? undefined : source.lineOf(path.split('.'))
+    return line === undefined ? '' : `${file}:${line}: `
+  }
+  return parseConfig(values, where)
+}
+
+/** The same from an object. Throws ERR_RAPO_CONFIG. */
+export function parseConfig(values: unknown, where: (path: string) => string = () => ''): Config {
+  const result = schema.safeParse(values)
+  const faults = result.success
+    ? []
+    : result.error.issues.flatMap(issue => describeIssue(issue, values, where))
+  if (result.success) {
+    const config = { ...result.data, objective: resolveObjective(result.data.objective) }
+    faults.push(...crossFaults(config).map(([path, text]) => `${where(path)}${path} ${text}`))
+    if (faults.length === 0) return config
+  }
+  throw new RapoError('ERR_RAPO_CONFIG', faults.join('\n'))
+}
+
+/** What no single field can say. */
+function crossFaults({ objective: o, optimizer, sampling }: Config): [path: string, text: string][] {
+  const faults: [string, string][] = []
+  if (o.penalty === 'none' && o.klCoef !== 0) {
+    faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
+  }
+  if (o.phiMin > o.phiMax)
+    faults.push(['objective.phiMin', `is ${o.phiMin}; it must be ≤ objective.phiMax, ${o.phiMax}`])
+  if (o.rMin >= o.rMax)
+    faults.push(['objective.rMin', `is ${o.rMin}; it must be < objective.rMax, ${o.rMax}`])
+  if (optimizer.stepsPerBatch > sampling.promptsPerStep) {
+    faults.push([
+      'optimizer.stepsPerBatch',
+      `is ${optimizer.stepsPerBatch}; it must be ≤ sampling.promptsPerStep, ${sampling.promptsPerStep}`,
+    ])
+  }
+  return faults
+}
+
+function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: string) => string): string[] {
+  const path = issue.path.join('.')
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map(key => {
+      const full = [...issue.path, key].join('.')
+      return `${where(full)}${unknownField(full)}`
+    })
+  }
+  const value = getIn(values, issue.path)
+  const field = fields.find(candidate => candidate.path === path)
+  if (!field) {
+    const group = fields.filter(candidate => candidate.path.startsWith(`${path}.`))
+    if (value === undefined) {
+      const required = group.filter(candidate => candidate.default === undefined).slice(0, 1)
+      return required.map(({ path, help }) => `${path} is missing: ${help}`)
+    }
+    return [`${where(path)}${path || 'the configuration'} is ${show(value)}; it must be a group of fields`]
+  }
+  if (value === undefined) return [`${path} is missing: ${field.help}`]
+  return [`${where(path)}${path} is ${show(value)}; it must be ${field.range}`]
+}
+
+/** Suggests the field, or group, whose own name is nearest; the path before it decides between equals. */
+function unknownField(path: string): string {
+  const known = [...fields.map(field => field.path), ...Object.keys(schema.shape)]
+  const nameOf = (dotted: string) => dotted.split('.').at(-1)!.toLowerCase().replace(/[-_]/g, '')
+  const name = nameOf(path)
+  const score = (candidate: string) => distance(name, nameOf(candidate)) + distance(path, candidate) / 1000
+  const nearest = known.reduce((a, b) => (score(b) < score(a) ? b : a))
+  const isNear = Math.floor(score(nearest)) <= Math.max(1, Math.floor(name.length / 3))
+  return `there is no field "${path}"${isNear ? `: did you mean "${nearest}"?` : ''}`
+}
+
+function fromText(field: Field, text: string): unknown {
+  if (field.type === 'number' && text.trim() !== '' && Number.isFinite(Number(text))) return Number(text)
+  if (field.type === 'boolean' && (text === 'true' || text === 'false')) return text === 'true'
+  return text
+}
+
+function readConfigFile(file: string) {
+  let text: string
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_CONFIG', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+  }
+  const lines = new LineCounter()
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false })
+  const error = document.errors[0]
+  if (error) {
+    throw new RapoError('ERR_RAPO_CONFIG', `${file}:${lines.linePos(error.pos[0]).line}: ${error.message}`)
+  }
+  const values: unknown = document.toJS() ?? {}
+  if (typeof values !== 'object' || values === null || Array.isArray(values)) {
+    throw new RapoError('ERR_RAPO_CONFIG', `${file} must hold groups of fields, such as model: and data:`)
+  }
+  const lineOf = (path: readonly string[]) => {
+    const node = document.getIn(path, true) as { range?: [number, number, number] | null } | undefined
+    return node?.range ? lines.linePos(node.range[0]).line : undefined
+  }
+  return { values: values as Record<string, unknown>, lineOf }
+}
+
+/** As a file that loadConfig reads back to the same configuration. */
+export function stringifyConfig(config: Config): string {
+  return stringify(dropUndefined(config))
+}
+
+function getIn(values: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>(
+    (node, key) => (node as Record<PropertyKey, unknown> | undefined)?.[key],
+    values,
+  )
+}
+
+function setIn(values: Record<string, unknown>, path: string, value: unknown): void {
+  const [group, name] = path.split('.') as [string, string]
+  const current = values[group]
+  // A group that is not an object stays, for the schema to name.
+  if (current !== undefined && (typeof current !== 'object' || current === null)) return
+  values[group] = { ...current, [name]: value }
+}
+
+function dropUndefined<T extends object>(values: T): Partial<T> {
+  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as Partial<T>
+}
+
+function show(value: unknown): string {
+  const text = typeof value === 'string' ? JSON.stringify(value) : (JSON.stringify(value) ?? String(value))
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text
+}

@@ -1,0 +1,30 @@
+/** What `import 'rapo'` gives: everything that needs no libtorch. The engine is loaded by the first loadPolicy. */
+export { groupAdvantages, type PhiRange, referenceWeights } from './advantage.js'
+export {
+  type Aggregation,
+  packBatch,
+  packTokens,
+  splitBatch,
+  type TrainSequence,
+  tokenWeights,
+  toSequence,
+} from './batch.js'
+export { type Config, loadConfig, parseConfig } from './config.js'
+export { type Problem, readProblems } from './data.js'
+export { RapoError, type RapoErrorCode } from './errors.js'
+export { type EvalResult, evaluate, passAtK } from './evaluate.js'
+export * from './kernels.js'
+export type { ObjectiveMetrics, StepMetrics } from './metrics.js'
+export * from './objective.js'
+export type * from './policy.js'
+export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
+export type { Verdict, Verifier } from './reward/verifier.js'
+export { type TrainOptions, train } from './train.js'
+
+import type { LoadPolicy } from './policy.js'
+
+/** Loads a model with the engine: see Policy. Throws ERR_RAPO_SETUP, with the fix, where the engine is not built. */
+export const loadPolicy: LoadPolicy = async (dir, options) => {
+  const engine = await import('./policy.js')
+  return engine.loadPolicy(dir, options)
+}

@@ -1,0 +1,124 @@
+/** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
+import path from 'node:path'
+import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
+import { type Config, stringifyConfig } from './config.js'
+import { type Cursor, createCursor, readProblems } from './data.js'
+import { RapoError } from './errors.js'
+import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
+import {
+  checkTokenizerFits,
+  type EncodeContext,
+  encodePrompt,
+  loadTokenizer,
+  readStopTokenIds,
+} from './prompt.js'
+import { loadVerifier, type Verifier } from './reward/verifier.js'
+import { clearRun, createRunDir, lockRun, truncateJsonLines, writeWhole } from './run.js'
+
+export interface OpenOptions {
+  /** Go on from the newest checkpoint in config.run.output. */
+  readonly resume?: boolean
+  /** Replace a run that is there already. */
+  readonly overwrite?: boolean
+  /** Default: the engine's. */
+  readonly loadPolicy?: LoadPolicy
+}
+
+export interface OpenRun {
+  readonly policy: Policy
+  readonly verifier: Verifier
+  readonly cursor: Cursor
+  readonly context: EncodeContext
+  readonly stopTokenIds: readonly number[]
+  /** Steps done already. */
+  readonly stepsDone: number
+  readonly metricsFile: string
+  readonly samplesFile: string
+  close(): Promise<void>
+}
+
+/**
+ * Opens a new run, or goes on with one: reads and checks problems, tokenizer and model, takes the run directory, drops
+ * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched.
+ */
+export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
+  const { model, run } = config
+  requireField('data.train', config.data.train, 'the problem file to train on')
+  requireField('run.output', run.output, 'the run directory')
+  const verifier = await loadVerifier(config.task.verifier)
+  const problems = readProblems(config.data.train, verifier)
+  const tokenizer = loadTokenizer(model.dir)
+  const stopTokenIds = readStopTokenIds(model.dir)
+  if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
+  const from = options.resume ? readLatestCheckpoint(run.output) : undefined
+  if (options.resume && !from) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `${run.output} has no checkpoint to resume from: start it again with --overwrite`,
+    )
+  }
+  const cursor = createCursor(problems, run.seed, from?.trainer.cursor)
+
+  const unlock = lockRun(run.output)
+  let policy: Policy | undefined
+  try {
+    policy = await openPolicy(
+      from?.dir ?? model.dir,
+      trainingOptions(config),
+      run.threads,
+      options.loadPolicy,
+    )
+    checkTokenizerFits(tokenizer, policy.info, model.dir)
+    const { maxNewTokens } = config.sampling
+    const context = { tokenizer, template: config.data.template, info: policy.info, maxNewTokens }
+    for (const problem of problems) encodePrompt(problem, context)
+    if (from) await policy.loadState(from.stateFile)
+
+    if (!from) clearRun(run.output)
+    removeStaleCheckpoints(run.output)
+    const stepsDone = from?.trainer.step ?? 0
+    const metricsFile = path.join(run.output, 'metrics.jsonl')
+    const samplesFile = path.join(run.output, 'samples.jsonl')
+    for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
+    writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
+
+    const close = async () => {
+      await policy?.dispose()
+      unlock()
+    }
+    return { policy, verifier, cursor, context, stopTokenIds, stepsDone, metricsFile, samplesFile, close }
+  } catch (error) {
+    await policy?.dispose()
+    unlock()
+    throw error
+  }
+}
+
+/** Loads a model with the engine, or with the given loader. threads: 0 leaves the engine's default. */
+export async function openPolicy(
+  dir: string,
+  options: PolicyOptions,
+  threads: number,
+  loadPolicy?: LoadPolicy,
+): Promise<Policy> {
+  if (loadPolicy) return loadPolicy(dir, options)
+  // Loaded only now, so that everything else works without libtorch.
+  const engine = await import('./policy.js')
+  engine.setEngineThreads(threads)
+  return engine.loadPolicy(dir, options)
+}
+
+export function requireField(name: string, value: string, help: string): void {
+  if (!value) throw new RapoError('ERR_RAPO_CONFIG', `${name} is missing: ${help}`)
+}
+
+function trainingOptions({ model, optimizer, objective }: Config): PolicyOptions {
+  const { beta1, beta2, eps, weightDecay, maxGradNorm } = optimizer
+  return {
+    dtype: model.dtype,
+    device: model.device,
+    ...(objective.penalty !== 'none' && { referenceDir: model.reference ?? model.dir }),
+    adamw: { beta1, beta2, eps, weightDecay },
+    maxGradNorm,
+  }
+}

@@ -1,0 +1,130 @@
+/** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
+import { groupAdvantages, referenceWeights } from './advantage.js'
+import { splitBatch, splitEvenly, tokenWeights, toSequence } from './batch.js'
+import { writeCheckpoint } from './checkpoint.js'
+import type { Config } from './config.js'
+import { addMetrics, emptyMetrics, type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
+import type { Objective } from './objective.js'
+import { type OpenOptions, type OpenRun, openRun } from './open.js'
+import type { Policy, StepResult } from './policy.js'
+import { encodePrompt } from './prompt.js'
+import { deriveSeed } from './random.js'
+import { rolloutGroups, type ScoredRollout, score } from './rollout.js'
+import { appendJsonLines } from './run.js'
+
+export interface TrainOptions extends OpenOptions {
+  /** Called before the first step with the number of steps done already. */
+  readonly onStart?: (stepsDone: number) => void
+  /** Called when a step's lines, and its checkpoint where one was due, are on disk. */
+  readonly onStep?: (metrics: StepMetrics) => void
+  /** Asked after every step: true saves and ends the run there. */
+  readonly isStopping?: () => boolean
+}
+
+/** Trains in config.run.output until config.run.steps. Returns the number of steps done. Throws RapoError. */
+export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
+  const run = await openRun(config, options)
+  try {
+    options.onStart?.(run.stepsDone)
+    let step = run.stepsDone
+    let isStopping = false
+    while (step < config.run.steps && !isStopping) {
+      step++
+      const { scored, metrics } = await trainStep(run, config, step)
+      isStopping = options.isStopping?.() ?? false
+      const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
+      const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', save(run, config, step)) : undefined
+      // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
+      appendJsonLines(run.metricsFile, [metrics])
+      appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
+      checkpoint?.commit()
+      options.onStep?.(metrics)
+    }
+    return step
+  } finally {
+    await run.close()
+  }
+}
+
+/** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
+async function trainStep(run: OpenRun, config: Config, step: number) {
+  const { policy, context, cursor, stopTokenIds, verifier } = run
+  const { sampling } = config
+  const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
+  const prompts = cursor.next(sampling.promptsPerStep).map(problem => encodePrompt(problem, context))
+  const seed = deriveSeed(config.run.seed, 'rollout', step)
+  const params = { ...sampling, n: sampling.groupSize, stopTokenIds, seed }
+  const rollouts = await timed(seconds, 'rollout', rolloutGroups(policy, context.tokenizer, prompts, params))
+  const scored = await timed(seconds, 'score', score(rollouts, verifier))
+  const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
+  const { sums, results } = await timed(seconds, 'train', update(policy, scored, config, learningRate))
+  const measured = summarizeStep(scored, sampling.groupSize, sums, results)
+  const metrics: StepMetrics = { step, ...measured, learningRate, seconds }
+  return { scored, metrics }
+}
+
+/** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
+async function update(
+  policy: Policy,
+  scored: readonly ScoredRollout[],
+  config: Config,
+  learningRate: number,
+) {
+  const { penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio, ...rest } = config.objective
+  const { groupSize, temperature, maxNewTokens } = config.sampling
+  const objective: Objective = { penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio, temperature }
+  const rewards = scored.map(rollout => rollout.reward)
+  const advantages = groupAdvantages(rewards, groupSize, rest.standardize)
+  // The reverse penalties are defined with φ = 1 (docs/objective.md).
+  const refWeights = penalty.startsWith('forward') ? referenceWeights(rewards, rest) : undefined
+  const sequences = scored.map(({ promptIds, completionIds, logprobs }, i) =>
+    toSequence(promptIds, completionIds, {
+      advantage: advantages[i]!,
+      oldLogprobs: logprobs,
+      ...(refWeights && { refWeight: refWeights[i]! }),
+    }),
+  )
+  let sums = emptyMetrics
+  const results: StepResult[] = []
+  const groups = splitEvenly(sequences, sequences.length / groupSize)
+  for (const part of splitEvenly(groups, config.optimizer.stepsPerBatch)) {
+    const miniBatch = part.flat()
+    const weights = tokenWeights(miniBatch, rest.aggregation, maxNewTokens)
+    for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
+      sums = addMetrics(sums, await policy.accumulate(microBatch, objective))
+    }
+    results.push(await policy.step(learningRate))
+  }
+  return { sums, results }
+}
+
+/** Linear warm-up to the peak, then the schedule. step counts from 1. */
+export function learningRateAt(step: number, optimizer: Config['optimizer'], steps: number): number {
+  const { learningRate, warmupSteps, schedule } = optimizer
+  if (step <= warmupSteps) return (learningRate * step) / warmupSteps
+  const progress = (step - 1 - warmupSteps) / Math.max(1, steps - warmupSteps)
+  if (schedule === 'linear') return learningRate * (1 - progress)
+  if (schedule === 'cosine') return (learningRate * (1 + Math.cos(Math.PI * progress))) / 2
+  return learningRate
+}
+
+function save({ policy, cursor }: OpenRun, { run, model }: Config, step: number) {
+  return writeCheckpoint(run.output, model.dir, policy, { step, cursor: cursor.state() }, run.keepCheckpoints)
+}
+
+async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: Promise<T>): Promise<T> {
+  const start = performance.now()
+  const result = await work
+  seconds[phase] += (performance.now() - start) / 1000
+  return result
+}
+
+/** `count` rollouts spread over the batch, as lines of samples.jsonl. */
+function chooseSamples(scored: readonly ScoredRollout[], count: number, step: number): object[] {
+  const chosen = Math.min(count, scored.length)
+  return Array.from({ length: chosen }, (_, i) => {
+    const { problem, completion, reward, reason, finishReason } =
+      scored[Math.floor((i * scored.length) / chosen)]!
+    return { step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason }
+  })
+}
