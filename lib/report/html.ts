@@ -1,0 +1,60 @@
+/** HTML by a template tag that escapes whatever is put in, so that nothing a model wrote becomes markup. */
+
+/** Text that is markup already. Only html`` and raw() make it. */
+export class Html {
+  constructor(readonly text: string) {}
+  toString() {
+    return this.text
+  }
+}
+
+export type Content = Html | string | number | false | undefined | readonly Content[]
+
+/** Values are escaped, Html goes in as it is, arrays are joined, false and undefined are nothing. */
+export function html(strings: TemplateStringsArray, ...values: Content[]): Html {
+  return new Html(strings.reduce((text, string, i) => text + render(values[i - 1]) + string))
+}
+
+/** Markup made elsewhere. Never give it text that comes from a file. */
+export const raw = (text: string) => new Html(text)
+
+function render(value: Content): string {
+  if (value instanceof Html) return value.text
+  if (value === undefined || value === false) return ''
+  if (typeof value === 'object') return value.map(render).join('')
+  return escapeHtml(String(value))
+}
+
+const ENTITIES: Record<string, string> = {
+  '&': '&amp;',
+  '<': '&lt;',
+  '>': '&gt;',
+  '"': '&quot;',
+  "'": '&#39;',
+}
+const escapeHtml = (text: string) => text.replace(/[&<>"']/g, character => ENTITIES[character]!)
+
+/**
+ * Characters that a browser hides, or that reorder what surrounds them: controls but newline and tab, soft hyphen,
+ * zero-width and bidirectional ones, line and paragraph separators, tags, the byte-order mark, lone surrogates.
+ */
+const HIDDEN = /[^\P{C}\n\t]|\u034f|[\u2028\u2029\u115f\u1160\u3164\uffa0]/gu
+
+/** Text a model wrote: each hidden character is shown by its name, and text beyond limit characters is only counted. */
+export function visibleText(text: string, limit = 4000): Html {
+  const shown = text.length > limit ? text.slice(0, limit).replace(/[\ud800-\udbff]$/, '') : text
+  const parts: Content[] = []
+  let end = 0
+  for (const match of shown.matchAll(HIDDEN)) {
+    parts.push(shown.slice(end, match.index), html`<span class="hidden-char">${nameOf(match[0])}</span>`)
+    end = match.index + match[0].length
+  }
+  parts.push(shown.slice(end))
+  if (shown.length < text.length) {
+    parts.push(html`<span class="hidden-char">… ${text.length - shown.length} more characters</span>`)
+  }
+  return html`${parts}`
+}
+
+const nameOf = (character: string) =>
+  `U+${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, '0')}`

@@ -1,0 +1,44 @@
+/** What the models wrote, right and wrong. */
+import { number } from './format.js'
+import { type Html, html, visibleText } from './html.js'
+import { isRight, type Sample } from './load.js'
+import { missing, runName, type ShownRun } from './parts.js'
+
+export function samplesSection(shown: readonly ShownRun[]): Html {
+  return html`<section id="samples">
+    <h2>Samples</h2>
+    <p class="note">What the models wrote: the prompt in grey, then the completion. Characters that would not show are named.</p>
+    ${shown.map((entry, i) => samplesOf(entry, i === shown.length - 1))}
+  </section>`
+}
+
+function samplesOf(entry: ShownRun, isOpen: boolean): Html {
+  const { samples = [], evalSamples = [], name, isBase, evaluation } = entry.run
+  if (samples.length === 0 && evalSamples.length === 0) {
+    return missing(`${name} has no samples`, isBase || !evaluation ? 'rapo eval' : 'rapo train')
+  }
+  const difficulties = new Map(evaluation?.perProblem.map(({ id, difficulty }) => [id, difficulty]))
+  const ofEvaluation = evalSamples.map(sample => card(sample, difficulties.get(sample.problemId)))
+  const stages = samples.map(({ firstStep, lastStep, samples }) => {
+    const range = firstStep === lastStep ? `step ${firstStep}` : `steps ${firstStep} to ${lastStep}`
+    return html`<h3>Training, ${range}</h3><div class="${cards(samples)}">${samples.map(sample => card(sample, `step ${sample.step}`))}</div>`
+  })
+  return html`<details${isOpen && html` open`}><summary>${runName(entry)}</summary>
+    ${ofEvaluation.length > 0 && html`<h3>Evaluation</h3><div class="${cards(evalSamples)}">${ofEvaluation}</div>`}
+    ${stages}
+  </details>`
+}
+
+/** Long texts need wider cards. */
+const cards = (samples: readonly Sample[]) =>
+  samples.some(({ prompt, completion }) => prompt.length + completion.length > 400) ? 'cards wide' : 'cards'
+
+function card(sample: Sample, label?: string): Html {
+  const { problemId, prompt, completion, reward, reason, finishReason } = sample
+  const verdict = isRight(sample) ? '✓ right' : '✗ wrong'
+  const place = html`problem ${visibleText(problemId)}${label !== undefined && `, ${label}`}${finishReason === 'length' && ', truncated'}`
+  return html`<article class="sample ${isRight(sample) ? 'right' : 'wrong'}">
+    <header><span><b>${verdict}</b> · reward ${number(reward)}</span><span>${place}</span>
+    ${reason !== '' && html`<span class="reason">${visibleText(reason, 300)}</span>`}</header>
+    <pre dir="ltr"><span class="prompt">${visibleText(prompt)}</span>${visibleText(completion)}</pre></article>`
+}

@@ -1,0 +1,152 @@
+/** How training went: a chart a metric (docs/metrics.md), all runs in each, and where the time went. */
+import { lineChart } from './chart.js'
+import { duration, number } from './format.js'
+import { type Html, html } from './html.js'
+import type { Run, StepMetrics } from './load.js'
+import { missing, runName, type ShownRun } from './parts.js'
+import { decimate, innerRange, movingMean, type Point } from './series.js'
+
+type Trained = ShownRun & { readonly run: Run & { readonly metrics: readonly StepMetrics[] } }
+
+interface Chart {
+  readonly field: string
+  readonly title: string
+  /** The y axis starts at 0. */
+  readonly fromZero?: boolean
+}
+
+const CHARTS: readonly Chart[] = [
+  { field: 'rewardMean', title: 'Reward', fromZero: true },
+  { field: 'zeroAdvantageFraction', title: 'Groups without signal', fromZero: true },
+  { field: 'kl', title: 'KL penalty', fromZero: true },
+  { field: 'entropy', title: 'Entropy', fromZero: true },
+  { field: 'loss', title: 'Loss' },
+  { field: 'gradNorm', title: 'Gradient norm', fromZero: true },
+  { field: 'clipFractionLow', title: 'Clipped, lower bound', fromZero: true },
+  { field: 'clipFractionHigh', title: 'Clipped, upper bound', fromZero: true },
+  { field: 'completionLengthMean', title: 'Completion length', fromZero: true },
+  { field: 'truncatedFraction', title: 'Truncated completions', fromZero: true },
+  { field: 'seconds', title: 'Seconds a step', fromZero: true },
+]
+
+/** Each of the two moving means reaches to both sides over this share of the steps. */
+const SMOOTHING = 1 / 100
+/** Share of the raw values, at each end, that may leave a chart. */
+const CUT = 0.02
+/** A chart is about this many pixels wide: finer detail would not show. */
+const RAW_BINS = 280
+const LINE_BINS = 140
+/** Runs up to which the last value of each stands beside a chart's title. */
+const MOST_VALUES = 4
+
+export function trainingSection(shown: readonly ShownRun[]): Html {
+  const trained = shown.filter((entry): entry is Trained => (entry.run.metrics?.length ?? 0) > 0)
+  const others = shown.filter(({ run }) => !run.metrics?.length && !run.isBase)
+  const lastStep = Math.max(1, ...trained.map(({ run }) => run.metrics.at(-1)!.step))
+  const reach = Math.floor(lastStep * SMOOTHING)
+  const charts = CHARTS.flatMap(chart => metricChart(chart, trained, reach, lastStep) ?? [])
+  return html`<section id="training">
+    <h2>Training</h2>
+    ${
+      trained.length > 0 &&
+      html`<p class="note">${smoothingNote(reach)} ${objectiveNote(trained)}</p>
+    <div class="grid training">${charts}</div>${phases(trained)}`
+    }
+    ${trained.length + others.length === 0 && html`<p class="missing">No training is recorded here.</p>`}
+    ${others.map(({ run }) => missing(`${run.name} has no metrics.jsonl`, 'rapo train'))}
+  </section>`
+}
+
+const smoothingNote = (reach: number) =>
+  reach > 0
+    ? `Lines: weighted mean over ${4 * reach + 1} steps; faint: every step, of which the outermost ${100 * CUT} % may lie outside. The number is where the line ends.`
+    : 'The number is where the line ends.'
+
+/** Each run minimises its own loss: two objectives' values measure different things. */
+function objectiveNote(trained: readonly Trained[]): string {
+  const objectives = trained.map(({ run }) => JSON.stringify(run.config?.value.objective))
+  if (new Set(objectives).size < 2) return ''
+  return 'Loss and KL penalty are those of each run’s own objective, and these differ: compare their course, not their values.'
+}
+
+function metricChart(
+  { field, title, fromZero }: Chart,
+  trained: readonly Trained[],
+  reach: number,
+  lastStep: number,
+): Html | undefined {
+  const series = trained.flatMap(entry => {
+    const points = entry.run.metrics.map(step => ({ x: step.step, y: metricOf(step, field) }))
+    return points.some(({ y }) => y !== null) ? [{ entry, points, smooth: smoothed(points, reach) }] : []
+  })
+  if (series.length === 0) return undefined
+  const curves = series.map(({ entry, points, smooth }) => ({
+    look: entry.look,
+    points: decimate(smooth, LINE_BINS),
+    ...(reach > 0 && { faint: decimate(points, RAW_BINS) }),
+  }))
+  const axes = {
+    label: `${title} by step`,
+    xLabel: 'step',
+    x: [
+      trained.reduce((first, { run }) => Math.min(first, run.metrics[0]!.step), lastStep - 1),
+      lastStep,
+    ] as const,
+    y: range(series, fromZero),
+  }
+  const last = series.map(({ entry, smooth }) => {
+    const value = smooth.findLast(({ y }) => y !== null)?.y
+    return html`<span class="${entry.look.className}" title="${entry.run.name}">${number(value)}</span>`
+  })
+  const values = last.length <= MOST_VALUES && html`<span class="last">${last}</span>`
+  return html`<figure data-metric="${field}"><div class="chart-title"><b>${title}</b>${values}<code class="note">${field}</code></div>
+    ${lineChart(axes, curves)}</figure>`
+}
+
+/** Two moving means: weights that fall off to both sides, so that a spike becomes a bump and not a plateau. */
+const smoothed = (points: readonly Point[], reach: number) => movingMean(movingMean(points, reach), reach)
+
+/** null where the step lacks the value; seconds are those of all phases. */
+function metricOf(step: StepMetrics, field: string): number | null {
+  if (field === 'seconds') {
+    const seconds = Object.values(step.seconds ?? {}).filter(value => value != null)
+    return seconds.length > 0 ? seconds.reduce((sum, value) => sum + value, 0) : null
+  }
+  const value = step[field]
+  return typeof value === 'number' ? value : null
+}
+
+function range(
+  series: readonly { points: readonly Point[]; smooth: readonly Point[] }[],
+  fromZero = false,
+): [number, number] {
+  const values = (points: readonly Point[]) => points.flatMap(({ y }) => y ?? [])
+  const raw = series.flatMap(({ points }) => innerRange(values(points), CUT) ?? [])
+  const smooth = series.flatMap(({ smooth }) => innerRange(values(smooth), 0) ?? [])
+  const all = [...raw, ...smooth, ...(fromZero ? [0] : [])]
+  const [low, high] = [Math.min(...all), Math.max(...all)]
+  if (low < high) return [low, high]
+  return low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2]
+}
+
+/** Mean seconds a step of each phase, as bars on one scale. */
+function phases(trained: readonly Trained[]): Html | false {
+  const means = trained.map(({ run }) => {
+    const names = [...new Set(run.metrics.flatMap(({ seconds }) => Object.keys(seconds ?? {})))]
+    return names.map(name => {
+      const sum = run.metrics.reduce((sum, { seconds }) => sum + (seconds?.[name] ?? 0), 0)
+      return { name, mean: sum / run.metrics.length }
+    })
+  })
+  const longest = Math.max(...means.map(phases => phases.reduce((sum, { mean }) => sum + mean, 0)))
+  if (!(longest > 0)) return false
+  const rows = trained.map((entry, i) => {
+    const bar = means[i]!.map(
+      ({ mean }, phase) =>
+        html`<span class="phase-${phase % 4}" style="width:${((100 * mean) / longest).toFixed(2)}%"></span>`,
+    )
+    const texts = means[i]!.map(({ name, mean }) => `${name} ${duration(mean)}`)
+    return html`<div>${runName(entry)}</div><div class="bar ${entry.look.className}" aria-hidden="true">${bar}</div><div class="phase-note">${texts.join(' · ')}</div>`
+  })
+  return html`<h3>Where the time of a step goes</h3><div class="phases">${rows}</div>`
+}
