@@ -110,6 +110,9 @@ class Policy {
   /// Drops the accumulated gradients.
   void zero_grad();
 
+  /// The accumulated gradients by the weights' names, float32, as a safetensors file; for tests and debugging.
+  void save_gradients(const std::string& file) const;
+
   /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.
   void save(const std::string& dir) const;
 

@@ -1,0 +1,329 @@
+// The engine addon. lib/policy.ts validates, orders the calls of a policy and disposes it; every call here runs on
+// the engine's thread and answers with a promise.
+#include <napi.h>
+
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "async.h"
+#include "engine/executor.h"
+#include "engine/policy.h"
+#include "errors.h"
+#include "objective.h"
+
+namespace rapo::bindings {
+namespace {
+
+constexpr napi_type_tag kPolicyTag = {0x7261706f2d706f6cULL, 0x6963792d76303031ULL};
+
+/// What a JS policy handle holds; empty once disposed.
+struct Handle {
+  std::shared_ptr<Policy> policy;
+  std::int64_t bytes = 0;  // told to V8
+};
+
+Handle& handle_of(const Napi::Value& value) {
+  if (!value.IsExternal() || !value.As<Napi::External<Handle>>().CheckTypeTag(&kPolicyTag)) {
+    invalid("the first argument must be a policy's handle");
+  }
+  return *value.As<Napi::External<Handle>>().Data();
+}
+
+std::shared_ptr<Policy> policy_of(const Napi::CallbackInfo& info) {
+  auto policy = handle_of(info[0]).policy;
+  if (!policy) invalid("the policy was disposed");
+  return policy;
+}
+
+Napi::Object object_from(const Napi::Value& value, const char* name) {
+  if (!value.IsObject()) invalid(std::string(name) + " must be an object");
+  return value.As<Napi::Object>();
+}
+
+std::string string_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
+  if (!info[index].IsString()) invalid(std::string(name) + " must be a string");
+  return info[index].As<Napi::String>();
+}
+
+double number_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
+  if (!info[index].IsNumber()) invalid(std::string(name) + " must be a number");
+  return info[index].As<Napi::Number>();
+}
+
+/// Inputs are copied: a batch is small beside what is computed from it, and JS stays free to change its arrays.
+std::vector<std::int64_t> copy_indices(const Napi::Value& value, const char* name) {
+  const auto v = view<std::int32_t>(value, name);
+  return std::vector<std::int64_t>(v.data, v.data + v.size);
+}
+
+PackedTokens packed_from(const Napi::Object& object, const char* name) {
+  const std::string prefix(name);
+  return {copy<std::int32_t>(object.Get("tokenIds"), prefix + ".tokenIds"),
+          copy_indices(object.Get("offsets"), (prefix + ".offsets").c_str())};
+}
+
+/// The number that setThreads asked for, -1 once it is in force. OpenMP keeps it a thread, so that only the engine's
+/// thread can change it.
+std::atomic<int>& wanted_threads() {
+  static std::atomic<int> threads{-1};
+  return threads;
+}
+
+/// Runs work() on the engine's thread.
+template <class Result>
+Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::function<Result()> work,
+                      std::function<Napi::Value(Napi::Env, Result&)> to_js) {
+  auto run = [control, work = std::move(work)] {
+    return Executor::instance().run([&] {
+      const int threads = wanted_threads().exchange(-1);
+      if (threads >= 0) set_engine_threads(threads);
+      control->check();  // aborted while it waited for its turn
+      return work();
+    });
+  };
+  return PromiseWorker<Result>::run(env, control, {}, std::move(run), std::move(to_js));
+}
+
+/// The same for work without a result.
+Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::function<void()> work) {
+  return on_engine<bool>(
+      env, std::move(control),
+      [work = std::move(work)] {
+        work();
+        return true;
+      },
+      [](Napi::Env e, bool&) { return e.Undefined(); });
+}
+
+Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
+  auto object = Napi::Object::New(env);
+  const auto set = [&](const char* name, std::int64_t value) { object.Set(name, static_cast<double>(value)); };
+  set("vocabSize", info.vocab_size);
+  set("hiddenSize", info.hidden_size);
+  set("layers", info.layers);
+  set("heads", info.heads);
+  set("kvHeads", info.kv_heads);
+  set("headDim", info.head_dim);
+  set("maxPositionEmbeddings", info.max_position_embeddings);
+  set("parameters", info.parameters);
+  object.Set("tiedEmbeddings", info.tied_embeddings);
+  object.Set("dtype", info.dtype == DType::kBFloat16 ? "bfloat16" : "float32");
+  return object;
+}
+
+/// load(dir, options, control) -> Promise<{ handle, info }>
+Napi::Value load(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const auto dir = string_argument(info, 0, "dir");
+    const auto o = object_from(info[1], "options");
+    PolicyOptions options;
+    options.dtype = dtype_from(string(o, "dtype"), "dtype");
+    options.device = string(o, "device");
+    options.trainable = boolean(o, "trainable");
+    if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
+    const auto adamw = object_from(o.Get("adamw"), "adamw");
+    options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"), number(adamw, "weightDecay")};
+    options.max_grad_norm = number(o, "maxGradNorm");
+    options.head_rows = integer(o, "headRows");
+    return on_engine<std::shared_ptr<Policy>>(
+        info.Env(), ControlObject::get(info[2]),
+        [dir, options] { return std::shared_ptr<Policy>(Policy::load(dir, options)); },
+        [options](Napi::Env env, std::shared_ptr<Policy>& policy) {
+          auto handle = std::make_unique<Handle>();
+          handle->policy = std::move(policy);
+          const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
+          const std::int64_t copies = 1 + (options.reference_dir.empty() ? 0 : 1);
+          // Gradients and two moments, and the masters of a bfloat16 model.
+          const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
+          handle->bytes = handle->policy->info().parameters * (copies * width + training);
+          Napi::MemoryManagement::AdjustExternalMemory(env, handle->bytes);
+          auto result = Napi::Object::New(env);
+          result.Set("info", info_to_js(env, handle->policy->info()));
+          auto external = Napi::External<Handle>::New(env, handle.get(), [](Napi::Env e, Handle* h) {
+            Napi::MemoryManagement::AdjustExternalMemory(e, -h->bytes);
+            delete h;
+          });
+          handle.release();
+          external.TypeTag(&kPolicyTag);
+          result.Set("handle", external);
+          return result;
+        });
+  });
+}
+
+/// dispose(handle): frees the policy once its calls are over.
+Napi::Value dispose(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    Handle& handle = handle_of(info[0]);
+    auto policy = std::make_shared<std::shared_ptr<Policy>>(std::move(handle.policy));
+    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -handle.bytes);
+    handle.bytes = 0;
+    return on_engine(info.Env(), std::make_shared<Control>(), [policy] { policy->reset(); });
+  });
+}
+
+Napi::Value initialize(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const auto dir = string_argument(info, 0, "dir");
+    const auto seed = static_cast<std::uint64_t>(number_argument(info, 1, "seed"));
+    return on_engine(info.Env(), std::make_shared<Control>(), [dir, seed] { Policy::initialize(dir, seed); });
+  });
+}
+
+/// generate(handle, prompts, sampling, control) -> Promise<{ tokenIds, offsets, logprobs, stopped }>
+Napi::Value generate(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    auto prompts = packed_from(object_from(info[1], "prompts"), "prompts");
+    const auto o = object_from(info[2], "sampling");
+    SamplingParams sampling;
+    sampling.n = integer(o, "n");
+    sampling.max_new_tokens = integer(o, "maxNewTokens");
+    sampling.temperature = number(o, "temperature");
+    sampling.top_p = number(o, "topP");
+    sampling.top_k = integer(o, "topK");
+    sampling.min_p = number(o, "minP");
+    sampling.stop_token_ids = copy<std::int32_t>(o.Get("stopTokenIds"), "stopTokenIds");
+    sampling.seed = static_cast<std::uint64_t>(integer(o, "seed"));
+    sampling.max_batch = integer(o, "maxBatch");
+    auto control = ControlObject::get(info[3]);
+    return on_engine<Completions>(
+        info.Env(), control,
+        [policy, prompts = std::move(prompts), sampling = std::move(sampling), control] {
+          return policy->generate(prompts, sampling, *control);
+        },
+        [](Napi::Env env, Completions& completions) {
+          auto result = Napi::Object::New(env);
+          const auto& offsets = completions.tokens.offsets;
+          if (offsets.back() > INT32_MAX) invalid("more than 2^31 tokens were generated: ask for fewer at once");
+          result.Set("tokenIds", to_js(env, completions.tokens.token_ids));
+          result.Set("offsets", to_js(env, std::vector<std::int32_t>(offsets.begin(), offsets.end())));
+          result.Set("logprobs", to_js(env, completions.logprobs));
+          std::vector<std::uint8_t> stopped;
+          for (const auto reason : completions.finish_reasons) stopped.push_back(reason == FinishReason::kStop);
+          result.Set("stopped", to_js(env, stopped));
+          return result;
+        });
+  });
+}
+
+/// logprobs(handle, sequences, rowPositions, tokenIds, temperature, control) -> Promise<{ logprobs, entropy }>
+Napi::Value logprobs(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    auto sequences = packed_from(object_from(info[1], "sequences"), "sequences");
+    auto rows = copy_indices(info[2], "rowPositions");
+    auto ids = copy<std::int32_t>(info[3], "tokenIds");
+    const double temperature = number_argument(info, 4, "temperature");
+    auto control = ControlObject::get(info[5]);
+    return on_engine<LogprobRows>(
+        info.Env(), control,
+        [policy, sequences = std::move(sequences), rows = std::move(rows), ids = std::move(ids), temperature, control] {
+          return policy->logprobs(sequences, rows, ids, temperature, *control);
+        },
+        [](Napi::Env env, LogprobRows& out) {
+          auto result = Napi::Object::New(env);
+          result.Set("logprobs", to_js(env, out.logprobs));
+          result.Set("entropy", to_js(env, out.entropy));
+          return result;
+        });
+  });
+}
+
+/// accumulate(handle, microBatch, objective, control) -> Promise<metrics>
+Napi::Value accumulate(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const auto b = object_from(info[1], "batch");
+    MicroBatch batch;
+    batch.sequences = packed_from(object_from(b.Get("sequences"), "sequences"), "sequences");
+    batch.row_positions = copy_indices(b.Get("rowPositions"), "rowPositions");
+    batch.token_ids = copy<std::int32_t>(b.Get("tokenIds"), "tokenIds");
+    batch.token_weights = copy<float>(b.Get("tokenWeights"), "tokenWeights");
+    batch.advantages = copy<float>(b.Get("advantages"), "advantages");
+    if (present(b.Get("refWeights"))) batch.ref_weights = copy<float>(b.Get("refWeights"), "refWeights");
+    if (present(b.Get("oldLogprobs"))) batch.old_logprobs = copy<float>(b.Get("oldLogprobs"), "oldLogprobs");
+    const auto objective = objective_from(info[2]);
+    auto control = ControlObject::get(info[3]);
+    return on_engine<Metrics>(
+        info.Env(), control,
+        [policy, batch = std::move(batch), objective, control] { return policy->accumulate(batch, objective, *control); },
+        [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
+  });
+}
+
+/// step(handle, learningRate) -> Promise<{ gradNorm, skipped }>
+Napi::Value step(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const double learning_rate = number_argument(info, 1, "learningRate");
+    return on_engine<StepResult>(
+        info.Env(), std::make_shared<Control>(), [policy, learning_rate] { return policy->step(learning_rate); },
+        [](Napi::Env env, StepResult& result) {
+          auto object = Napi::Object::New(env);
+          object.Set("gradNorm", result.grad_norm);
+          object.Set("skipped", result.skipped);
+          return object;
+        });
+  });
+}
+
+Napi::Value zero_grad(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    return on_engine(info.Env(), std::make_shared<Control>(), [policy] { policy->zero_grad(); });
+  });
+}
+
+/// save, saveState, loadState, saveGradients: (handle, path) -> Promise<undefined>
+template <auto method>
+Napi::Value with_path(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const auto path = string_argument(info, 1, "path");
+    return on_engine(info.Env(), std::make_shared<Control>(), [policy, path] { ((*policy).*method)(path); });
+  });
+}
+
+/// setThreads(n): from the next call on; 0 restores the default.
+Napi::Value set_threads(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const double n = number_argument(info, 0, "threads");
+    if (!(n >= 0 && n <= 1024 && n == std::trunc(n))) invalid("threads must be a whole number in [0, 1024]");
+    wanted_threads() = static_cast<int>(n);
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData<AddonData>(new AddonData);
+  exports.Set("libtorchVersion", libtorch_version());
+  exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
+  exports.Set("Control", ControlObject::define(env));
+  exports.Set("setThreads", Napi::Function::New<set_threads>(env));
+  exports.Set("initialize", Napi::Function::New<initialize>(env));
+  exports.Set("load", Napi::Function::New<load>(env));
+  exports.Set("dispose", Napi::Function::New<dispose>(env));
+  exports.Set("generate", Napi::Function::New<generate>(env));
+  exports.Set("logprobs", Napi::Function::New<logprobs>(env));
+  exports.Set("accumulate", Napi::Function::New<accumulate>(env));
+  exports.Set("step", Napi::Function::New<step>(env));
+  exports.Set("zeroGrad", Napi::Function::New<zero_grad>(env));
+  exports.Set("save", Napi::Function::New<with_path<&Policy::save>>(env));
+  exports.Set("saveState", Napi::Function::New<with_path<&Policy::save_state>>(env));
+  exports.Set("loadState", Napi::Function::New<with_path<&Policy::load_state>>(env));
+  exports.Set("saveGradients", Napi::Function::New<with_path<&Policy::save_gradients>>(env));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(rapo_engine, init)
+
+}  // namespace rapo::bindings

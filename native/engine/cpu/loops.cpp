@@ -1,0 +1,574 @@
+// Compiled once per instruction set, each time with another RAPO_ISA: see CMakeLists.txt and loops.h.
+// Vectors are GCC/clang vector extensions of 16 floats; the compiler splits them where registers are narrower.
+#include "loops.h"
+
+#define RAPO_STRING2(x) #x
+#define RAPO_STRING(x) RAPO_STRING2(x)
+
+namespace rapo::loops {
+namespace RAPO_ISA {
+namespace {
+
+using i64 = std::int64_t;
+constexpr i64 kLanes = 16;
+typedef float Vec __attribute__((vector_size(64)));
+typedef std::int32_t IVec __attribute__((vector_size(64)));
+typedef std::uint32_t UVec __attribute__((vector_size(64)));
+typedef std::uint16_t HVec __attribute__((vector_size(32)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Vec splat(float x) { return Vec{} + x; }
+
+INLINE Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+INLINE Vec load(const BFloat16* p) {
+  HVec h;
+  __builtin_memcpy(&h, p, sizeof h);
+  const UVec u = __builtin_convertvector(h, UVec) << 16;
+  Vec v;
+  __builtin_memcpy(&v, &u, sizeof v);
+  return v;
+}
+INLINE void store(BFloat16* p, Vec v) {
+  UVec u;
+  __builtin_memcpy(&u, &v, sizeof u);
+  // Round to nearest even; NaN would overflow into the sign, so it is set apart.
+  const UVec rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  const IVec nan = v != v;
+  const UVec bits = (rounded & ~reinterpret_cast<const UVec&>(nan)) | (reinterpret_cast<const UVec&>(nan) & 0x7FC0u);
+  const HVec h = __builtin_convertvector(bits, HVec);
+  __builtin_memcpy(p, &h, sizeof h);
+}
+
+INLINE float one(const float* p) { return *p; }
+INLINE float one(const BFloat16* p) {
+  const std::uint32_t u = static_cast<std::uint32_t>(p->bits) << 16;
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
+}
+INLINE void put(float* p, float x) { *p = x; }
+INLINE void put(BFloat16* p, float x) {
+  std::uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  p->bits = static_cast<std::uint16_t>(x != x ? 0x7FC0u : (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+
+/// The first n < 16 elements, zeros behind them.
+template <class T>
+INLINE Vec load_part(const T* p, i64 n) {
+  Vec v{};
+  for (i64 i = 0; i < n; ++i) v[i] = one(p + i);
+  return v;
+}
+template <class T>
+INLINE void store_part(T* p, Vec v, i64 n) {
+  for (i64 i = 0; i < n; ++i) put(p + i, v[i]);
+}
+template <class T>
+INLINE Vec load_up_to(const T* p, i64 n) {
+  return n >= kLanes ? load(p) : load_part(p, n);
+}
+template <class T>
+INLINE void store_up_to(T* p, Vec v, i64 n) {
+  if (n >= kLanes) {
+    store(p, v);
+  } else {
+    store_part(p, v, n);
+  }
+}
+
+INLINE float sum_lanes(Vec v) {
+  typedef float V8 __attribute__((vector_size(32)));
+  typedef float V4 __attribute__((vector_size(16)));
+  V8 a[2];
+  __builtin_memcpy(a, &v, sizeof v);
+  a[0] += a[1];
+  V4 b[2];
+  __builtin_memcpy(b, &a[0], sizeof b);
+  b[0] += b[1];
+  return (b[0][0] + b[0][2]) + (b[0][1] + b[0][3]);
+}
+
+INLINE Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
+
+INLINE float max_lanes(Vec v) {
+  float m = v[0];
+  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+/// exp, relative error below 2e-7 on [-87.3, 88.3]; arguments beyond are taken to those bounds. NaN stays NaN.
+INLINE Vec exp_of(Vec x) {
+  x = x < -87.3f ? splat(-87.3f) : x;
+  x = x > 88.3f ? splat(88.3f) : x;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec n = (x * 1.44269504088896341f + magic) - magic;
+  const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  // Cephes expf.
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const IVec bits = (__builtin_convertvector(n, IVec) + 127) << 23;
+  Vec scale;
+  __builtin_memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
+}
+
+template <class T>
+void rms_norm(const T* x, const T* w, float eps, i64 channels, T* y, float* rstd, i64 begin, i64 end) {
+  const float inverse = 1.0f / static_cast<float>(channels);
+  for (i64 row = begin; row < end; ++row) {
+    const T* in = x + row * channels;
+    T* out = y + row * channels;
+    Vec sum{};
+    for (i64 c = 0; c < channels; c += kLanes) {
+      const Vec v = load_up_to(in + c, channels - c);
+      sum += v * v;
+    }
+    const float r = 1.0f / __builtin_sqrtf(sum_lanes(sum) * inverse + eps);
+    if (rstd) rstd[row] = r;
+    for (i64 c = 0; c < channels; c += kLanes) {
+      const i64 n = channels - c;
+      store_up_to(out + c, load_up_to(in + c, n) * r * load_up_to(w + c, n), n);
+    }
+  }
+}
+
+template <class T>
+void rms_norm_backward(const T* x, const T* w, const float* rstd, const T* dy, i64 channels, T* dx, float* dw,
+                       i64 begin, i64 end) {
+  const float inverse = 1.0f / static_cast<float>(channels);
+  for (i64 row = begin; row < end; ++row) {
+    const T* in = x + row * channels;
+    const T* grad = dy + row * channels;
+    T* out = dx + row * channels;
+    const float r = rstd[row];
+    Vec dot{};
+    for (i64 c = 0; c < channels; c += kLanes) {
+      const i64 n = channels - c;
+      dot += load_up_to(in + c, n) * load_up_to(grad + c, n) * load_up_to(w + c, n);
+    }
+    const float pull = sum_lanes(dot) * inverse * r * r * r;
+    for (i64 c = 0; c < channels; c += kLanes) {
+      const i64 n = channels - c;
+      const Vec v = load_up_to(in + c, n), g = load_up_to(grad + c, n);
+      store_up_to(out + c, load_up_to(out + c, n) + g * load_up_to(w + c, n) * r - v * pull, n);
+      store_up_to(dw + c, load_up_to(dw + c, n) + g * v * r, n);
+    }
+  }
+}
+
+template <class T>
+void swiglu(const T* gate_up, i64 width, T* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    const T* gate = gate_up + row * 2 * width;
+    const T* up = gate + width;
+    T* o = out + row * width;
+    for (i64 c = 0; c < width; c += kLanes) {
+      const i64 n = width - c;
+      const Vec g = load_up_to(gate + c, n);
+      store_up_to(o + c, g / (exp_of(-g) + 1.0f) * load_up_to(up + c, n), n);
+    }
+  }
+}
+
+template <class T>
+void swiglu_backward(const T* gate_up, const T* dout, i64 width, T* dgate_up, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    const T* gate = gate_up + row * 2 * width;
+    const T* up = gate + width;
+    const T* d = dout + row * width;
+    T* dgate = dgate_up + row * 2 * width;
+    T* dup = dgate + width;
+    for (i64 c = 0; c < width; c += kLanes) {
+      const i64 n = width - c;
+      const Vec g = load_up_to(gate + c, n), u = load_up_to(up + c, n), go = load_up_to(d + c, n);
+      const Vec sigmoid = 1.0f / (exp_of(-g) + 1.0f);
+      const Vec silu = g * sigmoid;
+      store_up_to(dup + c, go * silu, n);
+      store_up_to(dgate + c, go * u * (sigmoid + silu * (1.0f - sigmoid)), n);
+    }
+  }
+}
+
+INLINE i64 padded(i64 n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+/// The half-split rotation: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), then times scale; zeros up to the padded width.
+template <class T>
+INLINE void rotate(const T* x, const float* cos, const float* sin, i64 head_dim, float scale, float* out) {
+  const i64 half = head_dim / 2;
+  for (i64 i = 0; i < half; ++i) {
+    const float x1 = one(x + i), x2 = one(x + i + half);
+    out[i] = (x1 * cos[i] - x2 * sin[i]) * scale;
+    out[i + half] = (x2 * cos[i] + x1 * sin[i]) * scale;
+  }
+  for (i64 i = head_dim; i < padded(head_dim); ++i) out[i] = 0;
+}
+
+/// The transpose of rotate().
+template <class T>
+INLINE void rotate_back(const float* dy, const float* cos, const float* sin, i64 head_dim, float scale, T* out) {
+  const i64 half = head_dim / 2;
+  for (i64 i = 0; i < half; ++i) {
+    const float d1 = dy[i], d2 = dy[i + half];
+    put(out + i, (d1 * cos[i] + d2 * sin[i]) * scale);
+    put(out + i + half, (d2 * cos[i] - d1 * sin[i]) * scale);
+  }
+}
+
+template <class T>
+INLINE void widen(const T* x, i64 n, float* out) {
+  for (i64 i = 0; i < n; ++i) out[i] = one(x + i);
+  for (i64 i = n; i < padded(n); ++i) out[i] = 0;
+}
+
+template <class T>
+INLINE void narrow(const float* x, i64 n, T* out) {
+  for (i64 i = 0; i < n; ++i) put(out + i, x[i]);
+}
+
+// Queries are taken kQueries at a time, so that each key or value that is loaded serves all of them.
+constexpr int kQueries = 4;
+
+/// acc[r] = sum over d of rows[r][d] * columns[d][j .. j + 16); rows (kQueries, dp), columns (head_dim, tp).
+INLINE void products(const float* rows, i64 dp, const float* columns, i64 tp, i64 head_dim, Vec acc[kQueries]) {
+  for (int r = 0; r < kQueries; ++r) acc[r] = Vec{};
+  for (i64 d = 0; d < head_dim; ++d) {
+    const Vec k = load(columns + d * tp);
+    for (int r = 0; r < kQueries; ++r) acc[r] += k * rows[r * dp + d];
+  }
+}
+
+/// out[r][:] = scale * sum over j < count of weights[r][j] * values[j][:]; out (kQueries, dp), values (count, dp).
+INLINE void mix(const float* weights, i64 tp, const float* values, i64 dp, i64 count, const float scale[kQueries],
+                float* out) {
+  for (i64 c = 0; c < dp; c += kLanes) {
+    Vec acc[kQueries] = {};
+    for (i64 j = 0; j < count; ++j) {
+      const Vec v = load(values + j * dp + c);
+      for (int r = 0; r < kQueries; ++r) acc[r] += v * weights[r * tp + j];
+    }
+    for (int r = 0; r < kQueries; ++r) store(out + r * dp + c, acc[r] * scale[r]);
+  }
+}
+
+template <class T>
+void attention(const HeadShape& s, i64 length, i64 kv_head, const T* qkv, const float* cos, const float* sin, T* out,
+               float* lse, T* kv, float* scratch) {
+  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(length), half = dim / 2;
+  const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
+  const i64 group = s.heads / s.kv_heads;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  float* keys = scratch;               // (dim, tp), transposed
+  float* values = keys + dim * tp;     // (length, dp)
+  float* q = values + length * dp;     // (kQueries, dp)
+  float* o = q + kQueries * dp;        // (kQueries, dp)
+  float* p = o + kQueries * dp;        // (kQueries, tp)
+  float* k_row = p + kQueries * tp;    // (dp)
+
+  for (i64 t = 0; t < length; ++t) {
+    const T* k = qkv + t * row_size + q_size + kv_head * dim;
+    rotate(k, cos + t * half, sin + t * half, dim, 1.0f, k_row);
+    if (kv) {
+      T* to = kv + t * 2 * kv_size + kv_head * dim;
+      narrow(k_row, dim, to);
+      for (i64 d = 0; d < dim; ++d) to[kv_size + d] = k[kv_size + d];
+    }
+    for (i64 d = 0; d < dim; ++d) keys[d * tp + t] = k_row[d];
+    widen(k + kv_size, dim, values + t * dp);
+  }
+  for (i64 d = 0; d < dim; ++d) {
+    for (i64 t = length; t < tp; ++t) keys[d * tp + t] = 0;
+  }
+  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (i64 head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    for (i64 t0 = 0; t0 < length; t0 += kQueries) {
+      const int rows = length - t0 < kQueries ? static_cast<int>(length - t0) : kQueries;
+      for (int r = 0; r < kQueries; ++r) {
+        const i64 t = r < rows ? t0 + r : t0;
+        rotate(qkv + t * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
+      }
+      const i64 last = t0 + rows;  // keys 0 .. last - 1 are seen by some row
+      Vec top[kQueries];
+      for (int r = 0; r < kQueries; ++r) top[r] = splat(-__builtin_inff());
+      for (i64 j = 0; j < last; j += kLanes) {
+        Vec acc[kQueries];
+        products(q, dp, keys + j, tp, dim, acc);
+        for (int r = 0; r < kQueries; ++r) {
+          const Vec seen = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
+                               ? acc[r]
+                               : splat(-__builtin_inff());
+          top[r] = max_of(seen, top[r]);
+          store(p + r * tp + j, seen);
+        }
+      }
+      float inverse[kQueries];
+      for (int r = 0; r < kQueries; ++r) {
+        const float m = max_lanes(top[r]);
+        Vec sum{};
+        for (i64 j = 0; j < last; j += kLanes) {
+          const Vec score = load(p + r * tp + j);
+          const Vec e = score == -__builtin_inff() ? Vec{} : exp_of(score - m);
+          store(p + r * tp + j, e);
+          sum += e;
+        }
+        const float total = sum_lanes(sum);
+        inverse[r] = 1.0f / total;
+        if (lse && r < rows) lse[(t0 + r) * s.heads + head] = m + __builtin_logf(total);
+      }
+      mix(p, tp, values, dp, last, inverse, o);
+      for (int r = 0; r < rows; ++r) narrow(o + r * dp, dim, out + (t0 + r) * q_size + head * dim);
+    }
+  }
+}
+
+template <class T>
+void attention_backward(const HeadShape& s, i64 length, i64 kv_head, const T* qkv, const float* cos, const float* sin,
+                        const T* out, const float* lse, const T* dout, T* dqkv, float* scratch) {
+  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(length), half = dim / 2;
+  const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
+  const i64 group = s.heads / s.kv_heads;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  float* keys = scratch;                 // (dim, tp), transposed
+  float* values = keys + dim * tp;       // (dim, tp), transposed
+  float* key_rows = values + dim * tp;   // (length, dp)
+  float* dk = key_rows + length * dp;    // (length, dp)
+  float* dv = dk + length * dp;          // (length, dp)
+  float* q = dv + length * dp;           // (kQueries, dp)
+  float* grad = q + kQueries * dp;       // (kQueries, dp)
+  float* dq = grad + kQueries * dp;      // (kQueries, dp)
+  float* p = dq + kQueries * dp;         // (kQueries, tp)
+  float* ds = p + kQueries * tp;         // (kQueries, tp)
+
+  for (i64 t = 0; t < length; ++t) {
+    const T* k = qkv + t * row_size + q_size + kv_head * dim;
+    float* row = key_rows + t * dp;
+    rotate(k, cos + t * half, sin + t * half, dim, 1.0f, row);
+    for (i64 d = 0; d < dim; ++d) {
+      keys[d * tp + t] = row[d];
+      values[d * tp + t] = one(k + kv_size + d);
+    }
+  }
+  for (i64 d = 0; d < dim; ++d) {
+    for (i64 t = length; t < tp; ++t) keys[d * tp + t] = values[d * tp + t] = 0;
+  }
+  for (i64 i = 0; i < 2 * length * dp; ++i) dk[i] = 0;  // and dv, which follows it
+
+  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const float ones[kQueries] = {1, 1, 1, 1};
+  for (i64 head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    for (i64 t0 = 0; t0 < length; t0 += kQueries) {
+      const int rows = length - t0 < kQueries ? static_cast<int>(length - t0) : kQueries;
+      float delta[kQueries], row_lse[kQueries];
+      for (int r = 0; r < kQueries; ++r) {
+        const i64 t = r < rows ? t0 + r : t0;
+        rotate(qkv + t * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
+        row_lse[r] = lse[t * s.heads + head];
+        delta[r] = 0;
+        if (r < rows) {
+          widen(dout + t * q_size + head * dim, dim, grad + r * dp);
+          const T* o = out + t * q_size + head * dim;
+          for (i64 d = 0; d < dim; ++d) delta[r] += grad[r * dp + d] * one(o + d);
+        } else {
+          for (i64 d = 0; d < dp; ++d) grad[r * dp + d] = 0;  // a row that is not there adds nothing
+        }
+      }
+      const i64 last = t0 + rows;
+      for (i64 j = 0; j < last; j += kLanes) {
+        Vec score[kQueries], dp_row[kQueries];
+        products(q, dp, keys + j, tp, dim, score);
+        products(grad, dp, values + j, tp, dim, dp_row);
+        for (int r = 0; r < kQueries; ++r) {
+          const Vec weight = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
+                                 ? exp_of(score[r] - row_lse[r])
+                                 : Vec{};
+          store(p + r * tp + j, weight);
+          store(ds + r * tp + j, weight * (dp_row[r] - delta[r]));
+        }
+      }
+      mix(ds, tp, key_rows, dp, last, ones, dq);
+      for (i64 c = 0; c < dp; c += kLanes) {
+        Vec qs[kQueries], gs[kQueries];
+        for (int r = 0; r < kQueries; ++r) qs[r] = load(q + r * dp + c), gs[r] = load(grad + r * dp + c);
+        for (i64 j = 0; j < last; ++j) {
+          Vec k = load(dk + j * dp + c), v = load(dv + j * dp + c);
+          for (int r = 0; r < kQueries; ++r) {
+            // A row that is not there repeats row t0 in q, but its ds is 0: grad and delta are.
+            k += qs[r] * ds[r * tp + j];
+            v += gs[r] * p[r * tp + j];
+          }
+          store(dk + j * dp + c, k);
+          store(dv + j * dp + c, v);
+        }
+      }
+      for (int r = 0; r < rows; ++r) {
+        const i64 t = t0 + r;
+        rotate_back(dq + r * dp, cos + t * half, sin + t * half, dim, scale, dqkv + t * row_size + head * dim);
+      }
+    }
+  }
+  for (i64 t = 0; t < length; ++t) {
+    T* to = dqkv + t * row_size + q_size + kv_head * dim;
+    rotate_back(dk + t * dp, cos + t * half, sin + t * half, dim, 1.0f, to);
+    narrow(dv + t * dp, dim, to + kv_size);
+  }
+}
+
+template <class T>
+void decode_attention(const HeadShape& s, i64 position, const T* qkv, const float* cos, const float* sin, T* cache,
+                      T* out, float* scratch) {
+  const i64 dim = s.head_dim, dp = padded(dim), half = dim / 2;
+  const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim;
+  const i64 group = s.heads / s.kv_heads, count = position + 1;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  float* q = scratch;             // (group, dp)
+  float* p = q + group * dp;      // (group, count)
+  float* o = p + group * count;   // (dp)
+  cos += position * half;
+  sin += position * half;
+  T* new_row = cache + position * 2 * kv_size;
+  for (i64 kv_head = 0; kv_head < s.kv_heads; ++kv_head) {
+    const T* k = qkv + q_size + kv_head * dim;
+    rotate(k, cos, sin, dim, 1.0f, o);
+    narrow(o, dim, new_row + kv_head * dim);
+    for (i64 d = 0; d < dim; ++d) new_row[kv_size + kv_head * dim + d] = k[kv_size + d];
+
+    for (i64 g = 0; g < group; ++g) {
+      rotate(qkv + (kv_head * group + g) * dim, cos, sin, dim, scale, q + g * dp);
+    }
+    for (i64 j = 0; j < count; ++j) {
+      const T* key = cache + j * 2 * kv_size + kv_head * dim;
+      for (i64 g = 0; g < group; ++g) {
+        Vec acc{};
+        for (i64 d = 0; d < dim; d += kLanes) acc += load_up_to(key + d, dim - d) * load(q + g * dp + d);
+        p[g * count + j] = sum_lanes(acc);
+      }
+    }
+    for (i64 g = 0; g < group; ++g) {
+      float* w = p + g * count;
+      float m = w[0];
+      for (i64 j = 1; j < count; ++j) m = w[j] > m ? w[j] : m;
+      Vec sum{};
+      for (i64 j = 0; j < count; j += kLanes) {
+        const i64 n = count - j;
+        Vec e = exp_of(load_up_to(w + j, n) - m);
+        if (n < kLanes) {
+          const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+          e = lane < static_cast<std::int32_t>(n) ? e : Vec{};
+        }
+        store_up_to(w + j, e, n);
+        sum += e;
+      }
+      const float inverse = 1.0f / sum_lanes(sum);
+      T* to = out + (kv_head * group + g) * dim;
+      for (i64 d = 0; d < dim; d += kLanes) {
+        Vec acc{};
+        for (i64 j = 0; j < count; ++j) {
+          acc += load_up_to(cache + j * 2 * kv_size + kv_size + kv_head * dim + d, dim - d) * w[j];
+        }
+        store_up_to(to + d, acc * inverse, dim - d);
+      }
+    }
+  }
+}
+
+template <class T>
+float exp_row(const T* logits, i64 size, float scale, float* p, double* sum) {
+  Vec top = splat(-__builtin_inff());
+  i64 v = 0;
+  for (; v + kLanes <= size; v += kLanes) {
+    const Vec z = load(logits + v) * scale;
+    store(p + v, z);
+    top = max_of(z, top);
+  }
+  float m = max_lanes(top);
+  for (; v < size; ++v) {
+    p[v] = one(logits + v) * scale;
+    m = p[v] > m ? p[v] : m;
+  }
+  constexpr i64 kBlock = 1024;  // float32 within a block, double across them
+  double total = 0;
+  for (i64 b = 0; b < size; b += kBlock) {
+    const i64 stop = b + kBlock < size ? b + kBlock : size;
+    Vec part{};
+    for (v = b; v < stop; v += kLanes) {
+      const i64 n = stop - v;
+      const Vec z = load_up_to(p + v, n) - m;
+      Vec e = z < -87.0f ? Vec{} : exp_of(z);  // -inf, and what float32 would call a denormal, is 0
+      if (n < kLanes) {
+        const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        e = lane < static_cast<std::int32_t>(n) ? e : Vec{};
+      }
+      store_up_to(p + v, e, n);
+      part += e;
+    }
+    total += static_cast<double>(sum_lanes(part));
+  }
+  *sum = total;
+  return m;
+}
+
+template <class T>
+void scatter_add(const std::int32_t* ids, i64 rows, const T* x, i64 channels, float* out, i64 c0, i64 c1) {
+  for (i64 i = 0; i < rows; ++i) {
+    const T* from = x + i * channels;
+    float* to = out + ids[i] * channels;
+    for (i64 c = c0; c < c1; c += kLanes) {
+      const i64 n = c1 - c;
+      store_up_to(to + c, load_up_to(to + c, n) + load_up_to(from + c, n), n);
+    }
+  }
+}
+
+void adamw(float* master, const float* grad, float* m, float* v, i64 n, const AdamWStep& s) {
+  const float shrink = 1.0f - s.learning_rate * s.weight_decay;
+  const float rate = s.learning_rate / s.bias1;
+  const float root = 1.0f / __builtin_sqrtf(s.bias2);
+  for (i64 i = 0; i < n; ++i) {
+    const float g = grad[i] * s.grad_scale;
+    m[i] = s.beta1 * m[i] + (1.0f - s.beta1) * g;
+    v[i] = s.beta2 * v[i] + (1.0f - s.beta2) * g * g;
+    master[i] = master[i] * shrink - rate * m[i] / (__builtin_sqrtf(v[i]) * root + s.eps);
+  }
+}
+
+double sum_squares(const float* x, i64 n) {
+  double sums[kLanes] = {};
+  i64 i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (i64 l = 0; l < kLanes; ++l) sums[l] += static_cast<double>(x[i + l]) * static_cast<double>(x[i + l]);
+  }
+  double total = 0;
+  for (; i < n; ++i) total += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (const double s : sums) total += s;
+  return total;
+}
+
+void to_bf16(const float* x, BFloat16* y, i64 n) {
+  for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
+}
+
+template <class T>
+constexpr Ops<T> ops() {
+  return {&rms_norm<T>,           &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>, &attention<T>,
+          &attention_backward<T>, &decode_attention<T>,  &exp_row<T>, &scatter_add<T>};
+}
+
+}  // namespace
+
+extern const Table kTable;
+const Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(), &adamw, &sum_squares, &to_bf16};
+
+}  // namespace RAPO_ISA
+}  // namespace rapo::loops

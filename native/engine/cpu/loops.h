@@ -1,0 +1,90 @@
+// The engine's own CPU loops (what is not a matrix product), as a table of plain functions, one table per
+// instruction set. No library header is included where those sets are enabled: an inline function of a header
+// compiled for AVX-512 could replace the portable one at link time and crash on an older machine.
+// Symbols: R rows (tokens), C channels, I intermediate size, H query heads, K key/value heads, D head width, V vocabulary.
+#pragma once
+
+#include <cstdint>
+
+namespace rapo::loops {
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+struct HeadShape {
+  std::int64_t heads, kv_heads, head_dim;
+};
+
+/// Functions take a range of rows or units [begin, end), so that the caller decides about threads; every range
+/// gives the same bits.
+template <class T>
+struct Ops {
+  /// y = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + eps); x, y (R, C), w (C), rstd (R) or null.
+  void (*rms_norm)(const T* x, const T* w, float eps, std::int64_t channels, T* y, float* rstd, std::int64_t begin,
+                   std::int64_t end);
+  /// dx += d loss/dx (R, C) and dw += d loss/dw (C), of the rows in range.
+  void (*rms_norm_backward)(const T* x, const T* w, const float* rstd, const T* dy, std::int64_t channels, T* dx,
+                            float* dw, std::int64_t begin, std::int64_t end);
+  /// out = silu(gate) * up; gate_up (R, 2I) holds gate then up, out (R, I).
+  void (*swiglu)(const T* gate_up, std::int64_t width, T* out, std::int64_t begin, std::int64_t end);
+  void (*swiglu_backward)(const T* gate_up, const T* dout, std::int64_t width, T* dgate_up, std::int64_t begin,
+                          std::int64_t end);
+  /// Causal attention of one sequence and one key/value head with the query heads that share it, rotary embedding
+  /// included. qkv (length, (H + 2K) D) holds q, k, v before rotation; cos, sin (>= length, D / 2); out (length, H D);
+  /// lse (length, H) or null; kv (length, 2 K D) or null receives the rotated k and v. scratch: attention_scratch() floats.
+  void (*attention)(const HeadShape& shape, std::int64_t length, std::int64_t kv_head, const T* qkv, const float* cos,
+                    const float* sin, T* out, float* lse, T* kv, float* scratch);
+  /// dqkv (length, (H + 2K) D): this unit's columns are written.
+  void (*attention_backward)(const HeadShape& shape, std::int64_t length, std::int64_t kv_head, const T* qkv,
+                             const float* cos, const float* sin, const T* out, const float* lse, const T* dout,
+                             T* dqkv, float* scratch);
+  /// One new token of one sequence: rotates q and k at `position`, writes k, v to cache row `position`
+  /// (rows of 2 K D: k then v), attends to rows 0 .. position. qkv ((H + 2K) D), out (H D).
+  void (*decode_attention)(const HeadShape& shape, std::int64_t position, const T* qkv, const float* cos,
+                           const float* sin, T* cache, T* out, float* scratch);
+  /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale; returns max, and the sum of p in *sum.
+  float (*exp_row)(const T* logits, std::int64_t size, float scale, float* p, double* sum);
+  /// out[j] += sum over rows i (in order) with ids[i] = id of x[i], columns [c0, c1) of (rows, C).
+  void (*scatter_add)(const std::int32_t* ids, std::int64_t rows, const T* x, std::int64_t channels, float* out,
+                      std::int64_t c0, std::int64_t c1);
+};
+
+struct AdamWStep {
+  float beta1, beta2, eps, learning_rate, weight_decay;
+  float bias1, bias2;   // 1 - beta^t
+  float grad_scale;     // clipping
+};
+
+struct Table {
+  const char* name;
+  Ops<float> f32;
+  Ops<BFloat16> bf16;
+  void (*adamw)(float* master, const float* grad, float* m, float* v, std::int64_t n, const AdamWStep& step);
+  double (*sum_squares)(const float* x, std::int64_t n);
+  void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
+
+  template <class T>
+  const Ops<T>& ops() const {
+    if constexpr (sizeof(T) == 4) {
+      return f32;
+    } else {
+      return bf16;
+    }
+  }
+};
+
+/// Floats that attention and attention_backward (the larger of the two), and decode_attention, may use.
+inline std::int64_t attention_scratch(const HeadShape& s, std::int64_t length) {
+  const std::int64_t t = (length + 19) / 16 * 16, d = (s.head_dim + 15) / 16 * 16;
+  return 5 * t * d + 8 * t + 16 * d;
+}
+inline std::int64_t decode_scratch(const HeadShape& s, std::int64_t length) {
+  const std::int64_t d = (s.head_dim + 15) / 16 * 16;
+  return s.heads * (d + length + 16) + 2 * d;
+}
+
+/// The first table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) overrides.
+const Table& table();
+
+}  // namespace rapo::loops

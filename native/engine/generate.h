@@ -1,0 +1,13 @@
+// The decoding loop: prefill once a prompt, a key/value cache of slots, finished sequences replaced at once.
+#pragma once
+
+#include "policy.h"
+#include "qwen2.h"
+
+namespace rapo {
+
+/// Arguments are valid (Policy::generate checks them).
+Completions generate(Qwen2& model, const ModelTensors& weights, const PackedTokens& prompts,
+                     const SamplingParams& sampling, Control& control);
+
+}  // namespace rapo

@@ -1,0 +1,283 @@
+#include "ops.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+namespace rapo::ops {
+namespace {
+
+using loops::BFloat16;
+
+/// Calls f(T{}) with T the element type: float or BFloat16.
+template <class F>
+decltype(auto) by_dtype(const at::Tensor& x, F&& f) {
+  return x.scalar_type() == at::kFloat ? f(float{}) : f(BFloat16{});
+}
+
+template <class T>
+T* data(const at::Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+/// Rows worth a thread of their own, for elementwise work on rows of that many elements.
+std::int64_t row_grain(std::int64_t width) { return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(width, 1)); }
+
+float* scratch(std::int64_t floats) {
+  static thread_local std::vector<float> buffer;
+  if (static_cast<std::int64_t>(buffer.size()) < floats) buffer.resize(static_cast<std::size_t>(floats));
+  return buffer.data();
+}
+
+at::Tensor empty_like_rows(const at::Tensor& x, std::int64_t width) { return at::empty({x.size(0), width}, x.options()); }
+
+}  // namespace
+
+Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::ScalarType dtype) {
+  const std::int64_t half = head_dim / 2;
+  Rope rope{at::empty({positions, half}, at::kFloat), at::empty({positions, half}, at::kFloat)};
+  std::vector<float> frequencies(static_cast<std::size_t>(half));
+  for (std::int64_t i = 0; i < half; ++i) {
+    // float32 powers and products, as transformers forms them.
+    frequencies[static_cast<std::size_t>(i)] =
+        1.0f / std::pow(static_cast<float>(theta), static_cast<float>(2 * i) / static_cast<float>(head_dim));
+  }
+  auto* cos = rope.cos.data_ptr<float>();
+  auto* sin = rope.sin.data_ptr<float>();
+  for (std::int64_t t = 0; t < positions; ++t) {
+    for (std::int64_t i = 0; i < half; ++i) {
+      const float angle = static_cast<float>(t) * frequencies[static_cast<std::size_t>(i)];
+      cos[t * half + i] = std::cos(angle);
+      sin[t * half + i] = std::sin(angle);
+    }
+  }
+  if (dtype != at::kFloat) {
+    rope.cos = rope.cos.to(dtype).to(at::kFloat);
+    rope.sin = rope.sin.to(dtype).to(at::kFloat);
+  }
+  return rope;
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd) {
+  const std::int64_t rows = x.size(0), channels = x.size(1);
+  auto y = at::empty_like(x);
+  if (rstd) *rstd = at::empty({rows}, at::kFloat);
+  by_dtype(x, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().rms_norm;
+    at::parallel_for(0, rows, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
+      f(data<T>(x), data<T>(w), static_cast<float>(eps), channels, data<T>(y), rstd ? data<float>(*rstd) : nullptr,
+        begin, end);
+    });
+  });
+  return y;
+}
+
+void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd, const at::Tensor& dy,
+                       at::Tensor& dx, at::Tensor& dw) {
+  // dw is summed in blocks of fixed size, added in order: the same bits whoever computes a block.
+  constexpr std::int64_t kBlock = 512;
+  const std::int64_t rows = x.size(0), channels = x.size(1), blocks = (rows + kBlock - 1) / kBlock;
+  auto partial = at::zeros({blocks, channels}, at::kFloat);
+  by_dtype(x, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().rms_norm_backward;
+    at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t b = begin; b < end; ++b) {
+        f(data<T>(x), data<T>(w), data<float>(rstd), data<T>(dy), channels, data<T>(dx),
+          data<float>(partial) + b * channels, b * kBlock, std::min(rows, (b + 1) * kBlock));
+      }
+    });
+  });
+  auto* out = data<float>(dw);
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const auto* from = data<float>(partial) + b * channels;
+    for (std::int64_t c = 0; c < channels; ++c) out[c] += from[c];
+  }
+}
+
+at::Tensor swiglu(const at::Tensor& gate_up) {
+  const std::int64_t width = gate_up.size(1) / 2;
+  auto out = empty_like_rows(gate_up, width);
+  by_dtype(gate_up, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().swiglu;
+    at::parallel_for(0, gate_up.size(0), row_grain(2 * width), [&](std::int64_t begin, std::int64_t end) {
+      f(data<T>(gate_up), width, data<T>(out), begin, end);
+    });
+  });
+  return out;
+}
+
+at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout) {
+  const std::int64_t width = gate_up.size(1) / 2;
+  auto dgate_up = at::empty_like(gate_up);
+  by_dtype(gate_up, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().swiglu_backward;
+    at::parallel_for(0, gate_up.size(0), row_grain(2 * width), [&](std::int64_t begin, std::int64_t end) {
+      f(data<T>(gate_up), data<T>(dout), width, data<T>(dgate_up), begin, end);
+    });
+  });
+  return dgate_up;
+}
+
+namespace {
+
+/// Calls f(sequence, kv_head) for every pair, over threads.
+template <class F>
+void for_each_unit(const Offsets& offsets, std::int64_t kv_heads, const F& f) {
+  const auto sequences = static_cast<std::int64_t>(offsets.size()) - 1;
+  const std::int64_t units = sequences * kv_heads;
+  const std::int64_t rows = offsets.back();
+  // A thread is worth it from some thousand tokens times heads on.
+  const std::int64_t grain = std::max<std::int64_t>(1, units * 512 / std::max<std::int64_t>(rows * kv_heads, 1));
+  at::parallel_for(0, units, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t u = begin; u < end; ++u) f(u / kv_heads, u % kv_heads);
+  });
+}
+
+std::int64_t longest(const Offsets& offsets) {
+  std::int64_t length = 0;
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) length = std::max(length, offsets[b + 1] - offsets[b]);
+  return length;
+}
+
+}  // namespace
+
+at::Tensor attention(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope, const at::Tensor& qkv,
+                     at::Tensor* lse, at::Tensor* kv) {
+  const std::int64_t q_size = shape.heads * shape.head_dim, kv_width = 2 * shape.kv_heads * shape.head_dim;
+  auto out = empty_like_rows(qkv, q_size);
+  if (lse) *lse = at::empty({qkv.size(0), shape.heads}, at::kFloat);
+  if (kv) *kv = empty_like_rows(qkv, kv_width);
+  const std::int64_t floats = loops::attention_scratch(shape, longest(offsets));
+  by_dtype(qkv, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().attention;
+    for_each_unit(offsets, shape.kv_heads, [&](std::int64_t b, std::int64_t kv_head) {
+      const std::int64_t at = offsets[static_cast<std::size_t>(b)];
+      f(shape, offsets[static_cast<std::size_t>(b) + 1] - at, kv_head, data<T>(qkv) + at * qkv.size(1),
+        data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
+        lse ? data<float>(*lse) + at * shape.heads : nullptr, kv ? data<T>(*kv) + at * kv_width : nullptr,
+        scratch(floats));
+    });
+  });
+  return out;
+}
+
+at::Tensor attention_backward(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope,
+                              const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
+                              const at::Tensor& dout) {
+  const std::int64_t q_size = shape.heads * shape.head_dim;
+  auto dqkv = at::empty_like(qkv);
+  const std::int64_t floats = loops::attention_scratch(shape, longest(offsets));
+  by_dtype(qkv, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().attention_backward;
+    for_each_unit(offsets, shape.kv_heads, [&](std::int64_t b, std::int64_t kv_head) {
+      const std::int64_t at = offsets[static_cast<std::size_t>(b)];
+      f(shape, offsets[static_cast<std::size_t>(b) + 1] - at, kv_head, data<T>(qkv) + at * qkv.size(1),
+        data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
+        data<float>(lse) + at * shape.heads, data<T>(dout) + at * q_size, data<T>(dqkv) + at * qkv.size(1),
+        scratch(floats));
+    });
+  });
+  return dqkv;
+}
+
+at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
+                            const std::vector<std::int64_t>& positions, const Rope& rope, const at::Tensor& qkv,
+                            at::Tensor& cache) {
+  const std::int64_t q_size = shape.heads * shape.head_dim, rows = qkv.size(0);
+  auto out = empty_like_rows(qkv, q_size);
+  std::int64_t last = 0;
+  for (const auto p : positions) last = std::max(last, p);
+  const std::int64_t floats = loops::decode_scratch(shape, last + 1);
+  const std::int64_t grain = std::max<std::int64_t>(1, 32768 / ((last + 1) * q_size));
+  by_dtype(qkv, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().decode_attention;
+    at::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto n = static_cast<std::size_t>(i);
+        f(shape, positions[n], data<T>(qkv) + i * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin),
+          data<T>(cache) + slots[n] * cache.stride(0), data<T>(out) + i * q_size, scratch(floats));
+      }
+    });
+  });
+  return out;
+}
+
+namespace {
+
+template <class Index>
+at::Tensor gather(const at::Tensor& table, const Index* ids, std::int64_t count) {
+  const std::int64_t channels = table.size(1);
+  auto out = at::empty({count, channels}, table.options());
+  const std::size_t bytes = static_cast<std::size_t>(channels) * table.element_size();
+  const auto* from = data<char>(table);
+  auto* to = data<char>(out);
+  at::parallel_for(0, count, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      std::memcpy(to + static_cast<std::size_t>(i) * bytes, from + static_cast<std::size_t>(ids[i]) * bytes, bytes);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+at::Tensor gather_rows(const at::Tensor& table, const std::int32_t* ids, std::int64_t count) {
+  return gather(table, ids, count);
+}
+at::Tensor gather_rows(const at::Tensor& table, const std::int64_t* ids, std::int64_t count) {
+  return gather(table, ids, count);
+}
+
+at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions, std::int64_t total) {
+  auto out = at::zeros({total, rows.size(1)}, rows.options());
+  const auto count = static_cast<std::int64_t>(positions.size());
+  if (std::adjacent_find(positions.begin(), positions.end(), std::greater_equal<>()) != positions.end()) {
+    const auto index = at::from_blob(const_cast<std::int64_t*>(positions.data()), {count}, at::kLong);
+    return out.index_add_(0, index, rows);
+  }
+  const std::size_t bytes = static_cast<std::size_t>(rows.size(1)) * rows.element_size();
+  const auto* from = data<char>(rows);
+  auto* to = data<char>(out);
+  at::parallel_for(0, count, row_grain(rows.size(1)), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto n = static_cast<std::size_t>(i);
+      std::memcpy(to + static_cast<std::size_t>(positions[n]) * bytes, from + n * bytes, bytes);
+    }
+  });
+  return out;
+}
+
+void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x) {
+  const std::int64_t channels = x.size(1), rows = x.size(0);
+  by_dtype(x, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().scatter_add;
+    // Threads share the channels, not the rows: each sum then has one order.
+    const std::int64_t grain = std::max<std::int64_t>(64, 65536 / std::max<std::int64_t>(rows, 1));
+    at::parallel_for(0, channels, grain, [&](std::int64_t begin, std::int64_t end) {
+      f(ids, rows, data<T>(x), channels, data<float>(table), begin, end);
+    });
+  });
+}
+
+void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
+  if (x.scalar_type() == at::kFloat) {
+    grad.addmm_(dy.t(), x);
+  } else {
+    grad.add_(at::mm(dy.t(), x));
+  }
+}
+
+void add_bias_grad(at::Tensor& grad, const at::Tensor& dy) { grad.add_(at::sum(dy, {0}, false, at::kFloat)); }
+
+}  // namespace rapo::ops

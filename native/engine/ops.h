@@ -1,0 +1,60 @@
+// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by cpu/loops.
+// Every function returns the same bits for any number of threads.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/loops.h"
+
+namespace rapo::ops {
+
+/// Where each sequence of a packed batch begins: sequence b is rows offsets[b] .. offsets[b + 1).
+using Offsets = std::vector<std::int64_t>;
+
+/// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as transformers does.
+struct Rope {
+  at::Tensor cos, sin;
+};
+Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::ScalarType dtype);
+
+/// x (R, C), w (C) -> (R, C); rstd (R) float32 is filled where given.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd = nullptr);
+/// dx (R, C) and dw (C, float32) are added to.
+void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd, const at::Tensor& dy,
+                       at::Tensor& dx, at::Tensor& dw);
+
+/// (R, 2I), gate then up -> (R, I).
+at::Tensor swiglu(const at::Tensor& gate_up);
+at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout);
+
+/// Causal attention over packed sequences, rotation included. qkv (total, (H + 2K) D) -> (total, H D);
+/// lse (total, H) float32 and kv (total, 2 K D: rotated k, then v) are filled where given.
+at::Tensor attention(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope, const at::Tensor& qkv,
+                     at::Tensor* lse, at::Tensor* kv);
+/// -> dqkv (total, (H + 2K) D).
+at::Tensor attention_backward(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope,
+                              const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
+                              const at::Tensor& dout);
+/// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots, Tmax, 2 K D).
+at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
+                            const std::vector<std::int64_t>& positions, const Rope& rope, const at::Tensor& qkv,
+                            at::Tensor& cache);
+
+/// Rows of a (V, C) table.
+at::Tensor gather_rows(const at::Tensor& table, const std::int32_t* ids, std::int64_t count);
+at::Tensor gather_rows(const at::Tensor& table, const std::int64_t* ids, std::int64_t count);
+/// rows (N, C) at the given positions of an array (total, C) that is 0 elsewhere; rows at one position add up.
+at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions, std::int64_t total);
+/// table (V, C) float32: row ids[i] += x[i], in the order of i.
+void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x);
+
+/// grad (N, M) float32 += dy (R, N)^T x (R, M). For bfloat16 the product is rounded once to bfloat16 (its sums are
+/// float32) and added in float32.
+void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
+/// grad (N) float32 += the column sums of dy (R, N), summed in float32.
+void add_bias_grad(at::Tensor& grad, const at::Tensor& dy);
+
+}  // namespace rapo::ops

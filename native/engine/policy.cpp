@@ -1,0 +1,436 @@
+#include "policy.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/version.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "../kernels/parallel.h"
+#include "fused_head.h"
+#include "generate.h"
+#include "optimizer.h"
+#include "qwen2.h"
+#include "sampler.h"
+
+namespace rapo {
+namespace {
+
+[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
+
+/// Runs a call's body; what libtorch throws becomes an Error that says what was being done.
+template <class F>
+auto translated(const char* doing, F&& body) -> decltype(body()) {
+  // Nothing here is differentiated by libtorch: no version counters, no graph.
+  const c10::InferenceMode guard;
+  try {
+    return body();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kOutOfMemory, std::string("out of memory while ") + doing);
+  } catch (const c10::Error& error) {
+    const std::string what = error.what_without_backtrace();
+    const bool memory = what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
+    throw Error(memory ? ErrorCode::kOutOfMemory : ErrorCode::kUnsupported,
+                std::string(memory ? "out of memory while " : "libtorch failed while ") + doing + ": " + what);
+  }
+}
+
+/// Copies a stored tensor's numbers into a flat buffer, converted to its dtype.
+void read_tensor(const StoredTensor& from, const std::string& file, const Layout::Entry& entry, at::Tensor& flat) {
+  const std::string what = file + ": tensor \"" + from.name + "\"";
+  if (from.shape != entry.shape) {
+    const auto show = [](const std::vector<std::int64_t>& shape) {
+      std::string text = "[";
+      for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+      return text + "]";
+    };
+    throw Error(ErrorCode::kFormat, what + " has the shape " + show(from.shape) + ", config.json asks for " + show(entry.shape));
+  }
+  at::ScalarType type;
+  if (from.dtype == "F32") {
+    type = at::kFloat;
+  } else if (from.dtype == "BF16") {
+    type = at::kBFloat16;
+  } else if (from.dtype == "F16") {
+    type = at::kHalf;
+  } else {
+    throw Error(ErrorCode::kUnsupported, what + " has the dtype " + from.dtype + "; F32, BF16 and F16 are supported");
+  }
+  auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
+  if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
+    auto aligned = at::empty({entry.size}, type);
+    std::memcpy(aligned.data_ptr(), from.data, from.bytes);
+    source = aligned;
+  }
+  flat.narrow(0, entry.offset, entry.size).copy_(source);
+}
+
+/// Fills the flat buffers (those that are defined) from a directory; every tensor of the model and no other.
+void read_weights(const std::string& dir, const ModelConfig& config, const Layout& layout,
+                  std::vector<at::Tensor> flats) {
+  const Checkpoint checkpoint(dir);
+  const auto& tensors = checkpoint.tensors();
+  std::size_t used = 0;
+  for (const Layout::Entry& entry : layout.entries()) {
+    const auto found = tensors.find(entry.name);
+    if (found == tensors.end()) {
+      throw Error(ErrorCode::kFormat, checkpoint.path() + ": tensor \"" + entry.name + "\" is missing");
+    }
+    ++used;
+    for (at::Tensor& flat : flats) {
+      if (flat.defined()) read_tensor(found->second, checkpoint.file_of(entry.name), entry, flat);
+    }
+  }
+  if (used == tensors.size()) return;
+  for (const auto& [name, tensor] : tensors) {
+    bool known = false;
+    for (const Layout::Entry& entry : layout.entries()) known = known || entry.name == name;
+    if (known) continue;
+    if (config.tied_embeddings && name == "lm_head.weight") {
+      const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
+      if (tensor.dtype == embed.dtype && tensor.bytes == embed.bytes && tensor.shape == embed.shape &&
+          std::memcmp(tensor.data, embed.data, tensor.bytes) == 0) {
+        continue;
+      }
+      throw Error(ErrorCode::kFormat, checkpoint.file_of(name) +
+                                          ": tensor \"lm_head.weight\" differs from model.embed_tokens.weight, though "
+                                          "config.json says tie_word_embeddings");
+    }
+    throw Error(ErrorCode::kFormat, checkpoint.file_of(name) + ": tensor \"" + name + "\" does not belong to this model");
+  }
+}
+
+void check_sequences(const PackedTokens& packed, const ModelConfig& config, const char* what) {
+  const auto& offsets = packed.offsets;
+  const std::string name(what);
+  if (offsets.size() < 2 || offsets.front() != 0 ||
+      offsets.back() != static_cast<std::int64_t>(packed.token_ids.size())) {
+    invalid(name + ".offsets must go from 0 to the number of token ids, " + std::to_string(packed.token_ids.size()) +
+            ", with at least one sequence");
+  }
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
+    const std::int64_t length = offsets[b + 1] - offsets[b];
+    if (length < 1) invalid(name + "[" + std::to_string(b) + "] must hold at least one token");
+    if (length > config.max_position_embeddings) {
+      invalid(name + "[" + std::to_string(b) + "] has " + std::to_string(length) + " tokens, the model's context is " +
+              std::to_string(config.max_position_embeddings));
+    }
+  }
+  for (std::size_t i = 0; i < packed.token_ids.size(); ++i) {
+    if (packed.token_ids[i] < 0 || packed.token_ids[i] >= config.vocab_size) {
+      invalid(name + ".tokenIds[" + std::to_string(i) + "] is " + std::to_string(packed.token_ids[i]) +
+              ", the vocabulary has " + std::to_string(config.vocab_size));
+    }
+  }
+}
+
+void check_rows(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
+                const std::vector<std::int32_t>& token_ids, const ModelConfig& config) {
+  if (token_ids.size() != row_positions.size()) {
+    invalid("tokenIds has " + std::to_string(token_ids.size()) + " entries, rowPositions " +
+            std::to_string(row_positions.size()));
+  }
+  const auto total = static_cast<std::int64_t>(sequences.token_ids.size());
+  for (std::size_t i = 0; i < row_positions.size(); ++i) {
+    if (row_positions[i] < 0 || row_positions[i] >= total) {
+      invalid("rowPositions[" + std::to_string(i) + "] is " + std::to_string(row_positions[i]) + ", there are " +
+              std::to_string(total) + " tokens");
+    }
+    if (token_ids[i] < 0 || token_ids[i] >= config.vocab_size) {
+      invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) + ", the vocabulary has " +
+              std::to_string(config.vocab_size));
+    }
+  }
+}
+
+}  // namespace
+
+struct Policy::Impl {
+  /// A model with its weights.
+  struct Model {
+    Qwen2 net;
+    at::Tensor flat;  // (flat_size), the dtype of the calls
+    ModelTensors weights;
+
+    Model(ModelConfig config, DType dtype)
+        : net(std::move(config)), flat(at::zeros({net.layout().flat_size()}, scalar_type(dtype))), weights(net.layout().map(flat)) {}
+  };
+
+  PolicyOptions options;
+  ModelInfo info;
+  std::unique_ptr<Model> policy, reference;
+
+  // Trainable only:
+  at::Tensor grad;  // (flat_size) float32: sums over micro-batches keep float32 for bfloat16 weights too
+  ModelTensors grads;
+  std::unique_ptr<Optimizer> optimizer;
+  bool grad_broken = false;  // an accumulate() failed half-way
+
+  const ModelConfig& config() const { return policy->net.config(); }
+
+  void need_trainable(const char* call) const {
+    if (!options.trainable) invalid(std::string(call) + " needs a policy loaded with trainable: true");
+  }
+
+  void need_whole_grad() const {
+    if (grad_broken) invalid("a failed accumulate() left the gradients incomplete: call zeroGrad() first");
+  }
+
+  std::int64_t head_rows() const {
+    return options.head_rows > 0
+               ? options.head_rows
+               : default_head_rows(config().vocab_size, static_cast<std::int64_t>(policy->flat.element_size()));
+  }
+
+  Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
+};
+
+Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Policy::~Policy() = default;
+
+std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options) {
+  return translated("loading a model", [&] {
+    if (options.device != "cpu") {
+      throw Error(ErrorCode::kUnsupported, "device is \"" + options.device + "\"; this build has only \"cpu\"");
+    }
+    if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
+      throw Error(ErrorCode::kUnsupported, "dtype must be float32 or bfloat16");
+    }
+    auto impl = std::make_unique<Impl>();
+    impl->options = options;
+    impl->policy = std::make_unique<Impl::Model>(read_config(dir), options.dtype);
+    const Layout& layout = impl->policy->net.layout();
+    at::Tensor master;
+    if (options.trainable) {
+      impl->grad = at::zeros({layout.flat_size()}, at::kFloat);
+      impl->grads = layout.map(impl->grad);
+      const bool own = options.dtype == DType::kFloat32;
+      master = own ? impl->policy->flat : at::zeros({layout.flat_size()}, at::kFloat);
+      read_weights(dir, impl->config(), layout, {impl->policy->flat, own ? at::Tensor() : master});
+      impl->optimizer =
+          std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master, impl->policy->flat);
+    } else {
+      read_weights(dir, impl->config(), layout, {impl->policy->flat});
+    }
+    if (!options.reference_dir.empty()) {
+      impl->reference = std::make_unique<Impl::Model>(read_config(options.reference_dir), options.dtype);
+      const ModelConfig& reference = impl->reference->net.config();
+      if (reference.vocab_size != impl->config().vocab_size) {
+        invalid("the reference's vocabulary has " + std::to_string(reference.vocab_size) + " words, the policy's " +
+                std::to_string(impl->config().vocab_size));
+      }
+      read_weights(options.reference_dir, reference, impl->reference->net.layout(), {impl->reference->flat});
+    }
+    const ModelConfig& c = impl->config();
+    impl->info = {c.vocab_size, c.hidden_size, c.layers, c.heads, c.kv_heads, c.head_dim, c.max_position_embeddings,
+                  layout.parameters(), c.tied_embeddings, options.dtype};
+    return std::unique_ptr<Policy>(new Policy(std::move(impl)));
+  });
+}
+
+void Policy::initialize(const std::string& dir, std::uint64_t seed) {
+  translated("initializing a model", [&] {
+    const ModelConfig config = read_config(dir);
+    const Layout layout(config);
+    auto flat = at::zeros({layout.flat_size()}, at::kFloat);
+    auto* data = flat.data_ptr<float>();
+    for (std::size_t e = 0; e < layout.entries().size(); ++e) {
+      const Layout::Entry& entry = layout.entries()[e];
+      const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
+      for (std::int64_t i = 0; i < entry.size; ++i) {
+        float& x = data[entry.offset + i];
+        if (is_norm) {
+          x = 1;
+        } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
+          const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
+          const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+          const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
+          x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
+        }
+      }
+    }
+    const bool bf16 = config.dtype == "bfloat16";
+    if (bf16) flat = flat.to(at::kBFloat16);
+    write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}});
+    write_text_file(dir + "/config.json", config_text(config, bf16 ? "bfloat16" : "float32"));
+  });
+}
+
+const ModelInfo& Policy::info() const { return impl_->info; }
+
+Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
+  return translated("generating", [&] {
+    const ModelConfig& c = impl_->config();
+    check_sequences(prompts, c, "prompts");
+    if (sampling.n < 1) invalid("n must be at least 1, got " + std::to_string(sampling.n));
+    if (sampling.max_new_tokens < 1) invalid("maxNewTokens must be at least 1, got " + std::to_string(sampling.max_new_tokens));
+    if (!(sampling.temperature >= 0) || std::isinf(sampling.temperature)) invalid("temperature must be >= 0");
+    if (!(sampling.top_p > 0 && sampling.top_p <= 1)) invalid("topP must be in (0, 1]");
+    if (sampling.top_k < 0) invalid("topK must be at least 0");
+    if (!(sampling.min_p >= 0 && sampling.min_p < 1)) invalid("minP must be in [0, 1)");
+    if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
+    for (const auto id : sampling.stop_token_ids) {
+      if (id < 0 || id >= c.vocab_size) {
+        invalid("stopTokenIds contains " + std::to_string(id) + ", the vocabulary has " + std::to_string(c.vocab_size));
+      }
+    }
+    const auto count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
+    std::int64_t total = 0;
+    if (__builtin_mul_overflow(count, sampling.n, &total) || total > (std::int64_t{1} << 31)) {
+      invalid("n is " + std::to_string(sampling.n) + ": more than 2^31 completions");
+    }
+    for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
+      const std::int64_t length = prompts.offsets[p + 1] - prompts.offsets[p];
+      if (sampling.max_new_tokens > c.max_position_embeddings - length) {
+        invalid("prompts[" + std::to_string(p) + "] has " + std::to_string(length) + " tokens; with maxNewTokens = " +
+                std::to_string(sampling.max_new_tokens) + " that exceeds the model's context of " +
+                std::to_string(c.max_position_embeddings));
+      }
+    }
+    return rapo::generate(impl_->policy->net, impl_->policy->weights, prompts, sampling, control);
+  });
+}
+
+LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
+                             const std::vector<std::int32_t>& token_ids, double temperature, Control& control) {
+  return translated("computing log-probs", [&] {
+    check_sequences(sequences, impl_->config(), "sequences");
+    check_rows(sequences, row_positions, token_ids, impl_->config());
+    if (!(temperature > 0) || std::isinf(temperature)) invalid("temperature must be > 0");
+    LogprobRows out;
+    out.logprobs.resize(row_positions.size());
+    out.entropy.resize(row_positions.size());
+    if (row_positions.empty()) return out;
+    auto& model = *impl_->policy;
+    const auto hidden = model.net.forward(model.weights, sequences.token_ids.data(), sequences.offsets, control);
+    fused_head_logprobs(
+        ops::gather_rows(hidden, row_positions.data(), static_cast<std::int64_t>(row_positions.size())),
+        model.weights.head, token_ids.data(), temperature, impl_->head_rows(), control, out.logprobs.data(),
+        out.entropy.data());
+    return out;
+  });
+}
+
+Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
+  need_trainable("accumulate()");
+  need_whole_grad();
+  check_sequences(batch.sequences, config(), "sequences");
+  check_rows(batch.sequences, batch.row_positions, batch.token_ids, config());
+  const auto rows = static_cast<std::int64_t>(batch.row_positions.size());
+  const auto has_rows = [&](const std::vector<float>& values, const char* name, bool optional) {
+    if (values.size() != batch.row_positions.size() && !(optional && values.empty())) {
+      invalid(std::string(name) + " has " + std::to_string(values.size()) + " entries, rowPositions " +
+              std::to_string(rows));
+    }
+  };
+  has_rows(batch.token_weights, "tokenWeights", false);
+  has_rows(batch.advantages, "advantages", false);
+  has_rows(batch.ref_weights, "refWeights", true);
+  has_rows(batch.old_logprobs, "oldLogprobs", true);
+  const bool needs_reference = objective.penalty != Penalty::kNone;
+  if (needs_reference && !reference) invalid("the objective's penalty needs a policy loaded with a referenceDir");
+  if (std::all_of(batch.token_weights.begin(), batch.token_weights.end(), [](float w) { return w == 0; })) return {};
+
+  const auto* ids = batch.sequences.token_ids.data();
+  const auto& offsets = batch.sequences.offsets;
+  const auto selected = [&](const at::Tensor& hidden) { return ops::gather_rows(hidden, batch.row_positions.data(), rows); };
+  at::Tensor ref_hidden;
+  if (needs_reference) {
+    for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
+      if (offsets[b + 1] - offsets[b] > reference->net.config().max_position_embeddings) {
+        invalid("sequences[" + std::to_string(b) + "] is longer than the reference's context");
+      }
+    }
+    ref_hidden = selected(reference->net.forward(reference->weights, ids, offsets, control));
+  }
+  TrunkActivations kept;
+  const auto hidden = selected(policy->net.forward(policy->weights, ids, offsets, control, &kept));
+  control.check();
+
+  // From here on gradients change: no more stopping, and a failure is remembered.
+  grad_broken = true;
+  HeadRows head{hidden, ref_hidden, {}};
+  head.batch.rows = rows;
+  head.batch.vocab_size = config().vocab_size;
+  head.batch.token_ids = batch.token_ids.data();
+  head.batch.token_weights = batch.token_weights.data();
+  head.batch.advantages = batch.advantages.data();
+  head.batch.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
+  head.batch.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
+  auto dhidden = at::empty_like(hidden);
+  const Metrics metrics = fused_head_loss(head, policy->weights.head, needs_reference ? reference->weights.head : at::Tensor(),
+                                          objective, head_rows(), dhidden, grads.head);
+  policy->net.backward(policy->weights, grads, ids, offsets, kept,
+                       ops::spread_rows(dhidden, batch.row_positions, offsets.back()));
+  grad_broken = false;
+  return metrics;
+}
+
+Metrics Policy::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
+  return translated("accumulating gradients", [&] { return impl_->accumulate(batch, objective, control); });
+}
+
+StepResult Policy::step(double learning_rate) {
+  return translated("stepping", [&] {
+    impl_->need_trainable("step()");
+    impl_->need_whole_grad();
+    if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
+    const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate);
+    impl_->grad.zero_();
+    return result;
+  });
+}
+
+void Policy::zero_grad() {
+  translated("dropping gradients", [&] {
+    impl_->need_trainable("zeroGrad()");
+    impl_->grad.zero_();
+    impl_->grad_broken = false;
+  });
+}
+
+void Policy::save_gradients(const std::string& file) const {
+  translated("saving gradients", [&] {
+    impl_->need_trainable("saveGradients()");
+    write_safetensors(file, impl_->policy->net.layout().stored(impl_->grad), {});
+  });
+}
+
+void Policy::save(const std::string& dir) const {
+  translated("saving a model", [&] {
+    const auto& net = impl_->policy->net;
+    write_safetensors(dir + "/model.safetensors", net.layout().stored(impl_->policy->flat), {{"format", "pt"}});
+    const bool bf16 = impl_->options.dtype == DType::kBFloat16;
+    write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
+  });
+}
+
+void Policy::save_state(const std::string& file) const {
+  translated("saving the optimizer's state", [&] {
+    impl_->need_trainable("saveState()");
+    impl_->optimizer->save(file);
+  });
+}
+
+void Policy::load_state(const std::string& file) {
+  translated("loading the optimizer's state", [&] {
+    impl_->need_trainable("loadState()");
+    impl_->optimizer->load(file);
+  });
+}
+
+void set_engine_threads(int threads) {
+  static const int machine = at::get_num_threads();
+  at::set_num_threads(threads > 0 ? threads : machine);
+  set_kernel_threads(threads);
+}
+
+std::string libtorch_version() { return TORCH_VERSION; }
+
+}  // namespace rapo

@@ -1,0 +1,178 @@
+#include "qwen2.h"
+
+#include <algorithm>
+
+namespace rapo {
+namespace {
+
+constexpr std::int64_t kAlign = 32;  // elements: matrices begin at 64 bytes also in bfloat16
+
+}  // namespace
+
+Layout::Layout(const ModelConfig& config) : config_(config) {
+  const auto& c = config_;
+  add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
+  for (std::int64_t i = 0; i < c.layers; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    add(layer + "input_layernorm.weight", {c.hidden_size});
+    add(layer + "self_attn.q_proj.weight", {c.q_size(), c.hidden_size});
+    add(layer + "self_attn.k_proj.weight", {c.kv_size(), c.hidden_size}, false);
+    add(layer + "self_attn.v_proj.weight", {c.kv_size(), c.hidden_size}, false);
+    add(layer + "self_attn.q_proj.bias", {c.q_size()});
+    add(layer + "self_attn.k_proj.bias", {c.kv_size()}, false);
+    add(layer + "self_attn.v_proj.bias", {c.kv_size()}, false);
+    add(layer + "self_attn.o_proj.weight", {c.hidden_size, c.q_size()});
+    add(layer + "post_attention_layernorm.weight", {c.hidden_size});
+    add(layer + "mlp.gate_proj.weight", {c.intermediate_size, c.hidden_size});
+    add(layer + "mlp.up_proj.weight", {c.intermediate_size, c.hidden_size}, false);
+    add(layer + "mlp.down_proj.weight", {c.hidden_size, c.intermediate_size});
+  }
+  add("model.norm.weight", {c.hidden_size});
+  if (!c.tied_embeddings) add("lm_head.weight", {c.vocab_size, c.hidden_size});
+}
+
+void Layout::add(const std::string& name, std::vector<std::int64_t> shape, bool align) {
+  if (align) flat_size_ = (flat_size_ + kAlign - 1) / kAlign * kAlign;
+  Entry entry;
+  entry.name = name;
+  entry.shape = std::move(shape);
+  entry.size = 1;
+  for (const auto size : entry.shape) {
+    if (__builtin_mul_overflow(entry.size, size, &entry.size)) {
+      throw Error(ErrorCode::kUnsupported, "tensor \"" + name + "\" is too large");
+    }
+  }
+  entry.offset = flat_size_;
+  if (__builtin_add_overflow(flat_size_, entry.size, &flat_size_) || flat_size_ > (std::int64_t{1} << 48)) {
+    throw Error(ErrorCode::kUnsupported, "the model is too large");
+  }
+  parameters_ += entry.size;
+  entries_.push_back(std::move(entry));
+}
+
+ModelTensors Layout::map(const at::Tensor& flat) const {
+  std::size_t next = 0;
+  // The next `count` entries as one tensor.
+  const auto take = [&](std::size_t count) {
+    const Entry& first = entries_[next];
+    std::vector<std::int64_t> shape = first.shape;
+    std::int64_t size = first.size;
+    for (std::size_t i = 1; i < count; ++i) {
+      shape[0] += entries_[next + i].shape[0];
+      size += entries_[next + i].size;
+    }
+    next += count;
+    return flat.narrow(0, first.offset, size).view(shape);
+  };
+  ModelTensors out;
+  out.embed = take(1);
+  for (std::int64_t i = 0; i < config_.layers; ++i) {
+    LayerTensors layer;
+    layer.input_norm = take(1);
+    layer.qkv = take(3);
+    layer.qkv_bias = take(3);
+    layer.o = take(1);
+    layer.post_norm = take(1);
+    layer.gate_up = take(2);
+    layer.down = take(1);
+    out.layers.push_back(std::move(layer));
+  }
+  out.norm = take(1);
+  out.head = config_.tied_embeddings ? out.embed : take(1);
+  return out;
+}
+
+std::vector<StoredTensor> Layout::stored(const at::Tensor& flat, const std::string& prefix) const {
+  std::vector<StoredTensor> out;
+  const auto* data = static_cast<const std::byte*>(flat.data_ptr());
+  const std::size_t width = flat.element_size();
+  for (const Entry& entry : entries_) {
+    StoredTensor tensor;
+    tensor.name = prefix + entry.name;
+    tensor.dtype = flat.scalar_type() == at::kFloat ? "F32" : "BF16";
+    tensor.shape = entry.shape;
+    tensor.data = data + static_cast<std::size_t>(entry.offset) * width;
+    tensor.bytes = static_cast<std::size_t>(entry.size) * width;
+    out.push_back(std::move(tensor));
+  }
+  return out;
+}
+
+const ops::Rope& Qwen2::rope(std::int64_t positions, at::ScalarType dtype) {
+  if (!rope_.cos.defined() || rope_.cos.size(0) < positions) {
+    const std::int64_t grown = std::max<std::int64_t>(positions * 2, 128);
+    rope_ = ops::make_rope(grown, config_.head_dim, config_.rope_theta, dtype);
+  }
+  return rope_;
+}
+
+at::Tensor Qwen2::forward(const ModelTensors& w, const std::int32_t* token_ids, const ops::Offsets& offsets,
+                          const Control& control, TrunkActivations* keep, KeyValues* key_values) {
+  std::int64_t longest = 0;
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) longest = std::max(longest, offsets[b + 1] - offsets[b]);
+  const auto& rotation = rope(longest, w.embed.scalar_type());
+  auto x = ops::gather_rows(w.embed, token_ids, offsets.back());
+  for (const LayerTensors& layer : w.layers) {
+    control.check();
+    LayerActivations a;
+    a.x = x;
+    a.normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
+    a.qkv = at::addmm(layer.qkv_bias, a.normed, layer.qkv.t());
+    at::Tensor kv;
+    a.attended = ops::attention(head_shape(), offsets, rotation, a.qkv, keep ? &a.lse : nullptr,
+                                key_values ? &kv : nullptr);
+    if (key_values) key_values->push_back(std::move(kv));
+    a.middle = at::addmm(x, a.attended, layer.o.t());
+    a.normed2 = ops::rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
+    a.gate_up = at::mm(a.normed2, layer.gate_up.t());
+    a.gated = ops::swiglu(a.gate_up);
+    x = at::addmm(a.middle, a.gated, layer.down.t());
+    if (keep) keep->layers.push_back(std::move(a));
+  }
+  if (keep) keep->x = x;
+  return ops::rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
+}
+
+void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const std::int32_t* token_ids,
+                     const ops::Offsets& offsets, TrunkActivations& kept, const at::Tensor& dhidden) {
+  auto dx = at::zeros_like(kept.x);
+  ops::rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
+  for (std::size_t i = w.layers.size(); i-- > 0;) {
+    const LayerTensors& layer = w.layers[i];
+    LayerTensors& grad = grads.layers[i];
+    const LayerActivations a = std::move(kept.layers[i]);
+
+    // dx flows unchanged along the residual; each branch adds its share to it.
+    ops::add_weight_grad(grad.down, dx, a.gated);
+    const auto dgate_up = ops::swiglu_backward(a.gate_up, at::mm(dx, layer.down));
+    ops::add_weight_grad(grad.gate_up, dgate_up, a.normed2);
+    ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, at::mm(dgate_up, layer.gate_up), dx, grad.post_norm);
+
+    ops::add_weight_grad(grad.o, dx, a.attended);
+    const auto dqkv = ops::attention_backward(head_shape(), offsets, rope_, a.qkv, a.attended, a.lse,
+                                              at::mm(dx, layer.o));
+    ops::add_weight_grad(grad.qkv, dqkv, a.normed);
+    ops::add_bias_grad(grad.qkv_bias, dqkv);
+    ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, at::mm(dqkv, layer.qkv), dx, grad.input_norm);
+  }
+  ops::scatter_add_rows(grads.embed, token_ids, dx);
+}
+
+at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state) {
+  const auto last = *std::max_element(state.positions.begin(), state.positions.end());
+  const auto& rotation = rope(last + 1, w.embed.scalar_type());
+  auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
+  for (std::size_t i = 0; i < w.layers.size(); ++i) {
+    const LayerTensors& layer = w.layers[i];
+    auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
+    const auto qkv = at::addmm(layer.qkv_bias, normed, layer.qkv.t());
+    const auto attended =
+        ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, state.caches[i]);
+    x = at::addmm(x, attended, layer.o.t());
+    normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
+    x = at::addmm(x, ops::swiglu(at::mm(normed, layer.gate_up.t())), layer.down.t());
+  }
+  return ops::rms_norm(x, w.norm, config_.rms_norm_eps);
+}
+
+}  // namespace rapo

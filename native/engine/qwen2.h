@@ -1,0 +1,112 @@
+// The Qwen2 decoder: its parameters, the trunk (embedding to final norm) forward and backward over packed
+// sequences, and one decoding step with a key/value cache. The head is fused_head's.
+//
+// The backward pass is written out rather than recorded: a layer is nine operations, what it keeps is visible, and
+// weight gradients are added straight into their float32 buffers.
+// Symbols: R rows (tokens), C hidden, H query heads, K key/value heads, D head width, I intermediate, V vocabulary.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../control.h"
+#include "config.h"
+#include "ops.h"
+#include "safetensors.h"
+
+namespace rapo {
+
+struct LayerTensors {
+  at::Tensor input_norm;  // (C)
+  at::Tensor qkv, qkv_bias;  // ((H + 2K) D, C), ((H + 2K) D)
+  at::Tensor o;              // (C, H D)
+  at::Tensor post_norm;      // (C)
+  at::Tensor gate_up;        // (2I, C)
+  at::Tensor down;           // (C, I)
+};
+
+/// Views of one flat buffer: of the weights, or of anything with one number a weight (gradients, moments).
+struct ModelTensors {
+  at::Tensor embed;  // (V, C)
+  std::vector<LayerTensors> layers;
+  at::Tensor norm;  // (C)
+  at::Tensor head;  // (V, C); the same view as embed when tied
+};
+
+/// Where each tensor lies in a flat buffer. q, k, v and gate, up are neighbours, so that each is one matrix product.
+class Layout {
+ public:
+  struct Entry {
+    std::string name;  // Hugging Face's
+    std::vector<std::int64_t> shape;
+    std::int64_t offset = 0, size = 0;
+    bool is_matrix() const { return shape.size() > 1; }  // matrices decay; norms and biases do not
+  };
+
+  explicit Layout(const ModelConfig& config);
+
+  const std::vector<Entry>& entries() const { return entries_; }
+  std::int64_t flat_size() const { return flat_size_; }  // padding included
+  std::int64_t parameters() const { return parameters_; }
+  ModelTensors map(const at::Tensor& flat) const;
+  /// Named views of a flat CPU buffer, for writing. prefix goes before each name.
+  std::vector<StoredTensor> stored(const at::Tensor& flat, const std::string& prefix = "") const;
+
+ private:
+  void add(const std::string& name, std::vector<std::int64_t> shape, bool align = true);
+
+  ModelConfig config_;
+  std::vector<Entry> entries_;
+  std::int64_t flat_size_ = 0, parameters_ = 0;
+};
+
+/// What a layer's backward pass needs; all (R, ·).
+struct LayerActivations {
+  at::Tensor x, normed, rstd, qkv, attended, lse, middle, normed2, rstd2, gate_up, gated;
+};
+
+struct TrunkActivations {
+  std::vector<LayerActivations> layers;
+  at::Tensor x, rstd;  // before the final norm
+};
+
+/// Rotated keys and values of every layer, (R, 2 K D) each.
+using KeyValues = std::vector<at::Tensor>;
+
+struct DecodeState {
+  std::vector<at::Tensor> caches;  // per layer (slots, Tmax, 2 K D)
+  std::vector<std::int64_t> slots, positions;  // per row
+};
+
+class Qwen2 {
+ public:
+  explicit Qwen2(ModelConfig config) : config_(std::move(config)), layout_(config_) {}
+
+  const ModelConfig& config() const { return config_; }
+  const Layout& layout() const { return layout_; }
+
+  /// token_ids (R) in packed sequences -> (R, C) after the final norm. keep: activations for backward();
+  /// key_values: for a cache. Throws kAborted between layers.
+  at::Tensor forward(const ModelTensors& w, const std::int32_t* token_ids, const ops::Offsets& offsets,
+                     const Control& control, TrunkActivations* keep = nullptr, KeyValues* key_values = nullptr);
+
+  /// dhidden (R, C) -> gradients added to grads; activations are freed on the way.
+  void backward(const ModelTensors& w, ModelTensors& grads, const std::int32_t* token_ids,
+                const ops::Offsets& offsets, TrunkActivations& kept, const at::Tensor& dhidden);
+
+  /// One token for each row -> (B, C) after the final norm.
+  at::Tensor decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state);
+
+ private:
+  const ops::Rope& rope(std::int64_t positions, at::ScalarType dtype);
+  loops::HeadShape head_shape() const { return {config_.heads, config_.kv_heads, config_.head_dim}; }
+
+  ModelConfig config_;
+  Layout layout_;
+  ops::Rope rope_;
+};
+
+}  // namespace rapo
