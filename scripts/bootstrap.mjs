@@ -16,8 +16,6 @@ export async function bootstrap() {
     if (!packagesInstalled()) {
       await timed('packages', 'npm ci', () => installPackages())
     }
-    const { tsImport } = await import('tsx/esm/api')
-    const load = file => tsImport(`../lib/setup/${file}`, import.meta.url)
     const [cache, processes, setups, tools] = await Promise.all(
       ['cache.ts', 'process.ts', 'setup.ts', 'tools.ts'].map(load),
     )
@@ -33,6 +31,12 @@ export async function bootstrap() {
   }
   status.clear()
   report('ready', `after ${seconds(start)} of set-up`)
+}
+
+/** A module of lib/setup/. Only once node_modules is there. */
+export async function load(file) {
+  const { tsImport } = await import('tsx/esm/api')
+  return tsImport(`../lib/setup/${file}`, import.meta.url)
 }
 
 function requireNode() {

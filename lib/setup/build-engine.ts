@@ -5,6 +5,7 @@ import {
   existsSync,
   mkdirSync,
   readdirSync,
+  realpathSync,
   renameSync,
   rmSync,
   statSync,
@@ -12,7 +13,7 @@ import {
 } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
-import { join } from 'node:path'
+import { join, sep } from 'node:path'
 import {
   type BuiltEngine,
   type EngineMarker,
@@ -156,13 +157,18 @@ function reportProgress(line: string, onProgress?: (done: number, total: number)
   else if (percent) onProgress?.(Number(percent), 100)
 }
 
-/** Deletes what nobody has used for long: broken and older addons, older trees. */
+/** Deletes what nobody has used for long: broken and older addons, older trees, and libtorches that no addon needs. */
 function prune(cache: string, dir: string, tree: string) {
   const kept = listEngines(cache).slice(0, KEEP_ENGINES)
   const keptDirs = new Set([dir, ...kept.map(engine => engine.dir)])
   for (const name of readdirSync(join(cache, 'engine'))) {
     const other = join(cache, 'engine', name)
     if (!keptDirs.has(other)) rmSync(other, { recursive: true, force: true })
+  }
+  for (const name of readdirSync(cache)) {
+    const other = realpathSync(join(cache, name))
+    const needed = kept.some(engine => engine.marker.libtorch.dir.startsWith(other + sep))
+    if (/^torch-[\d.]+$/.test(name) && !needed) rmSync(other, { recursive: true, force: true })
   }
   const trees = readdirSync(join(cache, 'build')).map(name => join(cache, 'build', name))
   const used = (path: string) => statSync(path).mtimeMs

@@ -3,7 +3,8 @@ import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:
 import { join, resolve } from 'node:path'
 import { RapoError } from '../errors.js'
 import { inspectLibtorch, type TorchDir } from './inspect.js'
-import { ask, work } from './process.js'
+import { ask } from './process.js'
+import { makeVenv } from './venv.js'
 
 /** The version that the private environment gets. */
 export const TORCH_VERSION = '2.13.0'
@@ -131,36 +132,18 @@ export async function installLibtorch(
   mkdirSync(cache, { recursive: true })
   writeFileSync(log, '')
   const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
-
-  // An environment without pip is made in no time; the pip outside it can install into it from version 22.3 on.
-  await work('python3 -m venv', 'python3', ['-m', 'venv', '--without-pip', dir], run)
-  const python = join(dir, 'bin', 'python')
-  let pip = ['python3', '-m', 'pip', '--python', python]
-  if (!(await ask(pip[0]!, [...pip.slice(1), '--version'], { env })).ok) {
-    await work('python -m ensurepip', python, ['-m', 'ensurepip'], run)
-    pip = [python, '-m', 'pip']
-  }
-
+  const install = await makeVenv(dir, run)
+  const torch = `torch==${TORCH_VERSION}`
   const gpu = await hasNvidiaGpu(env)
-  const index =
-    process.platform === 'linux' && !gpu && (await answers(CPU_INDEX, env)) ? ['--index-url', CPU_INDEX] : []
+  // Only on Linux is the build that pip takes by default one with CUDA.
+  const cpuOnly = process.platform === 'linux' && !gpu
+  const index = cpuOnly && (await answers(CPU_INDEX, env)) ? ['--index-url', CPU_INDEX] : []
   const kind = index.length ? "from PyTorch's CPU index" : "from pip's own index"
-  onMessage(`installing torch ${TORCH_VERSION} ${kind} into ${dir}`)
-  // Byte code and Python dependencies are never used: only the libraries and headers are.
-  const install = [
-    ...pip.slice(1),
-    'install',
-    '--no-compile',
-    '--no-input',
-    '--disable-pip-version-check',
-    '--progress-bar=off',
-  ]
-  await work(
-    `pip install torch==${TORCH_VERSION}`,
-    pip[0]!,
-    [...install, '--no-deps', ...index, `torch==${TORCH_VERSION}`],
-    run,
-  )
+  const warning =
+    cpuOnly && !index.length ? `; ${CPU_INDEX} did not answer, so this may bring the CUDA build` : ''
+  onMessage(`installing ${torch} ${kind} into ${dir}${warning}`)
+  // What torch needs in Python is never used: only its libraries and headers are.
+  await install(torch, [torch, '--no-deps', ...index])
 
   const site = sitePackages(dir)
   const found = recentEnough(site ? inspectLibtorch(join(site, 'torch')) : `${dir} holds no torch`)
@@ -171,11 +154,9 @@ export async function installLibtorch(
     )
   }
   if (found.cuda) {
-    const why = gpu
-      ? ''
-      : `: pip's index has no CPU build and ${CPU_INDEX} did not answer (RAPO_LIBTORCH can name a CPU libtorch instead)`
-    onMessage(`installing the CUDA libraries that this torch needs, some GB${why}`)
-    await work(`pip install torch==${TORCH_VERSION}`, pip[0]!, [...install, `torch==${TORCH_VERSION}`], run)
+    const advice = gpu ? '' : '; RAPO_LIBTORCH can name a libtorch without CUDA instead'
+    onMessage(`installing the CUDA libraries that this torch needs, some GB${advice}`)
+    await install(torch, [torch])
   }
   writeFileSync(join(dir, DONE), `${found.version}\n`)
   return { source: 'private', ...found }
