@@ -81,7 +81,7 @@ export interface Axes {
 }
 
 export const WIDTH = 340
-const MARGIN = { top: 10, right: 12, bottom: 22, left: 44 }
+const MARGIN = { top: 10, right: 12, bottom: 22, left: 50 }
 
 export function lineChart(axes: Axes, curves: readonly Curve[]): Html {
   const { height = 200 } = axes

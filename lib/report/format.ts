@@ -26,7 +26,7 @@ export function number(value: number | null | undefined): string {
   if (value == null) return NONE
   if (value === 0) return '0'
   const size = Math.abs(value)
-  if (size < 1e-3 || size >= 1e6) return value.toExponential(1).replace('-', '−')
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(1).replace('.0e', 'e').replaceAll('-', '−')
   return value.toLocaleString('en-US', { maximumSignificantDigits: 3 }).replace('-', '−')
 }
 

@@ -10,7 +10,13 @@ export class Html {
 
 export type Content = Html | string | number | false | undefined | readonly Content[]
 
-/** Values are escaped, Html goes in as it is, arrays are joined, false and undefined are nothing. */
+/**
+ * Characters that a browser hides, or that reorder what surrounds them: controls but newline and tab, soft hyphen,
+ * zero-width and bidirectional ones, line and paragraph separators, tags, the byte-order mark, lone surrogates.
+ */
+const HIDDEN = /[^\P{C}\n\t]|\u034f|[\u2028\u2029\u115f\u1160\u3164\uffa0]/gu
+
+/** Values are escaped and rid of hidden characters, Html goes in as it is, arrays are joined, false and undefined are nothing. */
 export function html(strings: TemplateStringsArray, ...values: Content[]): Html {
   return new Html(strings.reduce((text, string, i) => text + render(values[i - 1]) + string))
 }
@@ -32,13 +38,8 @@ const ENTITIES: Record<string, string> = {
   '"': '&quot;',
   "'": '&#39;',
 }
-const escapeHtml = (text: string) => text.replace(/[&<>"']/g, character => ENTITIES[character]!)
-
-/**
- * Characters that a browser hides, or that reorder what surrounds them: controls but newline and tab, soft hyphen,
- * zero-width and bidirectional ones, line and paragraph separators, tags, the byte-order mark, lone surrogates.
- */
-const HIDDEN = /[^\P{C}\n\t]|\u034f|[\u2028\u2029\u115f\u1160\u3164\uffa0]/gu
+const escapeHtml = (text: string) =>
+  text.replace(HIDDEN, '\ufffd').replace(/[&<>"']/g, character => ENTITIES[character]!)
 
 /** Text a model wrote: each hidden character is shown by its name, and text beyond limit characters is only counted. */
 export function visibleText(text: string, limit = 4000): Html {

@@ -89,7 +89,7 @@ dl { display: grid; grid-template-columns: auto 1fr; gap: 3px 16px; margin: 0; f
 dt { color: var(--muted) }
 dd { margin: 0 }
 
-.phases { display: grid; grid-template-columns: minmax(80px, auto) 1fr; gap: 6px 16px; align-items: center; margin-top: 12px; font-size: 14px; max-width: 760px }
+.phases { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: 6px 16px; align-items: center; margin-top: 12px; font-size: 14px; max-width: 760px }
 .bar { display: flex; gap: 1px; height: 20px }
 .bar > span { min-width: 1px; background: var(--c) }
 .phase-0 { opacity: 1 } .phase-1 { opacity: .68 } .phase-2 { opacity: .42 } .phase-3 { opacity: .2 }
@@ -124,6 +124,8 @@ details pre { overflow-x: auto }
   .headline thead th:nth-child(2)::before { content: "k = " }
   .headline .interval { font-size: 10px; letter-spacing: -.02em }
   .headline thead tr, .headline tbody tr:last-child { border-bottom: 1px solid var(--hairline) }
+  .phases { grid-template-columns: 1fr }
+  .phase-note { grid-column: 1 }
   td.best .value { padding: 1px 3px; margin: -1px -3px }
   table:not(.headline) .name { max-width: 38vw; white-space: normal }
   .scroll > table.headline { margin-left: 0 }
