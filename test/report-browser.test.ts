@@ -68,6 +68,9 @@ for (const [width, height] of [
         assert.is(await page.evaluate('document.documentElement.scrollWidth'), clientWidth)
         assert.is(await page.evaluate(`document.querySelectorAll('.pass-at-k svg.chart').length`), 3)
         assert.is(await page.evaluate(`document.querySelectorAll('.training svg.chart').length`), 11)
+        const lastCell = `document.querySelector('.headline tbody tr:last-child td:last-child')`
+        const right = await page.evaluate<number>(`${lastCell}.getBoundingClientRect().right`)
+        assert.ok(right <= clientWidth, 'the headline table must fit without scrolling')
         assert.equal(await page.evaluate(badLabels), [])
         assert.equal(await page.evaluate(emptyPaths), [])
         const background = await page.evaluate<string>('getComputedStyle(document.body).backgroundColor')

@@ -57,7 +57,7 @@ export function sampleOf(fields: object = {}) {
   return { ...rest, reward: 1, finishReason: 'stop', ...fields }
 }
 
-/** Two problems of each of two difficulties; passAtK of each group at k = 1, 4, 16. */
+/** Two problems of each of two difficulties; passAtK of each group at k = 1, 4, 16, … */
 export function evaluationOf(groups: Record<string, readonly number[]>, fields: object = {}) {
   const entries = Object.entries(groups).map(([name, passAtK]) => [
     name,
@@ -75,7 +75,7 @@ export function evaluationOf(groups: Record<string, readonly number[]>, fields: 
     temperature: 1,
     seed: 1,
     maxNewTokens: 24,
-    k: [1, 4, 16],
+    k: [1, 4, 16, 64, 256, 1024].slice(0, groups.all?.length ?? 3),
     groups: Object.fromEntries(entries),
     perProblem: [
       { id: 'e-1', difficulty: 'easy', n: 32, correct: 20 },
@@ -99,7 +99,11 @@ export function writeThreeRuns(dir: string) {
   ])
   const base = writeRun(path.join(dir, 'base'), {
     evaluation: evaluationOf(
-      { all: [0.1, 0.3, 0.5], easy: [0.2, 0.55, 0.8], hard: [0.01, 0.05, 0.2] },
+      {
+        all: [0.1, 0.3, 0.5, 0.6, 0.7, 0.8],
+        easy: [0.2, 0.55, 0.8, 0.9, 1, 1],
+        hard: [0, 0.05, 0.2, 0.3, 0.4, 0.5],
+      },
       { name: 'base' },
     ),
     evalSamples,
@@ -109,7 +113,11 @@ export function writeThreeRuns(dir: string) {
     metrics: metricsOf(400),
     samples: samplesOf(400),
     evaluation: evaluationOf(
-      { all: [0.3, 0.4, 0.5], easy: [0.5, 0.6, 0.7], hard: [0.12, 0.2, 0.3] },
+      {
+        all: [0.3, 0.4, 0.5, 0.55, 0.6, 0.65],
+        easy: [0.5, 0.6, 0.7, 0.8, 0.9, 1],
+        hard: [0.12, 0.2, 0.3, 0.3, 0.3, 0.3],
+      },
       { name: 'GRPO-RKL' },
     ),
     evalSamples,
@@ -125,7 +133,11 @@ export function writeThreeRuns(dir: string) {
     metrics: metricsOf(400, { entropy: 0.8 }),
     samples: samplesOf(400),
     evaluation: evaluationOf(
-      { all: [0.25, 0.45, 0.6], easy: [0.45, 0.7, 0.9], hard: [0.1, 0.2, 0.4] },
+      {
+        all: [0.25, 0.45, 0.6, 0.65, 0.7, 0.75],
+        easy: [0.45, 0.7, 0.9, 0.95, 0.99996, 1],
+        hard: [0.1, 0.2, 0.4, 0.45, 0.5, 0.55],
+      },
       { name: 'RAPO', perProblem: solved },
     ),
     evalSamples,
