@@ -1,0 +1,335 @@
+/**
+ * The kernels against the formula in double precision, every instruction set, dtype, penalty and kind of row.
+ *
+ * Tolerances. A fast result may be as far from the exact one as twice what the plain float32 formula (the same
+ * operations rounded to float32 one by one, sums pairwise) is from it on the same inputs, plus four roundings of the
+ * largest term: those cover inputs on which the plain formula happens to be exact. Gradients stored in half precision
+ * may be off by one more rounding of that type.
+ */
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { type Logits, type LogitsDType, policyLoss } from '../lib/kernels.js'
+import { type Objective, type Penalty, penalties, rapo } from '../lib/objective.js'
+import { type Case, fromLogits, makeCase, oracle, raw, toLogits } from './kernels-cases.js'
+import { exact, type FormulaResult, float32, formula, u32 } from './kernels-formula.js'
+
+const dtypes: LogitsDType[] = ['float32', 'bfloat16', 'float16']
+const rounding = { float32: 0, bfloat16: 2 ** -8, float16: 2 ** -11 }
+/** Half the distance between the smallest numbers of the type: what rounding loses near 0. */
+const smallest = { float32: 0, bfloat16: 0, float16: 2 ** -25 }
+
+function objectiveFor(penalty: Penalty, temperature = 1): Objective {
+  return rapo({ penalty, klCoef: penalty === 'none' ? 0 : 0.3, entropyCoef: 0.05, temperature })
+}
+
+const perTokenFields = ['logprob', 'refLogprob', 'kl', 'entropy', 'ratio'] as const
+const outputOf = {
+  logprob: 'logprobs',
+  refLogprob: 'refLogprobs',
+  kl: 'kl',
+  entropy: 'entropy',
+  ratio: 'ratio',
+} as const
+
+interface Expected {
+  want: (FormulaResult | undefined)[]
+  naive: (FormulaResult | undefined)[]
+}
+
+function expectedOf({ rows }: Case, objective: Objective): Expected {
+  return {
+    want: rows.map(row => row && formula(row, objective, exact)),
+    naive: rows.map(row => row && formula(row, objective, float32)),
+  }
+}
+
+const present = <T>(items: (T | undefined)[]) => items.filter(item => item !== undefined) as T[]
+const largest = (values: number[]) => values.reduce((x, y) => Math.max(x, Math.abs(y)), 0)
+
+function check(name: string, { batch, rows }: Case, objective: Objective, { want, naive }: Expected): void {
+  const { loss, gradLogits, metrics, perToken } = policyLoss(batch, objective, { perToken: true })
+  const V = batch.vocabSize
+  const grad = fromLogits(gradLogits, batch.dtype)
+  for (const field of perTokenFields) {
+    const got = perToken[outputOf[field]]
+    rows.forEach((row, i) => {
+      if (!row) {
+        assert.is(got[i], 0, `${name} row ${i}: masked ${field}`)
+        return
+      }
+      const [w, n] = [want[i]![field], naive[i]![field]]
+      if (got[i] === w) return // -inf among them
+      const scale = Math.max(Math.abs(w), field === 'kl' ? want[i]!.klScale : Math.abs(want[i]!.logprob), 1)
+      const allowed = 2 * Math.abs(n - w) + 4 * u32 * scale
+      assert.ok(
+        Math.abs(got[i]! - w) <= allowed,
+        `${name} row ${i}: ${field} ${got[i]}, want ${w} ± ${allowed}`,
+      )
+    })
+  }
+  rows.forEach((row, i) => {
+    const gradRow = grad.subarray(i * V, (i + 1) * V)
+    if (!row) {
+      assert.ok(
+        gradRow.every(g => g === 0),
+        `${name} row ${i}: masked gradient`,
+      )
+      return
+    }
+    const { grad: w, gradScale, clipped } = want[i]!
+    assert.is(perToken.clipped[i], clipped, `${name} row ${i}: clipped`)
+    const allowed = 2 * largest(Array.from(w, (x, v) => x - naive[i]!.grad[v]!)) + 4 * u32 * gradScale
+    for (let v = 0; v < V; ++v) {
+      if (batch.dtype === 'float16' && Math.abs(w[v]!) > 65504 && Math.abs(gradRow[v]!) === Infinity) continue
+      const limit = allowed + Math.abs(w[v]!) * rounding[batch.dtype] + smallest[batch.dtype]
+      if (!(Math.abs(gradRow[v]! - w[v]!) <= limit)) {
+        assert.unreachable(`${name} row ${i}: gradient ${v} is ${gradRow[v]}, want ${w[v]} ± ${limit}`)
+      }
+    }
+  })
+  const total = (f: (r: FormulaResult) => number) => present(want).reduce((x, r) => x + f(r), 0)
+  // A sum may be off by what its parts may be.
+  const parts = (f: (r: FormulaResult) => number) =>
+    present(want.map((w, i) => w && 2 * Math.abs(f(w) - f(naive[i]!)) + 4 * u32 * lossScale(w))).reduce(
+      (x, y) => x + y,
+      0,
+    )
+  assert.is(metrics.tokens, present(rows).length, name)
+  assert.is(loss, metrics.loss, name)
+  assert.ok(
+    Math.abs(loss - total(r => r.loss)) <= parts(r => r.loss),
+    `${name} loss ${loss}, want ${total(r => r.loss)}`,
+  )
+  assert.ok(Math.abs(metrics.klSum - total(r => r.kl)) <= parts(r => r.kl), `${name} klSum`)
+  assert.ok(
+    Math.abs(metrics.entropySum - total(r => r.entropy)) <= parts(r => r.entropy),
+    `${name} entropySum`,
+  )
+  assert.ok(Math.abs(metrics.ratioSum - total(r => r.ratio)) <= parts(r => r.ratio), `${name} ratioSum`)
+  assert.is(metrics.clippedLow, present(want).filter(r => r.clipped === 1).length, name)
+  assert.is(metrics.clippedHigh, present(want).filter(r => r.clipped === 2).length, name)
+}
+
+for (const dtype of dtypes) {
+  test(`every instruction set, ${dtype}: V = 1, 2, 17, 1000, every penalty`, () => {
+    let seed = 1
+    for (const V of [1, 2, 17, 1000]) {
+      for (const penalty of penalties) {
+        const objective = objectiveFor(penalty, [1, 0.7, 1.6][seed % 3]!)
+        const case_ = makeCase(V, V === 1000 ? 24 : 48, dtype, objective, seed++)
+        const expected = expectedOf(case_, objective)
+        for (const isa of raw.isas()) {
+          raw.setIsa(isa)
+          check(`${isa} V ${V} ${penalty}`, case_, objective, expected)
+        }
+      }
+    }
+  })
+}
+
+for (const dtype of dtypes) {
+  test(`every instruction set, ${dtype}: V = 151936`, () => {
+    for (const penalty of ['forward', 'reverse-k3', 'none', 'forward-full', 'reverse-full'] as const) {
+      const objective = objectiveFor(penalty)
+      const case_ = makeCase(151936, 6, dtype, objective, penalty.length)
+      const expected = expectedOf(case_, objective)
+      for (const isa of raw.isas()) {
+        raw.setIsa(isa)
+        check(`${isa} V 151936 ${penalty}`, case_, objective, expected)
+      }
+    }
+  })
+}
+
+/** What a row's share of the sums is made of. */
+function lossScale(r: FormulaResult): number {
+  return Math.max(1, Math.abs(r.loss), Math.abs(r.logprob)) + r.klScale
+}
+
+test('the oracle is the formula', () => {
+  for (const penalty of penalties) {
+    for (const V of [1, 2, 17, 400]) {
+      const objective = objectiveFor(penalty, 0.8)
+      const case_ = makeCase(V, 48, 'float32', objective, V)
+      const { metrics, grad } = oracle(case_, objective)
+      const want = case_.rows.map(row => row && formula(row, objective, exact))
+      // Both are double precision; 64 roundings of the largest term are what sums of a few hundred terms may lose.
+      const tolerance = 64 * 2 ** -53
+      const loss = present(want).reduce((x, r) => x + r.loss, 0)
+      const scale = present(want).reduce((x, r) => x + lossScale(r), 0)
+      assert.ok(
+        Math.abs(metrics.loss - loss) <= tolerance * scale,
+        `${penalty} V ${V}: loss ${metrics.loss}, ${loss}`,
+      )
+      want.forEach((r, i) => {
+        for (let v = 0; r && v < V; ++v) {
+          const off = Math.abs(grad[i * V + v]! - r.grad[v]!)
+          const logits = Math.max(
+            ...Array.from(case_.rows[i]!.logits, x => (Number.isFinite(x) ? Math.abs(x) : 0)),
+          )
+          assert.ok(
+            off <= tolerance * (1 + logits) * Math.max(r.gradScale, r.klScale),
+            `${penalty} V ${V} row ${i}: ${grad[i * V + v]}, ${r.grad[v]}`,
+          )
+        }
+      })
+    }
+  }
+})
+
+test("the oracle's gradient is the slope of its loss", () => {
+  for (const penalty of penalties) {
+    for (const V of [1, 2, 17]) {
+      const objective = objectiveFor(penalty, 1.3)
+      const case_ = makeCase(V, 48, 'float32', objective, 5)
+      const logits = fromLogits(case_.batch.logits, 'float32')
+      const { grad, metrics } = oracle(case_, objective)
+      const slope = (at: number, h: number) => {
+        const [up, down] = [logits.slice(), logits.slice()]
+        up[at]! += h
+        down[at]! -= h
+        return (
+          (oracle(case_, objective, up).metrics.loss - oracle(case_, objective, down).metrics.loss) / (2 * h)
+        )
+      }
+      for (let at = 0; at < logits.length; at += V === 17 ? 5 : 1) {
+        if (!Number.isFinite(logits[at]!)) continue
+        // The error of a central difference falls with h²: a quarter at half the step, so the difference of the two
+        // is three quarters of the coarser one's error. To it comes the rounding of the two losses, and of z - max.
+        const h = 2 ** -12
+        const [coarse, fine] = [slope(at, h), slope(at, h / 2)]
+        const row = formula(case_.rows[Math.floor(at / V)]!, objective, exact)
+        const rounded = Math.abs(metrics.loss) + Math.abs(logits[at]!) * row.gradScale
+        const allowed = Math.abs(coarse - fine) + (16 * 2 ** -53 * rounded) / h
+        assert.ok(
+          Math.abs(fine - grad[at]!) <= allowed,
+          `${penalty} V ${V} row ${Math.floor(at / V)}: gradient ${grad[at]}, slope ${fine} ± ${allowed}`,
+        )
+      }
+    }
+  }
+})
+
+test('without old log-probs every ratio is 1', () => {
+  const objective = objectiveFor('forward')
+  const case_ = makeCase(17, 24, 'float32', objective, 3, false)
+  check('no old log-probs', case_, objective, expectedOf(case_, objective))
+  const { perToken } = policyLoss(case_.batch, objective, { perToken: true })
+  assert.ok(perToken.ratio.every((rho, i) => rho === (case_.rows[i] ? 1 : 0)))
+})
+
+test('the reference at φ = 0 is uniform, at φ = 1 itself', () => {
+  const objective = objectiveFor('forward')
+  const { batch } = makeCase(17, 1, 'float32', objective, 8)
+  const refLogprob = (refWeights: Float32Array | undefined) => {
+    const { refWeights: _, ...rest } = batch
+    return policyLoss({ ...rest, ...(refWeights && { refWeights }) }, objective, { perToken: true }).perToken
+      .refLogprobs[0]
+  }
+  assert.is(refLogprob(Float32Array.of(0)), Math.fround(-Math.log(17)))
+  assert.is(refLogprob(Float32Array.of(1)), refLogprob(undefined))
+})
+
+test('what the reference rules out costs `forward` 1 and gives no gradient', () => {
+  const objective = rapo({ klCoef: 1, entropyCoef: 0 })
+  const batch = {
+    vocabSize: 2,
+    logits: Float32Array.of(0, 0),
+    refLogits: Float32Array.of(-Infinity, 0),
+    tokenIds: Int32Array.of(0),
+    tokenWeights: Float32Array.of(1),
+    advantages: Float32Array.of(0),
+  }
+  const { loss, gradLogits, perToken } = policyLoss(batch, objective, { perToken: true })
+  assert.is(perToken.kl[0], 1)
+  assert.is(loss, 1)
+  assert.equal(gradLogits, Float32Array.of(0, 0))
+})
+
+test('log-ratios are clamped from above, and counted', () => {
+  const objective = rapo({ penalty: 'reverse-k3', klCoef: 1, entropyCoef: 0, maxLogRatio: 2 })
+  const batch = {
+    vocabSize: 2,
+    logits: Float32Array.of(0, 10),
+    refLogits: Float32Array.of(10, 0),
+    tokenIds: Int32Array.of(0),
+    tokenWeights: Float32Array.of(1),
+    advantages: Float32Array.of(-1),
+    oldLogprobs: Float32Array.of(-30),
+  }
+  const { gradLogits, metrics, perToken } = policyLoss(batch, objective, { perToken: true })
+  assert.is(perToken.kl[0], Math.fround(Math.exp(2) - 2 - 1))
+  assert.is(perToken.ratio[0], Math.fround(Math.exp(2)))
+  assert.is(metrics.klClamped, 1)
+  assert.ok(gradLogits.every(g => g === 0))
+})
+
+test('the vector exp is within 2 ulp', () => {
+  // V = 2, logits (0, x): the other token's gradient is p(x) = e^x / (1 + e^x), times a constant near 1 that both
+  // multiplications round, and the sum. Half an ulp each for those three, so 3.5 in all.
+  const count = 4000
+  const logits = new Float32Array(2 * count)
+  for (let i = 0; i < count; ++i) logits[2 * i + 1] = -(87.3 * i) / count
+  const batch = {
+    vocabSize: 2,
+    logits,
+    tokenIds: new Int32Array(count),
+    tokenWeights: new Float32Array(count).fill(1),
+    advantages: new Float32Array(count).fill(1),
+  }
+  for (const isa of raw.isas()) {
+    raw.setIsa(isa)
+    const { gradLogits } = policyLoss(batch, rapo({ penalty: 'none', klCoef: 0, entropyCoef: 0 }))
+    for (let i = 0; i < count; ++i) {
+      const e = Math.exp(logits[2 * i + 1]!)
+      const want = e / (1 + e)
+      const ulp = 2 ** (Math.floor(Math.log2(want)) - 23)
+      const off = Math.abs(gradLogits[2 * i + 1]! - want) / ulp
+      assert.ok(off <= 3.5, `${isa}: e^${logits[2 * i + 1]} is ${off} ulp off`)
+    }
+  }
+})
+
+test('alignment and row length change no bits', () => {
+  for (const isa of raw.isas()) {
+    raw.setIsa(isa)
+    for (const V of [31, 64, 1001]) {
+      const objective = objectiveFor('forward')
+      const rows = V === 1001 ? 1200 : 8 // 1200 rows of 1001 are large enough for streaming stores
+      const { batch } = makeCase(V, rows, 'float32', objective, 2)
+      const want = policyLoss(batch, objective).gradLogits
+      for (const offset of [1, 3]) {
+        const shifted = new Float32Array(rows * V + 16).subarray(offset, offset + rows * V)
+        shifted.set(batch.logits as Float32Array)
+        const grad = new Float32Array(rows * V + 16).subarray(16 - offset, 16 - offset + rows * V)
+        assert.equal(policyLoss({ ...batch, logits: shifted }, objective, { grad }).gradLogits, want)
+      }
+    }
+  }
+})
+
+test('a float32 gradient of half-precision logits is the one of the same numbers in float32', () => {
+  for (const isa of raw.isas()) {
+    raw.setIsa(isa)
+    for (const dtype of ['bfloat16', 'float16'] as const) {
+      const objective = objectiveFor('reverse-k3')
+      const { batch } = makeCase(333, 24, dtype, objective, 4)
+      const widen = (x: Logits) => toLogits(fromLogits(x, dtype), 'float32')
+      const wide = {
+        ...batch,
+        dtype: 'float32' as const,
+        logits: widen(batch.logits),
+        refLogits: widen(batch.refLogits!),
+      }
+      const got = policyLoss(batch, objective, { grad: new Float32Array(333 * 24) })
+      const want = policyLoss(wide, objective)
+      assert.equal(got.gradLogits, want.gradLogits)
+      assert.is(got.loss, want.loss)
+      const half = policyLoss(batch, objective).gradLogits
+      assert.equal(half, toLogits(want.gradLogits, dtype))
+    }
+  }
+})
+
+test.after.each(() => raw.setIsa(''))
+test.run()
