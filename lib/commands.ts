@@ -189,6 +189,7 @@ async function withProgress(
 ): Promise<void> {
   let progress: Progress | undefined
   const onProgress = (done: number, total: number) => {
+    if (total === 0) return
     progress ??= createProgress({ label, total, unit })
     progress.update(done)
   }

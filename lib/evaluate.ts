@@ -9,7 +9,7 @@ import type { LoadPolicy } from './policy.js'
 import { checkTokenizerFits, encodePrompt, loadTokenizer, readStopTokenIds } from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
-import { rolloutGroups, score } from './rollout.js'
+import { rolloutGroups, samplingParams, score } from './rollout.js'
 import { asIoError, writeWhole } from './run.js'
 
 /**
@@ -168,7 +168,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     for (const prompt of prompts) {
       const { problem } = prompt
       // One problem a call: its random stream is its own, whatever else is measured.
-      const params = { ...sampling, n, stopTokenIds, seed: deriveSeed(seed, 'eval', problem.id) }
+      const params = samplingParams(sampling, { n, stopTokenIds, seed: deriveSeed(seed, 'eval', problem.id) })
       const scored = await score(await rolloutGroups(policy, tokenizer, [prompt], params), verifier)
       for (const rollout of scored) tokens += rollout.completionIds.length
       for (const { completion, reward, reason, finishReason } of scored.slice(0, keepSamples)) {

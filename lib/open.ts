@@ -104,7 +104,7 @@ export async function openPolicy(
   if (loadPolicy) return loadPolicy(dir, options)
   // Loaded only now, so that everything else works without libtorch.
   const engine = await import('./policy.js')
-  engine.setEngineThreads(threads)
+  await engine.setEngineThreads(threads)
   return engine.loadPolicy(dir, options)
 }
 

@@ -24,6 +24,14 @@ export interface ScoredRollout extends Rollout {
   readonly reason: string
 }
 
+/** What the engine is told of the configuration's sampling fields. */
+export function samplingParams(
+  { temperature, topP, topK, minP, maxNewTokens }: Omit<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+  rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+): SamplingParams {
+  return { temperature, topP, topK, minP, maxNewTokens, ...rest }
+}
+
 /** sampling.n completions of each prompt, group after group, in the order of the prompts. */
 export async function rolloutGroups(
   policy: Policy,

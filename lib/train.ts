@@ -9,7 +9,7 @@ import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import type { Policy, StepResult } from './policy.js'
 import { encodePrompt } from './prompt.js'
 import { deriveSeed } from './random.js'
-import { rolloutGroups, type ScoredRollout, score } from './rollout.js'
+import { rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout.js'
 import { appendJsonLines } from './run.js'
 
 export interface TrainOptions extends OpenOptions {
@@ -53,7 +53,7 @@ async function trainStep(run: OpenRun, config: Config, step: number) {
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
   const prompts = cursor.next(sampling.promptsPerStep).map(problem => encodePrompt(problem, context))
   const seed = deriveSeed(config.run.seed, 'rollout', step)
-  const params = { ...sampling, n: sampling.groupSize, stopTokenIds, seed }
+  const params = samplingParams(sampling, { n: sampling.groupSize, stopTokenIds, seed })
   const rollouts = await timed(seconds, 'rollout', rolloutGroups(policy, context.tokenizer, prompts, params))
   const scored = await timed(seconds, 'score', score(rollouts, verifier))
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)

@@ -35,7 +35,7 @@ const { values } = parseArgs({
     layers: { type: 'string', default: '4' },
     heads: { type: 'string', default: '4' },
     'kv-heads': { type: 'string', default: '2' },
-    threads: { type: 'string', default: '0' },
+    threads: { type: 'string', default: '1' },
   },
 })
 const number = (name: keyof typeof values) => {
@@ -52,7 +52,7 @@ const peakRate = number('learning-rate')
 const work = mkdtempSync(path.join(tmpdir(), 'countdown-base-'))
 writeFileSync(path.join(work, 'config.json'), `${JSON.stringify(modelConfig(), null, 2)}\n`)
 writeTokenizer(work)
-setEngineThreads(number('threads'))
+await setEngineThreads(number('threads'))
 await initializeModel(work, seed)
 const policy = await loadPolicy(work, { adamw: { weightDecay: 0.01 } })
 console.log(`${policy.info.parameters} parameters`)

@@ -43,8 +43,10 @@ interface Rational {
   readonly denominator: bigint
 }
 
-/** Ends the parse; its message is the verdict's reason. */
-class Malformed extends Error {}
+/** Thrown to end the parse. No Error: the stack trace of each malformed completion would cost more than its parse. */
+class Malformed {
+  constructor(readonly reason: string) {}
+}
 
 /** The expression's value, or why it has none. */
 function evaluate(text: string, numbers: readonly number[]): Rational | string {
@@ -120,7 +122,7 @@ function evaluate(text: string, numbers: readonly number[]): Rational | string {
     if (at < text.length) throw unexpected('an operator or the end')
     return value
   } catch (error) {
-    if (error instanceof Malformed) return error.message
+    if (error instanceof Malformed) return error.reason
     throw error
   }
 }

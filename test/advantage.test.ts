@@ -1,0 +1,86 @@
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { groupAdvantages, moments, referenceWeights, zeroAdvantageFraction } from '../lib/advantage.js'
+import { RapoError } from '../lib/errors.js'
+
+const isNear = (actual: number, expected: number, tolerance: number) =>
+  assert.ok(Math.abs(actual - expected) <= tolerance, `${actual}, expected ${expected} ± ${tolerance}`)
+
+test('two rewards by hand: mean .5, standard deviation √½', () => {
+  const [a, b] = groupAdvantages([1, 0], 2)
+  isNear(a!, 0.5 / (Math.SQRT1_2 + 1e-6), 1e-15)
+  assert.is(b, -a!)
+})
+
+test('each group by itself: 1 0 0 0 and 2 4', () => {
+  // Mean 1/4, variance (9/16 + 3/16) / 3 = 1/4: (3/4, −1/4, …) / (1/2 + 1e-6).
+  const four = groupAdvantages([1, 0, 0, 0], 4)
+  isNear(four[0]!, 0.75 / 0.500001, 1e-15)
+  for (const value of four.slice(1)) isNear(value, -0.25 / 0.500001, 1e-15)
+  const pairs = groupAdvantages([1, 0, 2, 4], 2)
+  isNear(pairs[2]!, -1 / (Math.SQRT2 + 1e-6), 1e-15)
+  isNear(pairs[0]!, 0.5 / (Math.SQRT1_2 + 1e-6), 1e-15)
+})
+
+test('without standardisation only the mean goes', () => {
+  assert.equal(
+    groupAdvantages([1, 0, 0, 0, 3, 3, 3, 7], 4, false),
+    [0.75, -0.25, -0.25, -0.25, -1, -1, -1, 3],
+  )
+})
+
+test('equal rewards give exactly 0, also where their mean is not exact', () => {
+  for (const reward of [0, 1, 0.1, -1e300, 1 / 3]) {
+    for (const size of [1, 2, 3, 10]) {
+      assert.equal(groupAdvantages(Array(size).fill(reward), size), Array(size).fill(0))
+    }
+  }
+  // The mean of ten times .1 is not .1 in doubles: the difference must not be blown up.
+  assert.is.not(
+    Array(10)
+      .fill(0.1)
+      .reduce((a, b) => a + b) / 10,
+    0.1,
+  )
+})
+
+test('rewards that are not whole groups', () => {
+  for (const [rewards, size] of [
+    [[1, 0, 1], 2],
+    [[1], 0],
+  ] as const) {
+    assert.throws(
+      () => groupAdvantages(rewards, size),
+      (error: unknown) => error instanceof RapoError,
+    )
+  }
+})
+
+test('share of groups that teach nothing', () => {
+  assert.is(zeroAdvantageFraction([1, 1, 0, 1, 0, 0, 1, 0], 2), 0.5)
+  assert.is(zeroAdvantageFraction([1, 0], 2), 0)
+})
+
+test('φ is linear between rMin and rMax and constant outside', () => {
+  const phi = { phiMin: 0.6, phiMax: 1, rMin: 0, rMax: 1 }
+  const weights = referenceWeights([-1, 0, 0.5, 1, 2], phi)
+  for (const [i, expected] of [0.6, 0.6, 0.8, 1, 1].entries()) isNear(weights[i]!, expected, 1e-15)
+  assert.equal(referenceWeights([-3, -1, 1], { phiMin: 0, phiMax: 0.5, rMin: -3, rMax: 1 }), [0, 0.25, 0.5])
+})
+
+test('a φ of your own is checked for its range', () => {
+  assert.equal(
+    referenceWeights([0, 4], reward => Math.sqrt(reward) / 2),
+    [0, 1],
+  )
+  for (const bad of [1.01, -0.01, Number.NaN, Infinity]) {
+    assert.throws(() => referenceWeights([3], () => bad), /φ\(3\) is .*; it must lie in \[0, 1\]/)
+  }
+})
+
+test('moments', () => {
+  assert.equal(moments([1, 3]), { mean: 2, std: 1 })
+  assert.equal(moments([1, 3], 1), { mean: 2, std: Math.SQRT2 })
+})
+
+test.run()

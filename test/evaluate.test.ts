@@ -1,0 +1,177 @@
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { parseConfig } from '../lib/config.js'
+import { bootstrapMeans, evaluate, formatPassAtK, listKs, passAtK, summarizeEval } from '../lib/evaluate.js'
+import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
+
+/** 1 − C(n−c, k) / C(n, k) with whole numbers of any size, rounded once. */
+function exactPassAtK(n: number, c: number, k: number): number {
+  const choose = (a: number, b: number) => {
+    let result = 1n
+    for (let i = 1; i <= b; i++) result = (result * BigInt(a - b + i)) / BigInt(i)
+    return a < b ? 0n : result
+  }
+  const all = choose(n, k)
+  const scale = 10n ** 25n
+  return Number(((all - choose(n - c, k)) * scale) / all) / 1e25
+}
+
+test('pass@k by hand', () => {
+  assert.is(passAtK(4, 0, 2), 0)
+  assert.is(passAtK(4, 4, 1), 1)
+  // One of four correct: a pair holds it with 3 of 6.
+  assert.ok(Math.abs(passAtK(4, 1, 2) - 0.5) < 1e-15)
+  // Two of four: only one pair of six misses both.
+  assert.ok(Math.abs(passAtK(4, 2, 2) - 5 / 6) < 1e-15)
+  assert.is(passAtK(4, 3, 2), 1)
+  // k = 1 is the share of correct ones.
+  assert.ok(Math.abs(passAtK(10, 3, 1) - 0.3) < 1e-15)
+})
+
+test('pass@k agrees with exact binomials, up to n = 2048, k = 1024', () => {
+  for (const n of [2, 7, 64, 2048]) {
+    for (const k of [...listKs(n), n - 1, n]) {
+      for (const c of [0, 1, 2, 3, Math.floor(n / 10), Math.floor(n / 2), n - 1, n]) {
+        if (c > n) continue
+        const [actual, expected] = [passAtK(n, c, k), exactPassAtK(n, c, k)]
+        // c terms of the product, half an ulp each, in a sum that expm1 passes on: 2048 · 1.1e-16, and some slack.
+        assert.ok(
+          Math.abs(actual - expected) <= 1e-12 * Math.max(expected, 1e-3),
+          `${n} ${c} ${k}: ${actual} ${expected}`,
+        )
+      }
+    }
+  }
+})
+
+test('pass@k refuses numbers that make no sense', () => {
+  for (const [n, c, k] of [
+    [4, 5, 1],
+    [4, -1, 1],
+    [4, 1, 5],
+    [4, 1, 0],
+    [4, 1, Number.NaN],
+  ] as const) {
+    assert.throws(() => passAtK(n, c, k), /needs 1 ≤ k ≤ n/)
+  }
+})
+
+test('k doubles up to half of n', () => {
+  assert.equal(listKs(2), [1])
+  assert.equal(listKs(9), [1, 2, 4])
+  assert.equal(listKs(2048), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+})
+
+test('the bootstrap: same seed same numbers, and the interval of a known distribution', () => {
+  const rows = Array.from({ length: 100 }, (_, i) => [i < 50 ? 0 : 1, 0.25])
+  const first = bootstrapMeans(rows, 2000, 1)
+  assert.equal(bootstrapMeans(rows, 2000, 1), first)
+  assert.not.equal(bootstrapMeans(rows, 2000, 2), first)
+  assert.equal(first.mean, [0.5, 0.25])
+  // A mean over 100 fair coins: standard deviation .05, so about .5 ± .098; the percentiles of 2000 draws are good to
+  // about .004 (one standard deviation), the values lie .01 apart.
+  assert.ok(Math.abs(first.low[0]! - 0.402) < 0.021, String(first.low[0]))
+  assert.ok(Math.abs(first.high[0]! - 0.598) < 0.021, String(first.high[0]))
+  // Problems that do not differ leave no doubt.
+  assert.equal([first.low[1], first.high[1]], [0.25, 0.25])
+  assert.equal(bootstrapMeans([[0.5]], 100, 1), { mean: [0.5], low: [0.5], high: [0.5] })
+})
+
+test('the summary splits by difficulty', () => {
+  const results = [
+    { id: 'a', difficulty: 'hard', n: 4, correct: 0 },
+    { id: 'b', difficulty: 'easy', n: 4, correct: 4 },
+    { id: 'c', difficulty: 'hard', n: 4, correct: 2 },
+    { id: 'd', n: 4, correct: 4 },
+  ]
+  const groups = summarizeEval(results, [1, 2], 100, 1)
+  assert.equal(Object.keys(groups), ['all', 'easy', 'hard'])
+  assert.equal([groups.all!.problems, groups.easy!.problems, groups.hard!.problems], [4, 1, 2])
+  assert.ok(Math.abs(groups.all!.passAtK[0]! - 2.5 / 4) < 1e-15)
+  assert.ok(Math.abs(groups.hard!.passAtK[1]! - 5 / 12) < 1e-15)
+})
+
+const model = makeFakeModel()
+const dir = makeTempDir()
+const lines = [
+  { id: 'a', prompt: '7=7:', answer: { numbers: [7], target: 7 }, difficulty: 'easy' },
+  { id: 'b', prompt: '8=8:', answer: { numbers: [8], target: 8 }, difficulty: 'hard' },
+]
+const problems = path.join(dir, 'problems.jsonl')
+// A model that mostly writes 7 and then stops.
+const biases = Array(22).fill(-9)
+biases[1] = 1
+biases[10] = 1
+biases[11] = -1
+writeFileSync(path.join(model, 'weights.json'), JSON.stringify(biases))
+
+async function measure(file: string, name: string, n = 64) {
+  const config = parseConfig({
+    model: { dir: model },
+    task: { verifier: 'countdown' },
+    data: { eval: file },
+    sampling: { maxNewTokens: 4 },
+    eval: { samples: n, keepSamples: 3, bootstrap: 100 },
+  })
+  const output = path.join(dir, name)
+  return {
+    output,
+    result: await evaluate(config, { dir: model, model: 'm', name, output, loadPolicy: loadFakePolicy }),
+  }
+}
+
+test('measures a model and writes both files', async () => {
+  writeFileSync(problems, lines.map(line => `${JSON.stringify(line)}\n`).join(''))
+  const { output, result } = await measure(problems, 'first')
+  assert.equal(JSON.parse(readFileSync(path.join(output, 'eval.json'), 'utf8')), result)
+  assert.equal(result.k, [1, 2, 4, 8, 16, 32])
+  assert.equal(
+    result.perProblem.map(problem => [problem.id, problem.difficulty, problem.n]),
+    [
+      ['a', 'easy', 64],
+      ['b', 'hard', 64],
+    ],
+  )
+  // "7<eos>": 7 after 7 with probability ½ (.47), then the end (.47): .22, of 64 about 14, standard deviation 3.3.
+  const [a, b] = result.perProblem.map(problem => problem.correct)
+  assert.ok(a! > 0 && a! < 31, String(a))
+  assert.ok(b! < a!, String(b))
+  assert.ok(result.groups.easy!.passAtK.every((value, i, all) => i === 0 || value >= all[i - 1]!))
+  const samples = readFileSync(path.join(output, 'eval-samples.jsonl'), 'utf8').trim().split('\n')
+  assert.is(samples.length, 6)
+  assert.equal(Object.keys(JSON.parse(samples[0]!)), [
+    'problemId',
+    'prompt',
+    'completion',
+    'reward',
+    'reason',
+    'finishReason',
+  ])
+  const table = formatPassAtK([result])
+  assert.match(table, 'easy (1 problems)')
+  assert.match(table, result.groups.easy!.passAtK[0]!.toFixed(3))
+})
+
+test("a problem's result depends on the seed and the problem, not on the others", async () => {
+  const { result: both } = await measure(problems, 'first')
+  const single = path.join(dir, 'single.jsonl')
+  writeFileSync(single, JSON.stringify(lines[1]))
+  const { result: alone } = await measure(single, 'second')
+  assert.equal(alone.perProblem[0], both.perProblem[1])
+})
+
+test('an evaluation that cannot begin writes nothing', async () => {
+  const broken = path.join(dir, 'broken.jsonl')
+  writeFileSync(broken, '{"prompt": "7=7:", "answer": {"numbers": [7]}}\n')
+  try {
+    await measure(broken, 'third')
+    assert.unreachable()
+  } catch (error) {
+    assert.match((error as Error).message, `${broken}:1: line 1 answer.target must be a whole number`)
+  }
+  assert.not(existsSync(path.join(dir, 'third')))
+})
+
+test.run()
