@@ -47,7 +47,10 @@ async function failureOf(promise: Promise<unknown>) {
 /** The part of the page with that id, without markup, white space collapsed. */
 function textOf(page: string, id: string) {
   const section = page.match(new RegExp(`<section id="${id}">([\\s\\S]*?)</section>`))![1]!
-  return section.replace(/<[^>]+>/g, ' ').replace(/\s+/g, ' ')
+  return section
+    .replace(/<wbr>/g, '')
+    .replace(/<[^>]+>/g, ' ')
+    .replace(/\s+/g, ' ')
 }
 
 const evaluated = (name: string, fields: object = {}) => ({

@@ -79,7 +79,7 @@ function configSection(shown: readonly ShownRun[]): Html {
       differences.length > 0 &&
       html`<p class="note">Only the fields that differ.</p>
     <div class="scroll"><table class="config"><thead><tr><th></th>${configured.map(entry => html`<th scope="col">${runName(entry)}</th>`)}</tr></thead>
-    <tbody>${differences.map(({ field, values }) => html`<tr><td>${field}</td>${values.map(value => html`<td>${value ?? '–'}</td>`)}</tr>`)}</tbody></table></div>`
+    <tbody>${differences.map(({ field, values }) => html`<tr><td>${breakable(field)}</td>${values.map(value => html`<td>${breakable(value ?? '–')}</td>`)}</tr>`)}</tbody></table></div>`
     }
     ${configured.length > 1 && differences.length === 0 && html`<p class="note">The configurations are equal.</p>`}
     ${configured.map(entry => html`<details><summary>${runName(entry)} <span class="note">config.yaml</span></summary><pre>${entry.config.text}</pre></details>`)}
@@ -92,9 +92,9 @@ function factsSection(shown: readonly ShownRun[]): Html {
   return html`<section id="runs"><h2>Runs</h2><div class="cards wide">${shown.map(facts)}</div></section>`
 }
 
-/** Lines break after slashes. */
-const breakable = (path: string): Html =>
-  html`${path.split('/').map((part, i) => [i > 0 && html`/<wbr>`, part])}`
+/** Lines may break after the slashes and dots of a path or field. */
+const breakable = (text: string): Html =>
+  html`${text.split(/(?<=[/.])/).map((part, i) => [i > 0 && html`<wbr>`, part])}`
 
 function facts(entry: ShownRun): Html {
   const { dir, config, metrics, evaluation } = entry.run

@@ -40,8 +40,8 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--hairli
   position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 2px 20px; margin: 0 -16px; padding: 8px 16px;
   background: var(--page); border-bottom: 1px solid var(--hairline); font-size: 14px; list-style: none;
 }
-.name { display: inline-flex; align-items: center; gap: 8px }
-.swatch { flex: none }
+.name { display: inline-flex; align-items: flex-start; gap: 8px }
+.swatch { flex: none; height: 1lh }
 
 .scroll {
   overflow-x: auto; margin: 0 -16px; padding: 0 16px;
@@ -60,7 +60,7 @@ tbody tr:last-child > * { border-bottom: 1px solid var(--hairline) }
 tbody th.group { padding-top: 16px; padding-bottom: 2px; font-weight: 600; border: 0 }
 td .interval { display: block; color: var(--muted); font-size: 12px }
 td.best .value { font-weight: 700; padding: 1px 5px; margin: -1px -5px; border-radius: 4px; background: var(--best) }
-.config td { font: 13px/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: normal; min-width: 96px; text-align: left }
+.config td { font: 13px/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: normal; min-width: 96px; text-align: left; overflow-wrap: normal }
 .config th { text-align: left }
 .config { margin-bottom: 20px }
 
