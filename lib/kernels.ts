@@ -224,13 +224,24 @@ function prepareLoss(batch: LossBatch, objective: Objective, options: LossOption
   }
   const { grad = 'new', perToken = false } = options
   const { logits, dtype = 'float32' } = batch
-  const rows = batch.tokenIds?.length ?? 0
+  const rows = countRows(batch)
   const outputs: RawOutputs = perToken ? perTokenArrays(rows) : {}
   if (grad !== 'none') {
     outputs.gradLogits = gradArray(grad, logits)
     outputs.gradDtype = outputs.gradLogits instanceof Float32Array ? 'float32' : dtype
   }
   return { batch: { ...batch, rows, dtype }, outputs }
+}
+
+/** The rest of the arrays is checked by the addon against this number. */
+function countRows({ logits, tokenIds }: { logits: unknown; tokenIds: unknown }): number {
+  if (!(logits instanceof Float32Array || logits instanceof Uint16Array)) {
+    invalid('logits must be a Float32Array or a Uint16Array')
+  }
+  if (!(tokenIds instanceof Int32Array || tokenIds instanceof BigInt64Array)) {
+    invalid('tokenIds must be an Int32Array or a BigInt64Array')
+  }
+  return tokenIds.length
 }
 
 function gradArray(grad: GradMode, logits: Logits): Logits {
@@ -266,7 +277,7 @@ function lossResult<G, P extends boolean>(
 }
 
 function prepareGather({ vocabSize, dtype = 'float32', logits, tokenIds, temperature = 1 }: GatherBatch) {
-  const rows = tokenIds?.length ?? 0
+  const rows = countRows({ logits, tokenIds })
   const outputs = {
     logprobs: new Float32Array(rows),
     entropy: new Float32Array(rows),

@@ -116,7 +116,7 @@ for (const dtype of dtypes) {
     for (const V of [1, 2, 17, 1000]) {
       for (const penalty of penalties) {
         const objective = objectiveFor(penalty, [1, 0.7, 1.6][seed % 3]!)
-        const case_ = makeCase(V, V === 1000 ? 24 : 48, dtype, objective, seed++)
+        const case_ = makeCase(V, V === 1000 ? 16 : 48, dtype, objective, seed++)
         const expected = expectedOf(case_, objective)
         for (const isa of raw.isas()) {
           raw.setIsa(isa)
@@ -127,11 +127,18 @@ for (const dtype of dtypes) {
   })
 }
 
+/** Each of the kinds of passes once: what takes the time here is the formula, not the kernels. */
+const large = {
+  float32: ['forward', 'forward-full'],
+  bfloat16: ['reverse-k3', 'reverse-full'],
+  float16: ['none'],
+} as const
+
 for (const dtype of dtypes) {
   test(`every instruction set, ${dtype}: V = 151936`, () => {
-    for (const penalty of ['forward', 'reverse-k3', 'none', 'forward-full', 'reverse-full'] as const) {
+    for (const penalty of large[dtype]) {
       const objective = objectiveFor(penalty)
-      const case_ = makeCase(151936, 6, dtype, objective, penalty.length)
+      const case_ = makeCase(151936, 5, dtype, objective, penalty.length)
       const expected = expectedOf(case_, objective)
       for (const isa of raw.isas()) {
         raw.setIsa(isa)

@@ -1,0 +1,540 @@
+/** The kernels' calls: where gradients go, threads, splits, errors, buffers of every kind, promises and their end. */
+import { execFile } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { Worker } from 'node:worker_threads'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { RapoError } from '../lib/errors.js'
+import {
+  gatherLogprobs,
+  gatherLogprobsAsync,
+  kernelsInfo,
+  type LossBatch,
+  policyLoss,
+  policyLossAsync,
+  setKernelThreads,
+} from '../lib/kernels.js'
+import { addMetrics, emptyMetrics } from '../lib/metrics.js'
+import { locateKernels } from '../lib/native.js'
+import { dapo, drGrpo, grpo, type Objective, rapo } from '../lib/objective.js'
+import { fromLogits, makeCase, oracle, raw } from './kernels-cases.js'
+import { exact, logSoftmax } from './kernels-formula.js'
+
+const objective = rapo({ klCoef: 0.3, entropyCoef: 0.05 })
+
+function small(): LossBatch<Float32Array> {
+  return {
+    vocabSize: 3,
+    logits: Float32Array.of(1, 2, 3, 0, 0, 1),
+    refLogits: Float32Array.of(1, 1, 1, 0, 2, 0),
+    tokenIds: Int32Array.of(2, 0),
+    tokenWeights: Float32Array.of(0.5, 0.5),
+    advantages: Float32Array.of(1, -1),
+    refWeights: Float32Array.of(1, 0.5),
+    oldLogprobs: Float32Array.of(-0.5, -1.5),
+  }
+}
+
+function large(rows = 64, V = 20001): LossBatch<Float32Array> {
+  return makeCase(V, rows, 'float32', objective, 7).batch as LossBatch<Float32Array>
+}
+
+function throws(run: () => unknown, code: string, message: RegExp): void {
+  try {
+    run()
+  } catch (error) {
+    assert.instance(error, RapoError, String(error))
+    assert.is((error as RapoError).code, code, String(error))
+    assert.match((error as RapoError).message, message)
+    return
+  }
+  assert.unreachable(`nothing was thrown; expected ${message}`)
+}
+
+async function rejects(promise: Promise<unknown>, code: string, message: RegExp): Promise<void> {
+  const outcome = await promise.then(
+    () => () => undefined,
+    error => () => {
+      throw error
+    },
+  )
+  throws(outcome, code, message)
+}
+
+test('in place gives the bits of a fresh gradient', () => {
+  for (const dtype of ['float32', 'bfloat16', 'float16'] as const) {
+    const { batch } = makeCase(1000, 24, dtype, objective, 1)
+    const fresh = policyLoss(batch, objective, { perToken: true })
+    const inPlace = policyLoss(batch, objective, { grad: 'in-place', perToken: true })
+    assert.is(inPlace.gradLogits, batch.logits)
+    assert.equal(inPlace.gradLogits, fresh.gradLogits)
+    assert.equal(inPlace.perToken, fresh.perToken)
+    assert.equal(inPlace.metrics, fresh.metrics)
+  }
+})
+
+test('without a gradient the values are the same', () => {
+  const batch = large()
+  const none = policyLoss(batch, objective, { grad: 'none' })
+  assert.is(none.gradLogits, undefined)
+  assert.is(none.perToken, undefined)
+  assert.equal(none.metrics, policyLoss(batch, objective).metrics)
+})
+
+test('the same bits for any number of threads, and from run to run', () => {
+  const batch = large()
+  const tiny = makeCase(3, 5000, 'float32', objective, 3).batch
+  const run = () => [policyLoss(batch, objective, { perToken: true }), policyLoss(tiny, objective)]
+  setKernelThreads(1)
+  const one = run()
+  for (const threads of [2, 3, 8]) {
+    setKernelThreads(threads)
+    assert.is(kernelsInfo().threads, threads)
+    assert.equal(run(), one)
+    assert.equal(run(), one)
+  }
+  setKernelThreads(0)
+})
+
+test('the parts of a split batch add up', () => {
+  const batch = large(23, 501)
+  const V = batch.vocabSize
+  const whole = policyLoss(batch, objective, { perToken: true })
+  let sum = { ...emptyMetrics }
+  for (const [from, to] of [
+    [0, 1],
+    [1, 9],
+    [9, 9],
+    [9, 23],
+  ] as const) {
+    const part = policyLoss(
+      {
+        vocabSize: V,
+        logits: batch.logits.subarray(from * V, to * V),
+        refLogits: batch.refLogits!.subarray(from * V, to * V),
+        tokenIds: batch.tokenIds.subarray(from, to) as Int32Array,
+        tokenWeights: batch.tokenWeights.subarray(from, to),
+        advantages: batch.advantages.subarray(from, to),
+        refWeights: batch.refWeights!.subarray(from, to),
+        oldLogprobs: batch.oldLogprobs!.subarray(from, to),
+      },
+      objective,
+      { perToken: true },
+    )
+    assert.equal(part.gradLogits, whole.gradLogits.subarray(from * V, to * V))
+    assert.equal(part.perToken.kl, whole.perToken.kl.subarray(from, to))
+    sum = addMetrics(sum, part.metrics)
+  }
+  for (const [name, value] of Object.entries(sum)) {
+    const want = whole.metrics[name as keyof typeof sum]
+    // Sums of 23 terms in double, in another order.
+    assert.ok(Math.abs(value - want) <= 23 * 2 ** -52 * Math.abs(want), `${name}: ${value}, want ${want}`)
+  }
+})
+
+test('no rows at all', () => {
+  const empty = { ...small(), logits: new Float32Array(0), refLogits: new Float32Array(0) }
+  const none = new Float32Array(0)
+  const { loss, gradLogits, metrics } = policyLoss(
+    {
+      ...empty,
+      tokenIds: new Int32Array(0),
+      tokenWeights: none,
+      advantages: none,
+      refWeights: none,
+      oldLogprobs: none,
+    },
+    objective,
+  )
+  assert.is(loss + 0, 0)
+  assert.is(gradLogits.length, 0)
+  assert.equal(metrics, { ...emptyMetrics })
+})
+
+test('BigInt64 token ids', () => {
+  const want = policyLoss(small(), objective)
+  assert.equal(policyLoss({ ...small(), tokenIds: BigInt64Array.of(2n, 0n) }, objective), want)
+  const wraps = () => policyLoss({ ...small(), tokenIds: BigInt64Array.of(2n, 1n << 32n) }, objective)
+  throws(wraps, 'ERR_RAPO_INVALID_ARGUMENT', /tokenIds\[1\]/)
+})
+
+const invalid = 'ERR_RAPO_INVALID_ARGUMENT'
+const wrong: [string, Partial<Record<keyof LossBatch, unknown>>, RegExp][] = [
+  ['logits too short', { logits: new Float32Array(5) }, /logits has 5 elements, expected 6/],
+  [
+    'logits of another kind',
+    { logits: new Float64Array(6) },
+    /logits must be a Float32Array or a Uint16Array/,
+  ],
+  [
+    'halves without a dtype',
+    { logits: new Uint16Array(6) },
+    /logits must be a Float32Array, not a Uint16Array/,
+  ],
+  ['no logits', { logits: undefined }, /logits must be a Float32Array or/],
+  ['dtype', { dtype: 'int8' }, /dtype is "int8", expected float32, bfloat16 or float16/],
+  ['float64', { dtype: 'float64' }, /logits must be a Float64Array, not a Float32Array/],
+  ['no vocabSize', { vocabSize: undefined }, /vocabSize must be a number/],
+  ['vocabSize 0', { vocabSize: 0 }, /vocabSize is 0, expected >= 1/],
+  ['vocabSize not whole', { vocabSize: 2.5 }, /vocabSize must be an integer/],
+  ['no refLogits', { refLogits: undefined }, /refLogits is missing, and the penalty forward needs them/],
+  ['no tokenIds', { tokenIds: undefined }, /tokenIds must be an Int32Array or a BigInt64Array/],
+  ['token id too large', { tokenIds: Int32Array.of(2, 3) }, /tokenIds\[1\] is 3, outside \[0, 3\)/],
+  ['token id negative', { tokenIds: Int32Array.of(-1, 0) }, /tokenIds\[0\] is -1, outside \[0, 3\)/],
+  [
+    'weight NaN',
+    { tokenWeights: Float32Array.of(1, Number.NaN) },
+    /tokenWeights\[1\] is nan, expected a finite/,
+  ],
+  ['weights too short', { tokenWeights: Float32Array.of(1) }, /tokenWeights has 1 elements, expected 2/],
+  ['advantage infinite', { advantages: Float32Array.of(1, Infinity) }, /advantages\[1\] is inf/],
+  ['φ above 1', { refWeights: Float32Array.of(1.5, 0) }, /refWeights\[0\] is 1.5, expected in \[0, 1\]/],
+  ['φ NaN', { refWeights: Float32Array.of(1, Number.NaN) }, /refWeights\[1\] is nan, expected in \[0, 1\]/],
+  ['old log-prob NaN', { oldLogprobs: Float32Array.of(Number.NaN, 0) }, /oldLogprobs\[0\] is nan/],
+  ['unknown field', { oldLogProbs: Float32Array.of(0, 0) } as object, /batch has no field oldLogProbs/],
+]
+for (const [name, change, message] of wrong) {
+  test(`error: ${name}`, async () => {
+    const batch = { ...small(), ...change } as LossBatch<Float32Array>
+    for (const key of Object.keys(batch) as (keyof LossBatch)[]) {
+      if (batch[key] === undefined) delete (batch as Partial<Record<keyof LossBatch, unknown>>)[key]
+    }
+    throws(() => policyLoss(batch, objective), invalid, message)
+    await rejects(policyLossAsync(batch, objective), invalid, message)
+  })
+}
+
+test('errors leave everything as it was', () => {
+  const batch = { ...small(), tokenIds: Int32Array.of(2, 3) }
+  const before = batch.logits.slice()
+  throws(() => policyLoss(batch, objective, { grad: 'in-place' }), invalid, /tokenIds/)
+  assert.equal(batch.logits, before)
+})
+
+test('errors of objective and options', () => {
+  const run = (changes: object) => () => policyLoss(small(), { ...objective, ...changes } as Objective)
+  throws(run({ penalty: 'kl' }), invalid, /penalty is kl, expected one of none, forward/)
+  throws(run({ klCoef: -1 }), invalid, /klCoef is -1/)
+  throws(run({ klCoef: Number.NaN }), invalid, /klCoef is NaN/)
+  throws(run({ entropyCoef: Infinity }), invalid, /entropyCoef is Infinity/)
+  throws(run({ clipLow: 1.1 }), invalid, /clipLow is 1.1, expected a number in \[0, 1\]/)
+  throws(run({ clipHigh: -0.1 }), invalid, /clipHigh is -0.1/)
+  throws(run({ temperature: 0 }), invalid, /temperature is 0/)
+  throws(run({ maxLogRatio: 21 }), invalid, /maxLogRatio is 21, expected a number in \(0, 20\]/)
+  throws(run({ clipHi: 0.3 }), invalid, /objective has no field clipHi/)
+  throws(run({ penalty: 'none' }), invalid, /klCoef is 0.3, but there is no penalty/)
+  throws(run({ penalty: 'none', klCoef: 0 }), invalid, /refLogits are given, but the penalty is none/)
+  throws(run({ penalty: 'reverse-k3' }), invalid, /refWeights\[1\] is 0.5, but the penalty reverse-k3/)
+  throws(() => policyLoss(small(), objective, { grad: 'old' as 'new' }), invalid, /grad is old/)
+  throws(
+    () => policyLoss(small(), objective, { grad: new Float32Array(5) }),
+    invalid,
+    /gradLogits has 5 elements, expected 6/,
+  )
+  const shared = new Float32Array(9)
+  throws(
+    () => policyLoss({ ...small(), logits: shared.subarray(0, 6) }, objective, { grad: shared.subarray(3) }),
+    invalid,
+    /gradLogits overlaps logits/,
+  )
+})
+
+test('presets are complete, frozen and checked', () => {
+  for (const preset of [rapo, grpo, dapo, drGrpo]) {
+    assert.ok(Object.isFrozen(preset()))
+    throws(() => preset({ clipLow: 2 }), invalid, /clipLow is 2/)
+  }
+  assert.is(rapo().penalty, 'forward')
+  assert.is(grpo().penalty, 'reverse-k3')
+  assert.is(dapo().clipHigh, 0.28)
+  assert.is(rapo({ clipHigh: 0.3 }).clipHigh, 0.3)
+})
+
+const notFinite: [string, number[], number[], RegExp][] = [
+  ['NaN', [0, Number.NaN, 1], [1, 1, 1], /row 1: logits\[1, 1\] is NaN/],
+  ['+inf', [0, 1, Infinity], [1, 1, 1], /row 1: logits\[1, 2\] is \+inf/],
+  ['only -inf', [-Infinity, -Infinity, -Infinity], [1, 1, 1], /row 1: every one of its logits is -inf/],
+  ['NaN beside -inf', [-Infinity, Number.NaN, -Infinity], [1, 1, 1], /row 1: logits\[1, 1\] is NaN/],
+  ['reference NaN', [0, 0, 0], [1, 1, Number.NaN], /row 1: refLogits\[1, 2\] is NaN/],
+  ['reference +inf', [0, 0, 0], [Infinity, 1, 1], /row 1: refLogits\[1, 0\] is \+inf/],
+  ['sampled token ruled out', [-Infinity, 0, 0], [1, 1, 1], /row 1: the logit of tokenIds\[1\] is -inf/],
+]
+for (const [name, logits, refLogits, message] of notFinite) {
+  test(`not finite: ${name}`, () => {
+    for (const isa of raw.isas()) {
+      raw.setIsa(isa)
+      for (const phi of [0, 0.5, 1]) {
+        const batch = { ...small(), refWeights: Float32Array.of(1, phi) }
+        batch.logits.set(logits, 3)
+        batch.refLogits!.set(refLogits, 3)
+        throws(() => policyLoss(batch, objective), 'ERR_RAPO_NON_FINITE', message)
+        const masked = { ...batch, tokenWeights: Float32Array.of(0.5, 0) }
+        assert.equal(policyLoss(masked, objective).gradLogits.subarray(3), new Float32Array(3))
+      }
+    }
+    raw.setIsa('')
+  })
+}
+
+test('NaN is found wherever it is in a row, and the first bad row is named', () => {
+  for (const isa of raw.isas()) {
+    raw.setIsa(isa)
+    for (const at of [0, 1, 127, 2047, 2048, 5000]) {
+      const batch = { ...large(8, 5001), tokenWeights: new Float32Array(8).fill(1) }
+      batch.tokenIds.set(new Array(8).fill(0) as never)
+      batch.advantages.fill(1)
+      batch.refWeights!.fill(1)
+      batch.oldLogprobs!.fill(-1)
+      batch.logits.fill(0)
+      batch.refLogits!.fill(0)
+      batch.logits[6 * 5001 + at] = Number.NaN
+      batch.refLogits![4 * 5001 + at] = Number.NaN
+      throws(
+        () => policyLoss(batch, objective),
+        'ERR_RAPO_NON_FINITE',
+        new RegExp(`row 4: refLogits\\[4, ${at}\\] is NaN`),
+      )
+    }
+  }
+  raw.setIsa('')
+})
+
+test('a penalty that becomes infinite is an error that names the row', () => {
+  const batch = small()
+  delete (batch as { refWeights?: unknown }).refWeights
+  batch.refLogits![3] = -Infinity
+  for (const penalty of [
+    'reverse-score',
+    'reverse-k1',
+    'reverse-k2',
+    'reverse-k3',
+    'reverse-full',
+  ] as const) {
+    const run = () => policyLoss(batch, grpo({ penalty }))
+    throws(run, 'ERR_RAPO_NON_FINITE', new RegExp(`row 1: the penalty ${penalty} is infinite`))
+  }
+  for (const penalty of ['forward', 'forward-full', 'forward-score'] as const) {
+    assert.ok(Number.isFinite(policyLoss(batch, rapo({ penalty })).loss))
+  }
+  const other = small()
+  other.logits[4] = -Infinity
+  for (const refWeights of [Float32Array.of(1, 0), Float32Array.of(1, 1)]) {
+    const run = () => policyLoss({ ...other, refWeights }, rapo({ penalty: 'forward-full' }))
+    throws(run, 'ERR_RAPO_NON_FINITE', /row 1: the penalty forward-full is infinite/)
+  }
+})
+
+test('gatherLogprobs', () => {
+  for (const dtype of ['float32', 'bfloat16', 'float16'] as const) {
+    const { batch, rows } = makeCase(1000, 24, dtype, objective, 2)
+    const kept = rows.flatMap((row, i) => (row ? [i] : []))
+    const logits = kept.map(i => batch.logits.subarray(i * 1000, (i + 1) * 1000))
+    const all = new (batch.logits.constructor as Float32ArrayConstructor)(kept.length * 1000)
+    logits.forEach((row, k) => {
+      all.set(row, k * 1000)
+    })
+    const gather = {
+      vocabSize: 1000,
+      dtype,
+      logits: all,
+      tokenIds: Int32Array.from(kept, i => batch.tokenIds[i] as number),
+      temperature: 0.7,
+    }
+    const want = {
+      logprobs: new Float32Array(kept.length),
+      entropy: new Float32Array(kept.length),
+      logSumExp: new Float32Array(kept.length),
+    }
+    raw.gatherLogprobsReference({ ...gather, rows: kept.length }, want)
+    for (const isa of raw.isas()) {
+      raw.setIsa(isa)
+      const got = gatherLogprobs(gather)
+      kept.forEach((i, k) => {
+        const l = logSoftmax(fromLogits(logits[k]!, dtype), 1, 0.7, exact)
+        assert.is(want.logprobs[k], Math.fround(l[rows[i]!.tokenId]!))
+        // The sum's float lanes add at most 128 terms each, whose roundings (2^-24) mostly cancel: log Σ may be off
+        // by a few of them, and the rest is the rounding of the result.
+        for (const field of ['logprobs', 'entropy', 'logSumExp'] as const) {
+          const [g, w] = [got[field][k]!, want[field][k]!]
+          assert.ok(
+            Math.abs(g - w) <= 16 * 2 ** -24 * Math.max(1, Math.abs(w)),
+            `${isa} ${field} ${k}: ${g}, ${w}`,
+          )
+        }
+      })
+    }
+    raw.setIsa('')
+  }
+  const masked = { vocabSize: 2, logits: Float32Array.of(0, -Infinity), tokenIds: Int32Array.of(1) }
+  assert.equal(gatherLogprobs(masked).logprobs, Float32Array.of(-Infinity))
+  throws(() => gatherLogprobs({ ...masked, tokenIds: Int32Array.of(2) }), invalid, /tokenIds\[0\] is 2/)
+})
+
+test('shared memory, and arrays with an offset', () => {
+  const want = policyLoss(small(), objective)
+  const shared = new Float32Array(new SharedArrayBuffer(40), 8, 6)
+  shared.set(small().logits)
+  assert.equal(policyLoss({ ...small(), logits: shared }, objective), want)
+  assert.equal(policyLoss({ ...small(), logits: shared }, objective, { grad: 'in-place' }).loss, want.loss)
+  assert.equal(Float32Array.from(shared), want.gradLogits)
+})
+
+test('detached and resized buffers throw', async () => {
+  for (const field of ['logits', 'refLogits', 'tokenIds', 'tokenWeights'] as const) {
+    const batch = small()
+    structuredClone(batch[field]!.buffer, { transfer: [batch[field]!.buffer as ArrayBuffer] })
+    if (field !== 'tokenIds')
+      throws(() => policyLoss(batch, objective), invalid, new RegExp(`${field} is detached`))
+    else throws(() => policyLoss(batch, objective), invalid, /detached|expected 0/)
+  }
+  const grad = new Float32Array(6)
+  structuredClone(grad.buffer, { transfer: [grad.buffer] })
+  throws(() => policyLoss(small(), objective, { grad }), invalid, /gradLogits is detached/)
+
+  const Resizable = ArrayBuffer as unknown as new (
+    n: number,
+    o: object,
+  ) => ArrayBuffer & { resize(n: number): void }
+  const buffer = new Resizable(24, { maxByteLength: 48 })
+  const logits = new Float32Array(buffer)
+  logits.set(small().logits)
+  assert.equal(policyLoss({ ...small(), logits }, objective), policyLoss(small(), objective))
+  await rejects(
+    policyLossAsync({ ...small(), logits }, objective),
+    invalid,
+    /logits is on a resizable buffer/,
+  )
+  buffer.resize(16)
+  throws(() => policyLoss({ ...small(), logits }, objective), invalid, /logits has 4 elements, expected 6/)
+})
+
+test('async gives what sync gives, also several at once', async () => {
+  const batches = [large(16), large(3, 50), large(40, 3001)]
+  const want = batches.map(batch => policyLoss(batch, objective, { perToken: true }))
+  const got = await Promise.all(batches.map(batch => policyLossAsync(batch, objective, { perToken: true })))
+  assert.equal(got, want)
+  const { logits, vocabSize, tokenIds } = { ...large(4), tokenIds: Int32Array.of(0, 1, 2, 3) }
+  logits.fill(1)
+  const gather = { logits, vocabSize, tokenIds }
+  assert.equal(await gatherLogprobsAsync(gather), gatherLogprobs(gather))
+})
+
+test('an AbortSignal stops a call', async () => {
+  const rows = 2000
+  const batch = {
+    vocabSize: 20000,
+    logits: new Float32Array(rows * 20000),
+    tokenIds: new Int32Array(rows),
+    tokenWeights: new Float32Array(rows).fill(1),
+    advantages: new Float32Array(rows).fill(1),
+  }
+  const objective = dapo()
+  await rejects(
+    policyLossAsync(batch, objective, { signal: AbortSignal.abort() }),
+    'ERR_RAPO_ABORTED',
+    /aborted/,
+  )
+  setKernelThreads(1)
+  const controller = new AbortController()
+  const start = performance.now()
+  await policyLossAsync(batch, objective, { grad: 'none' })
+  const whole = performance.now() - start
+  const call = policyLossAsync(batch, objective, { signal: controller.signal, grad: 'none' })
+  const aborting = performance.now()
+  setTimeout(() => controller.abort(new Error('enough')), whole / 10)
+  const error = await call.then(
+    () => assert.unreachable('the call ended before it could be aborted'),
+    e => e as RapoError,
+  )
+  assert.is((error as RapoError).code, 'ERR_RAPO_ABORTED')
+  assert.match(String((error as RapoError).cause), /enough/)
+  assert.ok(performance.now() - aborting < whole, 'aborting took as long as the whole call')
+  setKernelThreads(0)
+})
+
+test('the event loop runs on during an async call', async () => {
+  const batch = large(64, 20001)
+  let ticks = 0
+  const timer = setInterval(() => ticks++, 1)
+  await policyLossAsync(batch, objective)
+  clearInterval(timer)
+  assert.ok(ticks > 0)
+})
+
+/** Runs in a worker: starts async calls without end and says so. */
+const busyWorker = `
+  const { parentPort, workerData } = require('node:worker_threads')
+  const addon = require(workerData.addon)
+  const rows = 256, vocabSize = 20000
+  const logits = new Float32Array(rows * vocabSize)
+  const one = new Float32Array(rows).fill(1)
+  const batch = { rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+  const run = () => addon.policyLossAsync(batch, workerData.objective, {}, new addon.Control()).then(run)
+  for (let i = 0; i < 3; ++i) run()
+  setTimeout(() => parentPort.postMessage('running'), 20)
+`
+
+test('worker threads end in the middle of calls', async () => {
+  const workerData = { addon: locateKernels(), objective: { ...dapo() } }
+  for (let i = 0; i < 5; ++i) {
+    const worker = new Worker(busyWorker, { eval: true, workerData })
+    await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
+    assert.is(await worker.terminate(), 1)
+  }
+  assert.ok(policyLoss(small(), objective).loss)
+})
+
+test('a process that loads the addon in workers alone, or exits in the middle of calls, ends cleanly', async () => {
+  const program = `
+    const { Worker } = require('node:worker_threads')
+    const workerData = ${JSON.stringify({ addon: locateKernels(), objective: dapo() })}
+    const end = process.argv[1]
+    const start = () => new Promise(resolve => {
+      const worker = new Worker(${JSON.stringify(busyWorker)}, { eval: true, workerData })
+      worker.once('message', () => resolve(worker))
+    })
+    start().then(worker => worker.terminate()).then(start).then(worker => {
+      if (end === 'exit') process.exit(7)
+      return worker.terminate().then(() => { process.exitCode = 7 })
+    })
+  `
+  for (const end of ['exit', 'return']) {
+    const error = await promisify(execFile)(process.execPath, ['-e', program, end], {
+      timeout: 60_000,
+    }).catch(e => e)
+    assert.is(error.code, 7, `${end}: ${error.signal ?? ''} ${error.stderr}`)
+  }
+  const main = `
+    const addon = require(${JSON.stringify(locateKernels())})
+    const rows = 256, vocabSize = 20000, one = new Float32Array(rows).fill(1)
+    const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+    const run = () => addon.policyLossAsync(batch, ${JSON.stringify(dapo())}, {}, undefined).then(run)
+    run(); run()
+    setTimeout(() => process.exit(7), 20)
+  `
+  const error = await promisify(execFile)(process.execPath, ['-e', main], { timeout: 60_000 }).catch(e => e)
+  assert.is(error.code, 7, `${error.signal ?? ''} ${error.stderr}`)
+})
+
+test('RAPO_KERNELS_ISA chooses the instruction set', async () => {
+  const file = fileURLToPath(new URL('../lib/kernels.ts', import.meta.url))
+  const program = `import { kernelsInfo } from ${JSON.stringify(file)}; console.log(kernelsInfo().isa)`
+  const run = (isa: string) =>
+    promisify(execFile)(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
+      env: { ...process.env, RAPO_KERNELS_ISA: isa },
+    })
+  assert.is((await run('portable')).stdout, 'portable\n')
+  const error = await run('mmx').catch(e => e)
+  assert.match(error.stderr, /RAPO_KERNELS_ISA is mmx, expected one that this machine has: .*portable/)
+})
+
+test('the oracle and the fast path count the same', () => {
+  const case_ = makeCase(17, 48, 'float32', objective, 11)
+  const { metrics } = oracle(case_, objective)
+  const fast = policyLoss(case_.batch, objective).metrics
+  for (const name of ['tokens', 'clippedLow', 'clippedHigh', 'klClamped'] as const)
+    assert.is(fast[name], metrics[name])
+})
+
+test.run()
