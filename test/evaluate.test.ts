@@ -93,19 +93,14 @@ test('the summary splits by difficulty', () => {
   assert.ok(Math.abs(groups.hard!.passAtK[1]! - 5 / 12) < 1e-15)
 })
 
-const model = makeFakeModel()
 const dir = makeTempDir()
 const lines = [
   { id: 'a', prompt: '7=7:', answer: { numbers: [7], target: 7 }, difficulty: 'easy' },
   { id: 'b', prompt: '8=8:', answer: { numbers: [8], target: 8 }, difficulty: 'hard' },
 ]
 const problems = path.join(dir, 'problems.jsonl')
-// A model that mostly writes 7 and then stops.
-const biases = Array(22).fill(-9)
-biases[1] = 1
-biases[10] = 1
-biases[11] = -1
-writeFileSync(path.join(model, 'weights.json'), JSON.stringify(biases))
+/** Mostly writes 7 (id 10) or the end (id 1), sometimes 8 (id 11). */
+const model = makeFakeModel({ 1: 10, 10: 10, 11: 8 })
 
 async function measure(file: string, name: string, n = 64) {
   const config = parseConfig({

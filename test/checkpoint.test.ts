@@ -1,0 +1,192 @@
+import { execFile, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { promisify } from 'node:util'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { readLatestCheckpoint, removeStaleCheckpoints, writeCheckpoint } from '../lib/checkpoint.js'
+import { RapoError } from '../lib/errors.js'
+import {
+  appendJsonLines,
+  clearRun,
+  createRunDir,
+  lockRun,
+  truncateJsonLines,
+  writeWhole,
+} from '../lib/run.js'
+import { makeFakeModel, makeTempDir } from './fake-policy.js'
+
+const model = makeFakeModel()
+const cursor = { epoch: 1, position: 2, fingerprint: 'f' }
+const policy = {
+  save: async (dir: string) => writeFileSync(path.join(dir, 'model.safetensors'), 'weights'),
+  saveState: async (file: string) => writeFileSync(file, 'state'),
+}
+const list = (run: string) => readdirSync(path.join(run, 'checkpoints')).sort()
+const write = (run: string, step: number, keep = 9, from = policy) =>
+  writeCheckpoint(run, model, from, { step, cursor }, keep)
+
+async function messageOf(work: Promise<unknown>): Promise<string> {
+  try {
+    await work
+  } catch (error) {
+    assert.instance(error, RapoError)
+    assert.is((error as RapoError).code, 'ERR_RAPO_IO')
+    return (error as RapoError).message
+  }
+  return assert.unreachable('nothing was thrown') as never
+}
+
+test('a checkpoint is a model directory with state and tokenizer, and becomes the newest by commit alone', async () => {
+  const run = makeTempDir()
+  assert.is(readLatestCheckpoint(run), undefined)
+  ;(await write(run, 3)).commit()
+  const next = await write(run, 6)
+  const before = readLatestCheckpoint(run)!
+  assert.equal(before.trainer, { step: 3, cursor })
+  next.commit()
+  const latest = readLatestCheckpoint(run)!
+  assert.equal(latest.trainer, { step: 6, cursor })
+  assert.is(readFileSync(latest.stateFile, 'utf8'), 'state')
+  assert.equal(readdirSync(latest.dir).sort(), [
+    'generation_config.json',
+    'model.safetensors',
+    'rapo',
+    'tokenizer.json',
+    'tokenizer_config.json',
+  ])
+  assert.is(readFileSync(path.join(run, 'checkpoints', 'latest'), 'utf8'), 'step-000006\n')
+})
+
+test('the newest few are kept, also past a million steps', async () => {
+  const run = makeTempDir()
+  for (const step of [1, 2, 999_999, 1_000_000]) (await write(run, step, 2)).commit()
+  assert.equal(list(run), ['latest', 'step-1000000', 'step-999999'])
+})
+
+test('a step that was written before is replaced', async () => {
+  const run = makeTempDir()
+  ;(await write(run, 1)).commit()
+  ;(await write(run, 1, 9, { ...policy, saveState: async file => writeFileSync(file, 'new') })).commit()
+  assert.is(readFileSync(readLatestCheckpoint(run)!.stateFile, 'utf8'), 'new')
+})
+
+test('what a killed process left is removed, the newest whole one stays', async () => {
+  const run = makeTempDir()
+  for (const step of [1, 2]) (await write(run, step)).commit()
+  mkdirSync(path.join(run, 'checkpoints', 'step-000004.tmp', 'rapo'), { recursive: true })
+  // Killed between the rename and the new `latest`.
+  mkdirSync(path.join(run, 'checkpoints', 'step-000003'))
+  removeStaleCheckpoints(run)
+  assert.equal(list(run), ['latest', 'step-000001', 'step-000002'])
+  assert.is(readLatestCheckpoint(run)!.trainer.step, 2)
+})
+
+test('a write that fails leaves nothing, and names the whole one before it', async () => {
+  const run = makeTempDir()
+  const failing = {
+    ...policy,
+    saveState: async (file: string) => {
+      writeFileSync(file, 'half')
+      // What the operating system says of a full disk, for real.
+      writeFileSync('/dev/full', 'x')
+    },
+  }
+  if (!existsSync('/dev/full')) return
+  assert.match(
+    await messageOf(write(run, 1, 9, failing)),
+    /step 1 could not be written to .*: the disk is full$/,
+  )
+  assert.equal(list(run), [])
+  ;(await write(run, 1)).commit()
+  const message = await messageOf(write(run, 2, 9, failing))
+  assert.match(message, 'the disk is full; the previous one, step-000001, is whole')
+  assert.equal(list(run), ['latest', 'step-000001'])
+  assert.is(readLatestCheckpoint(run)!.trainer.step, 1)
+})
+
+test('a checkpoint that is damaged is named', async () => {
+  const run = makeTempDir()
+  ;(await write(run, 1)).commit()
+  writeFileSync(path.join(run, 'checkpoints', 'step-000001', 'rapo', 'trainer.json'), '{}')
+  assert.throws(
+    () => readLatestCheckpoint(run),
+    /the checkpoint .*step-000001 is damaged: step or cursor is missing/,
+  )
+  writeFileSync(path.join(run, 'checkpoints', 'latest'), 'step-000009\n')
+  assert.throws(() => readLatestCheckpoint(run), /the checkpoint .*step-000009 is damaged/)
+})
+
+test('lines after the checkpoint, and half a line, are dropped', () => {
+  const file = path.join(makeTempDir(), 'metrics.jsonl')
+  appendJsonLines(file, [{ step: 1 }, { step: 2 }, { step: 2, again: true }, { step: 3 }])
+  writeFileSync(file, `${readFileSync(file, 'utf8')}{"step":1,"rew`)
+  truncateJsonLines(file, 2)
+  assert.is(readFileSync(file, 'utf8'), '{"step":1}\n{"step":2}\n{"step":2,"again":true}\n')
+  truncateJsonLines(`${file}.none`, 2)
+  assert.not(existsSync(`${file}.none`))
+})
+
+test('a file is replaced whole or not at all', () => {
+  const dir = makeTempDir()
+  const file = path.join(dir, 'f')
+  writeWhole(file, 'old')
+  // A directory in the way of the temporary file: the write fails before the old content is touched.
+  mkdirSync(`${file}.tmp`)
+  assert.throws(
+    () => writeWhole(file, 'new'),
+    (error: unknown) => (error as RapoError).code === 'ERR_RAPO_IO',
+  )
+  assert.is(readFileSync(file, 'utf8'), 'old')
+})
+
+test('a run directory: never two runs in one, replaced only when asked, and nothing else with it', () => {
+  const dir = path.join(makeTempDir(), 'a', 'b')
+  createRunDir(dir, false)
+  writeFileSync(path.join(dir, 'notes.txt'), 'mine')
+  createRunDir(dir, false)
+  appendJsonLines(path.join(dir, 'metrics.jsonl'), [{ step: 1 }])
+  assert.throws(() => createRunDir(dir, false), /holds a run already: continue it with `rapo train --resume /)
+  createRunDir(dir, true)
+  assert.equal(readdirSync(dir).sort(), ['metrics.jsonl', 'notes.txt'])
+  clearRun(dir)
+  assert.equal(readdirSync(dir), ['notes.txt'])
+  writeFileSync(path.join(dir, 'file'), '')
+  assert.throws(() => createRunDir(path.join(dir, 'file', 'run'), false), /cannot make the run directory/)
+})
+
+test('a lock keeps a second trainer out, and goes with the process that held it', () => {
+  const dir = makeTempDir()
+  const child = spawnSync(process.execPath, ['-p', 'process.pid'])
+  writeFileSync(path.join(dir, 'run.lock'), child.stdout)
+  const unlock = lockRun(dir)
+  assert.is(readFileSync(path.join(dir, 'run.lock'), 'utf8'), String(process.pid))
+  unlock()
+  assert.equal(readdirSync(dir), [])
+  writeFileSync(path.join(dir, 'run.lock'), String(process.ppid))
+  assert.throws(() => lockRun(dir), new RegExp(`is in use by process ${process.ppid}`))
+})
+
+// A disk that fills up while a checkpoint is written: a small file system of its own where the machine allows one, else
+// a limit on the size of a file. test/train-child.ts says what it found.
+const isMountable = spawnSync('unshare', ['-rm', 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt']).status === 0
+for (const kind of isMountable ? ['disk', 'file'] : ['file']) {
+  test(`training on a ${kind} that is too small: the error says so, the checkpoint before stays whole`, async () => {
+    const dir = makeTempDir()
+    const node = `exec "${process.execPath}" --import tsx test/train-child.ts grow "${dir}" "${model}"`
+    // Units of ulimit -f: 512 bytes, of some shells 1024.
+    const script =
+      kind === 'disk' ? `mount -t tmpfs -o size=600k tmpfs "${dir}" && ${node}` : `ulimit -f 600; ${node}`
+    const [command, args] =
+      kind === 'disk' ? ['unshare', ['-rm', 'sh', '-c', script]] : ['sh', ['-c', script]]
+    const { stdout } = await promisify(execFile)(command as string, args as string[])
+    const { message, names, step, state } = JSON.parse(stdout)
+    assert.match(message, kind === 'disk' ? ': the disk is full; ' : 'EFBIG')
+    assert.match(message, 'the previous one, step-000002, is whole')
+    assert.equal(names, ['latest', 'step-000001', 'step-000002'])
+    assert.is(step, 2)
+    assert.is(state, 200_000)
+  })
+}
+
+test.run()

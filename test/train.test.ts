@@ -1,0 +1,363 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { readLatestCheckpoint } from '../lib/checkpoint.js'
+import type { RapoError } from '../lib/errors.js'
+import type { StepMetrics } from '../lib/metrics.js'
+import type { LoadPolicy, MicroBatch, PolicyOptions, SamplingParams } from '../lib/policy.js'
+import { learningRateAt, type TrainOptions, train } from '../lib/train.js'
+import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
+import { makeConfig } from './train-child.js'
+
+/** Writes 7 (id 10) and the end (id 1) with probability 1/6 each, so that one completion in 36 is right. */
+const model = makeFakeModel({ 1: Math.log(5), 10: Math.log(5) })
+const fake = { loadPolicy: loadFakePolicy }
+
+/** A run's lines, without the seconds, which are never the same. */
+function readLines(run: string, name: string): Record<string, unknown>[] {
+  const text = readFileSync(path.join(run, name), 'utf8')
+  return text
+    .trim()
+    .split('\n')
+    .map(line => {
+      const { seconds: _, ...rest } = JSON.parse(line)
+      return rest
+    })
+}
+
+/** All that must be the same bits in two runs that did the same. */
+function fingerprint(run: string) {
+  const checkpoint = readLatestCheckpoint(run)!
+  const read = (file: string) => readFileSync(path.join(checkpoint.dir, file), 'utf8')
+  return {
+    metrics: readLines(run, 'metrics.jsonl'),
+    samples: readLines(run, 'samples.jsonl'),
+    weights: read('weights.json'),
+    state: read('rapo/state.safetensors'),
+    trainer: read('rapo/trainer.json'),
+  }
+}
+
+async function messageOf(work: Promise<unknown>): Promise<string> {
+  try {
+    await work
+  } catch (error) {
+    return (error as RapoError).message
+  }
+  return assert.unreachable('nothing was thrown') as never
+}
+
+/** Runs with a policy that notes what it is called with. */
+async function spy(changes: Parameters<typeof makeConfig>[2], options: TrainOptions = {}) {
+  const loads: { dir: string; options: PolicyOptions | undefined }[] = []
+  const sampling: SamplingParams[] = []
+  const steps: { batches: MicroBatch[]; objectives: object[]; learningRate: number }[] = []
+  const loadPolicy: LoadPolicy = async (dir, options) => {
+    loads.push({ dir, options })
+    const policy = await loadFakePolicy(dir, options)
+    let batches: MicroBatch[] = []
+    let objectives: object[] = []
+    return {
+      ...policy,
+      generate: (prompts, params) => {
+        sampling.push(params)
+        return policy.generate(prompts, params)
+      },
+      accumulate: (batch, objective) => {
+        batches.push(batch)
+        objectives.push(objective)
+        return policy.accumulate(batch, objective)
+      },
+      step: learningRate => {
+        steps.push({ batches, objectives, learningRate })
+        batches = []
+        objectives = []
+        return policy.step(learningRate)
+      },
+    }
+  }
+  const output = path.join(makeTempDir(), 'run')
+  await train(makeConfig(output, model, changes), { ...options, loadPolicy })
+  return { output, loads, sampling, steps }
+}
+
+test('the toy model learns the task, and the files say so', async () => {
+  const output = path.join(makeTempDir(), 'run')
+  const seen: StepMetrics[] = []
+  const done = await train(makeConfig(output, model), { ...fake, onStep: metrics => seen.push(metrics) })
+  assert.is(done, 40)
+  assert.equal(
+    seen.map(metrics => metrics.step),
+    Array.from({ length: 40 }, (_, i) => i + 1),
+  )
+  const mean = (steps: StepMetrics[]) => steps.reduce((sum, step) => sum + step.rewardMean, 0) / steps.length
+  assert.ok(mean(seen.slice(0, 5)) < 0.3)
+  assert.ok(mean(seen.slice(-5)) > 0.8, String(mean(seen.slice(-5))))
+  const lines = readFileSync(path.join(output, 'metrics.jsonl'), 'utf8').trim().split('\n')
+  assert.equal(
+    lines.map(line => JSON.parse(line)),
+    JSON.parse(JSON.stringify(seen)),
+  )
+  const samples = readLines(output, 'samples.jsonl')
+  assert.is(samples.length, 80)
+  assert.equal(Object.keys(samples[0]!), [
+    'step',
+    'problemId',
+    'prompt',
+    'completion',
+    'reward',
+    'reason',
+    'finishReason',
+  ])
+  assert.is.not(samples[0]!.problemId, samples[1]!.problemId)
+  assert.equal(readdirSync(output).sort(), ['checkpoints', 'config.yaml', 'metrics.jsonl', 'samples.jsonl'])
+  assert.equal(readdirSync(path.join(output, 'checkpoints')).sort(), ['latest', 'step-000036', 'step-000040'])
+})
+
+test('2 N steps, and N steps, a resume, N more: equal bits', async () => {
+  const [whole, halves] = [path.join(makeTempDir(), 'a'), path.join(makeTempDir(), 'b')]
+  const changes = { optimizer: { stepsPerBatch: 2, warmupSteps: 7 } }
+  await train(makeConfig(whole, model, { ...changes, run: { steps: 22 } }), fake)
+  // 11 is no multiple of saveEvery: the last step is saved all the same.
+  await train(makeConfig(halves, model, { ...changes, run: { steps: 11 } }), fake)
+  const config = makeConfig(halves, model, { ...changes, run: { steps: 22 } })
+  let startedAt = -1
+  await train(config, { ...fake, resume: true, onStart: done => (startedAt = done) })
+  assert.is(startedAt, 11)
+  assert.equal(fingerprint(halves), fingerprint(whole))
+})
+
+test('another seed gives another run', async () => {
+  const [a, b] = [await spy({ run: { steps: 2, seed: 1 } }), await spy({ run: { steps: 2, seed: 2 } })]
+  assert.not.equal(fingerprint(a.output).samples, fingerprint(b.output).samples)
+  const seeds = [...a.sampling, ...b.sampling].map(params => params.seed)
+  assert.is(new Set(seeds).size, 4)
+})
+
+test('asked to stop, it finishes the step and saves; resumed, it goes on with equal bits', async () => {
+  const output = path.join(makeTempDir(), 'run')
+  const config = makeConfig(output, model, { run: { steps: 10 } })
+  let steps = 0
+  const done = await train(config, { ...fake, onStep: () => steps++, isStopping: () => steps === 2 })
+  assert.is(done, 3)
+  assert.is(readLatestCheckpoint(output)!.trainer.step, 3)
+  assert.is(await train(config, { ...fake, resume: true }), 10)
+  const whole = path.join(makeTempDir(), 'run')
+  await train(makeConfig(whole, model, { run: { steps: 10 } }), fake)
+  assert.equal(fingerprint(output), fingerprint(whole))
+  // Nothing left to do: nothing is done.
+  const before = fingerprint(output)
+  assert.is(await train(config, { ...fake, resume: true }), 10)
+  assert.equal(fingerprint(output), before)
+})
+
+test('killed again and again, resumed each time: equal bits, nothing half-written', async () => {
+  const [whole, killed] = [path.join(makeTempDir(), 'a'), path.join(makeTempDir(), 'b')]
+  await train(makeConfig(whole, model), fake)
+  mkdirSync(killed)
+  let kills = 0
+  for (let isDone = false; !isDone; ) {
+    const child = spawn(process.execPath, ['--import', 'tsx', 'test/train-child.ts', 'run', killed, model], {
+      stdio: 'inherit',
+    })
+    // Killed after some lines of progress, at whatever it is doing then; the later the less often.
+    isDone = await killSoon(child, killed, kills < 4 ? 3 + 4 * kills : Infinity)
+    if (!isDone) kills++
+  }
+  assert.ok(kills >= 2, `${kills} kills`)
+  assert.equal(fingerprint(killed), fingerprint(whole))
+  assert.equal(readdirSync(killed).sort(), ['checkpoints', 'config.yaml', 'metrics.jsonl', 'samples.jsonl'])
+  assert.equal(readdirSync(path.join(killed, 'checkpoints')).sort(), ['latest', 'step-000036', 'step-000040'])
+})
+
+/** Kills the child once the run has this many lines; true if it came to its end before. */
+function killSoon(child: ChildProcess, run: string, lines: number): Promise<boolean> {
+  const file = path.join(run, 'metrics.jsonl')
+  const timer = setInterval(() => {
+    const count = existsSync(file) ? readFileSync(file, 'utf8').split('\n').length - 1 : 0
+    if (count >= lines) child.kill('SIGKILL')
+  }, 1)
+  return new Promise((resolve, reject) => {
+    child.on('exit', (code, signal) => {
+      clearInterval(timer)
+      if (signal !== 'SIGKILL' && code !== 0) reject(new Error(`the child ended with ${code ?? signal}`))
+      resolve(code === 0)
+    })
+  })
+}
+
+test('every optimizer step sees its share of the groups, with weights of its own', async () => {
+  const { steps } = await spy({
+    run: { steps: 3 },
+    optimizer: { stepsPerBatch: 2, microBatchTokens: 30, schedule: 'linear' },
+    objective: { preset: 'rapo', phiMin: 0.25 },
+  })
+  assert.is(steps.length, 6)
+  for (const { batches } of steps) {
+    assert.ok(batches.length > 1)
+    const sequences = batches.reduce((sum, batch) => sum + batch.sequences.offsets.length - 1, 0)
+    assert.is(sequences, 16)
+    // The sequence mean: the weights of all rows add up to 1, in float32.
+    const total = batches.reduce((sum, batch) => sum + batch.tokenWeights.reduce((a, b) => a + b, 0), 0)
+    assert.ok(Math.abs(total - 1) < 1e-6, String(total))
+    for (const batch of batches) {
+      assert.ok(batch.oldLogprobs!.every(value => value <= 0))
+      for (const [i, phi] of batch.refWeights!.entries()) {
+        // φ is .25 without the reward and 1 with it; the advantage has the reward's sign, or is 0.
+        assert.ok(phi === 0.25 ? batch.advantages[i]! <= 0 : phi === 1 && batch.advantages[i]! >= 0)
+      }
+    }
+  }
+  const rates = steps.map(step => step.learningRate)
+  for (const [i, share] of [1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3].entries()) {
+    assert.ok(Math.abs(rates[i]! - share) < 1e-15)
+  }
+})
+
+test('the engine is told what the configuration says', async () => {
+  const { loads, sampling, steps } = await spy({
+    run: { steps: 1 },
+    sampling: { temperature: 0.7, topP: 0.9, topK: 5, minP: 0.1 },
+    objective: {
+      preset: 'grpo',
+      klCoef: 0.3,
+      entropyCoef: 0.4,
+      clipLow: 0.1,
+      clipHigh: 0.5,
+      maxLogRatio: 10,
+    },
+    optimizer: { weightDecay: 0.1, maxGradNorm: 2 },
+  })
+  assert.equal(loads[0], {
+    dir: model,
+    options: {
+      dtype: 'float32',
+      device: 'cpu',
+      referenceDir: model,
+      adamw: { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.1 },
+      maxGradNorm: 2,
+    },
+  })
+  const { seed, ...rest } = sampling[0]!
+  assert.ok(Number.isSafeInteger(seed))
+  assert.equal(rest, {
+    n: 8,
+    maxNewTokens: 4,
+    temperature: 0.7,
+    topP: 0.9,
+    topK: 5,
+    minP: 0.1,
+    stopTokenIds: [1],
+  })
+  assert.equal(steps[0]!.objectives[0], {
+    penalty: 'reverse-k3',
+    klCoef: 0.3,
+    entropyCoef: 0.4,
+    clipLow: 0.1,
+    clipHigh: 0.5,
+    maxLogRatio: 10,
+    temperature: 0.7,
+  })
+  // The reverse penalties are defined with φ = 1.
+  assert.not('refWeights' in steps[0]!.batches[0]!)
+  const { loads: without } = await spy({ run: { steps: 1 }, objective: { preset: 'dapo' } })
+  assert.not('referenceDir' in without[0]!.options!)
+})
+
+test('a resumed run starts from the checkpoint, and keeps the original as the reference', async () => {
+  const { output } = await spy({ run: { steps: 1 } })
+  const loads: [string, string | undefined][] = []
+  const loadPolicy: LoadPolicy = (dir, options) => {
+    loads.push([dir, options?.referenceDir])
+    return loadFakePolicy(dir, options)
+  }
+  await train(makeConfig(output, model, { run: { steps: 2 } }), { resume: true, loadPolicy })
+  assert.equal(loads, [[path.join(output, 'checkpoints', 'step-000001'), model]])
+})
+
+test('a fault of the verifier ends the run, a malformed completion does not', async () => {
+  const dir = makeTempDir()
+  const verifier = (name: string, body: string) => {
+    const file = path.join(dir, `${name}.mjs`)
+    writeFileSync(file, `export default { checkAnswer() {}, verify() { ${body} } }`)
+    return file
+  }
+  const run = (file: string) => {
+    const config = makeConfig(path.join(makeTempDir(), 'run'), model, { run: { steps: 2 } })
+    return train({ ...config, task: { verifier: file } }, fake)
+  }
+  assert.is(await run(verifier('fine', "return { reward: 0, reason: 'malformed' }")), 2)
+  const thrown = await messageOf(run(verifier('throws', "throw new Error('it broke')")))
+  assert.match(thrown, /^the verifier failed on problem "p\d", completion ".*": it broke$/)
+  assert.match(
+    await messageOf(run(verifier('nan', "return { reward: NaN, reason: '' }"))),
+    'its reward is NaN',
+  )
+  assert.match(await messageOf(run(verifier('nothing', 'return'))), 'its reward is undefined')
+  assert.match(await messageOf(run(verifier('rejects', "return Promise.reject(new Error('late'))"))), 'late')
+  assert.match(
+    await messageOf(run('countdwn')),
+    'task.verifier "countdwn" is not known: did you mean "countdown"?',
+  )
+  assert.match(await messageOf(run('./none.mjs')), 'there is no file ./none.mjs')
+  writeFileSync(path.join(dir, 'empty.mjs'), '')
+  assert.match(
+    await messageOf(run(path.join(dir, 'empty.mjs'))),
+    'its default export must have the functions',
+  )
+})
+
+test('what is wrong before the first step: said at once, an earlier run stays as it was', async () => {
+  const { output } = await spy({ run: { steps: 3 } })
+  const before = fingerprint(output)
+  const attempt = (changes: Parameters<typeof makeConfig>[2], options: TrainOptions = { overwrite: true }) =>
+    messageOf(train(makeConfig(output, model, changes), { ...fake, ...options }))
+  assert.match(await attempt({}, {}), 'holds a run already')
+  assert.match(
+    await attempt({ sampling: { maxNewTokens: 60 } }),
+    /problem "p0": its prompt of 5 tokens .* exceed/,
+  )
+  const small: LoadPolicy = async (dir, options) => {
+    const policy = await loadFakePolicy(dir, options)
+    return { ...policy, info: { ...policy.info, vocabSize: 5 } }
+  }
+  assert.match(await attempt({}, { overwrite: true, loadPolicy: small }), 'does not fit the model')
+  const config = makeConfig(output, model)
+  const withData = (train: string) => ({ ...config, data: { ...config.data, train } })
+  assert.match(await messageOf(train(withData(''), { ...fake, overwrite: true })), 'data.train is missing')
+  const other = path.join(makeTempDir(), 'other.jsonl')
+  writeFileSync(other, '{"prompt":"7=7:","answer":{"numbers":[7],"target":7}}\n{\n')
+  assert.match(
+    await messageOf(train(withData(other), { ...fake, overwrite: true })),
+    `${other}:2: line 2 is not JSON`,
+  )
+  writeFileSync(other, '{"prompt":"7=7:","answer":{"numbers":[7],"target":7}}\n')
+  assert.match(
+    await messageOf(train(withData(other), { ...fake, resume: true })),
+    'are not those that the checkpoint',
+  )
+  writeFileSync(path.join(output, 'run.lock'), String(process.ppid))
+  assert.match(await attempt({}), 'is in use by process')
+  assert.match(await attempt({}, { resume: true }), 'is in use by process')
+  assert.equal(fingerprint(output), before)
+})
+
+test('no checkpoint to resume from', async () => {
+  const output = path.join(makeTempDir(), 'run')
+  const message = await messageOf(train(makeConfig(output, model), { ...fake, resume: true }))
+  assert.match(message, 'has no checkpoint to resume from')
+  assert.not(existsSync(output))
+})
+
+test('the learning rate: warm-up, then the schedule', () => {
+  const optimizer = { ...makeConfig('x', model).optimizer, learningRate: 1, warmupSteps: 2 }
+  const rates = (schedule: 'constant' | 'linear' | 'cosine') =>
+    [1, 2, 3, 4, 5, 6].map(step => Number(learningRateAt(step, { ...optimizer, schedule }, 6).toFixed(6)))
+  assert.equal(rates('constant'), [0.5, 1, 1, 1, 1, 1])
+  assert.equal(rates('linear'), [0.5, 1, 1, 0.75, 0.5, 0.25])
+  assert.equal(rates('cosine'), [0.5, 1, 1, 0.853553, 0.5, 0.146447])
+})
+
+test.run()
