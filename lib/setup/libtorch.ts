@@ -30,6 +30,8 @@ export interface Candidate {
 export interface LibtorchOptions {
   readonly cache: string
   readonly env: NodeJS.ProcessEnv
+  /** Where the system's CMake packages are looked for, after CMAKE_PREFIX_PATH. */
+  readonly prefixes?: readonly string[]
 }
 
 /**
@@ -70,18 +72,11 @@ const look: Record<LibtorchSource, (options: LibtorchOptions) => Promise<TorchDi
     return recentEnough(inspectLibtorch(join(prefix, '..', '..')))
   },
 
-  async system({ env }) {
-    const prefixes = [
-      '/usr/local',
-      '/usr',
-      '/opt/homebrew',
-      ...(env.CMAKE_PREFIX_PATH ?? '').split(':').filter(Boolean),
-    ]
-    const found = prefixes.map(inspectLibtorch).filter(result => typeof result !== 'string')
+  async system({ env, prefixes = ['/usr/local', '/usr', '/opt/homebrew'] }) {
+    const all = [...(env.CMAKE_PREFIX_PATH ?? '').split(':').filter(Boolean), ...prefixes]
+    const found = all.map(inspectLibtorch).filter(result => typeof result !== 'string')
     const usable = found.find(result => typeof recentEnough(result) !== 'string')
-    return (
-      usable ?? (found[0] ? recentEnough(found[0]) : `no CMake package Torch under ${prefixes.join(', ')}`)
-    )
+    return usable ?? (found[0] ? recentEnough(found[0]) : `no CMake package Torch under ${all.join(', ')}`)
   },
 
   async private({ cache }) {

@@ -2,7 +2,7 @@
 
 import { buildEngine } from './build-engine.js'
 import { type BuiltEngine, cacheDir, findEngine, markUsed } from './cache.js'
-import { findLibtorch, installLibtorch, type Libtorch } from './libtorch.js'
+import { findLibtorch, installLibtorch, type Libtorch, type LibtorchOptions } from './libtorch.js'
 import { withLock } from './lock.js'
 import { findTools, requireTools } from './tools.js'
 
@@ -23,6 +23,8 @@ export interface SetupOptions {
   /** Look for libtorch anew and compile the engine from nothing, even if a finished one is there. */
   readonly force?: boolean
   readonly env?: NodeJS.ProcessEnv
+  /** As in LibtorchOptions. */
+  readonly prefixes?: readonly string[]
 }
 
 /**
@@ -45,7 +47,10 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
     return ready
   }
 
-  const libtorch = await prepareLibtorch(cache, env, message => onProgress({ part: 'libtorch', message }))
+  const libtorch = await prepareLibtorch(
+    { cache, env, ...(options.prefixes ? { prefixes: options.prefixes } : {}) },
+    message => onProgress({ part: 'libtorch', message }),
+  )
   finish('libtorch', `${describe(libtorch)}, from ${libtorch.source}`)
   const onMessage = (message: string) => onProgress({ part: 'engine', message })
   const engine = await withLock(cache, waiting(onMessage), signal =>
@@ -63,17 +68,16 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
 }
 
 async function prepareLibtorch(
-  cache: string,
-  env: NodeJS.ProcessEnv,
+  options: LibtorchOptions,
   onMessage: (message: string) => void,
 ): Promise<Libtorch> {
-  const find = async () => (await findLibtorch({ cache, env })).at(-1)?.found
-  const [found, tools] = await Promise.all([find(), findTools(env)])
+  const find = async () => (await findLibtorch(options)).at(-1)?.found
+  const [found, tools] = await Promise.all([find(), findTools(options.env)])
   requireTools(tools, found ? ['compiler', 'cmake'] : ['compiler', 'cmake', 'python'])
   if (found) return found
-  return withLock(cache, waiting(onMessage), async signal => {
+  return withLock(options.cache, waiting(onMessage), async signal => {
     // Another process may have installed it meanwhile.
-    return (await find()) ?? (await installLibtorch({ cache, env, onMessage, signal }))
+    return (await find()) ?? (await installLibtorch({ ...options, onMessage, signal }))
   })
 }
 
