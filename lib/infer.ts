@@ -161,9 +161,17 @@ function readTokens(
     throw fault(`it must have ${name}Ids (a list of token ids) or ${name} (a text)`)
   if (!tokenizer)
     throw fault(`${name} is a text, but the model directory has no tokenizer.json: give ${name}Ids`)
-  const encoded = tokenizer.encode(text)
+  const encoded = encodeText(tokenizer, text, fault)
   if (name === 'prompt' && encoded.length === 0) throw fault('prompt must not be empty')
   return encoded
+}
+
+function encodeText(tokenizer: Tokenizer, text: string, fault: (why: string) => RapoError): number[] {
+  try {
+    return tokenizer.encode(text)
+  } catch (error) {
+    throw error instanceof RapoError ? fault(error.message) : error
+  }
 }
 
 function checkContext(length: number, { info }: Policy, fault: (why: string) => RapoError): void {

@@ -1,0 +1,287 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { readLatestCheckpoint } from '../lib/checkpoint.js'
+import { fields } from '../lib/config.js'
+import { makeTempDir } from './fake-policy.js'
+import { makeTinyModel } from './tiny-model.js'
+
+const dir = makeTempDir()
+const model = await makeTinyModel()
+
+interface Result {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+function start(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+): { child: ChildProcess; done: Promise<Result> } {
+  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', ...args], {
+    env: { ...process.env, ...env },
+  })
+  const result: Result = { code: null, stdout: '', stderr: '' }
+  child.stdout.on('data', data => (result.stdout += data))
+  child.stderr.on('data', data => (result.stderr += data))
+  const done = new Promise<Result>((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', code => resolve({ ...result, code }))
+  })
+  return { child, done }
+}
+
+async function rapo(...args: string[]): Promise<Result> {
+  const { child, done } = start(args)
+  child.stdin!.end()
+  return done
+}
+
+/** Rewards sevens, so that a model with random weights has something to learn. */
+const verifier = path.join(dir, 'sevens.mjs')
+writeFileSync(
+  verifier,
+  `export default {
+    checkAnswer() {},
+    verify: completion => ({ reward: Math.min(1, completion.split('7').length - 1), reason: 'sevens' }),
+  }`,
+)
+const problems = path.join(dir, 'problems.jsonl')
+const lineOf = (i: number) =>
+  JSON.stringify({ id: `p${i}`, prompt: `${i}=7:`, answer: '7', difficulty: i % 2 ? 'odd' : 'even' })
+writeFileSync(problems, Array.from({ length: 12 }, (_, i) => `${lineOf(i)}\n`).join(''))
+const configFile = path.join(dir, 'sevens.yaml')
+writeFileSync(
+  configFile,
+  JSON.stringify({
+    model: { dir: model },
+    data: { train: problems, eval: problems },
+    task: { verifier },
+    sampling: { promptsPerStep: 4, groupSize: 4, maxNewTokens: 8 },
+    optimizer: { learningRate: 0.01, stepsPerBatch: 2 },
+    run: { steps: 30, saveEvery: 10, threads: 1 },
+    eval: { samples: 8, bootstrap: 100 },
+  }),
+)
+const run = (name: string) => path.join(dir, name)
+const weights = (name: string) =>
+  readFileSync(path.join(readLatestCheckpoint(run(name))!.dir, 'model.safetensors'))
+const state = (name: string) => readFileSync(readLatestCheckpoint(run(name))!.stateFile)
+
+test('--help on every command; train lists every field with help, range and default', async () => {
+  const main = await rapo('--help')
+  const commands = ['train', 'eval', 'generate', 'logprobs', 'report', 'setup', 'doctor', 'demo']
+  for (const command of commands) {
+    assert.match(main.stdout, new RegExp(`^  ${command} `, 'm'))
+    const { code, stdout } = await rapo(command, '--help')
+    assert.is(code, 0)
+    assert.match(stdout, `Usage: rapo ${command}`)
+    if (command !== 'train') continue
+    const text = stdout.replace(/\s+/g, ' ')
+    for (const field of fields) {
+      assert.match(text, `${field.option} <${field.type}> ${field.help} (${field.range}`)
+      if (field.default) assert.match(text, `default ${field.default})`)
+    }
+    assert.match(text, 'Presets of objective.preset: rapo penalty forward')
+  }
+})
+
+test('mistakes on the command line: one clear message, exit code 1', async () => {
+  const cases: [string[], string][] = [
+    [['trian'], "unknown command 'trian'\n(Did you mean train?)"],
+    [['train', '--objective.klcoef', '1'], '(Did you mean --objective.kl-coef?)'],
+    [['train'], 'rapo: model.dir is missing'],
+    [
+      ['train', '-c', configFile, '--objective.kl-coef', '-1'],
+      'rapo: objective.klCoef is -1; it must be a number ≥ 0',
+    ],
+    [['train', '-c', path.join(dir, 'none.yaml')], 'rapo: cannot read '],
+    [['train', '--resume', dir], 'is no run directory: it has no config.yaml'],
+    [['train', '--resume', dir, '-c', configFile], '--config does not go together with --resume'],
+    [['eval', '-c', configFile], "required option '-m, --model <dir>' not specified"],
+    [['eval', '-m', model], 'rapo: task.verifier is missing'],
+    [['generate', '-m', model, '--n', '0'], 'It must be a whole number ≥ 1.'],
+    [['generate', '-m', model, '--top-p', '0'], 'It must be a number > 0 and ≤ 1.'],
+    [['logprobs', '-m', model, '--temperature', '0'], 'It must be a number > 0.'],
+    [['generate', '-m', model], 'rapo: standard input is empty'],
+    [['report', path.join(dir, 'none')], 'none'],
+  ]
+  for (const [args, expected] of cases) {
+    const { code, stdout, stderr } = await rapo(...args)
+    assert.is(code, 1, args.join(' '))
+    assert.is(stdout, '')
+    assert.match(stderr, expected)
+    assert.not.match(stderr, /^\s+at /m)
+  }
+  const { done, child } = start(['train'], { RAPO_DEBUG: '1' })
+  child.stdin!.end()
+  assert.match((await done).stderr, /^\s+at /m)
+})
+
+test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the command that was printed', async () => {
+  const whole = await rapo('train', '-c', configFile, '--run.output', run('whole'))
+  assert.is(whole.code, 0, whole.stderr)
+  assert.match(whole.stdout, `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli.ts eval --model`)
+  assert.match(whole.stderr, /whole 30\/30 steps/)
+
+  const { child, done } = start(['train', '-c', configFile, '--run.output', run('stopped')])
+  const metrics = path.join(run('stopped'), 'metrics.jsonl')
+  const timer = setInterval(() => {
+    if (!existsSync(metrics) || readFileSync(metrics, 'utf8') === '') return
+    clearInterval(timer)
+    child.kill('SIGINT')
+  }, 5)
+  const stopped = await done
+  clearInterval(timer)
+  assert.is(stopped.code, 130, stopped.stderr)
+  assert.match(stopped.stderr, 'finishing the step and saving')
+  const [, step, command] = /^saved after step (\d+); to go on: (.*)$/m.exec(stopped.stdout) ?? []
+  assert.ok(Number(step) < 30, stopped.stdout)
+  assert.is(command, `npx tsx lib/cli.ts train --resume ${run('stopped')}`)
+  const resumed = await rapo(...command!.split(' ').slice(3))
+  assert.is(resumed.code, 0, resumed.stderr)
+  assert.ok(weights('stopped').equals(weights('whole')))
+  assert.ok(state('stopped').equals(state('whole')))
+
+  const lines = readFileSync(metrics, 'utf8')
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+  assert.equal(
+    lines.map(line => line.step),
+    Array.from({ length: 30 }, (_, i) => i + 1),
+  )
+  // The engine's own: sampled and recomputed log-probs agree, so before an optimizer step the ratio is 1.
+  for (const line of lines) {
+    assert.ok(line.tokens > 0 && line.entropy > 0 && line.kl >= 0 && line.gradNorm > 0)
+    assert.is(line.skippedSteps, 0)
+  }
+  assert.ok(Math.abs(lines[0].ratioMean - 1) < 0.05, String(lines[0].ratioMean))
+  const mean = (part: { rewardMean: number }[]) =>
+    part.reduce((sum, line) => sum + line.rewardMean, 0) / part.length
+  assert.ok(mean(lines.slice(-5)) > mean(lines.slice(0, 5)), 'the reward did not rise')
+})
+
+test('2 N steps, and N, a resume, N more with the engine: equal bits', async () => {
+  const first = await rapo('train', '-c', configFile, '--run.output', run('halves'), '--run.steps', '15')
+  assert.is(first.code, 0, first.stderr)
+  const second = await rapo('train', '--resume', run('halves'), '--run.steps', '30')
+  assert.is(second.code, 0, second.stderr)
+  assert.ok(weights('halves').equals(weights('whole')))
+  assert.ok(state('halves').equals(state('whole')))
+})
+
+test('a second Ctrl-C quits at once, and what is there can be resumed or replaced', async () => {
+  const { child, done } = start([
+    'train',
+    '-c',
+    configFile,
+    '--run.output',
+    run('quit'),
+    '--run.steps',
+    '1000000',
+  ])
+  const metrics = path.join(run('quit'), 'metrics.jsonl')
+  const timer = setInterval(() => {
+    if (existsSync(metrics) && readFileSync(metrics, 'utf8') !== '') {
+      child.kill('SIGINT')
+      child.kill('SIGINT')
+    }
+  }, 5)
+  const start_ = performance.now()
+  const { code, signal } = await new Promise<{ code: number | null; signal: string | null }>(resolve =>
+    child.on('exit', (code, signal) => resolve({ code, signal })),
+  )
+  clearInterval(timer)
+  await done
+  assert.ok(code === 130 || signal !== null, `${code} ${signal}`)
+  assert.ok(performance.now() - start_ < 60_000)
+})
+
+test('eval measures a run, prints the table, writes both files; report makes the page', async () => {
+  const { code, stdout, stderr } = await rapo('eval', '-m', run('whole'), '--n', '16')
+  assert.is(code, 0, stderr)
+  assert.match(stdout, /^all \(12 problems\)\npass@k +1 +2 +4 +8\nwhole +\d/m)
+  assert.match(stdout, 'odd (6 problems)')
+  const result = JSON.parse(readFileSync(path.join(run('whole'), 'eval.json'), 'utf8'))
+  assert.equal(result.k, [1, 2, 4, 8])
+  assert.is(result.model, run('whole'))
+  const base = await rapo('eval', '-m', model, '-c', configFile, '--name', 'base', '--output', run('base'))
+  assert.is(base.code, 0, base.stderr)
+  assert.ok(
+    result.groups.all.passAtK[0] >
+      JSON.parse(readFileSync(path.join(run('base'), 'eval.json'), 'utf8')).groups.all.passAtK[0],
+  )
+  const page = path.join(dir, 'report.html')
+  const report = await rapo('report', run('whole'), '--base', run('base'), '-o', page)
+  assert.is(report.code, 0, report.stderr)
+  assert.is(report.stdout, `${page}\n`)
+  assert.match(readFileSync(page, 'utf8'), '<html')
+})
+
+test('generate and logprobs agree, from standard input to standard output', async () => {
+  const pipe = async (input: object, ...args: string[]) => {
+    const { child, done } = start(args)
+    child.stdin!.end(`${JSON.stringify(input)}\n`)
+    const { code, stdout, stderr } = await done
+    assert.is(code, 0, stderr)
+    return JSON.parse(stdout)
+  }
+  const args = ['-m', model, '--device', 'cpu', '--dtype', 'float32']
+  const generated = await pipe(
+    { prompt: '3 5=8:' },
+    'generate',
+    ...args,
+    '--n',
+    '2',
+    '--max-new-tokens',
+    '6',
+    '--seed',
+    '3',
+  )
+  assert.equal(
+    generated,
+    await pipe({ prompt: '3 5=8:' }, 'generate', ...args, '--n', '2', '--max-new-tokens', '6', '--seed', '3'),
+  )
+  assert.is(generated.completions.length, 2)
+  for (const { tokenIds, logprobs } of generated.completions) {
+    const scored = await pipe({ prompt: '3 5=8:', completionIds: tokenIds }, 'logprobs', ...args)
+    for (const [i, value] of scored.logprobs.entries()) {
+      // Two float32 computations of log-probs near −3: some units of 2.4e-7.
+      assert.ok(Math.abs(value - logprobs[i]) < 5e-6, `${value} ${logprobs[i]}`)
+      assert.ok(scored.entropy[i] > 0 && scored.entropy[i] <= Math.log(22) + 1e-6)
+    }
+  }
+  const greedy = await pipe(
+    { prompt: '3 5=8:' },
+    'generate',
+    ...args,
+    '--temperature',
+    '0',
+    '--max-new-tokens',
+    '4',
+  )
+  const again = await pipe(
+    { prompt: '3 5=8:' },
+    'generate',
+    ...args,
+    '--temperature',
+    '0',
+    '--max-new-tokens',
+    '4',
+    '--seed',
+    '9',
+  )
+  assert.equal(greedy.completions, again.completions)
+})
+
+test('doctor says what there is', async () => {
+  const { stdout } = await rapo('doctor')
+  assert.match(stdout, /^node +v\d/m)
+  assert.match(stdout, /^libtorch/m)
+})
+
+test.run()
