@@ -37,9 +37,9 @@ Metrics fused_head_loss(const HeadRows& rows, const at::Tensor& weight, const at
   for (std::int64_t at = 0; at < rows.batch.rows; at += chunk_rows) {
     const std::int64_t n = std::min(chunk_rows, rows.batch.rows - at);
     const auto hidden = rows.hidden.narrow(0, at, n);
-    auto logits = at::mm(hidden, weight.t());
+    auto logits = ops::linear(hidden, weight);
     at::Tensor ref_logits;
-    if (rows.ref_hidden.defined()) ref_logits = at::mm(rows.ref_hidden.narrow(0, at, n), ref_weight.t());
+    if (rows.ref_hidden.defined()) ref_logits = ops::linear(rows.ref_hidden.narrow(0, at, n), ref_weight);
 
     Batch part = rows_from(rows.batch, at, n);
     part.dtype = dtype_of(logits);
@@ -55,8 +55,7 @@ Metrics fused_head_loss(const HeadRows& rows, const at::Tensor& weight, const at
     outputs.grad_stride = part.logits_stride;
     total.add(policy_loss(part, objective, outputs));
 
-    auto out = dhidden.narrow(0, at, n);
-    at::mm_out(out, logits, weight);
+    dhidden.narrow(0, at, n).copy_(ops::linear_backward(logits, weight));
     ops::add_weight_grad(dweight, logits, hidden);
   }
   return total;
@@ -69,7 +68,7 @@ void fused_head_logprobs(const at::Tensor& hidden, const at::Tensor& weight, con
   for (std::int64_t at = 0; at < total; at += chunk_rows) {
     control.check();
     const std::int64_t n = std::min(chunk_rows, total - at);
-    const auto logits = at::mm(hidden.narrow(0, at, n), weight.t());
+    const auto logits = ops::linear(hidden.narrow(0, at, n), weight);
     LogitRows rows;
     rows.rows = n;
     rows.vocab_size = weight.size(0);

@@ -120,7 +120,7 @@ class Decoder {
     KeyValues kv;
     const auto hidden = model_.forward(weights_, prompts_.token_ids.data() + prompts_.offsets[begin], offsets, control_,
                                        nullptr, &kv);
-    const auto logits = at::mm(ops::gather_rows(hidden, last.data(), end - first), weights_.head.t());
+    const auto logits = ops::linear(ops::gather_rows(hidden, last.data(), end - first), weights_.head);
     for (std::int64_t p = first; p < end; ++p) {
       const auto i = static_cast<std::size_t>(p - first);
       Prefilled ready;
@@ -144,7 +144,7 @@ class Decoder {
       state_.slots.push_back(r.slot);
       state_.positions.push_back(r.length);
     }
-    const auto logits = at::mm(model_.decode(weights_, ids, state_), weights_.head.t());
+    const auto logits = ops::linear(model_.decode(weights_, ids, state_), weights_.head);
     std::vector<Running> now;
     now.swap(running_);
     for (Running& r : now) ++r.length;

@@ -270,11 +270,59 @@ void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tens
   });
 }
 
+namespace {
+
+// Up to this size a float32 weight goes through our own product: it stays in the caches, a library call's overhead
+// shows, and MKL takes a slow path on AMD. Beyond it libtorch's is as good or better.
+constexpr std::int64_t kSmallWeight = 1 << 17;
+
+bool is_small(const at::Tensor& w, const at::Tensor& x) {
+  return w.scalar_type() == at::kFloat && w.numel() <= kSmallWeight && x.is_contiguous() && w.is_contiguous();
+}
+
+void run(const loops::Gemm& g) {
+  const std::int64_t grain = std::max<std::int64_t>(12, (std::int64_t{1} << 19) / std::max<std::int64_t>(g.n * g.k, 1));
+  at::parallel_for(0, g.m, grain,
+                   [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); });
+}
+
+at::Tensor small_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor* start) {
+  const std::int64_t m = x.size(0), n = w.size(0), k = w.size(1);
+  static thread_local std::vector<float> packed;
+  packed.resize(static_cast<std::size_t>(loops::gemm_pack_size(n, k)));
+  loops::table().gemm_pack(data<float>(w), n, k, packed.data());
+  auto y = at::empty({m, n}, x.options());
+  run({m, n, k, data<float>(x), k, 1, packed.data(), 64, 64 * k, true, data<float>(y), n,
+       start ? data<float>(*start) : nullptr, start && start->dim() > 1 ? n : 0});
+  return y;
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w) {
+  return is_small(w, x) ? small_linear(x, w, nullptr) : at::mm(x, w.t());
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias_or_residual) {
+  return is_small(w, x) ? small_linear(x, w, &bias_or_residual) : at::addmm(bias_or_residual, x, w.t());
+}
+
+at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
+  if (!is_small(w, dy)) return at::mm(dy, w);
+  const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
+  auto dx = at::empty({m, n}, dy.options());
+  run({m, n, k, data<float>(dy), k, 1, data<float>(w), n, 64, false, data<float>(dx), n, nullptr, 0});
+  return dx;
+}
+
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
-  if (x.scalar_type() == at::kFloat) {
-    grad.addmm_(dy.t(), x);
-  } else {
+  if (x.scalar_type() != at::kFloat) {
     grad.add_(at::mm(dy.t(), x));
+  } else if (is_small(grad, dy) && x.is_contiguous()) {
+    const std::int64_t m = grad.size(0), n = grad.size(1);
+    run({m, n, dy.size(0), data<float>(dy), 1, m, data<float>(x), n, 64, false, data<float>(grad), n, data<float>(grad), n});
+  } else {
+    grad.addmm_(dy.t(), x);
   }
 }
 

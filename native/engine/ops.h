@@ -51,7 +51,12 @@ at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& 
 /// table (V, C) float32: row ids[i] += x[i], in the order of i.
 void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x);
 
-/// grad (N, M) float32 += dy (R, N)^T x (R, M). For bfloat16 the product is rounded once to bfloat16 (its sums are
+/// x (R, K) w (N, K)^T -> (R, N), plus a bias (N) or a residual (R, N) where given.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w);
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias_or_residual);
+/// dy (R, N) w (N, K) -> (R, K).
+at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w);
+/// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product is rounded once to bfloat16 (its sums are
 /// float32) and added in float32.
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
 /// grad (N) float32 += the column sums of dy (R, N), summed in float32.

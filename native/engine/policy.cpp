@@ -5,8 +5,10 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "../kernels/parallel.h"
 #include "fused_head.h"
@@ -149,6 +151,31 @@ void check_rows(const PackedTokens& sequences, const std::vector<std::int64_t>& 
   }
 }
 
+/// A micro-batch's rows in the order of their positions, so that a range of sequences has a range of rows.
+struct SortedRows {
+  std::vector<std::int64_t> positions;
+  std::vector<std::int32_t> token_ids;
+  std::vector<float> token_weights, advantages, ref_weights, old_logprobs;
+
+  explicit SortedRows(const MicroBatch& batch) {
+    std::vector<std::size_t> order(batch.row_positions.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    const auto& p = batch.row_positions;
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return p[a] < p[b]; });
+    const auto take = [&](const auto& from, auto& to) {
+      if (from.empty()) return;
+      to.reserve(order.size());
+      for (const auto i : order) to.push_back(from[i]);
+    };
+    take(p, positions);
+    take(batch.token_ids, token_ids);
+    take(batch.token_weights, token_weights);
+    take(batch.advantages, advantages);
+    take(batch.ref_weights, ref_weights);
+    take(batch.old_logprobs, old_logprobs);
+  }
+};
+
 }  // namespace
 
 struct Policy::Impl {
@@ -188,7 +215,10 @@ struct Policy::Impl {
                : default_head_rows(config().vocab_size, static_cast<std::int64_t>(policy->flat.element_size()));
   }
 
+  std::int64_t chunk_tokens() const;
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
+  Metrics accumulate_chunk(const PackedTokens& sequences, std::size_t first, std::size_t end, const SortedRows& sorted,
+                           std::size_t row, std::size_t row_end, const Objective& objective, const Control& control);
 };
 
 Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -317,14 +347,22 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
   });
 }
 
+/// Tokens taken through the trunk at once. What a small model keeps for its backward pass should stay in the caches;
+/// for a large one the weights are the traffic, and a chunk must be worth reading them.
+std::int64_t Policy::Impl::chunk_tokens() const {
+  const ModelConfig& c = config();
+  const std::int64_t kept = c.layers * (5 * c.hidden_size + c.qkv_size() + c.q_size() + 3 * c.intermediate_size);
+  return std::max<std::int64_t>(512, 8 * policy->net.layout().parameters() / kept);
+}
+
 Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
   need_trainable("accumulate()");
   need_whole_grad();
   check_sequences(batch.sequences, config(), "sequences");
   check_rows(batch.sequences, batch.row_positions, batch.token_ids, config());
-  const auto rows = static_cast<std::int64_t>(batch.row_positions.size());
+  const auto rows = batch.row_positions.size();
   const auto has_rows = [&](const std::vector<float>& values, const char* name, bool optional) {
-    if (values.size() != batch.row_positions.size() && !(optional && values.empty())) {
+    if (values.size() != rows && !(optional && values.empty())) {
       invalid(std::string(name) + " has " + std::to_string(values.size()) + " entries, rowPositions " +
               std::to_string(rows));
     }
@@ -333,42 +371,68 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
   has_rows(batch.advantages, "advantages", false);
   has_rows(batch.ref_weights, "refWeights", true);
   has_rows(batch.old_logprobs, "oldLogprobs", true);
-  const bool needs_reference = objective.penalty != Penalty::kNone;
-  if (needs_reference && !reference) invalid("the objective's penalty needs a policy loaded with a referenceDir");
-  if (std::all_of(batch.token_weights.begin(), batch.token_weights.end(), [](float w) { return w == 0; })) return {};
-
-  const auto* ids = batch.sequences.token_ids.data();
   const auto& offsets = batch.sequences.offsets;
-  const auto selected = [&](const at::Tensor& hidden) { return ops::gather_rows(hidden, batch.row_positions.data(), rows); };
-  at::Tensor ref_hidden;
-  if (needs_reference) {
-    for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
-      if (offsets[b + 1] - offsets[b] > reference->net.config().max_position_embeddings) {
-        invalid("sequences[" + std::to_string(b) + "] is longer than the reference's context");
-      }
-    }
-    ref_hidden = selected(reference->net.forward(reference->weights, ids, offsets, control));
+  if (objective.penalty != Penalty::kNone) {
+    if (!reference) invalid("the objective's penalty needs a policy loaded with a referenceDir");
+    check_sequences(batch.sequences, reference->net.config(), "sequences (for the reference)");
+  }
+  const auto masked = [](float w) { return w == 0; };
+  if (std::all_of(batch.token_weights.begin(), batch.token_weights.end(), masked)) return {};
+
+  const SortedRows sorted(batch);
+  Metrics total;
+  std::size_t first = 0, row = 0;
+  while (first + 1 < offsets.size()) {
+    std::size_t end = first + 1;
+    while (end + 1 < offsets.size() && offsets[end + 1] - offsets[first] <= chunk_tokens()) ++end;
+    std::size_t row_end = row;
+    while (row_end < rows && sorted.positions[row_end] < offsets[end]) ++row_end;
+    // Stopping is possible until gradients change.
+    if (row_end > row) total.add(accumulate_chunk(batch.sequences, first, end, sorted, row, row_end, objective, control));
+    first = end;
+    row = row_end;
+  }
+  grad_broken = false;
+  return total;
+}
+
+/// Sequences [first, end) and their rows [row, row_end).
+Metrics Policy::Impl::accumulate_chunk(const PackedTokens& sequences, std::size_t first, std::size_t end,
+                                       const SortedRows& sorted, std::size_t row, std::size_t row_end,
+                                       const Objective& objective, const Control& control) {
+  const std::int64_t base = sequences.offsets[first];
+  ops::Offsets offsets;
+  for (std::size_t b = first; b <= end; ++b) offsets.push_back(sequences.offsets[b] - base);
+  std::vector<std::int64_t> positions;
+  for (std::size_t i = row; i < row_end; ++i) positions.push_back(sorted.positions[i] - base);
+  const auto* ids = sequences.token_ids.data() + base;
+  const auto rows = static_cast<std::int64_t>(positions.size());
+  static const Control never;  // once gradients have changed, stopping would lose them
+  const Control& stop = grad_broken ? never : control;
+
+  at::Tensor ref_hidden, ref_head;
+  if (objective.penalty != Penalty::kNone) {
+    ref_hidden = ops::gather_rows(reference->net.forward(reference->weights, ids, offsets, stop), positions.data(), rows);
+    ref_head = reference->weights.head;
   }
   TrunkActivations kept;
-  const auto hidden = selected(policy->net.forward(policy->weights, ids, offsets, control, &kept));
-  control.check();
+  const auto hidden =
+      ops::gather_rows(policy->net.forward(policy->weights, ids, offsets, stop, &kept), positions.data(), rows);
+  stop.check();
 
-  // From here on gradients change: no more stopping, and a failure is remembered.
-  grad_broken = true;
+  grad_broken = true;  // until the last chunk is through
   HeadRows head{hidden, ref_hidden, {}};
   head.batch.rows = rows;
   head.batch.vocab_size = config().vocab_size;
-  head.batch.token_ids = batch.token_ids.data();
-  head.batch.token_weights = batch.token_weights.data();
-  head.batch.advantages = batch.advantages.data();
-  head.batch.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
-  head.batch.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
+  head.batch.token_ids = sorted.token_ids.data() + row;
+  head.batch.token_weights = sorted.token_weights.data() + row;
+  head.batch.advantages = sorted.advantages.data() + row;
+  head.batch.ref_weights = sorted.ref_weights.empty() ? nullptr : sorted.ref_weights.data() + row;
+  head.batch.old_logprobs = sorted.old_logprobs.empty() ? nullptr : sorted.old_logprobs.data() + row;
   auto dhidden = at::empty_like(hidden);
-  const Metrics metrics = fused_head_loss(head, policy->weights.head, needs_reference ? reference->weights.head : at::Tensor(),
-                                          objective, head_rows(), dhidden, grads.head);
-  policy->net.backward(policy->weights, grads, ids, offsets, kept,
-                       ops::spread_rows(dhidden, batch.row_positions, offsets.back()));
-  grad_broken = false;
+  const Metrics metrics =
+      fused_head_loss(head, policy->weights.head, ref_head, objective, head_rows(), dhidden, grads.head);
+  policy->net.backward(policy->weights, grads, ids, offsets, kept, ops::spread_rows(dhidden, positions, offsets.back()));
   return metrics;
 }
 

@@ -117,16 +117,16 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const std::int32_t* token_ids, 
     LayerActivations a;
     a.x = x;
     a.normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
-    a.qkv = at::addmm(layer.qkv_bias, a.normed, layer.qkv.t());
+    a.qkv = ops::linear(a.normed, layer.qkv, layer.qkv_bias);
     at::Tensor kv;
     a.attended = ops::attention(head_shape(), offsets, rotation, a.qkv, keep ? &a.lse : nullptr,
                                 key_values ? &kv : nullptr);
     if (key_values) key_values->push_back(std::move(kv));
-    a.middle = at::addmm(x, a.attended, layer.o.t());
+    a.middle = ops::linear(a.attended, layer.o, x);
     a.normed2 = ops::rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
-    a.gate_up = at::mm(a.normed2, layer.gate_up.t());
+    a.gate_up = ops::linear(a.normed2, layer.gate_up);
     a.gated = ops::swiglu(a.gate_up);
-    x = at::addmm(a.middle, a.gated, layer.down.t());
+    x = ops::linear(a.gated, layer.down, a.middle);
     if (keep) keep->layers.push_back(std::move(a));
   }
   if (keep) keep->x = x;
@@ -144,16 +144,16 @@ void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const std::int3
 
     // dx flows unchanged along the residual; each branch adds its share to it.
     ops::add_weight_grad(grad.down, dx, a.gated);
-    const auto dgate_up = ops::swiglu_backward(a.gate_up, at::mm(dx, layer.down));
+    const auto dgate_up = ops::swiglu_backward(a.gate_up, ops::linear_backward(dx, layer.down));
     ops::add_weight_grad(grad.gate_up, dgate_up, a.normed2);
-    ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, at::mm(dgate_up, layer.gate_up), dx, grad.post_norm);
+    ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, ops::linear_backward(dgate_up, layer.gate_up), dx, grad.post_norm);
 
     ops::add_weight_grad(grad.o, dx, a.attended);
     const auto dqkv = ops::attention_backward(head_shape(), offsets, rope_, a.qkv, a.attended, a.lse,
-                                              at::mm(dx, layer.o));
+                                              ops::linear_backward(dx, layer.o));
     ops::add_weight_grad(grad.qkv, dqkv, a.normed);
     ops::add_bias_grad(grad.qkv_bias, dqkv);
-    ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, at::mm(dqkv, layer.qkv), dx, grad.input_norm);
+    ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, ops::linear_backward(dqkv, layer.qkv), dx, grad.input_norm);
   }
   ops::scatter_add_rows(grads.embed, token_ids, dx);
 }
@@ -165,12 +165,12 @@ at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>&
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerTensors& layer = w.layers[i];
     auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
-    const auto qkv = at::addmm(layer.qkv_bias, normed, layer.qkv.t());
+    const auto qkv = ops::linear(normed, layer.qkv, layer.qkv_bias);
     const auto attended =
         ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, state.caches[i]);
-    x = at::addmm(x, attended, layer.o.t());
+    x = ops::linear(attended, layer.o, x);
     normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
-    x = at::addmm(x, ops::swiglu(at::mm(normed, layer.gate_up.t())), layer.down.t());
+    x = ops::linear(ops::swiglu(ops::linear(normed, layer.gate_up)), layer.down, x);
   }
   return ops::rms_norm(x, w.norm, config_.rms_norm_eps);
 }

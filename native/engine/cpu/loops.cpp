@@ -63,13 +63,17 @@ INLINE void put(BFloat16* p, float x) {
 /// The first n < 16 elements, zeros behind them.
 template <class T>
 INLINE Vec load_part(const T* p, i64 n) {
-  Vec v{};
-  for (i64 i = 0; i < n; ++i) v[i] = one(p + i);
-  return v;
+  float lanes[kLanes];
+  for (i64 i = 0; i < kLanes; ++i) lanes[i] = i < n ? one(p + i) : 0.0f;
+  return load(lanes);
 }
 template <class T>
 INLINE void store_part(T* p, Vec v, i64 n) {
-  for (i64 i = 0; i < n; ++i) put(p + i, v[i]);
+  float lanes[kLanes];
+  store(lanes, v);
+  for (i64 i = 0; i < kLanes; ++i) {
+    if (i < n) put(p + i, lanes[i]);
+  }
 }
 template <class T>
 INLINE Vec load_up_to(const T* p, i64 n) {
@@ -531,6 +535,97 @@ void scatter_add(const std::int32_t* ids, i64 rows, const T* x, i64 channels, fl
   }
 }
 
+// A block of c is kept in registers: 6 x 64 with AVX-512's 32 registers of 16 floats, 4 x 16 with fewer or narrower ones.
+#if defined(__AVX512F__)
+constexpr int kBlockRows = 6, kBlockVecs = 4;
+#else
+constexpr int kBlockRows = 4, kBlockVecs = 1;
+#endif
+constexpr i64 kPanel = 64;
+
+/// Rows i .. i + R, columns j .. j + 16 V (the last vector `tail` wide, where that is not 16) of c.
+template <int R, int V>
+INLINE void gemm_block(const Gemm& g, i64 i, i64 j, i64 tail) {
+  const bool short_load = tail < kLanes && !g.b_padded;
+  const float* b = g.b + j / kPanel * g.b_panel + j % kPanel;
+  const float* a[R];
+  Vec acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    a[r] = g.a + (i + r) * g.a_row;
+    const float* start = g.start ? g.start + (i + r) * g.start_row + j : nullptr;
+    for (int v = 0; v < V; ++v) {
+      acc[r][v] = !start ? Vec{} : load_up_to(start + v * kLanes, v + 1 < V ? kLanes : tail);
+    }
+  }
+  if (short_load) {
+    for (i64 k = 0; k < g.k; ++k) {
+      for (int v = 0; v < V; ++v) {
+        const Vec x = load_up_to(b + k * g.b_row + v * kLanes, v + 1 < V ? kLanes : tail);
+        for (int r = 0; r < R; ++r) acc[r][v] += x * a[r][k * g.a_column];
+      }
+    }
+  } else {
+    for (i64 k = 0; k < g.k; ++k) {
+      Vec x[V];
+      for (int v = 0; v < V; ++v) x[v] = load(b + k * g.b_row + v * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const float y = a[r][k * g.a_column];
+        for (int v = 0; v < V; ++v) acc[r][v] += x[v] * y;
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float* c = g.c + (i + r) * g.c_row + j;
+    for (int v = 0; v < V; ++v) store_up_to(c + v * kLanes, acc[r][v], v + 1 < V ? kLanes : tail);
+  }
+}
+
+template <int V>
+void gemm_columns(const Gemm& g, i64 begin, i64 end, i64 j, i64 tail) {
+  i64 i = begin;
+  for (; i + kBlockRows <= end; i += kBlockRows) gemm_block<kBlockRows, V>(g, i, j, tail);
+  for (; i + 2 <= end; i += 2) gemm_block<2, V>(g, i, j, tail);
+  for (; i < end; ++i) gemm_block<1, V>(g, i, j, tail);
+}
+
+void gemm(const Gemm& g, i64 begin, i64 end) {
+  for (i64 j = 0; j < g.n;) {
+    const i64 left = g.n - j;
+    const i64 vecs = (left < kBlockVecs * kLanes ? left + kLanes - 1 : kBlockVecs * kLanes) / kLanes;
+    const i64 tail = left < vecs * kLanes ? left - (vecs - 1) * kLanes : kLanes;
+    switch (vecs) {
+#if defined(__AVX512F__)
+      case 4:
+        gemm_columns<4>(g, begin, end, j, tail);
+        break;
+      case 3:
+        gemm_columns<3>(g, begin, end, j, tail);
+        break;
+      case 2:
+        gemm_columns<2>(g, begin, end, j, tail);
+        break;
+#endif
+      default:
+        gemm_columns<1>(g, begin, end, j, tail);
+    }
+    j += vecs * kLanes;
+  }
+}
+
+void gemm_pack(const float* w, i64 n, i64 k, float* packed) {
+  for (i64 j0 = 0; j0 < n; j0 += kPanel) {
+    float* panel = packed + j0 * k;
+    for (i64 j = 0; j < kPanel; ++j) {
+      const float* from = w + (j0 + j) * k;
+      if (j0 + j < n) {
+        for (i64 r = 0; r < k; ++r) panel[r * kPanel + j] = from[r];
+      } else {
+        for (i64 r = 0; r < k; ++r) panel[r * kPanel + j] = 0;
+      }
+    }
+  }
+}
+
 void adamw(float* master, const float* grad, float* m, float* v, i64 n, const AdamWStep& s) {
   const float shrink = 1.0f - s.learning_rate * s.weight_decay;
   const float rate = s.learning_rate / s.bias1;
@@ -568,7 +663,8 @@ constexpr Ops<T> ops() {
 }  // namespace
 
 extern const Table kTable;
-const Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(), &adamw, &sum_squares, &to_bf16};
+const Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(),
+                      &adamw,                &sum_squares, &gemm,           &gemm_pack, &to_bf16};
 
 }  // namespace RAPO_ISA
 }  // namespace rapo::loops

@@ -50,6 +50,20 @@ struct Ops {
                       std::int64_t c0, std::int64_t c1);
 };
 
+/// c (m, n) = start + a (m, k) b (k, n) in float32, for matrices that fit the caches.
+struct Gemm {
+  std::int64_t m, n, k;
+  const float* a;
+  std::int64_t a_row, a_column;  // elements between neighbours of a column, of a row: either order of a
+  const float* b;                // element (r, j): b[j / 64 * b_panel + r * b_row + j % 64]
+  std::int64_t b_row, b_panel;   // a plain matrix: its row length and 64; packed by gemm_pack(): 64 and 64 k
+  bool b_padded;                 // rows may be read up to a multiple of 16 columns
+  float* c;
+  std::int64_t c_row;
+  const float* start;      // null: 0; c itself: added to
+  std::int64_t start_row;  // 0: the same row for all (a bias)
+};
+
 struct AdamWStep {
   float beta1, beta2, eps, learning_rate, weight_decay;
   float bias1, bias2;   // 1 - beta^t
@@ -62,6 +76,10 @@ struct Table {
   Ops<BFloat16> bf16;
   void (*adamw)(float* master, const float* grad, float* m, float* v, std::int64_t n, const AdamWStep& step);
   double (*sum_squares)(const float* x, std::int64_t n);
+  /// Rows [begin, end) of c. A row's bits depend on its inputs alone, not on m or the range.
+  void (*gemm)(const Gemm& g, std::int64_t begin, std::int64_t end);
+  /// The transpose of w (n, k) as gemm's b: gemm_pack_size(n, k) floats, zeros in the last panel's missing columns.
+  void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
   void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
 
   template <class T>
@@ -83,6 +101,8 @@ inline std::int64_t decode_scratch(const HeadShape& s, std::int64_t length) {
   const std::int64_t d = (s.head_dim + 15) / 16 * 16;
   return s.heads * (d + length + 16) + 2 * d;
 }
+
+inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n + 63) / 64 * 64 * k; }
 
 /// The first table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) overrides.
 const Table& table();
