@@ -143,7 +143,11 @@ test('asked to stop, it finishes the step and saves; resumed, it goes on with eq
   const done = await train(config, { ...fake, onStep: () => steps++, isStopping: () => steps === 2 })
   assert.is(done, 3)
   assert.is(readLatestCheckpoint(output)!.trainer.step, 3)
+  // What a kill in the middle of a later save would have left.
+  const stale = path.join(output, 'checkpoints', 'step-000099.tmp')
+  mkdirSync(stale)
   assert.is(await train(config, { ...fake, resume: true }), 10)
+  assert.not(existsSync(stale))
   const whole = path.join(makeTempDir(), 'run')
   await train(makeConfig(whole, model, { run: { steps: 10 } }), fake)
   assert.equal(fingerprint(output), fingerprint(whole))
