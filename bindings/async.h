@@ -57,7 +57,8 @@ class ControlObject : public Napi::ObjectWrap<ControlObject> {
 
 /// Runs work() off the JS thread, then to_js(env, result) on it; resolves or rejects the promise it returns.
 /// keep: JS objects (borrowed arrays) that must outlive the work. When the environment is torn down meanwhile
-/// (worker.terminate()), the cancel flag is raised, so that Node's wait for the work is short.
+/// (worker.terminate(), process.exit()), Node drops what is still queued and waits for what is running: no
+/// hook of N-API comes early enough to cancel it.
 template <class Result>
 class PromiseWorker : public Napi::AsyncWorker {
  public:
@@ -69,8 +70,6 @@ class PromiseWorker : public Napi::AsyncWorker {
     worker->Queue();
     return promise;
   }
-
-  ~PromiseWorker() override { napi_remove_env_cleanup_hook(Env(), &on_teardown, this); }
 
  protected:
   void Execute() override {
@@ -106,14 +105,12 @@ class PromiseWorker : public Napi::AsyncWorker {
         work_(std::move(work)),
         to_js_(std::move(to_js)) {
     if (napi_create_promise(env, &deferred_, &promise_) != napi_ok) throw Napi::Error::New(env);
-    napi_add_env_cleanup_hook(env, &on_teardown, this);
   }
 
   // JS may be refusing calls already (worker.terminate()); then there is nobody left to tell, and an
   // exception that left a callback would abort the process.
   template <class F>
   void settle(F&& body) {
-    if (torn_down_) return;
     try {
       body();
     } catch (const Napi::Error& error) {
@@ -122,18 +119,12 @@ class PromiseWorker : public Napi::AsyncWorker {
     }
   }
 
-  static void on_teardown(void* worker) {
-    static_cast<PromiseWorker*>(worker)->torn_down_ = true;
-    static_cast<PromiseWorker*>(worker)->control_->cancelled = true;
-  }
-
   std::shared_ptr<Control> control_;
   std::function<Result()> work_;
   std::function<Napi::Value(Napi::Env, Result&)> to_js_;
   std::vector<Napi::ObjectReference> kept_;
   std::unique_ptr<Result> result_;
   Failure failure_;
-  bool torn_down_ = false;
   napi_deferred deferred_ = nullptr;
   napi_value promise_ = nullptr;  // valid while the handle scope of run() is
 };

@@ -517,6 +517,30 @@ test('a process that loads the addon in workers alone, or exits in the middle of
   assert.is(error.code, 7, `${error.signal ?? ''} ${error.stderr}`)
 })
 
+test('the pool ends with the last worker thread that loaded the addon', async () => {
+  if (process.platform !== 'linux') return
+  const program = `
+    const { Worker } = require('node:worker_threads')
+    const { readdirSync } = require('node:fs')
+    const count = () => readdirSync('/proc/self/task').length
+    const workerData = ${JSON.stringify({ addon: locateKernels(), objective: dapo() })}
+    const work = \`
+      const { workerData } = require('node:worker_threads')
+      const addon = require(workerData.addon)
+      addon.setThreads(5)
+      const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
+      const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+      addon.policyLoss(batch, workerData.objective, {})\`
+    const run = code => new Promise(resolve => new Worker(code, { eval: true, workerData }).once('exit', resolve))
+    run('').then(() => {
+      const before = count()
+      return run(work).then(() => console.log(count() - before))
+    })
+  `
+  const { stdout } = await promisify(execFile)(process.execPath, ['-e', program])
+  assert.is(stdout, '0\n')
+})
+
 test('RAPO_KERNELS_ISA chooses the instruction set', async () => {
   const file = fileURLToPath(new URL('../lib/kernels.ts', import.meta.url))
   const program = `import { kernelsInfo } from ${JSON.stringify(file)}; console.log(kernelsInfo().isa)`
