@@ -108,27 +108,20 @@ class Decoder {
     for (const Running& r : fresh) settle(r);
   }
 
-  /// Prompts [first, end), packed: keys, values and the logits behind the last token of each.
+  /// Prompts [first, end): keys, values and the logits behind the last token of each.
   void prefill(std::int64_t first, std::int64_t end) {
-    const auto begin = static_cast<std::size_t>(first);
-    ops::Offsets offsets;
+    const auto input = plain_input(prompts_, static_cast<std::size_t>(first), static_cast<std::size_t>(end));
     std::vector<std::int64_t> last;
-    for (std::int64_t p = first; p <= end; ++p) {
-      offsets.push_back(prompts_.offsets[static_cast<std::size_t>(p)] - prompts_.offsets[begin]);
-      if (p > first) last.push_back(offsets.back() - 1);
-    }
+    for (const Family& prompt : input.families) last.push_back(prompt.begin + prompt.lengths[0] - 1);
     KeyValues kv;
-    const auto hidden = model_.forward(weights_, prompts_.token_ids.data() + prompts_.offsets[begin], offsets, control_,
-                                       nullptr, &kv);
+    const auto hidden = model_.forward(weights_, input, control_, nullptr, &kv);
     const auto logits = ops::linear(ops::gather_rows(hidden, last.data(), end - first), weights_.head);
     for (std::int64_t p = first; p < end; ++p) {
-      const auto i = static_cast<std::size_t>(p - first);
+      const Family& prompt = input.families[static_cast<std::size_t>(p - first)];
       Prefilled ready;
       ready.prompt = p;
       ready.waiting = sampling_.n;
-      for (const at::Tensor& layer : kv) {
-        ready.key_values.push_back(layer.narrow(0, offsets[i], offsets[i + 1] - offsets[i]));
-      }
+      for (const at::Tensor& layer : kv) ready.key_values.push_back(layer.narrow(0, prompt.begin, prompt.lengths[0]));
       ready.logits = logits.narrow(0, p - first, 1);
       prefilled_.push_back(std::move(ready));
     }

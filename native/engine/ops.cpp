@@ -127,41 +127,34 @@ at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout) {
 
 namespace {
 
-/// Calls f(sequence, kv_head) for every pair, over threads.
+/// Calls f(family, kv_head) for every pair, over threads.
 template <class F>
-void for_each_unit(const Offsets& offsets, std::int64_t kv_heads, const F& f) {
-  const auto sequences = static_cast<std::int64_t>(offsets.size()) - 1;
-  const std::int64_t units = sequences * kv_heads;
-  const std::int64_t rows = offsets.back();
-  // A thread is worth it from some thousand tokens times heads on.
-  const std::int64_t grain = std::max<std::int64_t>(1, units * 512 / std::max<std::int64_t>(rows * kv_heads, 1));
+void for_each_unit(const TrunkInput& input, std::int64_t kv_heads, const F& f) {
+  const std::int64_t units = static_cast<std::int64_t>(input.families.size()) * kv_heads;
+  const auto rows = static_cast<std::int64_t>(input.token_ids.size());
+  // A thread is worth it from some hundred tokens on.
+  const std::int64_t grain = std::max<std::int64_t>(1, 256 * units / std::max<std::int64_t>(rows * kv_heads, 1));
   at::parallel_for(0, units, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t u = begin; u < end; ++u) f(u / kv_heads, u % kv_heads);
+    for (std::int64_t u = begin; u < end; ++u) f(input.families[static_cast<std::size_t>(u / kv_heads)], u % kv_heads);
   });
-}
-
-std::int64_t longest(const Offsets& offsets) {
-  std::int64_t length = 0;
-  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) length = std::max(length, offsets[b + 1] - offsets[b]);
-  return length;
 }
 
 }  // namespace
 
-at::Tensor attention(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope, const at::Tensor& qkv,
+at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope, const at::Tensor& qkv,
                      at::Tensor* lse, at::Tensor* kv) {
   const std::int64_t q_size = shape.heads * shape.head_dim, kv_width = 2 * shape.kv_heads * shape.head_dim;
   auto out = empty_like_rows(qkv, q_size);
   if (lse) *lse = at::empty({qkv.size(0), shape.heads}, at::kFloat);
   if (kv) *kv = empty_like_rows(qkv, kv_width);
-  const std::int64_t floats = loops::attention_scratch(shape, longest(offsets));
+  const std::int64_t floats = loops::attention_scratch(shape, input.longest);
   by_dtype(qkv, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().attention;
-    for_each_unit(offsets, shape.kv_heads, [&](std::int64_t b, std::int64_t kv_head) {
-      const std::int64_t at = offsets[static_cast<std::size_t>(b)];
-      f(shape, offsets[static_cast<std::size_t>(b) + 1] - at, kv_head, data<T>(qkv) + at * qkv.size(1),
-        data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
+    for_each_unit(input, shape.kv_heads, [&](const Family& family, std::int64_t kv_head) {
+      const std::int64_t at = family.begin;
+      f(shape, family.lengths.data(), static_cast<std::int64_t>(family.lengths.size()), kv_head,
+        data<T>(qkv) + at * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
         lse ? data<float>(*lse) + at * shape.heads : nullptr, kv ? data<T>(*kv) + at * kv_width : nullptr,
         scratch(floats));
     });
@@ -169,19 +162,19 @@ at::Tensor attention(const loops::HeadShape& shape, const Offsets& offsets, cons
   return out;
 }
 
-at::Tensor attention_backward(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope,
+at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
                               const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
                               const at::Tensor& dout) {
   const std::int64_t q_size = shape.heads * shape.head_dim;
   auto dqkv = at::empty_like(qkv);
-  const std::int64_t floats = loops::attention_scratch(shape, longest(offsets));
+  const std::int64_t floats = loops::attention_scratch(shape, input.longest);
   by_dtype(qkv, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().attention_backward;
-    for_each_unit(offsets, shape.kv_heads, [&](std::int64_t b, std::int64_t kv_head) {
-      const std::int64_t at = offsets[static_cast<std::size_t>(b)];
-      f(shape, offsets[static_cast<std::size_t>(b) + 1] - at, kv_head, data<T>(qkv) + at * qkv.size(1),
-        data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
+    for_each_unit(input, shape.kv_heads, [&](const Family& family, std::int64_t kv_head) {
+      const std::int64_t at = family.begin;
+      f(shape, family.lengths.data(), static_cast<std::int64_t>(family.lengths.size()), kv_head,
+        data<T>(qkv) + at * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
         data<float>(lse) + at * shape.heads, data<T>(dout) + at * q_size, data<T>(dqkv) + at * qkv.size(1),
         scratch(floats));
     });

@@ -8,11 +8,9 @@
 #include <vector>
 
 #include "cpu/loops.h"
+#include "packing.h"
 
 namespace rapo::ops {
-
-/// Where each sequence of a packed batch begins: sequence b is rows offsets[b] .. offsets[b + 1).
-using Offsets = std::vector<std::int64_t>;
 
 /// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as transformers does.
 struct Rope {
@@ -30,12 +28,12 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
 at::Tensor swiglu(const at::Tensor& gate_up);
 at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout);
 
-/// Causal attention over packed sequences, rotation included. qkv (total, (H + 2K) D) -> (total, H D);
+/// Causal attention within each family of the input, rotation included. qkv (total, (H + 2K) D) -> (total, H D);
 /// lse (total, H) float32 and kv (total, 2 K D: rotated k, then v) are filled where given.
-at::Tensor attention(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope, const at::Tensor& qkv,
+at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope, const at::Tensor& qkv,
                      at::Tensor* lse, at::Tensor* kv);
 /// -> dqkv (total, (H + 2K) D).
-at::Tensor attention_backward(const loops::HeadShape& shape, const Offsets& offsets, const Rope& rope,
+at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
                               const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
                               const at::Tensor& dout);
 /// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots, Tmax, 2 K D).

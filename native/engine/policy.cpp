@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "../kernels/parallel.h"
+#include "../kernels/validate.h"
 #include "fused_head.h"
 #include "generate.h"
 #include "optimizer.h"
@@ -132,49 +132,45 @@ void check_sequences(const PackedTokens& packed, const ModelConfig& config, cons
   }
 }
 
-void check_rows(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
-                const std::vector<std::int32_t>& token_ids, const ModelConfig& config) {
-  if (token_ids.size() != row_positions.size()) {
-    invalid("tokenIds has " + std::to_string(token_ids.size()) + " entries, rowPositions " +
-            std::to_string(row_positions.size()));
-  }
+void check_positions(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions) {
   const auto total = static_cast<std::int64_t>(sequences.token_ids.size());
   for (std::size_t i = 0; i < row_positions.size(); ++i) {
     if (row_positions[i] < 0 || row_positions[i] >= total) {
       invalid("rowPositions[" + std::to_string(i) + "] is " + std::to_string(row_positions[i]) + ", there are " +
               std::to_string(total) + " tokens");
     }
-    if (token_ids[i] < 0 || token_ids[i] >= config.vocab_size) {
-      invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) + ", the vocabulary has " +
-              std::to_string(config.vocab_size));
-    }
   }
 }
 
-/// A micro-batch's rows in the order of their positions, so that a range of sequences has a range of rows.
-struct SortedRows {
-  std::vector<std::int64_t> positions;
-  std::vector<std::int32_t> token_ids;
-  std::vector<float> token_weights, advantages, ref_weights, old_logprobs;
+/// As many entries as rows.
+template <class T>
+void check_length(const std::vector<T>& values, const char* name, std::size_t rows, bool optional = false) {
+  if (values.size() == rows || (optional && values.empty())) return;
+  invalid(std::string(name) + " has " + std::to_string(values.size()) + " entries, rowPositions " +
+          std::to_string(rows));
+}
 
-  explicit SortedRows(const MicroBatch& batch) {
-    std::vector<std::size_t> order(batch.row_positions.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    const auto& p = batch.row_positions;
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return p[a] < p[b]; });
-    const auto take = [&](const auto& from, auto& to) {
-      if (from.empty()) return;
-      to.reserve(order.size());
-      for (const auto i : order) to.push_back(from[i]);
-    };
-    take(p, positions);
-    take(batch.token_ids, token_ids);
-    take(batch.token_weights, token_weights);
-    take(batch.advantages, advantages);
-    take(batch.ref_weights, ref_weights);
-    take(batch.old_logprobs, old_logprobs);
-  }
-};
+/// The kernels' own checks, made before anything is computed, so that errors count rows as the caller does.
+void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_t vocab_size) {
+  const std::size_t rows = batch.row_positions.size();
+  check_length(batch.token_ids, "tokenIds", rows);
+  check_length(batch.token_weights, "tokenWeights", rows);
+  check_length(batch.advantages, "advantages", rows);
+  check_length(batch.ref_weights, "refWeights", rows, true);
+  check_length(batch.old_logprobs, "oldLogprobs", rows, true);
+  const float logits = 0;  // only its presence is looked at
+  Batch b;
+  b.rows = static_cast<std::int64_t>(rows);
+  b.vocab_size = b.logits_stride = b.ref_stride = vocab_size;
+  b.logits = &logits;
+  b.ref_logits = objective.penalty == Penalty::kNone ? nullptr : &logits;
+  b.token_ids = batch.token_ids.data();
+  b.token_weights = batch.token_weights.data();
+  b.advantages = batch.advantages.data();
+  b.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
+  b.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
+  validate_loss(b, objective, {}, false);
+}
 
 }  // namespace
 
@@ -217,8 +213,8 @@ struct Policy::Impl {
 
   std::int64_t chunk_tokens() const;
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
-  Metrics accumulate_chunk(const PackedTokens& sequences, std::size_t first, std::size_t end, const SortedRows& sorted,
-                           std::size_t row, std::size_t row_end, const Objective& objective, const Control& control);
+  Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
+                           const Control& control);
 };
 
 Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -331,14 +327,21 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
                              const std::vector<std::int32_t>& token_ids, double temperature, Control& control) {
   return translated("computing log-probs", [&] {
     check_sequences(sequences, impl_->config(), "sequences");
-    check_rows(sequences, row_positions, token_ids, impl_->config());
+    check_positions(sequences, row_positions);
+    check_length(token_ids, "tokenIds", row_positions.size());
+    for (std::size_t i = 0; i < token_ids.size(); ++i) {
+      if (token_ids[i] < 0 || token_ids[i] >= impl_->config().vocab_size) {
+        invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) + ", the vocabulary has " +
+                std::to_string(impl_->config().vocab_size));
+      }
+    }
     if (!(temperature > 0) || std::isinf(temperature)) invalid("temperature must be > 0");
     LogprobRows out;
     out.logprobs.resize(row_positions.size());
     out.entropy.resize(row_positions.size());
     if (row_positions.empty()) return out;
     auto& model = *impl_->policy;
-    const auto hidden = model.net.forward(model.weights, sequences.token_ids.data(), sequences.offsets, control);
+    const auto hidden = model.net.forward(model.weights, plain_input(sequences, 0, sequences.offsets.size() - 1), control);
     fused_head_logprobs(
         ops::gather_rows(hidden, row_positions.data(), static_cast<std::int64_t>(row_positions.size())),
         model.weights.head, token_ids.data(), temperature, impl_->head_rows(), control, out.logprobs.data(),
@@ -359,80 +362,66 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
   need_trainable("accumulate()");
   need_whole_grad();
   check_sequences(batch.sequences, config(), "sequences");
-  check_rows(batch.sequences, batch.row_positions, batch.token_ids, config());
-  const auto rows = batch.row_positions.size();
-  const auto has_rows = [&](const std::vector<float>& values, const char* name, bool optional) {
-    if (values.size() != rows && !(optional && values.empty())) {
-      invalid(std::string(name) + " has " + std::to_string(values.size()) + " entries, rowPositions " +
-              std::to_string(rows));
-    }
-  };
-  has_rows(batch.token_weights, "tokenWeights", false);
-  has_rows(batch.advantages, "advantages", false);
-  has_rows(batch.ref_weights, "refWeights", true);
-  has_rows(batch.old_logprobs, "oldLogprobs", true);
-  const auto& offsets = batch.sequences.offsets;
+  check_positions(batch.sequences, batch.row_positions);
+  check_loss(batch, objective, config().vocab_size);
   if (objective.penalty != Penalty::kNone) {
     if (!reference) invalid("the objective's penalty needs a policy loaded with a referenceDir");
     check_sequences(batch.sequences, reference->net.config(), "sequences (for the reference)");
   }
-  const auto masked = [](float w) { return w == 0; };
-  if (std::all_of(batch.token_weights.begin(), batch.token_weights.end(), masked)) return {};
-
-  const SortedRows sorted(batch);
   Metrics total;
-  std::size_t first = 0, row = 0;
-  while (first + 1 < offsets.size()) {
-    std::size_t end = first + 1;
-    while (end + 1 < offsets.size() && offsets[end + 1] - offsets[first] <= chunk_tokens()) ++end;
-    std::size_t row_end = row;
-    while (row_end < rows && sorted.positions[row_end] < offsets[end]) ++row_end;
-    // Stopping is possible until gradients change.
-    if (row_end > row) total.add(accumulate_chunk(batch.sequences, first, end, sorted, row, row_end, objective, control));
-    first = end;
-    row = row_end;
+  for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
+    try {
+      total.add(accumulate_chunk(chunk, batch, objective, control));
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kNonFinite) throw;
+      throw Error(error.code(), std::string(error.what()) + " (rows counted from row " +
+                                    std::to_string(chunk.rows.front()) + " of the micro-batch, without those of weight 0)");
+    }
   }
   grad_broken = false;
   return total;
 }
 
-/// Sequences [first, end) and their rows [row, row_end).
-Metrics Policy::Impl::accumulate_chunk(const PackedTokens& sequences, std::size_t first, std::size_t end,
-                                       const SortedRows& sorted, std::size_t row, std::size_t row_end,
-                                       const Objective& objective, const Control& control) {
-  const std::int64_t base = sequences.offsets[first];
-  ops::Offsets offsets;
-  for (std::size_t b = first; b <= end; ++b) offsets.push_back(sequences.offsets[b] - base);
-  std::vector<std::int64_t> positions;
-  for (std::size_t i = row; i < row_end; ++i) positions.push_back(sorted.positions[i] - base);
-  const auto* ids = sequences.token_ids.data() + base;
-  const auto rows = static_cast<std::int64_t>(positions.size());
-  static const Control never;  // once gradients have changed, stopping would lose them
+Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
+                                       const Control& control) {
+  const auto rows = static_cast<std::int64_t>(chunk.rows.size());
+  static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
-
+  const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
+    return ops::gather_rows(model.net.forward(model.weights, chunk.input, stop, keep), chunk.positions.data(), rows);
+  };
   at::Tensor ref_hidden, ref_head;
   if (objective.penalty != Penalty::kNone) {
-    ref_hidden = ops::gather_rows(reference->net.forward(reference->weights, ids, offsets, stop), positions.data(), rows);
+    ref_hidden = hidden_rows(*reference, nullptr);
     ref_head = reference->weights.head;
   }
   TrunkActivations kept;
-  const auto hidden =
-      ops::gather_rows(policy->net.forward(policy->weights, ids, offsets, stop, &kept), positions.data(), rows);
+  const auto hidden = hidden_rows(*policy, &kept);
   stop.check();
 
-  grad_broken = true;  // until the last chunk is through
+  const auto take = [&](const auto& values) {
+    std::decay_t<decltype(values)> taken;
+    for (std::size_t i = 0; i < chunk.rows.size() && !values.empty(); ++i) taken.push_back(values[chunk.rows[i]]);
+    return taken;
+  };
+  const auto token_ids = take(batch.token_ids);
+  const auto token_weights = take(batch.token_weights), advantages = take(batch.advantages);
+  const auto ref_weights = take(batch.ref_weights), old_logprobs = take(batch.old_logprobs);
   HeadRows head{hidden, ref_hidden, {}};
   head.batch.rows = rows;
   head.batch.vocab_size = config().vocab_size;
-  head.batch.token_ids = sorted.token_ids.data() + row;
-  head.batch.token_weights = sorted.token_weights.data() + row;
-  head.batch.advantages = sorted.advantages.data() + row;
-  head.batch.ref_weights = sorted.ref_weights.empty() ? nullptr : sorted.ref_weights.data() + row;
-  head.batch.old_logprobs = sorted.old_logprobs.empty() ? nullptr : sorted.old_logprobs.data() + row;
+  head.batch.token_ids = token_ids.data();
+  head.batch.token_weights = token_weights.data();
+  head.batch.advantages = advantages.data();
+  head.batch.ref_weights = ref_weights.empty() ? nullptr : ref_weights.data();
+  head.batch.old_logprobs = old_logprobs.empty() ? nullptr : old_logprobs.data();
+
+  grad_broken = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
   const Metrics metrics =
       fused_head_loss(head, policy->weights.head, ref_head, objective, head_rows(), dhidden, grads.head);
-  policy->net.backward(policy->weights, grads, ids, offsets, kept, ops::spread_rows(dhidden, positions, offsets.back()));
+  const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
+  policy->net.backward(policy->weights, grads, chunk.input, kept, ops::spread_rows(dhidden, chunk.positions, tokens));
   return metrics;
 }
 

@@ -106,12 +106,10 @@ const ops::Rope& Qwen2::rope(std::int64_t positions, at::ScalarType dtype) {
   return rope_;
 }
 
-at::Tensor Qwen2::forward(const ModelTensors& w, const std::int32_t* token_ids, const ops::Offsets& offsets,
-                          const Control& control, TrunkActivations* keep, KeyValues* key_values) {
-  std::int64_t longest = 0;
-  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) longest = std::max(longest, offsets[b + 1] - offsets[b]);
-  const auto& rotation = rope(longest, w.embed.scalar_type());
-  auto x = ops::gather_rows(w.embed, token_ids, offsets.back());
+at::Tensor Qwen2::forward(const ModelTensors& w, const TrunkInput& input, const Control& control,
+                          TrunkActivations* keep, KeyValues* key_values) {
+  const auto& rotation = rope(input.longest, w.embed.scalar_type());
+  auto x = ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
   for (const LayerTensors& layer : w.layers) {
     control.check();
     LayerActivations a;
@@ -119,7 +117,7 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const std::int32_t* token_ids, 
     a.normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
     a.qkv = ops::linear(a.normed, layer.qkv, layer.qkv_bias);
     at::Tensor kv;
-    a.attended = ops::attention(head_shape(), offsets, rotation, a.qkv, keep ? &a.lse : nullptr,
+    a.attended = ops::attention(head_shape(), input, rotation, a.qkv, keep ? &a.lse : nullptr,
                                 key_values ? &kv : nullptr);
     if (key_values) key_values->push_back(std::move(kv));
     a.middle = ops::linear(a.attended, layer.o, x);
@@ -133,8 +131,8 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const std::int32_t* token_ids, 
   return ops::rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
 }
 
-void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const std::int32_t* token_ids,
-                     const ops::Offsets& offsets, TrunkActivations& kept, const at::Tensor& dhidden) {
+void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
+                     const at::Tensor& dhidden) {
   auto dx = at::zeros_like(kept.x);
   ops::rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
   for (std::size_t i = w.layers.size(); i-- > 0;) {
@@ -149,13 +147,13 @@ void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const std::int3
     ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, ops::linear_backward(dgate_up, layer.gate_up), dx, grad.post_norm);
 
     ops::add_weight_grad(grad.o, dx, a.attended);
-    const auto dqkv = ops::attention_backward(head_shape(), offsets, rope_, a.qkv, a.attended, a.lse,
+    const auto dqkv = ops::attention_backward(head_shape(), input, rope_, a.qkv, a.attended, a.lse,
                                               ops::linear_backward(dx, layer.o));
     ops::add_weight_grad(grad.qkv, dqkv, a.normed);
     ops::add_bias_grad(grad.qkv_bias, dqkv);
     ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, ops::linear_backward(dqkv, layer.qkv), dx, grad.input_norm);
   }
-  ops::scatter_add_rows(grads.embed, token_ids, dx);
+  ops::scatter_add_rows(grads.embed, input.token_ids.data(), dx);
 }
 
 at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state) {

@@ -15,6 +15,7 @@
 #include "../control.h"
 #include "config.h"
 #include "ops.h"
+#include "packing.h"
 #include "safetensors.h"
 
 namespace rapo {
@@ -88,14 +89,14 @@ class Qwen2 {
   const ModelConfig& config() const { return config_; }
   const Layout& layout() const { return layout_; }
 
-  /// token_ids (R) in packed sequences -> (R, C) after the final norm. keep: activations for backward();
-  /// key_values: for a cache. Throws kAborted between layers.
-  at::Tensor forward(const ModelTensors& w, const std::int32_t* token_ids, const ops::Offsets& offsets,
-                     const Control& control, TrunkActivations* keep = nullptr, KeyValues* key_values = nullptr);
+  /// -> (R, C) after the final norm. keep: activations for backward(); key_values: for a cache. Throws kAborted between
+  /// layers.
+  at::Tensor forward(const ModelTensors& w, const TrunkInput& input, const Control& control,
+                     TrunkActivations* keep = nullptr, KeyValues* key_values = nullptr);
 
   /// dhidden (R, C) -> gradients added to grads; activations are freed on the way.
-  void backward(const ModelTensors& w, ModelTensors& grads, const std::int32_t* token_ids,
-                const ops::Offsets& offsets, TrunkActivations& kept, const at::Tensor& dhidden);
+  void backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
+                const at::Tensor& dhidden);
 
   /// One token for each row -> (B, C) after the final norm.
   at::Tensor decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state);

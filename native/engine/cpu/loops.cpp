@@ -268,165 +268,181 @@ INLINE void mix(const float* weights, i64 tp, const float* values, i64 dp, i64 c
 }
 
 template <class T>
-void attention(const HeadShape& s, i64 length, i64 kv_head, const T* qkv, const float* cos, const float* sin, T* out,
-               float* lse, T* kv, float* scratch) {
-  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(length), half = dim / 2;
+void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head, const T* qkv, const float* cos,
+               const float* sin, T* out, float* lse, T* kv, float* scratch) {
+  const i64 prefix = lengths[0];
+  i64 longest = prefix;
+  for (i64 b = 1; b < segments; ++b) longest = prefix + lengths[b] > longest ? prefix + lengths[b] : longest;
+  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(longest), half = dim / 2;
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
   const i64 group = s.heads / s.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* keys = scratch;               // (dim, tp), transposed
-  float* values = keys + dim * tp;     // (length, dp)
-  float* q = values + length * dp;     // (kQueries, dp)
+  float* keys = scratch;               // (dim, tp), transposed: the prefix's, then the current branch's
+  float* values = keys + dim * tp;     // (longest, dp)
+  float* q = values + longest * dp;    // (kQueries, dp)
   float* o = q + kQueries * dp;        // (kQueries, dp)
   float* p = o + kQueries * dp;        // (kQueries, tp)
   float* k_row = p + kQueries * tp;    // (dp)
-
-  for (i64 t = 0; t < length; ++t) {
-    const T* k = qkv + t * row_size + q_size + kv_head * dim;
-    rotate(k, cos + t * half, sin + t * half, dim, 1.0f, k_row);
-    if (kv) {
-      T* to = kv + t * 2 * kv_size + kv_head * dim;
-      narrow(k_row, dim, to);
-      for (i64 d = 0; d < dim; ++d) to[kv_size + d] = k[kv_size + d];
-    }
-    for (i64 d = 0; d < dim; ++d) keys[d * tp + t] = k_row[d];
-    widen(k + kv_size, dim, values + t * dp);
-  }
-  for (i64 d = 0; d < dim; ++d) {
-    for (i64 t = length; t < tp; ++t) keys[d * tp + t] = 0;
-  }
   const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  for (i64 head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    for (i64 t0 = 0; t0 < length; t0 += kQueries) {
-      const int rows = length - t0 < kQueries ? static_cast<int>(length - t0) : kQueries;
-      for (int r = 0; r < kQueries; ++r) {
-        const i64 t = r < rows ? t0 + r : t0;
-        rotate(qkv + t * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
+
+  i64 token = 0;  // first of the segment
+  for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
+    const i64 start = segment == 0 ? 0 : prefix, stop = start + lengths[segment];  // positions
+    const i64 shift = token - start;                                              // token of a position
+    for (i64 t = start; t < stop; ++t) {
+      const T* k = qkv + (t + shift) * row_size + q_size + kv_head * dim;
+      rotate(k, cos + t * half, sin + t * half, dim, 1.0f, k_row);
+      if (kv) {
+        T* to = kv + (t + shift) * 2 * kv_size + kv_head * dim;
+        narrow(k_row, dim, to);
+        for (i64 d = 0; d < dim; ++d) to[kv_size + d] = k[kv_size + d];
       }
-      const i64 last = t0 + rows;  // keys 0 .. last - 1 are seen by some row
-      Vec top[kQueries];
-      for (int r = 0; r < kQueries; ++r) top[r] = splat(-__builtin_inff());
-      for (i64 j = 0; j < last; j += kLanes) {
-        Vec acc[kQueries];
-        products(q, dp, keys + j, tp, dim, acc);
+      for (i64 d = 0; d < dim; ++d) keys[d * tp + t] = k_row[d];
+      widen(k + kv_size, dim, values + t * dp);
+    }
+    for (i64 head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      for (i64 t0 = start; t0 < stop; t0 += kQueries) {
+        const int rows = stop - t0 < kQueries ? static_cast<int>(stop - t0) : kQueries;
         for (int r = 0; r < kQueries; ++r) {
-          const Vec seen = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
-                               ? acc[r]
-                               : splat(-__builtin_inff());
-          top[r] = max_of(seen, top[r]);
-          store(p + r * tp + j, seen);
+          const i64 t = r < rows ? t0 + r : t0;
+          rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
         }
-      }
-      float inverse[kQueries];
-      for (int r = 0; r < kQueries; ++r) {
-        const float m = max_lanes(top[r]);
-        Vec sum{};
+        const i64 last = t0 + rows;  // keys 0 .. last - 1 are seen by some row; what lies behind them is masked
+        Vec top[kQueries];
+        for (int r = 0; r < kQueries; ++r) top[r] = splat(-__builtin_inff());
         for (i64 j = 0; j < last; j += kLanes) {
-          const Vec score = load(p + r * tp + j);
-          const Vec e = score == -__builtin_inff() ? Vec{} : exp_of(score - m);
-          store(p + r * tp + j, e);
-          sum += e;
+          Vec acc[kQueries];
+          products(q, dp, keys + j, tp, dim, acc);
+          for (int r = 0; r < kQueries; ++r) {
+            const Vec seen = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
+                                 ? acc[r]
+                                 : splat(-__builtin_inff());
+            top[r] = max_of(seen, top[r]);
+            store(p + r * tp + j, seen);
+          }
         }
-        const float total = sum_lanes(sum);
-        inverse[r] = 1.0f / total;
-        if (lse && r < rows) lse[(t0 + r) * s.heads + head] = m + __builtin_logf(total);
+        float inverse[kQueries];
+        for (int r = 0; r < kQueries; ++r) {
+          const float m = max_lanes(top[r]);
+          Vec sum{};
+          for (i64 j = 0; j < last; j += kLanes) {
+            const Vec score = load(p + r * tp + j);
+            const Vec e = score == -__builtin_inff() ? Vec{} : exp_of(score - m);
+            store(p + r * tp + j, e);
+            sum += e;
+          }
+          const float total = sum_lanes(sum);
+          inverse[r] = 1.0f / total;
+          if (lse && r < rows) lse[(t0 + r + shift) * s.heads + head] = m + __builtin_logf(total);
+        }
+        mix(p, tp, values, dp, last, inverse, o);
+        for (int r = 0; r < rows; ++r) narrow(o + r * dp, dim, out + (t0 + r + shift) * q_size + head * dim);
       }
-      mix(p, tp, values, dp, last, inverse, o);
-      for (int r = 0; r < rows; ++r) narrow(o + r * dp, dim, out + (t0 + r) * q_size + head * dim);
     }
   }
 }
 
 template <class T>
-void attention_backward(const HeadShape& s, i64 length, i64 kv_head, const T* qkv, const float* cos, const float* sin,
-                        const T* out, const float* lse, const T* dout, T* dqkv, float* scratch) {
-  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(length), half = dim / 2;
+void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head, const T* qkv,
+                        const float* cos, const float* sin, const T* out, const float* lse, const T* dout, T* dqkv,
+                        float* scratch) {
+  const i64 prefix = lengths[0];
+  i64 longest = prefix;
+  for (i64 b = 1; b < segments; ++b) longest = prefix + lengths[b] > longest ? prefix + lengths[b] : longest;
+  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(longest), half = dim / 2;
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
   const i64 group = s.heads / s.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* keys = scratch;                 // (dim, tp), transposed
+  float* keys = scratch;                 // (dim, tp), transposed: the prefix's, then the current branch's
   float* values = keys + dim * tp;       // (dim, tp), transposed
-  float* key_rows = values + dim * tp;   // (length, dp)
-  float* dk = key_rows + length * dp;    // (length, dp)
-  float* dv = dk + length * dp;          // (length, dp)
-  float* q = dv + length * dp;           // (kQueries, dp)
+  float* key_rows = values + dim * tp;   // (longest, dp)
+  float* dk = key_rows + longest * dp;   // (longest, dp): the prefix's collects every branch's share
+  float* dv = dk + longest * dp;         // (longest, dp)
+  float* q = dv + longest * dp;          // (kQueries, dp)
   float* grad = q + kQueries * dp;       // (kQueries, dp)
   float* dq = grad + kQueries * dp;      // (kQueries, dp)
   float* p = dq + kQueries * dp;         // (kQueries, tp)
   float* ds = p + kQueries * tp;         // (kQueries, tp)
-
-  for (i64 t = 0; t < length; ++t) {
-    const T* k = qkv + t * row_size + q_size + kv_head * dim;
-    float* row = key_rows + t * dp;
-    rotate(k, cos + t * half, sin + t * half, dim, 1.0f, row);
-    for (i64 d = 0; d < dim; ++d) {
-      keys[d * tp + t] = row[d];
-      values[d * tp + t] = one(k + kv_size + d);
-    }
-  }
-  for (i64 d = 0; d < dim; ++d) {
-    for (i64 t = length; t < tp; ++t) keys[d * tp + t] = values[d * tp + t] = 0;
-  }
-  for (i64 i = 0; i < 2 * length * dp; ++i) dk[i] = 0;  // and dv, which follows it
-
   const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float ones[kQueries] = {1, 1, 1, 1};
-  for (i64 head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    for (i64 t0 = 0; t0 < length; t0 += kQueries) {
-      const int rows = length - t0 < kQueries ? static_cast<int>(length - t0) : kQueries;
-      float delta[kQueries], row_lse[kQueries];
-      for (int r = 0; r < kQueries; ++r) {
-        const i64 t = r < rows ? t0 + r : t0;
-        rotate(qkv + t * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
-        row_lse[r] = lse[t * s.heads + head];
-        delta[r] = 0;
-        if (r < rows) {
-          widen(dout + t * q_size + head * dim, dim, grad + r * dp);
-          const T* o = out + t * q_size + head * dim;
-          for (i64 d = 0; d < dim; ++d) delta[r] += grad[r * dp + d] * one(o + d);
-        } else {
-          for (i64 d = 0; d < dp; ++d) grad[r * dp + d] = 0;  // a row that is not there adds nothing
-        }
+
+  const auto write_back = [&](i64 start, i64 stop, i64 shift) {
+    for (i64 t = start; t < stop; ++t) {
+      T* to = dqkv + (t + shift) * row_size + q_size + kv_head * dim;
+      rotate_back(dk + t * dp, cos + t * half, sin + t * half, dim, 1.0f, to);
+      narrow(dv + t * dp, dim, to + kv_size);
+    }
+  };
+
+  i64 token = 0;  // first of the segment
+  for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
+    const i64 start = segment == 0 ? 0 : prefix, stop = start + lengths[segment];  // positions
+    const i64 shift = token - start;                                              // token of a position
+    for (i64 t = start; t < stop; ++t) {
+      const T* k = qkv + (t + shift) * row_size + q_size + kv_head * dim;
+      float* row = key_rows + t * dp;
+      rotate(k, cos + t * half, sin + t * half, dim, 1.0f, row);
+      for (i64 d = 0; d < dim; ++d) {
+        keys[d * tp + t] = row[d];
+        values[d * tp + t] = one(k + kv_size + d);
       }
-      const i64 last = t0 + rows;
-      for (i64 j = 0; j < last; j += kLanes) {
-        Vec score[kQueries], dp_row[kQueries];
-        products(q, dp, keys + j, tp, dim, score);
-        products(grad, dp, values + j, tp, dim, dp_row);
+      for (i64 d = 0; d < dp; ++d) dk[t * dp + d] = dv[t * dp + d] = 0;
+    }
+    for (i64 head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      for (i64 t0 = start; t0 < stop; t0 += kQueries) {
+        const int rows = stop - t0 < kQueries ? static_cast<int>(stop - t0) : kQueries;
+        float delta[kQueries], row_lse[kQueries];
         for (int r = 0; r < kQueries; ++r) {
-          const Vec weight = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
-                                 ? exp_of(score[r] - row_lse[r])
-                                 : Vec{};
-          store(p + r * tp + j, weight);
-          store(ds + r * tp + j, weight * (dp_row[r] - delta[r]));
-        }
-      }
-      mix(ds, tp, key_rows, dp, last, ones, dq);
-      for (i64 c = 0; c < dp; c += kLanes) {
-        Vec qs[kQueries], gs[kQueries];
-        for (int r = 0; r < kQueries; ++r) qs[r] = load(q + r * dp + c), gs[r] = load(grad + r * dp + c);
-        for (i64 j = 0; j < last; ++j) {
-          Vec k = load(dk + j * dp + c), v = load(dv + j * dp + c);
-          for (int r = 0; r < kQueries; ++r) {
-            // A row that is not there repeats row t0 in q, but its ds is 0: grad and delta are.
-            k += qs[r] * ds[r * tp + j];
-            v += gs[r] * p[r * tp + j];
+          const i64 t = r < rows ? t0 + r : t0;
+          rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
+          row_lse[r] = lse[(t + shift) * s.heads + head];
+          Vec sum{};
+          for (i64 d = 0; d < dim; d += kLanes) {
+            // A row that is not there repeats row t0 with no gradient: it adds nothing.
+            const i64 at = (t + shift) * q_size + head * dim + d;
+            const Vec g = r < rows ? load_up_to(dout + at, dim - d) : Vec{};
+            store(grad + r * dp + d, g);
+            sum += g * load_up_to(out + at, dim - d);
           }
-          store(dk + j * dp + c, k);
-          store(dv + j * dp + c, v);
+          delta[r] = sum_lanes(sum);
         }
-      }
-      for (int r = 0; r < rows; ++r) {
-        const i64 t = t0 + r;
-        rotate_back(dq + r * dp, cos + t * half, sin + t * half, dim, scale, dqkv + t * row_size + head * dim);
+        const i64 last = t0 + rows;
+        for (i64 j = 0; j < last; j += kLanes) {
+          Vec score[kQueries], dp_row[kQueries];
+          products(q, dp, keys + j, tp, dim, score);
+          products(grad, dp, values + j, tp, dim, dp_row);
+          for (int r = 0; r < kQueries; ++r) {
+            const Vec weight = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
+                                   ? exp_of(score[r] - row_lse[r])
+                                   : Vec{};
+            store(p + r * tp + j, weight);
+            store(ds + r * tp + j, weight * (dp_row[r] - delta[r]));
+          }
+        }
+        mix(ds, tp, key_rows, dp, last, ones, dq);
+        for (i64 c = 0; c < dp; c += kLanes) {
+          Vec qs[kQueries], gs[kQueries];
+          for (int r = 0; r < kQueries; ++r) qs[r] = load(q + r * dp + c), gs[r] = load(grad + r * dp + c);
+          for (i64 j = 0; j < last; ++j) {
+            Vec k = load(dk + j * dp + c), v = load(dv + j * dp + c);
+            for (int r = 0; r < kQueries; ++r) {
+              k += qs[r] * ds[r * tp + j];
+              v += gs[r] * p[r * tp + j];
+            }
+            store(dk + j * dp + c, k);
+            store(dv + j * dp + c, v);
+          }
+        }
+        for (int r = 0; r < rows; ++r) {
+          const i64 t = t0 + r;
+          rotate_back(dq + r * dp, cos + t * half, sin + t * half, dim, scale,
+                      dqkv + (t + shift) * row_size + head * dim);
+        }
       }
     }
+    if (segment > 0) write_back(start, stop, shift);
   }
-  for (i64 t = 0; t < length; ++t) {
-    T* to = dqkv + t * row_size + q_size + kv_head * dim;
-    rotate_back(dk + t * dp, cos + t * half, sin + t * half, dim, 1.0f, to);
-    narrow(dv + t * dp, dim, to + kv_size);
-  }
+  write_back(0, prefix, 0);
 }
 
 template <class T>

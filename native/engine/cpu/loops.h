@@ -30,15 +30,16 @@ struct Ops {
   void (*swiglu)(const T* gate_up, std::int64_t width, T* out, std::int64_t begin, std::int64_t end);
   void (*swiglu_backward)(const T* gate_up, const T* dout, std::int64_t width, T* dgate_up, std::int64_t begin,
                           std::int64_t end);
-  /// Causal attention of one sequence and one key/value head with the query heads that share it, rotary embedding
-  /// included. qkv (length, (H + 2K) D) holds q, k, v before rotation; cos, sin (>= length, D / 2); out (length, H D);
-  /// lse (length, H) or null; kv (length, 2 K D) or null receives the rotated k and v. scratch: attention_scratch() floats.
-  void (*attention)(const HeadShape& shape, std::int64_t length, std::int64_t kv_head, const T* qkv, const float* cos,
-                    const float* sin, T* out, float* lse, T* kv, float* scratch);
-  /// dqkv (length, (H + 2K) D): this unit's columns are written.
-  void (*attention_backward)(const HeadShape& shape, std::int64_t length, std::int64_t kv_head, const T* qkv,
-                             const float* cos, const float* sin, const T* out, const float* lse, const T* dout,
-                             T* dqkv, float* scratch);
+  /// Causal attention of one family (see packing.h) and one key/value head with the query heads that share it,
+  /// rotary embedding included. Its tokens lie end to end: lengths[0] of the prefix, then each branch's.
+  /// qkv (tokens, (H + 2K) D) holds q, k, v before rotation; cos, sin (positions, D / 2); out (tokens, H D); lse
+  /// (tokens, H) or null; kv (tokens, 2 K D) or null receives the rotated k and v. scratch: attention_scratch() floats.
+  void (*attention)(const HeadShape& shape, const std::int64_t* lengths, std::int64_t segments, std::int64_t kv_head,
+                    const T* qkv, const float* cos, const float* sin, T* out, float* lse, T* kv, float* scratch);
+  /// dqkv (tokens, (H + 2K) D): this unit's columns are written.
+  void (*attention_backward)(const HeadShape& shape, const std::int64_t* lengths, std::int64_t segments,
+                             std::int64_t kv_head, const T* qkv, const float* cos, const float* sin, const T* out,
+                             const float* lse, const T* dout, T* dqkv, float* scratch);
   /// One new token of one sequence: rotates q and k at `position`, writes k, v to cache row `position`
   /// (rows of 2 K D: k then v), attends to rows 0 .. position. qkv ((H + 2K) D), out (H D).
   void (*decode_attention)(const HeadShape& shape, std::int64_t position, const T* qkv, const float* cos,
@@ -92,7 +93,8 @@ struct Table {
   }
 };
 
-/// Floats that attention and attention_backward (the larger of the two), and decode_attention, may use.
+/// Floats that attention and attention_backward (the larger of the two), and decode_attention, may use;
+/// length: positions of the longest sequence.
 inline std::int64_t attention_scratch(const HeadShape& s, std::int64_t length) {
   const std::int64_t t = (length + 19) / 16 * 16, d = (s.head_dim + 15) / 16 * 16;
   return 5 * t * d + 8 * t + 16 * d;

@@ -1,0 +1,43 @@
+// What the trunk is given: tokens end to end, and which of them attend to which.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "policy.h"
+
+namespace rapo {
+
+/// Sequences that begin with the same tokens: the prefix is there once, then each sequence's branch. A branch's tokens
+/// attend to the prefix and to the branch. A sequence by itself is a prefix without branches.
+struct Family {
+  std::int64_t begin = 0;             // its first token's row
+  std::vector<std::int64_t> lengths;  // of the prefix, then of each branch (0 where the prefix is the whole sequence)
+};
+
+struct TrunkInput {
+  std::vector<std::int32_t> token_ids;  // (R)
+  std::vector<Family> families;         // in the order of their tokens
+  std::int64_t longest = 0;             // positions of the longest sequence
+
+  /// Appends one family: prefix, then branches.
+  void add(const std::int32_t* prefix, std::int64_t length);
+  void add_branch(const std::int32_t* tokens, std::int64_t length);
+};
+
+/// Sequences [first, end), each by itself.
+TrunkInput plain_input(const PackedTokens& sequences, std::size_t first, std::size_t end);
+
+/// A part of a micro-batch, taken through the models at once.
+struct TrainChunk {
+  TrunkInput input;
+  std::vector<std::int64_t> positions;  // (n) row of the trunk's output that micro-batch row rows[i] reads
+  std::vector<std::size_t> rows;        // (n)
+};
+
+/// Splits a micro-batch into chunks of about chunk_tokens. Neighbouring sequences with the same prompt (the tokens up
+/// to the first trained row) become a family: one prompt is computed once for its whole group. Rows of weight 0,
+/// sequences without other rows and tokens behind a sequence's last row are left out: nothing depends on them.
+std::vector<TrainChunk> plan_chunks(const MicroBatch& batch, std::int64_t chunk_tokens);
+
+}  // namespace rapo
