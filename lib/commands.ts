@@ -10,6 +10,9 @@ import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
 import { train } from './train.js'
 
+/** By rapo demo, which names the run before each label and decides when it stops. */
+const isForked = process.send !== undefined
+
 type Values = Readonly<Record<string, unknown>>
 
 /** The fields of the configuration among a command's options. */
@@ -49,7 +52,12 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       overwrite: values.overwrite ?? false,
       isStopping: () => stopping.signal !== undefined,
       onStart: done => {
-        progress = createProgress({ label: path.basename(output), total: steps, unit: 'steps', done })
+        progress = createProgress({
+          label: isForked ? 'train' : path.basename(output),
+          total: steps,
+          unit: 'steps',
+          done,
+        })
       },
       onStep: metrics => {
         progress?.update(metrics.step, {
@@ -91,7 +99,6 @@ function listenForStop(onFirst: () => void) {
   const onMessage = (message: unknown) => message === 'stop' && stop('SIGTERM')
   const onDisconnect = () => stop('SIGTERM')
   const ignore = () => {}
-  const isForked = process.send !== undefined
   process.on('SIGINT', isForked ? ignore : stop)
   process.on('SIGTERM', stop)
   if (isForked) {
@@ -128,8 +135,8 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
 
-  if (process.send) {
-    // Forked by rapo demo: nothing is lost by ending at once.
+  if (isForked) {
+    // Nothing is lost by ending at once.
     process.on('message', message => message === 'stop' && process.exit(143))
     process.on('disconnect', () => process.exit(143))
     process.channel?.unref()
@@ -142,7 +149,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     name,
     output,
     onProblem: (done, total, { correct }) => {
-      progress ??= createProgress({ label: `${name} eval`, total, unit: 'problems' })
+      progress ??= createProgress({ label: isForked ? 'eval' : `${name} eval`, total, unit: 'problems' })
       if (correct > 0) solved++
       progress.update(done, { solved: solved / done })
     },
