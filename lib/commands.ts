@@ -1,6 +1,7 @@
 /** What the commands of the command line do: options in, one call of the library, a few lines for a person out. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
+import { moments } from './advantage.js'
 import { readLatestCheckpoint } from './checkpoint.js'
 import { fields, loadConfig } from './config.js'
 import { RapoError } from './errors.js'
@@ -42,9 +43,11 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const { output, steps } = config.run
 
   let progress: Progress | undefined
+  const rewards: number[] = []
   const stopping = listenForStop(() =>
     progress?.log('finishing the step and saving; once more quits at once'),
   )
+  const resumeCommand = `${invocation()} train --resume ${quote(output)}`
   let stepsDone: number
   try {
     stepsDone = await train(config, {
@@ -52,28 +55,25 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       overwrite: values.overwrite ?? false,
       isStopping: () => stopping.signal !== undefined,
       onStart: done => {
-        progress = createProgress({
-          label: isForked ? 'train' : path.basename(output),
-          total: steps,
-          unit: 'steps',
-          done,
-        })
+        const label = isForked ? 'train' : path.basename(output)
+        progress = createProgress({ label, total: steps, unit: 'steps', done })
       },
-      onStep: metrics => {
-        progress?.update(metrics.step, {
-          reward: metrics.rewardMean,
-          kl: metrics.kl,
-          entropy: metrics.entropy,
-          length: metrics.completionLengthMean,
-        })
+      onStep: ({ step, rewardMean, kl, entropy, completionLengthMean: length }) => {
+        rewards.push(rewardMean)
+        progress?.update(step, { reward: moments(rewards.slice(-10)).mean, kl, entropy, length })
       },
     })
+  } catch (error) {
+    const checkpoint = progress && readLatestCheckpoint(output)
+    if (!checkpoint || !(error instanceof RapoError)) throw error
+    const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
+    throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
   } finally {
     progress?.stop()
     stopping.release()
   }
   if (stepsDone < steps) {
-    console.log(`saved after step ${stepsDone}; to go on: ${invocation()} train --resume ${quote(output)}`)
+    console.log(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.signal === 'SIGTERM' ? 143 : 130
   } else {
     console.log(

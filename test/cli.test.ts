@@ -222,6 +222,20 @@ test('eval measures a run, prints the table, writes both files; report makes the
   assert.match(readFileSync(page, 'utf8'), '<html')
 })
 
+test('a fault in the middle of a run says how to go on', async () => {
+  const failing = path.join(dir, 'failing.mjs')
+  writeFileSync(
+    failing,
+    `let calls = 0
+    export default { checkAnswer() {}, verify() { if (++calls > 50) throw new Error('it broke'); return { reward: 1, reason: '' } } }`,
+  )
+  const args = ['--run.output', run('failing'), '--run.save-every', '2', '--task.verifier', failing]
+  const { code, stderr } = await rapo('train', '-c', configFile, ...args)
+  assert.is(code, 1)
+  assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke\n/)
+  assert.match(stderr, `to go on from step 2: npx tsx lib/cli.ts train --resume ${run('failing')}\n`)
+})
+
 test('generate and logprobs agree, from standard input to standard output', async () => {
   const pipe = async (input: object, ...args: string[]) => {
     const { child, done } = start(args)
