@@ -2,6 +2,8 @@
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import * as assert from 'uvu/assert'
+import { RapoError } from '../lib/errors.js'
 import { rapo } from '../lib/objective.js'
 import {
   type Completions,
@@ -140,6 +142,31 @@ export function writeSafetensors(file: string, header: object | string, data: Bu
   const length = Buffer.alloc(8)
   length.writeBigUInt64LE(BigInt(text.length))
   writeFileSync(file, Buffer.concat([length, text, data]))
+}
+
+/** Makes the last weight of a model directory (in the final norm, where embeddings are tied) NaN. */
+export function poison(dir: string): string {
+  const file = path.join(dir, 'model.safetensors')
+  const content = readFileSync(file)
+  content.writeFloatLE(Number.NaN, content.length - 4)
+  writeFileSync(file, content)
+  return dir
+}
+
+export async function rejects(
+  promise: Promise<unknown>,
+  message: RegExp,
+  code = 'ERR_RAPO_INVALID_ARGUMENT',
+): Promise<void> {
+  let error: unknown
+  try {
+    await promise
+  } catch (thrown) {
+    error = thrown
+  }
+  assert.instance(error, RapoError, `expected a RapoError that matches ${message}`)
+  assert.match((error as RapoError).message, message)
+  assert.is((error as RapoError).code, code)
 }
 
 export function maxDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
