@@ -8,22 +8,18 @@ import { fileURLToPath } from 'node:url'
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
-/** Ends the process with a message unless everything could be made ready. */
-export async function bootstrap() {
+/**
+ * Ends the process with a message unless everything could be made ready.
+ * addons: false makes only node_modules, for what needs neither addon.
+ */
+export async function bootstrap({ addons = true } = {}) {
   const start = performance.now()
   try {
     requireNode()
     if (!packagesInstalled()) {
       await timed('packages', 'npm ci', () => installPackages())
     }
-    const [cache, processes, setups, tools] = await Promise.all(
-      ['cache.ts', 'process.ts', 'setup.ts', 'tools.ts'].map(load),
-    )
-    // The kernels compile while pip works; neither needs the other. Of two failures the engine's says more:
-    // it names every tool that is missing.
-    const made = await Promise.allSettled([prepareEngine(setups), buildKernels(cache, processes, tools)])
-    const failed = made.find(result => result.status === 'rejected')
-    if (failed) throw failed.reason
+    if (addons) await makeAddons()
   } catch (error) {
     status.clear()
     console.error(error?.code === 'ERR_RAPO_SETUP' ? error.message : error)
@@ -31,6 +27,17 @@ export async function bootstrap() {
   }
   status.clear()
   report('ready', `after ${seconds(start)} of set-up`)
+}
+
+async function makeAddons() {
+  const [cache, processes, setups, tools] = await Promise.all(
+    ['cache.ts', 'process.ts', 'setup.ts', 'tools.ts'].map(load),
+  )
+  // The kernels compile while pip works; neither needs the other. Of two failures the engine's says more:
+  // it names every tool that is missing.
+  const made = await Promise.allSettled([prepareEngine(setups), buildKernels(cache, processes, tools)])
+  const failed = made.find(result => result.status === 'rejected')
+  if (failed) throw failed.reason
 }
 
 /** A module of lib/setup/. Only once node_modules is there. */
