@@ -148,6 +148,10 @@ ModelConfig read_config(const std::string& dir) {
   config.rope_theta = reader.positive("rope_theta", 10000);
   if (const Json* rope = reader.get("rope_parameters")) {
     reader.only(*rope, "rope_type", "default", "rope_parameters.rope_type");
+    if (reader.positive(*rope, "partial_rotary_factor", 1) != 1) {
+      reader.fail(ErrorCode::kUnsupported, "rope_parameters.partial_rotary_factor",
+                  "is " + Reader::show(*rope->find("partial_rotary_factor")) + "; only 1 is supported");
+    }
     config.rope_theta = reader.positive(*rope, "rope_theta", config.rope_theta);
   }
   config.tied_embeddings = reader.flag("tie_word_embeddings", false);

@@ -43,68 +43,61 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
-/// Copies a stored tensor's numbers into a flat buffer, converted to its dtype.
-void read_tensor(const StoredTensor& from, const std::string& file, const Layout::Entry& entry, at::Tensor& flat) {
-  const std::string what = file + ": tensor \"" + from.name + "\"";
-  if (from.shape != entry.shape) {
-    const auto show = [](const std::vector<std::int64_t>& shape) {
-      std::string text = "[";
-      for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-      return text + "]";
-    };
-    throw Error(ErrorCode::kFormat, what + " has the shape " + show(from.shape) + ", config.json asks for " + show(entry.shape));
-  }
-  at::ScalarType type;
-  if (from.dtype == "F32") {
-    type = at::kFloat;
-  } else if (from.dtype == "BF16") {
-    type = at::kBFloat16;
-  } else if (from.dtype == "F16") {
-    type = at::kHalf;
-  } else {
-    throw Error(ErrorCode::kUnsupported, what + " has the dtype " + from.dtype + "; F32, BF16 and F16 are supported");
-  }
-  auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
-  if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
-    auto aligned = at::empty({entry.size}, type);
-    std::memcpy(aligned.data_ptr(), from.data, from.bytes);
-    source = aligned;
-  }
-  flat.narrow(0, entry.offset, entry.size).copy_(source);
+std::string show(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
 }
 
-/// Fills the flat buffers (those that are defined) from a directory; every tensor of the model and no other.
-void read_weights(const std::string& dir, const ModelConfig& config, const Layout& layout,
-                  std::vector<at::Tensor> flats) {
-  const Checkpoint checkpoint(dir);
+/// Opens a directory's weights and checks that they are this model's: every tensor, no other, each of its shape.
+/// Comes before any memory is taken for them.
+Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout) {
+  Checkpoint checkpoint(dir);
   const auto& tensors = checkpoint.tensors();
-  std::size_t used = 0;
+  const auto what = [&](const std::string& name) { return checkpoint.file_of(name) + ": tensor \"" + name + "\""; };
   for (const Layout::Entry& entry : layout.entries()) {
     const auto found = tensors.find(entry.name);
-    if (found == tensors.end()) {
-      throw Error(ErrorCode::kFormat, checkpoint.path() + ": tensor \"" + entry.name + "\" is missing");
+    if (found == tensors.end()) throw Error(ErrorCode::kFormat, what(entry.name) + " is missing");
+    const StoredTensor& tensor = found->second;
+    if (tensor.shape != entry.shape) {
+      throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show(tensor.shape) +
+                                          ", config.json asks for " + show(entry.shape));
     }
-    ++used;
-    for (at::Tensor& flat : flats) {
-      if (flat.defined()) read_tensor(found->second, checkpoint.file_of(entry.name), entry, flat);
+    if (tensor.dtype != "F32" && tensor.dtype != "BF16" && tensor.dtype != "F16") {
+      throw Error(ErrorCode::kUnsupported,
+                  what(entry.name) + " has the dtype " + tensor.dtype + "; F32, BF16 and F16 are supported");
     }
   }
-  if (used == tensors.size()) return;
+  if (tensors.size() == layout.entries().size()) return checkpoint;
   for (const auto& [name, tensor] : tensors) {
     bool known = false;
     for (const Layout::Entry& entry : layout.entries()) known = known || entry.name == name;
     if (known) continue;
-    if (config.tied_embeddings && name == "lm_head.weight") {
-      const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
-      if (tensor.dtype == embed.dtype && tensor.bytes == embed.bytes && tensor.shape == embed.shape &&
-          std::memcmp(tensor.data, embed.data, tensor.bytes) == 0) {
-        continue;
-      }
-      throw Error(ErrorCode::kFormat, checkpoint.file_of(name) +
-                                          ": tensor \"lm_head.weight\" differs from model.embed_tokens.weight, though "
-                                          "config.json says tie_word_embeddings");
+    if (!config.tied_embeddings || name != "lm_head.weight") {
+      throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
     }
-    throw Error(ErrorCode::kFormat, checkpoint.file_of(name) + ": tensor \"" + name + "\" does not belong to this model");
+    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another model.
+    const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
+    if (tensor.dtype != embed.dtype || tensor.shape != embed.shape ||
+        std::memcmp(tensor.data, embed.data, embed.bytes) != 0) {
+      throw Error(ErrorCode::kFormat, what(name) + " differs from model.embed_tokens.weight, though config.json says " +
+                                          "tie_word_embeddings");
+    }
+  }
+  return checkpoint;
+}
+
+/// Copies the stored numbers into a flat buffer, converted to its dtype.
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat) {
+  for (const Layout::Entry& entry : layout.entries()) {
+    const StoredTensor& from = checkpoint.tensors().at(entry.name);
+    const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
+    auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
+    if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
+      source = at::empty({entry.size}, type);
+      std::memcpy(source.data_ptr(), from.data, from.bytes);
+    }
+    flat.narrow(0, entry.offset, entry.size).copy_(source);
   }
 }
 
@@ -178,11 +171,15 @@ struct Policy::Impl {
   /// A model with its weights.
   struct Model {
     Qwen2 net;
-    at::Tensor flat;  // (flat_size), the dtype of the calls
+    Checkpoint checkpoint;
+    at::Tensor flat;  // (flat_size), of the policy's dtype
     ModelTensors weights;
 
-    Model(ModelConfig config, DType dtype)
-        : net(std::move(config)), flat(at::zeros({net.layout().flat_size()}, scalar_type(dtype))), weights(net.layout().map(flat)) {}
+    Model(const std::string& dir, DType dtype) : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
+      flat = at::zeros({net.layout().flat_size()}, scalar_type(dtype));
+      weights = net.layout().map(flat);
+      read_weights(checkpoint, net.layout(), flat);
+    }
   };
 
   PolicyOptions options;
@@ -230,28 +227,27 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
-    impl->policy = std::make_unique<Impl::Model>(read_config(dir), options.dtype);
+    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype);
     const Layout& layout = impl->policy->net.layout();
-    at::Tensor master;
     if (options.trainable) {
+      at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
+      if (options.dtype != DType::kFloat32) {
+        master = at::zeros({layout.flat_size()}, at::kFloat);
+        read_weights(impl->policy->checkpoint, layout, master);
+      }
       impl->grad = at::zeros({layout.flat_size()}, at::kFloat);
       impl->grads = layout.map(impl->grad);
-      const bool own = options.dtype == DType::kFloat32;
-      master = own ? impl->policy->flat : at::zeros({layout.flat_size()}, at::kFloat);
-      read_weights(dir, impl->config(), layout, {impl->policy->flat, own ? at::Tensor() : master});
       impl->optimizer =
           std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master, impl->policy->flat);
-    } else {
-      read_weights(dir, impl->config(), layout, {impl->policy->flat});
     }
+    impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Impl::Model>(read_config(options.reference_dir), options.dtype);
-      const ModelConfig& reference = impl->reference->net.config();
-      if (reference.vocab_size != impl->config().vocab_size) {
-        invalid("the reference's vocabulary has " + std::to_string(reference.vocab_size) + " words, the policy's " +
-                std::to_string(impl->config().vocab_size));
+      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype);
+      impl->reference->checkpoint = {};
+      if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
+        invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
+                " words, the policy's " + std::to_string(impl->config().vocab_size));
       }
-      read_weights(options.reference_dir, reference, impl->reference->net.layout(), {impl->reference->flat});
     }
     const ModelConfig& c = impl->config();
     impl->info = {c.vocab_size, c.hidden_size, c.layers, c.heads, c.kv_heads, c.head_dim, c.max_position_embeddings,

@@ -46,6 +46,7 @@ class SafetensorsFile {
 /// A model's tensors in one file (model.safetensors) or in shards (model.safetensors.index.json).
 class Checkpoint {
  public:
+  Checkpoint() = default;
   explicit Checkpoint(const std::string& dir);
 
   /// The file that errors about the whole should name.
