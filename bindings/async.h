@@ -62,8 +62,9 @@ class ControlObject : public Napi::ObjectWrap<ControlObject> {
 template <class Result>
 class PromiseWorker : public Napi::AsyncWorker {
  public:
-  static Napi::Value run(Napi::Env env, std::shared_ptr<Control> control, std::vector<Napi::Object> keep,
-                         std::function<Result()> work, std::function<Napi::Value(Napi::Env, Result&)> to_js) {
+  static Napi::Value run(Napi::Env env, std::shared_ptr<Control> control,
+                         const std::vector<Napi::Object>& keep, std::function<Result()> work,
+                         std::function<Napi::Value(Napi::Env, Result&)> to_js) {
     auto* worker = new PromiseWorker(env, std::move(control), std::move(work), std::move(to_js));
     for (auto& object : keep) worker->kept_.push_back(Napi::Persistent(object));
     const Napi::Value promise(env, worker->promise_);

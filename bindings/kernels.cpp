@@ -137,7 +137,7 @@ Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[0].As<Napi::Object>(), kept);
     keep_arrays(info[2].As<Napi::Object>(), kept);
     return PromiseWorker<Metrics>::run(
-        info.Env(), control, std::move(kept),
+        info.Env(), control, kept,
         [call, control] { return policy_loss(call->batch, call->objective, call->outputs, control.get()); },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
@@ -194,7 +194,7 @@ Napi::Value gather_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[0].As<Napi::Object>(), kept);
     keep_arrays(info[1].As<Napi::Object>(), kept);
     return PromiseWorker<bool>::run(
-        info.Env(), control, std::move(kept),
+        info.Env(), control, kept,
         [call, control] {
           gather_logprobs(call->logits, call->token_ids, call->temperature, call->outputs, control.get());
           return true;

@@ -67,7 +67,7 @@ class Pool {
 
   void set_size(int n) { size_.store(n); }
 
-  static int default_size() { return std::max(1u, std::thread::hardware_concurrency()); }
+  static int default_size() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
   void stop() {
     std::vector<std::thread> threads;

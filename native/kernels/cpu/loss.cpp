@@ -68,11 +68,7 @@ void for_each_row(std::int64_t rows, std::int64_t vocab_size, const Control* con
 class Loss {
  public:
   Loss(const Batch& batch, const Objective& objective, const Outputs& outputs)
-      : b_(batch),
-        o_(objective),
-        out_(outputs),
-        kernels_(row_kernels()),
-        dtype_(static_cast<int>(batch.dtype)) {
+      : b_(batch), o_(objective), out_(outputs), kernels_(row_kernels()), dtype_(dtype_index(batch.dtype)) {
     const auto bytes = b_.rows * b_.vocab_size * static_cast<std::int64_t>(dtype_size(out_.grad_dtype));
     // In place, the line to be written is in the cache already.
     stream_ = bytes >= kStreamBytes && out_.grad_logits != b_.logits;
@@ -228,7 +224,7 @@ void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, dou
   const auto scale = static_cast<float>(1 / temperature);
   for_each_row(logits.rows, logits.vocab_size, control, [&](std::int64_t i) {
     const void* row = row_of(logits.data, logits.dtype, logits.stride, i);
-    const auto s = kernels.stats[static_cast<int>(logits.dtype)](row, logits.vocab_size, scale);
+    const auto s = kernels.stats[dtype_index(logits.dtype)](row, logits.vocab_size, scale);
     if (!usable(s)) throw_bad_logits("logits", i, row, logits.dtype, logits.vocab_size);
     if (outputs.logprobs) {
       outputs.logprobs[i] = static_cast<float>(log_prob(s, row, logits.dtype, token_ids[i], scale));

@@ -38,7 +38,7 @@ float block_max(const T* row, std::int64_t n) {
     m3 = max(load(row + i + 3 * kLanes), m3);
   }
   for (; i + kLanes <= n; i += kLanes) m0 = max(load(row + i), m0);
-  if (i < n) m0 = max(load_partial(row + i, static_cast<int>(n - i)), m0);
+  if (i < n) m0 = max(load_partial(row + i, n - i), m0);
   return max_lanes(max(max(m0, m1), max(m2, m3)));
 }
 
@@ -81,7 +81,7 @@ RowStats stats(const void* data, std::int64_t n, float scale) {
       weighted1 = fma(e1, x1, weighted1);
     }
     for (; i < end; i += kLanes) {
-      const F z = end - i < kLanes ? load_partial(row + i, static_cast<int>(end - i)) : load(row + i);
+      const F z = end - i < kLanes ? load_partial(row + i, end - i) : load(row + i);
       const F x = clamp_low(mul(sub(z, offset), vscale));
       const F e = exp_clamped(x);
       sum0 = add(sum0, e);
@@ -113,7 +113,7 @@ PairStats pair_stats(const void* data, const void* ref_data, std::int64_t n, flo
     F p_sum = set1(0), p_weighted = set1(0), r_sum = set1(0), r_weighted = set1(0), forward = set1(0),
       reverse = set1(0);
     for (std::int64_t i = begin; i < end; i += kLanes) {
-      const int count = end - i < kLanes ? static_cast<int>(end - i) : kLanes;
+      const std::int64_t count = end - i < kLanes ? end - i : kLanes;
       const F z = count < kLanes ? load_partial(row + i, count) : load(row + i);
       const F u = count < kLanes ? load_partial(ref + i, count) : load(ref + i);
       const F x = mul(sub(z, offset), vscale), xr = mul(sub(u, ref_offset), vref_scale);
@@ -155,13 +155,13 @@ void write_row(Out* out, std::int64_t n, bool streaming, const Value& value) {
   if (streaming) {
     const std::int64_t head = elements_to_alignment(out, n);
     if (head < kLanes) {
-      if (head > 0) store_partial(out, value(0, static_cast<int>(head)), static_cast<int>(head));
+      if (head > 0) store_partial(out, value(0, head), head);
       for (i = head; i + kLanes <= n; i += kLanes) stream(out + i, value(i, kLanes));
       stream_fence();
     }
   }
   for (; i + kLanes <= n; i += kLanes) store(out + i, value(i, kLanes));
-  if (i < n) store_partial(out + i, value(i, static_cast<int>(n - i)), static_cast<int>(n - i));
+  if (i < n) store_partial(out + i, value(i, n - i), n - i);
 }
 
 template <class In, class Out>
@@ -169,7 +169,7 @@ void gradient(const void* data, void* out, std::int64_t n, const GradientTerms& 
   const In* row = static_cast<const In*>(data);
   const F scale = set1(terms.scale), offset = set1(terms.max);
   const F constant = set1(terms.constant), linear = set1(terms.linear);
-  write_row(static_cast<Out*>(out), n, streaming, [&](std::int64_t i, int count) {
+  write_row(static_cast<Out*>(out), n, streaming, [&](std::int64_t i, std::int64_t count) {
     const F z = count < kLanes ? load_partial(row + i, count) : load(row + i);
     const F x = clamp_low(mul(sub(z, offset), scale));
     return mul(exp_clamped(x), fma(linear, x, constant));
@@ -185,7 +185,7 @@ void pair_gradient(const void* data, const void* ref_data, void* out, std::int64
   const F ref_scale = set1(terms.ref_scale), ref_offset = set1(terms.ref_max);
   const F constant = set1(terms.constant), linear = set1(terms.linear);
   const F cross = set1(terms.cross), reference = set1(terms.reference);
-  write_row(static_cast<Out*>(out), n, streaming, [&](std::int64_t i, int count) {
+  write_row(static_cast<Out*>(out), n, streaming, [&](std::int64_t i, std::int64_t count) {
     const F z = count < kLanes ? load_partial(row + i, count) : load(row + i);
     const F u = count < kLanes ? load_partial(ref + i, count) : load(ref + i);
     const F x = clamp_low(mul(sub(z, offset), scale));

@@ -4,7 +4,14 @@
 
 #include <cstdint>
 
+#include "../objective.h"
+
 namespace rapo {
+
+/// float32, bfloat16, float16.
+constexpr int dtype_index(DType dtype) {
+  return dtype == DType::kFloat32 ? 0 : dtype == DType::kBFloat16 ? 1 : 2;
+}
 
 /// With x = (z - max) * scale: sum = Σ e^x, weighted = Σ e^x x. In a row with NaN, +inf or nothing but -inf
 /// one of the three is not finite.
@@ -27,7 +34,7 @@ struct GradientTerms {
   float constant, linear, cross, reference;
 };
 
-/// Indexed by DType (float32, bfloat16, float16) where it says [3]. A gradient may overwrite its own row of
+/// Indexed by dtype_index where it says [3]. A gradient may overwrite its own row of
 /// logits. stream: write past the caches (for gradients that would not fit there anyway).
 struct RowKernels {
   const char* name;

@@ -20,7 +20,7 @@ constexpr float kC0 = 5.0000001201e-1f, kC1 = 1.6666665459e-1f, kC2 = 4.16657958
 
 #if defined(__AVX512F__)
 
-constexpr int kLanes = 16;
+constexpr std::int64_t kLanes = 16;
 using F = __m512;
 inline F set1(float x) { return _mm512_set1_ps(x); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
@@ -73,7 +73,7 @@ inline void stream_fence() { _mm_sfence(); }
 
 #elif defined(__AVX2__)
 
-constexpr int kLanes = 8;
+constexpr std::int64_t kLanes = 8;
 using F = __m256;
 inline F set1(float x) { return _mm256_set1_ps(x); }
 inline F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -119,7 +119,7 @@ inline void stream_fence() { _mm_sfence(); }
 
 #else  // any compiler with GCC's vector extensions: SSE2, NEON, …
 
-constexpr int kLanes = 4;
+constexpr std::int64_t kLanes = 4;
 typedef float F __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t I __attribute__((vector_size(4 * kLanes)));
 typedef std::uint32_t U __attribute__((vector_size(4 * kLanes)));
@@ -145,7 +145,7 @@ inline F load(const float* p) {
 template <class Half>
 inline U widen(const Half* p) {
   U bits;
-  for (int i = 0; i < kLanes; ++i) bits[i] = p[i].bits;
+  for (std::int64_t i = 0; i < kLanes; ++i) bits[i] = p[i].bits;
   return bits;
 }
 inline F load(const BF16* p) { return (F)(widen(p) << 16); }
@@ -159,7 +159,7 @@ inline F load(const F16* p) {
 }
 template <class Half>
 inline void narrow(Half* p, U bits) {
-  for (int i = 0; i < kLanes; ++i) p[i].bits = static_cast<std::uint16_t>(bits[i]);
+  for (std::int64_t i = 0; i < kLanes; ++i) p[i].bits = static_cast<std::uint16_t>(bits[i]);
 }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
 inline void store(BF16* p, F x) {
@@ -201,10 +201,10 @@ inline F exp_clamped(F x) {
 inline F clamp_low(F x) { return max(set1(kExpMin), x); }
 
 template <class T>
-inline void store_partial(T* p, F x, int count) {
+inline void store_partial(T* p, F x, std::int64_t count) {
   T lanes[kLanes];
   store(lanes, x);
-  for (int i = 0; i < kLanes; ++i) {
+  for (std::int64_t i = 0; i < kLanes; ++i) {
     if (i < count) p[i] = lanes[i];
   }
 }
@@ -213,9 +213,9 @@ inline BF16 lowest(const BF16*) { return {0xff80}; }
 inline F16 lowest(const F16*) { return {0xfc00}; }
 /// The first `count` < kLanes elements, the rest -inf.
 template <class T>
-inline F load_partial(const T* p, int count) {
+inline F load_partial(const T* p, std::int64_t count) {
   T lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : lowest(p);
+  for (std::int64_t i = 0; i < kLanes; ++i) lanes[i] = i < count ? p[i] : lowest(p);
   return load(lanes);
 }
 
@@ -223,13 +223,13 @@ inline double sum_lanes(F x) {
   float lanes[kLanes];
   store(lanes, x);
   double sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += static_cast<double>(lanes[i]);
+  for (std::int64_t i = 0; i < kLanes; ++i) sum += static_cast<double>(lanes[i]);
   return sum;
 }
 inline float max_lanes(F x) {
   float lanes[kLanes];
   store(lanes, x);
   float m = lanes[0];
-  for (int i = 1; i < kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
+  for (std::int64_t i = 1; i < kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
   return m;
 }
