@@ -7,6 +7,10 @@ import { describePresets, type Field, fields } from './config.js'
 import { RapoError } from './errors.js'
 import { packageVersion } from './setup/cache.js'
 
+/** The fields that a measurement reads. */
+const measuredFields =
+  /^(model\.(dtype|device)|data\.(eval|template)|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
+
 /** The whole command line; nothing runs before parseAsync. */
 export function createCli(): Command {
   const cli = new Command('rapo')
@@ -36,10 +40,9 @@ export function createCli(): Command {
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
     .action(async values => (await import('./commands.js')).runEval(values))
-  const measured = ['model.', 'data.', 'task.', 'sampling.', 'eval.', 'run.threads']
   addFields(
     evaluate,
-    fields.filter(({ path }) => path !== 'model.dir' && measured.some(prefix => path.startsWith(prefix))),
+    fields.filter(({ path }) => measuredFields.test(path)),
   )
 
   const generate = cli

@@ -30,6 +30,7 @@ const { values } = parseArgs({
     'learning-rate': { type: 'string', default: '0.002' },
     /** Share of the examples whose problem is hard. */
     hard: { type: 'string', default: '0.05' },
+    'max-number': { type: 'string', default: '12' },
     hidden: { type: 'string', default: '64' },
     intermediate: { type: 'string', default: '192' },
     layers: { type: 'string', default: '4' },
@@ -60,7 +61,7 @@ console.log(`${policy.info.parameters} parameters`)
 const tokenizer = loadTokenizer(work)
 const random = createRandom(deriveSeed(seed, 'examples'))
 const held = new Set(parseJsonLines(readInput(values.test), values.test).map(({ value }) => value.prompt))
-const problems = listProblems().filter(problem => !held.has(promptOf(problem)))
+const problems = listProblems(number('max-number')).filter(problem => !held.has(promptOf(problem)))
 const easy = problems.filter(problem => problem.difficulty === 'easy')
 const hard = problems.filter(problem => problem.difficulty === 'hard')
 

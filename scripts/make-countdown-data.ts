@@ -15,17 +15,19 @@ const { values } = parseArgs({
     /** Test problems of each difficulty. */
     test: { type: 'string', default: '64' },
     /** Train problems of each difficulty, at most. */
-    train: { type: 'string', default: '785' },
+    easy: { type: 'string', default: '785' },
+    hard: { type: 'string', default: '785' },
+    'max-number': { type: 'string', default: '12' },
   },
 })
 const random = createRandom(Number(values.seed))
-const all = listProblems()
+const all = listProblems(Number(values['max-number']))
 const split: Record<'train' | 'test', CountdownProblem[]> = { train: [], test: [] }
 for (const difficulty of ['easy', 'hard'] as const) {
   const shuffled = random.shuffle(all.filter(problem => problem.difficulty === difficulty))
   const testCount = Number(values.test)
   split.test.push(...shuffled.slice(0, testCount))
-  split.train.push(...shuffled.slice(testCount, testCount + Number(values.train)))
+  split.train.push(...shuffled.slice(testCount, testCount + Number(values[difficulty])))
 }
 mkdirSync(values.output, { recursive: true })
 for (const [name, problems] of Object.entries(split)) {
