@@ -6,9 +6,9 @@ import { readFileSync } from 'node:fs'
 import { distance } from 'fastest-levenshtein'
 import { LineCounter, parseDocument, stringify } from 'yaml'
 import { z } from 'zod'
-import { aggregations } from './batch.js'
+import { type Aggregation, aggregations } from './batch.js'
 import { RapoError } from './errors.js'
-import { dapo, drGrpo, grpo, penalties, rapo } from './objective.js'
+import { dapo, drGrpo, grpo, type Objective, penalties, rapo } from './objective.js'
 
 const fraction = () => z.number().min(0).max(1)
 const count = (min = 1) => z.int().min(min)
@@ -131,16 +131,23 @@ type ObjectiveInput = z.output<typeof objective>
 type ResolvedObjective = { [K in keyof ObjectiveInput]-?: NonNullable<ObjectiveInput[K]> }
 
 const phiOff = { phiMin: 1, phiMax: 1, rMin: 0, rMax: 1 }
-const sequenceMean = { aggregation: 'sequence-mean', standardize: true } as const
 const presets = {
-  rapo: { ...rapo(), ...sequenceMean, phiMin: 0.7, phiMax: 1, rMin: 0, rMax: 1 },
-  grpo: { ...grpo(), ...sequenceMean, ...phiOff },
-  dapo: { ...dapo(), aggregation: 'token-mean', standardize: true, ...phiOff },
-  'dr-grpo': { ...drGrpo(), aggregation: 'constant', standardize: false, ...phiOff },
-} as const
+  rapo: { ...kernelFields(rapo()), ...averaging('sequence-mean'), ...phiOff, phiMin: 0.7 },
+  grpo: { ...kernelFields(grpo()), ...averaging('sequence-mean'), ...phiOff },
+  dapo: { ...kernelFields(dapo()), ...averaging('token-mean'), ...phiOff },
+  'dr-grpo': { ...kernelFields(drGrpo()), ...averaging('constant', false), ...phiOff },
+}
+
+function kernelFields({ penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio }: Objective) {
+  return { penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio }
+}
+
+function averaging(aggregation: Aggregation, standardize = true) {
+  return { aggregation, standardize }
+}
 
 function resolveObjective(given: ObjectiveInput): ResolvedObjective {
-  const { temperature: _, ...preset } = presets[given.preset]
+  const preset = presets[given.preset]
   const resolved = { preset: given.preset, ...preset, ...dropUndefined(given) } as ResolvedObjective
   // Switching the preset's penalty off switches its weight off.
   if (given.penalty === 'none' && given.klCoef === undefined) resolved.klCoef = 0
@@ -229,7 +236,7 @@ function describeRange(node: JsonSchema): string {
 /** Presets as `--help` shows them. */
 export function describePresets(): string {
   return Object.entries(presets)
-    .map(([name, { temperature: _, ...values }]) => {
+    .map(([name, values]) => {
       const parts = Object.entries(values).map(([field, value]) => `${field} ${value}`)
       return `  ${name.padEnd(8)} ${parts.join(', ')}`
     })
