@@ -8,6 +8,7 @@
 #include "arrays.h"
 #include "kernels/objective.h"
 #include "kernels/penalty.h"
+#include "kernels/surrogate.h"
 
 namespace rapo::bindings {
 
@@ -29,11 +30,22 @@ inline Penalty penalty_from(const std::string& name) {
   invalid("penalty is \"" + name + "\", expected one of " + known);
 }
 
-/// Every field is required: defaults are lib/objective.ts's. Ranges are checked by the kernels.
+inline Surrogate surrogate_from(const std::string& name) {
+  for (const auto surrogate : {Surrogate::kClip, Surrogate::kCispo, Surrogate::kSapo}) {
+    if (name == surrogate_name(surrogate)) return surrogate;
+  }
+  invalid("surrogate is \"" + name + "\", expected clip, cispo or sapo");
+}
+
+/// Fields without a default here are required. Ranges are checked by the kernels.
 inline Objective objective_from(const Napi::Value& value) {
   if (!value.IsObject()) invalid("objective must be an object");
   const auto object = value.As<Napi::Object>();
   Objective objective;
+  if (present(object.Get("surrogate"))) objective.surrogate = surrogate_from(string(object, "surrogate"));
+  if (present(object.Get("ratioCap"))) objective.ratio_cap = number(object, "ratioCap");
+  if (present(object.Get("sapoTauPositive"))) objective.sapo_tau_positive = number(object, "sapoTauPositive");
+  if (present(object.Get("sapoTauNegative"))) objective.sapo_tau_negative = number(object, "sapoTauNegative");
   objective.penalty = penalty_from(string(object, "penalty"));
   objective.kl_coef = number(object, "klCoef");
   objective.entropy_coef = number(object, "entropyCoef");

@@ -18,7 +18,13 @@ export const penalties = [
 ] as const
 export type Penalty = (typeof penalties)[number]
 
+/** The policy terms, see docs/objective.md. */
+export const surrogates = ['clip', 'cispo', 'sapo'] as const
+export type Surrogate = (typeof surrogates)[number]
+
 export interface Objective {
+  /** Default clip. */
+  readonly surrogate?: Surrogate
   readonly penalty: Penalty
   /** α ≥ 0, the penalty's weight; 0 without a penalty. */
   readonly klCoef: number
@@ -27,6 +33,11 @@ export interface Objective {
   /** The ratio is clipped to [1 − clipLow, 1 + clipHigh]; clipLow in [0, 1], clipHigh ≥ 0 (Infinity: no upper bound). */
   readonly clipLow: number
   readonly clipHigh: number
+  /** `clip` alone: bounds the ratio where A < 0 too (two-sided clipping); ≥ 1 + clipHigh. Default Infinity. */
+  readonly ratioCap?: number
+  /** `sapo` alone: sharpness of the gate where A > 0, and where not; in (0, 1e6]. Default 1 and 1.05. */
+  readonly sapoTauPositive?: number
+  readonly sapoTauNegative?: number
   /** τ in [1e-6, 1e6]: the logits of both models are divided by it. */
   readonly temperature: number
   /** Upper clamp of the log-ratios inside exp, in (0, 20]. */
@@ -63,6 +74,17 @@ export function drGrpo(changes: Partial<Objective> = {}): Objective {
   return defineObjective({ ...plain, ...changes })
 }
 
+/** CISPO (MiniMax-M1, arXiv 2506.13585): the ratio, cut at 1 + clipHigh, weighs the log-prob's gradient. */
+export function cispo(changes: Partial<Objective> = {}): Objective {
+  return defineObjective({ ...plain, surrogate: 'cispo', clipLow: 1, clipHigh: 4, ...changes })
+}
+
+/** SAPO (arXiv 2511.20347): a smooth gate in place of the clip. */
+export function sapo(changes: Partial<Objective> = {}): Objective {
+  return defineObjective({ ...plain, surrogate: 'sapo', clipLow: 1, clipHigh: Infinity, ...changes })
+}
+
+const optional = ['surrogate', 'ratioCap', 'sapoTauPositive', 'sapoTauNegative']
 const checked = new WeakSet<Objective>()
 
 /** A checked, frozen copy. Throws ERR_RAPO_INVALID_ARGUMENT as validateObjective does. */
@@ -79,13 +101,22 @@ export function validateObjective(objective: Objective): void {
   if (typeof objective !== 'object' || objective === null)
     invalid(`objective is ${objective}, expected an object`)
   for (const field of Object.keys(objective)) {
-    if (!(field in plain)) {
-      invalid(`objective has no field ${field}; its fields are ${Object.keys(plain).join(', ')}`)
+    if (!(field in plain || optional.includes(field))) {
+      invalid(
+        `objective has no field ${field}; its fields are ${[...Object.keys(plain), ...optional].join(', ')}`,
+      )
     }
   }
-  const { penalty, klCoef } = objective
+  const { penalty, klCoef, clipLow, clipHigh, surrogate = 'clip' } = objective
   if (!penalties.includes(penalty)) invalid(`penalty is ${penalty}, expected one of ${penalties.join(', ')}`)
-  const range = (field: Exclude<keyof Objective, 'penalty'>, what: string, fits: (x: number) => boolean) => {
+  if (!surrogates.includes(surrogate)) {
+    invalid(`surrogate is ${surrogate}, expected one of ${surrogates.join(', ')}`)
+  }
+  const range = (
+    field: Exclude<keyof Objective, 'penalty' | 'surrogate'>,
+    what: string,
+    fits: (x: number) => boolean,
+  ) => {
     const value = objective[field]
     if (typeof value !== 'number' || !fits(value)) invalid(`${field} is ${value}, expected a number ${what}`)
   }
@@ -96,6 +127,21 @@ export function validateObjective(objective: Objective): void {
   range('clipHigh', '≥ 0', x => x >= 0)
   range('temperature', 'in [1e-6, 1e6]', x => x >= 1e-6 && x <= 1e6)
   range('maxLogRatio', 'in (0, 20]', x => x > 0 && x <= 20)
+  const only = (field: 'ratioCap' | 'sapoTauPositive' | 'sapoTauNegative', owner: Surrogate) => {
+    if (objective[field] === undefined) return false
+    if (surrogate !== owner)
+      invalid(`${field} is given, but only the surrogate ${owner} has it, not ${surrogate}`)
+    return true
+  }
+  if (only('ratioCap', 'clip')) range('ratioCap', `≥ 1 + clipHigh = ${1 + clipHigh}`, x => x >= 1 + clipHigh)
+  for (const field of ['sapoTauPositive', 'sapoTauNegative'] as const) {
+    if (only(field, 'sapo')) range(field, 'in (0, 1e6]', x => x > 0 && x <= 1e6)
+  }
+  if (surrogate === 'sapo' && (clipLow !== 1 || clipHigh !== Infinity)) {
+    invalid(
+      `clipLow is ${clipLow} and clipHigh ${clipHigh}, but sapo does not clip: make them 1 and Infinity`,
+    )
+  }
   if (penalty === 'none' && klCoef !== 0) {
     invalid(
       `klCoef is ${klCoef}, but there is no penalty for it to weigh: choose a penalty, or make klCoef 0`,

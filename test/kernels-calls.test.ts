@@ -17,7 +17,7 @@ import {
 } from '../lib/kernels.js'
 import { addMetrics, emptyMetrics } from '../lib/metrics.js'
 import { locateKernels } from '../lib/native.js'
-import { dapo, drGrpo, grpo, type Objective, rapo } from '../lib/objective.js'
+import { cispo, dapo, drGrpo, grpo, type Objective, rapo, sapo } from '../lib/objective.js'
 import { fromLogits, makeCase, oracle, raw } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 
@@ -222,6 +222,15 @@ test('errors of objective and options', () => {
   throws(run({ clipHigh: -0.1 }), invalid, /clipHigh is -0.1/)
   throws(run({ temperature: 0 }), invalid, /temperature is 0/)
   throws(run({ maxLogRatio: 21 }), invalid, /maxLogRatio is 21, expected a number in \(0, 20\]/)
+  throws(run({ surrogate: 'ppo' }), invalid, /surrogate is ppo, expected one of clip, cispo, sapo/)
+  throws(run({ ratioCap: 1.1 }), invalid, /ratioCap is 1.1, expected a number ≥ 1 \+ clipHigh = 1.2/)
+  throws(
+    run({ surrogate: 'cispo', ratioCap: 3 }),
+    invalid,
+    /ratioCap is given, but only the surrogate clip has it/,
+  )
+  throws(run({ sapoTauPositive: 1 }), invalid, /sapoTauPositive is given, but only the surrogate sapo has it/)
+  throws(run({ surrogate: 'sapo' }), invalid, /sapo does not clip/)
   throws(run({ clipHi: 0.3 }), invalid, /objective has no field clipHi/)
   throws(run({ penalty: 'none' }), invalid, /klCoef is 0.3, but there is no penalty/)
   throws(run({ penalty: 'none', klCoef: 0 }), invalid, /refLogits are given, but the penalty is none/)
@@ -241,7 +250,7 @@ test('errors of objective and options', () => {
 })
 
 test('presets are complete, frozen and checked', () => {
-  for (const preset of [rapo, grpo, dapo, drGrpo]) {
+  for (const preset of [rapo, grpo, dapo, drGrpo, cispo, sapo]) {
     assert.ok(Object.isFrozen(preset()))
     throws(() => preset({ clipLow: 2 }), invalid, /clipLow is 2/)
   }

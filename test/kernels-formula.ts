@@ -55,7 +55,7 @@ const wd = (w: number, d: number, r: Round) => (w === 0 ? 0 : r(w * d))
 const takesExp = new Set<Penalty>(['forward', 'forward-score', 'reverse-score', 'reverse-k3'])
 
 export function formula(row: FormulaRow, objective: Objective, r: Round): FormulaResult {
-  const { penalty, klCoef, entropyCoef, clipLow, clipHigh, temperature, maxLogRatio } = objective
+  const { penalty, klCoef, entropyCoef, temperature, maxLogRatio } = objective
   const a = row.tokenId
   const V = row.logits.length
   const l = logSoftmax(row.logits, 1, temperature, r)
@@ -70,10 +70,7 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
   const logRatio = Math.min(row.oldLogprob === undefined ? 0 : r(logprob - row.oldLogprob), maxLogRatio)
   const ratio = r(Math.exp(logRatio))
   const A = row.advantage
-  const clippedRatio = Math.max(1 - clipLow, Math.min(ratio, 1 + clipHigh))
-  const surrogate = Math.min(r(ratio * A), r(clippedRatio * A))
-  const clipped = A > 0 && ratio > 1 + clipHigh ? 2 : A < 0 && ratio < 1 - clipLow ? 1 : 0
-  const c = clipped ? 0 : r(ratio * A)
+  const { value: surrogate, slope: c, clipped } = policyTerm(objective, ratio, A, logprob, r)
 
   let kl = 0
   let s = 0
@@ -125,6 +122,29 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
   }
   const loss = -row.weight * (surrogate - klCoef * kl + entropyCoef * entropy)
   return { logprob, refLogprob: q?.[a] ?? 0, kl, entropy, ratio, loss, clipped, grad, gradScale, klScale }
+}
+
+function policyTerm(objective: Objective, ratio: number, A: number, logprob: number, r: Round) {
+  const { surrogate = 'clip', clipLow, clipHigh, ratioCap = Infinity } = objective
+  const clippedRatio = Math.max(1 - clipLow, Math.min(ratio, 1 + clipHigh))
+  if (surrogate === 'cispo') {
+    const weight = r(clippedRatio * A)
+    return {
+      value: r(weight * logprob),
+      slope: weight,
+      clipped: ratio > 1 + clipHigh ? 2 : ratio < 1 - clipLow ? 1 : 0,
+    }
+  }
+  if (surrogate === 'sapo') {
+    const { sapoTauPositive = 1, sapoTauNegative = 1.05 } = objective
+    const tau = A > 0 ? sapoTauPositive : sapoTauNegative
+    const sigma = r(1 / (1 + Math.exp(-tau * (ratio - 1))))
+    return { value: (4 / tau) * sigma * A, slope: 4 * A * ratio * sigma * (1 - sigma), clipped: 0 }
+  }
+  const value = Math.min(r(Math.min(ratio, ratioCap) * A), r(clippedRatio * A))
+  const low = A < 0 && ratio < 1 - clipLow
+  const high = (A > 0 && ratio > 1 + clipHigh) || (A < 0 && ratio > ratioCap)
+  return { value, slope: low || high ? 0 : r(ratio * A), clipped: low ? 1 : high ? 2 : 0 }
 }
 
 export function logSoftmax(

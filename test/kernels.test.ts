@@ -9,7 +9,7 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type Logits, type LogitsDType, policyLoss } from '../lib/kernels.js'
-import { type Objective, type Penalty, penalties, rapo } from '../lib/objective.js'
+import { cispo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/objective.js'
 import { type Case, fromLogits, makeCase, oracle, raw, toLogits } from './kernels-cases.js'
 import { exact, type FormulaResult, float32, formula, u32 } from './kernels-formula.js'
 
@@ -153,6 +153,24 @@ function lossScale(r: FormulaResult): number {
   return Math.max(1, Math.abs(r.loss), Math.abs(r.logprob)) + r.klScale
 }
 
+test('every surrogate', () => {
+  const changes = { entropyCoef: 0.05, temperature: 1.3 }
+  for (const objective of [
+    rapo({ ...changes, ratioCap: 1.5 }),
+    cispo({ ...changes, clipHigh: 0.5, clipLow: 0.4 }),
+    cispo(changes),
+    sapo({ ...changes, penalty: 'forward', klCoef: 0.3, sapoTauNegative: 2 }),
+  ]) {
+    for (const V of [2, 17]) {
+      const case_ = makeCase(V, 84, 'float32', objective, 6)
+      const expected = expectedOf(case_, objective)
+      check(`${objective.surrogate ?? 'two-sided'} V ${V}`, case_, objective, expected)
+      const clipped = new Set(present(expected.want).map(row => row.clipped))
+      if (objective.clipHigh === 0.5 || objective.ratioCap) assert.equal(clipped, new Set([0, 1, 2]))
+    }
+  }
+})
+
 test('the oracle is the formula', () => {
   for (const penalty of penalties) {
     for (const V of [1, 2, 17, 400]) {
@@ -185,9 +203,14 @@ test('the oracle is the formula', () => {
 })
 
 test("the oracle's gradient is the slope of its loss", () => {
-  for (const penalty of penalties) {
+  const objectives = [
+    ...penalties.map(penalty => objectiveFor(penalty, 1.3)),
+    rapo({ ratioCap: 1.5 }),
+    sapo({ sapoTauPositive: 2 }),
+  ]
+  for (const objective of objectives) {
+    const name = `${objective.surrogate ?? ''} ${objective.penalty}`
     for (const V of [1, 2, 17]) {
-      const objective = objectiveFor(penalty, 1.3)
       const case_ = makeCase(V, 48, 'float32', objective, 5)
       const logits = fromLogits(case_.batch.logits, 'float32')
       const { grad, metrics } = oracle(case_, objective)
@@ -210,7 +233,7 @@ test("the oracle's gradient is the slope of its loss", () => {
         const allowed = Math.abs(coarse - fine) + (16 * 2 ** -53 * rounded) / h
         assert.ok(
           Math.abs(fine - grad[at]!) <= allowed,
-          `${penalty} V ${V} row ${Math.floor(at / V)}: gradient ${grad[at]}, slope ${fine} ± ${allowed}`,
+          `${name} V ${V} row ${Math.floor(at / V)}: gradient ${grad[at]}, slope ${fine} ± ${allowed}`,
         )
       }
     }

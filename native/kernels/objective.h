@@ -27,14 +27,21 @@ enum class Penalty : std::uint8_t {
   kReverseFull,
 };
 
+/// The policy term g_t; value and gradient of each in docs/objective.md.
+enum class Surrogate : std::uint8_t { kClip, kCispo, kSapo };
+
 struct Objective {
+  Surrogate surrogate = Surrogate::kClip;
   Penalty penalty = Penalty::kNone;
   double kl_coef = 0;       // alpha >= 0
   double entropy_coef = 0;  // beta
   double clip_low = 0.2;    // the ratio is clipped to [1 - clip_low, 1 + clip_high]
   double clip_high = 0.2;
-  double temperature = 1;     // tau > 0: both models' logits are divided by it
-  double max_log_ratio = 20;  // upper clamp of d and of log rho, in (0, 20]
+  // clip: upper bound of the ratio where A < 0, too; >= 1 + clip_high
+  double ratio_cap = std::numeric_limits<double>::infinity();
+  double sapo_tau_positive = 1, sapo_tau_negative = 1.05;  // sapo: sharpness where A > 0 and elsewhere; > 0
+  double temperature = 1;                                  // tau > 0: both models' logits are divided by it
+  double max_log_ratio = 20;                               // upper clamp of d and of log rho, in (0, 20]
 };
 
 /// One row per completion token: row i of the logits is the distribution token_ids[i] was drawn from.
@@ -78,7 +85,7 @@ struct Metrics {
   double ratio_sum = 0;           // sum rho
   double approx_kl_sum = 0;       // sum (rho - 1 - log rho): KL(old || policy), the k3 estimate
   std::int64_t clipped_low = 0;   // rows whose gradient the lower bound cut off (A < 0)
-  std::int64_t clipped_high = 0;  // ... the upper bound (A > 0)
+  std::int64_t clipped_high = 0;  // ... an upper bound (A > 0, or beyond ratio_cap)
   std::int64_t kl_clamped = 0;    // rows with d above max_log_ratio
   double ratio_min = std::numeric_limits<double>::infinity();
   double ratio_max = -std::numeric_limits<double>::infinity();

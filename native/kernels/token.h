@@ -44,7 +44,7 @@ inline Token evaluate_token(const Batch& batch, const Objective& objective, std:
   Token token;
   token.masked = false;
   token.entropy = sums.entropy;
-  token.surrogate = clip_surrogate(log_rho, batch.advantages[row], objective);
+  token.surrogate = evaluate_surrogate(sums.logprob, log_rho, batch.advantages[row], objective);
   token.slope = token.surrogate.slope;
   if (is_full(objective.penalty)) {
     token.kl = sums.full_kl;

@@ -6,6 +6,7 @@
 
 #include "dtypes.h"
 #include "penalty.h"
+#include "surrogate.h"
 
 namespace rapo {
 namespace {
@@ -112,6 +113,25 @@ void validate_objective(const Objective& o) {
   }
   if (!(o.clip_low >= 0 && o.clip_low <= 1)) invalid("clipLow is ", o.clip_low, ", expected in [0, 1]");
   if (!(o.clip_high >= 0)) invalid("clipHigh is ", o.clip_high, ", expected >= 0");
+  if (static_cast<int>(o.surrogate) > static_cast<int>(Surrogate::kSapo)) {
+    invalid("surrogate is not one of the known ones");
+  }
+  if (!(o.ratio_cap >= 1 + o.clip_high)) {
+    invalid("ratioCap is ", o.ratio_cap, ", expected at least 1 + clipHigh = ", 1 + o.clip_high);
+  }
+  if (o.surrogate != Surrogate::kClip && !std::isinf(o.ratio_cap)) {
+    invalid("ratioCap is ", o.ratio_cap, ", but the surrogate ", surrogate_name(o.surrogate),
+            " has no such bound");
+  }
+  if (o.surrogate == Surrogate::kSapo && !(o.clip_low == 1 && std::isinf(o.clip_high))) {
+    invalid("the surrogate sapo does not clip: make clipLow 1 and clipHigh infinite");
+  }
+  if (!(o.sapo_tau_positive > 0 && o.sapo_tau_positive <= 1e6)) {
+    invalid("sapoTauPositive is ", o.sapo_tau_positive, ", expected in (0, 1e6]");
+  }
+  if (!(o.sapo_tau_negative > 0 && o.sapo_tau_negative <= 1e6)) {
+    invalid("sapoTauNegative is ", o.sapo_tau_negative, ", expected in (0, 1e6]");
+  }
   check_temperature(o.temperature);
   if (!(o.max_log_ratio > 0 && o.max_log_ratio <= kMaxLogRatio)) {
     invalid("maxLogRatio is ", o.max_log_ratio, ", expected in (0, ", kMaxLogRatio, "]");
