@@ -88,7 +88,7 @@ export function promptOf({ numbers, target }: Pick<CountdownProblem, 'numbers' |
  * Every problem of three ascending numbers 1 … maxNumber with a target 1 … maxTarget that all three reach, but no part
  * of them does. Easy: some solution needs neither × nor ÷ (then it needs no brackets either); hard: all the others.
  */
-export function listProblems(maxNumber = 12, maxTarget = 99): CountdownProblem[] {
+export function listProblems(maxNumber = 15, maxTarget = 99): CountdownProblem[] {
   const problems: CountdownProblem[] = []
   for (let a = 1; a <= maxNumber; a++) {
     for (let b = a; b <= maxNumber; b++) {

@@ -15,9 +15,9 @@ const { values } = parseArgs({
     /** Test problems of each difficulty. */
     test: { type: 'string', default: '64' },
     /** Train problems of each difficulty, at most. */
-    easy: { type: 'string', default: '785' },
-    hard: { type: 'string', default: '785' },
-    'max-number': { type: 'string', default: '12' },
+    easy: { type: 'string', default: '1707' },
+    hard: { type: 'string', default: '3414' },
+    'max-number': { type: 'string', default: '15' },
   },
 })
 const random = createRandom(Number(values.seed))

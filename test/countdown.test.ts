@@ -1,7 +1,9 @@
+import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
+import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { parseJsonLines, readProblems } from '../lib/data.js'
+import { readProblems } from '../lib/data.js'
 import { createRandom } from '../lib/random.js'
 import {
   type CountdownAnswer,
@@ -11,6 +13,7 @@ import {
   verifyCountdown,
 } from '../lib/reward/countdown.js'
 import { listProblems, promptOf, solve } from '../scripts/countdown-solver.js'
+import { makeTempDir } from './fake-policy.js'
 
 const files = ['data/countdown/train.jsonl', 'data/countdown/test.jsonl']
 const answer: CountdownAnswer = { numbers: [3, 5, 7], target: 22 }
@@ -196,9 +199,18 @@ test('the data: disjoint, solvable, labelled by the rule, the target out of reac
       seen.add(prompt)
     }
     const hard = problems.filter(problem => problem.difficulty === 'hard').length
-    assert.is(hard * 2, problems.length)
+    assert.equal([problems.length, hard], file.includes('test') ? [128, 64] : [5121, 3414])
   }
-  assert.is(parseJsonLines(readFileSync(files[1]!), files[1]!).length, 128)
+})
+
+test('the script makes the committed files, byte for byte', () => {
+  const dir = makeTempDir()
+  const args = ['--import', 'tsx', 'scripts/make-countdown-data.ts', '--output', dir]
+  const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  assert.is(status, 0, stderr)
+  for (const file of files) {
+    assert.ok(readFileSync(path.join(dir, path.basename(file))).equals(readFileSync(file)), file)
+  }
 })
 
 test.run()
