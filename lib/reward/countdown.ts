@@ -37,7 +37,7 @@ export function verifyCountdown(completion: string, { numbers, target }: Countdo
     : { reward: 0, reason: `equals ${format(result)}, not ${target}` }
 }
 
-/** In lowest terms, denominator > 0. */
+/** Any terms, any signs, denominator not 0: at most 16 numbers cannot grow far. */
 interface Rational {
   readonly numerator: bigint
   readonly denominator: bigint
@@ -75,7 +75,10 @@ function evaluate(text: string, numbers: readonly number[]): Rational | string {
     for (let sign = take('+-'); sign; sign = take('+-')) {
       const { numerator, denominator } = product(depth)
       const term = (sign === '+' ? numerator : -numerator) * value.denominator
-      value = reduce(value.numerator * denominator + term, value.denominator * denominator)
+      value = {
+        numerator: value.numerator * denominator + term,
+        denominator: value.denominator * denominator,
+      }
     }
     return value
   }
@@ -84,10 +87,16 @@ function evaluate(text: string, numbers: readonly number[]): Rational | string {
     for (let sign = take('*/'); sign; sign = take('*/')) {
       const { numerator, denominator } = factor(depth)
       if (sign === '*') {
-        value = reduce(value.numerator * numerator, value.denominator * denominator)
+        value = {
+          numerator: value.numerator * numerator,
+          denominator: value.denominator * denominator,
+        }
       } else {
         if (numerator === 0n) throw new Malformed('divides by zero')
-        value = reduce(value.numerator * denominator, value.denominator * numerator)
+        value = {
+          numerator: value.numerator * denominator,
+          denominator: value.denominator * numerator,
+        }
       }
     }
     return value
@@ -127,14 +136,11 @@ function evaluate(text: string, numbers: readonly number[]): Rational | string {
   }
 }
 
-function reduce(numerator: bigint, denominator: bigint): Rational {
+/** In lowest terms, denominator > 0. */
+function format({ numerator, denominator }: Rational): string {
   let a = numerator < 0n ? -numerator : numerator
   let b = denominator < 0n ? -denominator : denominator
   while (b) [a, b] = [b, a % b]
   if (denominator < 0n) a = -a
-  return { numerator: numerator / a, denominator: denominator / a }
-}
-
-function format({ numerator, denominator }: Rational): string {
-  return denominator === 1n ? String(numerator) : `${numerator}/${denominator}`
+  return denominator === a ? String(numerator / a) : `${numerator / a}/${denominator / a}`
 }
