@@ -11,14 +11,17 @@ namespace rapo {
 namespace {
 
 constexpr std::int64_t kPrefillTokens = 8192;            // at once
-constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;  // what max_batch = 0 may take
-constexpr std::int64_t kMaxSlots = 512;
+// With max_batch = 0: a decoding step reads the weights and the cache, so that a cache of some times the weights' size
+// pays for reading those; beyond that more slots only push a small model's cache out of the processor's.
+constexpr std::int64_t kCacheToWeights = 4, kMinSlots = 64, kMaxSlots = 512;
+constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;  // at most
 
 /// A prompt whose completions are being started: its keys and values, and the logits of its first new token.
 struct Prefilled {
   std::int64_t prompt = -1, waiting = 0;  // completions not started
-  std::vector<at::Tensor> key_values;     // per layer (length, 2 K D)
-  at::Tensor logits;                      // (1, V)
+  std::int64_t length = 0;
+  std::vector<at::Tensor> blocks;  // per layer, as in the cache
+  at::Tensor logits;               // (1, V)
 };
 
 struct Running {
@@ -35,14 +38,15 @@ class Decoder {
     total_ = count * sampling.n;
     std::int64_t longest = 0;
     for (std::int64_t p = 0; p < count; ++p) longest = std::max(longest, prompt_length(p));
-    const std::int64_t positions = longest + sampling.max_new_tokens;
-    const std::int64_t row = 2 * model.config().kv_size();
-    const std::int64_t bytes = positions * row * model.config().layers * static_cast<std::int64_t>(weights.embed.element_size());
-    const std::int64_t slots = std::min(total_, sampling.max_batch > 0 ? sampling.max_batch
-                                                : std::clamp<std::int64_t>(kCacheBytes / bytes, 1, kMaxSlots));
-    for (std::int64_t i = 0; i < model.config().layers; ++i) {
-      state_.caches.push_back(at::empty({slots, positions, row}, weights.embed.options()));
-    }
+    const std::int64_t blocks = (longest + sampling.max_new_tokens + loops::kCacheBlock - 1) / loops::kCacheBlock;
+    const std::int64_t block = 2 * model.config().kv_size() * loops::kCacheBlock;
+    const auto width = static_cast<std::int64_t>(weights.embed.element_size());
+    const std::int64_t bytes = blocks * block * model.config().layers * width;  // of a slot
+    std::int64_t slots = std::clamp(kCacheToWeights * model.layout().parameters() * width / bytes, kMinSlots, kMaxSlots);
+    slots = std::min(slots, std::max<std::int64_t>(kCacheBytes / bytes, 1));
+    if (sampling.max_batch > 0) slots = sampling.max_batch;
+    slots = std::min(slots, total_);
+    state_ = model.begin_decode(weights, slots, blocks);
     for (std::int64_t s = slots; s-- > 0;) free_.push_back(s);
     tokens_.resize(static_cast<std::size_t>(total_));
     logprobs_.resize(static_cast<std::size_t>(total_));
@@ -92,10 +96,10 @@ class Decoder {
       free_.pop_back();
       auto ready = std::find_if(prefilled_.begin(), prefilled_.end(),
                                 [&](const Prefilled& p) { return p.prompt == r.completion / sampling_.n; });
-      r.length = ready->key_values[0].size(0);
-      for (std::size_t layer = 0; layer < state_.caches.size(); ++layer) {
-        const at::Tensor& from = ready->key_values[layer];
-        at::Tensor& cache = state_.caches[layer];
+      r.length = ready->length;
+      for (std::size_t layer = 0; layer < state_.layers.size(); ++layer) {
+        const at::Tensor& from = ready->blocks[layer];
+        at::Tensor& cache = state_.layers[layer].cache;
         std::memcpy(static_cast<char*>(cache.data_ptr()) +
                         static_cast<std::size_t>(r.slot * cache.stride(0)) * cache.element_size(),
                     from.data_ptr(), from.nbytes());
@@ -115,13 +119,16 @@ class Decoder {
     for (const Family& prompt : input.families) last.push_back(prompt.begin + prompt.lengths[0] - 1);
     KeyValues kv;
     const auto hidden = model_.forward(weights_, input, control_, nullptr, &kv);
-    const auto logits = ops::linear(ops::gather_rows(hidden, last.data(), end - first), weights_.head);
+    const auto logits = ops::linear(ops::gather_rows(hidden, last.data(), end - first), state_.head);
     for (std::int64_t p = first; p < end; ++p) {
       const Family& prompt = input.families[static_cast<std::size_t>(p - first)];
       Prefilled ready;
       ready.prompt = p;
       ready.waiting = sampling_.n;
-      for (const at::Tensor& layer : kv) ready.key_values.push_back(layer.narrow(0, prompt.begin, prompt.lengths[0]));
+      ready.length = prompt.lengths[0];
+      for (const at::Tensor& layer : kv) {
+        ready.blocks.push_back(ops::cache_blocks(model_.head_shape(), layer.narrow(0, prompt.begin, ready.length)));
+      }
       ready.logits = logits.narrow(0, p - first, 1);
       prefilled_.push_back(std::move(ready));
     }
@@ -137,7 +144,7 @@ class Decoder {
       state_.slots.push_back(r.slot);
       state_.positions.push_back(r.length);
     }
-    const auto logits = ops::linear(model_.decode(weights_, ids, state_), weights_.head);
+    const auto logits = model_.decode(weights_, ids, state_);
     std::vector<Running> now;
     now.swap(running_);
     for (Running& r : now) ++r.length;

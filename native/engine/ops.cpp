@@ -182,6 +182,20 @@ at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& i
   return dqkv;
 }
 
+at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv) {
+  constexpr std::int64_t kBlock = loops::kCacheBlock;
+  const std::int64_t length = kv.size(0), kv_size = shape.kv_heads * shape.head_dim;
+  const std::int64_t blocks = (length + kBlock - 1) / kBlock;
+  // (blocks, kBlock, 2, K D), zeros behind the end
+  auto rows = at::zeros({blocks * kBlock, 2 * kv_size}, kv.options());
+  rows.narrow(0, 0, length).copy_(kv);
+  rows = rows.view({blocks, kBlock, 2, kv_size});
+  auto out = at::empty({blocks, 2, kv_size * kBlock}, kv.options());
+  out.select(1, 0).view({blocks, kv_size, kBlock}).copy_(rows.select(2, 0).transpose(1, 2));
+  out.select(1, 1).view({blocks, kBlock, kv_size}).copy_(rows.select(2, 1));
+  return out;
+}
+
 at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
                             const std::vector<std::int64_t>& positions, const Rope& rope, const at::Tensor& qkv,
                             at::Tensor& cache) {
@@ -269,8 +283,8 @@ namespace {
 // shows, and MKL takes a slow path on AMD. Beyond it libtorch's is as good or better.
 constexpr std::int64_t kSmallWeight = 1 << 17;
 
-bool is_small(const at::Tensor& w, const at::Tensor& x) {
-  return w.scalar_type() == at::kFloat && w.numel() <= kSmallWeight && x.is_contiguous() && w.is_contiguous();
+bool is_small(const at::Tensor& w) {
+  return w.scalar_type() == at::kFloat && w.numel() <= kSmallWeight && w.is_contiguous();
 }
 
 void run(const loops::Gemm& g) {
@@ -279,29 +293,29 @@ void run(const loops::Gemm& g) {
                    [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); });
 }
 
-at::Tensor small_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor* start) {
-  const std::int64_t m = x.size(0), n = w.size(0), k = w.size(1);
-  static thread_local std::vector<float> packed;
-  packed.resize(static_cast<std::size_t>(loops::gemm_pack_size(n, k)));
-  loops::table().gemm_pack(data<float>(w), n, k, packed.data());
+}  // namespace
+
+Linear prepare(const at::Tensor& weight) {
+  Linear linear{weight, {}};
+  if (is_small(weight)) {
+    const std::int64_t n = weight.size(0), k = weight.size(1);
+    linear.packed = at::empty({loops::gemm_pack_size(n, k)}, weight.options());
+    loops::table().gemm_pack(data<float>(weight), n, k, data<float>(linear.packed));
+  }
+  return linear;
+}
+
+at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
+  if (!w.packed.defined()) return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
+  const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
   auto y = at::empty({m, n}, x.options());
-  run({m, n, k, data<float>(x), k, 1, packed.data(), 64, 64 * k, true, data<float>(y), n,
-       start ? data<float>(*start) : nullptr, start && start->dim() > 1 ? n : 0});
+  run({m, n, k, data<float>(x), k, 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y), n,
+       start.defined() ? data<float>(start) : nullptr, start.defined() && start.dim() > 1 ? n : 0});
   return y;
 }
 
-}  // namespace
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w) {
-  return is_small(w, x) ? small_linear(x, w, nullptr) : at::mm(x, w.t());
-}
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias_or_residual) {
-  return is_small(w, x) ? small_linear(x, w, &bias_or_residual) : at::addmm(bias_or_residual, x, w.t());
-}
-
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
-  if (!is_small(w, dy)) return at::mm(dy, w);
+  if (!is_small(w)) return at::mm(dy, w);
   const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
   auto dx = at::empty({m, n}, dy.options());
   run({m, n, k, data<float>(dy), k, 1, data<float>(w), n, 64, false, data<float>(dx), n, nullptr, 0});
@@ -311,7 +325,7 @@ at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
   if (x.scalar_type() != at::kFloat) {
     grad.add_(at::mm(dy.t(), x));
-  } else if (is_small(grad, dy) && x.is_contiguous()) {
+  } else if (is_small(grad)) {
     const std::int64_t m = grad.size(0), n = grad.size(1);
     run({m, n, dy.size(0), data<float>(dy), 1, m, data<float>(x), n, 64, false, data<float>(grad), n, data<float>(grad), n});
   } else {

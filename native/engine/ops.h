@@ -36,7 +36,10 @@ at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, con
 at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
                               const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
                               const at::Tensor& dout);
-/// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots, Tmax, 2 K D).
+/// The rotated keys and values of one sequence, (length, 2 K D), in the blocks of loops::Ops::decode_attention.
+at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv);
+/// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots, blocks,
+/// 2 K D kCacheBlock).
 at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
                             const std::vector<std::int64_t>& positions, const Rope& rope, const at::Tensor& qkv,
                             at::Tensor& cache);
@@ -49,9 +52,17 @@ at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& 
 /// table (V, C) float32: row ids[i] += x[i], in the order of i.
 void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x);
 
+/// A weight (N, K) made ready for x w^T; worth keeping where many small x follow, as in decoding.
+struct Linear {
+  at::Tensor weight;
+  at::Tensor packed;  // undefined where libtorch multiplies
+};
+Linear prepare(const at::Tensor& weight);
 /// x (R, K) w (N, K)^T -> (R, N), plus a bias (N) or a residual (R, N) where given.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w);
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias_or_residual);
+at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& bias_or_residual = {});
+inline at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias_or_residual = {}) {
+  return linear(x, prepare(w), bias_or_residual);
+}
 /// dy (R, N) w (N, K) -> (R, K).
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w);
 /// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product is rounded once to bfloat16 (its sums are

@@ -156,21 +156,33 @@ void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInpu
   ops::scatter_add_rows(grads.embed, input.token_ids.data(), dx);
 }
 
+DecodeState Qwen2::begin_decode(const ModelTensors& w, std::int64_t slots, std::int64_t blocks) const {
+  const std::int64_t block = 2 * config_.kv_size() * loops::kCacheBlock;
+  DecodeState state;
+  for (const LayerTensors& layer : w.layers) {
+    state.layers.push_back({ops::prepare(layer.qkv), ops::prepare(layer.o), ops::prepare(layer.gate_up),
+                            ops::prepare(layer.down), at::empty({slots, blocks, block}, w.embed.options())});
+  }
+  state.head = ops::prepare(w.head);
+  return state;
+}
+
 at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state) {
   const auto last = *std::max_element(state.positions.begin(), state.positions.end());
   const auto& rotation = rope(last + 1, w.embed.scalar_type());
   auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerTensors& layer = w.layers[i];
+    DecodeState::Layer& ready = state.layers[i];
     auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
-    const auto qkv = ops::linear(normed, layer.qkv, layer.qkv_bias);
+    const auto qkv = ops::linear(normed, ready.qkv, layer.qkv_bias);
     const auto attended =
-        ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, state.caches[i]);
-    x = ops::linear(attended, layer.o, x);
+        ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, ready.cache);
+    x = ops::linear(attended, ready.o, x);
     normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
-    x = ops::linear(ops::swiglu(ops::linear(normed, layer.gate_up)), layer.down, x);
+    x = ops::linear(ops::swiglu(ops::linear(normed, ready.gate_up)), ready.down, x);
   }
-  return ops::rms_norm(x, w.norm, config_.rms_norm_eps);
+  return ops::linear(ops::rms_norm(x, w.norm, config_.rms_norm_eps), state.head);
 }
 
 }  // namespace rapo

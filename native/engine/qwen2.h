@@ -78,8 +78,13 @@ struct TrunkActivations {
 using KeyValues = std::vector<at::Tensor>;
 
 struct DecodeState {
-  std::vector<at::Tensor> caches;  // per layer (slots, Tmax, 2 K D)
-  std::vector<std::int64_t> slots, positions;  // per row
+  struct Layer {
+    ops::Linear qkv, o, gate_up, down;
+    at::Tensor cache;  // (slots, blocks, 2 K D kCacheBlock), see loops::Ops::decode_attention
+  };
+  std::vector<Layer> layers;
+  ops::Linear head;
+  std::vector<std::int64_t> slots, positions;  // per row, of its next token
 };
 
 class Qwen2 {
@@ -88,6 +93,7 @@ class Qwen2 {
 
   const ModelConfig& config() const { return config_; }
   const Layout& layout() const { return layout_; }
+  loops::HeadShape head_shape() const { return {config_.heads, config_.kv_heads, config_.head_dim}; }
 
   /// -> (R, C) after the final norm. keep: activations for backward(); key_values: for a cache. Throws kAborted between
   /// layers.
@@ -98,12 +104,13 @@ class Qwen2 {
   void backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
                 const at::Tensor& dhidden);
 
-  /// One token for each row -> (B, C) after the final norm.
+  /// Empty caches; the weights must not change while the state is in use.
+  DecodeState begin_decode(const ModelTensors& w, std::int64_t slots, std::int64_t blocks) const;
+  /// One token for each row -> logits (B, V).
   at::Tensor decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state);
 
  private:
   const ops::Rope& rope(std::int64_t positions, at::ScalarType dtype);
-  loops::HeadShape head_shape() const { return {config_.heads, config_.kv_heads, config_.head_dim}; }
 
   ModelConfig config_;
   Layout layout_;

@@ -103,9 +103,16 @@ INLINE float sum_lanes(Vec v) {
 INLINE Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
 
 INLINE float max_lanes(Vec v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  typedef float V8 __attribute__((vector_size(32)));
+  typedef float V4 __attribute__((vector_size(16)));
+  V8 a[2];
+  __builtin_memcpy(a, &v, sizeof v);
+  a[0] = a[0] > a[1] ? a[0] : a[1];
+  V4 b[2];
+  __builtin_memcpy(b, &a[0], sizeof b);
+  b[0] = b[0] > b[1] ? b[0] : b[1];
+  const float left = b[0][0] > b[0][2] ? b[0][0] : b[0][2], right = b[0][1] > b[0][3] ? b[0][1] : b[0][3];
+  return left > right ? left : right;
 }
 
 /// exp, relative error below 2e-7 on [-87.3, 88.3]; arguments beyond are taken to those bounds. NaN stays NaN.
@@ -445,59 +452,85 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
   write_back(0, prefix, 0);
 }
 
+/// R query heads, from head h0 on, of one key/value head, over `count` cached positions.
+template <class T, int R>
+void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* qkv, const float* cos, const float* sin,
+                  const T* cache, T* out, float* q, float* p) {
+  const i64 dim = s.head_dim, dp = padded(dim), tp = padded(count);
+  const i64 kv_size = s.kv_heads * dim, block_size = 2 * kv_size * kCacheBlock;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int r = 0; r < R; ++r) rotate(qkv + (h0 + r) * dim, cos, sin, dim, scale, q + r * dp);
+  Vec top[R];
+  for (int r = 0; r < R; ++r) top[r] = splat(-__builtin_inff());
+  for (i64 j = 0; j < count; j += kLanes) {
+    const T* keys = cache + j / kCacheBlock * block_size + kv_head * dim * kCacheBlock;
+    Vec acc[R] = {};
+    for (i64 d = 0; d < dim; ++d) {
+      const Vec column = load(keys + d * kCacheBlock);
+      for (int r = 0; r < R; ++r) acc[r] += column * q[r * dp + d];
+    }
+    for (int r = 0; r < R; ++r) {
+      const Vec seen =
+          lane + static_cast<std::int32_t>(j) < static_cast<std::int32_t>(count) ? acc[r] : splat(-__builtin_inff());
+      top[r] = max_of(seen, top[r]);
+      store(p + r * tp + j, seen);
+    }
+  }
+  float inverse[R];
+  for (int r = 0; r < R; ++r) {
+    const float m = max_lanes(top[r]);
+    Vec sum{};
+    for (i64 j = 0; j < count; j += kLanes) {
+      const Vec score = load(p + r * tp + j);
+      const Vec e = score == -__builtin_inff() ? Vec{} : exp_of(score - m);
+      store(p + r * tp + j, e);
+      sum += e;
+    }
+    inverse[r] = 1.0f / sum_lanes(sum);
+  }
+  for (i64 c = 0; c < dim; c += kLanes) {
+    Vec acc[R] = {};
+    for (i64 j = 0; j < count; ++j) {
+      const T* value = cache + j / kCacheBlock * block_size + kv_size * kCacheBlock + j % kCacheBlock * kv_size;
+      const Vec v = load_up_to(value + kv_head * dim + c, dim - c);
+      for (int r = 0; r < R; ++r) acc[r] += v * p[r * tp + j];
+    }
+    for (int r = 0; r < R; ++r) store_up_to(out + (h0 + r) * dim + c, acc[r] * inverse[r], dim - c);
+  }
+}
+
 template <class T>
 void decode_attention(const HeadShape& s, i64 position, const T* qkv, const float* cos, const float* sin, T* cache,
                       T* out, float* scratch) {
-  const i64 dim = s.head_dim, dp = padded(dim), half = dim / 2;
+  static_assert(kCacheBlock == kLanes, "a vector is a block's positions");
+  const i64 dim = s.head_dim, dp = padded(dim), half = dim / 2, group = s.heads / s.kv_heads, count = position + 1;
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim;
-  const i64 group = s.heads / s.kv_heads, count = position + 1;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* q = scratch;             // (group, dp)
-  float* p = q + group * dp;      // (group, count)
-  float* o = p + group * count;   // (dp)
+  float* q = scratch;                      // (4, dp)
+  float* p = q + 4 * dp;                   // (4, padded(count))
+  float* k_row = p + 4 * padded(count);    // (dp)
   cos += position * half;
   sin += position * half;
-  T* new_row = cache + position * 2 * kv_size;
+  T* block = cache + position / kCacheBlock * 2 * kv_size * kCacheBlock;
+  const i64 within = position % kCacheBlock;
   for (i64 kv_head = 0; kv_head < s.kv_heads; ++kv_head) {
     const T* k = qkv + q_size + kv_head * dim;
-    rotate(k, cos, sin, dim, 1.0f, o);
-    narrow(o, dim, new_row + kv_head * dim);
-    for (i64 d = 0; d < dim; ++d) new_row[kv_size + kv_head * dim + d] = k[kv_size + d];
-
-    for (i64 g = 0; g < group; ++g) {
-      rotate(qkv + (kv_head * group + g) * dim, cos, sin, dim, scale, q + g * dp);
+    rotate(k, cos, sin, dim, 1.0f, k_row);
+    for (i64 d = 0; d < dim; ++d) {
+      put(block + (kv_head * dim + d) * kCacheBlock + within, k_row[d]);
+      block[kv_size * kCacheBlock + within * kv_size + kv_head * dim + d] = k[kv_size + d];
     }
-    for (i64 j = 0; j < count; ++j) {
-      const T* key = cache + j * 2 * kv_size + kv_head * dim;
-      for (i64 g = 0; g < group; ++g) {
-        Vec acc{};
-        for (i64 d = 0; d < dim; d += kLanes) acc += load_up_to(key + d, dim - d) * load(q + g * dp + d);
-        p[g * count + j] = sum_lanes(acc);
-      }
-    }
-    for (i64 g = 0; g < group; ++g) {
-      float* w = p + g * count;
-      float m = w[0];
-      for (i64 j = 1; j < count; ++j) m = w[j] > m ? w[j] : m;
-      Vec sum{};
-      for (i64 j = 0; j < count; j += kLanes) {
-        const i64 n = count - j;
-        Vec e = exp_of(load_up_to(w + j, n) - m);
-        if (n < kLanes) {
-          const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-          e = lane < static_cast<std::int32_t>(n) ? e : Vec{};
-        }
-        store_up_to(w + j, e, n);
-        sum += e;
-      }
-      const float inverse = 1.0f / sum_lanes(sum);
-      T* to = out + (kv_head * group + g) * dim;
-      for (i64 d = 0; d < dim; d += kLanes) {
-        Vec acc{};
-        for (i64 j = 0; j < count; ++j) {
-          acc += load_up_to(cache + j * 2 * kv_size + kv_size + kv_head * dim + d, dim - d) * w[j];
-        }
-        store_up_to(to + d, acc * inverse, dim - d);
+    const i64 end = (kv_head + 1) * group;
+    for (i64 h = kv_head * group; h < end;) {
+      if (end - h >= 4) {
+        decode_heads<T, 4>(s, h, kv_head, count, qkv, cos, sin, cache, out, q, p);
+        h += 4;
+      } else if (end - h >= 2) {
+        decode_heads<T, 2>(s, h, kv_head, count, qkv, cos, sin, cache, out, q, p);
+        h += 2;
+      } else {
+        decode_heads<T, 1>(s, h, kv_head, count, qkv, cos, sin, cache, out, q, p);
+        ++h;
       }
     }
   }

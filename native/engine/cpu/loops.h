@@ -12,6 +12,8 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
+constexpr std::int64_t kCacheBlock = 16;
+
 struct HeadShape {
   std::int64_t heads, kv_heads, head_dim;
 };
@@ -40,8 +42,10 @@ struct Ops {
   void (*attention_backward)(const HeadShape& shape, const std::int64_t* lengths, std::int64_t segments,
                              std::int64_t kv_head, const T* qkv, const float* cos, const float* sin, const T* out,
                              const float* lse, const T* dout, T* dqkv, float* scratch);
-  /// One new token of one sequence: rotates q and k at `position`, writes k, v to cache row `position`
-  /// (rows of 2 K D: k then v), attends to rows 0 .. position. qkv ((H + 2K) D), out (H D).
+  /// One new token of one sequence: rotates q and k at `position`, puts k and v into the sequence's cache, attends to
+  /// positions 0 .. position. qkv ((H + 2K) D), out (H D). The cache is made of blocks of kCacheBlock positions: their
+  /// keys (K, D, kCacheBlock), so that the products with a query run along the positions, then their values
+  /// (kCacheBlock, K, D).
   void (*decode_attention)(const HeadShape& shape, std::int64_t position, const T* qkv, const float* cos,
                            const float* sin, T* cache, T* out, float* scratch);
   /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale; returns max, and the sum of p in *sum.
@@ -101,7 +105,7 @@ inline std::int64_t attention_scratch(const HeadShape& s, std::int64_t length) {
 }
 inline std::int64_t decode_scratch(const HeadShape& s, std::int64_t length) {
   const std::int64_t d = (s.head_dim + 15) / 16 * 16;
-  return s.heads * (d + length + 16) + 2 * d;
+  return 4 * (d + length + 16) + d;
 }
 
 inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n + 63) / 64 * 64 * k; }
