@@ -34,6 +34,9 @@ export function loadKernels(): KernelsAddon {
  * Throws ERR_RAPO_SETUP, with the fix, where it is missing, outdated or does not load.
  */
 export function loadEngine(): EngineAddon {
+  // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
+  // times the work itself as soon as another process wants the cores.
+  process.env.OMP_WAIT_POLICY ??= 'passive'
   engine ??= load<EngineAddon>('engine', locateEngine(), 'run `npx rapo setup --force`')
   return engine
 }
