@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -25,6 +26,8 @@ namespace {
 constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
 // Elements that are worth handing to another thread (about 10 us of work).
 constexpr std::int64_t kGrain = 16384;
+
+constexpr float kFlat = std::numeric_limits<float>::min();
 
 bool usable(const RowStats& s) {
   return std::isfinite(s.max) && std::isfinite(s.sum) && std::isfinite(s.weighted);
@@ -105,45 +108,36 @@ class Loss {
     const void* row = policy_row(i);
     const void* ref = o_.penalty == Penalty::kNone ? nullptr : reference_row(i);
     const float ref_scale = ref_scale_of(i);
-    // With phi = 0 the reference is uniform over the vocabulary, words with logit -inf included; its row is
-    // still read once, since a NaN in it is an error all the same.
+    // With phi = 0 the reference is uniform over the vocabulary, words with logit -inf included. Its own row
+    // is still read once, since a NaN in it is an error all the same.
     const bool uniform = ref && ref_scale == 0;
-    if (ref && (uniform || !is_full(o_.penalty)))
+    const bool full = is_full(o_.penalty);
+    if (uniform || (ref && !full)) {
       s.r = kernels_.stats[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
-    if (ref && is_full(o_.penalty) && !uniform) {
-      s = kernels_.pair_stats[dtype_](row, ref, b_.vocab_size, scale, ref_scale);
+      if (!usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
+    }
+    if (full) {
+      // At this scale e^x is 1 for every finite logit, so that any row of them serves as the uniform one.
+      s = uniform ? kernels_.pair_stats[dtype_](row, row, b_.vocab_size, scale, kFlat)
+                  : kernels_.pair_stats[dtype_](row, ref, b_.vocab_size, scale, ref_scale);
     } else {
       s.p = kernels_.stats[dtype_](row, b_.vocab_size, scale);
     }
     if (!usable(s.p)) throw_bad_logits("logits", i, row, b_.dtype, b_.vocab_size);
-    if (ref && !usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
+    if (full && !uniform && !usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
     const auto a = b_.token_ids[i];
     sums.logprob = log_prob(s.p, row, b_.dtype, a, scale);
     sums.entropy = entropy(s.p);
-    if (!ref) return s;
-    if (uniform) {
-      const auto v = static_cast<double>(b_.vocab_size);
-      sums.ref_logprob = -std::log(v);
-      if (is_full(o_.penalty)) uniform_full(row, scale, s, sums);
-      s.r = {0, v, 0};
-    } else {
-      sums.ref_logprob = log_prob(s.r, ref, b_.dtype, a, ref_scale);
-      if (o_.penalty == Penalty::kForwardFull)
-        sums.full_kl = s.forward / s.r.sum - log_sum(s.r) + log_sum(s.p);
-      if (o_.penalty == Penalty::kReverseFull)
-        sums.full_kl = s.reverse / s.p.sum - log_sum(s.p) + log_sum(s.r);
+    if (o_.penalty == Penalty::kForwardFull) sums.full_kl = s.forward / s.r.sum - log_sum(s.r) + log_sum(s.p);
+    if (o_.penalty == Penalty::kReverseFull) sums.full_kl = s.reverse / s.p.sum - log_sum(s.p) + log_sum(s.r);
+    if (full && uniform && s.r.sum < static_cast<double>(b_.vocab_size)) {
+      sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
+    }
+    if (ref) {
+      sums.ref_logprob = uniform ? -std::log(static_cast<double>(b_.vocab_size))
+                                 : log_prob(s.r, ref, b_.dtype, a, ref_scale);
     }
     return s;
-  }
-
-  /// KL(uniform || policy): a plain loop, for there is no row of reference logits to go through beside the
-  /// policy's.
-  void uniform_full(const void* row, double scale, const PairStats& s, RowSums& sums) const {
-    double total = 0;
-    for (std::int64_t v = 0; v < b_.vocab_size; ++v)
-      total += (load_scalar(row, b_.dtype, v) - s.p.max) * scale;
-    const auto v = static_cast<double>(b_.vocab_size);
-    sums.full_kl = -std::log(v) - (total / v - log_sum(s.p));
   }
 
   float ref_scale_of(std::int64_t i) const { return static_cast<float>(phi(i) / o_.temperature); }

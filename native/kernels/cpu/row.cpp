@@ -20,9 +20,9 @@ namespace {
 
 #include "simd.h"
 
-// A block is read twice, for its maximum and for its sums, the second time from the first-level cache. Its
-// 128 terms a lane are what a float adds up, in one or two parts, before the sum goes into a double.
-constexpr std::int64_t kBlock = 128 * kLanes;
+// A block is read twice, for its maximum and for its sums, the second time from the first-level cache. Its 64
+// terms a lane are what a float adds up, in one or two parts, before the sum goes into a double.
+constexpr std::int64_t kBlock = 64 * kLanes;
 constexpr double kInfinity = __builtin_inf();
 
 /// The largest element; NaNs are passed over here and show in the sums.

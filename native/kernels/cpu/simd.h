@@ -71,6 +71,13 @@ inline void stream(BF16* p, F x) { _mm256_stream_si256(reinterpret_cast<__m256i*
 inline void stream(F16* p, F x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
 inline void stream_fence() { _mm_sfence(); }
 
+/// The sum of the lanes, in double.
+inline double sum_lanes(F x) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+  const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+
 #elif defined(__AVX2__)
 
 constexpr std::int64_t kLanes = 8;
@@ -116,6 +123,14 @@ inline void stream(float* p, F x) { _mm256_stream_ps(p, x); }
 inline void stream(BF16* p, F x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
 inline void stream(F16* p, F x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
 inline void stream_fence() { _mm_sfence(); }
+
+inline double sum_lanes(F x) {
+  const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+  const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+  const __m256d four = _mm256_add_pd(low, high);
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
 
 #else  // any compiler with GCC's vector extensions: SSE2, NEON, …
 
@@ -183,6 +198,12 @@ inline void stream(T* p, F x) {
 }
 inline void stream_fence() {}
 
+inline double sum_lanes(F x) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < kLanes; ++i) sum += static_cast<double>(x[i]);
+  return sum;
+}
+
 #endif
 
 /// e^x for kExpMin <= x <= 0, within 2 ulp; 0 at kExpMin; NaN stays NaN.
@@ -219,13 +240,6 @@ inline F load_partial(const T* p, std::int64_t count) {
   return load(lanes);
 }
 
-inline double sum_lanes(F x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  double sum = 0;
-  for (std::int64_t i = 0; i < kLanes; ++i) sum += static_cast<double>(lanes[i]);
-  return sum;
-}
 inline float max_lanes(F x) {
   float lanes[kLanes];
   store(lanes, x);

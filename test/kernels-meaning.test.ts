@@ -1,0 +1,186 @@
+/**
+ * What the penalties estimate, by enumerating a small vocabulary: one row per word a, all with the same logits, each
+ * weighted with the probability of a. Loss and gradient are then exact expectations.
+ */
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { policyLoss } from '../lib/kernels.js'
+import { type Penalty, penalties, rapo } from '../lib/objective.js'
+import { createRandom } from '../lib/random.js'
+import { makeCase, normal } from './kernels-cases.js'
+import { exact, logSoftmax } from './kernels-formula.js'
+
+const V = 7
+const random = createRandom(42)
+const row = () => Float32Array.from({ length: V }, () => 1.5 * normal(random.float))
+const [policy, reference, old] = [row(), row(), row()]
+const log = (logits: Float32Array, weight = 1) => logSoftmax(Float64Array.from(logits), weight, 1, exact)
+
+/** Expectation of value and gradient over a drawn from exp(sampler). */
+function expectation(penalty: Penalty, sampler: Float64Array, phi: number) {
+  const repeat = (logits: Float32Array) => Float32Array.from({ length: V * V }, (_, i) => logits[i % V]!)
+  const { loss, gradLogits } = policyLoss(
+    {
+      vocabSize: V,
+      logits: repeat(policy!),
+      refLogits: repeat(reference!),
+      tokenIds: Int32Array.from({ length: V }, (_, a) => a),
+      tokenWeights: Float32Array.from(sampler, Math.exp),
+      advantages: new Float32Array(V),
+      refWeights: new Float32Array(V).fill(phi),
+      oldLogprobs: Float32Array.from(sampler),
+    },
+    rapo({ penalty, klCoef: 1, entropyCoef: 0 }),
+  )
+  const gradient = Array.from({ length: V }, (_, v) => {
+    let sum = 0
+    for (let a = 0; a < V; ++a) sum += gradLogits[a * V + v]!
+    return sum
+  })
+  return { value: loss, gradient }
+}
+
+/** KL(a ‖ b) of log-distributions. */
+const divergence = (a: Float64Array, b: Float64Array) =>
+  a.reduce((x, l, v) => x + Math.exp(l) * (l - b[v]!), 0)
+
+function truth(phi: number) {
+  const [l, q] = [log(policy!), log(reference!, phi)]
+  const [forward, reverse] = [divergence(q, l), divergence(l, q)]
+  return {
+    forward: { value: forward, gradient: Array.from(l, (x, v) => Math.exp(x) - Math.exp(q[v]!)) },
+    reverse: { value: reverse, gradient: Array.from(l, (x, v) => Math.exp(x) * (x - q[v]! - reverse)) },
+  }
+}
+
+/** The arrays are float32, values of a few units: sums of seven such terms. */
+const tolerance = 64 * 2 ** -24
+const distance = (a: readonly number[], b: readonly number[]) =>
+  a.reduce((x, y, i) => Math.max(x, Math.abs(y - b[i]!)), 0)
+const same = (a: readonly number[], b: readonly number[]) => distance(a, b) <= tolerance
+const zero = new Array<number>(V).fill(0)
+
+/** By penalty: which divergence the value is, and which one the gradient belongs to, on-policy. */
+const onPolicy: Partial<
+  Record<Penalty, ['forward' | 'reverse' | null, 'forward' | 'reverse' | 'zero' | null]>
+> = {
+  forward: ['forward', null],
+  'forward-full': ['forward', 'forward'],
+  'forward-score': ['forward', 'forward'],
+  'reverse-score': ['reverse', 'reverse'],
+  'reverse-k1': ['reverse', 'zero'],
+  'reverse-k2': [null, 'reverse'],
+  'reverse-k3': ['reverse', 'forward'],
+  'reverse-full': ['reverse', 'reverse'],
+}
+
+for (const penalty of penalties.filter(name => name !== 'none')) {
+  test(`${penalty}, on-policy`, () => {
+    for (const phi of penalty.startsWith('forward') ? [1, 0.4, 0] : [1]) {
+      const got = expectation(penalty, log(policy!), phi)
+      const want = truth(phi)
+      const [value, gradient] = onPolicy[penalty]!
+      for (const name of ['forward', 'reverse'] as const) {
+        const off = Math.abs(got.value - want[name].value)
+        assert.is(off <= tolerance, value === name, `value ${got.value}, ${name} KL ${want[name].value}`)
+        assert.is(same(got.gradient, want[name].gradient), gradient === name, `gradient of the ${name} KL`)
+      }
+      assert.is(same(got.gradient, zero), gradient === 'zero', 'gradient 0')
+    }
+  })
+}
+
+test('the score penalties stay unbiased under samples of another policy, the others do not', () => {
+  const want = truth(1)
+  for (const [penalty, name] of [
+    ['forward-score', 'forward'],
+    ['reverse-score', 'reverse'],
+  ] as const) {
+    const got = expectation(penalty, log(old!), 1)
+    assert.ok(Math.abs(got.value - want[name].value) <= tolerance * 10, `${penalty}: ${got.value}`)
+    assert.ok(distance(got.gradient, want[name].gradient) <= tolerance * 10, penalty)
+  }
+  assert.not.ok(same(expectation('reverse-k3', log(old!), 1).gradient, want.forward.gradient))
+})
+
+test('properties: shifted logits, permuted words, rows that sum to 0, D ≥ 0', () => {
+  for (let seed = 0; seed < 20; ++seed) {
+    const random = createRandom(seed)
+    const penalty = random.pick(penalties)
+    const objective = rapo({ penalty, klCoef: penalty === 'none' ? 0 : 0.3, entropyCoef: 0.1 })
+    const words = 1 + random.below(40)
+    // Quarters, and shifts by quarters, so that shifting is exact in float32.
+    const { batch } = makeCase(words, 6, 'float32', objective, 8 * seed)
+    const quarters = (x: Float32Array) => x.map(value => Math.round(4 * value) / 4)
+    const logits = quarters(batch.logits as Float32Array)
+    const plain = {
+      ...batch,
+      logits,
+      ...(batch.refLogits && { refLogits: quarters(batch.refLogits as Float32Array) }),
+    }
+    const name = `seed ${seed}, ${penalty}, V ${words}`
+    const base = policyLoss(plain, objective, { perToken: true })
+    const shifted = policyLoss({ ...plain, logits: logits.map(z => z + 12.25) }, objective, {
+      perToken: true,
+    })
+    // Exact inputs give the same x = z − max, so the same bits.
+    assert.equal(shifted, base, name)
+
+    const order = random.shuffle(Array.from({ length: words }, (_, v) => v))
+    const permute = (x: Float32Array) =>
+      x.map((_, i) => x[Math.floor(i / words) * words + order[i % words]!]!)
+    const permuted = policyLoss(
+      {
+        ...plain,
+        logits: permute(logits),
+        ...(plain.refLogits && { refLogits: permute(plain.refLogits as Float32Array) }),
+        tokenIds: (plain.tokenIds as Int32Array).map(id => order.indexOf(id)),
+      },
+      objective,
+    )
+    const grad = base.gradLogits as Float32Array
+    const want = permute(grad)
+    for (let i = 0; i < 6; ++i) {
+      const gradRow = grad.subarray(i * words, (i + 1) * words)
+      const largest = gradRow.reduce((x, y) => Math.max(x, Math.abs(y)), 0)
+      // Sums in another order: roundings of sums of at most 40 terms, magnified by D's slope.
+      const allowed = 256 * 2 ** -24 * Math.max(largest, 2 ** -8)
+      const off = distance(
+        Array.from(permuted.gradLogits.subarray(i * words, (i + 1) * words)),
+        Array.from(want.subarray(i * words, (i + 1) * words)),
+      )
+      assert.ok(off <= allowed, `${name}: row ${i} permuted is off by ${off}, allowed ${allowed}`)
+      const sum = gradRow.reduce((x, y) => x + y, 0)
+      assert.ok(Math.abs(sum) <= allowed, `${name}: row ${i} sums to ${sum}, allowed ${allowed}`)
+      if (penalty !== 'reverse-k1') {
+        assert.ok(
+          base.perToken.kl[i]! >= (penalty.endsWith('full') ? -(2 ** -20) : 0),
+          `${name}: D ${base.perToken.kl[i]}`,
+        )
+      }
+    }
+  }
+})
+
+test('D is 0 where policy and reference agree', () => {
+  const batch = {
+    vocabSize: V,
+    logits: policy!,
+    refLogits: policy!,
+    tokenIds: Int32Array.of(3),
+    tokenWeights: Float32Array.of(1),
+    advantages: Float32Array.of(0),
+  }
+  for (const penalty of penalties.filter(name => name !== 'none')) {
+    const { gradLogits, perToken } = policyLoss(batch, rapo({ penalty, klCoef: 1, entropyCoef: 0 }), {
+      perToken: true,
+    })
+    assert.is(Math.abs(perToken.kl[0]!), 0, penalty)
+    if (penalty === 'reverse-k1') continue // its slope is 1 whatever d is
+    const off = gradLogits.reduce((x, y) => Math.max(x, Math.abs(y)), 0)
+    // The full ones subtract two numbers that were rounded by themselves; the rest are exact.
+    assert.ok(off <= (penalty.endsWith('full') ? 8 * 2 ** -24 : 0), `${penalty}: gradient ${off}`)
+  }
+})
+
+test.run()
