@@ -2,8 +2,9 @@
  * Makes models/countdown-base: npx tsx scripts/make-countdown-base.ts
  *
  * A small Qwen2 that learned countdown's format from solved problems, by this package's own engine: supervised training
- * is the objective with advantage 1 and no penalty. Solutions with ×, ÷ or brackets are rare (--hard), so that the model
- * solves easy problems often and hard ones seldom. The test problems are left out.
+ * is the objective with advantage 1 and no penalty. First all examples are solved ones, so that it learns what ×, ÷ and
+ * brackets do; in the last steps hard problems are mostly answered by a plain sum that misses, so that it hardly ever
+ * uses them: there is something beyond its habits to discover. The test problems are left out.
  */
 import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -17,7 +18,7 @@ import { initializeModel, loadPolicy, setEngineThreads } from '../lib/policy.js'
 import { createProgress } from '../lib/progress.js'
 import { loadTokenizer } from '../lib/prompt.js'
 import { createRandom, deriveSeed } from '../lib/random.js'
-import { listProblems, promptOf } from './countdown-solver.js'
+import { listProblems, promptOf, type Solution, solve } from './countdown-solver.js'
 import { eosId, padId, vocabSize, writeTokenizer } from './countdown-tokenizer.js'
 
 const { values } = parseArgs({
@@ -29,7 +30,10 @@ const { values } = parseArgs({
     batch: { type: 'string', default: '128' },
     'learning-rate': { type: 'string', default: '0.002' },
     /** Share of the examples whose problem is hard. */
-    hard: { type: 'string', default: '0.01' },
+    hard: { type: 'string', default: '0.5' },
+    /** In the last steps, the share of the hard problems that are still solved; the others get a plain miss. */
+    'last-solved': { type: 'string', default: '0.02' },
+    'last-steps': { type: 'string', default: '300' },
     'max-number': { type: 'string', default: '15' },
     hidden: { type: 'string', default: '64' },
     intermediate: { type: 'string', default: '192' },
@@ -47,7 +51,6 @@ const number = (name: keyof typeof values) => {
 const seed = number('seed')
 const steps = number('steps')
 const batchSize = number('batch')
-const hardFraction = number('hard')
 const peakRate = number('learning-rate')
 
 const work = mkdtempSync(path.join(tmpdir(), 'countdown-base-'))
@@ -65,12 +68,19 @@ const problems = listProblems(number('max-number')).filter(problem => !held.has(
 const easy = problems.filter(problem => problem.difficulty === 'easy')
 const hard = problems.filter(problem => problem.difficulty === 'hard')
 
-function makeExample(): TrainSequence {
-  const isHard = random.float() < hardFraction
+function makeExample(solvedFraction: number): TrainSequence {
+  const isHard = random.float() < number('hard')
   const problem = random.pick(isHard ? hard : easy)
-  const solutions = isHard ? problem.solutions : problem.solutions.filter(solution => solution.isPlain)
-  const completionIds = [...tokenizer.encode(random.pick(solutions).text), eosId]
+  const isSolved = !isHard || random.float() < solvedFraction
+  const { solutions } = problem
+  const texts = !isSolved ? plainExpressions(problem.numbers) : isHard ? solutions : solutions.filter(s => s.isPlain)
+  const completionIds = [...tokenizer.encode(random.pick(texts).text), eosId]
   return toSequence(tokenizer.encode(promptOf(problem)), completionIds, { advantage: 1 })
+}
+
+/** Every way to add and subtract the numbers, whatever it gives. */
+function plainExpressions(numbers: readonly number[]): Solution[] {
+  return [...solve(numbers).values()].flat().filter(solution => solution.isPlain)
 }
 
 const supervised: Objective = {
@@ -84,7 +94,8 @@ const supervised: Objective = {
 }
 const progress = createProgress({ label: 'countdown-base', total: steps, unit: 'steps' })
 for (let step = 1; step <= steps; step++) {
-  const sequences = Array.from({ length: batchSize }, makeExample)
+  const solvedFraction = step > steps - number('last-steps') ? number('last-solved') : 1
+  const sequences = Array.from({ length: batchSize }, () => makeExample(solvedFraction))
   const weights = tokenWeights(sequences, 'token-mean', 0)
   let sums = emptyMetrics
   for (const microBatch of splitBatch(sequences, weights, 16384)) {
