@@ -22,8 +22,8 @@ export async function bootstrap({ addons = true } = {}) {
     if (addons) await makeAddons()
   } catch (error) {
     status.clear()
-    console.error(error?.code === 'ERR_RAPO_SETUP' ? error.message : error)
-    process.exit(1)
+    console.error(error?.code?.startsWith('ERR_RAPO_') ? error.message : error)
+    process.exit(error?.code === 'ERR_RAPO_ABORTED' ? 130 : 1)
   }
   status.clear()
   report('ready', `after ${seconds(start)} of set-up`)

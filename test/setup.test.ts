@@ -329,6 +329,27 @@ test('a set-up that was killed is repeated from a clean tree', async context => 
   assert.ok(findEngine(cache, env))
 })
 
+test('a set-up that is told to end ends its tools, gives the lock back, and is repeated from a clean tree', async context => {
+  const { root, cache, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  const child = setupProcess({ ...env, FAKE_HANG: '60' }, 'pipe')
+  let said = ''
+  child.stderr!.on('data', text => {
+    said += text
+  })
+  const ended = new Promise(resolve => child.on('close', resolve))
+  await until(() => trees(cache).some(tree => existsSync(join(tree, 'half.o'))))
+  const start = performance.now()
+  process.kill(child.pid!, 'SIGTERM')
+  // It ends only once the hanging tool has, which holds its pipe.
+  assert.equal(await ended, 1)
+  assert.ok(performance.now() - start < 10_000)
+  assert.match(said, 'ERR_RAPO_ABORTED')
+  assert.not.ok(existsSync(join(cache, 'setup.lock')))
+  await runSetup(context)
+  assert.equal(calls(context, 'found half.o'), [])
+})
+
 test('two set-ups at once build once', async context => {
   const { root, cache, env } = context
   env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
@@ -345,12 +366,12 @@ test('two set-ups at once build once', async context => {
 })
 
 /** `setup()` in a process group of its own, like one in another terminal. */
-function setupProcess(env: Record<string, string>) {
+function setupProcess(env: Record<string, string>, stdio: 'inherit' | 'pipe' = 'inherit') {
   const script = "import { setup } from './lib/setup/setup.ts'; await setup({ prefixes: [] })"
   return spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
     cwd: packageRoot,
     env,
-    stdio: 'inherit',
+    stdio,
     detached: true,
   })
 }

@@ -14,6 +14,7 @@ import {
 import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
 import { join, sep } from 'node:path'
+import { RapoError } from '../errors.js'
 import {
   type BuiltEngine,
   type EngineMarker,
@@ -93,8 +94,8 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
       },
     )
   } catch (error) {
-    // The tools ended by themselves, so what they left is good for the next attempt.
-    if (!options.signal?.aborted) rmSync(busy, { force: true })
+    // What tools that ended by themselves left is good for the next attempt.
+    if (!(error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')) rmSync(busy, { force: true })
     throw error
   }
   rmSync(busy)

@@ -58,7 +58,10 @@ export interface WorkOptions {
   readonly signal?: AbortSignal
 }
 
-/** Runs a long command. Throws ERR_RAPO_SETUP with the log's last lines and its path unless it exits with 0. */
+/**
+ * Runs a long command. Throws ERR_RAPO_SETUP with the log's last lines and its path unless it exits with 0, and
+ * ERR_RAPO_ABORTED where this process was told to end meanwhile: the command and all its children are ended first.
+ */
 export async function work(
   what: string,
   command: string,
@@ -67,13 +70,25 @@ export async function work(
 ): Promise<void> {
   const log = createWriteStream(options.log, { flags: 'a' })
   log.write(`$ ${[command, ...args].join(' ')}\n`)
+  let stopped: string | undefined
   const end = await new Promise<string>(resolve => {
+    // A process group of its own, since CMake does not pass a signal on to the compilers.
+    const isGroup = process.platform !== 'win32'
     const child = spawn(command, args, {
       env: options.env,
       stdio: ['ignore', 'pipe', 'pipe'],
+      detached: isGroup,
       ...(options.cwd ? { cwd: options.cwd } : {}),
-      ...(options.signal ? { signal: options.signal } : {}),
     })
+    const stop = (why: string) => {
+      stopped = why
+      try {
+        if (child.pid) process.kill(isGroup ? -child.pid : child.pid, 'SIGTERM')
+      } catch {} // it has ended already
+    }
+    const onAbort = () => stop('the lock was lost')
+    for (const signal of signals) process.on(signal, stop)
+    options.signal?.addEventListener('abort', onAbort)
     for (const stream of [child.stdout, child.stderr]) {
       let rest = ''
       stream.setEncoding('utf8').on('data', (text: string) => {
@@ -83,17 +98,30 @@ export async function work(
         for (const line of lines) options.onLine?.(line)
       })
     }
-    child.on('error', error => resolve(error.message))
-    child.on('close', (code, signal) => resolve(signal ? `killed by ${signal}` : `exit status ${code}`))
+    const finish = (how: string) => {
+      for (const signal of signals) process.off(signal, stop)
+      options.signal?.removeEventListener('abort', onAbort)
+      resolve(how)
+    }
+    child.on('error', error => finish(error.message))
+    child.on('close', (code, signal) => finish(signal ? `killed by ${signal}` : `exit status ${code}`))
   })
   log.end()
   await finished(log)
+  if (stopped) {
+    throw new RapoError(
+      'ERR_RAPO_ABORTED',
+      `${what} was interrupted (${stopped}); the next set-up repeats it`,
+    )
+  }
   if (end === 'exit status 0') return
   throw new RapoError(
     'ERR_RAPO_SETUP',
     `${what} failed (${end})\n${excerpt(options.log)}\nthe whole log: ${options.log}`,
   )
 }
+
+const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 /** The log's last lines, and before them the first that tells of an error, which is often the cause of the rest. */
 function excerpt(file: string): string {
