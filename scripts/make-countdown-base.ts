@@ -72,9 +72,10 @@ function makeExample(solvedFraction: number): TrainSequence {
   const isHard = random.float() < number('hard')
   const problem = random.pick(isHard ? hard : easy)
   const isSolved = !isHard || random.float() < solvedFraction
-  const { solutions } = problem
-  const texts = !isSolved ? plainExpressions(problem.numbers) : isHard ? solutions : solutions.filter(s => s.isPlain)
-  const completionIds = [...tokenizer.encode(random.pick(texts).text), eosId]
+  const answers = isSolved
+    ? problem.solutions.filter(solution => solution.isPlain !== isHard)
+    : plainExpressions(problem.numbers)
+  const completionIds = [...tokenizer.encode(random.pick(answers).text), eosId]
   return toSequence(tokenizer.encode(promptOf(problem)), completionIds, { advantage: 1 })
 }
 
