@@ -2,7 +2,7 @@
 // exists for the policy or for the reference.
 #pragma once
 
-#include <ATen/ATen.h>
+#include "aten.h"
 
 #include <cstdint>
 #include <vector>

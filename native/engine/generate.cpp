@@ -1,7 +1,5 @@
 #include "generate.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -165,7 +163,7 @@ class Decoder {
   void sample_rows(std::vector<Running>& rows, const T* logits) {
     const std::int64_t vocab = model_.config().vocab_size;
     const std::int64_t grain = std::max<std::int64_t>(1, 16384 / vocab);
-    at::parallel_for(0, static_cast<std::int64_t>(rows.size()), grain, [&](std::int64_t begin, std::int64_t end) {
+    ops::for_ranges(static_cast<std::int64_t>(rows.size()), grain, [&](std::int64_t begin, std::int64_t end) {
       static thread_local SamplerScratch scratch;
       for (std::int64_t i = begin; i < end; ++i) {
         Running& r = rows[static_cast<std::size_t>(i)];

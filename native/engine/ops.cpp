@@ -1,7 +1,5 @@
 #include "ops.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -68,7 +66,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Te
   by_dtype(x, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().rms_norm;
-    at::parallel_for(0, rows, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(rows, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
       f(data<T>(x), data<T>(w), static_cast<float>(eps), channels, data<T>(y), rstd ? data<float>(*rstd) : nullptr,
         begin, end);
     });
@@ -79,13 +77,13 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Te
 void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd, const at::Tensor& dy,
                        at::Tensor& dx, at::Tensor& dw) {
   // dw is summed in blocks of fixed size, added in order: the same bits whoever computes a block.
-  constexpr std::int64_t kBlock = 512;
+  constexpr std::int64_t kBlock = 128;
   const std::int64_t rows = x.size(0), channels = x.size(1), blocks = (rows + kBlock - 1) / kBlock;
   auto partial = at::zeros({blocks, channels}, at::kFloat);
   by_dtype(x, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().rms_norm_backward;
-    at::parallel_for(0, blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(blocks, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t b = begin; b < end; ++b) {
         f(data<T>(x), data<T>(w), data<float>(rstd), data<T>(dy), channels, data<T>(dx),
           data<float>(partial) + b * channels, b * kBlock, std::min(rows, (b + 1) * kBlock));
@@ -105,7 +103,7 @@ at::Tensor swiglu(const at::Tensor& gate_up) {
   by_dtype(gate_up, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().swiglu;
-    at::parallel_for(0, gate_up.size(0), row_grain(2 * width), [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(gate_up.size(0), row_grain(2 * width), [&](std::int64_t begin, std::int64_t end) {
       f(data<T>(gate_up), width, data<T>(out), begin, end);
     });
   });
@@ -118,7 +116,7 @@ at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout) {
   by_dtype(gate_up, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().swiglu_backward;
-    at::parallel_for(0, gate_up.size(0), row_grain(2 * width), [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(gate_up.size(0), row_grain(2 * width), [&](std::int64_t begin, std::int64_t end) {
       f(data<T>(gate_up), data<T>(dout), width, data<T>(dgate_up), begin, end);
     });
   });
@@ -134,7 +132,7 @@ void for_each_unit(const TrunkInput& input, std::int64_t kv_heads, const F& f) {
   const auto rows = static_cast<std::int64_t>(input.token_ids.size());
   // A thread is worth it from some hundred tokens on.
   const std::int64_t grain = std::max<std::int64_t>(1, 256 * units / std::max<std::int64_t>(rows * kv_heads, 1));
-  at::parallel_for(0, units, grain, [&](std::int64_t begin, std::int64_t end) {
+  for_ranges(units, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t u = begin; u < end; ++u) f(input.families[static_cast<std::size_t>(u / kv_heads)], u % kv_heads);
   });
 }
@@ -208,7 +206,7 @@ at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std
   by_dtype(qkv, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().decode_attention;
-    at::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(rows, grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const auto n = static_cast<std::size_t>(i);
         f(shape, positions[n], data<T>(qkv) + i * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin),
@@ -228,7 +226,7 @@ at::Tensor gather(const at::Tensor& table, const Index* ids, std::int64_t count)
   const std::size_t bytes = static_cast<std::size_t>(channels) * table.element_size();
   const auto* from = data<char>(table);
   auto* to = data<char>(out);
-  at::parallel_for(0, count, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
+  for_ranges(count, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       std::memcpy(to + static_cast<std::size_t>(i) * bytes, from + static_cast<std::size_t>(ids[i]) * bytes, bytes);
     }
@@ -255,7 +253,7 @@ at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& 
   const std::size_t bytes = static_cast<std::size_t>(rows.size(1)) * rows.element_size();
   const auto* from = data<char>(rows);
   auto* to = data<char>(out);
-  at::parallel_for(0, count, row_grain(rows.size(1)), [&](std::int64_t begin, std::int64_t end) {
+  for_ranges(count, row_grain(rows.size(1)), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const auto n = static_cast<std::size_t>(i);
       std::memcpy(to + static_cast<std::size_t>(positions[n]) * bytes, from + n * bytes, bytes);
@@ -271,7 +269,7 @@ void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tens
     const auto f = loops::table().ops<T>().scatter_add;
     // Threads share the channels, not the rows: each sum then has one order.
     const std::int64_t grain = std::max<std::int64_t>(64, 65536 / std::max<std::int64_t>(rows, 1));
-    at::parallel_for(0, channels, grain, [&](std::int64_t begin, std::int64_t end) {
+    for_ranges(channels, grain, [&](std::int64_t begin, std::int64_t end) {
       f(ids, rows, data<T>(x), channels, data<float>(table), begin, end);
     });
   });
@@ -288,9 +286,9 @@ bool is_small(const at::Tensor& w) {
 }
 
 void run(const loops::Gemm& g) {
-  const std::int64_t grain = std::max<std::int64_t>(12, (std::int64_t{1} << 19) / std::max<std::int64_t>(g.n * g.k, 1));
-  at::parallel_for(0, g.m, grain,
-                   [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); });
+  // A thread is worth some hundred thousand products; ranges of whole register blocks (6 rows).
+  const std::int64_t grain = (std::int64_t{1} << 20) / std::max<std::int64_t>(g.n * g.k, 1);
+  for_ranges(g.m, grain, [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); }, 6);
 }
 
 }  // namespace

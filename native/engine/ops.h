@@ -2,15 +2,32 @@
 // Every function returns the same bits for any number of threads.
 #pragma once
 
-#include <ATen/ATen.h>
+#include "aten.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "../kernels/parallel.h"
 #include "cpu/loops.h"
 #include "packing.h"
 
 namespace rapo::ops {
+
+/// Calls f(begin, end) for ranges that cover [0, n), on the kernels' threads: libtorch's OpenMP pool is not ours to
+/// use, since its wheels may bring a libgomp of their own. No range is shorter than `grain` (but the last); all begin at
+/// multiples of `step`.
+template <class F>
+void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t step = 1) {
+  const std::int64_t wanted = 2 * static_cast<std::int64_t>(kernel_threads());  // evens out unequal ranges
+  std::int64_t length = std::max((n + wanted - 1) / wanted, std::max<std::int64_t>(grain, 1));
+  length = (length + step - 1) / step * step;
+  if (kernel_threads() == 1 || length >= n) {
+    if (n > 0) f(std::int64_t{0}, n);
+    return;
+  }
+  parallel_for((n + length - 1) / length, [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
+}
 
 /// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as transformers does.
 struct Rope {

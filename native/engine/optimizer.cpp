@@ -1,7 +1,5 @@
 #include "optimizer.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,7 +13,7 @@ constexpr std::int64_t kBlock = 65536;
 template <class F>
 void for_blocks(std::int64_t begin, std::int64_t end, const F& f) {
   const std::int64_t blocks = (end - begin + kBlock - 1) / kBlock;
-  at::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
+  ops::for_ranges(blocks, 1, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t b = first; b < last; ++b) f(begin + b * kBlock, std::min(end, begin + (b + 1) * kBlock));
   });
 }

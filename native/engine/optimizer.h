@@ -1,7 +1,7 @@
 // AdamW over a model's flat buffers.
 #pragma once
 
-#include <ATen/ATen.h>
+#include "aten.h"
 
 #include "policy.h"
 #include "qwen2.h"

@@ -6,7 +6,7 @@
 // Symbols: R rows (tokens), C hidden, H query heads, K key/value heads, D head width, I intermediate, V vocabulary.
 #pragma once
 
-#include <ATen/ATen.h>
+#include "aten.h"
 
 #include <string>
 #include <utility>
