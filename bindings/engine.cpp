@@ -1,5 +1,6 @@
 // The engine addon. lib/policy.ts validates, orders the calls of a policy and disposes it; every call here runs on
 // the engine's thread and answers with a promise.
+#include <dlfcn.h>
 #include <napi.h>
 
 #include <atomic>
@@ -301,7 +302,15 @@ Napi::Value set_threads(const Napi::CallbackInfo& info) {
   });
 }
 
+/// Node unloads an addon with the last environment that loaded it. The engine's thread and libtorch's, which end with
+/// the process only, would be left without their code: the addon and what it is linked to stay.
+void stay_loaded() {
+  Dl_info self;
+  if (dladdr(reinterpret_cast<void*>(&stay_loaded), &self) != 0) dlopen(self.dli_fname, RTLD_LAZY | RTLD_NODELETE);
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+  stay_loaded();
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("libtorchVersion", libtorch_version());
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));

@@ -1,7 +1,9 @@
 /** Calls off the main thread: responsiveness, abort, order, dispose, worker threads. */
+import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { performance } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -189,6 +191,13 @@ test('worker.terminate() during a call neither crashes nor blocks', async () => 
   const policy = await open()
   assert.is((await policy.generate(prompts, sampling)).finishReasons.length, 4)
   await policy.dispose()
+})
+
+test('worker threads may be the only ones to load the addon, one after the other', async () => {
+  const script = fileURLToPath(new URL('engine-worker-only.ts', import.meta.url))
+  const run = spawnSync(process.execPath, ['--import', 'tsx', script, await newModel()], { encoding: 'utf8' })
+  assert.is(run.status, 0, run.stderr)
+  assert.match(run.stdout, /all workers ended well/)
 })
 
 test.run()

@@ -320,23 +320,51 @@ test('the vector exp is within 2 ulp', () => {
   }
 })
 
-test('alignment and row length change no bits', () => {
-  for (const isa of raw.isas()) {
-    raw.setIsa(isa)
+test('alignment, row length and streaming stores change no bits', () => {
+  const objective = objectiveFor('none')
+  for (const dtype of dtypes) {
     for (const V of [31, 64, 1001]) {
-      const objective = objectiveFor('forward')
-      const rows = V === 1001 ? 1200 : 8 // 1200 rows of 1001 are large enough for streaming stores
-      const { batch } = makeCase(V, rows, 'float32', objective, 2)
-      const want = policyLoss(batch, objective).gradLogits
-      for (const offset of [1, 3]) {
-        const shifted = new Float32Array(rows * V + 16).subarray(offset, offset + rows * V)
-        shifted.set(batch.logits as Float32Array)
-        const grad = new Float32Array(rows * V + 16).subarray(16 - offset, 16 - offset + rows * V)
-        assert.equal(policyLoss({ ...batch, logits: shifted }, objective, { grad }).gradLogits, want)
+      const rows = V === 1001 ? 2200 : 8 // 2200 rows of 1001 are more than the 4 MiB from which stores stream
+      const values = Float64Array.from({ length: rows * V }, (_, i) => ((i * 7919) % 1009) / 128)
+      const fill = (x: number) => new Float32Array(rows).fill(x)
+      const batch = {
+        vocabSize: V,
+        dtype,
+        logits: toLogits(values, dtype),
+        tokenIds: Int32Array.from({ length: rows }, (_, i) => i % V),
+        tokenWeights: fill(0.5),
+        advantages: fill(-1),
+      }
+      const Type = batch.logits.constructor as Float32ArrayConstructor
+      for (const isa of raw.isas()) {
+        raw.setIsa(isa)
+        const want = policyLoss(batch, objective).gradLogits
+        for (const i of [0, 1, rows - 1]) {
+          const alone = {
+            ...batch,
+            logits: batch.logits.subarray(i * V, (i + 1) * V),
+            tokenIds: batch.tokenIds.subarray(i, i + 1),
+            tokenWeights: fill(0.5).subarray(0, 1),
+            advantages: fill(-1).subarray(0, 1),
+          }
+          assert.equal(policyLoss(alone, objective).gradLogits, want.subarray(i * V, (i + 1) * V))
+        }
+        for (const offset of [1, 3]) {
+          const logits = new Type(rows * V + 16).subarray(offset, offset + rows * V)
+          logits.set(batch.logits)
+          const grad = new Type(rows * V + 16).subarray(16 - offset, 16 - offset + rows * V)
+          policyLoss({ ...batch, logits }, objective, { grad })
+          assert.ok(
+            Buffer.compare(bytesOf(grad), bytesOf(want)) === 0,
+            `${isa} ${dtype} V ${V} offset ${offset}`,
+          )
+        }
       }
     }
   }
 })
+
+const bytesOf = (x: Logits) => new Uint8Array(x.buffer, x.byteOffset, x.byteLength)
 
 test('a float32 gradient of half-precision logits is the one of the same numbers in float32', () => {
   for (const isa of raw.isas()) {
