@@ -137,31 +137,36 @@ PairStats pair_stats(const void* data, const void* ref_data, std::int64_t n, flo
   return s;
 }
 
-/// Elements before `out` is aligned for a streaming vector store; n where it never is.
+/// Elements before `out` is aligned for stream_pair; n where it never is.
 template <class Out>
 std::int64_t elements_to_alignment(const Out* out, std::int64_t n) {
-  const std::uintptr_t vector = kLanes * sizeof(Out),
-                       misaligned = reinterpret_cast<std::uintptr_t>(out) % vector;
+  const std::uintptr_t pair = 2 * kLanes * sizeof(Out),
+                       misaligned = reinterpret_cast<std::uintptr_t>(out) % pair;
   if (misaligned % sizeof(Out) != 0) return n;
   const std::int64_t head =
-      misaligned == 0 ? 0 : static_cast<std::int64_t>((vector - misaligned) / sizeof(Out));
+      misaligned == 0 ? 0 : static_cast<std::int64_t>((pair - misaligned) / sizeof(Out));
   return head < n ? head : n;
 }
 
-/// out[i] = value(i, count) for all i, `count` lanes at a time.
+/// out[i ..] = value(i, count) from begin to end, `count` lanes at a time.
+template <class Out, class Value>
+void store_range(Out* out, std::int64_t begin, std::int64_t end, const Value& value) {
+  std::int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) store(out + i, value(i, kLanes));
+  if (i < end) store_partial(out + i, value(i, end - i), end - i);
+}
+
 template <class Out, class Value>
 void write_row(Out* out, std::int64_t n, bool streaming, const Value& value) {
   std::int64_t i = 0;
   if (streaming) {
-    const std::int64_t head = elements_to_alignment(out, n);
-    if (head < kLanes) {
-      if (head > 0) store_partial(out, value(0, head), head);
-      for (i = head; i + kLanes <= n; i += kLanes) stream(out + i, value(i, kLanes));
-      stream_fence();
-    }
+    i = elements_to_alignment(out, n);
+    store_range(out, 0, i, value);
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes)
+      stream_pair(out + i, value(i, kLanes), value(i + kLanes, kLanes));
+    stream_fence();
   }
-  for (; i + kLanes <= n; i += kLanes) store(out + i, value(i, kLanes));
-  if (i < n) store_partial(out + i, value(i, n - i), n - i);
+  store_range(out, i, n, value);
 }
 
 template <class In, class Out>

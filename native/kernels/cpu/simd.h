@@ -66,9 +66,24 @@ inline __m256i to_f16(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 inline void store(BF16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
 inline void store(F16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
-inline void stream(float* p, F x) { _mm512_stream_ps(p, x); }
-inline void stream(BF16* p, F x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
-inline void stream(F16* p, F x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
+/// Two vectors past the caches, p aligned to their size. Half-filled cache lines would be written to memory
+/// twice.
+inline void stream_pair(float* p, F a, F b) {
+  _mm512_stream_ps(p, a);
+  _mm512_stream_ps(p + kLanes, b);
+}
+inline void stream_pair(BF16* p, F a, F b) {
+#if defined(__AVX512BF16__)
+  const auto both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+#else
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(a)), to_bf16(b), 1);
+#endif
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
+}
+inline void stream_pair(F16* p, F a, F b) {
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to_f16(a)), to_f16(b), 1);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
+}
 inline void stream_fence() { _mm_sfence(); }
 
 /// The sum of the lanes, in double.
@@ -119,9 +134,16 @@ inline __m128i to_f16(F x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT
 inline void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 inline void store(BF16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
 inline void store(F16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
-inline void stream(float* p, F x) { _mm256_stream_ps(p, x); }
-inline void stream(BF16* p, F x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bf16(x)); }
-inline void stream(F16* p, F x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
+inline void stream_pair(float* p, F a, F b) {
+  _mm256_stream_ps(p, a);
+  _mm256_stream_ps(p + kLanes, b);
+}
+inline void stream_pair(BF16* p, F a, F b) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_set_m128i(to_bf16(b), to_bf16(a)));
+}
+inline void stream_pair(F16* p, F a, F b) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_set_m128i(to_f16(b), to_f16(a)));
+}
 inline void stream_fence() { _mm_sfence(); }
 
 inline double sum_lanes(F x) {
@@ -157,11 +179,12 @@ inline F load(const float* p) {
   __builtin_memcpy(&x, p, sizeof x);
   return x;
 }
+typedef std::uint16_t H __attribute__((vector_size(2 * kLanes)));
 template <class Half>
 inline U widen(const Half* p) {
-  U bits;
-  for (std::int64_t i = 0; i < kLanes; ++i) bits[i] = p[i].bits;
-  return bits;
+  H bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return __builtin_convertvector(bits, U);
 }
 inline F load(const BF16* p) { return (F)(widen(p) << 16); }
 // As float16_to_float in dtypes.h.
@@ -174,7 +197,8 @@ inline F load(const F16* p) {
 }
 template <class Half>
 inline void narrow(Half* p, U bits) {
-  for (std::int64_t i = 0; i < kLanes; ++i) p[i].bits = static_cast<std::uint16_t>(bits[i]);
+  const H half = __builtin_convertvector(bits, H);
+  __builtin_memcpy(p, &half, sizeof half);
 }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
 inline void store(BF16* p, F x) {
@@ -193,8 +217,9 @@ inline void store(F16* p, F x) {
   narrow(p, half | sign);
 }
 template <class T>
-inline void stream(T* p, F x) {
-  store(p, x);
+inline void stream_pair(T* p, F a, F b) {
+  store(p, a);
+  store(p + kLanes, b);
 }
 inline void stream_fence() {}
 
