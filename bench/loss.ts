@@ -2,6 +2,7 @@
  * `npm run bench`: value and gradient of the rapo preset against torch on the CPU, same batch, same threads, in turns.
  *
  *   --rows 128,512  --vocab 151936  --dtype float32,bfloat16  --isa NAME  --threads N  --rounds 15  --json FILE
+ *   --penalties  times each penalty against none as well
  *
  * Nothing is timed that has not been validated against the oracle. Peers run in the Python that RAPO_PYTHON names, or
  * python3, where it has torch; without one only rapo is timed.
@@ -24,7 +25,7 @@ import {
   setKernelThreads,
 } from '../lib/kernels.js'
 import { loadKernels } from '../lib/native.js'
-import { rapo } from '../lib/objective.js'
+import { penalties, rapo } from '../lib/objective.js'
 import { createRandom } from '../lib/random.js'
 
 const { values: flags } = parseArgs({
@@ -36,6 +37,7 @@ const { values: flags } = parseArgs({
     threads: { type: 'string', default: '0' },
     rounds: { type: 'string', default: '15' },
     json: { type: 'string' },
+    penalties: { type: 'boolean', default: false },
   },
 })
 
@@ -82,6 +84,7 @@ console.log(`rapo kernels: ${isa}, ${threads} threads; V = ${V}; medians of ${ro
 for (const dtype of flags.dtype.split(',') as LogitsDType[]) {
   for (const rows of flags.rows.split(',').map(Number)) await benchmark(dtype, rows)
 }
+if (flags.penalties) comparePenalties(Number(flags.rows.split(',')[0]))
 if (flags.json) writeFileSync(flags.json, `${JSON.stringify({ machine, results }, null, 2)}\n`)
 
 async function benchmark(dtype: LogitsDType, rows: number): Promise<void> {
@@ -151,6 +154,55 @@ async function benchmark(dtype: LogitsDType, rows: number): Promise<void> {
   console.log(`  ${speed.toFixed(1)} GB/s; a plain copy on one thread moves ${copySpeed.toFixed(1)} GB/s`)
 }
 
+/** Value and gradient of each penalty in float32, in turns; the ratio says what it costs more than none. */
+function comparePenalties(rows: number): void {
+  const { refLogits, refWeights, ...plain } = makeBatch('float32', rows)
+  const grad = new Float32Array(rows * V)
+  const calls = penalties.map(penalty => {
+    const batch = {
+      ...plain,
+      ...(penalty !== 'none' && { refLogits }),
+      ...(penalty.startsWith('forward') && { refWeights }),
+    } as Batch
+    return {
+      penalty,
+      batch,
+      objective: rapo({ penalty, klCoef: penalty === 'none' ? 0 : 0.02 }),
+      ms: [] as number[],
+    }
+  })
+  for (const { penalty, batch, objective } of calls) {
+    const want = new Float32Array(rows * V)
+    const { loss } = raw.policyLossReference({ ...batch, rows }, objective, {
+      gradLogits: want,
+      gradDtype: 'float32',
+    })
+    validate(penalty, policyLoss(batch, objective, { grad }).loss, grad, loss, want, 'float32')
+  }
+  for (let i = 0; i < rounds; ++i) {
+    for (const { batch, objective, ms } of calls) ms.push(...timeOwn(batch, grad, 1, objective))
+  }
+  console.log(`\nfloat32, N = ${rows}, each penalty against none`)
+  const none = median(calls[0]!.ms)
+  for (const { penalty, ms } of calls) {
+    const own = median(ms)
+    const name = `penalty ${penalty}`
+    results.push({
+      name,
+      peer: 'penalty none',
+      dtype: 'float32',
+      rows,
+      vocabSize: V,
+      isa,
+      threads,
+      ms: own,
+      peerMs: none,
+      ratio: none / own,
+    })
+    console.log(`  ${name.padEnd(44)} ${own.toFixed(2).padStart(8)} ms   ${(own / none).toFixed(2)}× none`)
+  }
+}
+
 /** Log-normal-like logits, φ of 0.7 and 1, ratios about 1: a batch in the middle of training. */
 function makeBatch(dtype: LogitsDType, rows: number): Batch {
   const random = createRandom(1)
@@ -217,10 +269,10 @@ function validate(
   }
 }
 
-function timeOwn(batch: Batch, grad: GradMode, times: number): number[] {
+function timeOwn(batch: Batch, grad: GradMode, times: number, of = objective): number[] {
   return Array.from({ length: times }, () => {
     const start = performance.now()
-    policyLoss(batch, objective, { grad })
+    policyLoss(batch, of, { grad })
     return performance.now() - start
   })
 }
