@@ -1,5 +1,5 @@
-// The engine addon. lib/policy.ts validates, orders the calls of a policy and disposes it; every call here runs on
-// the engine's thread and answers with a promise.
+// The engine addon. lib/policy.ts validates, orders the calls of a policy and disposes it; every call here
+// runs on the engine's thread and answers with a promise.
 #include <dlfcn.h>
 #include <napi.h>
 
@@ -57,7 +57,8 @@ double number_argument(const Napi::CallbackInfo& info, std::size_t index, const 
   return info[index].As<Napi::Number>();
 }
 
-/// Inputs are copied: a batch is small beside what is computed from it, and JS stays free to change its arrays.
+/// Inputs are copied: a batch is small beside what is computed from it, and JS stays free to change its
+/// arrays.
 std::vector<std::int64_t> copy_indices(const Napi::Value& value, const char* name) {
   const auto v = view<std::int32_t>(value, name);
   return std::vector<std::int64_t>(v.data, v.data + v.size);
@@ -69,8 +70,8 @@ PackedTokens packed_from(const Napi::Object& object, const char* name) {
           copy_indices(object.Get("offsets"), (prefix + ".offsets").c_str())};
 }
 
-/// The number that setThreads asked for, -1 once it is in force. OpenMP keeps it a thread, so that only the engine's
-/// thread can change it.
+/// The number that setThreads asked for, -1 once it is in force. OpenMP keeps it a thread, so that only the
+/// engine's thread can change it.
 std::atomic<int>& wanted_threads() {
   static std::atomic<int> threads{-1};
   return threads;
@@ -104,7 +105,9 @@ Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::func
 
 Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
   auto object = Napi::Object::New(env);
-  const auto set = [&](const char* name, std::int64_t value) { object.Set(name, static_cast<double>(value)); };
+  const auto set = [&](const char* name, std::int64_t value) {
+    object.Set(name, static_cast<double>(value));
+  };
   set("vocabSize", info.vocab_size);
   set("hiddenSize", info.hidden_size);
   set("layers", info.layers);
@@ -129,7 +132,8 @@ Napi::Value load(const Napi::CallbackInfo& info) {
     options.trainable = boolean(o, "trainable");
     if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
     const auto adamw = object_from(o.Get("adamw"), "adamw");
-    options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"), number(adamw, "weightDecay")};
+    options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
+                     number(adamw, "weightDecay")};
     options.max_grad_norm = number(o, "maxGradNorm");
     options.head_rows = integer(o, "headRows");
     return on_engine<std::shared_ptr<Policy>>(
@@ -150,7 +154,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
             Napi::MemoryManagement::AdjustExternalMemory(e, -h->bytes);
             delete h;
           });
-          handle.release();
+          (void)handle.release();  // the finalizer's now
           external.TypeTag(&kPolicyTag);
           result.Set("handle", external);
           return result;
@@ -202,19 +206,23 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
         [](Napi::Env env, Completions& completions) {
           auto result = Napi::Object::New(env);
           const auto& offsets = completions.tokens.offsets;
-          if (offsets.back() > INT32_MAX) invalid("more than 2^31 tokens were generated: ask for fewer at once");
+          if (offsets.back() > INT32_MAX)
+            invalid("more than 2^31 tokens were generated: ask for fewer at once");
           result.Set("tokenIds", to_js(env, completions.tokens.token_ids));
           result.Set("offsets", to_js(env, std::vector<std::int32_t>(offsets.begin(), offsets.end())));
           result.Set("logprobs", to_js(env, completions.logprobs));
           std::vector<std::uint8_t> stopped;
-          for (const auto reason : completions.finish_reasons) stopped.push_back(reason == FinishReason::kStop);
+          stopped.reserve(completions.finish_reasons.size());
+          for (const auto reason : completions.finish_reasons)
+            stopped.push_back(reason == FinishReason::kStop);
           result.Set("stopped", to_js(env, stopped));
           return result;
         });
   });
 }
 
-/// logprobs(handle, sequences, rowPositions, tokenIds, temperature, control) -> Promise<{ logprobs, entropy }>
+/// logprobs(handle, sequences, rowPositions, tokenIds, temperature, control) -> Promise<{ logprobs, entropy
+/// }>
 Napi::Value logprobs(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
@@ -225,9 +233,8 @@ Napi::Value logprobs(const Napi::CallbackInfo& info) {
     auto control = ControlObject::get(info[5]);
     return on_engine<LogprobRows>(
         info.Env(), control,
-        [policy, sequences = std::move(sequences), rows = std::move(rows), ids = std::move(ids), temperature, control] {
-          return policy->logprobs(sequences, rows, ids, temperature, *control);
-        },
+        [policy, sequences = std::move(sequences), rows = std::move(rows), ids = std::move(ids), temperature,
+         control] { return policy->logprobs(sequences, rows, ids, temperature, *control); },
         [](Napi::Env env, LogprobRows& out) {
           auto result = Napi::Object::New(env);
           result.Set("logprobs", to_js(env, out.logprobs));
@@ -254,7 +261,9 @@ Napi::Value accumulate(const Napi::CallbackInfo& info) {
     auto control = ControlObject::get(info[3]);
     return on_engine<Metrics>(
         info.Env(), control,
-        [policy, batch = std::move(batch), objective, control] { return policy->accumulate(batch, objective, *control); },
+        [policy, batch = std::move(batch), objective, control] {
+          return policy->accumulate(batch, objective, *control);
+        },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
 }
@@ -265,7 +274,8 @@ Napi::Value step(const Napi::CallbackInfo& info) {
     auto policy = policy_of(info);
     const double learning_rate = number_argument(info, 1, "learningRate");
     return on_engine<StepResult>(
-        info.Env(), std::make_shared<Control>(), [policy, learning_rate] { return policy->step(learning_rate); },
+        info.Env(), std::make_shared<Control>(),
+        [policy, learning_rate] { return policy->step(learning_rate); },
         [](Napi::Env env, StepResult& result) {
           auto object = Napi::Object::New(env);
           object.Set("gradNorm", result.grad_norm);
@@ -302,11 +312,12 @@ Napi::Value set_threads(const Napi::CallbackInfo& info) {
   });
 }
 
-/// Node unloads an addon with the last environment that loaded it. The engine's thread and libtorch's, which end with
-/// the process only, would be left without their code: the addon and what it is linked to stay.
+/// Node unloads an addon with the last environment that loaded it. The engine's thread and libtorch's, which
+/// end with the process only, would be left without their code: the addon and what it is linked to stay.
 void stay_loaded() {
   Dl_info self;
-  if (dladdr(reinterpret_cast<void*>(&stay_loaded), &self) != 0) dlopen(self.dli_fname, RTLD_LAZY | RTLD_NODELETE);
+  if (dladdr(reinterpret_cast<void*>(&stay_loaded), &self) != 0)
+    dlopen(self.dli_fname, RTLD_LAZY | RTLD_NODELETE);
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {

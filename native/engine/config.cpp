@@ -66,10 +66,12 @@ class Reader {
   }
 
   /// The field, where present, must be this text.
-  void only(const Json& object, const char* field, const std::string& supported, const std::string& shown) const {
+  void only(const Json& object, const char* field, const std::string& supported,
+            const std::string& shown) const {
     const Json* value = get(object, field);
     if (value && !(value->type == Json::Type::kString && value->text == supported)) {
-      fail(ErrorCode::kUnsupported, shown, "is " + show(*value) + "; only \"" + supported + "\" is supported");
+      fail(ErrorCode::kUnsupported, shown,
+           "is " + show(*value) + "; only \"" + supported + "\" is supported");
     }
   }
 
@@ -102,7 +104,8 @@ ModelConfig read_config(const std::string& dir) {
   reader.only(json, "model_type", "qwen2", "model_type");
   reader.only(json, "hidden_act", "silu", "hidden_act");
   if (reader.flag("use_sliding_window", false)) {
-    reader.fail(ErrorCode::kUnsupported, "use_sliding_window", "is true; sliding-window attention is not supported");
+    reader.fail(ErrorCode::kUnsupported, "use_sliding_window",
+                "is true; sliding-window attention is not supported");
   }
   if (const Json* types = reader.get("layer_types")) {
     for (const Json& type : types->items) {
@@ -117,7 +120,8 @@ ModelConfig read_config(const std::string& dir) {
     reader.only(*scaling, "rope_type", "default", "rope_scaling.rope_type");
     reader.only(*scaling, "type", "default", "rope_scaling.type");
     if (!reader.get(*scaling, "rope_type") && !reader.get(*scaling, "type")) {
-      reader.fail(ErrorCode::kUnsupported, "rope_scaling", "is " + Reader::show(*scaling) + "; not supported");
+      reader.fail(ErrorCode::kUnsupported, "rope_scaling",
+                  "is " + Reader::show(*scaling) + "; not supported");
     }
   }
 

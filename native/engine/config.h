@@ -22,7 +22,8 @@ struct ModelConfig {
 };
 
 /// Reads dir/config.json; absent fields take transformers' defaults for Qwen2.
-/// Throws Error: kIo, kFormat (a field of the wrong kind or range), kUnsupported (names the field and its value).
+/// Throws Error: kIo, kFormat (a field of the wrong kind or range), kUnsupported (names the field and its
+/// value).
 ModelConfig read_config(const std::string& dir);
 
 /// The file's text with the dtype field (whichever spelling it has) set.

@@ -1,5 +1,5 @@
-// The one thread that all libtorch work of the process runs on, so that there is one OpenMP team, whichever of
-// libuv's workers a call came in on.
+// The one thread that all libtorch work of the process runs on, so that there is one OpenMP team, whichever
+// of libuv's workers a call came in on.
 #pragma once
 
 #include <condition_variable>
@@ -21,7 +21,8 @@ class Executor {
     return *executor;
   }
 
-  /// Runs f on the engine's thread, after the calls that came before, and waits. What f throws is thrown here.
+  /// Runs f on the engine's thread, after the calls that came before, and waits. What f throws is thrown
+  /// here.
   template <class F>
   auto run(F&& f) -> decltype(f()) {
     // Shared: the engine's thread may still be leaving the task when the result is here.

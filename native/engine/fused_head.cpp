@@ -10,7 +10,9 @@ namespace {
 
 constexpr std::int64_t kChunkBytes = 64 << 20;
 
-DType dtype_of(const at::Tensor& x) { return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16; }
+DType dtype_of(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
+}
 
 /// The same batch from row `at` on.
 Batch rows_from(const Batch& batch, std::int64_t at, std::int64_t rows) {

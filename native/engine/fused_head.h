@@ -1,14 +1,13 @@
-// The head fused with the objective: hidden (N, C) x W (V, C)^T is taken in chunks of rows, so that no (N, V) array
-// exists for the policy or for the reference.
+// The head fused with the objective: hidden (N, C) x W (V, C)^T is taken in chunks of rows, so that no (N, V)
+// array exists for the policy or for the reference.
 #pragma once
-
-#include "aten.h"
 
 #include <cstdint>
 #include <vector>
 
 #include "../control.h"
 #include "../kernels/objective.h"
+#include "aten.h"
 
 namespace rapo {
 
@@ -17,14 +16,15 @@ std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_siz
 
 /// The rows' arrays as in Batch (logits and their strides are filled in here).
 struct HeadRows {
-  const at::Tensor& hidden;       // (N, C) of the policy
-  const at::Tensor& ref_hidden;   // (N, C') of the reference; undefined without one
-  Batch batch;                    // rows, vocab_size, and the per-row arrays
+  const at::Tensor& hidden;      // (N, C) of the policy
+  const at::Tensor& ref_hidden;  // (N, C') of the reference; undefined without one
+  Batch batch;                   // rows, vocab_size, and the per-row arrays
 };
 
 /// Loss and metrics of the rows; dhidden (N, C) is written and dweight (V, C, float32) added to.
 Metrics fused_head_loss(const HeadRows& rows, const at::Tensor& weight, const at::Tensor& ref_weight,
-                        const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden, at::Tensor& dweight);
+                        const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,
+                        at::Tensor& dweight);
 
 /// log p(token_ids[i]) and entropy of every row, under softmax(logits / temperature).
 void fused_head_logprobs(const at::Tensor& hidden, const at::Tensor& weight, const std::int32_t* token_ids,

@@ -8,9 +8,10 @@
 namespace rapo {
 namespace {
 
-constexpr std::int64_t kPrefillTokens = 8192;            // at once
-// With max_batch = 0: a decoding step reads the weights and the cache, so that a cache of some times the weights' size
-// pays for reading those; beyond that more slots only push a small model's cache out of the processor's.
+constexpr std::int64_t kPrefillTokens = 8192;  // at once
+// With max_batch = 0: a decoding step reads the weights and the cache, so that a cache of some times the
+// weights' size pays for reading those; beyond that more slots only push a small model's cache out of the
+// processor's.
 constexpr std::int64_t kCacheToWeights = 4, kMinSlots = 64, kMaxSlots = 512;
 constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;  // at most
 
@@ -29,18 +30,20 @@ struct Running {
 
 class Decoder {
  public:
-  Decoder(Qwen2& model, const ModelTensors& weights, const PackedTokens& prompts, const SamplingParams& sampling,
-          Control& control)
+  Decoder(Qwen2& model, const ModelTensors& weights, const PackedTokens& prompts,
+          const SamplingParams& sampling, Control& control)
       : model_(model), weights_(weights), prompts_(prompts), sampling_(sampling), control_(control) {
     const std::int64_t count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
     total_ = count * sampling.n;
     std::int64_t longest = 0;
     for (std::int64_t p = 0; p < count; ++p) longest = std::max(longest, prompt_length(p));
-    const std::int64_t blocks = (longest + sampling.max_new_tokens + loops::kCacheBlock - 1) / loops::kCacheBlock;
+    const std::int64_t blocks =
+        (longest + sampling.max_new_tokens + loops::kCacheBlock - 1) / loops::kCacheBlock;
     const std::int64_t block = 2 * model.config().kv_size() * loops::kCacheBlock;
     const auto width = static_cast<std::int64_t>(weights.embed.element_size());
     const std::int64_t bytes = blocks * block * model.config().layers * width;  // of a slot
-    std::int64_t slots = std::clamp(kCacheToWeights * model.layout().parameters() * width / bytes, kMinSlots, kMaxSlots);
+    std::int64_t slots =
+        std::clamp(kCacheToWeights * model.layout().parameters() * width / bytes, kMinSlots, kMaxSlots);
     slots = std::min(slots, std::max<std::int64_t>(kCacheBytes / bytes, 1));
     if (sampling.max_batch > 0) slots = sampling.max_batch;
     slots = std::min(slots, total_);
@@ -70,7 +73,8 @@ class Decoder {
 
   /// Gives free slots to the next completions; their prompts are computed where that has not happened yet.
   void start() {
-    const std::int64_t count = std::min<std::int64_t>(total_ - next_, static_cast<std::int64_t>(free_.size()));
+    const std::int64_t count =
+        std::min<std::int64_t>(total_ - next_, static_cast<std::int64_t>(free_.size()));
     std::vector<std::int64_t> missing;
     for (std::int64_t c = next_; c < next_ + count; ++c) {
       const std::int64_t p = c / sampling_.n;
@@ -114,6 +118,7 @@ class Decoder {
   void prefill(std::int64_t first, std::int64_t end) {
     const auto input = plain_input(prompts_, static_cast<std::size_t>(first), static_cast<std::size_t>(end));
     std::vector<std::int64_t> last;
+    last.reserve(input.families.size());
     for (const Family& prompt : input.families) last.push_back(prompt.begin + prompt.lengths[0] - 1);
     KeyValues kv;
     const auto hidden = model_.forward(weights_, input, control_, nullptr, &kv);
@@ -125,7 +130,8 @@ class Decoder {
       ready.waiting = sampling_.n;
       ready.length = prompt.lengths[0];
       for (const at::Tensor& layer : kv) {
-        ready.blocks.push_back(ops::cache_blocks(model_.head_shape(), layer.narrow(0, prompt.begin, ready.length)));
+        ready.blocks.push_back(
+            ops::cache_blocks(model_.head_shape(), layer.narrow(0, prompt.begin, ready.length)));
       }
       ready.logits = logits.narrow(0, p - first, 1);
       prefilled_.push_back(std::move(ready));

@@ -58,8 +58,12 @@ class Parser {
     skip_space();
     Json result;
     switch (peek()) {
-      case '{': object(result, depth); break;
-      case '[': array(result, depth); break;
+      case '{':
+        object(result, depth);
+        break;
+      case '[':
+        array(result, depth);
+        break;
       case '"':
         result.type = Json::Type::kString;
         result.text = string();
@@ -73,7 +77,9 @@ class Parser {
         literal("false");
         result.type = Json::Type::kBool;
         break;
-      case 'n': literal("null"); break;
+      case 'n':
+        literal("null");
+        break;
       default:
         result.type = Json::Type::kNumber;
         result.text = number();
@@ -169,14 +175,30 @@ class Parser {
     const char c = peek();
     ++at_;
     switch (c) {
-      case '"': case '\\': case '/': out.push_back(c); return;
-      case 'b': out.push_back('\b'); return;
-      case 'f': out.push_back('\f'); return;
-      case 'n': out.push_back('\n'); return;
-      case 'r': out.push_back('\r'); return;
-      case 't': out.push_back('\t'); return;
-      case 'u': break;
-      default: fail("unknown escape");
+      case '"':
+      case '\\':
+      case '/':
+        out.push_back(c);
+        return;
+      case 'b':
+        out.push_back('\b');
+        return;
+      case 'f':
+        out.push_back('\f');
+        return;
+      case 'n':
+        out.push_back('\n');
+        return;
+      case 'r':
+        out.push_back('\r');
+        return;
+      case 't':
+        out.push_back('\t');
+        return;
+      case 'u':
+        break;
+      default:
+        fail("unknown escape");
     }
     std::uint32_t code = hex4();
     if (code >= 0xD800 && code < 0xDC00) {
@@ -194,7 +216,8 @@ class Parser {
   void multibyte(std::string& out) {
     const auto lead = static_cast<unsigned char>(text_[at_]);
     const int more = lead >= 0xF0 ? 3 : lead >= 0xE0 ? 2 : 1;
-    if (lead < 0xC2 || lead > 0xF4 || at_ + static_cast<std::size_t>(more) >= text_.size()) fail("invalid UTF-8");
+    if (lead < 0xC2 || lead > 0xF4 || at_ + static_cast<std::size_t>(more) >= text_.size())
+      fail("invalid UTF-8");
     std::uint32_t code = lead & (0x3Fu >> more);
     for (int i = 1; i <= more; ++i) {
       const auto next = static_cast<unsigned char>(text_[at_ + static_cast<std::size_t>(i)]);
@@ -237,10 +260,18 @@ class Parser {
 void write(const Json& value, int indent, std::string& out) {
   const auto line = [&](int depth) { out += "\n" + std::string(static_cast<std::size_t>(depth) * 2, ' '); };
   switch (value.type) {
-    case Json::Type::kNull: out += "null"; break;
-    case Json::Type::kBool: out += value.boolean ? "true" : "false"; break;
-    case Json::Type::kNumber: out += value.text; break;
-    case Json::Type::kString: out += quote_json(value.text); break;
+    case Json::Type::kNull:
+      out += "null";
+      break;
+    case Json::Type::kBool:
+      out += value.boolean ? "true" : "false";
+      break;
+    case Json::Type::kNumber:
+      out += value.text;
+      break;
+    case Json::Type::kString:
+      out += quote_json(value.text);
+      break;
     case Json::Type::kArray:
       out += "[";
       for (std::size_t i = 0; i < value.items.size(); ++i) {
@@ -308,11 +339,21 @@ std::string quote_json(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20) {
           out += "\\u00";

@@ -1,5 +1,5 @@
-// A small strict JSON reader: config.json and safetensors headers. Keeps members in order and numbers as written,
-// so that a configuration can be changed in one field and written back.
+// A small strict JSON reader: config.json and safetensors headers. Keeps members in order and numbers as
+// written, so that a configuration can be changed in one field and written back.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ struct Json {
   double to_double() const;
 };
 
-/// Parses one value that takes up the whole text. Throws Error(kFormat) with `what` and the byte offset on any
-/// deviation from RFC 8259, a repeated key, invalid UTF-8, or nesting deeper than 64.
+/// Parses one value that takes up the whole text. Throws Error(kFormat) with `what` and the byte offset on
+/// any deviation from RFC 8259, a repeated key, invalid UTF-8, or nesting deeper than 64.
 Json parse_json(std::string_view text, const std::string& what);
 
 /// Two-space indented text, ending in a newline at the top level.

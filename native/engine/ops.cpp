@@ -22,7 +22,9 @@ T* data(const at::Tensor& x) {
 }
 
 /// Rows worth a thread of their own, for elementwise work on rows of that many elements.
-std::int64_t row_grain(std::int64_t width) { return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(width, 1)); }
+std::int64_t row_grain(std::int64_t width) {
+  return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(width, 1));
+}
 
 float* scratch(std::int64_t floats) {
   static thread_local std::vector<float> buffer;
@@ -30,7 +32,9 @@ float* scratch(std::int64_t floats) {
   return buffer.data();
 }
 
-at::Tensor empty_like_rows(const at::Tensor& x, std::int64_t width) { return at::empty({x.size(0), width}, x.options()); }
+at::Tensor empty_like_rows(const at::Tensor& x, std::int64_t width) {
+  return at::empty({x.size(0), width}, x.options());
+}
 
 }  // namespace
 
@@ -67,8 +71,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Te
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().rms_norm;
     for_ranges(rows, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
-      f(data<T>(x), data<T>(w), static_cast<float>(eps), channels, data<T>(y), rstd ? data<float>(*rstd) : nullptr,
-        begin, end);
+      f(data<T>(x), data<T>(w), static_cast<float>(eps), channels, data<T>(y),
+        rstd ? data<float>(*rstd) : nullptr, begin, end);
     });
   });
   return y;
@@ -131,16 +135,18 @@ void for_each_unit(const TrunkInput& input, std::int64_t kv_heads, const F& f) {
   const std::int64_t units = static_cast<std::int64_t>(input.families.size()) * kv_heads;
   const auto rows = static_cast<std::int64_t>(input.token_ids.size());
   // A thread is worth it from some hundred tokens on.
-  const std::int64_t grain = std::max<std::int64_t>(1, 256 * units / std::max<std::int64_t>(rows * kv_heads, 1));
+  const std::int64_t grain =
+      std::max<std::int64_t>(1, 256 * units / std::max<std::int64_t>(rows * kv_heads, 1));
   for_ranges(units, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t u = begin; u < end; ++u) f(input.families[static_cast<std::size_t>(u / kv_heads)], u % kv_heads);
+    for (std::int64_t u = begin; u < end; ++u)
+      f(input.families[static_cast<std::size_t>(u / kv_heads)], u % kv_heads);
   });
 }
 
 }  // namespace
 
-at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope, const at::Tensor& qkv,
-                     at::Tensor* lse, at::Tensor* kv) {
+at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
+                     const at::Tensor& qkv, at::Tensor* lse, at::Tensor* kv) {
   const std::int64_t q_size = shape.heads * shape.head_dim, kv_width = 2 * shape.kv_heads * shape.head_dim;
   auto out = empty_like_rows(qkv, q_size);
   if (lse) *lse = at::empty({qkv.size(0), shape.heads}, at::kFloat);
@@ -152,9 +158,9 @@ at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, con
     for_each_unit(input, shape.kv_heads, [&](const Family& family, std::int64_t kv_head) {
       const std::int64_t at = family.begin;
       f(shape, family.lengths.data(), static_cast<std::int64_t>(family.lengths.size()), kv_head,
-        data<T>(qkv) + at * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
-        lse ? data<float>(*lse) + at * shape.heads : nullptr, kv ? data<T>(*kv) + at * kv_width : nullptr,
-        scratch(floats));
+        data<T>(qkv) + at * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin),
+        data<T>(out) + at * q_size, lse ? data<float>(*lse) + at * shape.heads : nullptr,
+        kv ? data<T>(*kv) + at * kv_width : nullptr, scratch(floats));
     });
   });
   return out;
@@ -172,9 +178,9 @@ at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& i
     for_each_unit(input, shape.kv_heads, [&](const Family& family, std::int64_t kv_head) {
       const std::int64_t at = family.begin;
       f(shape, family.lengths.data(), static_cast<std::int64_t>(family.lengths.size()), kv_head,
-        data<T>(qkv) + at * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin), data<T>(out) + at * q_size,
-        data<float>(lse) + at * shape.heads, data<T>(dout) + at * q_size, data<T>(dqkv) + at * qkv.size(1),
-        scratch(floats));
+        data<T>(qkv) + at * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin),
+        data<T>(out) + at * q_size, data<float>(lse) + at * shape.heads, data<T>(dout) + at * q_size,
+        data<T>(dqkv) + at * qkv.size(1), scratch(floats));
     });
   });
   return dqkv;
@@ -195,8 +201,8 @@ at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv) {
 }
 
 at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
-                            const std::vector<std::int64_t>& positions, const Rope& rope, const at::Tensor& qkv,
-                            at::Tensor& cache) {
+                            const std::vector<std::int64_t>& positions, const Rope& rope,
+                            const at::Tensor& qkv, at::Tensor& cache) {
   const std::int64_t q_size = shape.heads * shape.head_dim, rows = qkv.size(0);
   auto out = empty_like_rows(qkv, q_size);
   std::int64_t last = 0;
@@ -228,7 +234,8 @@ at::Tensor gather(const at::Tensor& table, const Index* ids, std::int64_t count)
   auto* to = data<char>(out);
   for_ranges(count, row_grain(channels), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      std::memcpy(to + static_cast<std::size_t>(i) * bytes, from + static_cast<std::size_t>(ids[i]) * bytes, bytes);
+      std::memcpy(to + static_cast<std::size_t>(i) * bytes, from + static_cast<std::size_t>(ids[i]) * bytes,
+                  bytes);
     }
   });
   return out;
@@ -243,7 +250,8 @@ at::Tensor gather_rows(const at::Tensor& table, const std::int64_t* ids, std::in
   return gather(table, ids, count);
 }
 
-at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions, std::int64_t total) {
+at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions,
+                       std::int64_t total) {
   auto out = at::zeros({total, rows.size(1)}, rows.options());
   const auto count = static_cast<std::int64_t>(positions.size());
   if (std::adjacent_find(positions.begin(), positions.end(), std::greater_equal<>()) != positions.end()) {
@@ -277,8 +285,8 @@ void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tens
 
 namespace {
 
-// Up to this size a float32 weight goes through our own product: it stays in the caches, a library call's overhead
-// shows, and MKL takes a slow path on AMD. Beyond it libtorch's is as good or better.
+// Up to this size a float32 weight goes through our own product: it stays in the caches, a library call's
+// overhead shows, and MKL takes a slow path on AMD. Beyond it libtorch's is as good or better.
 constexpr std::int64_t kSmallWeight = 1 << 17;
 
 bool is_small(const at::Tensor& w) {
@@ -288,7 +296,8 @@ bool is_small(const at::Tensor& w) {
 void run(const loops::Gemm& g) {
   // A thread is worth some hundred thousand products; ranges of whole register blocks (6 rows).
   const std::int64_t grain = (std::int64_t{1} << 20) / std::max<std::int64_t>(g.n * g.k, 1);
-  for_ranges(g.m, grain, [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); }, 6);
+  for_ranges(
+      g.m, grain, [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); }, 6);
 }
 
 }  // namespace
@@ -304,7 +313,8 @@ Linear prepare(const at::Tensor& weight) {
 }
 
 at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
-  if (!w.packed.defined()) return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
+  if (!w.packed.defined())
+    return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
   const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
   auto y = at::empty({m, n}, x.options());
   run({m, n, k, data<float>(x), k, 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y), n,
@@ -325,7 +335,8 @@ void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x
     grad.add_(at::mm(dy.t(), x));
   } else if (is_small(grad)) {
     const std::int64_t m = grad.size(0), n = grad.size(1);
-    run({m, n, dy.size(0), data<float>(dy), 1, m, data<float>(x), n, 64, false, data<float>(grad), n, data<float>(grad), n});
+    run({m, n, dy.size(0), data<float>(dy), 1, m, data<float>(x), n, 64, false, data<float>(grad), n,
+         data<float>(grad), n});
   } else {
     grad.addmm_(dy.t(), x);
   }

@@ -2,21 +2,20 @@
 // Every function returns the same bits for any number of threads.
 #pragma once
 
-#include "aten.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "../kernels/parallel.h"
+#include "aten.h"
 #include "cpu/loops.h"
 #include "packing.h"
 
 namespace rapo::ops {
 
-/// Calls f(begin, end) for ranges that cover [0, n), on the kernels' threads: libtorch's OpenMP pool is not ours to
-/// use, since its wheels may bring a libgomp of their own. No range is shorter than `grain` (but the last); all begin at
-/// multiples of `step`.
+/// Calls f(begin, end) for ranges that cover [0, n), on the kernels' threads: libtorch's OpenMP pool is not
+/// ours to use, since its wheels may bring a libgomp of their own. No range is shorter than `grain` (but the
+/// last); all begin at multiples of `step`.
 template <class F>
 void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t step = 1) {
   const std::int64_t wanted = 2 * static_cast<std::int64_t>(kernel_threads());  // evens out unequal ranges
@@ -26,10 +25,12 @@ void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t ste
     if (n > 0) f(std::int64_t{0}, n);
     return;
   }
-  parallel_for((n + length - 1) / length, [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
+  parallel_for((n + length - 1) / length,
+               [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
 }
 
-/// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as transformers does.
+/// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as
+/// transformers does.
 struct Rope {
   at::Tensor cos, sin;
 };
@@ -45,27 +46,30 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
 at::Tensor swiglu(const at::Tensor& gate_up);
 at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout);
 
-/// Causal attention within each family of the input, rotation included. qkv (total, (H + 2K) D) -> (total, H D);
-/// lse (total, H) float32 and kv (total, 2 K D: rotated k, then v) are filled where given.
-at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope, const at::Tensor& qkv,
-                     at::Tensor* lse, at::Tensor* kv);
+/// Causal attention within each family of the input, rotation included. qkv (total, (H + 2K) D) -> (total, H
+/// D); lse (total, H) float32 and kv (total, 2 K D: rotated k, then v) are filled where given.
+at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
+                     const at::Tensor& qkv, at::Tensor* lse, at::Tensor* kv);
 /// -> dqkv (total, (H + 2K) D).
 at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
                               const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
                               const at::Tensor& dout);
-/// The rotated keys and values of one sequence, (length, 2 K D), in the blocks of loops::Ops::decode_attention.
+/// The rotated keys and values of one sequence, (length, 2 K D), in the blocks of
+/// loops::Ops::decode_attention.
 at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv);
-/// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots, blocks,
-/// 2 K D kCacheBlock).
+/// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots,
+/// blocks, 2 K D kCacheBlock).
 at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
-                            const std::vector<std::int64_t>& positions, const Rope& rope, const at::Tensor& qkv,
-                            at::Tensor& cache);
+                            const std::vector<std::int64_t>& positions, const Rope& rope,
+                            const at::Tensor& qkv, at::Tensor& cache);
 
 /// Rows of a (V, C) table.
 at::Tensor gather_rows(const at::Tensor& table, const std::int32_t* ids, std::int64_t count);
 at::Tensor gather_rows(const at::Tensor& table, const std::int64_t* ids, std::int64_t count);
-/// rows (N, C) at the given positions of an array (total, C) that is 0 elsewhere; rows at one position add up.
-at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions, std::int64_t total);
+/// rows (N, C) at the given positions of an array (total, C) that is 0 elsewhere; rows at one position add
+/// up.
+at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions,
+                       std::int64_t total);
 /// table (V, C) float32: row ids[i] += x[i], in the order of i.
 void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x);
 
@@ -82,8 +86,8 @@ inline at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Ten
 }
 /// dy (R, N) w (N, K) -> (R, K).
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w);
-/// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product is rounded once to bfloat16 (its sums are
-/// float32) and added in float32.
+/// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product is rounded once to bfloat16 (its
+/// sums are float32) and added in float32.
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
 /// grad (N) float32 += the column sums of dy (R, N), summed in float32.
 void add_bias_grad(at::Tensor& grad, const at::Tensor& dy);

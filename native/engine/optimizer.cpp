@@ -14,7 +14,8 @@ template <class F>
 void for_blocks(std::int64_t begin, std::int64_t end, const F& f) {
   const std::int64_t blocks = (end - begin + kBlock - 1) / kBlock;
   ops::for_ranges(blocks, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t b = first; b < last; ++b) f(begin + b * kBlock, std::min(end, begin + (b + 1) * kBlock));
+    for (std::int64_t b = first; b < last; ++b)
+      f(begin + b * kBlock, std::min(end, begin + (b + 1) * kBlock));
   });
 }
 
@@ -58,7 +59,8 @@ StepResult Optimizer::step(const at::Tensor& grad, double learning_rate) {
   step.learning_rate = static_cast<float>(learning_rate);
   step.bias1 = static_cast<float>(1 - std::pow(params_.beta1, t));
   step.bias2 = static_cast<float>(1 - std::pow(params_.beta2, t));
-  step.grad_scale = result.grad_norm > max_grad_norm_ ? static_cast<float>(max_grad_norm_ / result.grad_norm) : 1.0f;
+  step.grad_scale =
+      result.grad_norm > max_grad_norm_ ? static_cast<float>(max_grad_norm_ / result.grad_norm) : 1.0f;
   const auto* g = grad.data_ptr<float>();
   for (const Layout::Entry& entry : layout_.entries()) {
     step.weight_decay = entry.is_matrix() ? static_cast<float>(params_.weight_decay) : 0.0f;
@@ -82,8 +84,8 @@ void Optimizer::publish() {
 
 void Optimizer::save(const std::string& file) const {
   std::vector<StoredTensor> tensors;
-  for (const auto& [prefix, flat] : {std::pair<const char*, at::Tensor>{"master.", master_}, {"exp_avg.", m_},
-                                     {"exp_avg_sq.", v_}}) {
+  for (const auto& [prefix, flat] :
+       {std::pair<const char*, at::Tensor>{"master.", master_}, {"exp_avg.", m_}, {"exp_avg_sq.", v_}}) {
     for (auto& tensor : layout_.stored(flat, prefix)) tensors.push_back(std::move(tensor));
   }
   write_safetensors(file, tensors, {{"format", "rapo-state-1"}, {"steps", std::to_string(steps_)}});
@@ -91,9 +93,12 @@ void Optimizer::save(const std::string& file) const {
 
 void Optimizer::load(const std::string& file) {
   const SafetensorsFile state(file);
-  const auto fail = [&](const std::string& message) { throw Error(ErrorCode::kFormat, file + ": " + message); };
+  const auto fail = [&](const std::string& message) {
+    throw Error(ErrorCode::kFormat, file + ": " + message);
+  };
   const auto format = state.metadata().find("format"), steps = state.metadata().find("steps");
-  if (format == state.metadata().end() || format->second != "rapo-state-1" || steps == state.metadata().end()) {
+  if (format == state.metadata().end() || format->second != "rapo-state-1" ||
+      steps == state.metadata().end()) {
     fail("not a state file of rapo (metadata format and steps)");
   }
   if (steps->second.empty() || steps->second.size() > 15 ||
@@ -101,8 +106,8 @@ void Optimizer::load(const std::string& file) {
     fail("metadata steps is \"" + steps->second + "\", not a number");
   }
   std::vector<std::pair<void*, const StoredTensor*>> copies;
-  for (const auto& [prefix, flat] : {std::pair<const char*, at::Tensor>{"master.", master_}, {"exp_avg.", m_},
-                                     {"exp_avg_sq.", v_}}) {
+  for (const auto& [prefix, flat] :
+       {std::pair<const char*, at::Tensor>{"master.", master_}, {"exp_avg.", m_}, {"exp_avg_sq.", v_}}) {
     for (const StoredTensor& wanted : layout_.stored(flat, prefix)) {
       const auto found = state.tensors().find(wanted.name);
       if (found == state.tensors().end()) fail("tensor \"" + wanted.name + "\" is missing");

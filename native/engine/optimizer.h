@@ -2,18 +2,18 @@
 #pragma once
 
 #include "aten.h"
-
 #include "policy.h"
 #include "qwen2.h"
 
 namespace rapo {
 
-/// Decoupled weight decay on matrices only; float32 masters and moments; bias-corrected. The float32 model's weights
-/// are their own masters, a bfloat16 model's are rounded from them after each step.
+/// Decoupled weight decay on matrices only; float32 masters and moments; bias-corrected. The float32 model's
+/// weights are their own masters, a bfloat16 model's are rounded from them after each step.
 class Optimizer {
  public:
   /// `master` (flat, float32) is shared, not copied; `weights` is the same tensor or the bfloat16 buffer.
-  Optimizer(const Layout& layout, const AdamW& params, double max_grad_norm, at::Tensor master, at::Tensor weights);
+  Optimizer(const Layout& layout, const AdamW& params, double max_grad_norm, at::Tensor master,
+            at::Tensor weights);
 
   /// grad (flat, float32) is left as it is. A norm that is not finite changes nothing.
   StepResult step(const at::Tensor& grad, double learning_rate);

@@ -21,7 +21,8 @@ void TrunkInput::add_branch(const std::int32_t* tokens, std::int64_t length) {
 TrunkInput plain_input(const PackedTokens& sequences, std::size_t first, std::size_t end) {
   TrunkInput input;
   for (std::size_t b = first; b < end; ++b) {
-    input.add(sequences.token_ids.data() + sequences.offsets[b], sequences.offsets[b + 1] - sequences.offsets[b]);
+    input.add(sequences.token_ids.data() + sequences.offsets[b],
+              sequences.offsets[b + 1] - sequences.offsets[b]);
   }
   return input;
 }
@@ -31,9 +32,9 @@ namespace {
 /// A sequence with the rows that count.
 struct Trained {
   const std::int32_t* tokens = nullptr;
-  std::int64_t length = 0;           // all its tokens
-  std::int64_t begin = 0;            // its first token's index in the micro-batch
-  std::vector<std::size_t> rows;     // by position
+  std::int64_t length = 0;            // all its tokens
+  std::int64_t begin = 0;             // its first token's index in the micro-batch
+  std::vector<std::size_t> rows;      // by position
   std::int64_t prompt = 0, used = 0;  // tokens up to and with the first and the last row's
 };
 
@@ -44,13 +45,15 @@ std::vector<Trained> trained_sequences(const MicroBatch& batch) {
     if (batch.token_weights[i] != 0) order.push_back(i);
   }
   const auto& position = batch.row_positions;
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return position[a] < position[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return position[a] < position[b]; });
   std::vector<Trained> out;
   std::size_t next = 0;
   for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
     Trained sequence;
     sequence.begin = offsets[b];
-    while (next < order.size() && position[order[next]] < offsets[b + 1]) sequence.rows.push_back(order[next++]);
+    while (next < order.size() && position[order[next]] < offsets[b + 1])
+      sequence.rows.push_back(order[next++]);
     if (sequence.rows.empty()) continue;
     sequence.tokens = batch.sequences.token_ids.data() + sequence.begin;
     sequence.length = offsets[b + 1] - sequence.begin;
@@ -73,11 +76,14 @@ std::vector<TrainChunk> plan_chunks(const MicroBatch& batch, std::int64_t chunk_
     for (; end < sequences.size(); ++end) {
       const Trained& s = sequences[end];
       const std::int64_t more = std::max<std::int64_t>(s.used - head.prompt, 0);
-      if (s.length < head.prompt || tokens + more > chunk_tokens || !std::equal(head.tokens, head.tokens + head.prompt, s.tokens)) break;
+      if (s.length < head.prompt || tokens + more > chunk_tokens ||
+          !std::equal(head.tokens, head.tokens + head.prompt, s.tokens))
+        break;
       tokens += more;
     }
     const bool shared = end > first + 1;
-    if (chunks.empty() || static_cast<std::int64_t>(chunks.back().input.token_ids.size()) + tokens > chunk_tokens) {
+    if (chunks.empty() ||
+        static_cast<std::int64_t>(chunks.back().input.token_ids.size()) + tokens > chunk_tokens) {
       chunks.emplace_back();
     }
     TrainChunk& chunk = chunks.back();

@@ -8,11 +8,12 @@
 
 namespace rapo {
 
-/// Sequences that begin with the same tokens: the prefix is there once, then each sequence's branch. A branch's tokens
-/// attend to the prefix and to the branch. A sequence by itself is a prefix without branches.
+/// Sequences that begin with the same tokens: the prefix is there once, then each sequence's branch. A
+/// branch's tokens attend to the prefix and to the branch. A sequence by itself is a prefix without branches.
 struct Family {
-  std::int64_t begin = 0;             // its first token's row
-  std::vector<std::int64_t> lengths;  // of the prefix, then of each branch (0 where the prefix is the whole sequence)
+  std::int64_t begin = 0;  // its first token's row
+  std::vector<std::int64_t>
+      lengths;  // of the prefix, then of each branch (0 where the prefix is the whole sequence)
 };
 
 struct TrunkInput {
@@ -35,9 +36,10 @@ struct TrainChunk {
   std::vector<std::size_t> rows;        // (n)
 };
 
-/// Splits a micro-batch into chunks of about chunk_tokens. Neighbouring sequences with the same prompt (the tokens up
-/// to the first trained row) become a family: one prompt is computed once for its whole group. Rows of weight 0,
-/// sequences without other rows and tokens behind a sequence's last row are left out: nothing depends on them.
+/// Splits a micro-batch into chunks of about chunk_tokens. Neighbouring sequences with the same prompt (the
+/// tokens up to the first trained row) become a family: one prompt is computed once for its whole group. Rows
+/// of weight 0, sequences without other rows and tokens behind a sequence's last row are left out: nothing
+/// depends on them.
 std::vector<TrainChunk> plan_chunks(const MicroBatch& batch, std::int64_t chunk_tokens);
 
 }  // namespace rapo

@@ -1,6 +1,5 @@
 #include "policy.h"
 
-#include "aten.h"
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/version.h>
@@ -11,6 +10,7 @@
 
 #include "../kernels/parallel.h"
 #include "../kernels/validate.h"
+#include "aten.h"
 #include "fused_head.h"
 #include "generate.h"
 #include "optimizer.h"
@@ -37,9 +37,11 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
     throw Error(ErrorCode::kOutOfMemory, std::string("out of memory while ") + doing);
   } catch (const c10::Error& error) {
     const std::string what = error.what_without_backtrace();
-    const bool memory = what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
-    throw Error(memory ? ErrorCode::kOutOfMemory : ErrorCode::kUnsupported,
-                std::string(memory ? "out of memory while " : "libtorch failed while ") + doing + ": " + what);
+    const bool memory =
+        what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
+    throw Error(
+        memory ? ErrorCode::kOutOfMemory : ErrorCode::kUnsupported,
+        std::string(memory ? "out of memory while " : "libtorch failed while ") + doing + ": " + what);
   }
 }
 
@@ -49,12 +51,14 @@ std::string show(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
-/// Opens a directory's weights and checks that they are this model's: every tensor, no other, each of its shape.
-/// Comes before any memory is taken for them.
+/// Opens a directory's weights and checks that they are this model's: every tensor, no other, each of its
+/// shape. Comes before any memory is taken for them.
 Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout) {
   Checkpoint checkpoint(dir);
   const auto& tensors = checkpoint.tensors();
-  const auto what = [&](const std::string& name) { return checkpoint.file_of(name) + ": tensor \"" + name + "\""; };
+  const auto what = [&](const std::string& name) {
+    return checkpoint.file_of(name) + ": tensor \"" + name + "\"";
+  };
   for (const Layout::Entry& entry : layout.entries()) {
     const auto found = tensors.find(entry.name);
     if (found == tensors.end()) throw Error(ErrorCode::kFormat, what(entry.name) + " is missing");
@@ -76,12 +80,14 @@ Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const
     if (!config.tied_embeddings || name != "lm_head.weight") {
       throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
     }
-    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another model.
+    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another
+    // model.
     const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
     if (tensor.dtype != embed.dtype || tensor.shape != embed.shape ||
         std::memcmp(tensor.data, embed.data, embed.bytes) != 0) {
-      throw Error(ErrorCode::kFormat, what(name) + " differs from model.embed_tokens.weight, though config.json says " +
-                                          "tie_word_embeddings");
+      throw Error(ErrorCode::kFormat,
+                  what(name) + " differs from model.embed_tokens.weight, though config.json says " +
+                      "tie_word_embeddings");
     }
   }
   return checkpoint;
@@ -106,15 +112,15 @@ void check_sequences(const PackedTokens& packed, const ModelConfig& config, cons
   const std::string name(what);
   if (offsets.size() < 2 || offsets.front() != 0 ||
       offsets.back() != static_cast<std::int64_t>(packed.token_ids.size())) {
-    invalid(name + ".offsets must go from 0 to the number of token ids, " + std::to_string(packed.token_ids.size()) +
-            ", with at least one sequence");
+    invalid(name + ".offsets must go from 0 to the number of token ids, " +
+            std::to_string(packed.token_ids.size()) + ", with at least one sequence");
   }
   for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
     const std::int64_t length = offsets[b + 1] - offsets[b];
     if (length < 1) invalid(name + "[" + std::to_string(b) + "] must hold at least one token");
     if (length > config.max_position_embeddings) {
-      invalid(name + "[" + std::to_string(b) + "] has " + std::to_string(length) + " tokens, the model's context is " +
-              std::to_string(config.max_position_embeddings));
+      invalid(name + "[" + std::to_string(b) + "] has " + std::to_string(length) +
+              " tokens, the model's context is " + std::to_string(config.max_position_embeddings));
     }
   }
   for (std::size_t i = 0; i < packed.token_ids.size(); ++i) {
@@ -129,8 +135,8 @@ void check_positions(const PackedTokens& sequences, const std::vector<std::int64
   const auto total = static_cast<std::int64_t>(sequences.token_ids.size());
   for (std::size_t i = 0; i < row_positions.size(); ++i) {
     if (row_positions[i] < 0 || row_positions[i] >= total) {
-      invalid("rowPositions[" + std::to_string(i) + "] is " + std::to_string(row_positions[i]) + ", there are " +
-              std::to_string(total) + " tokens");
+      invalid("rowPositions[" + std::to_string(i) + "] is " + std::to_string(row_positions[i]) +
+              ", there are " + std::to_string(total) + " tokens");
     }
   }
 }
@@ -175,7 +181,8 @@ struct Policy::Impl {
     at::Tensor flat;  // (flat_size), of the policy's dtype
     ModelTensors weights;
 
-    Model(const std::string& dir, DType dtype) : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
+    Model(const std::string& dir, DType dtype)
+        : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
       flat = at::zeros({net.layout().flat_size()}, scalar_type(dtype));
       weights = net.layout().map(flat);
       read_weights(checkpoint, net.layout(), flat);
@@ -203,9 +210,9 @@ struct Policy::Impl {
   }
 
   std::int64_t head_rows() const {
-    return options.head_rows > 0
-               ? options.head_rows
-               : default_head_rows(config().vocab_size, static_cast<std::int64_t>(policy->flat.element_size()));
+    return options.head_rows > 0 ? options.head_rows
+                                 : default_head_rows(config().vocab_size,
+                                                     static_cast<std::int64_t>(policy->flat.element_size()));
   }
 
   std::int64_t chunk_tokens() const;
@@ -220,7 +227,8 @@ Policy::~Policy() = default;
 std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options) {
   return translated("loading a model", [&] {
     if (options.device != "cpu") {
-      throw Error(ErrorCode::kUnsupported, "device is \"" + options.device + "\"; this build has only \"cpu\"");
+      throw Error(ErrorCode::kUnsupported,
+                  "device is \"" + options.device + "\"; this build has only \"cpu\"");
     }
     if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
       throw Error(ErrorCode::kUnsupported, "dtype must be float32 or bfloat16");
@@ -237,8 +245,8 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
       }
       impl->grad = at::zeros({layout.flat_size()}, at::kFloat);
       impl->grads = layout.map(impl->grad);
-      impl->optimizer =
-          std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master, impl->policy->flat);
+      impl->optimizer = std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master,
+                                                    impl->policy->flat);
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
@@ -250,8 +258,16 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
       }
     }
     const ModelConfig& c = impl->config();
-    impl->info = {c.vocab_size, c.hidden_size, c.layers, c.heads, c.kv_heads, c.head_dim, c.max_position_embeddings,
-                  layout.parameters(), c.tied_embeddings, options.dtype};
+    impl->info = {c.vocab_size,
+                  c.hidden_size,
+                  c.layers,
+                  c.heads,
+                  c.kv_heads,
+                  c.head_dim,
+                  c.max_position_embeddings,
+                  layout.parameters(),
+                  c.tied_embeddings,
+                  options.dtype};
     return std::unique_ptr<Policy>(new Policy(std::move(impl)));
   });
 }
@@ -291,7 +307,8 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
     const ModelConfig& c = impl_->config();
     check_sequences(prompts, c, "prompts");
     if (sampling.n < 1) invalid("n must be at least 1, got " + std::to_string(sampling.n));
-    if (sampling.max_new_tokens < 1) invalid("maxNewTokens must be at least 1, got " + std::to_string(sampling.max_new_tokens));
+    if (sampling.max_new_tokens < 1)
+      invalid("maxNewTokens must be at least 1, got " + std::to_string(sampling.max_new_tokens));
     if (!(sampling.temperature >= 0) || std::isinf(sampling.temperature)) invalid("temperature must be >= 0");
     if (!(sampling.top_p > 0 && sampling.top_p <= 1)) invalid("topP must be in (0, 1]");
     if (sampling.top_k < 0) invalid("topK must be at least 0");
@@ -299,7 +316,8 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
     if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
     for (const auto id : sampling.stop_token_ids) {
       if (id < 0 || id >= c.vocab_size) {
-        invalid("stopTokenIds contains " + std::to_string(id) + ", the vocabulary has " + std::to_string(c.vocab_size));
+        invalid("stopTokenIds contains " + std::to_string(id) + ", the vocabulary has " +
+                std::to_string(c.vocab_size));
       }
     }
     const auto count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
@@ -310,9 +328,9 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
     for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
       const std::int64_t length = prompts.offsets[p + 1] - prompts.offsets[p];
       if (sampling.max_new_tokens > c.max_position_embeddings - length) {
-        invalid("prompts[" + std::to_string(p) + "] has " + std::to_string(length) + " tokens; with maxNewTokens = " +
-                std::to_string(sampling.max_new_tokens) + " that exceeds the model's context of " +
-                std::to_string(c.max_position_embeddings));
+        invalid("prompts[" + std::to_string(p) + "] has " + std::to_string(length) +
+                " tokens; with maxNewTokens = " + std::to_string(sampling.max_new_tokens) +
+                " that exceeds the model's context of " + std::to_string(c.max_position_embeddings));
       }
     }
     return rapo::generate(impl_->policy->net, impl_->policy->weights, prompts, sampling, control);
@@ -320,15 +338,16 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
 }
 
 LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
-                             const std::vector<std::int32_t>& token_ids, double temperature, Control& control) {
+                             const std::vector<std::int32_t>& token_ids, double temperature,
+                             Control& control) {
   return translated("computing log-probs", [&] {
     check_sequences(sequences, impl_->config(), "sequences");
     check_positions(sequences, row_positions);
     check_length(token_ids, "tokenIds", row_positions.size());
     for (std::size_t i = 0; i < token_ids.size(); ++i) {
       if (token_ids[i] < 0 || token_ids[i] >= impl_->config().vocab_size) {
-        invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) + ", the vocabulary has " +
-                std::to_string(impl_->config().vocab_size));
+        invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) +
+                ", the vocabulary has " + std::to_string(impl_->config().vocab_size));
       }
     }
     if (!(temperature > 0) || std::isinf(temperature)) invalid("temperature must be > 0");
@@ -337,7 +356,8 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
     out.entropy.resize(row_positions.size());
     if (row_positions.empty()) return out;
     auto& model = *impl_->policy;
-    const auto hidden = model.net.forward(model.weights, plain_input(sequences, 0, sequences.offsets.size() - 1), control);
+    const auto hidden =
+        model.net.forward(model.weights, plain_input(sequences, 0, sequences.offsets.size() - 1), control);
     fused_head_logprobs(
         ops::gather_rows(hidden, row_positions.data(), static_cast<std::int64_t>(row_positions.size())),
         model.weights.head, token_ids.data(), temperature, impl_->head_rows(), control, out.logprobs.data(),
@@ -346,11 +366,12 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
   });
 }
 
-/// Tokens taken through the trunk at once. What a small model keeps for its backward pass should stay in the caches;
-/// for a large one the weights are the traffic, and a chunk must be worth reading them.
+/// Tokens taken through the trunk at once. What a small model keeps for its backward pass should stay in the
+/// caches; for a large one the weights are the traffic, and a chunk must be worth reading them.
 std::int64_t Policy::Impl::chunk_tokens() const {
   const ModelConfig& c = config();
-  const std::int64_t kept = c.layers * (5 * c.hidden_size + c.qkv_size() + c.q_size() + 3 * c.intermediate_size);
+  const std::int64_t kept =
+      c.layers * (5 * c.hidden_size + c.qkv_size() + c.q_size() + 3 * c.intermediate_size);
   return std::max<std::int64_t>(512, 8 * policy->net.layout().parameters() / kept);
 }
 
@@ -371,20 +392,22 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kNonFinite) throw;
       throw Error(error.code(), std::string(error.what()) + " (rows counted from row " +
-                                    std::to_string(chunk.rows.front()) + " of the micro-batch, without those of weight 0)");
+                                    std::to_string(chunk.rows.front()) +
+                                    " of the micro-batch, without those of weight 0)");
     }
   }
   grad_broken = false;
   return total;
 }
 
-Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
-                                       const Control& control) {
+Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch,
+                                       const Objective& objective, const Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops::gather_rows(model.net.forward(model.weights, chunk.input, stop, keep), chunk.positions.data(), rows);
+    return ops::gather_rows(model.net.forward(model.weights, chunk.input, stop, keep), chunk.positions.data(),
+                            rows);
   };
   at::Tensor ref_hidden, ref_head;
   if (objective.penalty != Penalty::kNone) {
@@ -397,7 +420,8 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
 
   const auto take = [&](const auto& values) {
     std::decay_t<decltype(values)> taken;
-    for (std::size_t i = 0; i < chunk.rows.size() && !values.empty(); ++i) taken.push_back(values[chunk.rows[i]]);
+    for (std::size_t i = 0; i < chunk.rows.size() && !values.empty(); ++i)
+      taken.push_back(values[chunk.rows[i]]);
     return taken;
   };
   const auto token_ids = take(batch.token_ids);
@@ -417,7 +441,8 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   const Metrics metrics =
       fused_head_loss(head, policy->weights.head, ref_head, objective, head_rows(), dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
-  policy->net.backward(policy->weights, grads, chunk.input, kept, ops::spread_rows(dhidden, chunk.positions, tokens));
+  policy->net.backward(policy->weights, grads, chunk.input, kept,
+                       ops::spread_rows(dhidden, chunk.positions, tokens));
   return metrics;
 }
 
@@ -454,7 +479,8 @@ void Policy::save_gradients(const std::string& file) const {
 void Policy::save(const std::string& dir) const {
   translated("saving a model", [&] {
     const auto& net = impl_->policy->net;
-    write_safetensors(dir + "/model.safetensors", net.layout().stored(impl_->policy->flat), {{"format", "pt"}});
+    write_safetensors(dir + "/model.safetensors", net.layout().stored(impl_->policy->flat),
+                      {{"format", "pt"}});
     const bool bf16 = impl_->options.dtype == DType::kBFloat16;
     write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
   });

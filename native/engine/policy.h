@@ -22,20 +22,20 @@ struct PolicyOptions {
   bool trainable = true;          // false: no gradients, masters or moments are held
   std::string reference_dir;      // the frozen reference's directory; empty: no reference
   AdamW adamw;
-  double max_grad_norm = 1;   // > 0
+  double max_grad_norm = 1;    // > 0
   std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
 };
 
 struct SamplingParams {
-  std::int64_t n = 1;                // completions per prompt
-  std::int64_t max_new_tokens = 0;   // >= 1
-  double temperature = 1;            // 0: greedy
-  double top_p = 1;                  // (0, 1]
-  std::int64_t top_k = 0;            // 0: off
-  double min_p = 0;                  // [0, 1): keep tokens with p >= min_p * max p
+  std::int64_t n = 1;                        // completions per prompt
+  std::int64_t max_new_tokens = 0;           // >= 1
+  double temperature = 1;                    // 0: greedy
+  double top_p = 1;                          // (0, 1]
+  std::int64_t top_k = 0;                    // 0: off
+  double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
   std::vector<std::int32_t> stop_token_ids;  // a completion that emits one ends, the id included
   std::uint64_t seed = 0;  // token t of completion i draws from the stream (seed, i, t): same seed, same bits
-  std::int64_t max_batch = 0;        // sequences decoded at once; 0: chosen from the model's size
+  std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
 };
 
 /// Token sequences laid end to end: sequence b is token_ids[offsets[b] .. offsets[b + 1]).
@@ -49,16 +49,18 @@ enum class FinishReason : std::uint8_t { kStop, kLength };
 /// Completions in the order prompt 0 sample 0, prompt 0 sample 1, ...
 struct Completions {
   PackedTokens tokens;
-  std::vector<float> logprobs;  // (total) under softmax(logits / temperature), before top-k/top-p/min-p; greedy: temperature 1
+  std::vector<float> logprobs;  // (total) under softmax(logits / temperature), before top-k/top-p/min-p;
+                                // greedy: temperature 1
   std::vector<FinishReason> finish_reasons;  // (B)
 };
 
 /// A batch for accumulate(): whole sequences, and one row per trained token (as in Batch).
 struct MicroBatch {
   PackedTokens sequences;
-  std::vector<std::int64_t> row_positions;  // (N) index into sequences.token_ids of the token whose next one is predicted
-  std::vector<std::int32_t> token_ids;      // (N) the token predicted
-  std::vector<float> token_weights;         // (N) the rest as in Batch
+  std::vector<std::int64_t>
+      row_positions;  // (N) index into sequences.token_ids of the token whose next one is predicted
+  std::vector<std::int32_t> token_ids;  // (N) the token predicted
+  std::vector<float> token_weights;     // (N) the rest as in Batch
   std::vector<float> advantages;
   std::vector<float> ref_weights;   // empty: 1
   std::vector<float> old_logprobs;  // empty: ratio 1
@@ -84,10 +86,12 @@ struct ModelInfo {
 /// Not thread-safe: the caller (bindings) runs one call at a time, each on the engine's own thread.
 class Policy {
  public:
-  /// Loads config.json and model.safetensors (or its sharded form). Errors name the file and the tensor or field.
+  /// Loads config.json and model.safetensors (or its sharded form). Errors name the file and the tensor or
+  /// field.
   static std::unique_ptr<Policy> load(const std::string& dir, const PolicyOptions& options);
 
-  /// Writes a Hugging Face directory with random weights (normal, 0.02; norms 1; biases 0) for the config.json in it.
+  /// Writes a Hugging Face directory with random weights (normal, 0.02; norms 1; biases 0) for the
+  /// config.json in it.
   static void initialize(const std::string& dir, std::uint64_t seed);
 
   ~Policy();
@@ -101,7 +105,8 @@ class Policy {
   LogprobRows logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
                        const std::vector<std::int32_t>& token_ids, double temperature, Control& control);
 
-  /// Policy and reference forward, head fused with the objective, backward: gradients are added to those held.
+  /// Policy and reference forward, head fused with the objective, backward: gradients are added to those
+  /// held.
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
 
   /// Clips the accumulated gradient's norm, AdamW on float32 masters, gradients back to zero.
@@ -110,7 +115,8 @@ class Policy {
   /// Drops the accumulated gradients.
   void zero_grad();
 
-  /// The accumulated gradients by the weights' names, float32, as a safetensors file; for tests and debugging.
+  /// The accumulated gradients by the weights' names, float32, as a safetensors file; for tests and
+  /// debugging.
   void save_gradients(const std::string& file) const;
 
   /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.

@@ -109,7 +109,8 @@ const ops::Rope& Qwen2::rope(std::int64_t positions, at::ScalarType dtype) {
 at::Tensor Qwen2::forward(const ModelTensors& w, const TrunkInput& input, const Control& control,
                           TrunkActivations* keep, KeyValues* key_values) {
   const auto& rotation = rope(input.longest, w.embed.scalar_type());
-  auto x = ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
+  auto x =
+      ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
   for (const LayerTensors& layer : w.layers) {
     control.check();
     LayerActivations a;
@@ -131,8 +132,8 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const TrunkInput& input, const 
   return ops::rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
 }
 
-void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
-                     const at::Tensor& dhidden) {
+void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input,
+                     TrunkActivations& kept, const at::Tensor& dhidden) {
   auto dx = at::zeros_like(kept.x);
   ops::rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
   for (std::size_t i = w.layers.size(); i-- > 0;) {
@@ -144,14 +145,16 @@ void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInpu
     ops::add_weight_grad(grad.down, dx, a.gated);
     const auto dgate_up = ops::swiglu_backward(a.gate_up, ops::linear_backward(dx, layer.down));
     ops::add_weight_grad(grad.gate_up, dgate_up, a.normed2);
-    ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, ops::linear_backward(dgate_up, layer.gate_up), dx, grad.post_norm);
+    ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, ops::linear_backward(dgate_up, layer.gate_up),
+                           dx, grad.post_norm);
 
     ops::add_weight_grad(grad.o, dx, a.attended);
     const auto dqkv = ops::attention_backward(head_shape(), input, rope_, a.qkv, a.attended, a.lse,
                                               ops::linear_backward(dx, layer.o));
     ops::add_weight_grad(grad.qkv, dqkv, a.normed);
     ops::add_bias_grad(grad.qkv_bias, dqkv);
-    ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, ops::linear_backward(dqkv, layer.qkv), dx, grad.input_norm);
+    ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, ops::linear_backward(dqkv, layer.qkv), dx,
+                           grad.input_norm);
   }
   ops::scatter_add_rows(grads.embed, input.token_ids.data(), dx);
 }
@@ -167,7 +170,8 @@ DecodeState Qwen2::begin_decode(const ModelTensors& w, std::int64_t slots, std::
   return state;
 }
 
-at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state) {
+at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids,
+                         DecodeState& state) {
   const auto last = *std::max_element(state.positions.begin(), state.positions.end());
   const auto& rotation = rope(last + 1, w.embed.scalar_type());
   auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));

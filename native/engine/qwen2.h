@@ -1,18 +1,17 @@
 // The Qwen2 decoder: its parameters, the trunk (embedding to final norm) forward and backward over packed
 // sequences, and one decoding step with a key/value cache. The head is fused_head's.
 //
-// The backward pass is written out rather than recorded: a layer is nine operations, what it keeps is visible, and
-// weight gradients are added straight into their float32 buffers.
-// Symbols: R rows (tokens), C hidden, H query heads, K key/value heads, D head width, I intermediate, V vocabulary.
+// The backward pass is written out rather than recorded: a layer is nine operations, what it keeps is
+// visible, and weight gradients are added straight into their float32 buffers. Symbols: R rows (tokens), C
+// hidden, H query heads, K key/value heads, D head width, I intermediate, V vocabulary.
 #pragma once
-
-#include "aten.h"
 
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../control.h"
+#include "aten.h"
 #include "config.h"
 #include "ops.h"
 #include "packing.h"
@@ -21,7 +20,7 @@
 namespace rapo {
 
 struct LayerTensors {
-  at::Tensor input_norm;  // (C)
+  at::Tensor input_norm;     // (C)
   at::Tensor qkv, qkv_bias;  // ((H + 2K) D, C), ((H + 2K) D)
   at::Tensor o;              // (C, H D)
   at::Tensor post_norm;      // (C)
@@ -37,7 +36,8 @@ struct ModelTensors {
   at::Tensor head;  // (V, C); the same view as embed when tied
 };
 
-/// Where each tensor lies in a flat buffer. q, k, v and gate, up are neighbours, so that each is one matrix product.
+/// Where each tensor lies in a flat buffer. q, k, v and gate, up are neighbours, so that each is one matrix
+/// product.
 class Layout {
  public:
   struct Entry {
@@ -95,8 +95,8 @@ class Qwen2 {
   const Layout& layout() const { return layout_; }
   loops::HeadShape head_shape() const { return {config_.heads, config_.kv_heads, config_.head_dim}; }
 
-  /// -> (R, C) after the final norm. keep: activations for backward(); key_values: for a cache. Throws kAborted between
-  /// layers.
+  /// -> (R, C) after the final norm. keep: activations for backward(); key_values: for a cache. Throws
+  /// kAborted between layers.
   at::Tensor forward(const ModelTensors& w, const TrunkInput& input, const Control& control,
                      TrunkActivations* keep = nullptr, KeyValues* key_values = nullptr);
 

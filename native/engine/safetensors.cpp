@@ -75,7 +75,8 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
     ::unlink(temporary.c_str());
     throw;
   }
-  // The rename itself survives a crash only once the directory is synced; some file systems refuse that: harmless.
+  // The rename itself survives a crash only once the directory is synced; some file systems refuse that:
+  // harmless.
   Descriptor directory{::open(directory_of(path).c_str(), O_RDONLY | O_CLOEXEC)};
   if (directory.fd >= 0) (void)::fsync(directory.fd);
 }
@@ -85,11 +86,12 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail_io("cannot open", path);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.fd, &status) != 0) fail_io("cannot read", path);
   if (!S_ISREG(status.st_mode)) fail_format(path + ": not a regular file");
   size_ = static_cast<std::size_t>(status.st_size);
-  if (size_ < 8) fail_format(path + ": " + std::to_string(size_) + " bytes are too few for a safetensors file");
+  if (size_ < 8)
+    fail_format(path + ": " + std::to_string(size_) + " bytes are too few for a safetensors file");
   void* map = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (map == MAP_FAILED) fail_io("cannot map", path);
   map_ = static_cast<const std::byte*>(map);
@@ -120,7 +122,8 @@ void SafetensorsFile::read_header() {
   for (const auto& [name, entry] : header.members) {
     if (name == "__metadata__") {
       for (const auto& [key, value] : entry.members) {
-        if (value.type != Json::Type::kString) fail_format(path_ + ": metadata \"" + key + "\" is not a string");
+        if (value.type != Json::Type::kString)
+          fail_format(path_ + ": metadata \"" + key + "\" is not a string");
         metadata_[key] = value.text;
       }
       continue;
@@ -129,8 +132,8 @@ void SafetensorsFile::read_header() {
     const Json* dtype = entry.find("dtype");
     const Json* shape = entry.find("shape");
     const Json* offsets = entry.find("data_offsets");
-    if (!dtype || dtype->type != Json::Type::kString || !shape || shape->type != Json::Type::kArray || !offsets ||
-        offsets->type != Json::Type::kArray || offsets->items.size() != 2) {
+    if (!dtype || dtype->type != Json::Type::kString || !shape || shape->type != Json::Type::kArray ||
+        !offsets || offsets->type != Json::Type::kArray || offsets->items.size() != 2) {
       fail_format(what + " lacks a proper dtype, shape or data_offsets");
     }
     StoredTensor tensor;
@@ -148,8 +151,8 @@ void SafetensorsFile::read_header() {
       tensor.shape.push_back(size);
     }
     std::int64_t begin = 0, end = 0;
-    if (!offsets->items[0].to_integer(&begin) || !offsets->items[1].to_integer(&end) || begin < 0 || end < begin ||
-        static_cast<std::uint64_t>(end) > data_bytes) {
+    if (!offsets->items[0].to_integer(&begin) || !offsets->items[1].to_integer(&end) || begin < 0 ||
+        end < begin || static_cast<std::uint64_t>(end) > data_bytes) {
       fail_format(what + " has data_offsets outside the file's " + std::to_string(data_bytes) +
                   " data bytes (is the file cut off?)");
     }
@@ -187,10 +190,12 @@ Checkpoint::Checkpoint(const std::string& dir) {
   path_ = index_path;
   const Json index = parse_json(read_text_file(index_path, kMaxIndex), index_path);
   const Json* weight_map = index.find("weight_map");
-  if (!weight_map || weight_map->type != Json::Type::kObject) fail_format(index_path + ": lacks a weight_map");
+  if (!weight_map || weight_map->type != Json::Type::kObject)
+    fail_format(index_path + ": lacks a weight_map");
   std::map<std::string, std::size_t> shards;
   for (const auto& [name, shard] : weight_map->members) {
-    if (shard.type != Json::Type::kString || shard.text.empty() || shard.text.find('/') != std::string::npos) {
+    if (shard.type != Json::Type::kString || shard.text.empty() ||
+        shard.text.find('/') != std::string::npos) {
       fail_format(index_path + ": tensor \"" + name + "\" is not mapped to a file name");
     }
     const auto [found, is_new] = shards.emplace(shard.text, files_.size());
@@ -234,7 +239,8 @@ void write_safetensors(const std::string& path, const std::vector<StoredTensor>&
       if (i > 0) header += ",";
       header += std::to_string(tensor.shape[i]);
     }
-    header += "],\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(offset + tensor.bytes) + "]}";
+    header +=
+        "],\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(offset + tensor.bytes) + "]}";
     offset += tensor.bytes;
   }
   header += "}";

@@ -1,4 +1,5 @@
-// The safetensors format: 8 bytes little-endian header length, a JSON header, the tensors' bytes without holes.
+// The safetensors format: 8 bytes little-endian header length, a JSON header, the tensors' bytes without
+// holes.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +20,9 @@ struct StoredTensor {
   std::size_t bytes = 0;
 };
 
-/// A read-only mapping of one file. Every offset, length and product in the header is checked against the file
-/// before a tensor is handed out. A file that another process truncates later faults on access, as any mapping does.
+/// A read-only mapping of one file. Every offset, length and product in the header is checked against the
+/// file before a tensor is handed out. A file that another process truncates later faults on access, as any
+/// mapping does.
 class SafetensorsFile {
  public:
   /// Throws Error: kIo (cannot be read), kFormat (names the file, and the tensor where there is one).
@@ -62,8 +64,8 @@ class Checkpoint {
   std::map<std::string, std::size_t> file_index_;
 };
 
-/// Writes to a temporary name in the same directory, syncs, renames: the path holds the old content or the new,
-/// never a part. Throws Error(kIo), and then nothing of the attempt is left.
+/// Writes to a temporary name in the same directory, syncs, renames: the path holds the old content or the
+/// new, never a part. Throws Error(kIo), and then nothing of the attempt is left.
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

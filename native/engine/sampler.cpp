@@ -29,7 +29,8 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
   const bool has_top_k = params.top_k > 0 && params.top_k < size;
   const std::size_t limit = static_cast<std::size_t>(has_top_k ? params.top_k : size);
 
-  // Sorts as many of the best as the filters can ask for: doubling until top-p is reached spares the whole sort.
+  // Sorts as many of the best as the filters can ask for: doubling until top-p is reached spares the whole
+  // sort.
   std::size_t sorted = 0;
   const auto sort_up_to = [&](std::size_t count) {
     count = std::min(count, limit);
@@ -46,7 +47,8 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
     if (has_top_k) {
       sort_up_to(limit);
       total = 0;
-      for (std::size_t i = 0; i < limit; ++i) total += static_cast<double>(p[static_cast<std::size_t>(order[i])]);
+      for (std::size_t i = 0; i < limit; ++i)
+        total += static_cast<double>(p[static_cast<std::size_t>(order[i])]);
     }
     double sum = 0;
     for (keep = 0; keep < limit && sum < params.top_p * total; ++keep) {
@@ -59,18 +61,22 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
   }
   if (sorted >= keep) {
     order.resize(keep);
-    while (order.size() > 1 && static_cast<double>(p[static_cast<std::size_t>(order.back())]) < params.min_p) {
+    while (order.size() > 1 &&
+           static_cast<double>(p[static_cast<std::size_t>(order.back())]) < params.min_p) {
       order.pop_back();
     }
   } else {  // min-p alone: no order is needed, ids ascend
-    const auto below = [&](std::int32_t v) { return static_cast<double>(p[static_cast<std::size_t>(v)]) < params.min_p; };
+    const auto below = [&](std::int32_t v) {
+      return static_cast<double>(p[static_cast<std::size_t>(v)]) < params.min_p;
+    };
     order.erase(std::remove_if(order.begin(), order.end(), below), order.end());
   }
 }
 
 }  // namespace
 
-std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_high, std::uint64_t counter_low) {
+std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_high,
+                                    std::uint64_t counter_low) {
   std::uint32_t k0 = static_cast<std::uint32_t>(key), k1 = static_cast<std::uint32_t>(key >> 32);
   std::array<std::uint32_t, 4> c = {
       static_cast<std::uint32_t>(counter_low), static_cast<std::uint32_t>(counter_low >> 32),
@@ -95,7 +101,8 @@ double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
 template <class T>
 Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& params, double u,
               SamplerScratch& scratch) {
-  if (static_cast<std::int64_t>(scratch.p.size()) < vocab_size) scratch.p.resize(static_cast<std::size_t>(vocab_size));
+  if (static_cast<std::int64_t>(scratch.p.size()) < vocab_size)
+    scratch.p.resize(static_cast<std::size_t>(vocab_size));
   const bool greedy = params.temperature == 0;
   const float scale = greedy ? 1.0f : static_cast<float>(1 / params.temperature);
   double sum = 0;
@@ -110,7 +117,8 @@ Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& pa
     token = std::max_element(scratch.p.begin(), scratch.p.begin() + vocab_size) - scratch.p.begin();
     // Neighbouring logits can share a rounded exp; the logits themselves decide.
     for (std::int64_t v = 0; v < vocab_size; ++v) {
-      if (widen(logits[v]) > widen(logits[token]) || (v < token && widen(logits[v]) == widen(logits[token]))) token = v;
+      if (widen(logits[v]) > widen(logits[token]) || (v < token && widen(logits[v]) == widen(logits[token])))
+        token = v;
     }
   } else if (params.top_p < 1 || (params.top_k > 0 && params.top_k < vocab_size) || params.min_p > 0) {
     filter(scratch.p, vocab_size, sum, params, scratch.order);

@@ -1,5 +1,6 @@
 // Compiled once per instruction set, each time with another RAPO_ISA: see CMakeLists.txt and loops.h.
-// Vectors are GCC/clang vector extensions of 16 floats; the compiler splits them where registers are narrower.
+// Vectors are GCC/clang vector extensions of 16 floats; the compiler splits them where registers are
+// narrower.
 #include "loops.h"
 
 #define RAPO_STRING2(x) #x
@@ -41,7 +42,8 @@ INLINE void store(BFloat16* p, Vec v) {
   // Round to nearest even; NaN would overflow into the sign, so it is set apart.
   const UVec rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
   const IVec nan = v != v;
-  const UVec bits = (rounded & ~reinterpret_cast<const UVec&>(nan)) | (reinterpret_cast<const UVec&>(nan) & 0x7FC0u);
+  const UVec bits =
+      (rounded & ~reinterpret_cast<const UVec&>(nan)) | (reinterpret_cast<const UVec&>(nan) & 0x7FC0u);
   const HVec h = __builtin_convertvector(bits, HVec);
   __builtin_memcpy(p, &h, sizeof h);
 }
@@ -115,7 +117,8 @@ INLINE float max_lanes(Vec v) {
   return left > right ? left : right;
 }
 
-/// exp, relative error below 2e-7 on [-87.3, 88.3]; arguments beyond are taken to those bounds. NaN stays NaN.
+/// exp, relative error below 2e-7 on [-87.3, 88.3]; arguments beyond are taken to those bounds. NaN stays
+/// NaN.
 INLINE Vec exp_of(Vec x) {
   x = x < -87.3f ? splat(-87.3f) : x;
   x = x > 88.3f ? splat(88.3f) : x;
@@ -215,7 +218,8 @@ void swiglu_backward(const T* gate_up, const T* dout, i64 width, T* dgate_up, i6
 
 INLINE i64 padded(i64 n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-/// The half-split rotation: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), then times scale; zeros up to the padded width.
+/// The half-split rotation: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), then times scale; zeros up to the padded
+/// width.
 template <class T>
 INLINE void rotate(const T* x, const float* cos, const float* sin, i64 head_dim, float scale, float* out) {
   const i64 half = head_dim / 2;
@@ -229,7 +233,8 @@ INLINE void rotate(const T* x, const float* cos, const float* sin, i64 head_dim,
 
 /// The transpose of rotate().
 template <class T>
-INLINE void rotate_back(const float* dy, const float* cos, const float* sin, i64 head_dim, float scale, T* out) {
+INLINE void rotate_back(const float* dy, const float* cos, const float* sin, i64 head_dim, float scale,
+                        T* out) {
   const i64 half = head_dim / 2;
   for (i64 i = 0; i < half; ++i) {
     const float d1 = dy[i], d2 = dy[i + half];
@@ -253,7 +258,8 @@ INLINE void narrow(const float* x, i64 n, T* out) {
 constexpr int kQueries = 4;
 
 /// acc[r] = sum over d of rows[r][d] * columns[d][j .. j + 16); rows (kQueries, dp), columns (head_dim, tp).
-INLINE void products(const float* rows, i64 dp, const float* columns, i64 tp, i64 head_dim, Vec acc[kQueries]) {
+INLINE void products(const float* rows, i64 dp, const float* columns, i64 tp, i64 head_dim,
+                     Vec acc[kQueries]) {
   for (int r = 0; r < kQueries; ++r) acc[r] = Vec{};
   for (i64 d = 0; d < head_dim; ++d) {
     const Vec k = load(columns + d * tp);
@@ -261,9 +267,10 @@ INLINE void products(const float* rows, i64 dp, const float* columns, i64 tp, i6
   }
 }
 
-/// out[r][:] = scale * sum over j < count of weights[r][j] * values[j][:]; out (kQueries, dp), values (count, dp).
-INLINE void mix(const float* weights, i64 tp, const float* values, i64 dp, i64 count, const float scale[kQueries],
-                float* out) {
+/// out[r][:] = scale * sum over j < count of weights[r][j] * values[j][:]; out (kQueries, dp), values (count,
+/// dp).
+INLINE void mix(const float* weights, i64 tp, const float* values, i64 dp, i64 count,
+                const float scale[kQueries], float* out) {
   for (i64 c = 0; c < dp; c += kLanes) {
     Vec acc[kQueries] = {};
     for (i64 j = 0; j < count; ++j) {
@@ -275,8 +282,8 @@ INLINE void mix(const float* weights, i64 tp, const float* values, i64 dp, i64 c
 }
 
 template <class T>
-void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head, const T* qkv, const float* cos,
-               const float* sin, T* out, float* lse, T* kv, float* scratch) {
+void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head, const T* qkv,
+               const float* cos, const float* sin, T* out, float* lse, T* kv, float* scratch) {
   const i64 prefix = lengths[0];
   i64 longest = prefix;
   for (i64 b = 1; b < segments; ++b) longest = prefix + lengths[b] > longest ? prefix + lengths[b] : longest;
@@ -284,18 +291,18 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
   const i64 group = s.heads / s.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* keys = scratch;               // (dim, tp), transposed: the prefix's, then the current branch's
-  float* values = keys + dim * tp;     // (longest, dp)
-  float* q = values + longest * dp;    // (kQueries, dp)
-  float* o = q + kQueries * dp;        // (kQueries, dp)
-  float* p = o + kQueries * dp;        // (kQueries, tp)
-  float* k_row = p + kQueries * tp;    // (dp)
+  float* keys = scratch;             // (dim, tp), transposed: the prefix's, then the current branch's
+  float* values = keys + dim * tp;   // (longest, dp)
+  float* q = values + longest * dp;  // (kQueries, dp)
+  float* o = q + kQueries * dp;      // (kQueries, dp)
+  float* p = o + kQueries * dp;      // (kQueries, tp)
+  float* k_row = p + kQueries * tp;  // (dp)
   const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
   i64 token = 0;  // first of the segment
   for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
     const i64 start = segment == 0 ? 0 : prefix, stop = start + lengths[segment];  // positions
-    const i64 shift = token - start;                                              // token of a position
+    const i64 shift = token - start;                                               // token of a position
     for (i64 t = start; t < stop; ++t) {
       const T* k = qkv + (t + shift) * row_size + q_size + kv_head * dim;
       rotate(k, cos + t * half, sin + t * half, dim, 1.0f, k_row);
@@ -312,9 +319,11 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
         const int rows = stop - t0 < kQueries ? static_cast<int>(stop - t0) : kQueries;
         for (int r = 0; r < kQueries; ++r) {
           const i64 t = r < rows ? t0 + r : t0;
-          rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
+          rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale,
+                 q + r * dp);
         }
-        const i64 last = t0 + rows;  // keys 0 .. last - 1 are seen by some row; what lies behind them is masked
+        const i64 last =
+            t0 + rows;  // keys 0 .. last - 1 are seen by some row; what lies behind them is masked
         Vec top[kQueries];
         for (int r = 0; r < kQueries; ++r) top[r] = splat(-__builtin_inff());
         for (i64 j = 0; j < last; j += kLanes) {
@@ -351,8 +360,8 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
 
 template <class T>
 void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head, const T* qkv,
-                        const float* cos, const float* sin, const T* out, const float* lse, const T* dout, T* dqkv,
-                        float* scratch) {
+                        const float* cos, const float* sin, const T* out, const float* lse, const T* dout,
+                        T* dqkv, float* scratch) {
   const i64 prefix = lengths[0];
   i64 longest = prefix;
   for (i64 b = 1; b < segments; ++b) longest = prefix + lengths[b] > longest ? prefix + lengths[b] : longest;
@@ -360,16 +369,16 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
   const i64 group = s.heads / s.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* keys = scratch;                 // (dim, tp), transposed: the prefix's, then the current branch's
-  float* values = keys + dim * tp;       // (dim, tp), transposed
-  float* key_rows = values + dim * tp;   // (longest, dp)
-  float* dk = key_rows + longest * dp;   // (longest, dp): the prefix's collects every branch's share
-  float* dv = dk + longest * dp;         // (longest, dp)
-  float* q = dv + longest * dp;          // (kQueries, dp)
-  float* grad = q + kQueries * dp;       // (kQueries, dp)
-  float* dq = grad + kQueries * dp;      // (kQueries, dp)
-  float* p = dq + kQueries * dp;         // (kQueries, tp)
-  float* ds = p + kQueries * tp;         // (kQueries, tp)
+  float* keys = scratch;                // (dim, tp), transposed: the prefix's, then the current branch's
+  float* values = keys + dim * tp;      // (dim, tp), transposed
+  float* key_rows = values + dim * tp;  // (longest, dp)
+  float* dk = key_rows + longest * dp;  // (longest, dp): the prefix's collects every branch's share
+  float* dv = dk + longest * dp;        // (longest, dp)
+  float* q = dv + longest * dp;         // (kQueries, dp)
+  float* grad = q + kQueries * dp;      // (kQueries, dp)
+  float* dq = grad + kQueries * dp;     // (kQueries, dp)
+  float* p = dq + kQueries * dp;        // (kQueries, tp)
+  float* ds = p + kQueries * tp;        // (kQueries, tp)
   const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float ones[kQueries] = {1, 1, 1, 1};
 
@@ -384,7 +393,7 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
   i64 token = 0;  // first of the segment
   for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
     const i64 start = segment == 0 ? 0 : prefix, stop = start + lengths[segment];  // positions
-    const i64 shift = token - start;                                              // token of a position
+    const i64 shift = token - start;                                               // token of a position
     for (i64 t = start; t < stop; ++t) {
       const T* k = qkv + (t + shift) * row_size + q_size + kv_head * dim;
       float* row = key_rows + t * dp;
@@ -401,7 +410,8 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
         float delta[kQueries], row_lse[kQueries];
         for (int r = 0; r < kQueries; ++r) {
           const i64 t = r < rows ? t0 + r : t0;
-          rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale, q + r * dp);
+          rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale,
+                 q + r * dp);
           row_lse[r] = lse[(t + shift) * s.heads + head];
           Vec sum{};
           for (i64 d = 0; d < dim; d += kLanes) {
@@ -454,8 +464,8 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
 
 /// R query heads, from head h0 on, of one key/value head, over `count` cached positions.
 template <class T, int R>
-void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* qkv, const float* cos, const float* sin,
-                  const T* cache, T* out, float* q, float* p) {
+void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* qkv, const float* cos,
+                  const float* sin, const T* cache, T* out, float* q, float* p) {
   const i64 dim = s.head_dim, dp = padded(dim), tp = padded(count);
   const i64 kv_size = s.kv_heads * dim, block_size = 2 * kv_size * kCacheBlock;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
@@ -471,8 +481,9 @@ void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* q
       for (int r = 0; r < R; ++r) acc[r] += column * q[r * dp + d];
     }
     for (int r = 0; r < R; ++r) {
-      const Vec seen =
-          lane + static_cast<std::int32_t>(j) < static_cast<std::int32_t>(count) ? acc[r] : splat(-__builtin_inff());
+      const Vec seen = lane + static_cast<std::int32_t>(j) < static_cast<std::int32_t>(count)
+                           ? acc[r]
+                           : splat(-__builtin_inff());
       top[r] = max_of(seen, top[r]);
       store(p + r * tp + j, seen);
     }
@@ -492,7 +503,8 @@ void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* q
   for (i64 c = 0; c < dim; c += kLanes) {
     Vec acc[R] = {};
     for (i64 j = 0; j < count; ++j) {
-      const T* value = cache + j / kCacheBlock * block_size + kv_size * kCacheBlock + j % kCacheBlock * kv_size;
+      const T* value =
+          cache + j / kCacheBlock * block_size + kv_size * kCacheBlock + j % kCacheBlock * kv_size;
       const Vec v = load_up_to(value + kv_head * dim + c, dim - c);
       for (int r = 0; r < R; ++r) acc[r] += v * p[r * tp + j];
     }
@@ -501,14 +513,15 @@ void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* q
 }
 
 template <class T>
-void decode_attention(const HeadShape& s, i64 position, const T* qkv, const float* cos, const float* sin, T* cache,
-                      T* out, float* scratch) {
+void decode_attention(const HeadShape& s, i64 position, const T* qkv, const float* cos, const float* sin,
+                      T* cache, T* out, float* scratch) {
   static_assert(kCacheBlock == kLanes, "a vector is a block's positions");
-  const i64 dim = s.head_dim, dp = padded(dim), half = dim / 2, group = s.heads / s.kv_heads, count = position + 1;
+  const i64 dim = s.head_dim, dp = padded(dim), half = dim / 2, group = s.heads / s.kv_heads,
+            count = position + 1;
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim;
-  float* q = scratch;                      // (4, dp)
-  float* p = q + 4 * dp;                   // (4, padded(count))
-  float* k_row = p + 4 * padded(count);    // (dp)
+  float* q = scratch;                    // (4, dp)
+  float* p = q + 4 * dp;                 // (4, padded(count))
+  float* k_row = p + 4 * padded(count);  // (dp)
   cos += position * half;
   sin += position * half;
   T* block = cache + position / kCacheBlock * 2 * kv_size * kCacheBlock;
@@ -584,7 +597,8 @@ void scatter_add(const std::int32_t* ids, i64 rows, const T* x, i64 channels, fl
   }
 }
 
-// A block of c is kept in registers: 6 x 64 with AVX-512's 32 registers of 16 floats, 4 x 16 with fewer or narrower ones.
+// A block of c is kept in registers: 6 x 64 with AVX-512's 32 registers of 16 floats, 4 x 16 with fewer or
+// narrower ones.
 #if defined(__AVX512F__)
 constexpr int kBlockRows = 6, kBlockVecs = 4;
 #else
@@ -712,8 +726,8 @@ constexpr Ops<T> ops() {
 }  // namespace
 
 extern const Table kTable;
-const Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(),
-                      &adamw,                &sum_squares, &gemm,           &gemm_pack, &to_bf16};
+constexpr Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(), &adamw,
+                          &sum_squares,          &gemm,        &gemm_pack,      &to_bf16};
 
 }  // namespace RAPO_ISA
 }  // namespace rapo::loops

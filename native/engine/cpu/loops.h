@@ -1,7 +1,8 @@
 // The engine's own CPU loops (what is not a matrix product), as a table of plain functions, one table per
 // instruction set. No library header is included where those sets are enabled: an inline function of a header
 // compiled for AVX-512 could replace the portable one at link time and crash on an older machine.
-// Symbols: R rows (tokens), C channels, I intermediate size, H query heads, K key/value heads, D head width, V vocabulary.
+// Symbols: R rows (tokens), C channels, I intermediate size, H query heads, K key/value heads, D head width,
+// V vocabulary.
 #pragma once
 
 #include <cstdint>
@@ -18,41 +19,44 @@ struct HeadShape {
   std::int64_t heads, kv_heads, head_dim;
 };
 
-/// Functions take a range of rows or units [begin, end), so that the caller decides about threads; every range
-/// gives the same bits.
+/// Functions take a range of rows or units [begin, end), so that the caller decides about threads; every
+/// range gives the same bits.
 template <class T>
 struct Ops {
   /// y = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + eps); x, y (R, C), w (C), rstd (R) or null.
-  void (*rms_norm)(const T* x, const T* w, float eps, std::int64_t channels, T* y, float* rstd, std::int64_t begin,
-                   std::int64_t end);
+  void (*rms_norm)(const T* x, const T* w, float eps, std::int64_t channels, T* y, float* rstd,
+                   std::int64_t begin, std::int64_t end);
   /// dx += d loss/dx (R, C) and dw += d loss/dw (C), of the rows in range.
-  void (*rms_norm_backward)(const T* x, const T* w, const float* rstd, const T* dy, std::int64_t channels, T* dx,
-                            float* dw, std::int64_t begin, std::int64_t end);
+  void (*rms_norm_backward)(const T* x, const T* w, const float* rstd, const T* dy, std::int64_t channels,
+                            T* dx, float* dw, std::int64_t begin, std::int64_t end);
   /// out = silu(gate) * up; gate_up (R, 2I) holds gate then up, out (R, I).
   void (*swiglu)(const T* gate_up, std::int64_t width, T* out, std::int64_t begin, std::int64_t end);
-  void (*swiglu_backward)(const T* gate_up, const T* dout, std::int64_t width, T* dgate_up, std::int64_t begin,
-                          std::int64_t end);
-  /// Causal attention of one family (see packing.h) and one key/value head with the query heads that share it,
-  /// rotary embedding included. Its tokens lie end to end: lengths[0] of the prefix, then each branch's.
-  /// qkv (tokens, (H + 2K) D) holds q, k, v before rotation; cos, sin (positions, D / 2); out (tokens, H D); lse
-  /// (tokens, H) or null; kv (tokens, 2 K D) or null receives the rotated k and v. scratch: attention_scratch() floats.
-  void (*attention)(const HeadShape& shape, const std::int64_t* lengths, std::int64_t segments, std::int64_t kv_head,
-                    const T* qkv, const float* cos, const float* sin, T* out, float* lse, T* kv, float* scratch);
+  void (*swiglu_backward)(const T* gate_up, const T* dout, std::int64_t width, T* dgate_up,
+                          std::int64_t begin, std::int64_t end);
+  /// Causal attention of one family (see packing.h) and one key/value head with the query heads that share
+  /// it, rotary embedding included. Its tokens lie end to end: lengths[0] of the prefix, then each branch's.
+  /// qkv (tokens, (H + 2K) D) holds q, k, v before rotation; cos, sin (positions, D / 2); out (tokens, H D);
+  /// lse (tokens, H) or null; kv (tokens, 2 K D) or null receives the rotated k and v. scratch:
+  /// attention_scratch() floats.
+  void (*attention)(const HeadShape& shape, const std::int64_t* lengths, std::int64_t segments,
+                    std::int64_t kv_head, const T* qkv, const float* cos, const float* sin, T* out,
+                    float* lse, T* kv, float* scratch);
   /// dqkv (tokens, (H + 2K) D): this unit's columns are written.
   void (*attention_backward)(const HeadShape& shape, const std::int64_t* lengths, std::int64_t segments,
-                             std::int64_t kv_head, const T* qkv, const float* cos, const float* sin, const T* out,
-                             const float* lse, const T* dout, T* dqkv, float* scratch);
-  /// One new token of one sequence: rotates q and k at `position`, puts k and v into the sequence's cache, attends to
-  /// positions 0 .. position. qkv ((H + 2K) D), out (H D). The cache is made of blocks of kCacheBlock positions: their
-  /// keys (K, D, kCacheBlock), so that the products with a query run along the positions, then their values
-  /// (kCacheBlock, K, D).
+                             std::int64_t kv_head, const T* qkv, const float* cos, const float* sin,
+                             const T* out, const float* lse, const T* dout, T* dqkv, float* scratch);
+  /// One new token of one sequence: rotates q and k at `position`, puts k and v into the sequence's cache,
+  /// attends to positions 0 .. position. qkv ((H + 2K) D), out (H D). The cache is made of blocks of
+  /// kCacheBlock positions: their keys (K, D, kCacheBlock), so that the products with a query run along the
+  /// positions, then their values (kCacheBlock, K, D).
   void (*decode_attention)(const HeadShape& shape, std::int64_t position, const T* qkv, const float* cos,
                            const float* sin, T* cache, T* out, float* scratch);
-  /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale; returns max, and the sum of p in *sum.
+  /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale; returns max, and the sum of p in
+  /// *sum.
   float (*exp_row)(const T* logits, std::int64_t size, float scale, float* p, double* sum);
   /// out[j] += sum over rows i (in order) with ids[i] = id of x[i], columns [c0, c1) of (rows, C).
-  void (*scatter_add)(const std::int32_t* ids, std::int64_t rows, const T* x, std::int64_t channels, float* out,
-                      std::int64_t c0, std::int64_t c1);
+  void (*scatter_add)(const std::int32_t* ids, std::int64_t rows, const T* x, std::int64_t channels,
+                      float* out, std::int64_t c0, std::int64_t c1);
 };
 
 /// c (m, n) = start + a (m, k) b (k, n) in float32, for matrices that fit the caches.
@@ -71,8 +75,8 @@ struct Gemm {
 
 struct AdamWStep {
   float beta1, beta2, eps, learning_rate, weight_decay;
-  float bias1, bias2;   // 1 - beta^t
-  float grad_scale;     // clipping
+  float bias1, bias2;  // 1 - beta^t
+  float grad_scale;    // clipping
 };
 
 struct Table {
@@ -83,7 +87,8 @@ struct Table {
   double (*sum_squares)(const float* x, std::int64_t n);
   /// Rows [begin, end) of c. A row's bits depend on its inputs alone, not on m or the range.
   void (*gemm)(const Gemm& g, std::int64_t begin, std::int64_t end);
-  /// The transpose of w (n, k) as gemm's b: gemm_pack_size(n, k) floats, zeros in the last panel's missing columns.
+  /// The transpose of w (n, k) as gemm's b: gemm_pack_size(n, k) floats, zeros in the last panel's missing
+  /// columns.
   void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
   void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
 

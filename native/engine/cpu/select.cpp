@@ -40,8 +40,8 @@ const Table& choose() {
     const bool named = !wanted || !*wanted || std::string(wanted) == entry.table->name;
     if (named && entry.supported) return *entry.table;
   }
-  throw Error(ErrorCode::kUnsupported,
-              std::string("RAPO_ENGINE_ISA is \"") + wanted + "\", which this machine or build does not have");
+  throw Error(ErrorCode::kUnsupported, std::string("RAPO_ENGINE_ISA is \"") + wanted +
+                                           "\", which this machine or build does not have");
 }
 
 }  // namespace
