@@ -1,7 +1,7 @@
-/** Rewards → advantages and reference weights φ(r), one a completion (rapo.md sections 1 and 2). */
+/** Rewards → advantages and reference weights φ(r), one a completion (docs/objective.md). */
 import { RapoError } from './errors.js'
 
-/** Keeps a group whose rewards hardly differ from exploding; rapo.md section 1. */
+/** Keeps a group whose rewards hardly differ from exploding. */
 const STD_EPSILON = 1e-6
 
 /**

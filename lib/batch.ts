@@ -6,7 +6,7 @@ import { RapoError } from './errors.js'
 import type { MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
-/** agg_t of rapo.md section 3: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */
+/** How tokens are averaged: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */
 export type Aggregation = (typeof aggregations)[number]
 
 /**

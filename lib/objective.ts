@@ -1,5 +1,5 @@
 /**
- * The objective of rapo.md sections 3 and 4 as a plain object; docs/objective.md has every formula.
+ * The objective as a plain object; docs/objective.md has every formula.
  * A preset takes the fields to change: `rapo({ klCoef: 0.05 })`. What it returns is complete, checked and frozen.
  */
 import { RapoError } from './errors.js'

@@ -89,7 +89,7 @@ def rows_of(model, batch):
 
 
 def loss_of(policy_logits, ref_logits, batch, objective):
-    """rapo.md sections 2 to 5, differentiated by autograd."""
+    """docs/objective.md, differentiated by autograd."""
     dtype = policy_logits.dtype
     column = lambda name: torch.tensor(batch[name], dtype=torch.float32).to(dtype)
     z, u = policy_logits / objective["temperature"], ref_logits / objective["temperature"]

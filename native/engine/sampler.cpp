@@ -73,6 +73,52 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
   }
 }
 
+/// The lowest id of the highest logit. The logits decide, not their exponentials, which may share a rounded value.
+template <class T>
+std::int64_t argmax(const T* logits, std::int64_t size) {
+  std::int64_t best = 0;
+  for (std::int64_t v = 1; v < size; ++v) {
+    if (widen(logits[v]) > widen(logits[best])) best = v;
+  }
+  return best;
+}
+
+/// The token at which the running sum over all words passes u * sum. Where rounding keeps it below, the last word that
+/// has a probability.
+std::int64_t draw(const SamplerScratch& scratch, std::int64_t size, double sum, double u) {
+  double left = u * sum;
+  std::int64_t token = 0;
+  for (std::size_t block = 0; block < scratch.block_sums.size(); ++block) {
+    const std::int64_t begin = static_cast<std::int64_t>(block) * loops::kSumBlock;
+    if (left >= scratch.block_sums[block] && begin + loops::kSumBlock < size) {
+      left -= scratch.block_sums[block];
+      continue;
+    }
+    for (std::int64_t v = begin; v < std::min(size, begin + loops::kSumBlock); ++v) {
+      const double p = static_cast<double>(scratch.p[static_cast<std::size_t>(v)]);
+      if (p > 0) token = v;
+      left -= p;
+      if (left < 0) return token;
+    }
+  }
+  return token;
+}
+
+/// The same over the words that the filters left.
+std::int64_t draw(const SamplerScratch& scratch, double u) {
+  const auto p = [&](std::int32_t v) { return static_cast<double>(scratch.p[static_cast<std::size_t>(v)]); };
+  double left = 0;
+  for (const auto v : scratch.order) left += p(v);
+  left *= u;
+  std::int64_t token = scratch.order.front();
+  for (const auto v : scratch.order) {
+    if (p(v) > 0) token = v;
+    left -= p(v);
+    if (left < 0) break;
+  }
+  return token;
+}
+
 }  // namespace
 
 std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_high,
@@ -101,44 +147,26 @@ double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
 template <class T>
 Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& params, double u,
               SamplerScratch& scratch) {
-  if (static_cast<std::int64_t>(scratch.p.size()) < vocab_size)
-    scratch.p.resize(static_cast<std::size_t>(vocab_size));
+  scratch.p.resize(static_cast<std::size_t>(vocab_size));
+  scratch.block_sums.resize(static_cast<std::size_t>((vocab_size + loops::kSumBlock - 1) / loops::kSumBlock));
   const bool greedy = params.temperature == 0;
   const float scale = greedy ? 1.0f : static_cast<float>(1 / params.temperature);
-  double sum = 0;
-  const float max = loops::table().ops<T>().exp_row(logits, vocab_size, scale, scratch.p.data(), &sum);
+  const float max =
+      loops::table().ops<T>().exp_row(logits, vocab_size, scale, scratch.p.data(), scratch.block_sums.data());
+  const double sum = std::accumulate(scratch.block_sums.begin(), scratch.block_sums.end(), 0.0);
   // A NaN reaches the sum, an infinite logit the maximum.
   if (!std::isfinite(max) || !std::isfinite(sum)) {
     throw Error(ErrorCode::kNonFinite, "the model's logits hold NaN or an infinity");
   }
 
-  std::int64_t token = -1;
+  std::int64_t token = 0;
   if (greedy) {
-    token = std::max_element(scratch.p.begin(), scratch.p.begin() + vocab_size) - scratch.p.begin();
-    // Neighbouring logits can share a rounded exp; the logits themselves decide.
-    for (std::int64_t v = 0; v < vocab_size; ++v) {
-      if (widen(logits[v]) > widen(logits[token]) || (v < token && widen(logits[v]) == widen(logits[token])))
-        token = v;
-    }
+    token = argmax(logits, vocab_size);
   } else if (params.top_p < 1 || (params.top_k > 0 && params.top_k < vocab_size) || params.min_p > 0) {
     filter(scratch.p, vocab_size, sum, params, scratch.order);
-    double left = 0;
-    for (const auto v : scratch.order) left += static_cast<double>(scratch.p[static_cast<std::size_t>(v)]);
-    left *= u;
-    for (const auto v : scratch.order) {
-      const double p = static_cast<double>(scratch.p[static_cast<std::size_t>(v)]);
-      if (p > 0) token = v;  // rounding may leave `left` above the last sum: the last possible token then
-      left -= p;
-      if (left < 0) break;
-    }
+    token = draw(scratch, u);
   } else {
-    double left = u * sum;
-    for (std::int64_t v = 0; v < vocab_size; ++v) {
-      const double p = static_cast<double>(scratch.p[static_cast<std::size_t>(v)]);
-      if (p > 0) token = v;
-      left -= p;
-      if (left < 0) break;
-    }
+    token = draw(scratch, vocab_size, sum, u);
   }
   const float z = widen(logits[token]) * scale;
   return {static_cast<std::int32_t>(token), std::min(0.0f, z - max - static_cast<float>(std::log(sum)))};

@@ -24,6 +24,7 @@ struct Choice {
 /// What choose() reuses from row to row; one per thread.
 struct SamplerScratch {
   std::vector<float> p;
+  std::vector<double> block_sums;
   std::vector<std::int32_t> order;
 };
 

@@ -1,4 +1,4 @@
-// The objective's loss and gradient for full logits (rapo.md sections 3 to 5), and plain log-prob gathering.
+// The objective's loss and gradient for full logits (docs/objective.md), and plain log-prob gathering.
 #pragma once
 
 #include "control.h"

@@ -1,4 +1,4 @@
-// The objective (rapo.md sections 2 to 5) as plain data: what the kernels are told, given and return.
+// The objective (docs/objective.md) as plain data: what the kernels are told, given and return.
 // Symbols in comments: N rows (completion tokens), V vocabulary.
 #pragma once
 

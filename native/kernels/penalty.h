@@ -1,4 +1,4 @@
-// The KL penalties that look at the sampled token alone: value D and slope dD/dlp (rapo.md section 4).
+// The KL penalties that look at the sampled token alone: value D and slope dD/dlp (docs/objective.md).
 // The two full ones are sums over the vocabulary and live in the row kernels.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The oracle: rapo.md sections 2 to 5 by plain loops in double precision, one formula a line.
+// The oracle: docs/objective.md by plain loops in double precision, one formula a line.
 #include <cmath>
 #include <limits>
 #include <vector>

@@ -1,4 +1,4 @@
-// The policy term of the objective: value g and slope dg/dlp (rapo.md section 3).
+// The policy term of the objective: value g and slope dg/dlp (docs/objective.md).
 #pragma once
 
 #include <cmath>

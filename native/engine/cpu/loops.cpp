@@ -550,7 +550,7 @@ void decode_attention(const HeadShape& s, i64 position, const T* qkv, const floa
 }
 
 template <class T>
-float exp_row(const T* logits, i64 size, float scale, float* p, double* sum) {
+float exp_row(const T* logits, i64 size, float scale, float* p, double* block_sums) {
   Vec top = splat(-__builtin_inff());
   i64 v = 0;
   for (; v + kLanes <= size; v += kLanes) {
@@ -563,10 +563,8 @@ float exp_row(const T* logits, i64 size, float scale, float* p, double* sum) {
     p[v] = one(logits + v) * scale;
     m = p[v] > m ? p[v] : m;
   }
-  constexpr i64 kBlock = 1024;  // float32 within a block, double across them
-  double total = 0;
-  for (i64 b = 0; b < size; b += kBlock) {
-    const i64 stop = b + kBlock < size ? b + kBlock : size;
+  for (i64 b = 0; b < size; b += kSumBlock) {
+    const i64 stop = b + kSumBlock < size ? b + kSumBlock : size;
     Vec part{};
     for (v = b; v < stop; v += kLanes) {
       const i64 n = stop - v;
@@ -579,9 +577,8 @@ float exp_row(const T* logits, i64 size, float scale, float* p, double* sum) {
       store_up_to(p + v, e, n);
       part += e;
     }
-    total += static_cast<double>(sum_lanes(part));
+    block_sums[b / kSumBlock] = static_cast<double>(sum_lanes(part));
   }
-  *sum = total;
   return m;
 }
 
