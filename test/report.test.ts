@@ -440,6 +440,8 @@ test('a moving mean passes over gaps and keeps them', () => {
     movingMean(points, 1).map(({ y }) => y),
     [1.5, 1.5, null, 5, 5],
   )
+  const spike = [0.1, 0.2, 0.3, 0, 0].map((y, x) => ({ x, y }))
+  assert.is(movingMean(spike, 1).at(-1)!.y, 0, 'nothing of what left the window stays in it')
 })
 
 test('decimation keeps spikes, gaps and order', () => {

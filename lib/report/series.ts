@@ -4,28 +4,26 @@ export interface Point {
   readonly y: number | null
 }
 
-/** Mean over the points whose x is at most reach away; fewer at the ends and beside gaps. x ascends. */
+/**
+ * Mean over the points whose x is at most reach away; fewer at the ends and beside gaps. x ascends.
+ * Each window is summed afresh: a running sum keeps a residue where all that is left of it is zeros.
+ */
 export function movingMean(points: readonly Point[], reach: number): Point[] {
-  let sum = 0
-  let count = 0
   let from = 0
   let to = 0
   return points.map(({ x, y }) => {
-    while (to < points.length && points[to]!.x <= x + reach) {
-      const entering = points[to++]!.y
-      if (entering !== null) {
-        sum += entering
-        count++
-      }
+    while (to < points.length && points[to]!.x <= x + reach) to++
+    while (points[from]!.x < x - reach) from++
+    if (y === null) return { x, y }
+    let sum = 0
+    let count = 0
+    for (let i = from; i < to; i++) {
+      const value = points[i]!.y
+      if (value === null) continue
+      sum += value
+      count++
     }
-    while (points[from]!.x < x - reach) {
-      const leaving = points[from++]!.y
-      if (leaving !== null) {
-        sum -= leaving
-        count--
-      }
-    }
-    return { x, y: y === null || count === 0 ? null : sum / count }
+    return { x, y: sum / count }
   })
 }
 
