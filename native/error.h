@@ -18,13 +18,20 @@ enum class ErrorCode {
 
 constexpr const char* code_name(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kInvalidArgument: return "ERR_RAPO_INVALID_ARGUMENT";
-    case ErrorCode::kNonFinite: return "ERR_RAPO_NON_FINITE";
-    case ErrorCode::kIo: return "ERR_RAPO_IO";
-    case ErrorCode::kFormat: return "ERR_RAPO_FORMAT";
-    case ErrorCode::kUnsupported: return "ERR_RAPO_UNSUPPORTED";
-    case ErrorCode::kAborted: return "ERR_RAPO_ABORTED";
-    case ErrorCode::kOutOfMemory: return "ERR_RAPO_OUT_OF_MEMORY";
+    case ErrorCode::kInvalidArgument:
+      return "ERR_RAPO_INVALID_ARGUMENT";
+    case ErrorCode::kNonFinite:
+      return "ERR_RAPO_NON_FINITE";
+    case ErrorCode::kIo:
+      return "ERR_RAPO_IO";
+    case ErrorCode::kFormat:
+      return "ERR_RAPO_FORMAT";
+    case ErrorCode::kUnsupported:
+      return "ERR_RAPO_UNSUPPORTED";
+    case ErrorCode::kAborted:
+      return "ERR_RAPO_ABORTED";
+    case ErrorCode::kOutOfMemory:
+      return "ERR_RAPO_OUT_OF_MEMORY";
   }
   return "ERR_RAPO_INTERNAL";
 }
