@@ -140,8 +140,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
         info.Env(), ControlObject::get(info[2]),
         [dir, options] { return std::shared_ptr<Policy>(Policy::load(dir, options)); },
         [options](Napi::Env env, std::shared_ptr<Policy>& policy) {
-          auto handle = std::make_unique<Handle>();
-          handle->policy = std::move(policy);
+          auto* handle = new Handle{std::move(policy), 0};  // deleted by the External's finalizer
           const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
           const std::int64_t copies = 1 + (options.reference_dir.empty() ? 0 : 1);
           // Gradients and two moments, and the masters of a bfloat16 model.
@@ -150,11 +149,10 @@ Napi::Value load(const Napi::CallbackInfo& info) {
           Napi::MemoryManagement::AdjustExternalMemory(env, handle->bytes);
           auto result = Napi::Object::New(env);
           result.Set("info", info_to_js(env, handle->policy->info()));
-          auto external = Napi::External<Handle>::New(env, handle.get(), [](Napi::Env e, Handle* h) {
+          auto external = Napi::External<Handle>::New(env, handle, [](Napi::Env e, Handle* h) {
             Napi::MemoryManagement::AdjustExternalMemory(e, -h->bytes);
             delete h;
           });
-          (void)handle.release();  // the finalizer's now
           external.TypeTag(&kPolicyTag);
           result.Set("handle", external);
           return result;

@@ -351,17 +351,32 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
       }
     }
     if (!(temperature > 0) || std::isinf(temperature)) invalid("temperature must be > 0");
+    MicroBatch batch;
+    batch.sequences = sequences;
+    batch.row_positions = row_positions;
+    batch.token_ids = token_ids;
+    batch.token_weights.assign(row_positions.size(), 1);
     LogprobRows out;
     out.logprobs.resize(row_positions.size());
     out.entropy.resize(row_positions.size());
-    if (row_positions.empty()) return out;
+    control.total = static_cast<std::int64_t>(row_positions.size());
     auto& model = *impl_->policy;
-    const auto hidden =
-        model.net.forward(model.weights, plain_input(sequences, 0, sequences.offsets.size() - 1), control);
-    fused_head_logprobs(
-        ops::gather_rows(hidden, row_positions.data(), static_cast<std::int64_t>(row_positions.size())),
-        model.weights.head, token_ids.data(), temperature, impl_->head_rows(), control, out.logprobs.data(),
-        out.entropy.data());
+    for (const TrainChunk& chunk : plan_chunks(batch, impl_->chunk_tokens())) {
+      const std::size_t rows = chunk.rows.size();
+      const auto hidden = ops::gather_rows(model.net.forward(model.weights, chunk.input, control),
+                                           chunk.positions.data(), static_cast<std::int64_t>(rows));
+      std::vector<std::int32_t> ids;
+      ids.reserve(rows);
+      for (const std::size_t row : chunk.rows) ids.push_back(token_ids[row]);
+      std::vector<float> logprobs(rows), entropy(rows);
+      fused_head_logprobs(hidden, model.weights.head, ids.data(), temperature, impl_->head_rows(), control,
+                          logprobs.data(), entropy.data());
+      for (std::size_t i = 0; i < rows; ++i) {
+        out.logprobs[chunk.rows[i]] = logprobs[i];
+        out.entropy[chunk.rows[i]] = entropy[i];
+      }
+      control.done += static_cast<std::int64_t>(rows);
+    }
     return out;
   });
 }

@@ -101,7 +101,8 @@ class Policy {
   /// control: one unit a generated token, total = prompts x n x max_new_tokens.
   Completions generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
 
-  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature).
+  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature). control: a
+  /// unit a row.
   LogprobRows logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
                        const std::vector<std::int32_t>& token_ids, double temperature, Control& control);
 

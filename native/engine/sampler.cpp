@@ -73,7 +73,8 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
   }
 }
 
-/// The lowest id of the highest logit. The logits decide, not their exponentials, which may share a rounded value.
+/// The lowest id of the highest logit. The logits decide, not their exponentials, which may share a rounded
+/// value.
 template <class T>
 std::int64_t argmax(const T* logits, std::int64_t size) {
   std::int64_t best = 0;
@@ -83,8 +84,8 @@ std::int64_t argmax(const T* logits, std::int64_t size) {
   return best;
 }
 
-/// The token at which the running sum over all words passes u * sum. Where rounding keeps it below, the last word that
-/// has a probability.
+/// The token at which the running sum over all words passes u * sum. Where rounding keeps it below, the last
+/// word that has a probability.
 std::int64_t draw(const SamplerScratch& scratch, std::int64_t size, double sum, double u) {
   double left = u * sum;
   std::int64_t token = 0;
@@ -101,7 +102,8 @@ std::int64_t draw(const SamplerScratch& scratch, std::int64_t size, double sum, 
       if (left < 0) return token;
     }
   }
-  return token;
+  if (scratch.p[static_cast<std::size_t>(token)] > 0) return token;
+  return std::max_element(scratch.p.begin(), scratch.p.begin() + size) - scratch.p.begin();
 }
 
 /// The same over the words that the filters left.

@@ -52,8 +52,8 @@ struct Ops {
   /// positions, then their values (kCacheBlock, K, D).
   void (*decode_attention)(const HeadShape& shape, std::int64_t position, const T* qkv, const float* cos,
                            const float* sin, T* cache, T* out, float* scratch);
-  /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale, which is returned; block_sums[b] is the sum
-  /// of p over block b of kSumBlock words.
+  /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale, which is returned; block_sums[b]
+  /// is the sum of p over block b of kSumBlock words.
   float (*exp_row)(const T* logits, std::int64_t size, float scale, float* p, double* block_sums);
   /// out[j] += sum over rows i (in order) with ids[i] = id of x[i], columns [c0, c1) of (rows, C).
   void (*scatter_add)(const std::int32_t* ids, std::int64_t rows, const T* x, std::int64_t channels,
