@@ -1,4 +1,6 @@
 /** Generation: determinism, log-probs against the trainer's forward pass, filters, stopping, slots. */
+import { readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { loadPolicy, type Policy, type SamplingParams, setEngineThreads } from '../lib/policy.js'
@@ -155,6 +157,53 @@ for (const changes of [
     assert.ok(chiSquare < cells + 5 * Math.sqrt(2 * cells), `χ² ${chiSquare} over ${cells} cells`)
   })
 }
+
+test('a vocabulary of thousands is sampled as the log-probs say', async () => {
+  const words = 3000
+  const large = await loadPolicy(await newModel({ vocab_size: words, initializer_range: 0.5 }), {
+    trainable: false,
+  })
+  const one = pack([[3, 1000, 2999, 5]])
+  const n = 4000
+  const made = await large.generate(one, { ...sampling, n, maxNewTokens: 1 })
+  const every = {
+    rowPositions: new Int32Array(words).fill(3),
+    tokenIds: Int32Array.from({ length: words }, (_, i) => i),
+  }
+  const { logprobs } = await large.logprobs(one, every, 1)
+  await large.dispose()
+  // Neighbouring words share a cell until it expects 40 samples.
+  let chiSquare = 0
+  let cells = 0
+  let expected = 0
+  let seen = 0
+  const counts = new Float64Array(words)
+  for (const id of made.tokens.tokenIds) counts[id]!++
+  logprobs.forEach((l, id) => {
+    expected += n * Math.exp(l)
+    seen += counts[id]!
+    if (expected < 40 && id < words - 1) return
+    chiSquare += (seen - expected) ** 2 / expected
+    cells++
+    expected = seen = 0
+  })
+  assert.ok(cells > 20)
+  assert.ok(chiSquare < cells + 5 * Math.sqrt(2 * cells), `χ² ${chiSquare} over ${cells} cells`)
+})
+
+test('of equal logits greedy takes the lowest id', async () => {
+  const flat = await newModel()
+  const file = path.join(flat, 'model.safetensors')
+  const content = readFileSync(file)
+  const norm = 4 * tinyConfig.hidden_size
+  content.fill(0, content.length - norm) // the final norm: every hidden state, and so every logit, becomes 0
+  writeFileSync(file, content)
+  const model = await loadPolicy(flat, { trainable: false })
+  const made = await model.generate(prompts, { ...sampling, temperature: 0, stopTokenIds: [] })
+  await model.dispose()
+  assert.ok(made.tokens.tokenIds.every(id => id === 0))
+  assert.ok(made.logprobs.every(l => Math.abs(l + Math.log(vocab)) < 1e-6)) // some roundings of a number near 3
+})
 
 test('completions end with the stop token or at the length, and say which', async () => {
   const stop = [0, 5, 9]
