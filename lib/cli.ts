@@ -104,7 +104,8 @@ export function createCli(): Command {
   cli
     .command('doctor')
     .description('show what rapo found on this machine, and why not what it did not')
-    .action(async () => (await import('./commands.js')).runDoctor())
+    .option('--json', 'as one JSON object')
+    .action(async values => (await import('./commands.js')).runDoctor(values))
 
   cli
     .command('demo')

@@ -231,10 +231,10 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
   }).finally(() => progress?.stop())
 }
 
-export async function runDoctor(): Promise<void> {
+export async function runDoctor({ json }: { json?: boolean }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  console.log(formatDoctor(report))
+  console.log(json ? JSON.stringify(report, null, 2) : formatDoctor(report))
   if (!report.ok) process.exitCode = 1
 }
 

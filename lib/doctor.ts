@@ -10,7 +10,7 @@ import { findTools, type Tools } from './setup/tools.js'
 
 export interface AddonReport {
   readonly file?: string
-  /** The plain values that a loaded addon exports, such as the instruction set it chose. */
+  /** What a loaded addon tells of itself, such as the instruction set it chose. */
   readonly info?: Readonly<Record<string, unknown>>
   /** Why there is none, or why it does not load. */
   readonly problem?: string
@@ -78,6 +78,9 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
   }
 }
 
+/** What the addons tell of themselves, as values or functions. */
+const told = ['isa', 'isas', 'threads', 'libtorchVersion']
+
 async function probe(locate: () => string): Promise<AddonReport> {
   let file: string
   try {
@@ -87,8 +90,10 @@ async function probe(locate: () => string): Promise<AddonReport> {
   }
   const script = `
     try {
-      const plain = Object.entries(require(process.argv[1])).filter(([, value]) => typeof value !== 'function')
-      console.log(JSON.stringify(Object.fromEntries(plain)))
+      const addon = require(process.argv[1])
+      const told = ${JSON.stringify(told)}.filter(name => name in addon)
+      const value = name => typeof addon[name] === 'function' ? addon[name]() : addon[name]
+      console.log(JSON.stringify(Object.fromEntries(told.map(name => [name, value(name)]))))
     } catch (error) {
       console.error(error.message.split('\\n')[0])
       process.exit(1)
@@ -157,7 +162,9 @@ export function formatDoctor(report: DoctorReport): string {
 
 function describeAddon(addon: AddonReport): string {
   if (addon.problem) return `✗ ${addon.file ? `${addon.file}\n  ` : ''}${addon.problem}`
-  const info = Object.entries(addon.info ?? {}).map(([name, value]) => `${name} ${JSON.stringify(value)}`)
+  const info = Object.entries(addon.info ?? {}).map(
+    ([name, value]) => `${name} ${Array.isArray(value) ? value.join(' ') : value}`,
+  )
   return `loads: ${addon.file}${info.length ? ` (${info.join(', ')})` : ''}`
 }
 
