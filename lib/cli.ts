@@ -131,7 +131,7 @@ function addFields(command: Command, shown: readonly Field[]): void {
 
 function addModelOptions(command: Command): void {
   command
-    .requiredOption('-m, --model <dir>', 'model directory')
+    .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
     .option('-i, --input <file>', 'JSON Lines (default: standard input)')
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
     .addOption(new Option('--device <name>', 'where the model lives').choices(['cpu', 'cuda']).default('cpu'))

@@ -191,9 +191,10 @@ export async function runLogprobs(values: InferValues): Promise<void> {
 async function withProgress(
   label: string,
   unit: string,
-  { model, input, output, device, dtype }: InferValues,
+  { model: given, input, output, device, dtype }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
+  const model = readLatestCheckpoint(given)?.dir ?? given
   let progress: Progress | undefined
   const onProgress = (done: number, total: number) => {
     if (total === 0) return

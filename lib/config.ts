@@ -331,7 +331,7 @@ function unknownField(path: string): string {
   const name = nameOf(path)
   const score = (candidate: string) => distance(name, nameOf(candidate)) + distance(path, candidate) / 1000
   const nearest = known.reduce((a, b) => (score(b) < score(a) ? b : a))
-  const isNear = Math.floor(score(nearest)) <= Math.max(1, Math.floor(name.length / 3))
+  const isNear = Math.floor(score(nearest)) <= Math.ceil(name.length / 3)
   return `there is no field "${path}"${isNear ? `: did you mean "${nearest}"?` : ''}`
 }
 

@@ -82,6 +82,8 @@ test('what is written reads back the same', () => {
 })
 
 test('an unknown field or group: named, with its line and the nearest that there is', () => {
+  const swapped = messageOf(() => loadConfig(write('swapped.yaml', 'modle:\n  dir: m\n')))
+  assert.match(swapped, 'there is no field "modle": did you mean "model"?')
   const file = write(
     'd.yaml',
     'model:\n  dir: m\ntask: { verifier: exact }\nobjective:\n  kl_coef: 0.1\nsamplng:\n  groupSize: 4\ntemperature: 1\nquux: 1\n',
