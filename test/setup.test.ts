@@ -15,7 +15,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { isAbsolute, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -249,6 +249,8 @@ test('torch is installed once, into the cache, and the engine built against it',
   assert.ok(events.some(event => /did not answer/.test(event.message)))
   const configure = calls(context, '-DRAPO_ENGINE=ON')[0]!
   assert.match(configure, `-DTorch_DIR=${engine.marker.libtorch.dir}/share/cmake/Torch`)
+  const napi = configure.match(/-DRAPO_NODE_ADDON_API=(\S+)/)![1]!
+  assert.ok(isAbsolute(napi) && existsSync(join(napi, 'napi.h')), napi)
 
   assert.equal((await runSetup(context)).addon, engine.addon)
   assert.equal(calls(context, 'cmake --build').length, 1)

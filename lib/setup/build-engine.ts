@@ -13,7 +13,7 @@ import {
 } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
-import { join, sep } from 'node:path'
+import { join, resolve, sep } from 'node:path'
 import { RapoError } from '../errors.js'
 import {
   type BuiltEngine,
@@ -146,7 +146,8 @@ function configureArguments(tree: string, ninja: boolean, libtorch: TorchDir): s
     `-DTorch_DIR=${libtorch.cmakeDir}`,
     `-DCMAKE_PREFIX_PATH=${libtorch.dir}`,
     `-DCMAKE_JS_INC=${require('node-api-headers').include_dir}`,
-    `-DRAPO_NODE_ADDON_API=${require('node-addon-api').include_dir}`,
+    // Relative to the working directory, which is not CMake's.
+    `-DRAPO_NODE_ADDON_API=${resolve(require('node-addon-api').include_dir)}`,
   ]
 }
 
