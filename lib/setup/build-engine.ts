@@ -99,6 +99,12 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
     throw error
   }
   rmSync(busy)
+  if (hashSources() !== sources) {
+    throw new RapoError(
+      'ERR_RAPO_SETUP',
+      'the sources changed while the engine was compiled; run set-up again',
+    )
+  }
 
   mkdirSync(dir, { recursive: true })
   rmSync(join(dir, 'done.json'), { force: true })
