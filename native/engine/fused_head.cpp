@@ -32,7 +32,7 @@ std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_siz
   return std::max<std::int64_t>(1, kChunkBytes / (vocab_size * element_size));
 }
 
-Metrics fused_head_loss(const HeadRows& rows, const at::Tensor& weight, const at::Tensor& ref_weight,
+Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const ops::Linear& ref_weight,
                         const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,
                         at::Tensor& dweight) {
   Metrics total;
@@ -57,13 +57,13 @@ Metrics fused_head_loss(const HeadRows& rows, const at::Tensor& weight, const at
     outputs.grad_stride = part.logits_stride;
     total.add(policy_loss(part, objective, outputs));
 
-    dhidden.narrow(0, at, n).copy_(ops::linear_backward(logits, weight));
+    dhidden.narrow(0, at, n).copy_(ops::linear_backward(logits, weight.weight));
     ops::add_weight_grad(dweight, logits, hidden);
   }
   return total;
 }
 
-void fused_head_logprobs(const at::Tensor& hidden, const at::Tensor& weight, const std::int32_t* token_ids,
+void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, const std::int32_t* token_ids,
                          double temperature, std::int64_t chunk_rows, const Control& control, float* logprobs,
                          float* entropy) {
   const std::int64_t total = hidden.size(0);
@@ -73,7 +73,7 @@ void fused_head_logprobs(const at::Tensor& hidden, const at::Tensor& weight, con
     const auto logits = ops::linear(hidden.narrow(0, at, n), weight);
     LogitRows rows;
     rows.rows = n;
-    rows.vocab_size = weight.size(0);
+    rows.vocab_size = weight.weight.size(0);
     rows.dtype = dtype_of(logits);
     rows.data = logits.data_ptr();
     rows.stride = logits.stride(0);

@@ -8,6 +8,7 @@
 #include "../control.h"
 #include "../kernels/objective.h"
 #include "aten.h"
+#include "ops.h"
 
 namespace rapo {
 
@@ -22,12 +23,12 @@ struct HeadRows {
 };
 
 /// Loss and metrics of the rows; dhidden (N, C) is written and dweight (V, C, float32) added to.
-Metrics fused_head_loss(const HeadRows& rows, const at::Tensor& weight, const at::Tensor& ref_weight,
+Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const ops::Linear& ref_weight,
                         const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,
                         at::Tensor& dweight);
 
 /// log p(token_ids[i]) and entropy of every row, under softmax(logits / temperature).
-void fused_head_logprobs(const at::Tensor& hidden, const at::Tensor& weight, const std::int32_t* token_ids,
+void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, const std::int32_t* token_ids,
                          double temperature, std::int64_t chunk_rows, const Control& control, float* logprobs,
                          float* entropy);
 

@@ -30,9 +30,14 @@ struct Running {
 
 class Decoder {
  public:
-  Decoder(Qwen2& model, const ModelTensors& weights, const PackedTokens& prompts,
+  Decoder(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready, const PackedTokens& prompts,
           const SamplingParams& sampling, Control& control)
-      : model_(model), weights_(weights), prompts_(prompts), sampling_(sampling), control_(control) {
+      : model_(model),
+        weights_(weights),
+        ready_(ready),
+        prompts_(prompts),
+        sampling_(sampling),
+        control_(control) {
     const std::int64_t count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
     total_ = count * sampling.n;
     std::int64_t longest = 0;
@@ -47,7 +52,9 @@ class Decoder {
     slots = std::min(slots, std::max<std::int64_t>(kCacheBytes / bytes, 1));
     if (sampling.max_batch > 0) slots = sampling.max_batch;
     slots = std::min(slots, total_);
-    state_ = model.begin_decode(weights, slots, blocks);
+    for (std::int64_t i = 0; i < model.config().layers; ++i) {
+      state_.caches.push_back(at::empty({slots, blocks, block}, weights.embed.options()));
+    }
     for (std::int64_t s = slots; s-- > 0;) free_.push_back(s);
     tokens_.resize(static_cast<std::size_t>(total_));
     logprobs_.resize(static_cast<std::size_t>(total_));
@@ -99,9 +106,9 @@ class Decoder {
       auto ready = std::find_if(prefilled_.begin(), prefilled_.end(),
                                 [&](const Prefilled& p) { return p.prompt == r.completion / sampling_.n; });
       r.length = ready->length;
-      for (std::size_t layer = 0; layer < state_.layers.size(); ++layer) {
+      for (std::size_t layer = 0; layer < state_.caches.size(); ++layer) {
         const at::Tensor& from = ready->blocks[layer];
-        at::Tensor& cache = state_.layers[layer].cache;
+        at::Tensor& cache = state_.caches[layer];
         std::memcpy(static_cast<char*>(cache.data_ptr()) +
                         static_cast<std::size_t>(r.slot * cache.stride(0)) * cache.element_size(),
                     from.data_ptr(), from.nbytes());
@@ -121,8 +128,8 @@ class Decoder {
     last.reserve(input.families.size());
     for (const Family& prompt : input.families) last.push_back(prompt.begin + prompt.lengths[0] - 1);
     KeyValues kv;
-    const auto hidden = model_.forward(weights_, input, control_, nullptr, &kv);
-    const auto logits = ops::linear(ops::gather_rows(hidden, last.data(), end - first), state_.head);
+    const auto hidden = model_.forward(weights_, ready_, input, control_, nullptr, &kv);
+    const auto logits = ops::linear(ops::gather_rows(hidden, last.data(), end - first), ready_.head);
     for (std::int64_t p = first; p < end; ++p) {
       const Family& prompt = input.families[static_cast<std::size_t>(p - first)];
       Prefilled ready;
@@ -148,7 +155,7 @@ class Decoder {
       state_.slots.push_back(r.slot);
       state_.positions.push_back(r.length);
     }
-    const auto logits = model_.decode(weights_, ids, state_);
+    const auto logits = ops::linear(model_.decode(weights_, ready_, ids, state_), ready_.head);
     std::vector<Running> now;
     now.swap(running_);
     for (Running& r : now) ++r.length;
@@ -213,6 +220,7 @@ class Decoder {
 
   Qwen2& model_;
   const ModelTensors& weights_;
+  const ReadyWeights& ready_;
   const PackedTokens& prompts_;
   const SamplingParams& sampling_;
   Control& control_;
@@ -230,9 +238,9 @@ class Decoder {
 
 }  // namespace
 
-Completions generate(Qwen2& model, const ModelTensors& weights, const PackedTokens& prompts,
-                     const SamplingParams& sampling, Control& control) {
-  return Decoder(model, weights, prompts, sampling, control).run();
+Completions generate(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
+                     const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
+  return Decoder(model, weights, ready, prompts, sampling, control).run();
 }
 
 }  // namespace rapo

@@ -7,7 +7,7 @@
 namespace rapo {
 
 /// Arguments are valid (Policy::generate checks them).
-Completions generate(Qwen2& model, const ModelTensors& weights, const PackedTokens& prompts,
-                     const SamplingParams& sampling, Control& control);
+Completions generate(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
+                     const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
 
 }  // namespace rapo

@@ -180,13 +180,18 @@ struct Policy::Impl {
     Checkpoint checkpoint;
     at::Tensor flat;  // (flat_size), of the policy's dtype
     ModelTensors weights;
+    std::unique_ptr<ReadyWeights> ready;  // of the current weights
 
     Model(const std::string& dir, DType dtype)
         : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
       flat = at::zeros({net.layout().flat_size()}, scalar_type(dtype));
       weights = net.layout().map(flat);
       read_weights(checkpoint, net.layout(), flat);
+      refresh();
     }
+
+    /// After every change of the weights.
+    void refresh() { ready = std::make_unique<ReadyWeights>(weights); }
   };
 
   PolicyOptions options;
@@ -333,7 +338,8 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
                 " that exceeds the model's context of " + std::to_string(c.max_position_embeddings));
       }
     }
-    return rapo::generate(impl_->policy->net, impl_->policy->weights, prompts, sampling, control);
+    return rapo::generate(impl_->policy->net, impl_->policy->weights, *impl_->policy->ready, prompts,
+                          sampling, control);
   });
 }
 
@@ -363,13 +369,14 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
     auto& model = *impl_->policy;
     for (const TrainChunk& chunk : plan_chunks(batch, impl_->chunk_tokens())) {
       const std::size_t rows = chunk.rows.size();
-      const auto hidden = ops::gather_rows(model.net.forward(model.weights, chunk.input, control),
-                                           chunk.positions.data(), static_cast<std::int64_t>(rows));
+      const auto hidden =
+          ops::gather_rows(model.net.forward(model.weights, *model.ready, chunk.input, control),
+                           chunk.positions.data(), static_cast<std::int64_t>(rows));
       std::vector<std::int32_t> ids;
       ids.reserve(rows);
       for (const std::size_t row : chunk.rows) ids.push_back(token_ids[row]);
       std::vector<float> logprobs(rows), entropy(rows);
-      fused_head_logprobs(hidden, model.weights.head, ids.data(), temperature, impl_->head_rows(), control,
+      fused_head_logprobs(hidden, model.ready->head, ids.data(), temperature, impl_->head_rows(), control,
                           logprobs.data(), entropy.data());
       for (std::size_t i = 0; i < rows; ++i) {
         out.logprobs[chunk.rows[i]] = logprobs[i];
@@ -421,13 +428,14 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops::gather_rows(model.net.forward(model.weights, chunk.input, stop, keep), chunk.positions.data(),
-                            rows);
+    return ops::gather_rows(model.net.forward(model.weights, *model.ready, chunk.input, stop, keep),
+                            chunk.positions.data(), rows);
   };
-  at::Tensor ref_hidden, ref_head;
+  at::Tensor ref_hidden;
+  ops::Linear ref_head;
   if (objective.penalty != Penalty::kNone) {
     ref_hidden = hidden_rows(*reference, nullptr);
-    ref_head = reference->weights.head;
+    ref_head = reference->ready->head;
   }
   TrunkActivations kept;
   const auto hidden = hidden_rows(*policy, &kept);
@@ -454,7 +462,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   grad_broken = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
   const Metrics metrics =
-      fused_head_loss(head, policy->weights.head, ref_head, objective, head_rows(), dhidden, grads.head);
+      fused_head_loss(head, policy->ready->head, ref_head, objective, head_rows(), dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
   policy->net.backward(policy->weights, grads, chunk.input, kept,
                        ops::spread_rows(dhidden, chunk.positions, tokens));
@@ -471,6 +479,7 @@ StepResult Policy::step(double learning_rate) {
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
     const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate);
+    impl_->policy->refresh();
     impl_->grad.zero_();
     return result;
   });
@@ -512,6 +521,7 @@ void Policy::load_state(const std::string& file) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
     impl_->optimizer->load(file);
+    impl_->policy->refresh();
   });
 }
 

@@ -106,26 +106,35 @@ const ops::Rope& Qwen2::rope(std::int64_t positions, at::ScalarType dtype) {
   return rope_;
 }
 
-at::Tensor Qwen2::forward(const ModelTensors& w, const TrunkInput& input, const Control& control,
-                          TrunkActivations* keep, KeyValues* key_values) {
+ReadyWeights::ReadyWeights(const ModelTensors& w) : head(ops::prepare(w.head)) {
+  for (const LayerTensors& layer : w.layers) {
+    layers.push_back({ops::prepare(layer.qkv), ops::prepare(layer.o), ops::prepare(layer.gate_up),
+                      ops::prepare(layer.down)});
+  }
+}
+
+at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, const TrunkInput& input,
+                          const Control& control, TrunkActivations* keep, KeyValues* key_values) {
   const auto& rotation = rope(input.longest, w.embed.scalar_type());
   auto x =
       ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
-  for (const LayerTensors& layer : w.layers) {
+  for (std::size_t i = 0; i < w.layers.size(); ++i) {
     control.check();
+    const LayerTensors& layer = w.layers[i];
+    const ReadyWeights::Layer& linear = ready.layers[i];
     LayerActivations a;
     a.x = x;
     a.normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
-    a.qkv = ops::linear(a.normed, layer.qkv, layer.qkv_bias);
+    a.qkv = ops::linear(a.normed, linear.qkv, layer.qkv_bias);
     at::Tensor kv;
     a.attended = ops::attention(head_shape(), input, rotation, a.qkv, keep ? &a.lse : nullptr,
                                 key_values ? &kv : nullptr);
     if (key_values) key_values->push_back(std::move(kv));
-    a.middle = ops::linear(a.attended, layer.o, x);
+    a.middle = ops::linear(a.attended, linear.o, x);
     a.normed2 = ops::rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
-    a.gate_up = ops::linear(a.normed2, layer.gate_up);
+    a.gate_up = ops::linear(a.normed2, linear.gate_up);
     a.gated = ops::swiglu(a.gate_up);
-    x = ops::linear(a.gated, layer.down, a.middle);
+    x = ops::linear(a.gated, linear.down, a.middle);
     if (keep) keep->layers.push_back(std::move(a));
   }
   if (keep) keep->x = x;
@@ -159,34 +168,23 @@ void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInpu
   ops::scatter_add_rows(grads.embed, input.token_ids.data(), dx);
 }
 
-DecodeState Qwen2::begin_decode(const ModelTensors& w, std::int64_t slots, std::int64_t blocks) const {
-  const std::int64_t block = 2 * config_.kv_size() * loops::kCacheBlock;
-  DecodeState state;
-  for (const LayerTensors& layer : w.layers) {
-    state.layers.push_back({ops::prepare(layer.qkv), ops::prepare(layer.o), ops::prepare(layer.gate_up),
-                            ops::prepare(layer.down), at::empty({slots, blocks, block}, w.embed.options())});
-  }
-  state.head = ops::prepare(w.head);
-  return state;
-}
-
-at::Tensor Qwen2::decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids,
-                         DecodeState& state) {
+at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready,
+                         const std::vector<std::int32_t>& token_ids, DecodeState& state) {
   const auto last = *std::max_element(state.positions.begin(), state.positions.end());
   const auto& rotation = rope(last + 1, w.embed.scalar_type());
   auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerTensors& layer = w.layers[i];
-    DecodeState::Layer& ready = state.layers[i];
+    const ReadyWeights::Layer& linear = ready.layers[i];
     auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
-    const auto qkv = ops::linear(normed, ready.qkv, layer.qkv_bias);
+    const auto qkv = ops::linear(normed, linear.qkv, layer.qkv_bias);
     const auto attended =
-        ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, ready.cache);
-    x = ops::linear(attended, ready.o, x);
+        ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, state.caches[i]);
+    x = ops::linear(attended, linear.o, x);
     normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
-    x = ops::linear(ops::swiglu(ops::linear(normed, ready.gate_up)), ready.down, x);
+    x = ops::linear(ops::swiglu(ops::linear(normed, linear.gate_up)), linear.down, x);
   }
-  return ops::linear(ops::rms_norm(x, w.norm, config_.rms_norm_eps), state.head);
+  return ops::rms_norm(x, w.norm, config_.rms_norm_eps);
 }
 
 }  // namespace rapo

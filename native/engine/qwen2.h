@@ -77,13 +77,20 @@ struct TrunkActivations {
 /// Rotated keys and values of every layer, (R, 2 K D) each.
 using KeyValues = std::vector<at::Tensor>;
 
-struct DecodeState {
+/// The layers' matrices and the head, ready for products. Stale once the weights change.
+struct ReadyWeights {
   struct Layer {
     ops::Linear qkv, o, gate_up, down;
-    at::Tensor cache;  // (slots, blocks, 2 K D kCacheBlock), see loops::Ops::decode_attention
   };
   std::vector<Layer> layers;
   ops::Linear head;
+
+  explicit ReadyWeights(const ModelTensors& w);
+};
+
+struct DecodeState {
+  std::vector<at::Tensor>
+      caches;  // per layer (slots, blocks, 2 K D kCacheBlock), see loops::Ops::decode_attention
   std::vector<std::int64_t> slots, positions;  // per row, of its next token
 };
 
@@ -97,17 +104,17 @@ class Qwen2 {
 
   /// -> (R, C) after the final norm. keep: activations for backward(); key_values: for a cache. Throws
   /// kAborted between layers.
-  at::Tensor forward(const ModelTensors& w, const TrunkInput& input, const Control& control,
-                     TrunkActivations* keep = nullptr, KeyValues* key_values = nullptr);
+  at::Tensor forward(const ModelTensors& w, const ReadyWeights& ready, const TrunkInput& input,
+                     const Control& control, TrunkActivations* keep = nullptr,
+                     KeyValues* key_values = nullptr);
 
   /// dhidden (R, C) -> gradients added to grads; activations are freed on the way.
   void backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
                 const at::Tensor& dhidden);
 
-  /// Empty caches; the weights must not change while the state is in use.
-  DecodeState begin_decode(const ModelTensors& w, std::int64_t slots, std::int64_t blocks) const;
-  /// One token for each row -> logits (B, V).
-  at::Tensor decode(const ModelTensors& w, const std::vector<std::int32_t>& token_ids, DecodeState& state);
+  /// One token for each row -> (B, C) after the final norm.
+  at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready,
+                    const std::vector<std::int32_t>& token_ids, DecodeState& state);
 
  private:
   const ops::Rope& rope(std::int64_t positions, at::ScalarType dtype);
