@@ -350,6 +350,12 @@ class NativePolicy implements Policy {
   }
 }
 
+const running = new Set<NativeControl>()
+// process.exit() waits for calls in progress: they are asked to stop.
+process.on('exit', () => {
+  for (const control of running) control.cancel()
+})
+
 /** Runs a native call under its control: abort goes in, progress comes out. */
 async function watched<T>(
   control: NativeControl,
@@ -361,6 +367,7 @@ async function watched<T>(
   signal?.addEventListener('abort', abort, { once: true })
   const report = onProgress && (() => onProgress(control.done, control.total))
   const timer = report && setInterval(report, progressInterval)
+  running.add(control)
   try {
     const result = await run(control)
     report?.()
@@ -370,6 +377,7 @@ async function watched<T>(
       throw signal.reason
     throw error
   } finally {
+    running.delete(control)
     clearInterval(timer)
     signal?.removeEventListener('abort', abort)
   }

@@ -193,6 +193,16 @@ test('worker.terminate() during a call neither crashes nor blocks', async () => 
   await policy.dispose()
 })
 
+test('process.exit() does not wait for a call to end', () => {
+  const script = fileURLToPath(new URL('engine-exit.ts', import.meta.url))
+  const start = performance.now()
+  const run = spawnSync(process.execPath, ['--import', 'tsx', script, dir], { encoding: 'utf8' })
+  assert.is(run.status, 3, run.stderr)
+  // The call has 4 million tokens to make: minutes.
+  const after = performance.now() - start - Number(run.stdout)
+  assert.ok(after < 10_000, `${after} ms`)
+})
+
 test('worker threads may be the only ones to load the addon, one after the other', async () => {
   const script = fileURLToPath(new URL('engine-worker-only.ts', import.meta.url))
   const run = spawnSync(process.execPath, ['--import', 'tsx', script, await newModel()], { encoding: 'utf8' })
