@@ -1,7 +1,8 @@
 /** Are an answer and the reference the same? Structure first, then the values in it. */
+import { exactValue } from './evaluate.js'
 import { parseAnswer } from './parse.js'
 import { areSameSets, isSetLike, toSet } from './sets.js'
-import { replaceUnicode } from './tokens.js'
+import { MAX_ANSWER, replaceUnicode } from './tokens.js'
 import { Budget, mapParts, type Node, type NodeOf, partsOf, some, Unreadable } from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
 import { areProportional, haveSameValue } from './value.js'
@@ -13,7 +14,7 @@ export interface Comparison {
 }
 
 /** Of one comparison: tree.ts says what a step is. */
-const MAX_STEPS = 20_000
+const MAX_STEPS = 10_000
 /** ± in one answer: each doubles the values. */
 const MAX_PLUS_MINUS = 4
 
@@ -22,7 +23,7 @@ export function compareAnswers(answer: string, reference: string): Comparison {
   if (answer.trim() === '') return unequal('the answer is empty')
   if (condense(answer) === condense(reference)) return { isEqual: true, reason: 'the same text' }
   const budget = new Budget(MAX_STEPS)
-  const [given, wanted] = [read(answer), read(reference)]
+  const [given, wanted] = [readAnyhow(answer), readAnyhow(reference)]
   const wantedText = typeof wanted === 'string' || wanted.type === 'text'
   if (typeof given === 'string' || wantedText) {
     const text = textOf(answer)
@@ -32,6 +33,8 @@ export function compareAnswers(answer: string, reference: string): Comparison {
   }
   try {
     const readings = [[given, wanted as Node]]
+    for (const node of readChoice(answer)) readings.push([node, wanted as Node])
+    for (const node of readChoice(reference)) readings.push([given, node])
     // "100, 200" as the reference: then "100,200" are two numbers as well.
     if ((wanted as Node).type === 'list' && given.type !== 'list' && /\d,\d{3}/.test(answer)) {
       const separated = read(answer, true)
@@ -58,11 +61,31 @@ function unequal(reason: string): Comparison {
 /** The tree, or why there is none. */
 function read(source: string, commasSeparate = false): Node | string {
   try {
-    return parseAnswer(source, commasSeparate)
+    return expand(parseAnswer(source, commasSeparate))
   } catch (error) {
     if (error instanceof Unreadable) return error.reason
     throw error
   }
+}
+
+/** What cannot be read as a whole: by the choice it names, or by the last formula between dollar signs in prose. */
+function readAnyhow(source: string): Node | string {
+  const node = read(source)
+  if (typeof node !== 'string' || source.length > MAX_ANSWER) return node
+  const [choice] = readChoice(source)
+  if (choice) return choice
+  const formula = [...source.matchAll(/\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]/gs)].at(-1)?.slice(1).find(Boolean)
+  const inner = formula === undefined || formula.trim() === source.trim() ? node : read(formula)
+  return typeof inner === 'string' ? node : inner
+}
+
+/** "(D) 12" and "\textbf{(D)} 12": the letter, and what stands behind it. */
+function readChoice(source: string): Node[] {
+  const match = /^\s*(?:\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox)\s*\{)?\s*\(([A-J])\)(?:[\s~]*\}|[\s~])[\s~:.]*(\S.*)$/s.exec(
+    source.slice(0, MAX_ANSWER),
+  )
+  if (!match) return []
+  return [match[1]!, match[2]!].map(part => read(part)).filter(node => typeof node !== 'string')
 }
 
 function nameOf(node: Node): string {
@@ -92,12 +115,11 @@ function condense(source: string): string {
 
 /** Words alone: no markup, no punctuation, no articles, lower case. */
 function textOf(source: string): string {
-  if (source.length > 4096) return source
+  if (source.length > MAX_ANSWER) return source
   return replaceUnicode(source)
     .replaceAll(/\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf|mathit|operatorname|left|right|boxed|fbox|[,;:! ])/g, ' ')
     .replaceAll(/[\s{}$()[\].,;:!?~"'`\\]+/g, ' ')
-    .replaceAll(/\b(?:the|an?)\b(?=.)/gi, ' ')
-    .replaceAll(/\s+/g, ' ')
+    .replaceAll(/\b(?:the|an?) (?=[a-z]{3})/gi, '')
     .trim()
     .toLowerCase()
 }
@@ -117,8 +139,6 @@ function wordOf(node: Node): string | undefined {
 /** Throws Unreadable where it cannot be decided. a is the answer, b the reference. */
 function isEqual(a: Node, b: Node, budget: Budget): boolean {
   budget.spend(1)
-  const [expandedA, expandedB] = [expand(a), expand(b)]
-  if (expandedA !== a || expandedB !== b) return isEqual(expandedA, expandedB, budget)
   const isText = a.type === 'text' || b.type === 'text'
   if (isText && a.type !== 'relation' && b.type !== 'relation') {
     const [word, wanted] = [wordOf(a), wordOf(b)]
@@ -137,12 +157,12 @@ function isEqual(a: Node, b: Node, budget: Budget): boolean {
 /** Answers with ± as the list of what they stand for. ± and ∓ go together; without a ∓ each ± is on its own. */
 function expand(node: Node): Node {
   if (node.type === 'list' || (node.type === 'brackets' && node.open === '\\{')) {
-    if (!node.items.some(item => expand(item) !== item)) return node
     const items = node.items.flatMap(item => {
       const expanded = expand(item)
-      return expanded !== item && expanded.type === 'list' ? expanded.items : [item]
+      return expanded !== item && expanded.type === 'list' ? expanded.items : [expanded]
     })
-    return { ...node, items }
+    const isChanged = items.length !== node.items.length || items.some((item, i) => item !== node.items[i])
+    return isChanged ? { ...node, items } : node
   }
   let count = 0
   const isTied = some(node, part => part.type === 'minusPlus')
@@ -298,7 +318,7 @@ function haveSameItems(a: readonly Node[], b: readonly Node[], budget: Budget): 
   if (a.length !== b.length) return false
   const left = [...b]
   return a.every(item => {
-    const found = left.findIndex(candidate => isEqual(item, candidate, budget))
+    const found = left.findIndex(candidate => attempt(() => isEqual(item, candidate, budget), budget))
     if (found >= 0) left.splice(found, 1)
     return found >= 0
   })
@@ -338,7 +358,7 @@ function compareCollections(a: Node, b: Node, budget: Budget): boolean {
 }
 
 function areSameFiniteSets(a: NodeOf<'brackets'>, b: NodeOf<'brackets'>, budget: Budget): boolean {
-  const has = (items: readonly Node[], wanted: Node) => items.some(item => isEqual(item, wanted, budget))
+  const has = (items: readonly Node[], wanted: Node) => items.some(item => attempt(() => isEqual(item, wanted, budget), budget))
   return a.items.every(item => has(b.items, item)) && b.items.every(item => has(a.items, item))
 }
 
@@ -372,8 +392,9 @@ function compareQuantities(a: Node, b: Node, budget: Budget): boolean {
   if (a.type === 'ratio' && b.type === 'ratio') return compareRatios(a, b, budget)
   for (const mark of ['degrees', 'percent'] as const) {
     const [hasA, hasB] = [isMarked(a, mark), isMarked(b, mark)]
-    // 60 for 60°, 50 for 50 %
-    if (hasA !== hasB && attempt(() => haveSameValue(unmarked(a, mark), unmarked(b, mark), budget), budget)) return true
+    // 60 for 60°, 50 for 50 %; but 0.5 % for 0.5 is another value.
+    const mayDiffer = hasB || mark === 'degrees' || !isBelowOne(b, budget)
+    if (hasA !== hasB && mayDiffer && attempt(() => haveSameValue(unmarked(a, mark), unmarked(b, mark), budget), budget)) return true
   }
   if ((a.type === 'based') !== (b.type === 'based')) {
     // The base left out, as a unit may be.
@@ -381,6 +402,13 @@ function compareQuantities(a: Node, b: Node, budget: Budget): boolean {
     if (other.type === 'number' && other.value.denominator === 1n && based.places === 0 && String(other.value.numerator) === based.digits) return true
   }
   return haveSameValue(a, b, budget)
+}
+
+function isBelowOne(node: Node, budget: Budget): boolean {
+  return attempt(() => {
+    const value = exactValue(node, budget)
+    return value !== undefined && value.numerator < value.denominator && value.numerator > -value.denominator
+  }, budget)
 }
 
 /** Outside of functions, whose angles count as they are. */
@@ -424,6 +452,8 @@ function compareUnits(a: Node, b: Node, budget: Budget): boolean {
     if (isKnown(left.unit) !== isKnown(right.unit) || !some!.every(word => all!.includes(word))) return false
     return isEqual(x, y, budget)
   }
+  const unmeasured = left.unit ? y : x
+  if (unmeasured.type === 'degrees' || unmeasured.type === 'percent' || unmeasured.type === 'based') return false
   if (isEqual(x, y, budget)) return true
   // "17 m" without \text reads as 17 · m.
   const [bare, unit] = left.unit ? [y, left.unit] : [x, right.unit!]

@@ -49,6 +49,13 @@ const numberWords = new Map(
     .split(' ')
     .map((word, value) => [word, value] as const),
 )
+const sizes = new Map([
+  ['hundred', 100n],
+  ['thousand', 1000n],
+  ['million', 10n ** 6n],
+  ['billion', 10n ** 9n],
+  ['trillion', 10n ** 12n],
+])
 const half: Node = {
   type: 'quotient',
   left: integer(1),
@@ -170,6 +177,15 @@ class Parser {
     let unit: string | undefined = this.#currency
     this.#currency = outer
     if (this.#is('text')) unit = this.#unit()
+    if (unit !== undefined) {
+      const [word, rest] = splitFirst(unit)
+      const size = sizes.get(word)
+      if (size !== undefined) {
+        node = { type: 'product', items: [node, { type: 'number', value: rational(size), digits: 1 }] }
+        unit = rest === '' ? undefined : rest
+      }
+    }
+    if (unit !== undefined && /^\s*rad(?:ian)?s?\s*$/i.test(unit)) return node
     if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit)) node = { type: 'percent', item: node }
     else if (unit !== undefined && /^\s*degrees?\s*$/i.test(unit)) node = { type: 'degrees', item: node }
     else if (unit !== undefined) node = { type: 'quantity', item: node, unit }
@@ -184,6 +200,7 @@ class Parser {
     const word = text.toLowerCase()
     const value = numberWords.get(word)
     if (value !== undefined) return integer(value)
+    if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set)$/.test(word)) return { type: 'constant', name: 'empty' }
     if (word === 'one half' || word === 'half' || word === 'one-half') return half
     return { type: 'text', text }
   }
@@ -324,6 +341,13 @@ class Parser {
     if (mark?.text === "'" && (!isBraced || close?.text === '}')) {
       this.#at += isBraced ? 3 : 1
       return primed(base)
+    }
+    // 4^{\text{th}}
+    const ordinal = isBraced ? mark : this.#peek()
+    if (ordinal?.type === 'text' && /^(?:st|nd|rd|th)$/.test(ordinal.text)) {
+      this.#at += isBraced ? 2 : 1
+      if (isBraced) this.#expect('sign', '}')
+      return base
     }
     const right = this.#script()
     // x^y^z stands for x^(y^z).
@@ -611,6 +635,12 @@ class Parser {
     this.#bars = 0
     if (open === '\\{' && this.#take('sign', '\\}')) return { type: 'constant', name: 'empty' }
     const first = this.#peek()
+    if (open === '\\{' && this.#isSetBuilder()) {
+      const condition = this.#list()
+      this.#bars = outer
+      this.#expect('sign', '\\}')
+      return condition
+    }
     const inner = this.#list()
     this.#bars = outer
     const close = [')', ']', '\\}'].find(sign => this.#take('sign', sign))
@@ -622,6 +652,16 @@ class Parser {
     // [x] groups within expressions.
     if (open === '[' && close === ']') return inner
     return { type: 'brackets', open, close, items: [inner] }
+  }
+
+  /** {x | …, {x : … and {x ∈ ℝ | …: takes all before the condition. */
+  #isSetBuilder(): boolean {
+    if (!this.#is('letter')) return false
+    const isInReals = this.#peek(1)?.text === 'in' && this.#peek(2)?.text === 'mathbb R'
+    const mark = this.#peek(isInReals ? 3 : 1)
+    if (mark?.type !== 'sign' || (mark.text !== '|' && mark.text !== ':')) return false
+    this.#at += isInReals ? 4 : 2
+    return true
   }
 
   #commandBrackets(name: string): Node {
@@ -671,6 +711,11 @@ function isPunctuation(token: Token): boolean {
 function primed(node: Node): Node {
   if (node.type !== 'variable') throw new Unreadable("a ' after what is no name")
   return { type: 'variable', name: `${node.name}'` }
+}
+
+function splitFirst(text: string): [word: string, rest: string] {
+  const [word = '', ...rest] = text.trim().split(/\s+/)
+  return [word.toLowerCase(), rest.join(' ')]
 }
 
 /** Digits, a point, more digits, a power of ten. */

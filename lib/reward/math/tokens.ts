@@ -246,8 +246,7 @@ class Tokenizer {
   #number(): void {
     const based = this.#match(digitsInBase)
     if (based && (based.length > 1 || this.#source[this.#at] === '_')) {
-      if (/^\d+$/.test(based)) this.#push({ type: 'number', text: based })
-      else this.#push({ type: 'number', text: based })
+      this.#push({ type: 'number', text: based })
       return
     }
     const mayGroup = this.#depth <= 0 && !this.#commasSeparate
@@ -259,6 +258,8 @@ class Tokenizer {
       ''
     const text = whole.replaceAll(/\D/g, '') + (this.#match(decimals) ?? '') + (this.#match(powerOfTen) ?? '')
     this.#push({ type: 'number', text })
+    // 4th
+    if (/^\d+$/.test(text)) this.#match(/(?:st|nd|rd|th)(?![A-Za-z])/y)
   }
 
   #word(): void {
@@ -357,7 +358,12 @@ class Tokenizer {
       else if (text === ',' || text === ';') this.#connector(',')
       else if (word === 'and' || word === 'or') this.#connector(word)
       else if (/^[\d\s.+\-*/^=$()]+$/.test(text)) this.#inline(text)
-      else this.#text(text.replaceAll(/[$~]|\\[ ,]/g, ' '))
+      else if (/^[\d.:/]+\s+\D+$/.test(text)) {
+        // \text{9:30 a.m.}
+        const split = text.search(/\s/)
+        this.#inline(text.slice(0, split))
+        this.#text(text.slice(split + 1).trim())
+      } else this.#text(text.replaceAll(/[$~]|\\[ ,]/g, ' '))
     }
     this.#spaced = true
   }

@@ -58,7 +58,7 @@ export class Unreadable {
 }
 
 /**
- * The work that one comparison may do, counted in steps of about a microsecond: what is not decided by then is not
+ * The work that one comparison may do, counted in steps of a few microseconds: what is not decided by then is not
  * equal. A count, not a clock, so that a verdict does not depend on the machine.
  */
 export class Budget {
@@ -72,4 +72,24 @@ export class Budget {
     this.#left -= steps
     if (!(this.#left >= 0)) throw new Unreadable('more work than the verifier does')
   }
+}
+
+/** The same expression, part by part. */
+export function isSameTree(a: Node, b: Node, budget: Budget): boolean {
+  budget.spend(1)
+  const [left, right] = [partsOf(a), partsOf(b)]
+  return (
+    labelOf(a) === labelOf(b) &&
+    left.length === right.length &&
+    left.every((part, i) => isSameTree(part, right[i]!, budget))
+  )
+}
+
+/** All of a node but its parts. */
+function labelOf(node: Node): string {
+  const values = Object.values(node).map(value => {
+    if (typeof value === 'string' || typeof value === 'number') return value
+    return typeof value === 'object' && 'numerator' in value ? `${value.numerator}/${value.denominator}` : ''
+  })
+  return node.type === 'matrix' ? `matrix ${node.rows[0]!.length}` : String(values)
 }

@@ -13,7 +13,7 @@ import {
 } from './evaluate.js'
 import { LOG } from './parse.js'
 import { TooLarge } from './rational.js'
-import { type Budget, mapParts, type Node, some, Unreadable } from './tree.js'
+import { type Budget, isSameTree, mapParts, type Node, some, Unreadable } from './tree.js'
 
 /** Precision of balls, raised until it decides. */
 const PRECISIONS = [320, 1280, 4096]
@@ -39,16 +39,8 @@ function withBase10(node: Node): Node {
 }
 
 function compare(a: Node, b: Node, budget: Budget): boolean {
-  if (isSameTree(a, b)) return true
+  if (isSameTree(a, b, budget)) return true
   return exactly(a, b, budget) ?? modularly(a, b, budget) ?? numerically(a, b, budget)
-}
-
-export function isSameTree(a: Node, b: Node): boolean {
-  return JSON.stringify(a, bigintAsText) === JSON.stringify(b, bigintAsText)
-}
-
-function bigintAsText(_: string, value: unknown): unknown {
-  return typeof value === 'bigint' ? String(value) : value
 }
 
 function exactly(a: Node, b: Node, budget: Budget): boolean | undefined {
