@@ -53,6 +53,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     stepsDone = await train(config, {
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
+      onUnusable: listUnusable,
       isStopping: () => stopping.signal !== undefined,
       onStart: done => {
         const label = isForked ? 'train' : path.basename(output)
@@ -119,6 +120,7 @@ interface EvalValues {
   readonly n?: string
   readonly name?: string
   readonly output?: string
+  readonly restart?: boolean
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -148,6 +150,8 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     model: given,
     name,
     output,
+    restart: values.restart ?? false,
+    onUnusable: listUnusable,
     onProblem: (done, total, { correct }) => {
       progress ??= createProgress({ label: isForked ? 'eval' : `${name} eval`, total, unit: 'problems' })
       if (correct > 0) solved++
@@ -158,6 +162,22 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   console.log(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
+}
+
+function listUnusable(rows: readonly string[]): void {
+  console.error(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
+}
+
+interface GradeValues {
+  readonly task: string
+  readonly input?: string
+  readonly output?: string
+}
+
+export async function runGrade({ task, input, output }: GradeValues): Promise<void> {
+  const { gradeLines } = await import('./grade.js')
+  const { correct, total } = await gradeLines({ task, ...(input && { input }), ...(output && { output }) })
+  console.error(`${correct} of ${total} correct`)
 }
 
 interface InferValues {

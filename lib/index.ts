@@ -31,6 +31,7 @@ export type { ObjectiveMetrics, StepMetrics } from './metrics.js'
 export * from './objective.js'
 export type * from './policy.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
+export { compareAnswers, verifyMath } from './reward/math.js'
 export type { Verdict, Verifier } from './reward/verifier.js'
 export { type TrainOptions, train } from './train.js'
 

@@ -8,7 +8,7 @@ import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
   checkTokenizerFits,
   type EncodeContext,
-  encodePrompt,
+  encodePrompts,
   loadTokenizer,
   readStopTokenIds,
 } from './prompt.js'
@@ -20,6 +20,8 @@ export interface OpenOptions {
   readonly resume?: boolean
   /** Replace a run that is there already. */
   readonly overwrite?: boolean
+  /** Told of the rows that config.data.dropUnusable leaves out. */
+  readonly onUnusable?: (rows: readonly string[]) => void
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
 }
@@ -48,7 +50,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const verifier = await loadVerifier(config.task.verifier)
-  const problems = readProblems(config.data.train, verifier)
+  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
+  const problems = await readProblems(data.train, verifier, data)
   const tokenizer = loadTokenizer(model.dir)
   const stopTokenIds = readStopTokenIds(model.dir)
   if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
@@ -59,7 +62,6 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       `${run.output} has no checkpoint to resume from: start it again with --overwrite`,
     )
   }
-  const cursor = createCursor(problems, run.seed, from?.trainer.cursor)
 
   const unlock = lockRun(run.output)
   let policy: Policy | undefined
@@ -73,7 +75,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     checkTokenizerFits(tokenizer, policy.info, model.dir)
     const { maxNewTokens } = config.sampling
     const context = { tokenizer, template: config.data.template, info: policy.info, maxNewTokens }
-    for (const problem of problems) encodePrompt(problem, context)
+    const usable = encodePrompts(problems, context, data).map(({ problem }) => problem)
+    const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     if (from) await policy.loadState(from.stateFile)
 
     if (!from) clearRun(run.output)
