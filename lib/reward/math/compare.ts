@@ -27,7 +27,7 @@ export function compareAnswers(answer: string, reference: string): Comparison {
   const wantedText = typeof wanted === 'string' || wanted.type === 'text'
   if (typeof given === 'string' || wantedText) {
     const text = textOf(answer)
-    if (text === textOf(reference) && !/\d/.test(text)) return { isEqual: true, reason: 'the same text' }
+    if (text !== '' && text === textOf(reference) && !/\d/.test(text)) return { isEqual: true, reason: 'the same text' }
     if (typeof given === 'string') return unequal(`the answer cannot be read: ${given}`)
     if (typeof wanted === 'string') return unequal(`not the text of the reference, which cannot be read: ${wanted}`)
   }

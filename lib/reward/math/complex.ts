@@ -7,6 +7,8 @@ const ZERO: Ball = { mantissa: 0n, exponent: 0, error: -Infinity }
 
 export class ComplexField {
   readonly real: BallField
+  /** log₂ of the smallest that was added to anything: what is to be told apart must be known better than that. */
+  smallestAddend = 0
 
   constructor(bits: number, budget: Budget) {
     this.real = new BallField(bits, budget)
@@ -29,6 +31,9 @@ export class ComplexField {
   }
 
   add(a: Complex, b: Complex): Complex {
+    for (const part of [a.re, a.im, b.re, b.im]) {
+      if (!containsZero(part)) this.smallestAddend = Math.min(this.smallestAddend, logAbove(part))
+    }
     return { re: this.real.add(a.re, b.re), im: isReal(a) && isReal(b) ? ZERO : this.real.add(a.im, b.im) }
   }
 

@@ -248,9 +248,8 @@ export const points = [
   { from: 0, width: 1, isPositive: false },
 ] as const
 
-/** Balls of `bits` digits, variables at one of the points. */
-export function ballField(budget: Budget, bits: number, point: number): Field<Complex> {
-  const field = new ComplexField(bits, budget)
+/** Complex balls, variables at one of the points. */
+export function ballField(field: ComplexField, budget: Budget, point: number): Field<Complex> {
   const { from, width, isPositive } = points[point]!
   return {
     budget,

@@ -1,6 +1,7 @@
 /** Do two expressions have the same value, whatever their variables are? */
 import type { Ball, Complex } from './ball.js'
 import { BallField, containsZero, logAbove } from './ball.js'
+import { ComplexField } from './complex.js'
 import {
   ballField,
   evaluate,
@@ -17,7 +18,7 @@ import { type Budget, isSameTree, mapParts, type Node, some, Unreadable } from '
 
 /** Precision of balls, raised until it decides. */
 const PRECISIONS = [320, 1280, 4096]
-/** Two values whose difference may be 0 are equal where it is known to be below 2^−CLOSE of them. */
+/** Two values whose difference may be 0 are equal where it is known to be below 2^−CLOSE of them, and of every part that was added up. */
 const CLOSE = 100
 
 /** Throws Unreadable where it cannot be decided. */
@@ -98,22 +99,23 @@ function compareAt(a: Node, b: Node, point: number, budget: Budget, isComplexFin
   const close = CLOSE + 4 * Math.max(digitsOf(a), digitsOf(b))
   for (const bits of PRECISIONS) {
     if (bits < close + 64) continue
-    const field = ballField(budget, bits, point)
+    const complex = new ComplexField(bits, budget)
+    const field = ballField(complex, budget, point)
     const [x, y] = [evaluate(a, field), evaluate(b, field)]
     if (!isComplexFine && !(containsZero(x.im) && containsZero(y.im))) return undefined
-    const verdict = compareBalls(x, y, close, new BallField(bits, budget))
+    const verdict = compareBalls(x, y, complex.smallestAddend - close, complex.real)
     if (verdict !== undefined) return verdict
   }
   throw new Unreadable('values that cannot be told apart')
 }
 
-function compareBalls(x: Complex, y: Complex, close: number, real: BallField): boolean | undefined {
+function compareBalls(x: Complex, y: Complex, limit: number, real: BallField): boolean | undefined {
   const differences = [real.subtract(x.re, y.re), real.subtract(x.im, y.im)]
   if (differences.some(difference => !containsZero(difference))) return false
   const sizes = [x.re, x.im, y.re, y.im].filter(part => !containsZero(part)).map(logAbove)
   const size = sizes.length > 0 ? Math.max(...sizes) : 0
   const error = Math.max(...differences.map(({ error }) => error))
-  return error <= Math.min(0, size) - close ? true : undefined
+  return error <= Math.min(0, size) + limit ? true : undefined
 }
 
 /** The most digits that a number in the expression is written with. */
@@ -130,10 +132,11 @@ function digitsOf(node: Node): number {
 export function order(a: Node, b: Node, budget: Budget): number {
   if (haveSameValue(a, b, budget)) return 0
   for (const bits of PRECISIONS) {
-    const field = ballField(budget, bits, 0)
+    const complex = new ComplexField(bits, budget)
+    const field = ballField(complex, budget, 0)
     const [x, y] = [evaluate(a, field), evaluate(b, field)]
     if (!containsZero(x.im) || !containsZero(y.im)) throw new Unreadable('complex numbers have no order')
-    const real = new BallField(bits, budget)
+    const { real } = complex
     const difference: Ball = real.subtract(x.re, y.re)
     if (!containsZero(difference)) return real.sign(difference)
   }
@@ -156,7 +159,7 @@ export function areProportional(f: Node, g: Node, budget: Budget): boolean {
   })
   if (modular !== undefined) return modular
   const ratios = [0, 1, 2].map(point => {
-    const field = ballField(budget, 320, point)
+    const field = ballField(new ComplexField(320, budget), budget, point)
     const [x, y] = [evaluate(f, field), evaluate(g, field)]
     return { x, y }
   })
