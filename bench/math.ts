@@ -72,7 +72,7 @@ function askPeer(): Verdict[] | undefined {
     console.log(`no Math-Verify: ${python} does not import it (RAPO_PYTHON names another Python)\n`)
     return undefined
   }
-  const script = fileURLToPath(new URL('math_verify.py', import.meta.url))
+  const script = fileURLToPath(new URL('math_peer.py', import.meta.url))
   // Twice, as for rapo.
   const lines = asked.map(one => `${JSON.stringify(one)}\n`).join('')
   const run = spawnSync(python, [script], { input: lines + lines, encoding: 'utf8', maxBuffer: 2 ** 28 })

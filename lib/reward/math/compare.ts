@@ -74,15 +74,15 @@ function readAnyhow(source: string): Node | string {
   if (typeof node !== 'string' || source.length > MAX_ANSWER) return node
   const [choice] = readChoice(source)
   if (choice) return choice
-  const formula = [...source.matchAll(/\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]/gs)].at(-1)?.slice(1).find(Boolean)
+  const formula = [...source.slice(-1000).matchAll(/\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]/gs)].at(-1)?.slice(1).find(Boolean)
   const inner = formula === undefined || formula.trim() === source.trim() ? node : read(formula)
   return typeof inner === 'string' ? node : inner
 }
 
 /** "(D) 12" and "\textbf{(D)} 12": the letter, and what stands behind it. */
 function readChoice(source: string): Node[] {
-  const match = /^\s*(?:\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox)\s*\{)?\s*\(([A-J])\)(?:[\s~]*\}|[\s~])[\s~:.]*(\S.*)$/s.exec(
-    source.slice(0, MAX_ANSWER),
+  const match = /^(?:\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox) ?\{)? ?\(([A-J])\)(?: ?\}|[\s~])[\s~:.]*(\S.*)$/s.exec(
+    source.slice(0, MAX_ANSWER).trim(),
   )
   if (!match) return []
   return [match[1]!, match[2]!].map(part => read(part)).filter(node => typeof node !== 'string')
@@ -110,7 +110,11 @@ function nameOf(node: Node): string {
 
 /** A text without the white space and dollar signs that say nothing. */
 function condense(source: string): string {
-  return source.trim().replaceAll(/(?<![A-Za-z\d,])[\s$]+|[\s$]+(?![A-Za-z\d\s$])/g, '')
+  return source
+    .trim()
+    .replaceAll(/[\s$]+/g, (run, at: number, all: string) =>
+      /[A-Za-z\d,]/.test(all[at - 1] ?? '') && /[A-Za-z\d]/.test(all[at + run.length] ?? '') ? ' ' : '',
+    )
 }
 
 /** Words alone: no markup, no punctuation, no articles, lower case. */
@@ -138,7 +142,7 @@ function wordOf(node: Node): string | undefined {
 
 /** Throws Unreadable where it cannot be decided. a is the answer, b the reference. */
 function isEqual(a: Node, b: Node, budget: Budget): boolean {
-  budget.spend(1)
+  budget.spend(5)
   const isText = a.type === 'text' || b.type === 'text'
   if (isText && a.type !== 'relation' && b.type !== 'relation') {
     const [word, wanted] = [wordOf(a), wordOf(b)]

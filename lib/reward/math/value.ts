@@ -130,6 +130,7 @@ function digitsOf(node: Node): number {
 
 /** −1, 0, 1: the order of two real numbers without variables. Throws Unreadable. */
 export function order(a: Node, b: Node, budget: Budget): number {
+  budget.spend(10)
   if (haveSameValue(a, b, budget)) return 0
   for (const bits of PRECISIONS) {
     const complex = new ComplexField(bits, budget)
