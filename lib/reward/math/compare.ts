@@ -168,6 +168,9 @@ function expand(node: Node): Node {
     const isChanged = items.length !== node.items.length || items.some((item, i) => item !== node.items[i])
     return isChanged ? { ...node, items } : node
   }
+  if (node.type === 'relation' && node.items.some(item => item.type === 'brackets' && item.open === '\\{')) {
+    return { ...node, items: node.items.map(expand) }
+  }
   let count = 0
   const isTied = some(node, part => part.type === 'minusPlus')
   some(node, part => {
