@@ -9,7 +9,7 @@ from math_verify import parse, verify
 logging.disable(logging.CRITICAL)
 for line in sys.stdin:
     case = json.loads(line)
-    start = time.perf_counter()
+    start = time.process_time()
     gold = parse(f"${case['reference']}$")
     correct = bool(verify(gold, parse(case["completion"])))
-    print(json.dumps({"correct": correct, "seconds": time.perf_counter() - start}), flush=True)
+    print(json.dumps({"correct": correct, "seconds": time.process_time() - start}), flush=True)
