@@ -11,7 +11,10 @@ import { verifyMath } from '../lib/reward/math.js'
 
 const { values: flags } = parseArgs({
   options: {
-    cases: { type: 'string', default: fileURLToPath(new URL('../test/data/math-cases.jsonl', import.meta.url)) },
+    cases: {
+      type: 'string',
+      default: fileURLToPath(new URL('../test/data/math-cases.jsonl', import.meta.url)),
+    },
     json: { type: 'string' },
   },
 })
@@ -30,7 +33,10 @@ interface Verdict {
   readonly seconds: number
 }
 
-const cases: Case[] = readFileSync(flags.cases, 'utf8').trim().split('\n').map(line => JSON.parse(line))
+const cases: Case[] = readFileSync(flags.cases, 'utf8')
+  .trim()
+  .split('\n')
+  .map(line => JSON.parse(line))
 const asked = cases.map(({ answer, reference }) => ({
   completion: `The final answer is $\\boxed{${answer}}$.`,
   reference,
@@ -42,14 +48,19 @@ if (peer) judges.push(['Math-Verify', peer])
 
 const subsets: [name: string, isIn: (one: Case) => boolean][] = [['all', () => true]]
 if (cases.some(({ heldOut }) => heldOut)) subsets.push(['held out', ({ heldOut }) => heldOut === true])
-console.log('| cases | verifier | right | wrongly accepted | wrongly rejected | CPU time an answer | longest |')
+console.log(
+  '| cases | verifier | right | wrongly accepted | wrongly rejected | CPU time an answer | longest |',
+)
 console.log('|---|---|---|---|---|---|---|')
 for (const [subset, isIn] of subsets) {
   for (const [name, verdicts] of judges) console.log(row(subset, name, verdicts, isIn))
 }
 if (flags.json) {
   const lines = cases.map((one, i) => {
-    return JSON.stringify({ ...one, ...Object.fromEntries(judges.map(([name, verdicts]) => [name, verdicts[i]!.correct])) })
+    return JSON.stringify({
+      ...one,
+      ...Object.fromEntries(judges.map(([name, verdicts]) => [name, verdicts[i]!.correct])),
+    })
   })
   writeFileSync(flags.json, `${lines.join('\n')}\n`)
 }
@@ -79,11 +90,19 @@ function askPeer(): Verdict[] | undefined {
   const lines = asked.map(one => `${JSON.stringify(one)}\n`).join('')
   const run = spawnSync(python, [script], { input: lines + lines, encoding: 'utf8', maxBuffer: 2 ** 28 })
   if (run.status !== 0) throw new Error(`${script} ended with ${run.status}: ${run.stderr}`)
-  const verdicts: Verdict[] = run.stdout.trim().split('\n').map(line => JSON.parse(line))
+  const verdicts: Verdict[] = run.stdout
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
   return verdicts.slice(asked.length)
 }
 
-function row(subset: string, name: string, verdicts: readonly Verdict[], isIn: (one: Case) => boolean): string {
+function row(
+  subset: string,
+  name: string,
+  verdicts: readonly Verdict[],
+  isIn: (one: Case) => boolean,
+): string {
   const judged = cases.flatMap((one, i) => (isIn(one) ? [{ ...one, ...verdicts[i]! }] : []))
   const accepted = judged.filter(({ equal, correct }) => correct && !equal).length
   const rejected = judged.filter(({ equal, correct }) => !correct && equal).length

@@ -39,7 +39,10 @@ const model = z.strictObject({
 })
 
 const data = z.strictObject({
-  train: z.string().default('').describe('problem file to train on: JSON Lines, .csv or .parquet (docs/files.md)'),
+  train: z
+    .string()
+    .default('')
+    .describe('problem file to train on: JSON Lines, .csv or .parquet (docs/files.md)'),
   eval: z.string().default('').describe('problem file that `rapo eval` measures'),
   template: z
     .string()
@@ -215,7 +218,9 @@ const evaluation = z.strictObject({
   seed: count(0).default(1).describe('of the samples and the intervals'),
   samplesPerCall: count()
     .default(2048)
-    .describe('completions of one problem that are sampled at once and kept when the measurement is interrupted'),
+    .describe(
+      'completions of one problem that are sampled at once and kept when the measurement is interrupted',
+    ),
   base: z
     .string()
     .default('')

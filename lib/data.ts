@@ -87,14 +87,17 @@ export async function readProblems(
   const unusable: string[] = []
   for (const { value, number } of rows) {
     const problem = parseProblem(value, number, fields)
-    const earlier = (what: 'id' | 'prompt') => typeof problem !== 'string' && firstWith[what].get(problem[what])
+    const earlier = (what: 'id' | 'prompt') =>
+      typeof problem !== 'string' && firstWith[what].get(problem[what])
     let fault: string | undefined
     if (typeof problem === 'string') fault = problem
     else if (earlier('id')) fault = `has the id "${problem.id}" that ${unit} ${earlier('id')} has already`
     else if (earlier('prompt')) fault = `has the problem that ${unit} ${earlier('prompt')} has already`
     else fault = verifier.checkAnswer(problem.answer)
     if (typeof problem === 'string' || fault !== undefined) {
-      unusable.push(unit === 'line' ? `${file}:${number}: line ${number} ${fault}` : `${file}: row ${number} ${fault}`)
+      unusable.push(
+        unit === 'line' ? `${file}:${number}: line ${number} ${fault}` : `${file}: row ${number} ${fault}`,
+      )
       continue
     }
     firstWith.id.set(problem.id, number)
@@ -106,7 +109,10 @@ export async function readProblems(
   const { shards = 1, shard = 0 } = options
   const own = problems.filter((_, i) => i % shards === shard)
   if (own.length === 0) {
-    throw new RapoError('ERR_RAPO_DATA', `${file} has ${problems.length} problems: shard ${shard} of ${shards} is empty`)
+    throw new RapoError(
+      'ERR_RAPO_DATA',
+      `${file} has ${problems.length} problems: shard ${shard} of ${shards} is empty`,
+    )
   }
   return own
 }
@@ -177,7 +183,12 @@ function parseProblem(value: Line['value'], number: number, fields: Fields): Pro
     return `${fields.difficulty} must be a text or a number`
   }
   if (difficulty === 'all') return `${fields.difficulty} "all" is the name of the whole set; choose another`
-  return { id: String(id), prompt, answer, ...(difficulty === undefined ? {} : { difficulty: String(difficulty) }) }
+  return {
+    id: String(id),
+    prompt,
+    answer,
+    ...(difficulty === undefined ? {} : { difficulty: String(difficulty) }),
+  }
 }
 
 function lineError(file: string, line: number, why: string): RapoError {

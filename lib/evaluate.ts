@@ -3,11 +3,17 @@ import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { Config } from './config.js'
-import { parseJsonLines, type Problem, readInput, readProblems } from './data.js'
+import { type Problem, parseJsonLines, readInput, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { openPolicy, requireField } from './open.js'
 import type { LoadPolicy } from './policy.js'
-import { checkTokenizerFits, type EncodedPrompt, encodePrompts, loadTokenizer, readStopTokenIds } from './prompt.js'
+import {
+  checkTokenizerFits,
+  type EncodedPrompt,
+  encodePrompts,
+  loadTokenizer,
+  readStopTokenIds,
+} from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'
@@ -242,7 +248,10 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
 }
 
 /** The ids of the problems that config.eval.base solved never, or less often than hardBelow; undefined without a base. */
-function readHardProblems({ eval: { base, hardBelow } }: Config, problems: readonly Problem[]): Set<string> | undefined {
+function readHardProblems(
+  { eval: { base, hardBelow } }: Config,
+  problems: readonly Problem[],
+): Set<string> | undefined {
   if (base === '') return undefined
   const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `eval.base: ${base} ${why}`)
   let perProblem: readonly ProblemResult[] | undefined
@@ -256,7 +265,9 @@ function readHardProblems({ eval: { base, hardBelow } }: Config, problems: reado
   const measured = new Map(perProblem.map(result => [String(result.id), result]))
   const missing = problems.filter(({ id }) => !measured.has(id))
   if (missing.length > 0) {
-    throw fault(`has no result for ${missing.length} of ${problems.length} problems, such as "${missing[0]!.id}"`)
+    throw fault(
+      `has no result for ${missing.length} of ${problems.length} problems, such as "${missing[0]!.id}"`,
+    )
   }
   const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow
   return new Set(problems.filter(({ id }) => isHard(measured.get(id)!)).map(({ id }) => id))
@@ -312,12 +323,20 @@ function openProgress(config: Config, options: EvaluateOptions, prompts: readonl
     },
     /** Over the calls of one problem, or of all. */
     sum: (id: string | undefined, field: 'correct' | 'tokens' | 'seconds') =>
-      [...done.values()].reduce((sum, line) => sum + (id === undefined || line.problemId === id ? line[field] : 0), 0),
+      [...done.values()].reduce(
+        (sum, line) => sum + (id === undefined || line.problemId === id ? line[field] : 0),
+        0,
+      ),
     /** The kept samples in the order of the problems, as JSON Lines. */
     samples() {
       const calls = listCalls(config.eval.samples, config.eval.samplesPerCall)
-      const lines = prompts.flatMap(({ problem }) => calls.map(({ index }) => done.get(keyOf(problem.id, index))))
-      return lines.flatMap(line => line?.samples ?? []).map(sample => `${JSON.stringify(sample)}\n`).join('')
+      const lines = prompts.flatMap(({ problem }) =>
+        calls.map(({ index }) => done.get(keyOf(problem.id, index))),
+      )
+      return lines
+        .flatMap(line => line?.samples ?? [])
+        .map(sample => `${JSON.stringify(sample)}\n`)
+        .join('')
     },
     remove: () => rmSync(file, { force: true }),
   }
@@ -346,13 +365,18 @@ function describeConditions(
     'eval.samplesPerCall': evaluation.samplesPerCall,
     'eval.keepSamples': evaluation.keepSamples,
     'eval.seed': evaluation.seed,
-    ...{ 'sampling.temperature': temperature, 'sampling.topP': topP, 'sampling.topK': topK, 'sampling.minP': minP },
+    ...{
+      'sampling.temperature': temperature,
+      'sampling.topP': topP,
+      'sampling.topK': topK,
+      'sampling.minP': minP,
+    },
     'sampling.maxNewTokens': maxNewTokens,
     'task.verifier': task.verifier,
     'data.template': data.template,
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },
     'model files': digest(weights),
-    'problems': digest(prompts.map(({ problem }) => problem)),
+    problems: digest(prompts.map(({ problem }) => problem)),
   }
 }
 

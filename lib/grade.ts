@@ -17,7 +17,11 @@ export interface GradeOptions {
  * Adds { correct, reason } to each line { completion, reference } or { answer, reference }: a completion as the model
  * writes it, or its final answer alone. Throws RapoError naming the line; then nothing is written.
  */
-export async function gradeLines({ task, input, output }: GradeOptions): Promise<{ correct: number; total: number }> {
+export async function gradeLines({
+  task,
+  input,
+  output,
+}: GradeOptions): Promise<{ correct: number; total: number }> {
   const verifier = await loadVerifier(task)
   const name = input ?? 'standard input'
   const lines = parseJsonLines(readInput(input ?? 0), name)
@@ -33,14 +37,19 @@ export async function gradeLines({ task, input, output }: GradeOptions): Promise
     if (reference === undefined) throw fault('has no reference')
     const wrong = verifier.checkAnswer(reference)
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
-    const verify = typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
+    const verify =
+      typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
     let verdict: Verdict
     try {
       verdict = await verify.call(verifier, (completion ?? answer) as string, reference)
     } catch (cause) {
-      throw new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on line ${number}: ${(cause as Error).message}`, {
-        cause,
-      })
+      throw new RapoError(
+        'ERR_RAPO_INTERNAL',
+        `the verifier failed on line ${number}: ${(cause as Error).message}`,
+        {
+          cause,
+        },
+      )
     }
     const isCorrect = verdict.reward >= 1
     if (isCorrect) correct++

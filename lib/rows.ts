@@ -35,7 +35,9 @@ async function parseCsv(content: Buffer, file: string): Promise<Line[]> {
     }[]
     return records.map(({ record, info }) => ({ value: record, number: info.lines }))
   } catch (cause) {
-    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable CSV file: ${(cause as Error).message}`, { cause })
+    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable CSV file: ${(cause as Error).message}`, {
+      cause,
+    })
   }
 }
 
@@ -49,7 +51,9 @@ async function parseParquet(content: Buffer, file: string): Promise<Line[]> {
     const rows = await parquetReadObjects({ file: source, compressors })
     return rows.map((row, i) => ({ value: plain(row) as Line['value'], number: i + 1 }))
   } catch (cause) {
-    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable Parquet file: ${(cause as Error).message}`, { cause })
+    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable Parquet file: ${(cause as Error).message}`, {
+      cause,
+    })
   }
 }
 
@@ -57,6 +61,7 @@ async function parseParquet(content: Buffer, file: string): Promise<Line[]> {
 function plain(value: unknown): unknown {
   if (typeof value === 'bigint') return Number(value)
   if (Array.isArray(value)) return value.map(plain)
-  if (typeof value !== 'object' || value === null || value instanceof Date || ArrayBuffer.isView(value)) return value
+  if (typeof value !== 'object' || value === null || value instanceof Date || ArrayBuffer.isView(value))
+    return value
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, plain(item)]))
 }

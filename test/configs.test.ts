@@ -22,7 +22,10 @@ test('a pair differs in its objective alone', () => {
   const pairs = files.filter(name => name.endsWith('-rapo.yaml'))
   assert.ok(pairs.length >= 6)
   for (const name of pairs) {
-    const [{ objective: a, ...rapo }, { objective: b, ...grpo }] = [load(name), load(name.replace('-rapo', '-grpo'))]
+    const [{ objective: a, ...rapo }, { objective: b, ...grpo }] = [
+      load(name),
+      load(name.replace('-rapo', '-grpo')),
+    ]
     assert.equal(rapo, grpo, name)
     assert.equal([a.preset, a.penalty.startsWith('forward')], ['rapo', true], name)
     assert.equal([b.preset, b.penalty.startsWith('reverse')], ['grpo', true], name)
@@ -38,7 +41,10 @@ test("the paper's setting: SimpleRL's recipe, its prompt to the letter", () => {
     )
     assert.equal([sampling.promptsPerStep, sampling.groupSize, sampling.temperature], [1024, 8, 1])
     assert.equal([optimizer.learningRate, optimizer.schedule, optimizer.maxGradNorm], [5e-7, 'constant', 1])
-    assert.equal([objective.klCoef, objective.entropyCoef, objective.clipLow, objective.clipHigh], [1e-4, 1e-3, 0.2, 0.2])
+    assert.equal(
+      [objective.klCoef, objective.entropyCoef, objective.clipLow, objective.clipHigh],
+      [1e-4, 1e-3, 0.2, 0.2],
+    )
     assert.is(objective.advantageScale, 'sample-std')
     assert.is(evaluation.samples, 2048)
   }

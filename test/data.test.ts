@@ -46,11 +46,17 @@ test('a broken line: file, line number, why', async () => {
 
 test('a problem with a wrong field', async () => {
   assert.match(await messageOf('{"answer":"x"}'), 'line 1 prompt must be a text that is not empty')
-  assert.match(await messageOf('{"prompt":"","answer":"x"}'), 'line 1 prompt must be a text that is not empty')
+  assert.match(
+    await messageOf('{"prompt":"","answer":"x"}'),
+    'line 1 prompt must be a text that is not empty',
+  )
   assert.match(await messageOf('{"prompt":"p"}'), 'line 1 answer is missing')
   assert.match(await messageOf('{"prompt":"p","answer":3}'), 'line 1 answer must be a text that is not empty')
   assert.match(await messageOf('{"prompt":"p","answer":"x","id":[]}'), 'line 1 id must be a text or a number')
-  assert.match(await messageOf('{"prompt":"p","answer":"x","difficulty":[2]}'), 'line 1 difficulty must be a text or a number')
+  assert.match(
+    await messageOf('{"prompt":"p","answer":"x","difficulty":[2]}'),
+    'line 1 difficulty must be a text or a number',
+  )
   assert.match(
     await messageOf('{"prompt":"p","answer":"x","difficulty":"all"}'),
     '"all" is the name of the whole set',
@@ -58,7 +64,10 @@ test('a problem with a wrong field', async () => {
 })
 
 test('two problems with one id, also when one is a line number', async () => {
-  assert.match(await messageOf(`${good}\n\n${good}\n`), `${file}:3: line 3 has the id "a" that line 1 has already`)
+  assert.match(
+    await messageOf(`${good}\n\n${good}\n`),
+    `${file}:3: line 3 has the id "a" that line 1 has already`,
+  )
   assert.match(
     await messageOf('{"prompt":"p","answer":"x","id":2}\n{"prompt":"p","answer":"x"}'),
     'line 2 has the id "2"',
@@ -78,14 +87,19 @@ test('CSV and Parquet give the same problems as JSON Lines', async () => {
   ]
   const options = { difficultyField: 'level' }
   const lines = await read(rows.map(row => JSON.stringify(row)).join('\n'), options)
-  assert.equal(lines.map(({ prompt, answer, difficulty }) => [prompt, answer, difficulty]), [
-    [rows[0]!.problem, '\\text{two}', '3'],
-    [rows[1]!.problem, '3,\\!141', '5'],
-  ])
+  assert.equal(
+    lines.map(({ prompt, answer, difficulty }) => [prompt, answer, difficulty]),
+    [
+      [rows[0]!.problem, '\\text{two}', '3'],
+      [rows[1]!.problem, '3,\\!141', '5'],
+    ],
+  )
   const ignoringId = (problems: Problem[]) => problems.map(({ id: _, ...rest }) => rest)
 
   const quote = (text: string | number) => `"${String(text).replaceAll('"', '""')}"`
-  const csv = ['problem,answer,level', ...rows.map(row => Object.values(row).map(quote).join(','))].join('\r\n')
+  const csv = ['problem,answer,level', ...rows.map(row => Object.values(row).map(quote).join(','))].join(
+    '\r\n',
+  )
   assert.equal(ignoringId(await read(csv, options, path.join(dir, 'problems.csv'))), ignoringId(lines))
 
   for (const codec of ['UNCOMPRESSED', 'SNAPPY'] as const) {
@@ -99,12 +113,17 @@ test('CSV and Parquet give the same problems as JSON Lines', async () => {
     })
     const read2 = await read(Buffer.from(parquet), options, path.join(dir, 'problems.parquet'))
     assert.equal(ignoringId(read2), ignoringId(lines))
-    assert.equal(read2.map(({ id }) => id), ['1', '2'])
+    assert.equal(
+      read2.map(({ id }) => id),
+      ['1', '2'],
+    )
   }
 })
 
 test('a broken Parquet or CSV file', async () => {
-  const parquet = Buffer.from(parquetWriteBuffer({ columnData: [{ name: 'prompt', data: ['a'.repeat(999)] }] }))
+  const parquet = Buffer.from(
+    parquetWriteBuffer({ columnData: [{ name: 'prompt', data: ['a'.repeat(999)] }] }),
+  )
   const name = path.join(dir, 'broken.parquet')
   const flipped = Buffer.from(parquet)
   flipped.fill(0xff, flipped.length - 60, flipped.length - 8)
@@ -126,7 +145,12 @@ test('fields by name; one that no row has is an error that names those there are
 })
 
 test('rows that cannot be used: all are listed; dropped on request', async () => {
-  const content = [good, '{"prompt":"p","answer":""}', '{"prompt":"1+1=","answer":"2"}', '{"prompt":"r","answer":"5"}'].join('\n')
+  const content = [
+    good,
+    '{"prompt":"p","answer":""}',
+    '{"prompt":"1+1=","answer":"2"}',
+    '{"prompt":"r","answer":"5"}',
+  ].join('\n')
   const message = await messageOf(content)
   const faults = [
     `${file}:2: line 2 answer must be a text that is not empty`,
@@ -135,17 +159,32 @@ test('rows that cannot be used: all are listed; dropped on request', async () =>
   assert.is(message, [...faults, '2 of 4 cannot be used; data.dropUnusable: true leaves them out'].join('\n'))
   let told: readonly string[] = []
   const kept = await read(content, { dropUnusable: true, onUnusable: rows => (told = rows) })
-  assert.equal(kept.map(({ prompt }) => prompt), ['1+1=', 'r'])
+  assert.equal(
+    kept.map(({ prompt }) => prompt),
+    ['1+1=', 'r'],
+  )
   assert.equal(told, faults)
-  assert.match(await messageOf('{"prompt":"p","answer":""}', { dropUnusable: true }), 'holds no problem that can be used')
+  assert.match(
+    await messageOf('{"prompt":"p","answer":""}', { dropUnusable: true }),
+    'holds no problem that can be used',
+  )
 })
 
 test('shards part the problems', async () => {
   const content = Array.from({ length: 7 }, (_, i) => `{"prompt":"p${i}","answer":"x"}`).join('\n')
   const shards = await Promise.all([0, 1, 2].map(shard => read(content, { shards: 3, shard })))
-  assert.equal(shards.map(shard => shard.length), [3, 2, 2])
+  assert.equal(
+    shards.map(shard => shard.length),
+    [3, 2, 2],
+  )
   const whole = await read(content)
-  assert.equal(shards.flat().map(({ id }) => id).sort(), whole.map(({ id }) => id))
+  assert.equal(
+    shards
+      .flat()
+      .map(({ id }) => id)
+      .sort(),
+    whole.map(({ id }) => id),
+  )
   assert.match(await messageOf(content, { shards: 9, shard: 8 }), 'shard 8 of 9 is empty')
 })
 

@@ -201,7 +201,10 @@ test('killed again and again, a measurement goes on where it stopped, to the sam
       stdio: 'inherit',
     })
     const before = countLines()
-    const timer = setInterval(() => reached.length < 3 && countLines() > before + 4 && child.kill('SIGKILL'), 1)
+    const timer = setInterval(
+      () => reached.length < 3 && countLines() > before + 4 && child.kill('SIGKILL'),
+      1,
+    )
     const [code, signal] = (await once(child, 'exit')) as [number | null, string | null]
     clearInterval(timer)
     assert.ok(code === 0 || signal === 'SIGKILL', `the child ended with ${code ?? signal}`)
@@ -224,9 +227,15 @@ test('an interrupted measurement is not mixed with another', async () => {
   const failing: LoadPolicy = async (from, options) => {
     const policy = await loadFakePolicy(from, options)
     let calls = 0
-    return { ...policy, generate: async (...call) => (++calls > 5 ? Promise.reject(stop) : policy.generate(...call)) }
+    return {
+      ...policy,
+      generate: async (...call) => (++calls > 5 ? Promise.reject(stop) : policy.generate(...call)),
+    }
   }
-  await measureTen(output, {}, { loadPolicy: failing }).then(() => assert.unreachable(), error => assert.is(error, stop))
+  await measureTen(output, {}, { loadPolicy: failing }).then(
+    () => assert.unreachable(),
+    error => assert.is(error, stop),
+  )
   await measureTen(output, { seed: 2 }).then(
     () => assert.unreachable(),
     error => {
@@ -248,13 +257,17 @@ test('problems that are hard for the base are a group of their own', async () =>
   const never = await measureTen(output, { base })
   assert.is(never.groups['hard for base']!.problems, 1)
   const rarely = await measureTen(output, { base, hardBelow: 0.02 })
-  assert.equal(rarely.perProblem.filter(result => result.hardForBase).map(({ id }) => id), ['p0', 'p1'])
+  assert.equal(
+    rarely.perProblem.filter(result => result.hardForBase).map(({ id }) => id),
+    ['p0', 'p1'],
+  )
   const own = rarely.perProblem.slice(0, 2).map(({ n, correct }) => correct / n)
   assert.ok(Math.abs(rarely.groups['hard for base']!.passAtK[0]! - (own[0]! + own[1]!) / 2) < 1e-15)
   assert.not.ok('hard for base' in (await measureTen(output)).groups)
 
   writeFileSync(base, JSON.stringify({ perProblem: perProblem.slice(1) }))
-  const messageOf = (changes: object) => measureTen(output, changes).then(assert.unreachable as never, error => error.message)
+  const messageOf = (changes: object) =>
+    measureTen(output, changes).then(assert.unreachable as never, error => error.message)
   assert.match(await messageOf({ base }), 'has no result for 1 of 10 problems, such as "p0"')
   writeFileSync(base, '{}')
   assert.match(await messageOf({ base }), 'is no eval.json')
@@ -264,19 +277,31 @@ test('a problem longer than the context: an error that names it, or left out', a
   const file = path.join(dir, 'long.jsonl')
   const long = { ...lines[0]!, id: 'long', prompt: `${'7'.repeat(70)}:` }
   writeFileSync(file, [lines[0]!, long].map(line => `${JSON.stringify(line)}\n`).join(''))
-  const options = { dir: model, model: 'm', name: 'n', output: path.join(dir, 'long'), loadPolicy: loadFakePolicy }
+  const options = {
+    dir: model,
+    model: 'm',
+    name: 'n',
+    output: path.join(dir, 'long'),
+    loadPolicy: loadFakePolicy,
+  }
   const config = evalConfig(model, file)
   await evaluate(config, options).then(
     () => assert.unreachable(),
     error => {
       assert.is(error.code, 'ERR_RAPO_DATA')
-      assert.match(error.message, 'problem "long": its prompt of 71 tokens and sampling.maxNewTokens 4 exceed')
+      assert.match(
+        error.message,
+        'problem "long": its prompt of 71 tokens and sampling.maxNewTokens 4 exceed',
+      )
     },
   )
   let told: readonly string[] = []
   config.data.dropUnusable = true
   const result = await evaluate(config, { ...options, onUnusable: rows => (told = rows) })
-  assert.equal(result.perProblem.map(({ id }) => id), ['a'])
+  assert.equal(
+    result.perProblem.map(({ id }) => id),
+    ['a'],
+  )
   assert.is(told.length, 1)
 })
 

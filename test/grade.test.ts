@@ -10,7 +10,8 @@ const dir = makeTempDir()
 const input = path.join(dir, 'in.jsonl')
 const output = path.join(dir, 'out.jsonl')
 
-const write = (lines: readonly object[]) => writeFileSync(input, lines.map(line => `${JSON.stringify(line)}\n`).join(''))
+const write = (lines: readonly object[]) =>
+  writeFileSync(input, lines.map(line => `${JSON.stringify(line)}\n`).join(''))
 const read = () =>
   readFileSync(output, 'utf8')
     .trim()
@@ -26,7 +27,13 @@ test('math: completions and bare answers; other fields are carried along', async
   ])
   assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 2, total: 4 })
   assert.equal(read(), [
-    { id: 1, completion: 'so \\boxed{0.5}', reference: '\\frac12', correct: true, reason: 'correct: the same value' },
+    {
+      id: 1,
+      completion: 'so \\boxed{0.5}',
+      reference: '\\frac12',
+      correct: true,
+      reason: 'correct: the same value',
+    },
     { id: 2, completion: 'so 0.5', reference: '\\frac12', correct: false, reason: 'no boxed answer' },
     { id: 3, answer: '0.5', reference: '\\frac12', correct: true, reason: 'correct: the same value' },
     { id: 4, answer: '0.333', reference: '1/3', correct: false, reason: 'not the same value' },
@@ -39,7 +46,10 @@ test('the other verifiers, and a module', async () => {
   write([{ answer: ' yes ', reference: 'yes' }])
   assert.is((await gradeLines({ task: 'exact', input, output })).correct, 1)
   const module = path.join(dir, 'half.mjs')
-  writeFileSync(module, "export default { checkAnswer() {}, verify: () => ({ reward: 0.5, reason: 'half' }) }")
+  writeFileSync(
+    module,
+    "export default { checkAnswer() {}, verify: () => ({ reward: 0.5, reason: 'half' }) }",
+  )
   assert.is((await gradeLines({ task: module, input, output })).correct, 0)
   assert.is(read()[0].reason, 'half')
 })
@@ -56,9 +66,15 @@ test('a line that cannot be judged: named, and nothing is written', async () => 
       },
     )
   }
-  assert.match(await messageOf({ reference: '1' }), `${input}:2: line 2 must have completion or answer, a text`)
+  assert.match(
+    await messageOf({ reference: '1' }),
+    `${input}:2: line 2 must have completion or answer, a text`,
+  )
   assert.match(await messageOf({ answer: '1' }), 'line 2 has no reference')
-  assert.match(await messageOf({ answer: '1', reference: '' }), 'line 2 reference: answer must be a number or a text')
+  assert.match(
+    await messageOf({ answer: '1', reference: '' }),
+    'line 2 reference: answer must be a number or a text',
+  )
   assert.not(existsSync(target))
 })
 
@@ -67,7 +83,14 @@ test('the command', () => {
   const run = (...args: string[]) =>
     spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'grade', ...args], { encoding: 'utf8' })
   const { stdout, stderr, status } = run('--task', 'math', '-i', input)
-  assert.equal([stdout, stderr, status], ['{"answer":"2","reference":"2","correct":true,"reason":"correct: the same text"}\n', '1 of 1 correct\n', 0])
+  assert.equal(
+    [stdout, stderr, status],
+    [
+      '{"answer":"2","reference":"2","correct":true,"reason":"correct: the same text"}\n',
+      '1 of 1 correct\n',
+      0,
+    ],
+  )
   const unknown = run('--task', 'maths', '-i', input)
   assert.match(unknown.stderr, 'did you mean "math"')
   assert.is(unknown.status, 1)

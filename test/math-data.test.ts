@@ -15,7 +15,8 @@ const dir = process.env.RAPO_DATA || beside
 const counts = { 'simplerl8k.jsonl': 8523, 'math500.jsonl': 500, 'aime24.jsonl': 30, 'aime25.jsonl': 30 }
 const missing = Object.keys(counts).filter(name => !existsSync(path.join(dir, name)))
 const when = missing.length === 0 ? test : test.skip
-if (missing.length > 0) console.log(`skipped: there is no ${missing.join(', ')} in ${dir} (RAPO_DATA names another directory)`)
+if (missing.length > 0)
+  console.log(`skipped: there is no ${missing.join(', ')} in ${dir} (RAPO_DATA names another directory)`)
 
 const read = (name: string): string[] =>
   readFileSync(path.join(dir, name), 'utf8')
@@ -69,7 +70,9 @@ when("no reference answer equals the next row's, unless they are the same", () =
   const given = answers.filter(answer => answer !== '')
   const equal = given.flatMap((answer, i) => {
     const next = given[i + 1]
-    return next !== undefined && answer !== next && compareAnswers(next, answer).isEqual ? [`${answer} ${next}`] : []
+    return next !== undefined && answer !== next && compareAnswers(next, answer).isEqual
+      ? [`${answer} ${next}`]
+      : []
   })
   // The same, read by eye: 0.5; a degree sign, a percent sign and a unit that are left out.
   assert.equal(equal, ['\\frac{1}{2} 0.5', '36^\\circ 36', '100\\% 1', '2 2\\text{ miles}'])

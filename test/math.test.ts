@@ -34,7 +34,10 @@ test('the held-out cases: at least .97 right, fewer than 1 % wrongly accepted', 
   const faults = wrong(heldOut)
   assert.ok(heldOut.length >= 150)
   assert.ok(faults.length <= 0.03 * heldOut.length, faults.join('\n'))
-  assert.ok(faults.filter(fault => fault.startsWith('accepted')).length < 0.01 * heldOut.length, faults.join('\n'))
+  assert.ok(
+    faults.filter(fault => fault.startsWith('accepted')).length < 0.01 * heldOut.length,
+    faults.join('\n'),
+  )
 })
 
 test('the last box with balanced braces', () => {
@@ -100,7 +103,8 @@ test('identities hold', () => {
     ['(1+\\sqrt2)^{100}(1-\\sqrt2)^{100}', '1'],
     ['2^{1000000}\\pi-\\pi', '\\pi(2^{1000000}-1)'],
   ] as const
-  for (const [a, b] of pairs) assert.ok(isEqual(a, b) && isEqual(b, a), `${a} and ${b}: ${compareAnswers(a, b).reason}`)
+  for (const [a, b] of pairs)
+    assert.ok(isEqual(a, b) && isEqual(b, a), `${a} and ${b}: ${compareAnswers(a, b).reason}`)
 })
 
 /** Expressions as trees, written out in LaTeX. */
@@ -110,7 +114,9 @@ const expression = fc.letrec<{ tree: string }>(tie => ({
     fc.integer({ min: 0, max: 99 }).map(String),
     fc.constantFrom('x', 'y', '\\pi', '\\sqrt{2}', 'i', '0.5'),
     fc.tuple(tie('tree'), tie('tree')).map(([a, b]) => `\\frac{${a}}{${b}}`),
-    fc.tuple(tie('tree'), fc.constantFrom('+', '-'), tie('tree')).map(([a, sign, b]) => `\\left(${a}${sign}${b}\\right)`),
+    fc
+      .tuple(tie('tree'), fc.constantFrom('+', '-'), tie('tree'))
+      .map(([a, sign, b]) => `\\left(${a}${sign}${b}\\right)`),
     fc.tuple(tie('tree'), tie('tree')).map(([a, b]) => `{${a}}\\cdot {${b}}`),
     fc.tuple(tie('tree'), fc.integer({ min: 2, max: 5 })).map(([a, n]) => `{\\left(${a}\\right)}^{${n}}`),
     tie('tree').map(a => `\\sin\\left(${a}\\right)`),
@@ -154,9 +160,13 @@ test('decimals: equal exactly where the digits are', () => {
 })
 
 const symbols = fc.constantFrom(
-  ...'0 1 2 x y i e + - * / ^ _ ( ) [ ] { } \\{ \\} | , ; = < > ! % \' . : & $ \\ ~'.split(' '),
-  ...'\\frac \\sqrt \\pi \\infty \\cup \\cap \\pm \\text{a} \\text{and} \\le \\ne \\in \\circ \\sin \\log \\binom'.split(' '),
-  ...'\\begin{pmatrix} \\end{pmatrix} \\\\ \\boxed{ \\overline{ \\mathbb{R} cm or π √ ² ° \\left \\right \\approx'.split(' '),
+  ..."0 1 2 x y i e + - * / ^ _ ( ) [ ] { } \\{ \\} | , ; = < > ! % ' . : & $ \\ ~".split(' '),
+  ...'\\frac \\sqrt \\pi \\infty \\cup \\cap \\pm \\text{a} \\text{and} \\le \\ne \\in \\circ \\sin \\log \\binom'.split(
+    ' ',
+  ),
+  ...'\\begin{pmatrix} \\end{pmatrix} \\\\ \\boxed{ \\overline{ \\mathbb{R} cm or π √ ² ° \\left \\right \\approx'.split(
+    ' ',
+  ),
 )
 
 test('whatever the text, there is a verdict; every text equals itself; the order makes no difference', () => {
@@ -179,7 +189,8 @@ test('whatever the text, there is a verdict; every text equals itself; the order
  * a count of steps bounds the work, so nothing depends on a clock.
  */
 test('hostile texts end with a reason', () => {
-  const repeat = (part: string, length: number) => part.repeat(Math.ceil(length / part.length)).slice(0, length)
+  const repeat = (part: string, length: number) =>
+    part.repeat(Math.ceil(length / part.length)).slice(0, length)
   const inner = [
     '10^{10^{10^{10^{10}}}}',
     '(2000!)!',
@@ -190,13 +201,13 @@ test('hostile texts end with a reason', () => {
     '(1+\\sqrt2)^{999999999}',
     '1e999999999',
     `\\sqrt{${repeat('1+', 900)}1}`,
-    '('.repeat(2000) + '1' + ')'.repeat(2000),
-    '\\frac{1}{1+'.repeat(300) + '1' + '}'.repeat(300),
+    `${'('.repeat(2000)}1${')'.repeat(2000)}`,
+    `${'\\frac{1}{1+'.repeat(300)}1${'}'.repeat(300)}`,
     `${repeat('\\sqrt{x+y}+', 2900)}1`,
     `${repeat('\\pm 1', 900)}`,
     `${repeat('\\sqrt{2},', 2900)}1`,
     `${repeat('(1,2)\\cup', 3000)}(3,4)`,
-    repeat('-', 4000) + '1',
+    `${repeat('-', 4000)}1`,
     `x^${repeat('-', 4000)}1`,
     `\\text{${repeat(' ', 3900)}a}`,
     repeat('7', 100_000),

@@ -70,8 +70,7 @@ export interface Coverage {
 
 /** Over the problems of one group ('all' or a difficulty); gained and lost only where base has the same problems. */
 export function coverage(evaluation: Evaluation, base: Evaluation | undefined, group: string): Coverage {
-  const inGroup = ({ perProblem }: Evaluation) =>
-    perProblem.filter(problem => isInGroup(problem, group))
+  const inGroup = ({ perProblem }: Evaluation) => perProblem.filter(problem => isInGroup(problem, group))
   const own = inGroup(evaluation)
   const solved = own.filter(({ correct }) => correct > 0)
   const counts = { problems: own.length, solved: solved.length }

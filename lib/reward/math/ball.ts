@@ -45,7 +45,9 @@ export function containsZero(ball: Ball): boolean {
 /** log₂ of the smallest value in a ball that excludes 0, rounded down. */
 function logBelow(ball: Ball): number {
   const log = logOf(ball) - 1
-  return ball.error > log - 1 ? log + Math.log2(1 - 2 ** Math.min(ball.error - log, -0.001)) : log - (ball.error === -Infinity ? 0 : 1)
+  return ball.error > log - 1
+    ? log + Math.log2(1 - 2 ** Math.min(ball.error - log, -0.001))
+    : log - (ball.error === -Infinity ? 0 : 1)
 }
 
 /** Functions of balls, to `bits` binary digits. */
@@ -183,7 +185,8 @@ export class BallField {
     const extra = BigInt(Math.max(0, Math.ceil(logAbove(a))))
     // ln 2 is needed with as many more digits as the number has before the point.
     const one = BigInt(this.#working)
-    const fine = extra === 0n ? this.#fixedLn2() : new BallField(this.bits + Number(extra), this.#budget).#fixedLn2()
+    const fine =
+      extra === 0n ? this.#fixedLn2() : new BallField(this.bits + Number(extra), this.#budget).#fixedLn2()
     const x = this.#fixed(a)
     const k = (x << extra) / fine
     const remainder = x - ((k * fine) >> extra)
@@ -216,7 +219,9 @@ export class BallField {
     const shift = logOf(a) - 1
     // y in [1, 2)
     const y = this.#fixed({ ...a, exponent: a.exponent - shift })
-    let guess = BigInt(Math.round(Math.log(Number(y >> BigInt(this.#working - 52)) / 2 ** 52) * 2 ** 52)) << BigInt(this.#working - 52)
+    let guess =
+      BigInt(Math.round(Math.log(Number(y >> BigInt(this.#working - 52)) / 2 ** 52) * 2 ** 52)) <<
+      BigInt(this.#working - 52)
     // Each round triples the number of right digits.
     for (let digits = 48; digits < this.#working; digits *= 3) {
       const power = this.#expFixed(guess, BigInt(this.#working))
@@ -233,7 +238,8 @@ export class BallField {
     const size = Math.max(0, Math.ceil(logAbove(a)))
     if (size > 256) throw new Unreadable('too large')
     // π is needed with as many more digits as the angle has before the point.
-    const half = size <= 2 ? this.#fixedPi() / 2n : new BallField(this.bits + size, this.#budget).#fixedPi() / 2n
+    const half =
+      size <= 2 ? this.#fixedPi() / 2n : new BallField(this.bits + size, this.#budget).#fixedPi() / 2n
     const extra = BigInt(size <= 2 ? 0 : size)
     const x = this.#fixed(a) << extra
     const quarter = (2n * x + half) / (2n * half) - (2n * x + half < 0n ? 1n : 0n)

@@ -27,9 +27,11 @@ export function compareAnswers(answer: string, reference: string): Comparison {
   const wantedText = typeof wanted === 'string' || wanted.type === 'text'
   if (typeof given === 'string' || wantedText) {
     const text = textOf(answer)
-    if (text !== '' && text === textOf(reference) && !/\d/.test(text)) return { isEqual: true, reason: 'the same text' }
+    if (text !== '' && text === textOf(reference) && !/\d/.test(text))
+      return { isEqual: true, reason: 'the same text' }
     if (typeof given === 'string') return unequal(`the answer cannot be read: ${given}`)
-    if (typeof wanted === 'string') return unequal(`not the text of the reference, which cannot be read: ${wanted}`)
+    if (typeof wanted === 'string')
+      return unequal(`not the text of the reference, which cannot be read: ${wanted}`)
   }
   try {
     const readings = [[given, wanted as Node]]
@@ -74,16 +76,20 @@ function readAnyhow(source: string): Node | string {
   if (typeof node !== 'string' || source.length > MAX_ANSWER) return node
   const [choice] = readChoice(source)
   if (choice) return choice
-  const formula = [...source.slice(-1000).matchAll(/\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]/gs)].at(-1)?.slice(1).find(Boolean)
+  const formula = [...source.slice(-1000).matchAll(/\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]/gs)]
+    .at(-1)
+    ?.slice(1)
+    .find(Boolean)
   const inner = formula === undefined || formula.trim() === source.trim() ? node : read(formula)
   return typeof inner === 'string' ? node : inner
 }
 
 /** "(D) 12" and "\textbf{(D)} 12": the letter, and what stands behind it. */
 function readChoice(source: string): Node[] {
-  const match = /^(?:\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox) ?\{)? ?\(([A-J])\)(?: ?\}|[\s~])[\s~:.]*(\S.*)$/s.exec(
-    source.slice(0, MAX_ANSWER).trim(),
-  )
+  const match =
+    /^(?:\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox) ?\{)? ?\(([A-J])\)(?: ?\}|[\s~])[\s~:.]*(\S.*)$/s.exec(
+      source.slice(0, MAX_ANSWER).trim(),
+    )
   if (!match) return []
   return [match[1]!, match[2]!].map(part => read(part)).filter(node => typeof node !== 'string')
 }
@@ -121,7 +127,10 @@ function condense(source: string): string {
 function textOf(source: string): string {
   if (source.length > MAX_ANSWER) return source
   return replaceUnicode(source)
-    .replaceAll(/\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf|mathit|operatorname|left|right|boxed|fbox|[,;:! ])/g, ' ')
+    .replaceAll(
+      /\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf|mathit|operatorname|left|right|boxed|fbox|[,;:! ])/g,
+      ' ',
+    )
     .replaceAll(/[\s{}$()[\].,;:!?~"'`\\]+/g, ' ')
     .replaceAll(/\b(?:the|an?) (?=[a-z]{3})/gi, '')
     .trim()
@@ -211,7 +220,10 @@ function isName(node: Node): boolean {
   if (node.type === 'brackets') return node.open === '(' && node.items.every(isName)
   if (node.type === 'product') {
     const [first, ...rest] = node.items
-    return first!.type === 'variable' && rest.every(item => isName(item) || item.type === 'number' || item.type === 'brackets')
+    return (
+      first!.type === 'variable' &&
+      rest.every(item => isName(item) || item.type === 'number' || item.type === 'brackets')
+    )
   }
   return node.type === 'constant' && (node.name === 'e' || node.name === 'i')
 }
@@ -236,17 +248,24 @@ function compareRelations(a: Node, b: Node, budget: Budget): boolean {
   if (tupleA && b.type === 'brackets') return isEqual(tupleA, b, budget)
   if (tupleB && a.type === 'brackets') return isEqual(a, tupleB, budget)
   if (a.type === 'list' || b.type === 'list') return compareLists(a, b, budget)
-  if (isInequality(a) || isInequality(b)) return isInequality(a) && isInequality(b) && compareInequalities(a, b, budget)
+  if (isInequality(a) || isInequality(b))
+    return isInequality(a) && isInequality(b) && compareInequalities(a, b, budget)
   if (isPlainEquation(a) && isPlainEquation(b)) {
     const [f, g] = [differenceOf(a), differenceOf(b)]
     if (f && g && attempt(() => areProportional(f, g, budget), budget)) return true
   }
   const [left, right] = [namedValues(a), namedValues(b)]
-  const variables = [left, right].map(({ names }) => names.flatMap(name => (name.type === 'variable' ? name.name : [])))
+  const variables = [left, right].map(({ names }) =>
+    names.flatMap(name => (name.type === 'variable' ? name.name : [])),
+  )
   const [ownNames, wantedNames] = variables as [string[], string[]]
-  if (ownNames.length > 0 && wantedNames.length > 0 && !ownNames.some(name => wantedNames.includes(name))) return false
+  if (ownNames.length > 0 && wantedNames.length > 0 && !ownNames.some(name => wantedNames.includes(name)))
+    return false
   // A chain such as 3 + 4 = 7 must be right itself, so that listing numbers does not pay.
-  const pairs = [...left.values.map(value => [value, right.values[0]!]), ...right.values.slice(1).map(value => [left.values[0]!, value])]
+  const pairs = [
+    ...left.values.map(value => [value, right.values[0]!]),
+    ...right.values.slice(1).map(value => [left.values[0]!, value]),
+  ]
   return pairs.every(([x, y]) => isEqual(x!, y!, budget))
 }
 
@@ -365,7 +384,8 @@ function compareCollections(a: Node, b: Node, budget: Budget): boolean {
 }
 
 function areSameFiniteSets(a: NodeOf<'brackets'>, b: NodeOf<'brackets'>, budget: Budget): boolean {
-  const has = (items: readonly Node[], wanted: Node) => items.some(item => attempt(() => isEqual(item, wanted, budget), budget))
+  const has = (items: readonly Node[], wanted: Node) =>
+    items.some(item => attempt(() => isEqual(item, wanted, budget), budget))
   return a.items.every(item => has(b.items, item)) && b.items.every(item => has(a.items, item))
 }
 
@@ -401,12 +421,23 @@ function compareQuantities(a: Node, b: Node, budget: Budget): boolean {
     const [hasA, hasB] = [isMarked(a, mark), isMarked(b, mark)]
     // 60 for 60°, 50 for 50 %; but 0.5 % for 0.5 is another value.
     const mayDiffer = hasB || mark === 'degrees' || !isBelowOne(b, budget)
-    if (hasA !== hasB && mayDiffer && attempt(() => haveSameValue(unmarked(a, mark), unmarked(b, mark), budget), budget)) return true
+    if (
+      hasA !== hasB &&
+      mayDiffer &&
+      attempt(() => haveSameValue(unmarked(a, mark), unmarked(b, mark), budget), budget)
+    )
+      return true
   }
   if ((a.type === 'based') !== (b.type === 'based')) {
     // The base left out, as a unit may be.
     const [based, other] = (a.type === 'based' ? [a, b] : [b, a]) as [NodeOf<'based'>, Node]
-    if (other.type === 'number' && other.value.denominator === 1n && based.places === 0 && String(other.value.numerator) === based.digits) return true
+    if (
+      other.type === 'number' &&
+      other.value.denominator === 1n &&
+      based.places === 0 &&
+      String(other.value.numerator) === based.digits
+    )
+      return true
   }
   return haveSameValue(a, b, budget)
 }
@@ -443,7 +474,9 @@ function compareUnits(a: Node, b: Node, budget: Budget): boolean {
       ? { item: node.item, unit: readUnit(node.unit, budget) }
       : { item: node, unit: undefined }
   const [left, right] = [parts(a), parts(b)]
-  const isClock = [left, right].some(({ unit }) => unit && ('am' in unit.dimensions || 'pm' in unit.dimensions))
+  const isClock = [left, right].some(
+    ({ unit }) => unit && ('am' in unit.dimensions || 'pm' in unit.dimensions),
+  )
   const [x, y] = isClock ? [hoursOf(left.item), hoursOf(right.item)] : [left.item, right.item]
   if (left.unit && right.unit) {
     const areKnown = isKnown(left.unit) && isKnown(right.unit)
@@ -460,7 +493,8 @@ function compareUnits(a: Node, b: Node, budget: Budget): boolean {
     return isEqual(x, y, budget)
   }
   const unmeasured = left.unit ? y : x
-  if (unmeasured.type === 'degrees' || unmeasured.type === 'percent' || unmeasured.type === 'based') return false
+  if (unmeasured.type === 'degrees' || unmeasured.type === 'percent' || unmeasured.type === 'based')
+    return false
   if (isEqual(x, y, budget)) return true
   // "17 m" without \text reads as 17 · m.
   const [bare, unit] = left.unit ? [y, left.unit] : [x, right.unit!]

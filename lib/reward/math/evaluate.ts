@@ -1,7 +1,7 @@
 /** The value of an expression in a field: exact rationals, fractions modulo a prime, or complex balls. */
 import { createHash } from 'node:crypto'
 import type { Complex } from './ball.js'
-import { ComplexField } from './complex.js'
+import type { ComplexField } from './complex.js'
 import { LOG } from './parse.js'
 import {
   addRational,

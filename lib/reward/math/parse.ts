@@ -13,7 +13,6 @@ const MAX_DIGITS = 1000
 /** Larger powers of ten in scientific notation stay powers. */
 const MAX_SCALE = 1000n
 
-
 const relations: Readonly<Record<string, Relation>> = {
   '=': '=',
   '<': '<',
@@ -39,8 +38,14 @@ const inverses: Readonly<Record<string, string>> = {
   cot: 'arccot',
 }
 const closing: Readonly<Record<string, string>> = { '(': ')', '[': ']', '\\{': '\\}' }
-const closingCommand: Readonly<Record<string, string>> = { langle: 'rangle', lfloor: 'rfloor', lceil: 'rceil' }
-const accents = new Set('vec hat bar overline overrightarrow tilde widehat widetilde dot ddot overleftrightarrow'.split(' '))
+const closingCommand: Readonly<Record<string, string>> = {
+  langle: 'rangle',
+  lfloor: 'rfloor',
+  lceil: 'rceil',
+}
+const accents = new Set(
+  'vec hat bar overline overrightarrow tilde widehat widetilde dot ddot overleftrightarrow'.split(' '),
+)
 const numberWords = new Map(
   (
     'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen ' +
@@ -89,7 +94,8 @@ class Parser {
   run(): Node {
     if (this.#tokens.length === 0) throw new Unreadable('nothing')
     const node = this.#list()
-    if (this.#at < this.#tokens.length) throw new Unreadable(`"${this.#peek()!.text}" where it makes no sense`)
+    if (this.#at < this.#tokens.length)
+      throw new Unreadable(`"${this.#peek()!.text}" where it makes no sense`)
     return node
   }
 
@@ -186,7 +192,8 @@ class Parser {
       }
     }
     if (unit !== undefined && /^\s*rad(?:ian)?s?\s*$/i.test(unit)) return node
-    if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit)) node = { type: 'percent', item: node }
+    if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit))
+      node = { type: 'percent', item: node }
     else if (unit !== undefined && /^\s*degrees?\s*$/i.test(unit)) node = { type: 'degrees', item: node }
     else if (unit !== undefined) node = { type: 'quantity', item: node, unit }
     return node
@@ -200,7 +207,8 @@ class Parser {
     const word = text.toLowerCase()
     const value = numberWords.get(word)
     if (value !== undefined) return integer(value)
-    if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set)$/.test(word)) return { type: 'constant', name: 'empty' }
+    if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set)$/.test(word))
+      return { type: 'constant', name: 'empty' }
     if (word === 'one half' || word === 'half' || word === 'one-half') return half
     return { type: 'text', text }
   }
@@ -370,7 +378,8 @@ class Parser {
     const hasBrace = this.#take('sign', '{')
     const hasBracket = this.#take('sign', '(')
     const token = this.#peek()
-    const base = token?.type === 'number' ? Number(token.text) : numberWords.get(token?.text.toLowerCase() ?? '')
+    const base =
+      token?.type === 'number' ? Number(token.text) : numberWords.get(token?.text.toLowerCase() ?? '')
     if (base === undefined || base < 2 || base > 36) throw new Unreadable('a subscript that is no base')
     this.#at++
     if (hasBracket) this.#expect('sign', ')')
@@ -413,7 +422,8 @@ class Parser {
     this.#expect('sign', '_')
     const hasBrace = this.#take('sign', '{')
     const base = Number(this.#peek()?.text)
-    if (!this.#take('number') || !(base >= 2 && base <= 36)) throw new Unreadable('a subscript that is no base')
+    if (!this.#take('number') || !(base >= 2 && base <= 36))
+      throw new Unreadable('a subscript that is no base')
     if (hasBrace) this.#expect('sign', '}')
     return based(text, base)
   }
@@ -441,7 +451,12 @@ class Parser {
     const start = this.#at
     let fraction: Node | undefined
     if (this.#take('command', 'frac')) fraction = this.#fraction()
-    else if (this.#is('number') && this.#peek()!.spaced && this.#peek(1)?.text === '/' && this.#peek(2)?.type === 'number') {
+    else if (
+      this.#is('number') &&
+      this.#peek()!.spaced &&
+      this.#peek(1)?.text === '/' &&
+      this.#peek(2)?.type === 'number'
+    ) {
       fraction = { type: 'quotient', left: decimal(this.#peek()!.text), right: decimal(this.#peek(2)!.text) }
       this.#at += 3
     }
@@ -581,7 +596,8 @@ class Parser {
       else if (!base && this.#take('sign', '_')) base = this.#script()
       else break
     }
-    const isInverse = power?.type === 'minus' && power.item.type === 'number' && power.item.value.numerator === 1n
+    const isInverse =
+      power?.type === 'minus' && power.item.type === 'number' && power.item.value.numerator === 1n
     const called = isInverse && inverses[name] ? inverses[name]! : name
     const node = this.#call(called, base, this.#functionArgument())
     return power && called === name ? { type: 'power', left: node, right: power } : node
@@ -592,7 +608,11 @@ class Parser {
     if (name === 'lg') return { type: 'call', name: 'log', items: [argument, integer(10)] }
     if (name === 'log') {
       if (!base) return { type: 'call', name: LOG, items: [argument] }
-      return { type: 'call', name: 'log', items: base.type === 'constant' && base.name === 'e' ? [argument] : [argument, base] }
+      return {
+        type: 'call',
+        name: 'log',
+        items: base.type === 'constant' && base.name === 'e' ? [argument] : [argument, base],
+      }
     }
     return { type: 'call', name, items: argument.type === 'list' ? argument.items : [argument] }
   }
@@ -602,7 +622,9 @@ class Parser {
     if (this.#is('sign', '(') || this.#is('sign', '{')) {
       const node = this.#nested(() => this.#primary())
       // sin (x)^2 is (sin x)^2: the caller's postfix. A tuple is a list of arguments.
-      return node.type === 'brackets' && node.open === '(' ? { type: 'list', connector: ',', items: node.items } : node
+      return node.type === 'brackets' && node.open === '('
+        ? { type: 'list', connector: ',', items: node.items }
+        : node
     }
     const factors = [this.#isSign() ? this.#signedFactor() : this.#factor()]
     while (this.#isFactor() && !this.#isFunction() && !this.#is('sign', '(')) factors.push(this.#factor())
@@ -645,7 +667,8 @@ class Parser {
     this.#bars = outer
     const close = [')', ']', '\\}'].find(sign => this.#take('sign', sign))
     if (!close || (close === '\\}') !== (open === '\\{')) throw new Unreadable(`no ${closing[open]}`)
-    if (inner.type === 'list' && inner.connector === ',') return { type: 'brackets', open, close, items: inner.items }
+    if (inner.type === 'list' && inner.connector === ',')
+      return { type: 'brackets', open, close, items: inner.items }
     // (12)_8
     if (open === '(' && this.#is('sign', '_') && inner.type === 'number') return this.#based(first!.text)
     if (open === '(' && close === ')') return inner
@@ -720,7 +743,8 @@ function splitFirst(text: string): [word: string, rest: string] {
 
 /** Digits, a point, more digits, a power of ten. */
 function decimal(text: string): Node {
-  const [, whole = '', fraction = '', exponent = '0'] = /^(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+))?$/.exec(text) ?? []
+  const [, whole = '', fraction = '', exponent = '0'] =
+    /^(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+))?$/.exec(text) ?? []
   if (text.length > MAX_DIGITS) throw new Unreadable(`a number of more than ${MAX_DIGITS} digits`)
   const value: Rational = rational(BigInt(whole + fraction || '0'), 10n ** BigInt(fraction.length))
   const node: Node = { type: 'number', value, digits: whole.length + fraction.length }

@@ -43,10 +43,7 @@ function sizeOf({ numerator, denominator }: Rational): number {
 
 export function addRational(a: Rational, b: Rational, budget: Budget): Rational {
   charge(sizeOf(a) + sizeOf(b), budget)
-  return rational(
-    a.numerator * b.denominator + b.numerator * a.denominator,
-    a.denominator * b.denominator,
-  )
+  return rational(a.numerator * b.denominator + b.numerator * a.denominator, a.denominator * b.denominator)
 }
 
 export function multiplyRational(a: Rational, b: Rational, budget: Budget): Rational {

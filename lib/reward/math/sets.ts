@@ -32,7 +32,10 @@ export function isSetLike(node: Node): boolean {
     case 'constant':
       return node.name === 'reals' || node.name === 'empty'
     case 'relation':
-      return node.signs.some(sign => sign !== '=' && sign !== '~') || (node.signs.length === 1 && isSetLike(node.items[1]!))
+      return (
+        node.signs.some(sign => sign !== '=' && sign !== '~') ||
+        (node.signs.length === 1 && isSetLike(node.items[1]!))
+      )
     case 'brackets':
       return isInterval(node) && (node.open !== '(' || node.close !== ')' || node.items.some(isInfinite))
     case 'list':
@@ -107,7 +110,8 @@ function fromInequality(left: Node, sign: Relation, right: Node): RealSet {
   const isConstant = (node: Node) => !some(node, part => part.type === 'variable')
   if (left.type !== 'variable') {
     const turned = { '<': '>', '>': '<', '<=': '>=', '>=': '<=' } as Partial<Record<Relation, Relation>>
-    if (right.type !== 'variable' || !isConstant(left)) throw new Unreadable('an inequality that is not solved')
+    if (right.type !== 'variable' || !isConstant(left))
+      throw new Unreadable('an inequality that is not solved')
     return fromInequality(right, turned[sign] ?? sign, left)
   }
   if (!isConstant(right)) throw new Unreadable('an inequality that is not solved')

@@ -88,7 +88,9 @@ const looks = new Set(
     'underline triangle angle'
   ).split(' '),
 )
-const spaces = new Set('quad qquad hspace enspace thinspace medspace thickspace space negthinspace'.split(' '))
+const spaces = new Set(
+  'quad qquad hspace enspace thinspace medspace thickspace space negthinspace'.split(' '),
+)
 const textCommands = new Set('text mbox textrm textnormal hbox textup textsf texttt'.split(' '))
 /** Around words they make text, around anything else they are looks. */
 const fontCommands = new Set(
@@ -228,7 +230,8 @@ class Tokenizer {
       this.#at++
       this.#spaced = true
     } else if (character === '\\') this.#command()
-    else if (/\d/.test(character) || (character === '.' && /\d/.test(this.#source[this.#at + 1] ?? ''))) this.#number()
+    else if (/\d/.test(character) || (character === '.' && /\d/.test(this.#source[this.#at + 1] ?? '')))
+      this.#number()
     else if (/[A-Za-z]/.test(character)) this.#word()
     else {
       this.#at++
@@ -296,10 +299,13 @@ class Tokenizer {
   }
 
   #command(): void {
-    const name = this.#match(/\\(?:[A-Za-z]+\*?|.|$)/sy)!.slice(1).replace('*', '')
+    const name = this.#match(/\\(?:[A-Za-z]+\*?|.|$)/sy)!
+      .slice(1)
+      .replace('*', '')
     if (textCommands.has(name)) this.#textGroup(this.#group())
     else if (fontCommands.has(name)) this.#fontGroup(this.#group())
-    else if (name === 'mathbb' || name === 'Bbb') this.#push({ type: 'command', text: `mathbb ${this.#group()}` })
+    else if (name === 'mathbb' || name === 'Bbb')
+      this.#push({ type: 'command', text: `mathbb ${this.#group()}` })
     else if (name === 'begin' || name === 'end') this.#environment(name)
     else if (/^[,:;!>\s()[\]]?$/.test(name) || spaces.has(name)) {
       // \( … \) and \[ … \] are dollar signs, the rest is white space.
@@ -351,7 +357,9 @@ class Tokenizer {
 
   /** \text{…}: connectors, numbers and words apart. */
   #textGroup(content: string): void {
-    for (const [piece] of content.matchAll(/\s*(?:,\s*)?\b(?:and|or)\b|[,;]|(?:(?!\b(?:and|or)\b)[^,;])+/gi)) {
+    for (const [piece] of content.matchAll(
+      /\s*(?:,\s*)?\b(?:and|or)\b|[,;]|(?:(?!\b(?:and|or)\b)[^,;])+/gi,
+    )) {
       const text = piece.trim()
       const word = text.replace(/^,\s*/, '').toLowerCase()
       if (text === '') this.#spaced = true

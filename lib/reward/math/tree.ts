@@ -19,7 +19,12 @@ export type Node =
   /** sin, ln, sqrt (with the index as second argument), log (base second), abs, factorial, binomial … */
   | { readonly type: 'call'; readonly name: string; readonly items: readonly Node[] }
   /** Tuple, interval, set or vector, by its brackets. One item in round brackets is no node of its own. */
-  | { readonly type: 'brackets'; readonly open: string; readonly close: string; readonly items: readonly Node[] }
+  | {
+      readonly type: 'brackets'
+      readonly open: string
+      readonly close: string
+      readonly items: readonly Node[]
+    }
   | { readonly type: 'list'; readonly connector: Connector; readonly items: readonly Node[] }
   | { readonly type: 'matrix'; readonly rows: readonly (readonly Node[])[] }
   | { readonly type: 'relation'; readonly signs: readonly Relation[]; readonly items: readonly Node[] }

@@ -95,7 +95,13 @@ function numerically(a: Node, b: Node, budget: Budget): boolean {
 }
 
 /** undefined where both are complex at a point at which only real values count. */
-function compareAt(a: Node, b: Node, point: number, budget: Budget, isComplexFine: boolean): boolean | undefined {
+function compareAt(
+  a: Node,
+  b: Node,
+  point: number,
+  budget: Budget,
+  isComplexFine: boolean,
+): boolean | undefined {
   const close = CLOSE + 4 * Math.max(digitsOf(a), digitsOf(b))
   for (const bits of PRECISIONS) {
     if (bits < close + 64) continue
