@@ -190,6 +190,13 @@ function outcome(output: string) {
   return { result, samples: readFileSync(path.join(output, 'eval-samples.jsonl'), 'utf8') }
 }
 
+/** Calls that are in the file more than once. */
+function measuredTwice(progress: string): string[] {
+  const [, ...lines] = readFileSync(progress, 'utf8').split('\n').slice(0, -1)
+  const calls = lines.map(line => `${JSON.parse(line).problemId} ${JSON.parse(line).call}`)
+  return calls.filter((call, i) => calls.indexOf(call) < i)
+}
+
 test('killed again and again, a measurement goes on where it stopped, to the same result', async () => {
   const [whole, killed] = [path.join(dir, 'whole'), path.join(dir, 'killed')]
   await measureTen(whole)
@@ -210,11 +217,12 @@ test('killed again and again, a measurement goes on where it stopped, to the sam
     assert.ok(code === 0 || signal === 'SIGKILL', `the child ended with ${code ?? signal}`)
     isDone = code === 0
     if (!isDone) reached.push(countLines())
+    if (!isDone) assert.equal(measuredTwice(progress), [])
     // As a kill in the middle of a write leaves it.
     if (reached.length === 2) appendFileSync(progress, '{"problemId":"p9","ca')
   }
   assert.is(reached.length, 3)
-  // Each one got further: nothing was measured anew.
+  // Each one got further.
   assert.ok(reached[0]! < reached[1]! && reached[1]! < reached[2]!, String(reached))
   assert.equal(outcome(killed), outcome(whole))
   assert.not(existsSync(progress))
