@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "host_device.h"
+
 namespace rapo {
 
 enum class DType : std::uint8_t {
@@ -95,7 +97,7 @@ struct Metrics {
   double ratio_min = std::numeric_limits<double>::infinity();
   double ratio_max = -std::numeric_limits<double>::infinity();
 
-  void add(const Metrics& other) {
+  RAPO_HOST_DEVICE void add(const Metrics& other) {
     tokens += other.tokens;
     loss += other.loss;
     kl_sum += other.kl_sum;
