@@ -113,9 +113,8 @@ const meaning: Record<keyof Objective, string> = {
 /** The objective's choices as a table, as console.log prints an objective made by a preset or defineObjective. */
 export function describeObjective(objective: Objective): string {
   const source = sources.get(objective) ?? 'objective'
-  const rows = Object.entries({ surrogate: 'clip', ...objective }).map(
-    ([field, value]) =>
-      `  ${field.padEnd(15)} ${String(value).padEnd(14)} ${meaning[field as keyof Objective]}`.trimEnd(),
+  const rows = Object.entries({ surrogate: 'clip', ...objective }).map(([field, value]) =>
+    `  ${field.padEnd(15)} ${String(value).padEnd(14)} ${meaning[field as keyof Objective]}`.trimEnd(),
   )
   return [`${source}: loss = −Σ n (g − αD + βH)`, ...rows].join('\n')
 }
@@ -175,10 +174,13 @@ export function validateObjective(objective: Objective): void {
   const only = (field: 'ratioCap' | 'sapoTauPositive' | 'sapoTauNegative', ...owners: Surrogate[]) => {
     if (objective[field] === undefined) return false
     if (!owners.includes(surrogate))
-      invalid(`${field} is given, but only ${owners.join(' and ')} has it, not the surrogate ${surrogate}`)
+      invalid(
+        `${field} is given, but the surrogate ${surrogate} does not read it: ${owners.join(' and ')} do`,
+      )
     return true
   }
-  if (only('ratioCap', 'clip', 'gspo')) range('ratioCap', `≥ 1 + clipHigh = ${1 + clipHigh}`, x => x >= 1 + clipHigh)
+  if (only('ratioCap', 'clip', 'gspo'))
+    range('ratioCap', `≥ 1 + clipHigh = ${1 + clipHigh}`, x => x >= 1 + clipHigh)
   for (const field of ['sapoTauPositive', 'sapoTauNegative'] as const) {
     if (only(field, 'sapo')) range(field, 'in (0, 1e6]', x => x > 0 && x <= 1e6)
   }
