@@ -2,14 +2,17 @@
 #include <napi.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "arrays.h"
 #include "async.h"
+#include "cuda.h"
 #include "errors.h"
 #include "kernels/cpu/select.h"
+#include "kernels/cuda/calls.h"
 #include "kernels/loss.h"
 #include "kernels/parallel.h"
 #include "objective.h"
@@ -120,11 +123,17 @@ struct LossCall {
   }
 };
 
-/// policyLoss(batch, objective, outputs) -> metrics
+/// On the CPU, or on the CUDA device of that number.
+Metrics run(const LossCall& call, std::optional<int> device, const Control* control) {
+  return device ? cuda::policy_loss_of_host_arrays(*device, call.batch, call.objective, call.outputs, control)
+                : policy_loss(call.batch, call.objective, call.outputs, control);
+}
+
+/// policyLoss(batch, objective, outputs, device?) -> metrics
 Napi::Value policy_loss_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const LossCall call(info);
-    return metrics_to_js(info.Env(), policy_loss(call.batch, call.objective, call.outputs));
+    return metrics_to_js(info.Env(), run(call, optional_device(info[3]), nullptr));
   });
 }
 
@@ -136,7 +145,7 @@ Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// policyLossAsync(batch, objective, outputs, control) -> Promise<metrics>
+/// policyLossAsync(batch, objective, outputs, control, device?) -> Promise<metrics>
 Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto call = std::make_shared<LossCall>(info);
@@ -146,7 +155,7 @@ Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[2].As<Napi::Object>(), kept);
     return PromiseWorker<Metrics>::run(
         info.Env(), control, kept,
-        [call, control] { return policy_loss(call->batch, call->objective, call->outputs, control.get()); },
+        [call, control, device = optional_device(info[4])] { return run(*call, device, control.get()); },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
 }
@@ -176,11 +185,19 @@ struct GatherCall {
   }
 };
 
-/// gatherLogprobs(batch, outputs): undefined
+void run(const GatherCall& call, std::optional<int> device, const Control* control) {
+  if (device) {
+    cuda::gather_logprobs_of_host_arrays(*device, call.logits, call.token_ids, call.temperature, call.outputs,
+                                         control);
+  } else {
+    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs, control);
+  }
+}
+
+/// gatherLogprobs(batch, outputs, device?): undefined
 Napi::Value gather_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const GatherCall call(info);
-    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs);
+    run(GatherCall(info), optional_device(info[2]), nullptr);
     return info.Env().Undefined();
   });
 }
@@ -193,7 +210,7 @@ Napi::Value gather_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// gatherLogprobsAsync(batch, outputs, control) -> Promise<undefined>
+/// gatherLogprobsAsync(batch, outputs, control, device?) -> Promise<undefined>
 Napi::Value gather_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto call = std::make_shared<GatherCall>(info);
@@ -203,8 +220,8 @@ Napi::Value gather_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[1].As<Napi::Object>(), kept);
     return PromiseWorker<bool>::run(
         info.Env(), control, kept,
-        [call, control] {
-          gather_logprobs(call->logits, call->token_ids, call->temperature, call->outputs, control.get());
+        [call, control, device = optional_device(info[3])] {
+          run(*call, device, control.get());
           return true;
         },
         [](Napi::Env env, bool&) { return env.Undefined(); });
@@ -255,6 +272,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("gatherLogprobs", Napi::Function::New<gather_sync>(env));
   exports.Set("gatherLogprobsAsync", Napi::Function::New<gather_async>(env));
   exports.Set("gatherLogprobsReference", Napi::Function::New<gather_reference>(env));
+  define_cuda(env, exports);
   exports.Set("isa", Napi::Function::New<isa>(env));
   exports.Set("isas", Napi::Function::New<isas>(env));
   exports.Set("setIsa", Napi::Function::New<set_isa>(env));
