@@ -165,6 +165,8 @@ struct Allocation {
 };
 std::mutex allocating;
 std::map<std::uintptr_t, Allocation> allocations;
+constexpr std::size_t kDeviceBytes = std::size_t{16} << 30;
+std::size_t allocated = 0;
 
 bool capturing() { return std::getenv("RAPO_CUDA_EMULATOR_CAPTURE") != nullptr; }
 
@@ -427,7 +429,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   p->minor = capability ? std::atoi(capability) % 10 : 0;
   p->multiProcessorCount = 2;  // few, so that blocks have several rows
   p->l2CacheSize = 1 << 20;
-  p->totalGlobalMem = std::size_t{16} << 30;
+  p->totalGlobalMem = kDeviceBytes;
   const char* shared = std::getenv("RAPO_CUDA_EMULATOR_SHARED");
   p->sharedMemPerBlockOptin = shared ? std::atoi(shared) : 227 << 10;
   p->sharedMemPerMultiprocessor = p->sharedMemPerBlockOptin + 1024;
@@ -435,14 +437,16 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
 }
 
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *total = std::size_t{16} << 30;
-  *free = *total / 2;
+  *total = kDeviceBytes;
+  const char* left = std::getenv("RAPO_CUDA_EMULATOR_FREE");
+  *free = left ? static_cast<std::size_t>(std::atoll(left)) : kDeviceBytes - allocated;
   return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   if (capturing()) return cudaErrorStreamCaptureUnsupported;
-  if (bytes > std::size_t{64} << 30) return cudaErrorMemoryAllocation;
+  const std::lock_guard<std::mutex> lock(allocating);
+  if (bytes > kDeviceBytes - allocated) return cudaErrorMemoryAllocation;
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t padded = (std::max<std::size_t>(bytes, 1) + 255) / 256 * 256;
   const std::size_t mapped = (padded + page - 1) / page * page + 2 * page;
@@ -454,7 +458,7 @@ cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   mprotect(begin + mapped - page, page, PROT_NONE);
   char* const data = begin + mapped - page - padded;  // its end at the page that cannot be read
   if (bytes <= std::size_t{64} << 20) std::memset(data, 0xff, bytes);  // NaN: nobody has written it
-  const std::lock_guard<std::mutex> lock(allocating);
+  allocated += bytes;
   allocations[reinterpret_cast<std::uintptr_t>(data)] = {bytes, begin, mapped};
   *pointer = data;
   return cudaSuccess;
@@ -466,6 +470,7 @@ cudaError_t cudaFree(void* pointer) {
   const std::lock_guard<std::mutex> lock(allocating);
   const auto found = allocations.find(reinterpret_cast<std::uintptr_t>(pointer));
   if (found == allocations.end()) return cudaErrorInvalidValue;
+  allocated -= found->second.bytes;
   munmap(found->second.mapping, found->second.mapped);
   allocations.erase(found);
   return cudaSuccess;

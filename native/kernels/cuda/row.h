@@ -212,10 +212,7 @@ RAPO_DEVICE void accumulate(OnlinePair& s, const float (&z)[kCount], const float
 }
 
 /// The most threads a block has: with more, the registers of one thread would not hold what a row needs.
-#ifndef KRT
-#define KRT 768
-#endif
-constexpr int kRowThreads = KRT;
+constexpr int kRowThreads = 512;
 
 /// Vectors a thread has under way at once.
 constexpr int kInFlight = 4;
