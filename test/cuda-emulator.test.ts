@@ -2,11 +2,16 @@
  * The CUDA kernels: through the emulator of test/cuda, or on a device where RAPO_CUDA_LIBRARY names the real library
  * (npm run test:gpu runs this file too). Cases and tolerances are those of the CPU's kernels.
  */
-import { emulated } from './cuda/library.js'
+
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { DeviceArray, deviceMemory, gatherLogprobsOnDevice, policyLossOnDevice } from '../lib/device.js'
-import { policyLossOnDeviceAsync } from '../lib/device.js'
+import {
+  DeviceArray,
+  deviceMemory,
+  gatherLogprobsOnDevice,
+  policyLossOnDevice,
+  policyLossOnDeviceAsync,
+} from '../lib/device.js'
 import { RapoError } from '../lib/errors.js'
 import {
   gatherLogprobs,
@@ -19,6 +24,7 @@ import {
   policyLossAsync,
 } from '../lib/kernels.js'
 import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/objective.js'
+import { buildBroken, emulated, run } from './cuda/library.js'
 import { fromLogits, makeCase, raw, toLogits } from './kernels-cases.js'
 import { check, dtypes, expectedOf, objectiveFor } from './kernels-check.js'
 import { u32 } from './kernels-formula.js'
@@ -53,7 +59,9 @@ const large: [LogitsDType, Penalty, number][] = [
   ['bfloat16', 'reverse-k3', 151936],
   ['float16', 'none', 40005],
 ]
-for (const [dtype, penalty, V] of large) {
+// npm run test:gpu runs this file under compute-sanitizer, too, which is slow.
+const smallAlone = process.env.RAPO_TEST_SMALL === '1'
+for (const [dtype, penalty, V] of smallAlone ? [] : large) {
   test(`${dtype}: V = ${V}, ${penalty}`, () => {
     const objective = objectiveFor(penalty)
     const case_ = makeCase(V, V > 100_000 ? 2 : 4, dtype, objective, 3)
@@ -181,7 +189,13 @@ test('gathering', async () => {
 
 test('no rows at all', () => {
   const none = new Float32Array(0)
-  const batch = { vocabSize: 3, logits: none, tokenIds: new Int32Array(0), tokenWeights: none, advantages: none }
+  const batch = {
+    vocabSize: 3,
+    logits: none,
+    tokenIds: new Int32Array(0),
+    tokenWeights: none,
+    advantages: none,
+  }
   const { metrics } = policyLoss(batch, rapo({ penalty: 'none', klCoef: 0 }), { device })
   assert.is(metrics.tokens, 0)
   assert.is(metrics.ratioMin, Infinity)
@@ -339,7 +353,9 @@ test('the lowest float as a mask is a mask', () => {
   const lowest = -3.4028234663852886e38
   const fill = (x: number) => new Float32Array(2).fill(x)
   for (const penalty of ['forward', 'forward-full', 'reverse-full'] as const) {
-    const logits = Float32Array.from({ length: 2 * V }, (_, i) => (i % 512 < 256 || i % 7 === 3 ? lowest : i % 5))
+    const logits = Float32Array.from({ length: 2 * V }, (_, i) =>
+      i % 512 < 256 || i % 7 === 3 ? lowest : i % 5,
+    )
     const refLogits = logits.map(x => (x === lowest ? lowest : x / 2))
     const at = Int32Array.of(256, 300)
     logits[256] = logits[V + 300] = refLogits[256] = refLogits[V + 300] = 3
@@ -517,6 +533,7 @@ test('arrays in use cannot be disposed', async () => {
 })
 
 test('rows beyond 2^31 elements', () => {
+  if (smallAlone) return
   // Three rows of four words, 2^30 elements apart.
   const rows = 3
   const stride = 2 ** 30
@@ -557,6 +574,47 @@ if (emulated) {
         delete process.env.RAPO_CUDA_EMULATOR_CAPTURE
       }
     })
+  })
+}
+
+/** A change that breaks a kernel, and what the emulator says to it. */
+const breakages: [string, string, string, RegExp][] = [
+  [
+    'a barrier left out',
+    'put_sum(s.weighted, 1);\n  __syncthreads();\n  RowStats',
+    'put_sum(s.weighted, 1);\n  RowStats',
+    /race: read of shared memory|which nobody has written/,
+  ],
+  [
+    'a vector too many',
+    'if (at < part.vectors) words[i] = kLast',
+    'if (at <= part.vectors) words[i] = kLast',
+    /read of 16 bytes of global memory outside any allocation/,
+  ],
+  [
+    'shared memory that nobody wrote',
+    'const bool some = lane_index() < static_cast<int>(blockDim.x) / kWarp;\n  double',
+    'const bool some = true;\n  double',
+    /which nobody has written/,
+  ],
+  [
+    'a barrier that not all threads reach',
+    'put_max(s.offset, 0);\n  __syncthreads();',
+    'put_max(s.offset, 0);\n  if (threadIdx.x != 3) __syncthreads();',
+    /some threads wait at line|which nobody has written/,
+  ],
+]
+if (emulated) {
+  test('the emulator notices kernels that are broken', async () => {
+    const outcomes = breakages.map(async ([name, from, to, message], i) => {
+      const library = await buildBroken(`cuda-broken-${i}`, from, to)
+      const said = await run(process.execPath, ['--import', 'tsx', 'test/cuda/broken.ts'], {
+        ...process.env,
+        RAPO_CUDA_LIBRARY: library,
+      })
+      assert.match(said, message, name)
+    })
+    await Promise.all(outcomes)
   })
 }
 

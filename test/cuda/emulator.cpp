@@ -98,7 +98,7 @@ struct Shadow {
 };
 
 struct Barrier {
-  int expected = 0, arrived = 0, generation = 0;
+  int expected = 0, arrived = 0, generation = 0, line = 0;
 };
 
 struct Warp {
@@ -199,7 +199,7 @@ bool run_cluster(Launch& l, unsigned first_block) {
     block.index = {first_block + rank, 0, 0};
     block.shared.assign(l.config->dynamicSmemBytes, 0xa5);
     block.shadow.assign(l.config->dynamicSmemBytes, Shadow{});
-    block.barrier = {threads, 0, 0};
+    block.barrier = {threads, 0, 0, 0};
     block.warps.assign((threads + 31) / 32, Warp{});
     for (int t = 0; t < threads; ++t) ++block.warps[t / 32].alive;
     for (int t = 0; t < threads; ++t) {
@@ -212,7 +212,7 @@ bool run_cluster(Launch& l, unsigned first_block) {
       fibre.context.start(stacks[rank * threads + t].memory, kStackBytes, fibre_main);
     }
   }
-  l.cluster_barrier = {threads * l.cluster, 0, 0};
+  l.cluster_barrier = {threads * l.cluster, 0, 0, 0};
   std::size_t left = l.fibres.size();
   while (left > 0) {
     bool progress = false;
@@ -352,9 +352,15 @@ void check_global(const void* p, std::int64_t bytes, const char* what) {
   }
 }
 
-void block_barrier() {
+void block_barrier(int line) {
+  Barrier& barrier = current->block->barrier;
+  if (barrier.arrived > 0 && barrier.line != line) {
+    fail("reaches the barrier in line " + std::to_string(line) + " while some threads wait at line " +
+         std::to_string(barrier.line));
+  }
+  barrier.line = line;
   ++current->block_barriers;
-  arrive(current->block->barrier);
+  arrive(barrier);
 }
 
 void cluster_barrier() {

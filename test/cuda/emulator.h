@@ -122,7 +122,7 @@ void async_commit();
 void async_wait(int pending);
 
 void check_global(const void* p, std::int64_t bytes, const char* what);
-void block_barrier();
+void block_barrier(int line);
 void cluster_barrier();
 /// Every lane of the mask hands in a value and gets that of lane `from`.
 std::uint64_t shuffle(unsigned mask, std::uint64_t value, int from);
@@ -146,7 +146,7 @@ struct Coordinates {
 inline const emulator::Coordinates threadIdx{{emulator::thread_index}}, blockIdx{{emulator::block_index}},
     blockDim{{emulator::block_dim}}, gridDim{{emulator::grid_dim}};
 
-inline void __syncthreads() { emulator::block_barrier(); }
+#define __syncthreads() emulator::block_barrier(__LINE__)
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
