@@ -434,7 +434,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   p->major = capability ? std::atoi(capability) / 10 : 9;
   p->minor = capability ? std::atoi(capability) % 10 : 0;
   p->multiProcessorCount = 2;  // few, so that blocks have several rows
-  p->l2CacheSize = 1 << 20;
+  const char* l2 = std::getenv("RAPO_CUDA_EMULATOR_L2");
+  p->l2CacheSize = l2 ? std::atoi(l2) : 1 << 20;
   p->totalGlobalMem = kDeviceBytes;
   const char* shared = std::getenv("RAPO_CUDA_EMULATOR_SHARED");
   p->sharedMemPerBlockOptin = shared ? std::atoi(shared) : 227 << 10;
@@ -510,6 +511,8 @@ const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
       return "no error";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
     case cudaErrorNoDevice:

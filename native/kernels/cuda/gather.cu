@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kRowThreads) gather_rows(const __grid_constant
   const float k = in_powers_of_two(scale);
   for (std::int64_t i = blockIdx.x; i < l.rows; i += gridDim.x) {
     const In* row = typed_row<In>(l.data, l.stride, i);
-    const RowStats s = block_stats(read_row<In, true>(row, l.vocab_size, k), k);
+    const RowStats s = block_stats(read_row<In, true>(row, l.vocab_size, k, {}, no_slots()), k);
     if (threadIdx.x == 0) {
       if (!usable(s)) {
         note_fault(&call.report->status.non_finite, i, static_cast<int>(DataFault::kLogits));

@@ -22,20 +22,42 @@ struct Launch {
   cudaStream_t stream;
 };
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... arguments) {
+/// `attribute` must live as long as what is returned.
+inline cudaLaunchConfig_t configuration(const Launch& shape, cudaLaunchAttribute& attribute) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
   config.stream = shape.stream;
-  cudaLaunchAttribute attribute = {};
+  attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  return config;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute;
+  const auto config = configuration(shape, attribute);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+}
+
+/// Clusters of this shape that the device holds at once.
+template <class... Parameters>
+cudaError_t resident_clusters(void (*kernel)(Parameters...), const Launch& shape, int multiprocessors,
+                              int& clusters) {
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute attribute;
+    const auto config = configuration(shape, attribute);
+    return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  }
+  RAPO_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&clusters, kernel, shape.threads,
+                                                         static_cast<std::size_t>(shape.shared_bytes)));
+  clusters *= multiprocessors;
+  return cudaSuccess;
 }
 
 constexpr int kEntryThreads = 128;

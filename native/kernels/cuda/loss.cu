@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kRowThreads) row_logprobs(const __grid_constan
   for (std::int64_t i = blockIdx.x; i < b.rows; i += gridDim.x) {
     if (b.token_weights[i] == 0) continue;
     const In* row = typed_row<In>(b.logits, b.logits_stride, i);
-    const RowStats s = block_stats(read_row<In, true>(row, b.vocab_size, k), k);
+    const RowStats s = block_stats(read_row<In, true>(row, b.vocab_size, k, {}, no_slots()), k);
     if (threadIdx.x == 0) {
       call.ratios[i] = log_prob(s, Element<In>::widen(load1(row + b.token_ids[i])), scale);
       if (!usable(s)) note_fault(&call.report->status.non_finite, i, static_cast<int>(DataFault::kLogits));
@@ -83,9 +83,11 @@ __global__ void stop_if_not_finite(const __grid_constant__ LossCall call) {
   if (call.report->status.non_finite != kNoFault && !stopped(call)) call.report->status.invalid = kStopped;
 }
 
-/// The sums over row i, in thread 0; and in `fault` what is wrong with the logits.
-template <class In, bool kPair>
-RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault& fault) {
+/// The sums over row i, in thread 0; and in `fault` what is wrong with the logits. kResident: the policy's row, or this
+/// block's share of it, is in `slots`.
+template <class In, bool kPair, bool kResident>
+RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault& fault, Team team,
+                                SharedPointer<uint4> slots) {
   const Batch& b = call.batch;
   const auto scale = static_cast<float>(1 / call.objective.temperature);
   const In* row = typed_row<In>(b.logits, b.logits_stride, i);
@@ -97,34 +99,34 @@ RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault&
     // A uniform reference's own row is still read, since a NaN in it is an error all the same.
     const In* ref = typed_row<In>(b.ref_logits, b.ref_stride, i);
     const float ref_k = in_powers_of_two(uniform ? scale : ref_scale);
-    s.r = block_stats(read_row<In, true>(ref, b.vocab_size, ref_k), ref_k);
+    s.r = block_stats<kResident>(read_row<In, true>(ref, b.vocab_size, ref_k, team, slots), ref_k, team);
     if (!usable(s.r)) fault = DataFault::kRefLogits;
     __syncthreads();
   }
+  if constexpr (kResident) async_wait<0>();
   if constexpr (kPair) {
     const In* ref = uniform ? row : typed_row<In>(b.ref_logits, b.ref_stride, i);
     const float ref_k = in_powers_of_two(uniform ? kFlat : ref_scale);
-    s = block_stats(read_pair<In>(row, ref, b.vocab_size, k, ref_k), k, ref_k);
+    const auto sums = read_pair<In, kResident>(row, ref, b.vocab_size, k, ref_k, team, slots);
+    s = block_stats<kResident>(sums, k, ref_k, team);
     if (fault == DataFault::kNone && !uniform && !usable(s.r)) fault = DataFault::kRefLogits;
     if (!usable(s.p) && !(uniform && fault == DataFault::kRefLogits)) fault = DataFault::kLogits;
   } else {
-    s.p = block_stats(read_row<In, false>(row, b.vocab_size, k), k);
+    s.p = block_stats<kResident>(read_row<In, false, kResident>(row, b.vocab_size, k, team, slots), k, team);
     if (fault == DataFault::kNone && !usable(s.p)) fault = DataFault::kLogits;
   }
   return s;
 }
 
 /// What thread 0 does with the sums: the row's values, and how its gradient is to be written.
-template <class In>
-RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairStats& s, DataFault fault) {
+/// z and u: the logits of the row's token. `first`: this thread is the one that writes the row's values.
+RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairStats& s, DataFault fault, float z,
+                               float u, bool first) {
   const Batch& b = call.batch;
   const std::int64_t a = b.token_ids[i];
   RowSums sums;
   Token token;
   if (fault == DataFault::kNone) {
-    const float z = Element<In>::widen(load1(typed_row<In>(b.logits, b.logits_stride, i) + a));
-    const float u =
-        b.ref_logits ? Element<In>::widen(load1(typed_row<In>(b.ref_logits, b.ref_stride, i) + a)) : 0;
     sums = row_sums(s, b, call.objective, i, z, u);
     token = token_of(b, call.objective, i, sums);
     if (token.fault == TokenFault::kRuledOut) fault = DataFault::kRuledOut;
@@ -144,9 +146,51 @@ RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairS
     plan.at_token = static_cast<float>(gradient_at_token(b, call.objective, i, sums, token));
     plan.write = 1;
   }
-  write_token(call.outputs, i, sums, token);
-  call.tokens[i] = token;
+  if (first) {
+    write_token(call.outputs, i, sums, token);
+    call.tokens[i] = token;
+  }
   return plan;
+}
+
+template <class Out>
+RAPO_DEVICE Out* gradient_row(const LossCall& call, std::int64_t i) {
+  return static_cast<Out*>(call.outputs.grad_logits) + i * call.outputs.grad_stride;
+}
+
+/// A masked row's zeros; by one block.
+template <class Out>
+RAPO_DEVICE void mask_row(const LossCall& call, std::int64_t i) {
+  if (call.outputs.grad_logits) zero_row(gradient_row<Out>(call, i), call.batch.vocab_size);
+  if (threadIdx.x == 0) {
+    write_token(call.outputs, i, RowSums{}, Token{});
+    call.tokens[i] = Token{};
+  }
+}
+
+/// Everything of an unmasked row.
+template <class In, class Out, bool kPair, bool kResident>
+RAPO_DEVICE void process_row(const LossCall& call, std::int64_t i, Team team, SharedPointer<uint4> slots) {
+  const Batch& b = call.batch;
+  const auto shared_plan = shared_memory<RowPlan>(kSharedPlan);
+  const In* row = typed_row<In>(b.logits, b.logits_stride, i);
+  const In* ref = b.ref_logits ? typed_row<In>(b.ref_logits, b.ref_stride, i) : nullptr;
+  float z = 0, u = 0;
+  if (threadIdx.x == 0) {
+    // Before the sums: once they are done, another block of the cluster may write its part of a gradient in place.
+    z = Element<In>::widen(load1(row + b.token_ids[i]));
+    if (ref) u = Element<In>::widen(load1(ref + b.token_ids[i]));
+  }
+  DataFault fault;
+  const PairStats s = read_sums<In, kPair, kResident>(call, i, fault, team, slots);
+  if (threadIdx.x == 0) shared_plan[0] = finish_row(call, i, s, fault, z, u, team.rank == 0);
+  __syncthreads();
+  const RowPlan plan = shared_plan[0];
+  if (!plan.write) return;
+  // A uniform reference has no logits of its own: at its scale any finite row is a constant.
+  const bool own = kPair && ref_scale_of(b, call.objective, i) != 0;
+  write_row<In, Out, kPair, kResident>(row, own ? ref : row, gradient_row<Out>(call, i), b.vocab_size, plan, team,
+                                       slots);
 }
 
 /// Rows of a block, one after another. Reads a row of the policy twice, the second time from the second-level
@@ -154,31 +198,43 @@ RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairS
 template <class In, class Out, bool kPair>
 __global__ void __launch_bounds__(kRowThreads) loss_rows(const __grid_constant__ LossCall call) {
   if (stopped(call)) return;
-  const Batch& b = call.batch;
-  const auto shared_plan = shared_memory<RowPlan>(kSharedPlan);
-  for (std::int64_t i = blockIdx.x; i < b.rows; i += gridDim.x) {
-    Out* out = static_cast<Out*>(call.outputs.grad_logits) + i * call.outputs.grad_stride;
-    if (b.token_weights[i] == 0) {
-      if (call.outputs.grad_logits) zero_row(out, b.vocab_size);
-      if (threadIdx.x == 0) {
-        write_token(call.outputs, i, RowSums{}, Token{});
-        call.tokens[i] = Token{};
-      }
-      continue;
-    }
-    DataFault fault;
-    const PairStats s = read_sums<In, kPair>(call, i, fault);
-    if (threadIdx.x == 0) shared_plan[0] = finish_row<In>(call, i, s, fault);
-    __syncthreads();
-    const RowPlan plan = shared_plan[0];
-    if (plan.write) {
-      const In* row = typed_row<In>(b.logits, b.logits_stride, i);
-      // A uniform reference has no logits of its own: at its scale any finite row is a constant.
-      const bool own = kPair && ref_scale_of(b, call.objective, i) != 0;
-      write_row<In, Out, kPair>(row, own ? typed_row<In>(b.ref_logits, b.ref_stride, i) : row, out, b.vocab_size,
-                                plan);
+  for (std::int64_t i = blockIdx.x; i < call.batch.rows; i += gridDim.x) {
+    if (call.batch.token_weights[i] == 0) {
+      mask_row<Out>(call, i);
+    } else {
+      process_row<In, Out, kPair, false>(call, i, {}, no_slots());
     }
   }
+}
+
+/// The same with the policy's row kept in the shared memory of a cluster of blocks, which take a part of it each, so
+/// that it is read once. The next row is on its way as soon as a thread has written its part of this one's gradient.
+template <class In, class Out, bool kPair>
+__global__ void __launch_bounds__(kResidentThreads, 2)
+    loss_rows_resident(const __grid_constant__ LossCall call, const int blocks) {
+  if (stopped(call)) return;
+  const Batch& b = call.batch;
+  const Team team{cluster_rank(), blocks};
+  const std::int64_t step = gridDim.x / blocks, start = blockIdx.x / blocks;
+  for (std::int64_t i = start; i < b.rows; i += step) {
+    if (team.rank == 0 && b.token_weights[i] == 0) mask_row<Out>(call, i);
+  }
+  const auto slots = shared_memory<uint4>(kSharedRows);
+  const auto unmasked_from = [&](std::int64_t i) {
+    while (i < b.rows && b.token_weights[i] == 0) i += step;
+    return i;
+  };
+  const auto fetch = [&](std::int64_t i) {
+    if (i < b.rows) fetch_share(typed_row<In>(b.logits, b.logits_stride, i), b.vocab_size, team, slots);
+  };
+  std::int64_t i = unmasked_from(start);
+  fetch(i);
+  while (i < b.rows) {
+    process_row<In, Out, kPair, true>(call, i, team, slots);
+    i = unmasked_from(i + step);
+    fetch(i);
+  }
+  cluster_sync();  // a block's shared memory must last until the others have read it
 }
 
 constexpr int kMetricsThreads = 256;
@@ -202,13 +258,46 @@ __global__ void __launch_bounds__(kMetricsThreads) add_metrics(const __grid_cons
   if (thread == 0) call.report->metrics = own;
 }
 
+/// Blocks of a cluster, as few as hold a row between them: two to a multiprocessor if that will do, else one. 0 where
+/// no cluster does.
+int resident_blocks(const DeviceInfo& info, std::int64_t vocab_size, DType dtype, int& shared_bytes) {
+  const std::int64_t vectors = vocab_size * static_cast<std::int64_t>(dtype_size(dtype)) / 16;
+  const int most = info.major >= 9 ? 8 : 1;
+  for (const int to_a_multiprocessor : {2, 1}) {
+    const std::int64_t limit = info.shared_per_block / to_a_multiprocessor - (to_a_multiprocessor == 2 ? 2048 : 0);
+    for (int blocks = 1; blocks <= most; blocks *= 2) {
+      const std::int64_t bytes = kSharedRows + (vectors + blocks - 1) / blocks * 16;
+      if (bytes > limit) continue;
+      shared_bytes = static_cast<int>(bytes);
+      return blocks;
+    }
+  }
+  return 0;
+}
+
 template <class In, class Out, bool kPair>
 cudaError_t launch_rows(int device, const LossCall& call, cudaStream_t stream) {
   const Batch& b = call.batch;
+  DeviceInfo info;
+  RAPO_TRY(device_info(device, info));
   Launch shape{0, row_threads(b.vocab_size, b.dtype), kSharedRows, 1, stream};
-  const std::int64_t row_bytes = b.vocab_size * static_cast<std::int64_t>(dtype_size(b.dtype)) * (kPair ? 2 : 1);
-  RAPO_TRY(row_blocks(loss_rows<In, Out, kPair>, device, b.rows, row_bytes, shape));
-  return launch(loss_rows<In, Out, kPair>, shape, call);
+  const std::int64_t row_bytes = b.vocab_size * static_cast<std::int64_t>(dtype_size(b.dtype));
+  // Rows that the cache holds between their two reads, two blocks to a multiprocessor, need no cluster.
+  const bool cached = row_bytes * 2 * info.multiprocessors <= info.l2 / 2;
+  const int cluster = cached ? 0 : resident_blocks(info, b.vocab_size, b.dtype, shape.shared_bytes);
+  if (cluster == 0) {
+    RAPO_TRY(row_blocks(loss_rows<In, Out, kPair>, device, b.rows, row_bytes * (kPair ? 2 : 1), shape));
+    return launch(loss_rows<In, Out, kPair>, shape, call);
+  }
+  const auto kernel = loss_rows_resident<In, Out, kPair>;
+  RAPO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes));
+  shape.threads = kResidentThreads;
+  shape.blocks = shape.cluster = cluster;
+  int clusters = 0;
+  RAPO_TRY(resident_clusters(kernel, shape, info.multiprocessors, clusters));
+  if (clusters == 0) return cudaErrorInvalidConfiguration;
+  shape.blocks = cluster * static_cast<int>(std::min<std::int64_t>(b.rows, clusters));
+  return launch(kernel, shape, call, cluster);
 }
 
 template <class In>

@@ -95,6 +95,25 @@ struct Partition {
   }
 };
 
+/// A block's place in its cluster of `blocks`; alone outside of one.
+struct Team {
+  int rank = 0, blocks = 1;
+};
+
+/// The vectors of a row that one block of a cluster takes; the first block has the head too, the last one the tail.
+struct Share {
+  std::int64_t begin, end;
+  bool head, tail;
+
+  RAPO_DEVICE Share(const Partition& part, Team team) {
+    const std::int64_t each = (part.vectors + team.blocks - 1) / team.blocks;
+    begin = each * team.rank < part.vectors ? each * team.rank : part.vectors;
+    end = begin + each < part.vectors ? begin + each : part.vectors;
+    head = team.rank == 0;
+    tail = team.rank == team.blocks - 1;
+  }
+};
+
 RAPO_DEVICE bool is_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 /// One vector of a row, whose start need not be aligned.
@@ -213,62 +232,91 @@ RAPO_DEVICE void accumulate(OnlinePair& s, const float (&z)[kCount], const float
 
 /// The most threads a block has: with more, the registers of one thread would not hold what a row needs.
 constexpr int kRowThreads = 512;
+/// Of a block that keeps a row in its shared memory; two of them to a multiprocessor.
+constexpr int kResidentThreads = 256;
 
 /// Vectors a thread has under way at once.
 constexpr int kInFlight = 4;
 constexpr int kPairInFlight = 2;
 
-/// This thread's share of the sums over a row.
-template <class T, bool kLast>
-RAPO_DEVICE Online read_row(const T* row, std::int64_t n, float k) {
+/// Starts copying a block's share of a row to shared memory. A thread copies what it alone will read.
+template <class T>
+RAPO_DEVICE void fetch_share(const T* row, std::int64_t n, Team team, SharedPointer<uint4> slots) {
+  const Partition part(row, n);
+  const Share share(part, team);
+  const T* body = row + part.head;
+  for (std::int64_t j = share.begin + threadIdx.x; j < share.end; j += blockDim.x) {
+    async_copy16(slots + (j - share.begin), body + j * Element<T>::kWidth);
+  }
+  async_commit();
+}
+
+RAPO_DEVICE SharedPointer<uint4> no_slots() { return SharedPointer<uint4>{0}; }
+
+/// This thread's part of the sums over a row, or over its block's share of one. kResident: the share is in `slots`.
+template <class T, bool kLast, bool kResident = false>
+RAPO_DEVICE Online read_row(const T* row, std::int64_t n, float k, Team team, SharedPointer<uint4> slots) {
   constexpr int kWidth = Element<T>::kWidth;
   constexpr auto kNothing = Element<T>::kMinusInfinityWord;
   const Partition part(row, n);
+  const Share share(part, team);
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   Online s;
-  if (thread < part.head) {
+  if (share.head && thread < part.head) {
     const float z[1] = {Element<T>::widen(load1(row + thread))};
     accumulate(s, z, k);
   }
   const T* body = row + part.head;
-  for (std::int64_t j = thread; j < part.vectors; j += kInFlight * threads) {
+  for (std::int64_t j = share.begin + thread; j < share.end; j += kInFlight * threads) {
     uint4 words[kInFlight];
     for (int i = 0; i < kInFlight; ++i) {
       const std::int64_t at = j + i * threads;
       words[i] = uint4{kNothing, kNothing, kNothing, kNothing};
-      if (at < part.vectors) words[i] = kLast ? load16_last(body + at * kWidth) : load16(body + at * kWidth);
+      if (at < share.end) {
+        if constexpr (kResident) {
+          words[i] = slots[at - share.begin];
+        } else {
+          words[i] = kLast ? load16_last(body + at * kWidth) : load16(body + at * kWidth);
+        }
+      }
     }
     float z[kInFlight * kWidth];
     for (int i = 0; i < kInFlight; ++i) Element<T>::unpack(words[i], z + i * kWidth);
     accumulate(s, z, k);
   }
-  if (thread < part.tail) {
+  if (share.tail && thread < part.tail) {
     const float z[1] = {Element<T>::widen(load1(body + part.vectors * kWidth + thread))};
     accumulate(s, z, k);
   }
   return s;
 }
 
-/// The same over two rows, which are cut where the policy's is aligned.
-template <class T>
-RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, float k, float ref_k) {
+/// The same over two rows, which are cut where the policy's is aligned; that one alone may be resident.
+template <class T, bool kResident>
+RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, float k, float ref_k, Team team,
+                                 SharedPointer<uint4> slots) {
   constexpr int kWidth = Element<T>::kWidth;
   const Partition part(row, n);
+  const Share share(part, team);
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   OnlinePair s;
   const auto one = [&](std::int64_t at) {
     const float z[1] = {Element<T>::widen(load1(row + at))}, u[1] = {Element<T>::widen(load1(ref + at))};
     accumulate(s, z, u, k, ref_k);
   };
-  if (thread < part.head) one(thread);
+  if (share.head && thread < part.head) one(thread);
   const T *body = row + part.head, *ref_body = ref + part.head;
   const bool aligned = is_aligned(ref_body);
-  for (std::int64_t j = thread; j < part.vectors; j += kPairInFlight * threads) {
+  for (std::int64_t j = share.begin + thread; j < share.end; j += kPairInFlight * threads) {
     float z[kPairInFlight * kWidth], u[kPairInFlight * kWidth];
     for (int i = 0; i < kPairInFlight; ++i) {
       const std::int64_t at = j + i * threads;
-      if (at < part.vectors) {
-        load_vector<T, false>(body + at * kWidth, true, z + i * kWidth);
+      if (at < share.end) {
+        if constexpr (kResident) {
+          Element<T>::unpack(slots[at - share.begin], z + i * kWidth);
+        } else {
+          load_vector<T, false>(body + at * kWidth, true, z + i * kWidth);
+        }
         load_vector<T, false>(ref_body + at * kWidth, aligned, u + i * kWidth);
       } else {
         for (int v = 0; v < kWidth; ++v) z[i * kWidth + v] = u[i * kWidth + v] = kMinusInfinity;
@@ -276,7 +324,7 @@ RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, flo
     }
     accumulate(s, z, u, k, ref_k);
   }
-  if (thread < part.tail) one(part.head + part.vectors * kWidth + thread);
+  if (share.tail && thread < part.tail) one(part.head + part.vectors * kWidth + thread);
   return s;
 }
 
@@ -286,7 +334,9 @@ RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, flo
 constexpr int kSharedTop = 0;                           // float[2][kWarp]: the warps' largest offsets
 constexpr int kSharedSums = kSharedTop + 2 * kWarp * 4;   // double[5][kWarp]: the warps' sums
 constexpr int kSharedPlan = kSharedSums + 5 * kWarp * 8;  // RowPlan
-constexpr int kSharedRows = kSharedPlan + 64;
+constexpr int kSharedClusterTop = kSharedPlan + 64;            // float[2]: the block's, for its cluster
+constexpr int kSharedClusterSums = kSharedClusterTop + 16;    // double[5]
+constexpr int kSharedRows = kSharedClusterSums + 48;
 
 RAPO_DEVICE float warp_max(float x) {
   for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
@@ -325,29 +375,62 @@ RAPO_DEVICE double get_sum(int slot) {
   return warp_sum(x);
 }
 
-/// From the threads' sums to the row's, which thread 0 gets. Two barriers; shared memory may be used for the next
-/// reduction after one more.
-RAPO_DEVICE RowStats block_stats(Online s, float k) {
+/// What holds for the block becomes what holds for the cluster; all threads call these together.
+RAPO_DEVICE void cluster_max(float& x, float& y, Team team) {
+  const auto own = shared_memory<float>(kSharedClusterTop);
+  if (threadIdx.x == 0) {
+    own[0] = x;
+    own[1] = y;
+  }
+  cluster_sync();
+  for (int rank = 0; rank < team.blocks; ++rank) {
+    x = fmaxf(x, load_remote(own, rank));
+    y = fmaxf(y, load_remote(own + 1, rank));
+  }
+}
+
+/// In thread 0, in the order of the blocks.
+template <int kCount>
+RAPO_DEVICE void cluster_sum(double (&sums)[kCount], Team team) {
+  const auto own = shared_memory<double>(kSharedClusterSums);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kCount; ++i) own[i] = sums[i];
+  }
+  cluster_sync();
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kCount; ++i) sums[i] = 0;
+  for (int rank = 0; rank < team.blocks; ++rank) {
+    for (int i = 0; i < kCount; ++i) sums[i] += load_remote(own + i, rank);
+  }
+}
+
+/// From the threads' sums to the row's, which thread 0 gets. Shared memory may be used for the next reduction after
+/// one more barrier.
+template <bool kCluster = false>
+RAPO_DEVICE RowStats block_stats(Online s, float k, Team team = {}) {
   put_max(s.offset, 0);
   __syncthreads();
-  const float top = get_max(0);
+  float top = get_max(0), none = kMinusInfinity;
+  if constexpr (kCluster) cluster_max(top, none, team);
   s.raise(top, k);
   put_sum(s.sum, 0);
   put_sum(s.weighted, 1);
   __syncthreads();
-  RowStats stats{top, 0, 0};
+  double sums[2] = {0, 0};
   if (warp_index() == 0) {
-    stats.sum = get_sum(0);
-    stats.weighted = get_sum(1) * kLn2;
+    for (int i = 0; i < 2; ++i) sums[i] = get_sum(i);
   }
-  return stats;
+  if constexpr (kCluster) cluster_sum(sums, team);
+  return {top, sums[0], sums[1] * kLn2};
 }
 
-RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k) {
+template <bool kCluster = false>
+RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, Team team = {}) {
   put_max(s.p.offset, 0);
   put_max(s.r.offset, 1);
   __syncthreads();
-  const float top = get_max(0), ref_top = get_max(1);
+  float top = get_max(0), ref_top = get_max(1);
+  if constexpr (kCluster) cluster_max(top, ref_top, team);
   s.raise_p(top, k);
   s.raise_r(ref_top, ref_k);
   put_sum(s.p.sum, 0);
@@ -356,15 +439,12 @@ RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k) {
   put_sum(s.forward, 3);
   put_sum(s.reverse, 4);
   __syncthreads();
-  PairStats stats{{top, 0, 0}, {ref_top, 0, 0}, 0, 0};
+  double sums[5] = {0, 0, 0, 0, 0};
   if (warp_index() == 0) {
-    stats.p.sum = get_sum(0);
-    stats.p.weighted = get_sum(1) * kLn2;
-    stats.r.sum = get_sum(2);
-    stats.forward = get_sum(3) * kLn2;
-    stats.reverse = get_sum(4) * kLn2;
+    for (int i = 0; i < 5; ++i) sums[i] = get_sum(i);
   }
-  return stats;
+  if constexpr (kCluster) cluster_sum(sums, team);
+  return {{top, sums[0], sums[1] * kLn2}, {ref_top, sums[2], 0}, sums[3] * kLn2, sums[4] * kLn2};
 }
 
 // ---- the gradient ----
@@ -390,11 +470,14 @@ RAPO_DEVICE float gradient_of(const GradientTerms& t, float z, float u) {
   return fmaf(t.reference, exp2_approx(max_keep_nan(xr, kLowest)), own);
 }
 
-/// ref is null, and looked at in pairs alone. In place (out == row), each thread writes what it alone has read.
-template <class In, class Out, bool kPair>
-RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t n, const RowPlan& plan) {
-  constexpr int kWidth = Element<In>::kWidth, kAtOnce = kPair ? kPairInFlight : kInFlight;
+/// The gradient of a row, or of a block's share of one. ref is looked at in pairs alone. In place (out == row), each
+/// thread writes what it alone has read. kResident: the row's share is in `slots`.
+template <class In, class Out, bool kPair, bool kResident>
+RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t n, const RowPlan& plan, Team team,
+                           SharedPointer<uint4> slots) {
+  constexpr int kWidth = Element<In>::kWidth, kAtOnce = kPair || kResident ? kPairInFlight : kInFlight;
   const Partition part(row, n);
+  const Share share(part, team);
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const auto one = [&](std::int64_t at) {
     const float z = Element<In>::widen(load1(row + at));
@@ -406,20 +489,25 @@ RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t 
     }
     store1(out + at, Element<Out>::narrow(at == plan.token ? plan.at_token : g));
   };
-  if (thread < part.head) one(thread);
+  if (share.head && thread < part.head) one(thread);
   const In *body = row + part.head, *ref_body = kPair ? ref + part.head : nullptr;
   Out* out_body = out + part.head;
   const bool ref_aligned = is_aligned(ref_body), out_aligned = is_aligned(out_body);
   const std::int64_t token = plan.token - part.head;
-  for (std::int64_t j = thread; j < part.vectors; j += kAtOnce * threads) {
+  for (std::int64_t j = share.begin + thread; j < share.end; j += kAtOnce * threads) {
     uint4 words[kAtOnce];
     for (int i = 0; i < kAtOnce; ++i) {
       const std::int64_t at = j + i * threads;
-      if (at < part.vectors) words[i] = load16_last(body + at * kWidth);
+      if (at >= share.end) break;
+      if constexpr (kResident) {
+        words[i] = slots[at - share.begin];
+      } else {
+        words[i] = load16_last(body + at * kWidth);
+      }
     }
     for (int i = 0; i < kAtOnce; ++i) {
       const std::int64_t at = (j + i * threads) * kWidth;
-      if (at >= part.vectors * kWidth) break;
+      if (j + i * threads >= share.end) break;
       float z[kWidth], u[kPair ? kWidth : 1];
       Element<In>::unpack(words[i], z);
       if constexpr (kPair) {
@@ -434,7 +522,7 @@ RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t 
       store_vector<Out, kWidth>(out_body + at, out_aligned, z);
     }
   }
-  if (thread < part.tail) one(part.head + part.vectors * kWidth + thread);
+  if (share.tail && thread < part.tail) one(part.head + part.vectors * kWidth + thread);
 }
 
 template <class Out>
