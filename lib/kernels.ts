@@ -30,6 +30,13 @@ export interface LossBatch<L extends Logits = Logits> {
   readonly refWeights?: Float32Array
   /** log π_old(token). Left out: the policy's own, so that every ratio is 1. */
   readonly oldLogprobs?: Float32Array
+  /** ≥ 0, what the policy term g is multiplied with (importanceWeights, topEntropyWeights). Left out: 1. */
+  readonly policyWeights?: Float32Array
+  /**
+   * (B + 1) ascending from 0 to N: sequence b has the rows from entry b up to entry b + 1. For `gspo` alone; the unmasked
+   * rows of a sequence must agree in tokenWeights, advantages and policyWeights.
+   */
+  readonly sequenceOffsets?: Int32Array
 }
 
 /**
@@ -54,6 +61,7 @@ export interface PerToken {
   /** The penalty D. */
   readonly kl: Float32Array
   readonly entropy: Float32Array
+  /** ρ; under `gspo` the sequence's ratio. */
   readonly ratio: Float32Array
   /** 0 not clipped, 1 cut off at the lower bound, 2 at the upper. */
   readonly clipped: Uint8Array
@@ -110,7 +118,7 @@ interface RawKernels extends KernelsAddon {
 const addon = () => loadKernels() as RawKernels
 
 /**
- * loss = −Σ n (g − αD + βH) over the rows, and its gradient with respect to the policy's logits.
+ * loss = −Σ n (w g − αD + βH) over the rows, w being policyWeights, and its gradient with respect to the policy's logits.
  * Losses, gradients and metrics of any split of a batch add up. The same bits for any number of threads.
  * Throws ERR_RAPO_INVALID_ARGUMENT (field, value, range) before anything is written; ERR_RAPO_NON_FINITE, naming the
  * first row with NaN, +inf or an infinite penalty, after which a gradient in place has destroyed the logits.
@@ -213,6 +221,8 @@ const batchFields = new Set<string>([
   'advantages',
   'refWeights',
   'oldLogprobs',
+  'policyWeights',
+  'sequenceOffsets',
 ])
 
 function prepareLoss(batch: LossBatch, objective: Objective, options: LossOptions) {
