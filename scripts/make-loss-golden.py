@@ -9,7 +9,7 @@ where the documentation says so: the ratio of `cispo`, and a penalty whose log-r
 
 The same code then runs with every tensor in float32, bfloat16 and float16. `naive` holds how far that is from float64:
 what a plain implementation in that type loses, which is the yardstick of the kernels' tolerances: the largest absolute
-difference of the case (of the loss: the sum of its rows' differences); null where the type overflowed.
+difference in the case (of the loss: the sum of its rows' differences); null where the type overflowed.
 
 A file has a batch and its cases. Strings are arrays: base64 of little-endian float32 numbers (inputs) or float64 numbers
 (results). Logits are multiples of 1/16 below 8, which all three types hold exactly.
@@ -38,7 +38,7 @@ NAIVE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 # The objective
 
 def objective_terms(batch, objective, dtype):
-    """lp, q[a], D, H, rho of each row, the loss and its gradient with respect to the logits: all in `dtype`."""
+    """lp, q[a], D, H and ratio of each row, the loss and its gradient with respect to the logits: all in `dtype`."""
     kept = batch["tokenWeights"] != 0
     tensor = lambda name: torch.tensor(batch[name][kept], dtype=dtype)
     tau, limit = objective["temperature"], objective["maxLogRatio"]
@@ -59,12 +59,12 @@ def objective_terms(batch, objective, dtype):
     q_a = q.gather(1, ids).squeeze(1) if q is not None else torch.zeros_like(lp)
 
     log_rho = lp - tensor("oldLogprobs")
+    rho = torch.exp(log_rho.clamp(max=limit))
+    ratio = rho
     if objective["surrogate"] == "gspo":
         sequences = torch.tensor(sequence_of_rows(batch)[kept])
-        one_hot = torch.nn.functional.one_hot(sequences, len(batch["sequenceOffsets"]) - 1).to(dtype)
-        log_rho = one_hot @ ((one_hot.T @ log_rho) / one_hot.sum(0).clamp(min=1))
-    rho = torch.exp(log_rho.clamp(max=limit))
-    g = policy_term(objective, rho, tensor("advantages"), lp)
+        ratio = torch.exp(sequence_means(log_rho, sequences).clamp(max=limit))
+    g = policy_term(objective, ratio, tensor("advantages"), lp)
     if "policyWeights" in batch:
         g = tensor("policyWeights") * g
     kl = penalty_term(penalty, lp, q_a, ell, q, rho, limit)
@@ -74,7 +74,7 @@ def objective_terms(batch, objective, dtype):
     loss = losses.sum()
     loss.backward()
 
-    rows = {"logprobs": lp, "refLogprobs": q_a, "kl": kl, "entropy": entropy, "ratio": rho, "losses": losses}
+    rows = {"logprobs": lp, "refLogprobs": q_a, "kl": kl, "entropy": entropy, "ratio": ratio, "losses": losses}
     out = {name: np.zeros(len(kept)) for name in rows}
     for name, values in rows.items():
         out[name][kept] = values.detach().double().numpy()
@@ -84,24 +84,31 @@ def objective_terms(batch, objective, dtype):
     return out
 
 
+def sequence_means(values, sequences):
+    """For each row, the mean over the rows of its sequence."""
+    belongs = (sequences.unsqueeze(0) == sequences.unsqueeze(1)).to(values.dtype)
+    return (belongs @ values) / belongs.sum(1)
+
+
 def expectation(log_p, values):
     """sum_v p_v values_v, where p_v > 0."""
     p = torch.exp(log_p)
     return torch.where(p > 0, p * torch.where(p > 0, values, torch.zeros_like(values)), torch.zeros_like(p)).sum(-1)
 
 
-def policy_term(objective, rho, advantage, lp):
-    low, high = 1 - objective["clipLow"], 1 + objective["clipHigh"]
-    clipped = rho.clamp(low, high)
+def policy_term(objective, ratio, advantage, lp):
+    clipped = ratio.clamp(1 - objective["clipLow"], 1 + objective["clipHigh"])
     match objective["surrogate"]:
         case "clip" | "gspo":
-            capped = rho.clamp(max=objective.get("ratioCap", INF))
+            capped = ratio.clamp(max=objective.get("ratioCap", INF))
             return torch.minimum(capped * advantage, clipped * advantage)
         case "cispo":
             return clipped.detach() * advantage * lp
         case "sapo":
-            tau = torch.where(advantage > 0, objective["sapoTauPositive"], objective["sapoTauNegative"]).to(rho.dtype)
-            return 4 / tau * torch.sigmoid(tau * (rho - 1)) * advantage
+            tau = torch.where(
+                advantage > 0, *(torch.tensor(objective[name], dtype=ratio.dtype) for name in ("sapoTauPositive", "sapoTauNegative"))
+            )
+            return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantage
 
 
 def penalty_term(penalty, lp, q_a, ell, q, rho, limit):
@@ -150,6 +157,10 @@ def token_weights(offsets, masked, aggregation):
                 "constant": 1 / (len(lengths) * MAX_LENGTH),
             }[aggregation]
     return weights
+
+
+def log_probs_of(batch, objective):
+    return log_probs(batch["logits"], batch["tokenIds"], objective["temperature"])
 
 
 def log_probs(logits, ids, tau):
@@ -201,7 +212,7 @@ def make_inputs(surrogate, seed):
         "tokenIds": ids,
         "advantages": np.array([advantages[b] for b in sequence]),
         "refWeights": np.array([[0.5, 0.0, 1.0, 0.25][i % 4] for i in range(rows)]),
-        "policyWeights": np.array([[1.0, 0.0, 0.5, 2.0, 1.0][i % 5] for i in range(rows)]),
+        "policyWeights": np.array([[1.0, 0.5, 0.0, 2.0, 1.5][(b if per_sequence else i) % 5] for i, b in enumerate(sequence)]),
     }
     # Words that both models rule out, in rows whose phi is not 0 (there the exact forward KL is infinite).
     for row in (4, 8, 14):
@@ -277,63 +288,81 @@ def make_case(inputs, objective, weighted, turn=0):
 
 
 def naive_errors(batch, objective, exact, fields):
-    errors = {}
-    for name, dtype in NAIVE.items():
-        got = objective_terms(batch, objective, dtype)
-        errors[name] = {}
-        for field in fields:
-            # A sum may be off by what its parts are: in one batch their errors may happen to cancel.
-            if field == "loss":
-                error = differences(got["losses"], exact["losses"]).sum()
-            else:
-                error = differences(got[field], exact[field]).max()
-            # Rounded upwards, to stay a bound.
-            errors[name][field] = float(f"{error * 1.0005:.3e}") if math.isfinite(error) else None
-    return errors
+    """Whether roundings add up or cancel hangs on the temperature's bits: the worst of nine nearby ones counts."""
+    errors = {name: dict.fromkeys(fields, 0.0) for name in NAIVE}
+    for step in range(-4, 5):
+        near = {**objective, "temperature": objective["temperature"] * (1 + step / 128)}
+        moved = log_probs_of(batch, near) - log_probs_of(batch, objective)
+        old = (batch["oldLogprobs"] + np.where(batch["tokenWeights"] != 0, moved, 0)).astype(np.float32).astype(float)
+        near_batch = {**batch, "oldLogprobs": old}
+        near_exact = objective_terms(near_batch, near, torch.float64)
+        for name, dtype in NAIVE.items():
+            got = objective_terms(near_batch, near, dtype)
+            for field in fields:
+                errors[name][field] = max(errors[name][field], relative_error(field, got, near_exact) * scale(field, exact))
+    # Rounded upwards, to stay a bound.
+    readable = lambda error: float(f"{error * 1.0005:.3e}") if math.isfinite(error) else None
+    return {name: {field: readable(error) for field, error in by_field.items()} for name, by_field in errors.items()}
+
+
+def relative_error(field, got, exact):
+    if field == "loss":  # a sum may be off by what its parts are
+        return differences(got["losses"], exact["losses"]).sum() / scale(field, exact)
+    error = differences(got[field], exact[field]).max()
+    return error / scale(field, exact) if error else 0.0
+
+
+def scale(field, exact):
+    if field == "loss":
+        return np.abs(exact["losses"]).sum()
+    return np.abs(exact[field][np.isfinite(exact[field])]).max()
 
 
 def differences(got, exact):
     with np.errstate(invalid="ignore"):  # inf - inf
-        return np.where(got == exact, 0.0, np.abs(got - exact))
+        return np.where(got == exact, 0.0, np.nan_to_num(np.abs(got - exact), nan=INF, posinf=INF))
 
 
-# What no plain implementation gets right: clamps, no mass, certainty. A sequence a row.
+# What no plain implementation gets right: clamps, words without mass, certainty. A sequence a row.
 
 def make_extremes():
-    tau, vocab = 0.7, 4
-    low, high = -7.9375, 7.9375
-    rows = [
-        # logits, reference's, token, advantage, phi, log rho
-        ([1.0, -0.5, 0.25, 2.0], [0.5, -INF, 1.0, -2.0], 1, 1.0, 1.0, 0.1),  # the reference rules the token out
+    tau, low, high = 0.7, -7.9375, 7.9375
+    a, b = [0.5, 1.0, 0.0, -1.0], [1.0, 0.5, 0.0, 0.25]
+    # logits, reference's, token, advantage, phi, log rho
+    clamped = [
         ([low, high, high, high], [high, low, low, low], 0, 0.5, 1.0, 0.1),  # d > 20
-        ([0.5, 1.0, 0.0, -1.0], [1.0, 0.5, 0.0, 0.25], 2, 1.0, 1.0, 21.0),  # log rho > 20
-        ([0.5, 1.0, 0.0, -1.0], [1.0, 0.5, 0.0, 0.25], 3, -1.0, 1.0, 21.0),
+        (a, b, 2, 1.0, 1.0, 21.0),  # log rho > 20
+        (a, b, 3, -1.0, 1.0, 21.0),
+    ]
+    limits = [
         ([high, low, low, low], [high, low, low, low], 0, -0.5, 1.0, -0.3),  # all but certain
         ([-INF, -INF, 3.0, -INF], [-INF, -INF, 1.0, -INF], 2, 0.5, 1.0, 0.0),  # certain
+        ([2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0], 3, -0.5, 1.0, -1.0),  # everything equal
+    ]
+    forward_limits = [
+        ([1.0, -0.5, 0.25, 2.0], [0.5, -INF, 1.0, -2.0], 1, 1.0, 1.0, 0.1),  # the reference rules the token out
         ([-INF, 1.0, 2.0, 0.5], [-INF, 3.0, 2.0, 0.5], 1, 0.5, 0.0, 0.1),  # phi 0 covers the masked word
-        ([2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0], 3, -0.5, 0.25, -1.0),  # everything equal
     ]
-    logits, ref, ids, advantages, phi, log_rho = (np.array(column) for column in zip(*rows))
-    lp = log_probs(logits, ids, tau)
-    inputs = {
-        "vocabSize": vocab,
-        "sequenceOffsets": np.arange(len(rows) + 1),
-        "masked": np.zeros(len(rows), bool),
-        "logits": logits, "refLogits": ref, "tokenIds": ids, "advantages": advantages, "refWeights": phi,
-        "policyWeights": np.ones(len(rows)),
-        "oldLogprobs": {tau: (lp - log_rho).astype(np.float32).astype(float)},
-    }
-    cases = [
-        make_case(inputs, make_objective(surrogate, penalty, temperature=tau), False)
-        for surrogate, penalty in [("clip", "forward"), ("sapo", "forward-score"), ("cispo", "none"), ("gspo", "forward")]
-    ]
-    finite = {**inputs, "refLogits": np.where(np.arange(len(rows))[:, None] == 0, 0.5, ref)}
-    finite_cases = [
-        make_case(finite, make_objective(surrogate, penalty, temperature=tau), False)
-        for surrogate, penalty in [("clip", "reverse-k3"), ("two-sided", "reverse-score"), ("clip", "reverse-k1")]
-    ]
-    write("extremes", inputs, cases)
-    write("extremes-reverse", finite, finite_cases)
+    forward = [("clip", "forward"), ("sapo", "forward-score"), ("cispo", "none"), ("gspo", "forward")]
+    reverse = [("clip", "reverse-k3"), ("two-sided", "reverse-score"), ("gspo", "reverse-k1"), ("sapo", "reverse-k2")]
+    for name, rows, choices in [
+        ("clamped", clamped, forward + reverse),
+        ("limits", limits, reverse + [("clip", "forward-full"), ("clip", "reverse-full")]),
+        ("forward-limits", limits + forward_limits, forward),
+    ]:
+        logits, ref, ids, advantages, phi, log_rho = (np.array(column) for column in zip(*rows))
+        lp = log_probs(logits, ids, tau)
+        inputs = {
+            "vocabSize": 4,
+            "sequenceOffsets": np.arange(len(rows) + 1),
+            "masked": np.zeros(len(rows), bool),
+            "logits": logits, "refLogits": ref, "tokenIds": ids, "advantages": advantages, "refWeights": phi,
+            "policyWeights": np.ones(len(rows)),
+            "oldLogprobs": {tau: (lp - log_rho).astype(np.float32).astype(float)},
+        }
+        write(name, inputs, [
+            make_case(inputs, make_objective(surrogate, penalty, temperature=tau), False) for surrogate, penalty in choices
+        ])
 
 
 # Large vocabularies, where sums lose most. Logits come from a hash that the test has, too.
