@@ -216,12 +216,12 @@ function checkKernels(
   }
   const { loss, gradLogits, perToken } = policyLoss(call, objective, { perToken: true })
   const within = (field: Field, got: ArrayLike<number>, want: ArrayLike<number>, stored: LogitsDType) => {
-    const plain = naive[dtype][field] ?? Infinity
+    const computed = Math.min(naive[dtype][field] ?? Infinity, naive.float32[field]!)
     for (let i = 0; i < want.length; ++i) {
       const [x, y] = [got[i]!, want[i]!]
       if (x === y) continue // infinities among them
       if (stored === 'float16' && Math.abs(y) >= 65520 && x === Math.sign(y) * Infinity) continue
-      const allowed = Math.min(plain, naive.float32[field]! + storageError(y, stored))
+      const allowed = computed + storageError(y, stored)
       if (Math.abs(x - y) <= allowed) continue
       assert.unreachable(
         `${name} ${dtype}: ${field}[${i}] is ${x}, want ${y} ± ${allowed} (off by ${Math.abs(x - y)})`,
