@@ -7,10 +7,14 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/errors.js'
 import {
+  entropy,
+  entropyAsync,
   gatherLogprobs,
   gatherLogprobsAsync,
   kernelsInfo,
   type LossBatch,
+  logSumExp,
+  logSumExpAsync,
   policyLoss,
   policyLossAsync,
   setKernelThreads,
@@ -364,6 +368,36 @@ test('a penalty that becomes infinite is an error that names the row', () => {
     const run = () => policyLoss({ ...other, refWeights }, rapo({ penalty: 'forward-full' }))
     throws(run, 'ERR_RAPO_NON_FINITE', /row 1: the penalty forward-full is infinite/)
   }
+})
+
+test('entropy and logSumExp alone', async () => {
+  const { dtype, logits, vocabSize } = {
+    dtype: 'bfloat16',
+    vocabSize: 5,
+    logits: new Uint16Array(15),
+  } as const
+  logits.forEach((_, i) => {
+    logits[i] = 0x3f80 + 7 * i
+  })
+  const rows = { vocabSize, dtype, logits, temperature: 0.7 }
+  const want = gatherLogprobs({ ...rows, tokenIds: new Int32Array(3) })
+  for (const [one, oneAsync, field] of [
+    [entropy, entropyAsync, 'entropy'],
+    [logSumExp, logSumExpAsync, 'logSumExp'],
+  ] as const) {
+    assert.equal(one(rows), want[field])
+    assert.equal(await oneAsync(rows), want[field])
+    throws(
+      () => one({ ...rows, vocabSize: 4 }),
+      invalid,
+      /logits has 15 elements, expected whole rows of .* = 4/,
+    )
+    throws(() => one({ ...rows, vocabSize: 0 }), invalid, /expected whole rows of vocabSize = 0/)
+    throws(() => one({ ...rows, temperature: 0 }), invalid, /temperature is 0/)
+    throws(() => one({ ...rows, logits: [1] as never }), invalid, /logits must be a Float32Array or/)
+  }
+  assert.equal(entropy({ vocabSize: 2, logits: Float32Array.of(0, 0) }), Float32Array.of(Math.log(2)))
+  assert.equal(logSumExp({ vocabSize: 2, logits: Float32Array.of(1, -Infinity) }), Float32Array.of(1))
 })
 
 test('gatherLogprobs', () => {
