@@ -8,7 +8,8 @@ and entropies of the logits given. Liger: LigerFusedLinearGRPOLoss itself, its h
 projection the identity; it asks for float32 throughout, which is answered with float64.
 
 Each case names the rapo objective and aggregation that should give the same number, or, where the peer is known to
-differ, why (`differs`). Lengths, weights and counts are powers of two, so that float32 weights are exact.
+differ, why (`differs`), and where that can be said in rapo's terms, `parts` that add up to the peer's number.
+Lengths, weights and counts are powers of two, so that float32 weights are exact.
 Strings are arrays: base64 of little-endian float64 numbers (results) or float32 numbers (inputs).
 """
 
@@ -35,7 +36,7 @@ RATIOS = [[0.5, 1.19, 1.21, 2.0], [0.81, 0.5], [0.79, 0.81, 1.0, 6.0, 2.5, 1.3, 
 SAMPLER_RATIOS = [1.0, 0.5, 1.5, 2.0, 0.75]  # importance weights of the tokens, in turn
 
 
-def make_inputs(name, seed, reference_shift=0.0, ratio_shift=0.0):
+def make_inputs(name, seed, reference_shift=0.0, ratio_shift=0.0, advantages=ADVANTAGES):
     """(B, T) arrays padded on the right; the shifts make the first sequence's log-ratios extreme."""
     random = np.random.default_rng(seed)
     grid = lambda: np.round(random.normal(size=(len(LENGTHS), WIDTH, VOCAB)) * 1.5 * 64) / 64
@@ -53,7 +54,7 @@ def make_inputs(name, seed, reference_shift=0.0, ratio_shift=0.0):
         "refLogits": ref,
         "tokenIds": ids,
         "mask": mask,
-        "advantages": np.array(ADVANTAGES),
+        "advantages": np.array(advantages),
         "oldLogprobs": (lp - log_rho).astype(np.float32).astype(float),
         "importanceWeights": np.resize(SAMPLER_RATIOS, mask.shape),
     }
@@ -96,13 +97,12 @@ CASES = [
 
 SEQUENCE_SCORE = {"loss_type": "grpo", "importance_sampling_level": "sequence", "use_bias_correction_kl": True}
 DIFFERENT = [
-    # name, objective, aggregation, options, inputs, peers, why
-    ("gspo, reverse-score", {**GSPO, **SCORE}, "sequence-mean", SEQUENCE_SCORE, "usual", ("trl", "liger"),
-     "the penalty is weighted with the sequence's ratio, here with the token's"),
-    ("grpo, k3, log(reference/policy) > 20", K3, "sequence-mean", {"loss_type": "grpo"}, "far reference", ("trl", "liger"),
-     "no clamp: the value grows as e^d, and the gradient with it"),
-    ("grpo, log-ratio > 20, A > 0", {"clipHigh": math.inf}, "sequence-mean", {"loss_type": "grpo"}, "far policy", ("trl", "liger"),
-     "no clamp of the ratio"),
+    # name, objective, aggregation, options, inputs, why
+    ("gspo, reverse-score", {**GSPO, **SCORE}, "sequence-mean", SEQUENCE_SCORE, "usual",
+     "weighs the penalty with the sequence's ratio"),
+    ("grpo, k3, reference/policy > e^20", K3, "sequence-mean", {"loss_type": "grpo"}, "far reference",
+     "no clamp of the penalty's log-ratio"),
+    ("grpo, ratio > e^20", {}, "sequence-mean", {"loss_type": "grpo"}, "far policy", "no clamp of the ratio"),
 ]
 TRL_ONLY = [
     ("dapo, entropy bonus", {"clipHigh": 0.28, "entropyCoef": 0.125}, "token-mean", {"loss_type": "dapo"}),
@@ -110,12 +110,28 @@ TRL_ONLY = [
     ("grpo, off-policy sequences masked, k3", K3, "sequence-mean", {"loss_type": "grpo", "policy_weights": "off-policy"}),
 ]
 TRL_DIFFERENT = [
-    ("grpo, entropy bonus", {"entropyCoef": 0.125}, "sequence-mean", {"loss_type": "grpo"}, "usual", ("trl",),
-     "the entropy bonus is a mean over tokens whatever the loss type, here averaged as the loss is"),
+    ("grpo, entropy bonus", {"entropyCoef": 0.125}, "sequence-mean", {"loss_type": "grpo"}, "usual",
+     "averages the entropy over tokens, whatever the loss type"),
     ("dapo, entropy bonus, top half by entropy", {"clipHigh": 0.28, "entropyCoef": 0.125}, "token-mean",
-     {"loss_type": "dapo", "policy_weights": "entropy"}, "usual", ("trl",),
-     "the entropy bonus is a mean over the selected tokens only, here over all"),
+     {"loss_type": "dapo", "policy_weights": "entropy"}, "usual", "averages the entropy over the selected tokens alone"),
 ]
+
+
+def parts_of(name, objective, aggregation, mask, policy_weights):
+    """The two entropy bonuses that TRL averages in its own way: the loss without one, and the entropy alone."""
+    if name not in (case[0] for case in TRL_DIFFERENT):
+        return None
+    selected = mask if policy_weights is None else mask * policy_weights
+    without = {"objective": {**objective, "entropyCoef": 0.0}, "aggregation": aggregation}
+    if policy_weights is not None:
+        without["policyWeights"] = f32(policy_weights)
+    entropy = {**PLAIN, "entropyCoef": objective["entropyCoef"]}
+    return [
+        without,
+        {"objective": entropy, "aggregation": "token-mean", "policyWeights": f32(np.zeros(mask.shape)), "mask": selected.astype(int).ravel().tolist()},
+    ]
+
+
 LIGER_ONLY = [("grpo, k3, temperature .7", {**K3, "temperature": 0.7}, "sequence-mean", {"loss_type": "grpo"})]
 
 
@@ -159,6 +175,17 @@ class TrlPeer:
         loss = self.trainer._compute_loss(stand_in, None, batch)
         loss.backward()
         return loss.item(), logits.grad.numpy(), policy_weights
+
+    def extra(self):
+        """Advantages by the lines of grpo_trainer.py (1.16.0: 2764 to 2787) for scale_rewards "group"."""
+        from trl.trainer.utils import nanstd
+
+        size = 5  # nanstd takes n / (n - 1) in float32, in which 5 / 4 is exact
+        rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.25, 0.0, 0.5, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+        mean = torch.nanmean(rewards.view(-1, size), dim=1).repeat_interleave(size)
+        std = nanstd(rewards.view(-1, size), dim=1).repeat_interleave(size)
+        advantages = (rewards - mean) / (std + 1e-4)
+        return {"advantages": {"groupSize": size, "rewards": rewards.tolist(), "advantages": advantages.tolist()}}
 
     def stand_in(self, objective, options):
         low, high, delta = bounds(objective)
@@ -231,6 +258,9 @@ class LigerPeer:
         loss.backward()
         return loss.item(), logits.grad.numpy(), weights
 
+    def extra(self):
+        return {}
+
     @contextlib.contextmanager
     def widened(self):
         """Where Liger asks for float32 it gets float64."""
@@ -243,6 +273,38 @@ class LigerPeer:
             yield
         finally:
             self.module.torch, torch.Tensor.float = torch, to_float
+
+
+# GSPO-token
+
+class GspoTokenPeer:
+    """
+    The form of GSPO that the paper calls GSPO-token and verl trains with: each token has the sequence's ratio, and its
+    gradient through its own log-prob. Written out here; verl does not install beside the others.
+    """
+
+    name = "gspo-token"
+    version = "of arXiv 2507.18071"
+
+    def run(self, inputs, objective, options):
+        low, high, delta = bounds(objective)
+        logits = torch.tensor(inputs["logits"], requires_grad=True)
+        mask = torch.tensor(inputs["mask"], dtype=torch.float64)
+        advantages = torch.tensor(inputs["advantages"]).unsqueeze(1)
+        lp = log_probs(logits, torch.tensor(inputs["tokenIds"]))
+        log_rho = (lp - torch.tensor(inputs["oldLogprobs"])).detach()
+        log_s = (log_rho * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        ratio = torch.exp(log_s + lp - lp.detach())
+        g = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+        if options["loss_type"] == "grpo":
+            loss = -((g * mask).sum(1) / mask.sum(1)).mean()
+        else:
+            loss = -(g * mask).sum() / mask.sum()
+        loss.backward()
+        return loss.item(), logits.grad.numpy(), None
+
+    def extra(self):
+        return {}
 
 
 # Files
@@ -273,8 +335,8 @@ def main():
         entry["name"]: entry
         for entry in [
             make_inputs("usual", 1),
-            make_inputs("far reference", 2, reference_shift=12.0),
-            make_inputs("far policy", 3, ratio_shift=22.0),
+            make_inputs("far reference", 2, reference_shift=20.0),
+            make_inputs("far policy", 3, ratio_shift=22.0, advantages=[-1.25, 0.75, -0.5, 1.5]),
         ]
     }
     write_json(directory / "inputs.json", {"vocabSize": VOCAB, "width": WIDTH, "maxLength": MAX_LENGTH}, [
@@ -285,20 +347,26 @@ def main():
         }
         for entry in inputs.values()
     ])
-    for peer, own, own_different in [(TrlPeer(), TRL_ONLY, TRL_DIFFERENT), (LigerPeer(), LIGER_ONLY, [])]:
-        usual = [(*case, "usual", None) for case in CASES + own]
-        different = [(*case[:5], case[6]) for case in DIFFERENT + own_different if peer.name in case[5]]
+    usual = lambda cases: [(*case, "usual", None) for case in cases]
+    for peer, cases in [
+        (TrlPeer(), usual(CASES + TRL_ONLY) + DIFFERENT + TRL_DIFFERENT),
+        (LigerPeer(), usual(CASES + LIGER_ONLY) + DIFFERENT),
+        (GspoTokenPeer(), usual(case for case in CASES if case[0] in ("gspo", "gspo, token-mean"))),
+    ]:
         entries = []
-        for name, changes, aggregation, options, inputs_name, why in usual + different:
+        for name, changes, aggregation, options, inputs_name, why in cases:
             objective = {**PLAIN, **changes}
-            loss, grad, policy_weights = peer.run(inputs[inputs_name], objective, options)
+            chosen = inputs[inputs_name]
+            loss, grad, policy_weights = peer.run(chosen, objective, options)
+            parts = parts_of(name, objective, aggregation, chosen["mask"], policy_weights)
             entries.append({
                 "name": name, "objective": objective, "aggregation": aggregation, "inputs": inputs_name, "options": options,
                 **({"differs": why} if why else {}),
+                **({"parts": parts} if parts else {}),
                 **({"policyWeights": f32(policy_weights)} if policy_weights is not None else {}),
                 "loss": loss, "gradLogits": f64(grad),
             })
-        write_json(directory / f"{peer.name}.json", {"peer": peer.name, "version": peer.version}, entries)
+        write_json(directory / f"{peer.name}.json", {"peer": peer.name, "version": peer.version, **peer.extra()}, entries)
 
 
 if __name__ == "__main__":
