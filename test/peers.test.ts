@@ -2,6 +2,7 @@
  * Against what TRL and liger-kernel compute in float64 (test/golden/peers/, written by scripts/peers/run_peers.py; `npm
  * run test:peers` runs them anew).
  */
+import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -31,6 +32,23 @@ test('each peer has every objective that both have', () => {
         names.some(name => name.startsWith(start)),
         `${peer}: ${start}`,
       )
+  }
+})
+
+test('docs/peers.md has the table of what is the same', () => {
+  const docs = readFileSync(new URL('../docs/peers.md', import.meta.url), 'utf8')
+  const names = new Set(comparisons.map(({ name }) => name))
+  for (const name of names) {
+    const of = (peer: string) => comparisons.find(entry => entry.name === name && entry.peer === peer)
+    const cell = (entry: (typeof comparisons)[number] | undefined) =>
+      entry ? (entry.differs ? 'differs' : 'same') : '–'
+    const { aggregation } = comparisons.find(entry => entry.name === name)!
+    const line = `| ${name} | ${aggregation} | ${cell(of('trl'))} | ${cell(of('liger'))} |`
+    assert.ok(docs.includes(`\n${line}\n`), `docs/peers.md lacks ${line}`)
+  }
+  for (const { peer, version } of comparisons) {
+    if (peer !== 'gspo-token')
+      assert.ok(docs.includes(version), `docs/peers.md is not about ${peer} ${version}`)
   }
 })
 
