@@ -8,8 +8,9 @@ that formula, so that the slopes which the kernels have by hand are checked too.
 where the documentation says so: the ratio of `cispo`, and a penalty whose log-ratio was clamped.
 
 The same code then runs with every tensor in float32, bfloat16 and float16. `naive` holds how far that is from float64:
-what a plain implementation in that type loses, which is the yardstick of the kernels' tolerances: the largest absolute
-difference in the case (of the loss: the sum of its rows' differences); null where the type overflowed.
+what a plain implementation in that type loses, which is the yardstick of the kernels' tolerances. It is the largest
+absolute difference in the case (of the loss: the sum of its rows' differences), at the worst of nine temperatures around
+the case's, scaled to the case; null where the type overflowed.
 
 A file has a batch and its cases. Strings are arrays: base64 of little-endian float32 numbers (inputs) or float64 numbers
 (results). Logits are multiples of 1/16 below 8, which all three types hold exactly.
