@@ -162,8 +162,10 @@ void write_row(Out* out, std::int64_t n, bool streaming, const Value& value) {
   if (streaming) {
     i = elements_to_alignment(out, n);
     store_range(out, 0, i, value);
-    for (; i + 2 * kLanes <= n; i += 2 * kLanes)
-      stream_pair(out + i, value(i, kLanes), value(i + kLanes, kLanes));
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      const F first = value(i, kLanes), second = value(i + kLanes, kLanes);
+      stream_pair(out + i, first, second);
+    }
     stream_fence();
   }
   store_range(out, i, n, value);

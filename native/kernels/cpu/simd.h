@@ -9,14 +9,14 @@ struct F16 {
   std::uint16_t bits;
 };
 
-// exp() below this is 0: the results would be subnormal. Also keeps e^x x finite where x is -inf.
-constexpr float kExpMin = -87.33654f;
+// -127 ln 2, where 2^n becomes 0: x clamped to this has e^x = 0, and e^x x is finite even where x was -inf.
+constexpr float kExpMin = -88.0296919f;
 constexpr float kLog2E = 1.44269504088896341f;
-// ln 2 in two parts; n * kLn2Hi is exact for the n that occur.
-constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-// e^r on |r| <= ln 2 / 2, from Cephes (expf): 1 + r + r^2 (c0 + c1 r + ...).
-constexpr float kC0 = 5.0000001201e-1f, kC1 = 1.6666665459e-1f, kC2 = 4.1665795894e-2f,
-                kC3 = 8.3334519073e-3f, kC4 = 1.3981999507e-3f, kC5 = 1.9875691500e-4f;
+// Adding it to n rounds n to a whole number and leaves n + 127, the exponent of 2^n, in the lowest bits.
+constexpr float kRound = 12582912.0f + 127;
+// e^r = 1 + r + r^2 (c2 + c3 r + ...) on |r| <= ln 2 / 2, minimax in relative error: 3.1e-9.
+constexpr float kC2 = 0.49999994f, kC3 = 0.16666521f, kC4 = 0.041668389f, kC5 = 0.0083687454f,
+                kC6 = 0.0013814540f;
 
 #if defined(__AVX512F__)
 
@@ -34,13 +34,9 @@ inline F max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F zero_where_zero(F e, F t) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, _mm512_setzero_ps(), _CMP_NEQ_UQ), t);
 }
-/// t, but 0 where x <= kExpMin.
-inline F zero_where_low(F x, F t) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(kExpMin), _CMP_NLE_UQ), t);
-}
-inline F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-/// p * 2^n for whole n.
-inline F scale2(F p, F n) { return _mm512_scalef_ps(p, n); }
+/// 2^n where x = n + kRound.
+inline F pow2(F x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
+#define RAPO_FMA 1
 
 inline F load(const float* p) { return _mm512_loadu_ps(p); }
 inline F load(const BF16* p) {
@@ -107,12 +103,8 @@ inline F max(F a, F b) { return _mm256_max_ps(a, b); }
 inline F zero_where_zero(F e, F t) {
   return _mm256_and_ps(t, _mm256_cmp_ps(e, _mm256_setzero_ps(), _CMP_NEQ_UQ));
 }
-inline F zero_where_low(F x, F t) { return _mm256_and_ps(t, _mm256_cmp_ps(x, set1(kExpMin), _CMP_NLE_UQ)); }
-inline F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline F scale2(F p, F n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
-}
+inline F pow2(F x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23)); }
+#define RAPO_FMA 1
 
 inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline F load(const BF16* p) {
@@ -169,10 +161,7 @@ inline F fnma(F a, F b, F c) { return c - a * b; }
 inline F keep(I mask, F t) { return (F)((I)t & mask); }
 inline F max(F a, F b) { return (F)(((I)a & (a > b)) | ((I)b & ~(a > b))); }
 inline F zero_where_zero(F e, F t) { return keep(e != set1(0), t); }
-inline F zero_where_low(F x, F t) { return keep(~(x <= set1(kExpMin)), t); }
-// Adding 1.5 * 2^23 leaves no fraction bits; whole numbers up to 2^22 come back exactly.
-inline F round(F x) { return (x + set1(12582912.0f)) - set1(12582912.0f); }
-inline F scale2(F p, F n) { return (F)((I)p + (((I)(n + set1(12582912.0f)) - 0x4b400000) << 23)); }
+inline F pow2(F x) { return (F)((I)x << 23); }
 
 inline F load(const float* p) {
   F x;
@@ -231,17 +220,27 @@ inline double sum_lanes(F x) {
 
 #endif
 
-/// e^x for kExpMin <= x <= 0, within 2 ulp; 0 at kExpMin; NaN stays NaN.
+/// x - n ln 2. Where products are rounded, in two parts, the first exact for the n that occur. A fused one
+/// needs no second part: what ln 2 as a float is off changes e^x by 2e-9 |x| of it.
+inline F reduce(F x, F n) {
+#ifdef RAPO_FMA
+  return fnma(n, set1(0.693147180559945309f), x);
+#else
+  return fnma(n, set1(-2.12194440e-4f), fnma(n, set1(0.693359375f), x));
+#endif
+}
+
+/// e^x for kExpMin <= x <= 88 within 3 ulp, 0 at kExpMin, NaN for NaN; subnormal results lose bits.
 inline F exp_clamped(F x) {
-  const F n = round(mul(x, set1(kLog2E)));
-  const F r = fnma(n, set1(kLn2Lo), fnma(n, set1(kLn2Hi), x));
-  F p = fma(set1(kC5), r, set1(kC4));
+  const F rounded = fma(x, set1(kLog2E), set1(kRound));
+  const F r = reduce(x, sub(rounded, set1(kRound)));
+  F p = fma(set1(kC6), r, set1(kC5));
+  p = fma(p, r, set1(kC4));
   p = fma(p, r, set1(kC3));
   p = fma(p, r, set1(kC2));
-  p = fma(p, r, set1(kC1));
-  p = fma(p, r, set1(kC0));
-  p = add(fma(p, mul(r, r), r), set1(1));
-  return zero_where_low(x, scale2(p, n));
+  p = fma(p, r, set1(1));
+  p = fma(p, r, set1(1));
+  return mul(p, pow2(rounded));
 }
 
 inline F clamp_low(F x) { return max(set1(kExpMin), x); }
