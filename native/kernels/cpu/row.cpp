@@ -20,8 +20,9 @@ namespace {
 
 #include "simd.h"
 
-// A block's terms are added up in floats, two to a lane and sum, 64 terms each, before the sums go into doubles.
-constexpr std::int64_t kBlock = 128 * kLanes;
+// A block's terms are added up in floats, 64 to a sum, before the sums go into doubles.
+constexpr std::int64_t kPairBlock = 64 * kLanes;
+constexpr std::int64_t kBlock = 2 * kPairBlock;  // two sums a lane
 // The maximum of the blocks before serves as the maximum unless it is exceeded by more than this.
 constexpr float kHeadroom = 1;
 constexpr double kInfinity = __builtin_inf();
@@ -82,12 +83,6 @@ struct Row {
   }
 };
 
-/// Sums over a block, each in two parts.
-struct Sums {
-  F even = set1(0), odd = set1(0);
-  double total() const { return sum_lanes(add(even, odd)); }
-};
-
 template <class T, bool kWeighted>
 RowStats stats(const void* data, std::int64_t n, float scale) {
   Row<T> row(data, scale);
@@ -97,7 +92,7 @@ RowStats stats(const void* data, std::int64_t n, float scale) {
     if (row.empty()) row.raise(begin, end);
     for (bool again = false;; again = true) {
       const F offset = set1(row.offset);
-      Sums sum, weighted;
+      F sum0 = set1(0), sum1 = sum0, weighted0 = sum0, weighted1 = sum0;
       F top0 = set1(-__builtin_inff()), top1 = top0;
       const auto add_up = [&](F z, F& s, F& w, F& top) {
         const F x = mul(sub(z, offset), vscale), clamped = clamp_low(x), e = exp_clamped(clamped);
@@ -107,16 +102,16 @@ RowStats stats(const void* data, std::int64_t n, float scale) {
       };
       std::int64_t i = begin;
       for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-        add_up(load(row.data + i), sum.even, weighted.even, top0);
-        add_up(load(row.data + i + kLanes), sum.odd, weighted.odd, top1);
+        add_up(load(row.data + i), sum0, weighted0, top0);
+        add_up(load(row.data + i + kLanes), sum1, weighted1, top1);
       }
-      for (; i < end; i += kLanes) add_up(load_some(row.data, i, end - i), sum.even, weighted.even, top0);
+      for (; i < end; i += kLanes) add_up(load_some(row.data, i, end - i), sum0, weighted0, top0);
       if (!again && row.exceeded_by(max_lanes(max(top0, top1)))) {
         row.raise(begin, end);
         continue;
       }
-      row.stats.sum += sum.total();
-      if (kWeighted) row.stats.weighted += weighted.total();
+      row.stats.sum += sum_lanes(add(sum0, sum1));
+      if (kWeighted) row.stats.weighted += sum_lanes(add(weighted0, weighted1));
       break;
     }
   }
@@ -135,42 +130,37 @@ PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, 
     const double delta_r = r.raise(begin, end);
     cross = kReverse ? cross + delta_r * p.stats.sum : std::exp(-delta_r) * cross - delta_r * r.stats.sum;
   };
-  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
-    const std::int64_t end = n - begin < kBlock ? n : begin + kBlock;
+  for (std::int64_t begin = 0; begin < n; begin += kPairBlock) {
+    const std::int64_t end = n - begin < kPairBlock ? n : begin + kPairBlock;
     if (p.empty() || r.empty()) raise(begin, end);
     for (bool again = false;; again = true) {
       const F offset = set1(p.offset), ref_offset = set1(r.offset);
-      Sums p_sum, p_weighted, r_sum, crossed;
+      F p_sum = set1(0), p_weighted = p_sum, r_sum = p_sum, crossed = p_sum;
       F p_top = set1(-__builtin_inff()), r_top = p_top;
-      const auto add_up = [&](F z, F u, F& s, F& w, F& rs, F& c) {
+      for (std::int64_t i = begin; i < end; i += kLanes) {
+        const F z = load_some(p.data, i, end - i), u = load_some(r.data, i, end - i);
         const F x = mul(sub(z, offset), vscale), xr = mul(sub(u, ref_offset), vref_scale);
         const F clamped = clamp_low(x), e = exp_clamped(clamped), er = exp_clamped(clamp_low(xr));
         p_top = max(x, p_top);
         r_top = max(xr, r_top);
-        s = add(s, e);
-        w = fma(e, clamped, w);
-        rs = add(rs, er);
+        p_sum = add(p_sum, e);
+        p_weighted = fma(e, clamped, p_weighted);
+        r_sum = add(r_sum, er);
         // The unclamped x: where one distribution has mass, the other may be far below the clamp, or -inf.
-        c = add(c, kReverse ? zero_where_zero(e, mul(e, sub(x, xr))) : zero_where_zero(er, mul(er, sub(xr, x))));
-      };
-      std::int64_t i = begin;
-      for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-        add_up(load(p.data + i), load(r.data + i), p_sum.even, p_weighted.even, r_sum.even, crossed.even);
-        add_up(load(p.data + i + kLanes), load(r.data + i + kLanes), p_sum.odd, p_weighted.odd, r_sum.odd,
-               crossed.odd);
-      }
-      for (; i < end; i += kLanes) {
-        add_up(load_some(p.data, i, end - i), load_some(r.data, i, end - i), p_sum.even, p_weighted.even,
-               r_sum.even, crossed.even);
+        if (kReverse) {
+          crossed = add(crossed, zero_where_zero(e, mul(e, sub(x, xr))));
+        } else {
+          crossed = add(crossed, zero_where_zero(er, mul(er, sub(xr, x))));
+        }
       }
       if (!again && (p.exceeded_by(max_lanes(p_top)) || r.exceeded_by(max_lanes(r_top)))) {
         raise(begin, end);
         continue;
       }
-      p.stats.sum += p_sum.total();
-      p.stats.weighted += p_weighted.total();
-      r.stats.sum += r_sum.total();
-      cross += crossed.total();
+      p.stats.sum += sum_lanes(p_sum);
+      p.stats.weighted += sum_lanes(p_weighted);
+      r.stats.sum += sum_lanes(r_sum);
+      cross += sum_lanes(crossed);
       break;
     }
   }
