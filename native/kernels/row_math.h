@@ -12,25 +12,25 @@
 
 namespace rapo {
 
-/// With x = (z - max) * scale: sum = Σ e^x, weighted = Σ e^x x. `max` is what was subtracted: the row's largest
-/// logit or one near it. In a row with NaN, +inf or nothing but -inf one of the three is not finite, or sum is 0.
+/// With x = (z - max) * scale: sum = Σ e^x, weighted = Σ e^x x. max is about the largest z: on the CPU x may
+/// reach 1. In a row with NaN, +inf or nothing but -inf, max or sum is not finite, or sum is 0.
 struct RowStats {
   double max, sum, weighted;
 };
 
-/// The same for policy (p) and reference (r) rows, and the two cross sums of the full penalties:
-/// forward = Σ e^{x_r} (x_r - x_p), reverse = Σ e^{x_p} (x_p - x_r).
+/// Policy (p) and reference (r; without its weighted sum), and what crosses the two: Σ e^{x_r} (x_r - x_p) for the
+/// forward KL, Σ e^{x_p} (x_p - x_r) for the reverse.
 struct PairStats {
   RowStats p, r;
-  double forward, reverse;
+  double cross;
 };
 
-/// grad_v = e^{x} (constant + linear x + cross x_r) + reference e^{x_r}, terms of the reference for full
-/// penalties.
+/// grad_v = e^{x} (constant + linear x), for a full penalty plus reference e^{x_r} where it is the forward KL,
+/// reference e^{x} x_r where it is the reverse.
 struct GradientTerms {
   float scale, max;          // of the policy's row
   float ref_scale, ref_max;  // of the reference's
-  float constant, linear, cross, reference;
+  float constant, linear, reference;
 };
 
 // A uniform reference (phi = 0) in the passes over pairs: at this scale e^x is 1 for every finite logit, so that
@@ -70,10 +70,10 @@ RAPO_HOST_DEVICE inline RowSums row_sums(const PairStats& s, const Batch& batch,
   sums.logprob = log_prob(s.p, z, static_cast<float>(1 / objective.temperature));
   sums.entropy = entropy(s.p);
   if (objective.penalty == Penalty::kForwardFull) {
-    sums.full_kl = s.forward / s.r.sum - log_sum(s.r) + log_sum(s.p);
+    sums.full_kl = s.cross / s.r.sum - log_sum(s.r) + log_sum(s.p);
   }
   if (objective.penalty == Penalty::kReverseFull) {
-    sums.full_kl = s.reverse / s.p.sum - log_sum(s.p) + log_sum(s.r);
+    sums.full_kl = s.cross / s.p.sum - log_sum(s.p) + log_sum(s.r);
   }
   if (is_full(objective.penalty) && uniform && s.r.sum < vocab_size) {
     sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
@@ -83,21 +83,21 @@ RAPO_HOST_DEVICE inline RowSums row_sums(const PairStats& s, const Batch& batch,
 }
 
 /// -(n / tau) [ slope (1[v = a] - p_v) - alpha (dD/dz_v, full) - beta p_v (l_v + H) ], written as
-/// e^x (constant + linear x + cross x_r) + reference e^{x_r} with p = e^x / sum and l = x - log sum.
+/// e^x (constant + linear x) + reference (e^{x_r} or e^x x_r) with p = e^x / sum and l = x - log sum.
 RAPO_HOST_DEVICE inline GradientTerms gradient_terms(const PairStats& s, const Batch& batch,
                                                      const Objective& objective, std::int64_t row,
                                                      const RowSums& sums, const Token& token) {
   const double n = static_cast<double>(batch.token_weights[row]) / objective.temperature;
   const double lse = log_sum(s.p), per_sum = n / s.p.sum;
   double constant = token.slope + objective.entropy_coef * (sums.entropy - lse);
-  double linear = objective.entropy_coef, cross = 0, reference = 0;
+  double linear = objective.entropy_coef, reference = 0;
   if (objective.penalty == Penalty::kForwardFull) {
     constant += objective.kl_coef;
     reference = -n * objective.kl_coef / s.r.sum;
   } else if (objective.penalty == Penalty::kReverseFull) {
     constant += objective.kl_coef * (log_sum(s.r) - lse - sums.full_kl);
     linear += objective.kl_coef;
-    cross = -objective.kl_coef * per_sum;
+    reference = -objective.kl_coef * per_sum;
   }
   return {static_cast<float>(1 / objective.temperature),
           static_cast<float>(s.p.max),
@@ -105,7 +105,6 @@ RAPO_HOST_DEVICE inline GradientTerms gradient_terms(const PairStats& s, const B
           static_cast<float>(s.r.max),
           static_cast<float>(constant * per_sum),
           static_cast<float>(linear * per_sum),
-          static_cast<float>(cross),
           static_cast<float>(reference)};
 }
 

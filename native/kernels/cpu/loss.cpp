@@ -85,11 +85,12 @@ class Loss {
   void* gradient_row(std::int64_t i) const {
     return row_of(out_.grad_logits, out_.grad_dtype, out_.grad_stride, i);
   }
+  int reverse() const { return o_.penalty == Penalty::kReverseFull ? 1 : 0; }
 
   /// The passes that read. The policy's row comes last, so that the gradient's pass finds it in the cache.
   PairStats read(std::int64_t i, RowSums& sums) const {
     const auto scale = static_cast<float>(1 / o_.temperature);
-    PairStats s{{0, 0, 0}, {0, 0, 0}, 0, 0};
+    PairStats s{{0, 0, 0}, {0, 0, 0}, 0};
     const void* row = policy_row(i);
     const void* ref = o_.penalty == Penalty::kNone ? nullptr : reference_row(i);
     const float ref_scale = ref_scale_of(b_, o_, i);
@@ -98,13 +99,14 @@ class Loss {
     const bool uniform = ref && ref_scale == 0;
     const bool full = is_full(o_.penalty);
     if (uniform || (ref && !full)) {
-      s.r = kernels_.stats[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
+      s.r = kernels_.sum[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
       if (!usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
     }
     if (full) {
       // At this scale e^x is 1 for every finite logit, so that any row of them serves as the uniform one.
-      s = uniform ? kernels_.pair_stats[dtype_](row, row, b_.vocab_size, scale, kFlat)
-                  : kernels_.pair_stats[dtype_](row, ref, b_.vocab_size, scale, ref_scale);
+      const auto pair_stats = kernels_.pair_stats[reverse()][dtype_];
+      s = uniform ? pair_stats(row, row, b_.vocab_size, scale, kFlat)
+                  : pair_stats(row, ref, b_.vocab_size, scale, ref_scale);
     } else {
       s.p = kernels_.stats[dtype_](row, b_.vocab_size, scale);
     }
@@ -126,7 +128,7 @@ class Loss {
       // A uniform reference (phi = 0) has no logits of its own; its scale of 0 makes a constant of any finite
       // row.
       const void* ref = terms.ref_scale == 0 ? row : reference_row(i);
-      kernels_.pair_gradient[dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
+      kernels_.pair_gradient[reverse()][dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
     } else {
       kernels_.gradient[dtype_][out_index](row, out, b_.vocab_size, terms, stream_);
     }

@@ -179,7 +179,7 @@ RAPO_DEVICE void accumulate(Online& s, const float (&z)[kCount], float k) {
   s.weighted += weighted[0] + weighted[1];
 }
 
-/// Policy (p) and reference (r), with the cross sums of PairStats.
+/// Policy (p) and reference (r), with what crosses them: Σ e^{x_r} (x_r - x_p) and Σ e^{x_p} (x_p - x_r).
 struct OnlinePair {
   Online p, r;
   double forward = 0, reverse = 0;
@@ -332,10 +332,10 @@ RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, flo
 
 /// Offsets in shared memory, in bytes. What follows kSharedRows is free for rows.
 constexpr int kSharedTop = 0;                           // float[2][kWarp]: the warps' largest offsets
-constexpr int kSharedSums = kSharedTop + 2 * kWarp * 4;   // double[5][kWarp]: the warps' sums
-constexpr int kSharedPlan = kSharedSums + 5 * kWarp * 8;  // RowPlan
+constexpr int kSharedSums = kSharedTop + 2 * kWarp * 4;   // double[4][kWarp]: the warps' sums
+constexpr int kSharedPlan = kSharedSums + 4 * kWarp * 8;  // RowPlan
 constexpr int kSharedClusterTop = kSharedPlan + 64;            // float[2]: the block's, for its cluster
-constexpr int kSharedClusterSums = kSharedClusterTop + 16;    // double[5]
+constexpr int kSharedClusterSums = kSharedClusterTop + 16;    // double[4]
 constexpr int kSharedRows = kSharedClusterSums + 48;
 
 RAPO_DEVICE float warp_max(float x) {
@@ -425,7 +425,7 @@ RAPO_DEVICE RowStats block_stats(Online s, float k, Team team = {}) {
 }
 
 template <bool kCluster = false>
-RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, Team team = {}) {
+RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, bool reverse, Team team = {}) {
   put_max(s.p.offset, 0);
   put_max(s.r.offset, 1);
   __syncthreads();
@@ -436,23 +436,23 @@ RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, Team team 
   put_sum(s.p.sum, 0);
   put_sum(s.p.weighted, 1);
   put_sum(s.r.sum, 2);
-  put_sum(s.forward, 3);
-  put_sum(s.reverse, 4);
+  put_sum(reverse ? s.reverse : s.forward, 3);
   __syncthreads();
-  double sums[5] = {0, 0, 0, 0, 0};
+  double sums[4] = {0, 0, 0, 0};
   if (warp_index() == 0) {
-    for (int i = 0; i < 5; ++i) sums[i] = get_sum(i);
+    for (int i = 0; i < 4; ++i) sums[i] = get_sum(i);
   }
   if constexpr (kCluster) cluster_sum(sums, team);
-  return {{top, sums[0], sums[1] * kLn2}, {ref_top, sums[2], 0}, sums[3] * kLn2, sums[4] * kLn2};
+  return {{top, sums[0], sums[1] * kLn2}, {ref_top, sums[2], 0}, sums[3] * kLn2};
 }
 
 // ---- the gradient ----
 
 /// What thread 0 makes of the row's sums and every thread writes the gradient from; the terms' scales and factors of
-/// x are in powers of two here.
+/// x are in powers of two here, and their reference is that of the forward KL alone.
 struct RowPlan {
   GradientTerms terms;
+  float cross;  // what multiplies e^x x_r, for the reverse KL
   std::int64_t token;
   float at_token;  // the sampled token's element
   int write;       // 0: the row stays as it is
@@ -463,10 +463,10 @@ RAPO_DEVICE float gradient_of(const GradientTerms& t, float z) {
   return exp2_approx(x) * fmaf(t.linear, x, t.constant);
 }
 
-RAPO_DEVICE float gradient_of(const GradientTerms& t, float z, float u) {
+RAPO_DEVICE float gradient_of(const GradientTerms& t, float cross, float z, float u) {
   const float x = max_keep_nan((z - t.max) * t.scale, kLowest);
   const float xr = (u - t.ref_max) * t.ref_scale, e = exp2_approx(x);
-  const float own = e == 0 ? 0 : e * fmaf(t.cross, xr, fmaf(t.linear, x, t.constant));
+  const float own = e == 0 ? 0 : e * fmaf(cross, xr, fmaf(t.linear, x, t.constant));
   return fmaf(t.reference, exp2_approx(max_keep_nan(xr, kLowest)), own);
 }
 
@@ -483,7 +483,7 @@ RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t 
     const float z = Element<In>::widen(load1(row + at));
     float g;
     if constexpr (kPair) {
-      g = gradient_of(plan.terms, z, Element<In>::widen(load1(ref + at)));
+      g = gradient_of(plan.terms, plan.cross, z, Element<In>::widen(load1(ref + at)));
     } else {
       g = gradient_of(plan.terms, z);
     }
@@ -512,7 +512,7 @@ RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t 
       Element<In>::unpack(words[i], z);
       if constexpr (kPair) {
         load_vector<In, true>(ref_body + at, ref_aligned, u);
-        for (int v = 0; v < kWidth; ++v) z[v] = gradient_of(plan.terms, z[v], u[v]);
+        for (int v = 0; v < kWidth; ++v) z[v] = gradient_of(plan.terms, plan.cross, z[v], u[v]);
       } else {
         for (int v = 0; v < kWidth; ++v) z[v] = gradient_of(plan.terms, z[v]);
       }
