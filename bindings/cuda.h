@@ -1,5 +1,5 @@
-// The kernels addon's functions for CUDA: memory of a device, and calls whose arrays lie there. Addresses and streams
-// are BigInts; lib/device.ts keeps the memory that they point into.
+// The kernels addon's functions for CUDA: memory of a device, and calls whose arrays lie there. Addresses and
+// streams are BigInts; lib/device.ts keeps the memory that they point into.
 #pragma once
 
 #include <napi.h>
@@ -38,7 +38,8 @@ inline void* address(const Napi::Value& value, const std::string& name) {
   bool lossless = false;
   const std::uint64_t bits = value.As<Napi::BigInt>().Uint64Value(&lossless);
   if (!lossless) invalid(name + " is no address");
-  return reinterpret_cast<void*>(bits);  // NOLINT(performance-no-int-to-ptr): numbers are how JS holds addresses
+  return reinterpret_cast<void*>(
+      bits);  // NOLINT(performance-no-int-to-ptr): numbers are how JS holds addresses
 }
 
 /// 0 (null) where it is left out.
@@ -81,7 +82,8 @@ class DeviceMemory : public Napi::ObjectWrap<DeviceMemory> {
     return info.Env().Undefined();
   }
   Napi::Value address(const Napi::CallbackInfo& info) {
-    return Napi::BigInt::New(info.Env(), static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(pointer_)));
+    return Napi::BigInt::New(info.Env(),
+                             static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(pointer_)));
   }
   void release(Napi::Env env) {
     if (!pointer_) return;
@@ -145,7 +147,8 @@ Napi::Value device_copy(const Napi::CallbackInfo& info) {
     void* stream = address(info[3], "stream");
     if (bytes == 0) return info.Env().Undefined();
     if constexpr (kUpload) {
-      cuda::check(functions, functions.upload(device, there, array.data, bytes, stream), "copying to the device");
+      cuda::check(functions, functions.upload(device, there, array.data, bytes, stream),
+                  "copying to the device");
     } else {
       cuda::check(functions, functions.download(device, array.data, there, bytes, stream),
                   "copying from the device");

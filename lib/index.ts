@@ -23,8 +23,8 @@ export {
   type SampledRows,
 } from './correction.js'
 export { type Problem, readProblems } from './data.js'
-export { adaptEntropyCoef, type EntropyControl, topEntropyWeights } from './entropy.js'
 export * from './device.js'
+export { adaptEntropyCoef, type EntropyControl, topEntropyWeights } from './entropy.js'
 export { RapoError, type RapoErrorCode } from './errors.js'
 export { type EvalResult, evaluate, passAtK } from './evaluate.js'
 export * from './kernels.js'

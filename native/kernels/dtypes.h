@@ -41,7 +41,9 @@ RAPO_HOST_DEVICE inline std::uint32_t float_to_bits(float value) {
   return bits;
 }
 
-RAPO_HOST_DEVICE inline float bfloat16_to_float(std::uint16_t half) { return bits_to_float(std::uint32_t{half} << 16); }
+RAPO_HOST_DEVICE inline float bfloat16_to_float(std::uint16_t half) {
+  return bits_to_float(std::uint32_t{half} << 16);
+}
 
 /// Rounds to nearest, ties to even.
 inline std::uint16_t float_to_bfloat16(float value) {
@@ -104,7 +106,8 @@ inline void store_scalar(void* data, DType dtype, std::int64_t index, double val
   }
 }
 
-RAPO_HOST_DEVICE inline const void* row_of(const void* data, DType dtype, std::int64_t stride, std::int64_t row) {
+RAPO_HOST_DEVICE inline const void* row_of(const void* data, DType dtype, std::int64_t stride,
+                                           std::int64_t row) {
   return static_cast<const char*>(data) + row * stride * static_cast<std::int64_t>(dtype_size(dtype));
 }
 RAPO_HOST_DEVICE inline void* row_of(void* data, DType dtype, std::int64_t stride, std::int64_t row) {

@@ -66,7 +66,8 @@ struct Batch {
   // gspo alone, one of the two: where each sequence's rows begin and end, or the log-ratios made from them.
   std::int64_t sequences = 0;                      // B
   const std::int32_t* sequence_offsets = nullptr;  // (B + 1) ascending from 0 to N
-  const double* sequence_log_ratios = nullptr;     // (N) mean of lp - o over the unmasked rows of the row's sequence
+  const double* sequence_log_ratios =
+      nullptr;  // (N) mean of lp - o over the unmasked rows of the row's sequence
 };
 
 /// Where results go; a null pointer means "not wanted".

@@ -13,7 +13,9 @@ namespace rapo {
 constexpr double kMaxLogRatio =
     20;  // exp(20) = 4.9e8: beyond it a ratio says nothing that a gradient could use
 
-RAPO_HOST_DEVICE constexpr bool is_full(Penalty p) { return p == Penalty::kForwardFull || p == Penalty::kReverseFull; }
+RAPO_HOST_DEVICE constexpr bool is_full(Penalty p) {
+  return p == Penalty::kForwardFull || p == Penalty::kReverseFull;
+}
 RAPO_HOST_DEVICE constexpr bool is_reverse(Penalty p) { return p >= Penalty::kReverseScore; }
 
 constexpr const char* penalty_name(Penalty p) {

@@ -1,5 +1,5 @@
-// The scalar maths between the passes over a row: from its sums to log-probs, entropy and divergences, and on to
-// the terms of its gradient. Shared by every path, CPU and CUDA.
+// The scalar maths between the passes over a row: from its sums to log-probs, entropy and divergences, and on
+// to the terms of its gradient. Shared by every path, CPU and CUDA.
 #pragma once
 
 #include <cmath>
@@ -18,23 +18,23 @@ struct RowStats {
   double max, sum, weighted;
 };
 
-/// Policy (p) and reference (r; without its weighted sum), and what crosses the two: Σ e^{x_r} (x_r - x_p) for the
-/// forward KL, Σ e^{x_p} (x_p - x_r) for the reverse.
+/// Policy (p) and reference (r; without its weighted sum), and what crosses the two: Σ e^{x_r} (x_r - x_p)
+/// for the forward KL, Σ e^{x_p} (x_p - x_r) for the reverse.
 struct PairStats {
   RowStats p, r;
   double cross;
 };
 
-/// grad_v = e^{x} (constant + linear x), for a full penalty plus reference e^{x_r} where it is the forward KL,
-/// reference e^{x} x_r where it is the reverse.
+/// grad_v = e^{x} (constant + linear x), for a full penalty plus reference e^{x_r} where it is the forward
+/// KL, reference e^{x} x_r where it is the reverse.
 struct GradientTerms {
   float scale, max;          // of the policy's row
   float ref_scale, ref_max;  // of the reference's
   float constant, linear, reference;
 };
 
-// A uniform reference (phi = 0) in the passes over pairs: at this scale e^x is 1 for every finite logit, so that
-// the policy's row serves as the reference's.
+// A uniform reference (phi = 0) in the passes over pairs: at this scale e^x is 1 for every finite logit, so
+// that the policy's row serves as the reference's.
 constexpr float kFlat = std::numeric_limits<float>::min();
 
 RAPO_HOST_DEVICE inline bool usable(const RowStats& s) {

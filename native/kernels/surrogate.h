@@ -10,9 +10,9 @@ namespace rapo {
 
 /// A ratio from its logarithm, which is clamped from above.
 struct Ratio {
-  double value;      // exp(log)
-  double slope;      // its derivative with respect to log: value, or 0 where clamped
-  double log;        // after the clamp
+  double value;  // exp(log)
+  double slope;  // its derivative with respect to log: value, or 0 where clamped
+  double log;    // after the clamp
 
   RAPO_HOST_DEVICE Ratio(double log_ratio, double max_log_ratio)
       : value(std::exp(log_ratio > max_log_ratio ? max_log_ratio : log_ratio)),

@@ -31,10 +31,10 @@ enum class TokenFault : std::uint8_t {
 struct Token {
   bool masked = true;
   double loss = 0, kl = 0, entropy = 0;
-  double slope = 0;                // w c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
-  double ratio = 1;                // what the policy term clips: rho, or the sequence's ratio
-  double approx_kl = 0;            // rho - 1 - log rho
-  int clipped = 0;                 // as in SurrogateTerm
+  double slope = 0;      // w c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
+  double ratio = 1;      // what the policy term clips: rho, or the sequence's ratio
+  double approx_kl = 0;  // rho - 1 - log rho
+  int clipped = 0;       // as in SurrogateTerm
   bool kl_clamped = false;
   TokenFault fault = TokenFault::kNone;
 };
@@ -63,9 +63,8 @@ RAPO_HOST_DEVICE inline Token token_of(const Batch& batch, const Objective& obje
   if (is_full(objective.penalty)) {
     token.kl = sums.full_kl;
   } else if (objective.penalty != Penalty::kNone) {
-    const auto penalty =
-        sampled_penalty(objective.penalty, sums.ref_logprob - sums.logprob, rho.value, rho.slope,
-                        objective.max_log_ratio);
+    const auto penalty = sampled_penalty(objective.penalty, sums.ref_logprob - sums.logprob, rho.value,
+                                         rho.slope, objective.max_log_ratio);
     token.kl = penalty.value;
     token.kl_clamped = penalty.clamped;
     token.slope -= objective.kl_coef * penalty.slope;

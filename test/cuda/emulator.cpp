@@ -89,8 +89,8 @@ std::vector<Stack> stacks;
 
 // ---- a cluster of blocks ----
 
-/// Who last wrote a byte of shared memory and who last read it, and when: at which of its block's and its cluster's
-/// barriers. Thread numbers count through the cluster from 1.
+/// Who last wrote a byte of shared memory and who last read it, and when: at which of its block's and its
+/// cluster's barriers. Thread numbers count through the cluster from 1.
 struct Shadow {
   int writer = 0, reader = 0;
   int write_block = 0, write_cluster = 0, read_block = 0, read_cluster = 0;
@@ -229,8 +229,8 @@ bool run_cluster(Launch& l, unsigned first_block) {
     if (!progress) {
       std::size_t ended = 0;
       for (const Thread& fibre : l.fibres) ended += fibre.ended;
-      l.failure = "deadlock: " + std::to_string(l.fibres.size() - ended) + " threads wait at a barrier or shuffle, " +
-                  std::to_string(ended) + " have ended";
+      l.failure = "deadlock: " + std::to_string(l.fibres.size() - ended) +
+                  " threads wait at a barrier or shuffle, " + std::to_string(ended) + " have ended";
       return false;
     }
   }
@@ -274,7 +274,8 @@ bool ordered(int other, int block_count, int cluster_count) {
 }
 
 Shadow* shadow_of(int rank, std::int64_t offset, std::int64_t bytes) {
-  if (rank < 0 || rank >= launch->cluster) fail("shared memory of block " + std::to_string(rank) + " of the cluster");
+  if (rank < 0 || rank >= launch->cluster)
+    fail("shared memory of block " + std::to_string(rank) + " of the cluster");
   auto& shadow = launch->blocks[rank].shadow;
   if (offset < 0 || offset + bytes > static_cast<std::int64_t>(shadow.size())) {
     fail("access of " + std::to_string(bytes) + " bytes at " + std::to_string(offset) + " of " +
@@ -290,7 +291,8 @@ void shared_read(int rank, std::int64_t offset, std::int64_t bytes) {
   const Thread& t = *current;
   for (std::int64_t i = 0; i < bytes; ++i) {
     Shadow& s = shadow[i];
-    if (s.writer == 0) fail("read of shared memory at " + std::to_string(offset) + ", which nobody has written");
+    if (s.writer == 0)
+      fail("read of shared memory at " + std::to_string(offset) + ", which nobody has written");
     if (!ordered(s.writer, s.write_block, s.write_cluster)) {
       fail("race: read of shared memory at " + std::to_string(offset) + ", written by " +
            name_of(launch->fibres[s.writer - 1]) + " with no barrier between");
@@ -308,11 +310,13 @@ void shared_write(std::int64_t offset, std::int64_t bytes) {
   Shadow* const shadow = shadow_of(t.rank, offset, bytes);
   for (std::int64_t i = 0; i < bytes; ++i) {
     Shadow& s = shadow[i];
-    const bool read_by_others = s.many_readers ? s.read_cluster == t.cluster_barriers && s.read_block == t.block_barriers
-                                               : !ordered(s.reader, s.read_block, s.read_cluster);
+    const bool read_by_others = s.many_readers
+                                    ? s.read_cluster == t.cluster_barriers && s.read_block == t.block_barriers
+                                    : !ordered(s.reader, s.read_block, s.read_cluster);
     if (read_by_others || !ordered(s.writer, s.write_block, s.write_cluster)) {
       fail("race: write of shared memory at " + std::to_string(offset) + ", " +
-           (read_by_others ? "read by another thread" : "written by another thread") + " with no barrier between");
+           (read_by_others ? "read by another thread" : "written by another thread") +
+           " with no barrier between");
     }
     s.writer = t.number;
     s.write_block = t.block_barriers;
@@ -324,7 +328,8 @@ void shared_write(std::int64_t offset, std::int64_t bytes) {
 
 void async_copy(std::int64_t offset, const void* from) {
   shadow_of(current->rank, offset, 16);
-  if (offset % 16 != 0) fail("asynchronous copy to shared memory at " + std::to_string(offset) + ", misaligned");
+  if (offset % 16 != 0)
+    fail("asynchronous copy to shared memory at " + std::to_string(offset) + ", misaligned");
   current->group.push_back({offset, from});
 }
 
@@ -348,7 +353,8 @@ void check_global(const void* p, std::int64_t bytes, const char* what) {
   if (address % bytes != 0) fail(std::string(what) + " of global memory at a misaligned address");
   auto found = allocations.upper_bound(address);
   if (found == allocations.begin() || address + bytes > (--found)->first + found->second.bytes) {
-    fail(std::string(what) + " of " + std::to_string(bytes) + " bytes of global memory outside any allocation");
+    fail(std::string(what) + " of " + std::to_string(bytes) +
+         " bytes of global memory outside any allocation");
   }
 }
 
@@ -372,7 +378,8 @@ std::uint64_t shuffle(unsigned mask, std::uint64_t value, int from) {
   Warp& warp = current->block->warps[current->index.x / 32];
   const unsigned own = 1u << lane();
   if (!(mask & own)) fail("a shuffle's mask leaves out the thread that calls it");
-  if (mask != (warp.alive == 32 ? 0xffffffffu : (1u << warp.alive) - 1)) fail("a shuffle's mask names no thread");
+  if (mask != (warp.alive == 32 ? 0xffffffffu : (1u << warp.alive) - 1))
+    fail("a shuffle's mask names no thread");
   if (from < 0 || from >= 32 || !(mask >> from & 1)) fail("a shuffle asks a lane outside its mask");
   if (warp.arrived == 0) warp.mask = mask;
   if (warp.mask != mask) fail("the lanes of a shuffle have different masks");
@@ -397,7 +404,8 @@ cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* arg
   l.argument = argument;
   l.grid = {config.gridDim.x, 1, 1};
   l.threads = {config.blockDim.x, 1, 1};
-  for (unsigned i = 0; i < config.numAttrs; ++i) l.cluster = static_cast<int>(config.attrs[i].val.clusterDim.x);
+  for (unsigned i = 0; i < config.numAttrs; ++i)
+    l.cluster = static_cast<int>(config.attrs[i].val.clusterDim.x);
   if (l.grid.x == 0 || l.threads.x == 0 || l.threads.x > 1024 || l.cluster > 8 || l.grid.x % l.cluster != 0 ||
       config.dynamicSmemBytes > 227 << 10) {
     last_failure = "invalid launch configuration";

@@ -1,11 +1,15 @@
-// Runs CUDA kernels on the host, for tests: takes nvcc's and the CUDA runtime's place when native/kernels/cuda is
-// compiled with RAPO_CUDA_EMULATOR and this directory comes first among the include paths.
+// Runs CUDA kernels on the host, for tests: takes nvcc's and the CUDA runtime's place when
+// native/kernels/cuda is compiled with RAPO_CUDA_EMULATOR and this directory comes first among the include
+// paths.
 //
-// Clusters of blocks run one after another; the threads of a cluster are fibres of one host thread, each running until
-// it has to wait. What is watched:
-// - every access of shared memory: bounds, reads of what nobody wrote, and races, that is two threads at the same byte,
-//   one of them writing, with no barrier between (a barrier that is missing is found whatever the order of the fibres);
-// - vector and element accesses of global memory: that they lie in one allocation, and alignment; allocations end at a
+// Clusters of blocks run one after another; the threads of a cluster are fibres of one host thread, each
+// running until it has to wait. What is watched:
+// - every access of shared memory: bounds, reads of what nobody wrote, and races, that is two threads at the
+// same byte,
+//   one of them writing, with no barrier between (a barrier that is missing is found whatever the order of
+//   the fibres);
+// - vector and element accesses of global memory: that they lie in one allocation, and alignment; allocations
+// end at a
 //   page that cannot be read, so that other accesses beyond them end the process;
 // - barriers and shuffles that not all threads reach, or with different masks;
 // - asynchronous copies: they arrive no sooner than at the wait, so that a read without it reads nothing;
@@ -177,16 +181,19 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     std::tuple<std::decay_t<Parameters>...> arguments;
   } call{kernel, {static_cast<Arguments&&>(arguments)...}};
   return emulator::run(
-      *config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); }, &call);
+      *config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); },
+      &call);
 }
 
 template <class... Parameters>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int, std::size_t) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int,
+                                                          std::size_t) {
   *blocks = 2;
   return cudaSuccess;
 }
 template <class... Parameters>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*)(Parameters...), const cudaLaunchConfig_t*) {
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*)(Parameters...),
+                                           const cudaLaunchConfig_t*) {
   *clusters = 2;
   return cudaSuccess;
 }
@@ -239,7 +246,8 @@ class SharedPointer {
 template <class T>
 SharedPointer<T> shared_memory(int offset) {
   static_assert(std::is_trivially_copyable_v<T>);
-  if (offset % alignof(T) != 0) emulator::fail("shared memory at " + std::to_string(offset) + " is misaligned");
+  if (offset % alignof(T) != 0)
+    emulator::fail("shared memory at " + std::to_string(offset) + " is misaligned");
   return SharedPointer<T>(offset);
 }
 

@@ -168,8 +168,7 @@ Metrics policy_loss(const Batch& given, const Objective& objective, const Output
   Batch batch = given;
   std::vector<double> sequence_ratios;
   if (batch.sequence_offsets) {
-    sequence_ratios =
-        sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
+    sequence_ratios = sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
     batch.sequence_log_ratios = sequence_ratios.data();
   }
   const Loss loss(batch, objective, outputs);
@@ -190,7 +189,8 @@ void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, dou
     const auto s = kernels.stats[dtype_index(logits.dtype)](row, logits.vocab_size, scale);
     if (!usable(s)) throw_bad_logits("logits", i, row, logits.dtype, logits.vocab_size);
     if (outputs.logprobs) {
-      outputs.logprobs[i] = static_cast<float>(log_prob(s, load_scalar(row, logits.dtype, token_ids[i]), scale));
+      outputs.logprobs[i] =
+          static_cast<float>(log_prob(s, load_scalar(row, logits.dtype, token_ids[i]), scale));
     }
     if (outputs.entropy) outputs.entropy[i] = static_cast<float>(entropy(s));
     if (outputs.log_sum_exp) outputs.log_sum_exp[i] = static_cast<float>(s.max * scale + log_sum(s));

@@ -18,7 +18,8 @@ namespace {
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(const Functions& functions, int device, std::size_t bytes) : functions_(&functions), device_(device) {
+  Buffer(const Functions& functions, int device, std::size_t bytes)
+      : functions_(&functions), device_(device) {
     if (bytes > 0) check(functions, functions.allocate(device, bytes, &data_), "allocating on the device");
     bytes_ = bytes;
   }
@@ -63,10 +64,12 @@ class Device {
 
   Buffer allocate(std::size_t bytes) const { return Buffer(functions_, device_, bytes); }
   void to_device(void* to, const void* from, std::size_t bytes) const {
-    if (bytes) check(functions_, functions_.upload(device_, to, from, bytes, stream_), "copying to the device");
+    if (bytes)
+      check(functions_, functions_.upload(device_, to, from, bytes, stream_), "copying to the device");
   }
   void to_host(void* to, const void* from, std::size_t bytes) const {
-    if (bytes) check(functions_, functions_.download(device_, to, from, bytes, stream_), "copying from the device");
+    if (bytes)
+      check(functions_, functions_.download(device_, to, from, bytes, stream_), "copying from the device");
   }
   std::size_t free_bytes() const {
     std::size_t free = 0, total = 0;
@@ -150,8 +153,8 @@ void rows_to_host(const Device& device, void* to, const void* from, DType dtype,
 /// Rows whose matrices, `bytes_a_row` together, take no more than a quarter of a GiB or of what is free.
 std::int64_t rows_at_once(const Device& device, std::int64_t rows, std::size_t bytes_a_row) {
   const std::size_t budget = std::min<std::size_t>(std::size_t{256} << 20, device.free_bytes() / 4);
-  return std::clamp<std::int64_t>(static_cast<std::int64_t>(budget / std::max<std::size_t>(1, bytes_a_row)), 1,
-                                  std::max<std::int64_t>(1, rows));
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(budget / std::max<std::size_t>(1, bytes_a_row)),
+                                  1, std::max<std::int64_t>(1, rows));
 }
 
 std::int64_t row_in(std::uint64_t fault) { return static_cast<std::int64_t>(fault >> 8); }
@@ -252,7 +255,8 @@ constexpr std::size_t kReportBytes = 256;
 static_assert(sizeof(Report) <= kReportBytes, "layout");
 
 /// Runs one call on arrays of the device and waits for it.
-Report run_loss(const Device& device, const Batch& batch, const Objective& objective, const Outputs& outputs) {
+Report run_loss(const Device& device, const Batch& batch, const Objective& objective,
+                const Outputs& outputs) {
   const auto& f = device.functions();
   const Workspace workspace(device, kReportBytes + f.loss_workspace(batch.rows));
   auto* report = reinterpret_cast<Report*>(workspace.get());
@@ -290,13 +294,15 @@ Metrics policy_loss_of_device_arrays(int device_index, void* stream, const Batch
   const Device device(device_index, stream);
   validate_loss_shape(batch, objective, outputs, false);
   if (batch.sequence_offsets && batch.sequences == 0 && batch.rows > 0) {
-    throw Error(ErrorCode::kInvalidArgument, "sequenceOffsets has one entry, expected one more than sequences");
+    throw Error(ErrorCode::kInvalidArgument,
+                "sequenceOffsets has one entry, expected one more than sequences");
   }
   const Report report = run_loss(device, batch, objective, outputs);
   if (report.status.invalid < kStopped) explain_invalid(device, batch, objective, report.status.invalid);
   if (report.status.non_finite != kNoFault) {
     const std::int64_t i = row_in(report.status.non_finite);
-    const auto logits = fetch_row(device, batch.logits, batch.dtype, batch.logits_stride, batch.vocab_size, i);
+    const auto logits =
+        fetch_row(device, batch.logits, batch.dtype, batch.logits_stride, batch.vocab_size, i);
     const auto ref = fetch_row(device, batch.ref_logits, batch.dtype, batch.ref_stride, batch.vocab_size, i);
     throw_data_fault(static_cast<DataFault>(kind_in(report.status.non_finite)), i, objective.penalty,
                      logits.data(), ref.data(), batch.dtype, batch.vocab_size);
@@ -316,7 +322,8 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
   const std::int64_t n = host.rows, v = host.vocab_size;
   const Mirror<std::int32_t> ids(device, host.token_ids, n);
   const Mirror<float> weights(device, host.token_weights, n), advantages(device, host.advantages, n),
-      phi(device, host.ref_weights, n), old(device, host.old_logprobs, n), policy(device, host.policy_weights, n);
+      phi(device, host.ref_weights, n), old(device, host.old_logprobs, n),
+      policy(device, host.policy_weights, n);
   const Mirror<std::int32_t> offsets(device, host.sequence_offsets, host.sequences + 1);
   const Mirror<double> ratios(device, host.sequence_log_ratios, n);
   const Result<float> logprobs(device, wanted.logprobs, n), ref_logprobs(device, wanted.ref_logprobs, n),

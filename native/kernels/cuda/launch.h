@@ -16,7 +16,8 @@
 
 namespace rapo::cuda {
 
-/// A call of one kernel on a stream. `cluster` blocks that share their memory; 1 everywhere but on sm_90 and later.
+/// A call of one kernel on a stream. `cluster` blocks that share their memory; 1 everywhere but on sm_90 and
+/// later.
 struct Launch {
   int blocks, threads, shared_bytes, cluster;
   cudaStream_t stream;
@@ -92,8 +93,8 @@ cudaError_t use_device(int device);
 /// Cached; the device has been used before.
 cudaError_t device_info(int device, DeviceInfo& info);
 
-/// Blocks for a kernel that takes rows one after another: as many as the device holds, but no more than have their
-/// rows (row_bytes each, which are read twice) in half of its second-level cache.
+/// Blocks for a kernel that takes rows one after another: as many as the device holds, but no more than have
+/// their rows (row_bytes each, which are read twice) in half of its second-level cache.
 template <class... Parameters>
 cudaError_t row_blocks(void (*kernel)(Parameters...), int device, std::int64_t rows, std::int64_t row_bytes,
                        Launch& shape) {
@@ -121,7 +122,6 @@ RAPO_DEVICE const T* typed_row(const void* data, std::int64_t stride, std::int64
 }
 
 RAPO_DEVICE float in_powers_of_two(float scale) { return scale * kLog2E; }
-
 
 /// Notes a fault of a row; the first row's stays.
 RAPO_DEVICE void note_fault(std::uint64_t* word, std::int64_t row, int fault) {

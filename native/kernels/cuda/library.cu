@@ -79,8 +79,9 @@ int gather_table(int device, const LogitRows* logits, const std::int32_t* token_
 }
 
 const Functions kFunctions = {
-    error_text, device_count, device_info_table, memory_info,    allocate,          release,     create_stream,
-    destroy_stream, synchronize, upload,         download, loss_workspace, policy_loss_table, gather_table,
+    error_text, device_count,   device_info_table, memory_info,  allocate,
+    release,    create_stream,  destroy_stream,    synchronize,  upload,
+    download,   loss_workspace, policy_loss_table, gather_table,
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The face of the CUDA library: one table of functions, which open.cpp finds in the shared library. Pointers are the
-// device's unless it says "host"; a stream is a cudaStream_t, null the default one. An int result is a cudaError_t.
+// The face of the CUDA library: one table of functions, which open.cpp finds in the shared library. Pointers
+// are the device's unless it says "host"; a stream is a cudaStream_t, null the default one. An int result is
+// a cudaError_t.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +29,8 @@ constexpr std::uint64_t kNoFault = ~std::uint64_t{0};
 /// In Status::invalid: nothing was invalid, but bad logits stopped the call before its loss.
 constexpr std::uint64_t kStopped = kNoFault - 1;
 
-/// Faults beside those of RowFault in Status::invalid: rows of one sequence that differ, and offsets that do not
-/// cover the rows.
+/// Faults beside those of RowFault in Status::invalid: rows of one sequence that differ, and offsets that do
+/// not cover the rows.
 constexpr int kFaultSequence = 64, kFaultOffsets = 65;
 
 /// The faults in Status::non_finite.
@@ -58,10 +59,10 @@ struct Functions {
 
   /// Bytes of workspace (aligned to 16) that policy_loss needs.
   std::size_t (*loss_workspace)(std::int64_t rows);
-  /// rapo::policy_loss with every array on the device. Only enqueues: nothing is allocated, nothing waited for, so
-  /// that it can be captured in a graph. The batch is taken as validate_loss_shape would have it; what else can be
-  /// wrong ends up in report->status. With an invalid entry nothing is written but the report; a row with a fault
-  /// in its logits is left as it was.
+  /// rapo::policy_loss with every array on the device. Only enqueues: nothing is allocated, nothing waited
+  /// for, so that it can be captured in a graph. The batch is taken as validate_loss_shape would have it;
+  /// what else can be wrong ends up in report->status. With an invalid entry nothing is written but the
+  /// report; a row with a fault in its logits is left as it was.
   int (*policy_loss)(int device, const Batch* host_batch, const Objective* host_objective,
                      const Outputs* host_outputs, void* workspace, Report* report, void* stream);
   /// rapo::gather_logprobs in the same way; needs no workspace, and leaves report->metrics alone.

@@ -1,6 +1,6 @@
 // The objective on the device: checks, the sums of gspo's sequences, loss and gradient row by row, metrics.
-#include "../sequence.h"
 #include "../row_fault.h"
+#include "../sequence.h"
 #include "launch.h"
 
 namespace rapo::cuda {
@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kRowThreads) row_logprobs(const __grid_constan
   }
 }
 
-/// gspo: the mean over each sequence, written over the log-probs. One thread a sequence, in the order of its rows.
+/// gspo: the mean over each sequence, written over the log-probs. One thread a sequence, in the order of its
+/// rows.
 __global__ void sequence_means(const __grid_constant__ LossCall call) {
   if (stopped(call)) return;
   const Batch& b = call.batch;
@@ -77,14 +78,14 @@ __global__ void sequence_means(const __grid_constant__ LossCall call) {
   for (std::int64_t i = begin; i < end; ++i) call.ratios[i] = mean;
 }
 
-/// With bad logits the rows of their sequence have no ratio: the loss is not worth computing, and its faults would
-/// hide the one that caused them.
+/// With bad logits the rows of their sequence have no ratio: the loss is not worth computing, and its faults
+/// would hide the one that caused them.
 __global__ void stop_if_not_finite(const __grid_constant__ LossCall call) {
   if (call.report->status.non_finite != kNoFault && !stopped(call)) call.report->status.invalid = kStopped;
 }
 
-/// The sums over row i, in thread 0; and in `fault` what is wrong with the logits. kResident: the policy's row, or this
-/// block's share of it, is in `slots`.
+/// The sums over row i, in thread 0; and in `fault` what is wrong with the logits. kResident: the policy's
+/// row, or this block's share of it, is in `slots`.
 template <class In, bool kPair, bool kResident>
 RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault& fault, Team team,
                                 SharedPointer<uint4> slots) {
@@ -120,8 +121,8 @@ RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault&
 
 /// What thread 0 does with the sums: the row's values, and how its gradient is to be written.
 /// z and u: the logits of the row's token. `first`: this thread is the one that writes the row's values.
-RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairStats& s, DataFault fault, float z,
-                               float u, bool first) {
+RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairStats& s, DataFault fault,
+                               float z, float u, bool first) {
   const Batch& b = call.batch;
   const std::int64_t a = b.token_ids[i];
   RowSums sums;
@@ -180,7 +181,8 @@ RAPO_DEVICE void process_row(const LossCall& call, std::int64_t i, Team team, Sh
   const In* ref = b.ref_logits ? typed_row<In>(b.ref_logits, b.ref_stride, i) : nullptr;
   float z = 0, u = 0;
   if (threadIdx.x == 0) {
-    // Before the sums: once they are done, another block of the cluster may write its part of a gradient in place.
+    // Before the sums: once they are done, another block of the cluster may write its part of a gradient in
+    // place.
     z = Element<In>::widen(load1(row + b.token_ids[i]));
     if (ref) u = Element<In>::widen(load1(ref + b.token_ids[i]));
   }
@@ -192,12 +194,13 @@ RAPO_DEVICE void process_row(const LossCall& call, std::int64_t i, Team team, Sh
   if (!plan.write) return;
   // A uniform reference has no logits of its own: at its scale any finite row is a constant.
   const bool own = kPair && ref_scale_of(b, call.objective, i) != 0;
-  write_row<In, Out, kPair, kResident>(row, own ? ref : row, gradient_row<Out>(call, i), b.vocab_size, plan, team,
-                                       slots);
+  write_row<In, Out, kPair, kResident>(row, own ? ref : row, gradient_row<Out>(call, i), b.vocab_size, plan,
+                                       team, slots);
 }
 
 /// Rows of a block, one after another. Reads a row of the policy twice, the second time from the second-level
-/// cache, and one of the reference once (twice where it takes part in the gradient), and writes the gradient once.
+/// cache, and one of the reference once (twice where it takes part in the gradient), and writes the gradient
+/// once.
 template <class In, class Out, bool kPair>
 __global__ void __launch_bounds__(kRowThreads) loss_rows(const __grid_constant__ LossCall call) {
   if (stopped(call)) return;
@@ -210,8 +213,9 @@ __global__ void __launch_bounds__(kRowThreads) loss_rows(const __grid_constant__
   }
 }
 
-/// The same with the policy's row kept in the shared memory of a cluster of blocks, which take a part of it each, so
-/// that it is read once. The next row is on its way as soon as a thread has written its part of this one's gradient.
+/// The same with the policy's row kept in the shared memory of a cluster of blocks, which take a part of it
+/// each, so that it is read once. The next row is on its way as soon as a thread has written its part of this
+/// one's gradient.
 template <class In, class Out, bool kPair>
 __global__ void __launch_bounds__(kResidentThreads, 2)
     loss_rows_resident(const __grid_constant__ LossCall call, const int blocks) {
@@ -261,13 +265,14 @@ __global__ void __launch_bounds__(kMetricsThreads) add_metrics(const __grid_cons
   if (thread == 0) call.report->metrics = own;
 }
 
-/// Blocks of a cluster, as few as hold a row between them: two to a multiprocessor if that will do, else one. 0 where
-/// no cluster does.
+/// Blocks of a cluster, as few as hold a row between them: two to a multiprocessor if that will do, else one.
+/// 0 where no cluster does.
 int resident_blocks(const DeviceInfo& info, std::int64_t vocab_size, DType dtype, int& shared_bytes) {
   const std::int64_t vectors = vocab_size * static_cast<std::int64_t>(dtype_size(dtype)) / 16;
   const int most = info.major >= 9 ? 8 : 1;
   for (const int to_a_multiprocessor : {2, 1}) {
-    const std::int64_t limit = info.shared_per_block / to_a_multiprocessor - (to_a_multiprocessor == 2 ? 2048 : 0);
+    const std::int64_t limit =
+        info.shared_per_block / to_a_multiprocessor - (to_a_multiprocessor == 2 ? 2048 : 0);
     for (int blocks = 1; blocks <= most; blocks *= 2) {
       const std::int64_t bytes = kSharedRows + (vectors + blocks - 1) / blocks * 16;
       if (bytes > limit) continue;
@@ -330,7 +335,8 @@ std::size_t loss_workspace(std::int64_t rows) {
 
 cudaError_t policy_loss(int device, const Batch& batch, const Objective& objective, const Outputs& outputs,
                         void* workspace, Report* report, cudaStream_t stream) {
-  static_assert(sizeof(RowPlan) <= kSharedRows - kSharedPlan && sizeof(Token) % sizeof(double) == 0, "layout");
+  static_assert(sizeof(RowPlan) <= kSharedRows - kSharedPlan && sizeof(Token) % sizeof(double) == 0,
+                "layout");
   auto* tokens = static_cast<Token*>(workspace);
   LossCall call{batch, objective, outputs, tokens, reinterpret_cast<double*>(tokens + batch.rows), report};
   RAPO_TRY(cudaMemsetAsync(&report->status, 0xff, sizeof(Status), stream));
@@ -347,9 +353,8 @@ cudaError_t policy_loss(int device, const Batch& batch, const Objective& objecti
       RAPO_TRY(launch(stop_if_not_finite, Launch{1, 1, 0, 1, stream}, call));
       call.batch.sequence_log_ratios = call.ratios;
     }
-    RAPO_TRY(for_dtype(batch.dtype, [&](auto element) {
-      return launch_loss<decltype(element)>(device, call, stream);
-    }));
+    RAPO_TRY(for_dtype(batch.dtype,
+                       [&](auto element) { return launch_loss<decltype(element)>(device, call, stream); }));
   }
   const int shared = kMetricsThreads * static_cast<int>(sizeof(Metrics));
   return launch(add_metrics, Launch{1, kMetricsThreads, shared, 1, stream}, call);

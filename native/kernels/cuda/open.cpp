@@ -13,7 +13,8 @@ constexpr int kErrorMemoryAllocation = 2;  // cudaErrorMemoryAllocation
 
 std::string beside_this_addon() {
   Dl_info info;
-  if (!dladdr(reinterpret_cast<const void*>(&availability), &info) || !info.dli_fname) return "librapo_cuda.so";
+  if (!dladdr(reinterpret_cast<const void*>(&availability), &info) || !info.dli_fname)
+    return "librapo_cuda.so";
   const std::string addon = info.dli_fname;
   return addon.substr(0, addon.rfind('/') + 1) + "librapo_cuda.so";
 }
@@ -67,7 +68,8 @@ const Functions& functions_for(int device) {
   const auto devices = static_cast<int>(found.devices.size());
   if (device < 0 || device >= devices) {
     throw Error(ErrorCode::kInvalidArgument, "device is " + std::to_string(device) + ", outside [0, " +
-                                                 std::to_string(devices) + "), the CUDA devices of this machine");
+                                                 std::to_string(devices) +
+                                                 "), the CUDA devices of this machine");
   }
   return *found.functions;
 }

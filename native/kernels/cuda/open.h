@@ -1,4 +1,5 @@
-// Finds the CUDA library at run time. Host code without CUDA's headers: it is part of every build of the addon.
+// Finds the CUDA library at run time. Host code without CUDA's headers: it is part of every build of the
+// addon.
 #pragma once
 
 #include <string>

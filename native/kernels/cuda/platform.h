@@ -1,5 +1,5 @@
-// The few things that device code asks of the machine. Under nvcc they are instructions; the tests compile the same
-// kernels for the host, where RAPO_CUDA_EMULATOR's header takes nvcc's place.
+// The few things that device code asks of the machine. Under nvcc they are instructions; the tests compile
+// the same kernels for the host, where RAPO_CUDA_EMULATOR's header takes nvcc's place.
 #pragma once
 
 #ifdef RAPO_CUDA_EMULATOR
@@ -55,8 +55,8 @@ RAPO_DEVICE std::uint32_t to_float16x2(float low, float high) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-/// Global memory, 16 bytes at an address that is a multiple of 16, and single elements. `_last`: nobody will read
-/// the line again soon.
+/// Global memory, 16 bytes at an address that is a multiple of 16, and single elements. `_last`: nobody will
+/// read the line again soon.
 RAPO_DEVICE uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
 RAPO_DEVICE uint4 load16_last(const void* p) { return __ldcs(static_cast<const uint4*>(p)); }
 RAPO_DEVICE void store16(void* p, uint4 words) { __stcs(static_cast<uint4*>(p), words); }
@@ -69,8 +69,8 @@ RAPO_DEVICE void store1(T* p, T value) {
   *p = value;
 }
 
-/// Starts a copy of 16 bytes from global to shared memory by this thread, which alone may read them, and after
-/// async_wait: the copies of all but the last `Pending` groups are there then.
+/// Starts a copy of 16 bytes from global to shared memory by this thread, which alone may read them, and
+/// after async_wait: the copies of all but the last `Pending` groups are there then.
 RAPO_DEVICE void async_copy16(SharedPointer<uint4> to, const void* from) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
@@ -96,7 +96,8 @@ RAPO_DEVICE int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-/// A barrier for all threads of the cluster; what was written to shared memory before it can be read after it.
+/// A barrier for all threads of the cluster; what was written to shared memory before it can be read after
+/// it.
 RAPO_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }

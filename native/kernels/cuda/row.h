@@ -27,7 +27,8 @@ struct Element<float> {
   RAPO_DEVICE static float widen(float x) { return x; }
   RAPO_DEVICE static float narrow(float x) { return x; }
   RAPO_DEVICE static void unpack(const uint4& w, float* x) {
-    x[0] = bits_to_float(w.x), x[1] = bits_to_float(w.y), x[2] = bits_to_float(w.z), x[3] = bits_to_float(w.w);
+    x[0] = bits_to_float(w.x), x[1] = bits_to_float(w.y), x[2] = bits_to_float(w.z),
+    x[3] = bits_to_float(w.w);
   }
   RAPO_DEVICE static uint4 pack(const float* x) {
     return {float_to_bits(x[0]), float_to_bits(x[1]), float_to_bits(x[2]), float_to_bits(x[3])};
@@ -100,7 +101,8 @@ struct Team {
   int rank = 0, blocks = 1;
 };
 
-/// The vectors of a row that one block of a cluster takes; the first block has the head too, the last one the tail.
+/// The vectors of a row that one block of a cluster takes; the first block has the head too, the last one the
+/// tail.
 struct Share {
   std::int64_t begin, end;
   bool head, tail;
@@ -135,9 +137,9 @@ RAPO_DEVICE void store_vector(T* p, bool aligned, const float* x) {
   }
 }
 
-// In what follows x is in powers of two: x = (z - offset) * scale * log2 e, and the sums of e^x x are multiplied by
-// ln 2 in the end. The offset is a logit of the row, raised only when another one exceeds it by 2^kSlack, so that the
-// sums are hardly ever rescaled; e^x is then 2^kSlack at most.
+// In what follows x is in powers of two: x = (z - offset) * scale * log2 e, and the sums of e^x x are
+// multiplied by ln 2 in the end. The offset is a logit of the row, raised only when another one exceeds it by
+// 2^kSlack, so that the sums are hardly ever rescaled; e^x is then 2^kSlack at most.
 constexpr float kSlack = 8;
 constexpr float kLowest = -200;  // 2^-200 is 0 in float32
 
@@ -145,8 +147,8 @@ struct Online {
   float offset = kMinusInfinity;
   double sum = 0, weighted = 0;  // Σ e^x, Σ e^x x
 
-  /// Makes `to` the offset; returns by how much x falls, 0 where nothing had been summed yet. The fall is a double,
-  /// which cannot overflow: masks made of the lowest float are common.
+  /// Makes `to` the offset; returns by how much x falls, 0 where nothing had been summed yet. The fall is a
+  /// double, which cannot overflow: masks made of the lowest float are common.
   RAPO_DEVICE double raise(float to, float k) {
     double delta = 0;
     if (offset > kMinusInfinity) {
@@ -253,7 +255,8 @@ RAPO_DEVICE void fetch_share(const T* row, std::int64_t n, Team team, SharedPoin
 
 RAPO_DEVICE SharedPointer<uint4> no_slots() { return SharedPointer<uint4>{0}; }
 
-/// This thread's part of the sums over a row, or over its block's share of one. kResident: the share is in `slots`.
+/// This thread's part of the sums over a row, or over its block's share of one. kResident: the share is in
+/// `slots`.
 template <class T, bool kLast, bool kResident = false>
 RAPO_DEVICE Online read_row(const T* row, std::int64_t n, float k, Team team, SharedPointer<uint4> slots) {
   constexpr int kWidth = Element<T>::kWidth;
@@ -331,11 +334,11 @@ RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, flo
 // ---- sums over the block ----
 
 /// Offsets in shared memory, in bytes. What follows kSharedRows is free for rows.
-constexpr int kSharedTop = 0;                           // float[2][kWarp]: the warps' largest offsets
-constexpr int kSharedSums = kSharedTop + 2 * kWarp * 4;   // double[4][kWarp]: the warps' sums
-constexpr int kSharedPlan = kSharedSums + 4 * kWarp * 8;  // RowPlan
-constexpr int kSharedClusterTop = kSharedPlan + 64;            // float[2]: the block's, for its cluster
-constexpr int kSharedClusterSums = kSharedClusterTop + 16;    // double[4]
+constexpr int kSharedTop = 0;                               // float[2][kWarp]: the warps' largest offsets
+constexpr int kSharedSums = kSharedTop + 2 * kWarp * 4;     // double[4][kWarp]: the warps' sums
+constexpr int kSharedPlan = kSharedSums + 4 * kWarp * 8;    // RowPlan
+constexpr int kSharedClusterTop = kSharedPlan + 64;         // float[2]: the block's, for its cluster
+constexpr int kSharedClusterSums = kSharedClusterTop + 16;  // double[4]
 constexpr int kSharedRows = kSharedClusterSums + 48;
 
 RAPO_DEVICE float warp_max(float x) {
@@ -351,7 +354,8 @@ RAPO_DEVICE double warp_sum(double x) {
 RAPO_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 RAPO_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-/// The largest value in the block, in every thread; slot is 0 or 1, and free again after the next barrier but one.
+/// The largest value in the block, in every thread; slot is 0 or 1, and free again after the next barrier but
+/// one.
 RAPO_DEVICE void put_max(float x, int slot) {
   x = warp_max(x);
   if (lane_index() == 0) shared_memory<float>(kSharedTop)[slot * kWarp + warp_index()] = x;
@@ -363,7 +367,8 @@ RAPO_DEVICE float get_max(int slot) {
   return warp_max(x);
 }
 
-/// The sum over the block in its first warp, added up in an order that depends on nothing but the block's size.
+/// The sum over the block in its first warp, added up in an order that depends on nothing but the block's
+/// size.
 RAPO_DEVICE void put_sum(double x, int slot) {
   x = warp_sum(x);
   if (lane_index() == 0) shared_memory<double>(kSharedSums)[slot * kWarp + warp_index()] = x;
@@ -404,8 +409,8 @@ RAPO_DEVICE void cluster_sum(double (&sums)[kCount], Team team) {
   }
 }
 
-/// From the threads' sums to the row's, which thread 0 gets. Shared memory may be used for the next reduction after
-/// one more barrier.
+/// From the threads' sums to the row's, which thread 0 gets. Shared memory may be used for the next reduction
+/// after one more barrier.
 template <bool kCluster = false>
 RAPO_DEVICE RowStats block_stats(Online s, float k, Team team = {}) {
   put_max(s.offset, 0);
@@ -448,8 +453,8 @@ RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, bool rever
 
 // ---- the gradient ----
 
-/// What thread 0 makes of the row's sums and every thread writes the gradient from; the terms' scales and factors of
-/// x are in powers of two here, and their reference is that of the forward KL alone.
+/// What thread 0 makes of the row's sums and every thread writes the gradient from; the terms' scales and
+/// factors of x are in powers of two here, and their reference is that of the forward KL alone.
 struct RowPlan {
   GradientTerms terms;
   float cross;  // what multiplies e^x x_r, for the reverse KL
@@ -470,11 +475,11 @@ RAPO_DEVICE float gradient_of(const GradientTerms& t, float cross, float z, floa
   return fmaf(t.reference, exp2_approx(max_keep_nan(xr, kLowest)), own);
 }
 
-/// The gradient of a row, or of a block's share of one. ref is looked at in pairs alone. In place (out == row), each
-/// thread writes what it alone has read. kResident: the row's share is in `slots`.
+/// The gradient of a row, or of a block's share of one. ref is looked at in pairs alone. In place (out ==
+/// row), each thread writes what it alone has read. kResident: the row's share is in `slots`.
 template <class In, class Out, bool kPair, bool kResident>
-RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t n, const RowPlan& plan, Team team,
-                           SharedPointer<uint4> slots) {
+RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t n, const RowPlan& plan,
+                           Team team, SharedPointer<uint4> slots) {
   constexpr int kWidth = Element<In>::kWidth, kAtOnce = kPair || kResident ? kPairInFlight : kInFlight;
   const Partition part(row, n);
   const Share share(part, team);
@@ -534,7 +539,8 @@ RAPO_DEVICE void zero_row(Out* out, std::int64_t n) {
   for (std::int64_t j = thread; j < part.vectors; j += threads) {
     store16(body + j * Element<Out>::kWidth, uint4{0, 0, 0, 0});
   }
-  if (thread < part.tail) store1(body + part.vectors * Element<Out>::kWidth + thread, Element<Out>::narrow(0));
+  if (thread < part.tail)
+    store1(body + part.vectors * Element<Out>::kWidth + thread, Element<Out>::narrow(0));
 }
 
 }  // namespace rapo::cuda
