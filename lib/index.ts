@@ -23,6 +23,7 @@ export {
   type SampledRows,
 } from './correction.js'
 export { type Problem, readProblems } from './data.js'
+export * from './device.js'
 export { adaptEntropyCoef, type EntropyControl, topEntropyWeights } from './entropy.js'
 export { RapoError, type RapoErrorCode } from './errors.js'
 export { type EvalResult, evaluate, passAtK } from './evaluate.js'
