@@ -41,6 +41,12 @@ export function prebuildPath(target) {
 
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
+  const { withLock } = await load('lock.ts')
+  const waiting = () => report('waiting for another run of prebuilds to finish')
+  await withLock(join(root, 'build', 'prebuilds'), waiting, () => prebuildAll(names, report))
+}
+
+async function prebuildAll(names, report) {
   const [{ cacheDir, hashSources }, { work }, { makeVenv }, { findTools, requireTools }] = await Promise.all(
     ['cache.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load),
   )
