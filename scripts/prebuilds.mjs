@@ -39,6 +39,12 @@ export function prebuildPath(target) {
   return join('prebuilds', `${platform}-${arch}`, `${['rapo', libc].filter(Boolean).join('.')}.node`)
 }
 
+/** The target that this machine runs. */
+export function hostTarget() {
+  const libc = process.report.getReport().header.glibcVersionRuntime ? 'glibc' : 'musl'
+  return [process.platform, process.arch, ...(process.platform === 'linux' ? [libc] : [])].join('-')
+}
+
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
   const { withLock } = await load('lock.ts')
@@ -51,8 +57,7 @@ async function prebuildAll(names, report) {
     ['cache.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load),
   )
   const sources = createHash('sha256')
-    .update(hashSources())
-    .update(readFileSync(fileURLToPath(import.meta.url)))
+    .update(hashSources() + ZIG + compile)
     .digest('hex')
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
@@ -85,8 +90,16 @@ async function compile(name, addon, zig, work) {
   }
   // For a first executable zig would compile the whole C library; CMake's question needs none.
   const noLink = 'case "$*" in *CMakeCXXCompilerId*) set -- -c "$@" ;; esac\n'
-  const cxx = program('c++', `c++ -target ${targets[name]}`, noLink)
+  // zig's linker for macOS crashes at a bundle. Node loads a library as well.
+  const noBundle = 'for x; do shift; [ "$x" = -bundle ] && x=-shared; set -- "$@" "$x"; done\n'
+  const cxx = program('c++', `c++ -target ${targets[name]}`, noLink + noBundle)
   let linkFlags = '-s'
+  if (system === 'linux') {
+    // Else Node's own operator new would take the place of this one, and its bad_alloc be none that is caught here.
+    const exports = join(tree, 'exports.map')
+    writeFileSync(exports, '{ global: napi_*; node_api_*; local: *; };\n')
+    linkFlags += ` -Wl,--version-script=${exports}`
+  }
   if (system === 'windows') {
     const library = join(tree, 'node.lib')
     const definitions = join(tree, 'node.def')

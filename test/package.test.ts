@@ -21,7 +21,7 @@ import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 // @ts-expect-error: no types
-import { prebuild, prebuildPath, targets } from '../scripts/prebuilds.mjs'
+import { hostTarget, prebuild, prebuildPath, targets } from '../scripts/prebuilds.mjs'
 import { serveRegistry } from './registry.js'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
@@ -57,13 +57,6 @@ test.before(async () => {
 })
 
 test.after(() => rmSync(temporary, { recursive: true, force: true }))
-
-function hostTarget(): string {
-  const { glibcVersionRuntime } = (process.report.getReport() as { header: { glibcVersionRuntime?: string } })
-    .header
-  const libc = process.platform !== 'linux' ? '' : glibcVersionRuntime ? '-glibc' : '-musl'
-  return `${process.platform}-${process.arch}${libc}`
-}
 
 test('the tarball holds what it should and no more', () => {
   const list = path.join(root, 'test', 'golden', 'package-files.txt')
@@ -173,7 +166,9 @@ test('its types are there for ES modules, CommonJS and bundlers, without any oth
     ['--module', 'esnext', '--moduleResolution', 'bundler', files[2]!],
   ]
   for (const kind of kinds) {
-    const problems = await run(bin('tsc'), [...strict, ...kind], { cwd: project }).catch(error => error.stdout)
+    const problems = await run(bin('tsc'), [...strict, ...kind], { cwd: project }).catch(
+      error => error.stdout,
+    )
     assert.is(problems.stdout ?? problems, '')
   }
 })
