@@ -44,11 +44,11 @@ function readElf(bytes: Buffer): Binary {
   const entries = Array.from({ length: size / 16 }, (_, i) => {
     return { tag: u64(bytes, start + 16 * i), value: u64(bytes, start + 16 * i + 8) }
   })
-  const valueOf = (tag: number) => entries.find(entry => entry.tag === tag)?.value
-  const strings = toOffset(valueOf(5)!)
+  const entryOf = (tag: number) => entries.find(entry => entry.tag === tag)?.value
+  const strings = toOffset(entryOf(5)!)
 
   const versions: string[] = []
-  let need = valueOf(0x6ffffffe) === undefined ? 0 : toOffset(valueOf(0x6ffffffe)!)
+  let need = entryOf(0x6ffffffe) === undefined ? 0 : toOffset(entryOf(0x6ffffffe)!)
   while (need) {
     let aux = need + bytes.readUInt32LE(need + 8)
     for (let i = bytes.readUInt16LE(need + 2); i > 0; --i) {
