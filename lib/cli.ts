@@ -172,10 +172,11 @@ if (isMain) {
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
-  try {
-    await createCli().parseAsync()
-  } catch (error) {
-    console.error(describeError(error))
-    process.exitCode = 1
-  }
+  // Not awaited: CommonJS, which the package is built as, has no await at the top.
+  createCli()
+    .parseAsync()
+    .catch(error => {
+      console.error(describeError(error))
+      process.exitCode = 1
+    })
 }
