@@ -127,6 +127,15 @@ const evaluation = z.strictObject({
   seed: count(0).default(1).describe('of the samples and the intervals'),
 })
 
+const observe = z.strictObject({
+  tensorboard: z.boolean().default(false).describe('write event files for TensorBoard (docs/observe.md)'),
+  prometheus: z
+    .string()
+    .default('')
+    .describe("file that gets the newest step for node-exporter's textfile collector; name it *.prom"),
+  hook: z.string().default('').describe('path of a module whose default export is called after every step'),
+})
+
 type ObjectiveInput = z.output<typeof objective>
 type ResolvedObjective = { [K in keyof ObjectiveInput]-?: NonNullable<ObjectiveInput[K]> }
 
@@ -162,6 +171,7 @@ const schema = z.strictObject({
   objective: objective.prefault({}),
   optimizer: optimizer.prefault({}),
   run: run.prefault({}),
+  observe: observe.prefault({}),
   eval: evaluation.prefault({}),
 })
 

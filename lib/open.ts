@@ -4,6 +4,7 @@ import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Config, stringifyConfig } from './config.js'
 import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
+import { type Observer, openObserver } from './observe/observe.js'
 import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
   checkTokenizerFits,
@@ -34,6 +35,7 @@ export interface OpenRun {
   readonly stepsDone: number
   readonly metricsFile: string
   readonly samplesFile: string
+  readonly observer: Observer
   close(): Promise<void>
 }
 
@@ -58,6 +60,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
   }
   const cursor = createCursor(problems, run.seed, from?.trainer.cursor)
+  const stepsDone = from?.trainer.step ?? 0
+  const observer = await openObserver(config, stepsDone)
 
   const unlock = lockRun(run.output)
   let policy: Policy | undefined
@@ -76,17 +80,18 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
 
     if (!from) clearRun(run.output)
     removeStaleCheckpoints(run.output)
-    const stepsDone = from?.trainer.step ?? 0
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const close = async () => {
+      observer.close()
       await policy?.dispose()
       unlock()
     }
-    return { policy, verifier, cursor, context, stopTokenIds, stepsDone, metricsFile, samplesFile, close }
+    const files = { metricsFile, samplesFile }
+    return { policy, verifier, cursor, context, stopTokenIds, stepsDone, ...files, observer, close }
   } catch (error) {
     await policy?.dispose()
     unlock()
