@@ -99,7 +99,8 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
   const dir = path.join(runDir, 'checkpoints', name)
   try {
     const trainer = JSON.parse(readFileSync(trainerFileOf(dir), 'utf8')) as TrainerState
-    if (!Number.isSafeInteger(trainer.step) || typeof trainer.cursor !== 'object')
+    const { epoch, position, fingerprint } = trainer.cursor
+    if (![trainer.step, epoch, position].every(isCount) || typeof fingerprint !== 'string')
       throw new Error('step or cursor is missing')
     return { dir, stateFile: stateFileOf(dir), trainer }
   } catch (cause) {
@@ -120,9 +121,14 @@ export function removeStaleCheckpoints(runDir: string): void {
   }
 }
 
+const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0
+
 function latestName(runDir: string): string | undefined {
   const file = path.join(runDir, 'checkpoints', 'latest')
-  return existsSync(file) ? readFileSync(file, 'utf8').trim() : undefined
+  if (!existsSync(file)) return undefined
+  const name = readFileSync(file, 'utf8').trim()
+  if (/^step-\d+$/.test(name)) return name
+  throw new RapoError('ERR_RAPO_FORMAT', `${file} holds ${JSON.stringify(name)}, which is no checkpoint's name`)
 }
 
 /** Ascending by step. */

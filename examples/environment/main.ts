@@ -109,7 +109,7 @@ for (let step = 1; step <= steps; step++) {
   for (const batch of splitBatch(sequences, weights, 16384)) {
     trained += (await policy.accumulate(batch, objective)).tokens
   }
-  await policy.step(1e-3)
+  await policy.step(5e-4)
   const written = episodes.reduce((sum, { mask }) => sum + mask.filter(Boolean).length, 0)
   if (trained !== written) throw new Error(`${trained} tokens trained, ${written} written by the model`)
   if (step % 5 === 0) console.log(`step ${step}  reward ${mean(rewards.slice(-5)).toFixed(3)}`)
