@@ -99,7 +99,7 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
   const dir = path.join(runDir, 'checkpoints', name)
   try {
     const trainer = JSON.parse(readFileSync(trainerFileOf(dir), 'utf8')) as TrainerState
-    const { epoch, position, fingerprint } = trainer.cursor
+    const { epoch, position, fingerprint } = trainer.cursor ?? {}
     if (![trainer.step, epoch, position].every(isCount) || typeof fingerprint !== 'string')
       throw new Error('step or cursor is missing')
     return { dir, stateFile: stateFileOf(dir), trainer }
