@@ -5,7 +5,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { includes, readers, targets } from '../scripts/fuzz.mjs'
+import { includes, readers, targets } from '../scripts/fuzz.js'
 import { makeTempDir } from './fake-policy.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))

@@ -1,6 +1,8 @@
-// npm run fuzz [-- TARGET …] [-- --seconds N]: fuzzes the engine's file readers with libFuzzer (clang with its sanitizer
-// runtimes; RAPO_CLANG names another), under AddressSanitizer and UndefinedBehaviorSanitizer. Finds end in build/fuzz/,
-// where the grown corpus is too; --merge puts the inputs that reach new code into test/fuzz/corpus/, smallest first.
+/**
+ * `npm run fuzz -- [TARGET …] [--seconds N]`: the engine's file readers under libFuzzer, AddressSanitizer and
+ * UndefinedBehaviorSanitizer (needs clang with its sanitizer runtimes; RAPO_CLANG names another). What it finds ends in
+ * build/fuzz/, where the grown corpus is too; --merge adds the inputs that reach new code to test/fuzz/corpus/.
+ */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -15,7 +17,7 @@ export const includes = ['native', 'native/engine'].map(dir => `-I${dir}`)
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) process.exitCode = await main()
 
-async function main() {
+async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: { seconds: { type: 'string', default: '150' }, merge: { type: 'boolean', default: false } },
@@ -43,7 +45,7 @@ async function main() {
   return failed ? 1 : 0
 }
 
-function compile(target) {
+function compile(target: string): string {
   const clang = process.env.RAPO_CLANG || ['clang++', 'clang++-14'].find(isThere)
   if (!clang) throw new Error('no clang++ found: install clang and its sanitizer runtimes, or set RAPO_CLANG')
   mkdirSync(join(root, 'build', 'fuzz'), { recursive: true })
@@ -57,12 +59,12 @@ function compile(target) {
   return binary
 }
 
-function isThere(command) {
+function isThere(command: string): boolean {
   return spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
 }
 
 /** Returns 0, or 1 where an input was found that the target must not do this with. */
-function fuzz(binary, args) {
+function fuzz(binary: string, args: readonly string[]): Promise<number> {
   return new Promise((resolve, reject) => {
     const child = spawn(join(root, binary), args, { cwd: root, stdio: 'inherit' })
     child.on('error', reject).on('close', code => resolve(code === 0 ? 0 : 1))
