@@ -26,6 +26,8 @@ export interface TrainerState {
   /** Steps done. */
   readonly step: number
   readonly cursor: CursorState
+  /** β of the next step, which objective.entropyTarget moves. */
+  readonly entropyCoef?: number
 }
 
 export interface Checkpoint {
@@ -102,6 +104,8 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
     const { epoch, position, fingerprint } = trainer.cursor ?? {}
     if (![trainer.step, epoch, position].every(isCount) || typeof fingerprint !== 'string')
       throw new Error('step or cursor is missing')
+    const { entropyCoef = 0 } = trainer
+    if (!(Number.isFinite(entropyCoef) && entropyCoef >= 0)) throw new Error('entropyCoef is no number ≥ 0')
     return { dir, stateFile: stateFileOf(dir), trainer }
   } catch (cause) {
     throw new RapoError('ERR_RAPO_FORMAT', `the checkpoint ${dir} is damaged: ${(cause as Error).message}`, {
@@ -128,7 +132,10 @@ function latestName(runDir: string): string | undefined {
   if (!existsSync(file)) return undefined
   const name = readFileSync(file, 'utf8').trim()
   if (/^step-\d+$/.test(name)) return name
-  throw new RapoError('ERR_RAPO_FORMAT', `${file} holds ${JSON.stringify(name)}, which is no checkpoint's name`)
+  throw new RapoError(
+    'ERR_RAPO_FORMAT',
+    `${file} holds ${JSON.stringify(name)}, which is no checkpoint's name`,
+  )
 }
 
 /** Ascending by step. */

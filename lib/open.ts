@@ -33,6 +33,8 @@ export interface OpenRun {
   readonly stopTokenIds: readonly number[]
   /** Steps done already. */
   readonly stepsDone: number
+  /** β of the next step, which objective.entropyTarget moves. */
+  readonly entropyCoef: number
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
@@ -90,8 +92,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       await policy?.dispose()
       unlock()
     }
-    const files = { metricsFile, samplesFile }
-    return { policy, verifier, cursor, context, stopTokenIds, stepsDone, ...files, observer, close }
+    const entropyCoef = from?.trainer.entropyCoef ?? config.objective.entropyCoef
+    return {
+      ...{ policy, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
+      ...{ metricsFile, samplesFile, observer, close },
+    }
   } catch (error) {
     await policy?.dispose()
     unlock()

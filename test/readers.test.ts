@@ -18,7 +18,7 @@ import { truncateJsonLines } from '../lib/run.js'
 import { makeFakeModel, makeTempDir } from './fake-policy.js'
 import { writeThreeRuns } from './report-fixture.js'
 
-const numRuns = Number(process.env.RAPO_FUZZ_RUNS ?? 200)
+const numRuns = Number(process.env.RAPO_FUZZ_RUNS ?? 100)
 const seed = Number(process.env.RAPO_FUZZ_SEED ?? 1)
 const dir = makeTempDir()
 
@@ -270,7 +270,11 @@ holds(
   },
 )
 
-const goodTrainer = { step: 3, cursor: { epoch: 0, position: 2, fingerprint: '0123456789abcdef' } }
+const goodTrainer = {
+  step: 3,
+  entropyCoef: 0.003,
+  cursor: { epoch: 0, position: 2, fingerprint: '0123456789abcdef' },
+}
 const problems: Problem[] = goodProblems.map(({ prompt, answer }, i) => ({ id: String(i), prompt, answer }))
 const fingerprint = createCursor(problems, 1).state().fingerprint
 
@@ -288,6 +292,7 @@ holds(
     writeFileSync(path.join(run, 'checkpoints', 'latest'), 'step-000003\n')
     writeFileSync(path.join(run, 'checkpoints', 'step-000003', 'rapo', 'trainer.json'), content)
     const checkpoint = orRapoError(() => readLatestCheckpoint(run))
+    if (checkpoint) assert.ok((checkpoint.trainer.entropyCoef ?? 0) >= 0)
     const cursor = checkpoint && orRapoError(() => createCursor(problems, 1, checkpoint.trainer.cursor))
     if (cursor) assert.ok(cursor.next(5).every(problem => problems.includes(problem)))
   },
