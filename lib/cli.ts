@@ -6,6 +6,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { describePresets, type Field, fields } from './config.js'
 import { RapoError } from './errors.js'
 import { packageVersion } from './setup/cache.js'
+import { plainText } from './text.js'
 
 /** The fields that a measurement reads. */
 const measuredFields =
@@ -161,8 +162,8 @@ function decimal(range: string, isInRange: (value: number) => boolean) {
 /** What a person sees of an error: one clear message, the stack only with RAPO_DEBUG=1 or for a fault of rapo's own. */
 export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.env): string {
   const isExpected = error instanceof RapoError && env.RAPO_DEBUG !== '1'
-  if (isExpected) return `rapo: ${error.message}`
-  return error instanceof Error ? (error.stack ?? error.message) : String(error)
+  if (isExpected) return plainText(`rapo: ${error.message}`)
+  return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
 const isMain =

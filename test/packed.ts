@@ -1,7 +1,7 @@
 /** The package as a user gets it: built, packed, and installed into an empty directory from npm's own cache. */
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { locateKernels } from '../lib/native.js'
@@ -40,9 +40,7 @@ export function installPacked(dir: string): NodeJS.ProcessEnv {
     ...process.env,
     // tsx and tsc, which an example's own `npm install` would bring.
     PATH: [path.join(root, 'node_modules', '.bin'), process.env.PATH].join(path.delimiter),
-    // Without prebuilds in it, the package runs on the addon that was built here.
-    ...(!existsSync(path.join(dir, 'node_modules', 'rapo', 'prebuilds')) && {
-      RAPO_KERNELS_ADDON: locateKernels(),
-    }),
+    // The addon of these sources: the prebuilds that were packed may be older, or not there.
+    RAPO_KERNELS_ADDON: locateKernels(),
   }
 }
