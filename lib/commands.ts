@@ -9,6 +9,7 @@ import { evaluate, formatPassAtK } from './evaluate.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
+import { writeWhole } from './run.js'
 import { plainText } from './text.js'
 import { train } from './train.js'
 
@@ -236,6 +237,36 @@ export async function runDoctor({ json }: { json?: boolean }): Promise<void> {
   const report = await doctor()
   print(json ? JSON.stringify(report, null, 2) : formatDoctor(report))
   if (!report.ok) process.exitCode = 1
+}
+
+interface BenchValues {
+  readonly dtype: string
+  readonly rows: readonly number[]
+  readonly vocab: number
+  readonly rounds: number
+  readonly threads: number
+  readonly json?: string
+  readonly svg?: string
+  readonly compare?: readonly string[]
+}
+
+export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: BenchValues): Promise<void> {
+  const { formatBench, formatComparison, readBench } = await import('./bench/results.js')
+  if (compare) {
+    const [a, b, ...more] = compare
+    if (a === undefined || b === undefined || more.length > 0) {
+      throw new RapoError('ERR_RAPO_CONFIG', `--compare takes two files, not ${compare.length}`)
+    }
+    print(formatComparison(readBench(a), readBench(b)))
+    return
+  }
+  const { measureBench } = await import('./bench/measure.js')
+  const dtypes = dtype.split(',') as ('float32' | 'bfloat16')[]
+  const onLine = (line: string) => console.error(plainText(line))
+  const report = await measureBench({ ...rest, dtypes, vocabSize: vocab, onLine })
+  print(formatBench(report))
+  if (json) writeWhole(json, `${JSON.stringify(report, null, 2)}\n`)
+  if (svg) writeWhole(svg, (await import('./bench/chart.js')).benchChart(report))
 }
 
 function print(text: string): void {
