@@ -1,10 +1,10 @@
 /**
  * `npm run fuzz -- [TARGET …] [--seconds N]`: the engine's file readers under libFuzzer, AddressSanitizer and
  * UndefinedBehaviorSanitizer (needs clang with its sanitizer runtimes; RAPO_CLANG names another). What it finds ends in
- * build/fuzz/, where the grown corpus is too; --merge adds the inputs that reach new code to test/fuzz/corpus/.
+ * build/fuzz/, where the grown corpus is too; --merge makes test/fuzz/corpus/ anew: few inputs that reach all that any did.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { mkdirSync, readdirSync } from 'node:fs'
+import { mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -33,7 +33,19 @@ async function main(): Promise<number> {
     for (const dir of [own, committed]) mkdirSync(join(root, dir), { recursive: true })
     const limits = ['-max_len=2048', '-timeout=10', '-rss_limit_mb=2048']
     if (values.merge) {
-      failed += await fuzz(binary, ['-merge=1', ...limits, committed, own])
+      const chosen = join('build', 'fuzz', 'chosen')
+      rmSync(join(root, chosen), { recursive: true, force: true })
+      mkdirSync(join(root, chosen))
+      failed += await fuzz(binary, [
+        '-set_cover_merge=1',
+        '-max_len=700',
+        '-timeout=10',
+        chosen,
+        own,
+        committed,
+      ])
+      rmSync(join(root, committed), { recursive: true })
+      renameSync(join(root, chosen), join(root, committed))
     } else {
       const dictionary = '-dict=test/fuzz/dictionary.txt'
       const finds = `-artifact_prefix=build/fuzz/${target}-`

@@ -15,7 +15,10 @@ const objective = rapo({ klCoef: 0.02, entropyCoef: 0.003 })
 const phi = { phiMin: 0.7, phiMax: 1, rMin: 0, rMax: 1 }
 
 /** rapo's loss as a TensorFlow.js operation on logits (N × V): differentiable like any other. */
-function rapoLoss(logits: tf.Tensor2D, batch: Omit<LossBatch<Float32Array>, 'logits' | 'vocabSize'>): tf.Scalar {
+function rapoLoss(
+  logits: tf.Tensor2D,
+  batch: Omit<LossBatch<Float32Array>, 'logits' | 'vocabSize'>,
+): tf.Scalar {
   const operation = tf.customGrad((z: tf.Tensor | tf.GradSaveFunc) => {
     const values = (z as tf.Tensor2D).dataSync() as Float32Array
     const { loss, gradLogits } = policyLoss({ ...batch, vocabSize: V, logits: values }, objective)

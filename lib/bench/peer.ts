@@ -20,11 +20,11 @@ export interface Peer {
   close(): Promise<void>
 }
 
-/** A Python that imports torch, or why there is none: RAPO_PYTHON, else python3, else the one of `rapo setup`. */
+/** A Python that imports torch, or why there is none: RAPO_PYTHON; else python3, or one that a benchmark made ready. */
 export async function findPython(
   env: NodeJS.ProcessEnv = process.env,
 ): Promise<{ python: string } | { reasons: string[] }> {
-  const own = privatePython(cacheDir(env))
+  const own = benchPython(env)
   const candidates = env.RAPO_PYTHON ? [env.RAPO_PYTHON] : ['python3', ...(existsSync(own) ? [own] : [])]
   const reasons: string[] = []
   for (const python of candidates) {
@@ -35,7 +35,9 @@ export async function findPython(
   return { reasons }
 }
 
-const privatePython = (cache: string) => join(cache, `torch-${TORCH_VERSION}`, 'bin', 'python')
+/** Of the virtual environment that `npm run bench` makes in a clone, from the libtorch of `rapo setup`. */
+export const benchPython = (env: NodeJS.ProcessEnv = process.env) =>
+  join(cacheDir(env), `bench-torch-${TORCH_VERSION}`, 'bin', 'python')
 
 export function startPeer(python: string, batch: Batch, objective: Objective, threads: number): Peer {
   const dir = mkdtempSync(join(tmpdir(), 'rapo-bench-'))
