@@ -23,6 +23,7 @@ struct PolicyOptions {
   std::string reference_dir;      // the frozen reference's directory; empty: no reference
   AdamW adamw;
   double max_grad_norm = 1;    // > 0
+  bool recompute = false;      // keep each layer's input only, and compute the rest again in the backward pass
   std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
 };
 
@@ -83,6 +84,25 @@ struct ModelInfo {
   DType dtype = DType::kFloat32;
 };
 
+/// What predict_memory() needs to know of a run.
+struct RunShape {
+  std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of a completion
+  std::int64_t sequences = 0;                          // completions asked for at once
+  std::int64_t max_batch = 0;                          // as in SamplingParams
+};
+
+/// Bytes. Held all the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In training
+/// besides: activations, logits (of a chunk of the head). In generation besides: cache (keys and values), sampling
+/// (logits and what passes through a layer).
+struct MemoryPrediction {
+  std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
+  std::int64_t activations = 0, logits = 0;
+  std::int64_t cache = 0, sampling = 0;
+};
+
+/// From dir/config.json and the reference's; no weights are read. Throws as Policy::load does for a config.
+MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& options, const RunShape& shape);
+
 /// Not thread-safe: the caller (bindings) runs one call at a time, each on the engine's own thread.
 class Policy {
  public:
@@ -120,8 +140,14 @@ class Policy {
   /// debugging.
   void save_gradients(const std::string& file) const;
 
-  /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.
-  void save(const std::string& dir) const;
+  /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist. In one
+  /// file, or, where that would be larger than max_shard_bytes, in shards with an index; an earlier save's other files
+  /// are removed. dtype: float32 (a bfloat16 policy's masters, where it has them) or bfloat16.
+  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const;
+
+  /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
+  void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
+                   const std::string& file);
 
   /// Masters, moments and step count for an exact resume, as one safetensors file.
   void save_state(const std::string& file) const;
