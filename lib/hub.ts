@@ -153,7 +153,7 @@ async function download(
       }
       // A server that knows no ranges sends it all again.
       if (response.status !== 206) have = 0
-      const source = Readable.fromWeb((response.body ?? new Blob().stream()) as ReadableStream)
+      const source = Readable.fromWeb((response.body ?? new Blob([]).stream()) as ReadableStream)
       source.on('data', chunk => onProgress((have += chunk.length)))
       await pipeline(source, createWriteStream(incomplete, { flags: response.status === 206 ? 'a' : 'w' }))
     } catch (error) {

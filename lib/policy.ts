@@ -158,6 +158,14 @@ export type LoadPolicy = (dir: string, options?: PolicyOptions) => Promise<Polic
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
+  const native = checkOptions(options)
+  const addon = engine()
+  const loaded = await addon.load(dir, native, new addon.Control())
+  return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
+}
+
+/** The options with their defaults. */
+function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false } = options
@@ -174,10 +182,51 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   range('adamw.beta2', adamw.beta2, 'in [0, 1)', x => x >= 0 && x < 1)
   range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
-  const addon = engine()
-  const native = { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute }
-  const loaded = await addon.load(dir, native, new addon.Control())
-  return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
+  return { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute }
+}
+
+/** What a policy will be used for, as far as its memory depends on it. */
+export interface RunShape {
+  /** Of the longest prompt. */
+  readonly promptTokens: number
+  readonly maxNewTokens: number
+  /** Completions asked for in one call of generate. */
+  readonly sequences: number
+  /** As in SamplingParams. */
+  readonly maxBatch?: number
+}
+
+/**
+ * Bytes. All the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In training besides:
+ * activations, and logits (of a chunk of the head). In generation besides: cache (keys and values), and sampling (logits,
+ * and what passes through a layer).
+ */
+export interface MemoryPrediction {
+  readonly weights: number
+  readonly masters: number
+  readonly moments: number
+  readonly gradients: number
+  readonly reference: number
+  readonly activations: number
+  readonly logits: number
+  readonly cache: number
+  readonly sampling: number
+}
+
+/** What loadPolicy(dir, options) and its use would take, from config.json alone: no weights are read. */
+export async function predictMemory(
+  dir: string,
+  options: PolicyOptions,
+  shape: RunShape,
+): Promise<MemoryPrediction> {
+  text('dir', dir)
+  const { promptTokens, maxNewTokens, sequences, maxBatch = 0 } = shape
+  integer('promptTokens', promptTokens, 1)
+  integer('maxNewTokens', maxNewTokens, 1)
+  integer('sequences', sequences, 1)
+  integer('maxBatch', maxBatch, 0)
+  const native = checkOptions(options)
+  return engine().predictMemory(dir, native, { promptTokens, maxNewTokens, sequences, maxBatch })
 }
 
 /**
@@ -232,6 +281,7 @@ interface Engine extends EngineAddon {
   readonly Control: new () => NativeControl
   setThreads(threads: number): void
   initialize(dir: string, seed: number): Promise<void>
+  predictMemory(dir: string, options: object, shape: RunShape): Promise<MemoryPrediction>
   load(dir: string, options: object, control: NativeControl): Promise<{ handle: Handle; info: ModelInfo }>
   dispose(handle: Handle): Promise<void>
   generate(
