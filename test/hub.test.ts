@@ -1,6 +1,6 @@
 /** The hub's protocol from a server of our own: what is fetched, where it lies, and every way in which a download breaks. */
 import { createHash } from 'node:crypto'
-import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
@@ -22,6 +22,14 @@ const files: Record<string, { content: Buffer; isLarge?: boolean }> = {
 const gitHash = (content: Buffer) =>
   createHash('sha1').update(`blob ${content.length}\0`).update(content).digest('hex')
 const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
+
+/** Sends some bytes, waits until they are on the client's disk, and cuts the connection. */
+async function cut(response: ServerResponse, bytes: Buffer, end: number): Promise<void> {
+  response.write(bytes)
+  const size = () => statSync(`${blob()}.incomplete`, { throwIfNoEntry: false })?.size
+  while (size() !== end) await new Promise(resolve => setTimeout(resolve, 5))
+  response.destroy()
+}
 
 /** What the server does with the bytes of the weights, each test anew. */
 type Answer = (response: ServerResponse, body: Buffer, start: number) => void
@@ -125,9 +133,9 @@ test('a directory, and what is no name of a model, are not looked up', async () 
 
 test('a connection that is cut in the middle is taken up where it stopped', async () => {
   let cuts = 0
-  answer = (response, body) => {
-    if (++cuts > 5) return void response.end(body)
-    response.write(body.subarray(0, 10_000), () => setTimeout(() => response.destroy(), 20))
+  answer = (response, body, start) => {
+    if (++cuts > 5) response.end(body)
+    else cut(response, body.subarray(0, 10_000), start + 10_000)
   }
   const dir = await resolveModel('o/m', { env })
   assert.equal(readFileSync(path.join(dir, 'model.safetensors')), weights)
@@ -140,8 +148,8 @@ test('a connection that is cut in the middle is taken up where it stopped', asyn
 test('a server that is gone leaves what has come, and the next call goes on from there', async () => {
   let cuts = 0
   answer = (response, body) => {
-    if (cuts++ > 0) return void response.destroy()
-    response.write(body.subarray(0, 10_000), () => setTimeout(() => response.destroy(), 20))
+    if (cuts++ > 0) response.destroy()
+    else cut(response, body.subarray(0, 10_000), 10_000)
   }
   await fails('o/m', /the connection broke at byte 10000 of 100000 of .*model.safetensors .*goes on from there/)
   assert.is(readFileSync(`${blob()}.incomplete`).length, 10_000)
