@@ -70,7 +70,8 @@ export function loadTokenizer(modelDir: string): Tokenizer {
       return tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
     },
     tokenId: token => tokenizer.token_to_id(token),
-    maxId: Math.max(...tokenizer.get_vocab(true).values()),
+    // Not spread into Math.max: a vocabulary has more words than a call takes arguments.
+    maxId: [...tokenizer.get_vocab(true).values()].reduce((a, b) => Math.max(a, b), -1),
   }
 }
 
