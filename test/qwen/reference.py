@@ -1,4 +1,4 @@
-"""What transformers says of a model, for test/qwen/qwen.test.ts.
+"""What transformers says of a model, for test/qwen/compare.ts.
 
 reference.py MODEL IN.json OUT.safetensors   texts, prompts, rows, newTokens -> ids, logits, greedy completions
 reference.py --check MODEL SAVED DTYPE       whether SAVED loads and holds MODEL's numbers in DTYPE
