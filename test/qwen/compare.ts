@@ -9,6 +9,7 @@ import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { packTokens } from '../../lib/batch.js'
@@ -19,7 +20,7 @@ import { findModel, findPython, problems } from './model.js'
 
 const NEW_TOKENS = 64
 /** Prompts whose logits are compared, each at this many positions spread over it. */
-const LOGIT_PROMPTS = 4
+const LOGIT_PROMPTS = 2
 const LOGIT_ROWS = 8
 
 const model = findModel()
@@ -41,29 +42,23 @@ const texts = [
   '1234567890 3.14 −7 $\\frac{1}{2}$ <|im_end|>x<|endoftext|>',
 ]
 
-interface Told {
-  texts: number[][]
-  chats: string[]
-  greedy: number[][]
-}
-const { told, arrays } = reference()
+const script = fileURLToPath(new URL('reference.py', import.meta.url))
 
-/** Made once for each model, script and input, and kept in the cache: it takes minutes. */
-function reference() {
-  const script = path.join(import.meta.dirname ?? path.dirname(new URL(import.meta.url).pathname), 'reference.py')
-  const input = JSON.stringify({ texts, prompts, rows, newTokens: NEW_TOKENS })
+/** What the script says: made once for each model, script and input, and kept in the cache, since it takes minutes. */
+function reference(what: 'logits' | 'greedy', input: object) {
   const { size, mtimeMs } = statSync(path.join(model, 'model.safetensors'))
   const key = createHash('sha256')
-    .update(JSON.stringify([path.resolve(model), size, mtimeMs, input]))
+    .update(JSON.stringify([what, path.resolve(model), size, mtimeMs, input]))
     .update(readFileSync(script))
     .digest('hex')
   const file = path.join(cacheDir(), 'qwen', `${key.slice(0, 16)}.safetensors`)
   if (!existsSync(file)) {
-    console.log('transformers computes what to compare with (minutes, once)')
-    const source = path.join(scratch, 'in.json')
-    writeFileSync(source, input)
+    console.log(`transformers computes ${what} to compare with (minutes, once)`)
+    const source = path.join(scratch, `${what}.json`)
+    writeFileSync(source, JSON.stringify(input))
     mkdirSync(path.dirname(file), { recursive: true })
-    execFileSync(python, [script, model, source, `${file}.part`], { stdio: ['ignore', 'inherit', 'pipe'] })
+    const args = [script, what, model, source, `${file}.part`]
+    execFileSync(python, args, { stdio: ['ignore', 'inherit', 'pipe'] })
     renameSync(`${file}.part`, file)
   }
   const content = readFileSync(file)
@@ -75,14 +70,17 @@ function reference() {
     const copy = new Uint8Array(bytes).buffer
     return dtype === 'F64' ? new Float64Array(copy) : new Float32Array(copy)
   }
-  return { told: JSON.parse(header.__metadata__.told) as Told, arrays }
+  return { told: JSON.parse(header.__metadata__.told), arrays }
 }
 
+const expected = reference('logits', { texts, prompts: prompts.slice(0, LOGIT_PROMPTS), rows })
+const { greedy } = reference('greedy', { prompts, newTokens: NEW_TOKENS }).told as { greedy: number[][] }
+
 test('token ids and chats are those of transformers', () => {
-  for (const [i, text] of texts.entries()) assert.equal(tokenizer.encode(text), told.texts[i], text)
+  for (const [i, text] of texts.entries()) assert.equal(tokenizer.encode(text), expected.told.texts[i], text)
   for (const text of texts.slice(0, 40)) assert.is(tokenizer.decode(tokenizer.encode(text)), text)
   const chat = createTemplate('chat', model)
-  for (const [i, text] of texts.entries()) assert.is(chat.render(text), told.chats[i])
+  for (const [i, text] of texts.entries()) assert.is(chat.render(text), expected.told.chats[i])
 })
 
 function errorsOf(found: ArrayLike<number>, exact: ArrayLike<number>) {
@@ -103,9 +101,9 @@ async function compareLogits(policy: Policy): Promise<void> {
     const content = readFileSync(file)
     const start = 8 + Number(content.readBigUInt64LE(0))
     const ours = new Float32Array(new Uint8Array(content.subarray(start)).buffer)
-    const exact = arrays(`float64.${i}`)
+    const exact = expected.arrays(`float64.${i}`)
     assert.is(ours.length, exact.length)
-    const theirs = errorsOf(arrays(`${policy.info.dtype}.${i}`), exact)
+    const theirs = errorsOf(expected.arrays(`${policy.info.dtype}.${i}`), exact)
     const error = errorsOf(ours, exact)
     console.log(
       `  prompt ${i}, ${policy.info.dtype}: off float64 by ${error.max.toExponential(1)} at most, ${error.rms.toExponential(1)} rms; ` +
@@ -120,8 +118,7 @@ async function compareSaved(policy: Policy, dtype: string, maxShardBytes: number
   const dir = path.join(scratch, `saved-${dtype}`)
   mkdirSync(dir)
   await policy.save(dir, { maxShardBytes })
-  const script = path.join(path.dirname(new URL(import.meta.url).pathname), 'reference.py')
-  const answer = execFileSync(python, [script, '--check', model, dir, dtype], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const answer = execFileSync(python, [script, 'check', model, dir, dtype], { stdio: ['ignore', 'pipe', 'pipe'] })
   const result = JSON.parse(answer.toString().trim().split('\n').at(-1)!)
   assert.equal(result, { different: [], missing: [], unexpected: [], tensors: result.tensors })
   assert.ok(result.tensors > 100)
@@ -136,11 +133,11 @@ test('float32: logits equal to rounding, greedy completions token for token, sav
     stopTokenIds: stopTokenIdsFor(model, tokenizer, boxed),
   })
   const ours = prompts.map((_, i) => [...tokens.tokenIds.subarray(tokens.offsets[i], tokens.offsets[i + 1])])
-  const differing = ours.flatMap((ids, i) => (String(ids) === String(told.greedy[i]) ? [] : [i]))
+  const differing = ours.flatMap((ids, i) => (String(ids) === String(greedy[i]) ? [] : [i]))
   console.log(`  greedy: ${ours.length - differing.length} of ${ours.length} completions equal`)
   for (const [i, ids] of ours.entries()) {
-    assert.equal(tokenizer.decode(ids), tokenizer.decode(told.greedy[i]!), `problem ${i}`)
-    assert.equal(ids, told.greedy[i], `problem ${i}`)
+    assert.equal(tokenizer.decode(ids), tokenizer.decode(greedy[i]!), `problem ${i}`)
+    assert.equal(ids, greedy[i], `problem ${i}`)
   }
   await compareSaved(policy, 'float32', 700_000_000)
   await policy.dispose()

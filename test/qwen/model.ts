@@ -4,7 +4,6 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { cacheDir } from '../../lib/setup/cache.js'
-import { work } from '../../lib/setup/process.js'
 import { makeVenv } from '../../lib/setup/venv.js'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))

@@ -1,7 +1,8 @@
 """What transformers says of a model, for test/qwen/compare.ts.
 
-reference.py MODEL IN.json OUT.safetensors   texts, prompts, rows, newTokens -> ids, logits, greedy completions
-reference.py --check MODEL SAVED DTYPE       whether SAVED loads and holds MODEL's numbers in DTYPE
+reference.py logits MODEL IN.json OUT.safetensors   texts, prompts, rows -> token ids, chats, logits in three dtypes
+reference.py greedy MODEL IN.json OUT.safetensors   prompts, newTokens -> greedy completions in float32
+reference.py check MODEL SAVED DTYPE                whether SAVED loads and holds MODEL's numbers in DTYPE
 """
 import json
 import sys
@@ -17,7 +18,7 @@ def load(directory, dtype):
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
 
 
-def reference(directory, source, target):
+def logits(directory, source, target):
     given = json.load(open(source))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     told = {
@@ -30,13 +31,17 @@ def reference(directory, source, target):
         ],
     }
     arrays = {}
-    for dtype in ("bfloat16", "float64", "float32"):
+    for dtype in ("float32", "float64", "bfloat16"):
         model = load(directory, getattr(torch, dtype))
-        for i, ids in enumerate(given["prompts"][: len(given["rows"])]):
-            logits = model(torch.tensor([ids])).logits[0, given["rows"][i]]
-            arrays[f"{dtype}.{i}"] = logits.to(torch.float32 if dtype == "bfloat16" else logits.dtype).contiguous()
-    # float32 is loaded still.
-    told["greedy"] = []
+        for i, rows in enumerate(given["rows"]):
+            found = model(torch.tensor([given["prompts"][i]])).logits[0, rows]
+            arrays[f"{dtype}.{i}"] = (found.float() if dtype == "bfloat16" else found).contiguous()
+    save_file(arrays, target, metadata={"told": json.dumps(told)})
+
+
+def greedy(directory, source, target):
+    given = json.load(open(source))
+    model = load(directory, torch.float32)
     prompts = given["prompts"]
     longest = max(map(len, prompts))
     pad = model.generation_config.pad_token_id
@@ -46,10 +51,11 @@ def reference(directory, source, target):
         ids, attention_mask=mask, max_new_tokens=given["newTokens"], do_sample=False, repetition_penalty=1.0
     )
     ends = model.generation_config.eos_token_id
+    found = []
     for row in out[:, longest:].tolist():
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        told["greedy"].append(row[:end])
-    save_file(arrays, target, metadata={"told": json.dumps(told)})
+        found.append(row[:end])
+    save_file({"none": torch.zeros(1)}, target, metadata={"told": json.dumps({"greedy": found})})
 
 
 def check(directory, saved, dtype):
@@ -74,7 +80,4 @@ def check(directory, saved, dtype):
     )
 
 
-if sys.argv[1] == "--check":
-    check(*sys.argv[2:])
-else:
-    reference(*sys.argv[1:])
+{"logits": logits, "greedy": greedy, "check": check}[sys.argv[1]](*sys.argv[2:])
