@@ -2,9 +2,10 @@
 
 Usage: torch_loss.py DIR, which holds batch.json and the raw arrays that it names. Reads commands from standard input,
 one a line, and answers each with one line of JSON:
-  prepare PEER   one warm-up call; writes the gradient to DIR/grad.bin as float32  -> {"loss"}
-  time PEER N    N calls of value and gradient                                      -> {"ms": [...]}
-PEER is eager or compile. The arithmetic is float32, whatever the type of the logits and of their gradient.
+  prepare PEER   one warm-up call; writes the gradient to DIR/grad.bin       -> {"loss", "torch"} or {"error"}
+  time PEER      one call of value and gradient                              -> {"ms"}
+PEER is eager or compile; `time copy` copies the logits into another array on the same threads. The arithmetic is
+float32, whatever the type of the logits and of their gradient.
 """
 
 import json
@@ -12,30 +13,25 @@ import os
 import sys
 import time
 
-spec = json.load(open(os.path.join(sys.argv[1], "batch.json")))
+directory = sys.argv[1]
+spec = json.load(open(os.path.join(directory, "batch.json")))
 os.environ["OMP_NUM_THREADS"] = str(spec["threads"])
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(spec["threads"])
 N, V = spec["rows"], spec["vocabSize"]
-half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(spec["dtype"])
+dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[spec["dtype"]]
 
 
-def read(name, dtype):
-    return torch.from_numpy(np.fromfile(os.path.join(sys.argv[1], name), dtype=dtype))
+def read(name, dtype, size=N):
+    return torch.from_file(os.path.join(directory, f"{name}.bin"), size=size, dtype=dtype).clone()
 
 
-def logits(name):
-    if half is None:
-        return read(name, np.float32).view(N, V)
-    return read(name, np.int16).view(half).view(N, V)
-
-
-z, u = logits("logits.bin").requires_grad_(), logits("refLogits.bin")
-ids = read("tokenIds.bin", np.int32).long()[:, None]
+z = read("logits", dtype, N * V).view(N, V).requires_grad_()
+u = read("refLogits", dtype, N * V).view(N, V)
+ids = read("tokenIds", torch.int32).long()[:, None]
 n, advantage, phi, old = (
-    read(f"{name}.bin", np.float32) for name in ("tokenWeights", "advantages", "refWeights", "oldLogprobs")
+    read(name, torch.float32) for name in ("tokenWeights", "advantages", "refWeights", "oldLogprobs")
 )
 o = spec["objective"]
 
@@ -55,30 +51,32 @@ def loss_of(z, u):
     return -(n * (g - o["klCoef"] * kl + o["entropyCoef"] * entropy)).sum()
 
 
-peers = {"eager": loss_of, "compile": torch.compile(loss_of)}
+losses = {"eager": loss_of, "compile": torch.compile(loss_of)}
 
 
 def call(peer):
+    if peer == "copy":
+        call.copy = getattr(call, "copy", torch.empty_like(u))
+        call.copy.copy_(u)
+        return None
     z.grad = None
-    loss = peers[peer](z, u)
+    loss = losses[peer](z, u)
     loss.backward()
     return loss
 
 
 for line in sys.stdin:
-    command, peer, *rest = line.split()
+    command, peer = line.split()
     if command == "prepare":
         try:
             loss = call(peer).item()
-            z.grad.float().numpy().tofile(os.path.join(sys.argv[1], "grad.bin"))
+            path = os.path.join(directory, "grad.bin")
+            torch.from_file(path, shared=True, size=N * V, dtype=dtype).copy_(z.grad.view(-1))
             answer = {"loss": loss, "torch": torch.__version__}
         except Exception as error:  # torch.compile needs a C++ compiler of its own
             answer = {"error": str(error).strip().split("\n")[-1]}
     else:
-        ms = []
-        for _ in range(int(rest[0])):
-            start = time.perf_counter()
-            call(peer)
-            ms.append((time.perf_counter() - start) * 1e3)
-        answer = {"ms": ms}
+        start = time.perf_counter()
+        call(peer)
+        answer = {"ms": (time.perf_counter() - start) * 1e3}
     print(json.dumps(answer), flush=True)

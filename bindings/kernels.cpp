@@ -46,7 +46,7 @@ const std::int32_t* token_ids(const Napi::Value& value, std::int64_t rows, std::
 }
 
 template <class T>
-T* optional(const Napi::Object& object, const char* name, std::int64_t elements) {
+T* optional(const Fields& object, const char* name, std::int64_t elements) {
   const auto value = object.Get(name);
   return present(value) ? view<T>(value, name, elements).data : nullptr;
 }
@@ -59,9 +59,9 @@ std::int64_t shape_product(std::int64_t rows, std::int64_t vocab_size) {
   return rows * vocab_size;
 }
 
-Napi::Object object_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
+Fields object_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
   if (!info[index].IsObject()) invalid(std::string(name) + " must be an object");
-  return info[index].As<Napi::Object>();
+  return Fields(info[index].As<Napi::Object>());
 }
 
 /// Every typed array of a call, so that an asynchronous one keeps them alive.
@@ -73,6 +73,12 @@ void keep_arrays(const Napi::Object& object, std::vector<Napi::Object>& kept) {
   }
 }
 
+/// The order of policyLoss's arguments after objective and metrics.
+constexpr const char* kLossFields[] = {
+    "rows",         "vocabSize",  "dtype",       "logits",        "refLogits",       "tokenIds",   "tokenWeights",
+    "advantages",   "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets", "gradLogits", "gradDtype",
+    "logprobs",     "refLogprobs", "kl",         "entropy",       "ratio",           "clipped"};
+
 /// A policy_loss call: the structs and what they point into that is not a JS array.
 struct LossCall {
   Batch batch;
@@ -80,10 +86,12 @@ struct LossCall {
   Outputs outputs;
   std::vector<std::int32_t> ids;
 
-  explicit LossCall(const Napi::CallbackInfo& info) {
-    const auto b = object_argument(info, 0, "batch");
-    const auto o = object_argument(info, 2, "outputs");
-    objective = objective_from(info[1]);
+  /// (batch, objective, outputs, ...)
+  explicit LossCall(const Napi::CallbackInfo& info)
+      : LossCall(object_argument(info, 0, "batch"), info[1], object_argument(info, 2, "outputs")) {}
+
+  LossCall(const Fields& b, const Napi::Value& wanted, const Fields& o) {
+    objective = objective_from(wanted);
     batch.rows = integer(b, "rows");
     batch.vocab_size = integer(b, "vocabSize");
     batch.dtype = dtype_from(string(b, "dtype"), "dtype");
@@ -120,15 +128,22 @@ struct LossCall {
   }
 };
 
-/// policyLoss(batch, objective, outputs) -> metrics
+/// policyLoss(objective, metrics, ...kLossFields): writes metrics, a Float64Array
 Napi::Value policy_loss_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const LossCall call(info);
-    return metrics_to_js(info.Env(), policy_loss(call.batch, call.objective, call.outputs));
+    const Fields fields(info, 2, kLossFields);
+    const LossCall call(fields, info[0], fields);
+    write_metrics(policy_loss(call.batch, call.objective, call.outputs), info[1]);
+    return info.Env().Undefined();
   });
 }
 
-/// policyLossReference: the same by the oracle; takes float64 too.
+/// makeObjective(objective) -> what the functions here take in its place
+Napi::Value make_objective(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] { return objective_to_js(info.Env(), objective_from(info[0])); });
+}
+
+/// policyLossReference(batch, objective, outputs) -> metrics, by the oracle; takes float64 too.
 Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const LossCall call(info);
@@ -249,6 +264,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
   exports.Set("Control", ControlObject::define(env));
+  exports.Set("makeObjective", Napi::Function::New<make_objective>(env));
   exports.Set("policyLoss", Napi::Function::New<policy_loss_sync>(env));
   exports.Set("policyLossAsync", Napi::Function::New<policy_loss_async>(env));
   exports.Set("policyLossReference", Napi::Function::New<policy_loss_reference>(env));

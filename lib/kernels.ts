@@ -4,7 +4,7 @@
  * distribution that `tokenIds[i]` was drawn from.
  */
 import { RapoError } from './errors.js'
-import type { ObjectiveMetrics } from './metrics.js'
+import { emptyMetrics, type ObjectiveMetrics, readMetrics } from './metrics.js'
 import { type KernelsAddon, loadKernels } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
@@ -91,6 +91,9 @@ interface RawOutputs extends Partial<PerToken> {
   gradDtype?: LogitsDType
 }
 
+/** An objective that the addon has read already. */
+type RawObjective = { readonly __rawObjective: never }
+
 interface RawGatherOutputs {
   logprobs?: Float32Array
   entropy?: Float32Array
@@ -100,7 +103,9 @@ interface RawGatherOutputs {
 /** The functions of bindings/kernels.cpp. */
 interface RawKernels extends KernelsAddon {
   Control: new () => RawControl
-  policyLoss(batch: object, objective: Objective, outputs: RawOutputs): ObjectiveMetrics
+  makeObjective(objective: Objective): RawObjective
+  /** Objective, metrics in the order of ObjectiveMetrics, then kLossFields. */
+  policyLoss(objective: Objective | RawObjective, metrics: Float64Array, ...fields: unknown[]): void
   policyLossAsync(
     batch: object,
     objective: Objective,
@@ -128,8 +133,28 @@ export function policyLoss<L extends Logits, M extends GradMode = 'new', P exten
   objective: Objective,
   options: LossOptions<M, P> = {},
 ): LossResult<GradOf<L, M>, P> {
-  const call = prepareLoss(batch, objective, options)
-  return lossResult(call.outputs, options, addon().policyLoss(call.batch, objective, call.outputs))
+  const { rows, dtype, outputs: o } = prepareLoss(batch, objective, options)
+  // biome-ignore format: the order of kLossFields in bindings/kernels.cpp
+  addon().policyLoss(rawObjective(objective), rawMetrics,
+    rows, batch.vocabSize, dtype, batch.logits, batch.refLogits, batch.tokenIds, batch.tokenWeights,
+    batch.advantages, batch.refWeights, batch.oldLogprobs, batch.policyWeights, batch.sequenceOffsets,
+    o.gradLogits, o.gradDtype, o.logprobs, o.refLogprobs, o.kl, o.entropy, o.ratio, o.clipped)
+  return lossResult(o, options, readMetrics(rawMetrics))
+}
+
+/** policyLoss's; read out before the next call. */
+const rawMetrics = new Float64Array(Object.keys(emptyMetrics).length)
+const rawObjectives = new WeakMap<Objective, RawObjective>()
+
+/** What can still change is read by the addon at every call. */
+function rawObjective(objective: Objective): Objective | RawObjective {
+  if (!Object.isFrozen(objective)) return objective
+  let raw = rawObjectives.get(objective)
+  if (!raw) {
+    raw = addon().makeObjective(objective)
+    rawObjectives.set(objective, raw)
+  }
+  return raw
 }
 
 /**
@@ -146,11 +171,12 @@ export async function policyLossAsync<
   options: LossOptions<M, P> & AsyncOptions = {},
 ): Promise<LossResult<GradOf<L, M>, P>> {
   const { signal, ...rest } = options
-  const call = prepareLoss(batch, objective, rest as LossOptions<M, P>)
-  const metrics = await abortable(signal, [call.batch, call.outputs], control =>
-    addon().policyLossAsync(call.batch, objective, call.outputs, control),
+  const { rows, dtype, outputs } = prepareLoss(batch, objective, rest as LossOptions<M, P>)
+  const call = { ...batch, rows, dtype }
+  const metrics = await abortable(signal, [call, outputs], control =>
+    addon().policyLossAsync(call, objective, outputs, control),
   )
-  return lossResult(call.outputs, options, metrics)
+  return lossResult(outputs, options, metrics)
 }
 
 /** Rows of logits, each a distribution over V words. */
@@ -261,7 +287,7 @@ const batchFields = new Set<string>([
 
 function prepareLoss(batch: LossBatch, objective: Objective, options: LossOptions) {
   validateObjective(objective)
-  for (const field of Object.keys(batch)) {
+  for (const field in batch) {
     if (!batchFields.has(field)) {
       invalid(`batch has no field ${field}; its fields are ${[...batchFields].join(', ')}`)
     }
@@ -269,12 +295,10 @@ function prepareLoss(batch: LossBatch, objective: Objective, options: LossOption
   const { grad = 'new', perToken = false } = options
   const { logits, dtype = 'float32' } = batch
   const rows = countRows(batch)
-  const outputs: RawOutputs = perToken ? perTokenArrays(rows) : {}
-  if (grad !== 'none') {
-    outputs.gradLogits = gradArray(grad, logits)
-    outputs.gradDtype = outputs.gradLogits instanceof Float32Array ? 'float32' : dtype
-  }
-  return { batch: { ...batch, rows, dtype }, outputs }
+  const gradLogits = grad === 'none' ? undefined : gradArray(grad, logits)
+  const gradDtype: LogitsDType = gradLogits instanceof Float32Array ? 'float32' : dtype
+  const outputs: RawOutputs = { ...(perToken && perTokenArrays(rows)), gradLogits, gradDtype }
+  return { rows, dtype, outputs }
 }
 
 /** The rest of the arrays is checked by the addon against this number. */
@@ -310,17 +334,20 @@ function perTokenArrays(rows: number): PerToken {
   }
 }
 
+function perTokenOf({ gradLogits: _, gradDtype: __, ...perToken }: RawOutputs): PerToken {
+  return perToken as PerToken
+}
+
 function lossResult<G, P extends boolean>(
   outputs: RawOutputs,
   options: LossOptions,
   metrics: ObjectiveMetrics,
 ): LossResult<G, P> {
-  const { gradLogits, gradDtype: _, ...perToken } = outputs
   return {
     loss: metrics.loss,
-    gradLogits: gradLogits as G,
+    gradLogits: outputs.gradLogits as G,
     metrics,
-    perToken: (options.perToken ? perToken : undefined) as LossResult<G, P>['perToken'],
+    perToken: (options.perToken ? perTokenOf(outputs) : undefined) as LossResult<G, P>['perToken'],
   }
 }
 

@@ -100,12 +100,13 @@ class Loss {
   void* gradient_row(std::int64_t i) const {
     return row_of(out_.grad_logits, out_.grad_dtype, out_.grad_stride, i);
   }
+  int reverse() const { return o_.penalty == Penalty::kReverseFull ? 1 : 0; }
   double phi(std::int64_t i) const { return b_.ref_weights ? static_cast<double>(b_.ref_weights[i]) : 1.0; }
 
   /// The passes that read. The policy's row comes last, so that the gradient's pass finds it in the cache.
   PairStats read(std::int64_t i, RowSums& sums) const {
     const auto scale = static_cast<float>(1 / o_.temperature);
-    PairStats s{{0, 0, 0}, {0, 0, 0}, 0, 0};
+    PairStats s{{0, 0, 0}, {0, 0, 0}, 0};
     const void* row = policy_row(i);
     const void* ref = o_.penalty == Penalty::kNone ? nullptr : reference_row(i);
     const float ref_scale = ref_scale_of(i);
@@ -114,13 +115,14 @@ class Loss {
     const bool uniform = ref && ref_scale == 0;
     const bool full = is_full(o_.penalty);
     if (uniform || (ref && !full)) {
-      s.r = kernels_.stats[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
+      s.r = kernels_.sum[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
       if (!usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
     }
     if (full) {
       // At this scale e^x is 1 for every finite logit, so that any row of them serves as the uniform one.
-      s = uniform ? kernels_.pair_stats[dtype_](row, row, b_.vocab_size, scale, kFlat)
-                  : kernels_.pair_stats[dtype_](row, ref, b_.vocab_size, scale, ref_scale);
+      const auto pair_stats = kernels_.pair_stats[reverse()][dtype_];
+      s = uniform ? pair_stats(row, row, b_.vocab_size, scale, kFlat)
+                  : pair_stats(row, ref, b_.vocab_size, scale, ref_scale);
     } else {
       s.p = kernels_.stats[dtype_](row, b_.vocab_size, scale);
     }
@@ -129,8 +131,8 @@ class Loss {
     const auto a = b_.token_ids[i];
     sums.logprob = log_prob(s.p, row, b_.dtype, a, scale);
     sums.entropy = entropy(s.p);
-    if (o_.penalty == Penalty::kForwardFull) sums.full_kl = s.forward / s.r.sum - log_sum(s.r) + log_sum(s.p);
-    if (o_.penalty == Penalty::kReverseFull) sums.full_kl = s.reverse / s.p.sum - log_sum(s.p) + log_sum(s.r);
+    if (o_.penalty == Penalty::kForwardFull) sums.full_kl = s.cross / s.r.sum - log_sum(s.r) + log_sum(s.p);
+    if (o_.penalty == Penalty::kReverseFull) sums.full_kl = s.cross / s.p.sum - log_sum(s.p) + log_sum(s.r);
     if (full && uniform && s.r.sum < static_cast<double>(b_.vocab_size)) {
       sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
     }
@@ -144,19 +146,19 @@ class Loss {
   float ref_scale_of(std::int64_t i) const { return static_cast<float>(phi(i) / o_.temperature); }
 
   /// -(n / tau) [ slope (1[v = a] - p_v) - alpha (dD/dz_v, full) - beta p_v (l_v + H) ], written as
-  /// e^x (constant + linear x + cross x_r) + reference e^{x_r} with p = e^x / sum and l = x - log sum.
+  /// e^x (constant + linear x) + reference (e^{x_r} or e^x x_r) with p = e^x / sum and l = x - log sum.
   void write_gradient(std::int64_t i, const PairStats& s, const RowSums& sums, const Token& token) const {
     const double n = static_cast<double>(b_.token_weights[i]) / o_.temperature;
     const double lse = log_sum(s.p), per_sum = n / s.p.sum;
     double constant = token.slope + o_.entropy_coef * (sums.entropy - lse), linear = o_.entropy_coef;
-    double cross = 0, reference = 0;
+    double reference = 0;
     if (o_.penalty == Penalty::kForwardFull) {
       constant += o_.kl_coef;
       reference = -n * o_.kl_coef / s.r.sum;
     } else if (o_.penalty == Penalty::kReverseFull) {
       constant += o_.kl_coef * (log_sum(s.r) - lse - sums.full_kl);
       linear += o_.kl_coef;
-      cross = -o_.kl_coef * per_sum;
+      reference = -o_.kl_coef * per_sum;
     }
     const GradientTerms terms{static_cast<float>(1 / o_.temperature),
                               static_cast<float>(s.p.max),
@@ -164,7 +166,6 @@ class Loss {
                               static_cast<float>(s.r.max),
                               static_cast<float>(constant * per_sum),
                               static_cast<float>(linear * per_sum),
-                              static_cast<float>(cross),
                               static_cast<float>(reference)};
     const int out_index = out_.grad_dtype == b_.dtype ? 0 : 1;
     const void* row = policy_row(i);
@@ -175,7 +176,7 @@ class Loss {
       // A uniform reference (phi = 0) has no logits of its own; its scale of 0 makes a constant of any finite
       // row.
       const void* ref = ref_scale_of(i) == 0 ? row : reference_row(i);
-      kernels_.pair_gradient[dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
+      kernels_.pair_gradient[reverse()][dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
     } else {
       kernels_.gradient[dtype_][out_index](row, out, b_.vocab_size, terms, stream_);
     }
