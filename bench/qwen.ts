@@ -32,7 +32,8 @@ interface Measured {
   peak: number
 }
 
-if (process.argv[2] === 'worker') await work(process.argv[3]!, process.argv[4]!, process.argv[5] as ModelDType)
+if (process.argv[2] === 'worker')
+  await work(process.argv[3]!, process.argv[4]!, process.argv[5] as ModelDType)
 else await bench()
 
 async function work(part: string, model: string, dtype: ModelDType): Promise<void> {
@@ -135,7 +136,8 @@ async function bench(): Promise<void> {
       }
       ours.stop()
       theirs.stop()
-      const size = part === 'generate' ? `batch ${batch}, ${newTokens} new tokens` : `${sequences} × ${length} tokens`
+      const size =
+        part === 'generate' ? `batch ${batch}, ${newTokens} new tokens` : `${sequences} × ${length} tokens`
       console.log(`\n${part}, ${dtype}, ${size}; load ${load()}`)
       for (const name of Object.keys(rows[0]!)) {
         const median = (of: (row: Record<string, Measured>) => number) =>

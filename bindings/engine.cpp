@@ -347,9 +347,9 @@ Napi::Value save_logits(const Napi::CallbackInfo& info) {
     auto sequences = packed_from(object_from(info[1], "sequences"), "sequences");
     auto positions = copy_indices(info[2], "rowPositions");
     const auto file = string_argument(info, 3, "file");
-    return on_engine(
-        info.Env(), std::make_shared<Control>(),
-        [policy, sequences, positions, file] { policy->save_logits(sequences, positions, file); });
+    return on_engine(info.Env(), std::make_shared<Control>(), [policy, sequences, positions, file] {
+      policy->save_logits(sequences, positions, file);
+    });
   });
 }
 

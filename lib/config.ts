@@ -32,7 +32,9 @@ const model = z.strictObject({
   dir: z
     .string()
     .min(1)
-    .describe('Hugging Face directory of the model to train, or its name on the hub, such as Qwen/Qwen2.5-3B'),
+    .describe(
+      'Hugging Face directory of the model to train, or its name on the hub, such as Qwen/Qwen2.5-3B',
+    ),
   reference: z.string().min(1).optional().describe('directory of the frozen reference (default: model.dir)'),
   dtype: z
     .enum(['float32', 'bfloat16'])
@@ -191,7 +193,9 @@ const optimizer = z.strictObject({
   recompute: z
     .boolean()
     .default(false)
-    .describe('keep less of the forward pass and compute it again: a fraction of the memory for a third more time'),
+    .describe(
+      'keep less of the forward pass and compute it again: a fraction of the memory for a third more time',
+    ),
 })
 
 const run = z.strictObject({

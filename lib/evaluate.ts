@@ -6,13 +6,7 @@ import { type Problem, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { openPolicy, requireField } from './open.js'
 import type { LoadPolicy } from './policy.js'
-import {
-  checkTokenizerFits,
-  createTemplate,
-  encodePrompt,
-  loadTokenizer,
-  stopTokenIdsFor,
-} from './prompt.js'
+import { checkTokenizerFits, createTemplate, encodePrompt, loadTokenizer, stopTokenIdsFor } from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'

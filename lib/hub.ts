@@ -85,7 +85,10 @@ async function fetchSnapshot(
     }
     return { sha, files }
   })
-  if (!files.some(file => file.path === 'config.json') || !files.some(file => /safetensors/.test(file.path))) {
+  if (
+    !files.some(file => file.path === 'config.json') ||
+    !files.some(file => /safetensors/.test(file.path))
+  ) {
     throw new RapoError('ERR_RAPO_FORMAT', `${name} on ${hubUrl} has no config.json or no model.safetensors`)
   }
 
@@ -93,10 +96,15 @@ async function fetchSnapshot(
   const missing = files.filter(file => !existsSync(path.join(snapshot, file.path)))
   if (missing.length > 0) {
     await io(`cannot write to the cache ${folder}`, () =>
-      Promise.all(['blobs', `snapshots/${sha}`].map(dir => mkdir(path.join(folder, dir), { recursive: true }))),
+      Promise.all(
+        ['blobs', `snapshots/${sha}`].map(dir => mkdir(path.join(folder, dir), { recursive: true })),
+      ),
     )
     // One process at a time writes to a file; the others find it done.
-    const release = await lockfile.lock(folder, { stale: 10_000, retries: { forever: true, factor: 1, retries: 1 } })
+    const release = await lockfile.lock(folder, {
+      stale: 10_000,
+      retries: { forever: true, factor: 1, retries: 1 },
+    })
     try {
       const total = missing.reduce((sum, file) => sum + file.size, 0)
       let before = 0
@@ -154,12 +162,16 @@ async function download(
       // A server that knows no ranges sends it all again.
       if (response.status !== 206) have = 0
       const source = Readable.fromWeb((response.body ?? new Blob([]).stream()) as ReadableStream)
-      source.on('data', chunk => onProgress((have += chunk.length)))
+      source.on('data', chunk => {
+        have += chunk.length
+        onProgress(have)
+      })
       await pipeline(source, createWriteStream(incomplete, { flags: response.status === 206 ? 'a' : 'w' }))
     } catch (error) {
       if (error instanceof RapoError) throw error
       const { code } = error as NodeJS.ErrnoException
-      if (code && /^E(NOSPC|ACCES|ROFS|DQUOT|FBIG)$/.test(code)) throw asIoError(`cannot write ${incomplete}`, error)
+      if (code && /^E(NOSPC|ACCES|ROFS|DQUOT|FBIG)$/.test(code))
+        throw asIoError(`cannot write ${incomplete}`, error)
       have = await sizeOf()
       failures = have > before ? 0 : failures + 1
       if (failures >= RETRIES) {
@@ -254,7 +266,9 @@ async function translated<T>(name: string, hubUrl: string, body: () => Promise<T
     }
     if (statusCode === 403) {
       const why = `ask for access on ${hubUrl}/${name}`
-      throw new RapoError('ERR_RAPO_IO', `${what} answered 403 for the model of that name: ${why}`, { cause: error })
+      throw new RapoError('ERR_RAPO_IO', `${what} answered 403 for the model of that name: ${why}`, {
+        cause: error,
+      })
     }
     const why = statusCode ? `answered ${statusCode}` : `cannot be reached (${reasonOf(error)})`
     throw new Unreachable(`${what} ${why}`, error)

@@ -133,7 +133,10 @@ export function requireField(name: string, value: string, help: string): void {
 }
 
 /** What the engine is told of a run. */
-export function trainingOptions({ model, optimizer, objective }: Config, referenceDir: string): PolicyOptions {
+export function trainingOptions(
+  { model, optimizer, objective }: Config,
+  referenceDir: string,
+): PolicyOptions {
   const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
   return {
     dtype: model.dtype,

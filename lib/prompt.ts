@@ -175,7 +175,8 @@ function chatTemplate(modelDir: string): PromptTemplate {
       }),
     )
   // A template that would drop the problem, or that fails, does so before any work.
-  if (!render('1 + 1').includes('1 + 1')) throw fault("has a chat template that leaves out the user's message")
+  if (!render('1 + 1').includes('1 + 1'))
+    throw fault("has a chat template that leaves out the user's message")
   return { render, stop: typeof tokens.eos_token === 'string' && tokens.eos_token ? [tokens.eos_token] : [] }
 }
 

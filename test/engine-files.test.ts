@@ -315,10 +315,7 @@ test('save writes shards of the size asked for with their index, and the other f
         [...expected.values()].reduce((sum, { bytes }) => sum + bytes.length, 0),
       )
       const found = new Map(names.flatMap(file => [...readSafetensors(path.join(out, file))]))
-      assert.equal(
-        new Map([...found].sort()),
-        new Map([...expected].sort()),
-      )
+      assert.equal(new Map([...found].sort()), new Map([...expected].sort()))
       for (const file of names) {
         assert.match(file, new RegExp(`^model-\\d{5}-of-0*${names.length}.safetensors$`))
         const sizes = [...readSafetensors(path.join(out, file)).values()].map(({ bytes }) => bytes.length)

@@ -78,7 +78,9 @@ test('recorded log-probs are those that the forward pass computes', async () => 
 
 test('prompts that end before, at and after a page of the cache share it and part', async () => {
   // A page holds 16 positions; a group shares its prompt's whole pages and copies the last.
-  const long = pack([15, 16, 17, 31, 32, 33].map(length => Array.from({ length }, (_, t) => (t * t + length) % 24)))
+  const long = pack(
+    [15, 16, 17, 31, 32, 33].map(length => Array.from({ length }, (_, t) => (t * t + length) % 24)),
+  )
   const params = { ...sampling, n: 3, maxNewTokens: 20, stopTokenIds: [] }
   const all = await policy.generate(long, params)
   for (const maxBatch of [1, 4]) assert.equal(await policy.generate(long, { ...params, maxBatch }), all)

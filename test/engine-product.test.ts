@@ -26,7 +26,9 @@ async function measure(model: string, out: string): Promise<void> {
   for (const dtype of ['float32', 'bfloat16'] as ModelDType[]) {
     const policy = await loadPolicy(model, { dtype, referenceDir: model })
     const lengths = [1, 37, 60, 60, 60, 60, 17]
-    const sequences = pack(lengths.map((n, b) => Array.from({ length: n }, (_, t) => (b * 131 + t * t * 7) % 1003)))
+    const sequences = pack(
+      lengths.map((n, b) => Array.from({ length: n }, (_, t) => (b * 131 + t * t * 7) % 1003)),
+    )
     const positions = Int32Array.from({ length: sequences.tokenIds.length }, (_, i) => i)
     await saveLogits(policy, sequences, positions, path.join(out, `${dtype}-logits`))
     await saveLogits(policy, pack([[5]]), Int32Array.of(0), path.join(out, `${dtype}-one`))

@@ -65,7 +65,8 @@ function serve(request: IncomingMessage, response: ServerResponse): void {
   } else if (url.startsWith(`/o/m/resolve/${sha}/`)) {
     const { content, isLarge } = files[url.split('/').at(-1)!]!
     const start = !knowsRanges ? 0 : Number(request.headers.range?.match(/^bytes=(\d+)-$/)?.[1] ?? 0)
-    if (start > 0) response.writeHead(206, { 'Content-Range': `bytes ${start}-${content.length - 1}/${content.length}` })
+    if (start > 0)
+      response.writeHead(206, { 'Content-Range': `bytes ${start}-${content.length - 1}/${content.length}` })
     if (isLarge) answer(response, content.subarray(start), start)
     else response.end(content.subarray(start))
   } else {
@@ -111,7 +112,11 @@ test("a model lies as the hub's own programs lay it, and is asked for once", asy
   assert.equal(readFileSync(path.join(dir, 'model.safetensors')), weights)
   assert.ok(lstatSync(path.join(dir, 'config.json')).isSymbolicLink())
   assert.is(readFileSync(path.join(folder(), 'refs', 'main'), 'utf8'), sha)
-  const blobs = [sha256(weights), gitHash(files['config.json']!.content), gitHash(files['tokenizer.json']!.content)]
+  const blobs = [
+    sha256(weights),
+    gitHash(files['config.json']!.content),
+    gitHash(files['tokenizer.json']!.content),
+  ]
   assert.equal(readdirSync(path.join(folder(), 'blobs')).sort(), blobs.sort())
   const total = weights.length + 22 + 2
   assert.equal(progress.at(-1), [total, total])
@@ -151,7 +156,10 @@ test('a server that is gone leaves what has come, and the next call goes on from
     if (cuts++ > 0) response.destroy()
     else cut(response, body.subarray(0, 10_000), 10_000)
   }
-  await fails('o/m', /the connection broke at byte 10000 of 100000 of .*model.safetensors .*goes on from there/)
+  await fails(
+    'o/m',
+    /the connection broke at byte 10000 of 100000 of .*model.safetensors .*goes on from there/,
+  )
   assert.is(readFileSync(`${blob()}.incomplete`).length, 10_000)
   assert.not(existsSync(path.join(folder(), 'refs')))
   answer = whole
@@ -163,8 +171,14 @@ test('a server that is gone leaves what has come, and the next call goes on from
 
 test('wrong bytes, too few and too many are found, and not kept', async () => {
   const cases: [Answer, RegExp][] = [
-    [(response, body) => response.end(Buffer.alloc(body.length)), /damaged: its hash is \w+, the hub says \w+/],
-    [(response, body) => response.end(Buffer.concat([body, body])), /damaged: it has 200000 bytes, the hub says 100000/],
+    [
+      (response, body) => response.end(Buffer.alloc(body.length)),
+      /damaged: its hash is \w+, the hub says \w+/,
+    ],
+    [
+      (response, body) => response.end(Buffer.concat([body, body])),
+      /damaged: it has 200000 bytes, the hub says 100000/,
+    ],
     [response => response.end(), /damaged: it has 0 bytes, the hub says 100000/],
   ]
   for (const [wrong, message] of cases) {

@@ -59,10 +59,7 @@ test('the styles by name, letter for letter', () => {
     '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nWhat is $1?\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n',
   )
   assert.equal(boxed.stop, ['<|im_end|>'])
-  assert.is(
-    createTemplate('abel', model).render('1?'),
-    "Question:\n1?\nAnswer:\nLet's think step by step.\n",
-  )
+  assert.is(createTemplate('abel', model).render('1?'), "Question:\n1?\nAnswer:\nLet's think step by step.\n")
   // A name of Object.prototype is a text like any other.
   assert.is(createTemplate('toString', model).render('x'), 'toString')
 })

@@ -1,5 +1,5 @@
-// The key/value cache's memory: pages of kCacheBlock positions of every layer, taken as sequences grow and shared by
-// completions of one prompt.
+// The key/value cache's memory: pages of kCacheBlock positions of every layer, taken as sequences grow and
+// shared by completions of one prompt.
 #pragma once
 
 #include <cstddef>

@@ -77,8 +77,9 @@ class Decoder {
     return (positions + loops::kCacheBlock - 1) / loops::kCacheBlock;
   }
 
-  /// How many of the next completions may join. Each is expected to become twice as long as the finished ones were on
-  /// average (those that end first are short), so that the cache holds what the sequences use, not what they might.
+  /// How many of the next completions may join. Each is expected to become twice as long as the finished ones
+  /// were on average (those that end first are short), so that the cache holds what the sequences use, not
+  /// what they might.
   std::int64_t startable() const {
     const std::int64_t free = std::min(limit_ - static_cast<std::int64_t>(running_.size()), total_ - next_);
     if (page_limit_ == INT64_MAX || free <= 0) return free;
@@ -140,8 +141,8 @@ class Decoder {
     for (Running& r : fresh) settle(std::move(r));
   }
 
-  /// A prompt's pages for one completion: whole ones are shared, the last one, which the completion goes on to fill, is
-  /// copied.
+  /// A prompt's pages for one completion: whole ones are shared, the last one, which the completion goes on
+  /// to fill, is copied.
   std::vector<void*> branch(const Prefilled& prompt) {
     std::vector<void*> pages = prompt.pages;
     const bool is_whole = prompt.length % loops::kCacheBlock == 0;
@@ -176,7 +177,8 @@ class Decoder {
             ops::cache_blocks(model_.head_shape(), kv[layer].narrow(0, prompt.begin, ready.length));
         for (std::int64_t i = 0; i < count; ++i) {
           std::memcpy(static_cast<std::byte*>(ready.pages[static_cast<std::size_t>(i)]) + layer * bytes,
-                      static_cast<const std::byte*>(blocks.data_ptr()) + static_cast<std::size_t>(i) * bytes, bytes);
+                      static_cast<const std::byte*>(blocks.data_ptr()) + static_cast<std::size_t>(i) * bytes,
+                      bytes);
         }
       }
       ready.logits = logits.narrow(0, p - first, 1);
@@ -266,8 +268,8 @@ class Decoder {
   const SamplingParams& sampling_;
   Control& control_;
 
-  std::int64_t total_, next_ = 0;             // completions: all, and the first not started
-  std::int64_t limit_ = 0, page_limit_ = 0;   // sequences and pages in use at once
+  std::int64_t total_, next_ = 0;            // completions: all, and the first not started
+  std::int64_t limit_ = 0, page_limit_ = 0;  // sequences and pages in use at once
   std::int64_t finished_ = 0, finished_tokens_ = 0;
   std::int64_t last_prefilled_ = -1;
   std::int64_t page_size_;  // elements

@@ -200,7 +200,8 @@ at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv) {
   return out;
 }
 
-at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<const std::vector<void*>*>& blocks,
+at::Tensor decode_attention(const loops::HeadShape& shape,
+                            const std::vector<const std::vector<void*>*>& blocks,
                             const std::vector<std::int64_t>& positions, const Rope& rope,
                             const at::Tensor& qkv, std::int64_t layer_offset) {
   const std::int64_t q_size = shape.heads * shape.head_dim, rows = qkv.size(0);
@@ -302,15 +303,16 @@ void run(const loops::Gemm& g) {
 
 /// Calls write(c, c_row, i0, rows, j0, columns), on threads, for tiles that cover a (m, k) b (k, n).
 template <class F>
-void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const loops::Factor& b, std::int64_t n,
-                   const F& write) {
+void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const loops::Factor& b,
+                   std::int64_t n, const F& write) {
   constexpr std::int64_t kTileRows = 96, kTilePanels = 16, kLanes = 16;  // a tile of sums: 98 kB
   const std::int64_t panels = (n + kLanes - 1) / kLanes;
   const auto packed = at::empty({panels * kLanes * k}, at::kFloat);
   for_ranges(panels, std::max<std::int64_t>(1, 4096 / k), [&](std::int64_t begin, std::int64_t end) {
     loops::table().pack_panels(b, k, n, data<float>(packed), begin, end);
   });
-  const std::int64_t down = (m + kTileRows - 1) / kTileRows, across = (panels + kTilePanels - 1) / kTilePanels;
+  const std::int64_t down = (m + kTileRows - 1) / kTileRows,
+                     across = (panels + kTilePanels - 1) / kTilePanels;
   parallel_for(down * across, [&](std::int64_t t) {
     const std::int64_t i0 = t % down * kTileRows, i1 = std::min(m, i0 + kTileRows);
     const std::int64_t p0 = t / down * kTilePanels, p1 = std::min(panels, p0 + kTilePanels);

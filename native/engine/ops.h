@@ -59,7 +59,8 @@ at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& i
 at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv);
 /// Row i of qkv is the next token, at positions[i], of the sequence whose cache blocks are blocks[i] (see
 /// loops::Ops::decode_attention).
-at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<const std::vector<void*>*>& blocks,
+at::Tensor decode_attention(const loops::HeadShape& shape,
+                            const std::vector<const std::vector<void*>*>& blocks,
                             const std::vector<std::int64_t>& positions, const Rope& rope,
                             const at::Tensor& qkv, std::int64_t layer_offset);
 

@@ -453,7 +453,8 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
     check_sequences(batch.sequences, reference->net.config(), "sequences (for the reference)");
   }
   std::vector<double> ratios;
-  if (objective.surrogate == Surrogate::kGspo) ratios = sequence_ratios(batch, objective.temperature, control);
+  if (objective.surrogate == Surrogate::kGspo)
+    ratios = sequence_ratios(batch, objective.temperature, control);
   Metrics total;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     try {
@@ -470,8 +471,8 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
 }
 
 Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch,
-                                       const Objective& objective,
-                                       const std::vector<double>& sequence_ratios, const Control& control) {
+                                       const Objective& objective, const std::vector<double>& sequence_ratios,
+                                       const Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
@@ -552,7 +553,8 @@ void Policy::save_gradients(const std::string& file) const {
 void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const {
   translated("saving a model", [&] {
     if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
-    if (max_shard_bytes < 1) invalid("maxShardBytes must be at least 1, got " + std::to_string(max_shard_bytes));
+    if (max_shard_bytes < 1)
+      invalid("maxShardBytes must be at least 1, got " + std::to_string(max_shard_bytes));
     const auto& net = impl_->policy->net;
     const bool bf16 = dtype == DType::kBFloat16;
     at::Tensor flat = impl_->policy->flat;

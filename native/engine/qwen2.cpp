@@ -151,8 +151,8 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, cons
   return ops::rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
 }
 
-void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads, const TrunkInput& input,
-                     TrunkActivations& kept, const at::Tensor& dhidden) {
+void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
+                     const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden) {
   auto dx = at::zeros_like(kept.x);
   ops::rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
   for (std::size_t i = w.layers.size(); i-- > 0;) {
@@ -189,9 +189,8 @@ at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready,
     const ReadyWeights::Layer& linear = ready.layers[i];
     auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
     const auto qkv = ops::linear(normed, linear.qkv, layer.qkv_bias);
-    const auto attended =
-        ops::decode_attention(head_shape(), rows.blocks, rows.positions, rotation, qkv,
-                              static_cast<std::int64_t>(i) * cache_block_size());
+    const auto attended = ops::decode_attention(head_shape(), rows.blocks, rows.positions, rotation, qkv,
+                                                static_cast<std::int64_t>(i) * cache_block_size());
     x = ops::linear(attended, linear.o, x);
     normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
     x = ops::linear(ops::swiglu(ops::linear(normed, linear.gate_up)), linear.down, x);

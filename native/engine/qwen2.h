@@ -110,8 +110,8 @@ class Qwen2 {
                      KeyValues* key_values = nullptr);
 
   /// dhidden (R, C) -> gradients added to grads; activations are freed on the way.
-  void backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
-                const at::Tensor& dhidden);
+  void backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
+                const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden);
 
   /// One token for each row -> (B, C) after the final norm.
   at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready,
@@ -120,11 +120,11 @@ class Qwen2 {
   std::int64_t cache_block_size() const { return 2 * config_.kv_size() * loops::kCacheBlock; }
 
  private:
-  /// One layer: x (R, C) -> (R, C). keep: what its backward pass needs. Without `whole` the last product, which only
-  /// the output needs, is left out.
-  at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear, const TrunkInput& input,
-                           const ops::Rope& rotation, LayerActivations& a, bool keep, at::Tensor* kv,
-                           bool whole = true);
+  /// One layer: x (R, C) -> (R, C). keep: what its backward pass needs. Without `whole` the last product,
+  /// which only the output needs, is left out.
+  at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
+                           const TrunkInput& input, const ops::Rope& rotation, LayerActivations& a, bool keep,
+                           at::Tensor* kv, bool whole = true);
   const ops::Rope& rope(std::int64_t positions, at::ScalarType dtype);
 
   ModelConfig config_;

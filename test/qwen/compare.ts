@@ -6,7 +6,16 @@
  */
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -33,7 +42,9 @@ const boxed = createTemplate('qwen-boxed', model)
 const prompts = problems.map(({ prompt }) => tokenizer.encode(boxed.render(prompt)))
 const rows = prompts
   .slice(0, LOGIT_PROMPTS)
-  .map(({ length }) => Array.from({ length: LOGIT_ROWS }, (_, i) => Math.floor(((i + 1) * length) / LOGIT_ROWS) - 1))
+  .map(({ length }) =>
+    Array.from({ length: LOGIT_ROWS }, (_, i) => Math.floor(((i + 1) * length) / LOGIT_ROWS) - 1),
+  )
 const texts = [
   ...problems.map(({ prompt }) => prompt),
   ...problems.map(({ prompt }) => boxed.render(prompt)),
@@ -118,7 +129,9 @@ async function compareSaved(policy: Policy, dtype: string, maxShardBytes: number
   const dir = path.join(scratch, `saved-${dtype}`)
   mkdirSync(dir)
   await policy.save(dir, { maxShardBytes })
-  const answer = execFileSync(python, [script, 'check', model, dir, dtype], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const answer = execFileSync(python, [script, 'check', model, dir, dtype], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
   const result = JSON.parse(answer.toString().trim().split('\n').at(-1)!)
   assert.equal(result, { different: [], missing: [], unexpected: [], tensors: result.tensors })
   assert.ok(result.tensors > 100)

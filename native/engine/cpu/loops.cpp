@@ -38,9 +38,9 @@ struct Pair {
 typedef Pair<Half> Vec;
 typedef Pair<IHalf> IVec;
 
-#define RAPO_PAIR_OPERATOR(op)                                                          \
-  INLINE Vec operator op(Vec a, Vec b) { return {a.lo op b.lo, a.hi op b.hi}; }         \
-  INLINE Vec operator op(Vec a, float b) { return {a.lo op b, a.hi op b}; }             \
+#define RAPO_PAIR_OPERATOR(op)                                                  \
+  INLINE Vec operator op(Vec a, Vec b) { return {a.lo op b.lo, a.hi op b.hi}; } \
+  INLINE Vec operator op(Vec a, float b) { return {a.lo op b, a.hi op b}; }     \
   INLINE Vec operator op(float a, Vec b) { return {a op b.lo, a op b.hi}; }
 RAPO_PAIR_OPERATOR(+)
 RAPO_PAIR_OPERATOR(-)
@@ -60,9 +60,7 @@ INLINE void operator+=(Vec& a, Vec b) {
   a.lo += b.lo;
   a.hi += b.hi;
 }
-INLINE Vec choose(IVec mask, Vec yes, Vec no) {
-  return {mask.lo ? yes.lo : no.lo, mask.hi ? yes.hi : no.hi};
-}
+INLINE Vec choose(IVec mask, Vec yes, Vec no) { return {mask.lo ? yes.lo : no.lo, mask.hi ? yes.hi : no.hi}; }
 #endif
 
 INLINE Vec splat(float x) { return Vec{} + x; }
@@ -87,8 +85,8 @@ INLINE void store(float* p, Vec v) {
 }
 #endif
 
-/// bfloat16 in the upper halves of 32 bits, and back: rounded to nearest even; NaN would overflow into the sign, so it
-/// is set apart.
+/// bfloat16 in the upper halves of 32 bits, and back: rounded to nearest even; NaN would overflow into the
+/// sign, so it is set apart.
 template <class F, class U, class I, class H>
 INLINE F widened(const BFloat16* p) {
   H h;
@@ -780,10 +778,11 @@ constexpr bool kHasProduct = false;
 #endif
 constexpr i64 kProductDepth = 256;  // a panel of b then takes half of a first-level cache
 
-/// c (R, 16), rows c_row apart, = or += a b: a's element (r, k) is a[r * a_row + k] or, packed, a[6 k + r]; b (depth,
-/// 16).
+/// c (R, 16), rows c_row apart, = or += a b: a's element (r, k) is a[r * a_row + k] or, packed, a[6 k + r]; b
+/// (depth, 16).
 template <int R, bool packed>
-INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row, bool add) {
+INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
+                          bool add) {
   Vec acc[R] = {};
   if (add) {
     for (int r = 0; r < R; ++r) acc[r] = load(c + r * c_row);
@@ -814,7 +813,8 @@ void product_rows(int rows, const float* a, i64 a_row, const float* b, i64 depth
   }
 }
 
-/// Rows of a, k0 .. k0 + depth, as product_block wants them: where they lie, or widened or packed into scratch.
+/// Rows of a, k0 .. k0 + depth, as product_block wants them: where they lie, or widened or packed into
+/// scratch.
 template <class T>
 INLINE void take_rows(const Factor& f, i64 i, int rows, i64 k0, i64 depth, bool may_read_16, float* scratch) {
   const T* from = static_cast<const T*>(f.data) + i * f.row + k0 * f.column;
@@ -887,7 +887,8 @@ void pack_panels(const Factor& f, i64 k, i64 n, float* panels, i64 begin, i64 en
 }
 
 template <class T>
-void store_transposed(const float* c, i64 c_row, i64 m, i64 n, const T* start, i64 start_row, T* y, i64 y_row) {
+void store_transposed(const float* c, i64 c_row, i64 m, i64 n, const T* start, i64 start_row, T* y,
+                      i64 y_row) {
   for (i64 j = 0; j < n; ++j) {
     for (i64 i = 0; i < m; ++i) {
       put(y + j * y_row + i, c[i * c_row + j] + (start ? one(start + j * start_row + i) : 0.0f));
@@ -931,7 +932,7 @@ void to_bf16(const float* x, BFloat16* y, i64 n) {
 
 template <class T>
 constexpr Ops<T> ops() {
-  return {&rms_norm<T>,           &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>, &attention<T>,
+  return {&rms_norm<T>,           &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>,  &attention<T>,
           &attention_backward<T>, &decode_attention<T>,  &exp_row<T>, &store_transposed<T>, &scatter_add<T>};
 }
 
@@ -939,7 +940,8 @@ constexpr Ops<T> ops() {
 
 extern const Table kTable;
 constexpr Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(), &adamw,
-                          &sum_squares,          &gemm,        &gemm_pack,      &to_bf16, kHasProduct, &pack_panels, &product, &add_tile};
+                          &sum_squares,          &gemm,        &gemm_pack,      &to_bf16,
+                          kHasProduct,           &pack_panels, &product,        &add_tile};
 
 }  // namespace RAPO_ISA
 }  // namespace rapo::loops
