@@ -189,7 +189,9 @@ const optimizer = z.strictObject({
     .describe('optimizer steps a batch of rollouts; at most sampling.promptsPerStep'),
   microBatchTokens: count()
     .default(16384)
-    .describe('tokens, padding included, that are in memory at once while training'),
+    .describe(
+      'tokens of a micro-batch, of which the engine takes as many at once as 2 GB of activations hold',
+    ),
   recompute: z
     .boolean()
     .default(false)
