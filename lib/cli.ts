@@ -106,6 +106,7 @@ export function createCli(): Command {
     .command('doctor')
     .description('show what rapo found on this machine, and why not what it did not')
     .option('--json', 'as one JSON object')
+    .option('-c, --config <file>', 'of a run: predict its memory too')
     .action(async values => (await import('./commands.js')).runDoctor(values))
 
   cli

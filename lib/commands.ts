@@ -3,12 +3,16 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { moments } from './advantage.js'
 import { readLatestCheckpoint } from './checkpoint.js'
-import { fields, loadConfig } from './config.js'
+import { type Config, fields, loadConfig } from './config.js'
+import { readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { evaluate, formatPassAtK } from './evaluate.js'
+import { resolveModel } from './hub.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
+import { createTemplate, loadTokenizer } from './prompt.js'
+import { loadVerifier } from './reward/verifier.js'
 import { writeWhole } from './run.js'
 import { plainText } from './text.js'
 import { train } from './train.js'
@@ -50,13 +54,16 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     progress?.log('finishing the step and saving; once more quits at once'),
   )
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
+  const download = downloadProgress(config.model.dir)
   let stepsDone: number
   try {
     stepsDone = await train(config, {
+      onDownload: download.onProgress,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       isStopping: () => stopping.signal !== undefined,
       onStart: done => {
+        download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
       },
@@ -71,6 +78,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
     throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
   } finally {
+    download.stop()
     progress?.stop()
     stopping.release()
   }
@@ -144,7 +152,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   let progress: Progress | undefined
   let solved = 0
   const result = await evaluate(config, {
-    dir: checkpoint?.dir ?? given,
+    dir: checkpoint?.dir ?? (await fetchModel(given)),
     model: given,
     name,
     output,
@@ -194,7 +202,7 @@ async function withProgress(
   { model: given, input, output, device, dtype }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
-  const model = readLatestCheckpoint(given)?.dir ?? given
+  const model = readLatestCheckpoint(given)?.dir ?? (await fetchModel(given))
   let progress: Progress | undefined
   const onProgress = (done: number, total: number) => {
     if (total === 0) return
@@ -232,11 +240,44 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
   }).finally(() => progress?.stop())
 }
 
-export async function runDoctor({ json }: { json?: boolean }): Promise<void> {
+export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  print(json ? JSON.stringify(report, null, 2) : formatDoctor(report))
-  if (!report.ok) process.exitCode = 1
+  const run = config === undefined ? undefined : await predictRun(loadConfig(config))
+  if (json) {
+    print(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
+  } else {
+    print(formatDoctor(report))
+    const { formatMemory } = await import('./memory.js')
+    if (run) print(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+  }
+  if (!report.ok || (run && run.peak > report.memory.available)) process.exitCode = 1
+}
+
+async function predictRun(config: Config) {
+  const { planRun } = await import('./memory.js')
+  const { train: file, template: text } = config.data
+  const problems = readProblems(file, await loadVerifier(config.task.verifier))
+  const modelDir = await fetchModel(config.model.dir)
+  const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
+  const tokenizer = loadTokenizer(modelDir)
+  const dirs = { modelDir, referenceDir }
+  return planRun(config, dirs, problems, tokenizer, createTemplate(text, modelDir))
+}
+
+/** A model's directory; one that is fetched from the hub shows how far it is. */
+async function fetchModel(model: string): Promise<string> {
+  const download = downloadProgress(model)
+  return resolveModel(model, download).finally(download.stop)
+}
+
+function downloadProgress(label: string) {
+  let progress: Progress | undefined
+  const onProgress = (done: number, total: number) => {
+    progress ??= createProgress({ label, total: Math.ceil(total / 1e6), unit: 'MB' })
+    progress.update(Math.floor(done / 1e6))
+  }
+  return { onProgress, stop: () => progress?.stop() }
 }
 
 interface BenchValues {

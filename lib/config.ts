@@ -30,7 +30,12 @@ const count = (min = 1) => z.int().min(min)
 const coefficient = () => z.number().min(0).max(1e6)
 
 const model = z.strictObject({
-  dir: z.string().min(1).describe('Hugging Face directory of the model to train: config, weights, tokenizer'),
+  dir: z
+    .string()
+    .min(1)
+    .describe(
+      'Hugging Face directory of the model to train, or its name on the hub, such as Qwen/Qwen2.5-3B',
+    ),
   reference: z.string().min(1).optional().describe('directory of the frozen reference (default: model.dir)'),
   dtype: z
     .enum(['float32', 'bfloat16'])
@@ -44,9 +49,11 @@ const data = z.strictObject({
   eval: z.string().default('').describe('problem file that `rapo eval` measures'),
   template: z
     .string()
-    .regex(/\{prompt\}/, 'must contain {prompt}')
+    .regex(/\{prompt\}|^(chat|qwen-boxed|abel)$/)
     .default('{prompt}')
-    .describe('text around a problem, in which {prompt} stands for its prompt'),
+    .describe(
+      "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
+    ),
 })
 
 const task = z.strictObject({
@@ -183,7 +190,15 @@ const optimizer = z.strictObject({
     .describe('optimizer steps a batch of rollouts; at most sampling.promptsPerStep'),
   microBatchTokens: count()
     .default(16384)
-    .describe('tokens, padding included, that are in memory at once while training'),
+    .describe(
+      'tokens of a micro-batch, of which the engine takes as many at once as 2 GB of activations hold',
+    ),
+  recompute: z
+    .boolean()
+    .default(false)
+    .describe(
+      'keep less of the forward pass and compute it again: a fraction of the memory for a third more time',
+    ),
 })
 
 const run = z.strictObject({
@@ -377,7 +392,7 @@ function describeRange(node: JsonSchema): string {
   if (node.enum) return `one of ${node.enum.join(', ')}`
   if (node.type === 'boolean') return 'true or false'
   if (node.type === 'string') {
-    if (node.pattern) return 'a text that contains {prompt}'
+    if (node.pattern) return 'a text that contains {prompt}, or chat, qwen-boxed or abel'
     return node.minLength ? 'a text that is not empty' : 'a text'
   }
   const bounds: string[] = []
