@@ -2,14 +2,17 @@
 #include <napi.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "arrays.h"
 #include "async.h"
+#include "cuda.h"
 #include "errors.h"
 #include "kernels/cpu/select.h"
+#include "kernels/cuda/calls.h"
 #include "kernels/loss.h"
 #include "kernels/parallel.h"
 #include "objective.h"
@@ -46,7 +49,7 @@ const std::int32_t* token_ids(const Napi::Value& value, std::int64_t rows, std::
 }
 
 template <class T>
-T* optional(const Napi::Object& object, const char* name, std::int64_t elements) {
+T* optional(const Fields& object, const char* name, std::int64_t elements) {
   const auto value = object.Get(name);
   return present(value) ? view<T>(value, name, elements).data : nullptr;
 }
@@ -59,9 +62,9 @@ std::int64_t shape_product(std::int64_t rows, std::int64_t vocab_size) {
   return rows * vocab_size;
 }
 
-Napi::Object object_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
+Fields object_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
   if (!info[index].IsObject()) invalid(std::string(name) + " must be an object");
-  return info[index].As<Napi::Object>();
+  return Fields(info[index].As<Napi::Object>());
 }
 
 /// Every typed array of a call, so that an asynchronous one keeps them alive.
@@ -73,6 +76,14 @@ void keep_arrays(const Napi::Object& object, std::vector<Napi::Object>& kept) {
   }
 }
 
+/// The order of policyLoss's arguments after objective and metrics.
+constexpr const char* kLossFields[] = {"rows",       "vocabSize",   "dtype",         "logits",
+                                       "refLogits",  "tokenIds",    "tokenWeights",  "advantages",
+                                       "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets",
+                                       "gradLogits", "gradDtype",   "logprobs",      "refLogprobs",
+                                       "kl",         "entropy",     "ratio",         "clipped",
+                                       "device"};
+
 /// A policy_loss call: the structs and what they point into that is not a JS array.
 struct LossCall {
   Batch batch;
@@ -80,10 +91,12 @@ struct LossCall {
   Outputs outputs;
   std::vector<std::int32_t> ids;
 
-  explicit LossCall(const Napi::CallbackInfo& info) {
-    const auto b = object_argument(info, 0, "batch");
-    const auto o = object_argument(info, 2, "outputs");
-    objective = objective_from(info[1]);
+  /// (batch, objective, outputs, ...)
+  explicit LossCall(const Napi::CallbackInfo& info)
+      : LossCall(object_argument(info, 0, "batch"), info[1], object_argument(info, 2, "outputs")) {}
+
+  LossCall(const Fields& b, const Napi::Value& wanted, const Fields& o) {
+    objective = objective_from(wanted);
     batch.rows = integer(b, "rows");
     batch.vocab_size = integer(b, "vocabSize");
     batch.dtype = dtype_from(string(b, "dtype"), "dtype");
@@ -120,15 +133,28 @@ struct LossCall {
   }
 };
 
-/// policyLoss(batch, objective, outputs) -> metrics
+/// On the CPU, or on the CUDA device of that number.
+Metrics run(const LossCall& call, std::optional<int> device, const Control* control) {
+  return device ? cuda::policy_loss_of_host_arrays(*device, call.batch, call.objective, call.outputs, control)
+                : policy_loss(call.batch, call.objective, call.outputs, control);
+}
+
+/// policyLoss(objective, metrics, ...kLossFields): writes metrics, a Float64Array
 Napi::Value policy_loss_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const LossCall call(info);
-    return metrics_to_js(info.Env(), policy_loss(call.batch, call.objective, call.outputs));
+    const Fields fields(info, 2, kLossFields);
+    const LossCall call(fields, info[0], fields);
+    write_metrics(run(call, optional_device(fields.Get("device")), nullptr), info[1]);
+    return info.Env().Undefined();
   });
 }
 
-/// policyLossReference: the same by the oracle; takes float64 too.
+/// makeObjective(objective) -> what the functions here take in its place
+Napi::Value make_objective(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] { return objective_to_js(info.Env(), objective_from(info[0])); });
+}
+
+/// policyLossReference(batch, objective, outputs) -> metrics, by the oracle; takes float64 too.
 Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const LossCall call(info);
@@ -136,7 +162,7 @@ Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// policyLossAsync(batch, objective, outputs, control) -> Promise<metrics>
+/// policyLossAsync(batch, objective, outputs, control, device?) -> Promise<metrics>
 Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto call = std::make_shared<LossCall>(info);
@@ -146,7 +172,7 @@ Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[2].As<Napi::Object>(), kept);
     return PromiseWorker<Metrics>::run(
         info.Env(), control, kept,
-        [call, control] { return policy_loss(call->batch, call->objective, call->outputs, control.get()); },
+        [call, control, device = optional_device(info[4])] { return run(*call, device, control.get()); },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
 }
@@ -176,11 +202,19 @@ struct GatherCall {
   }
 };
 
-/// gatherLogprobs(batch, outputs): undefined
+void run(const GatherCall& call, std::optional<int> device, const Control* control) {
+  if (device) {
+    cuda::gather_logprobs_of_host_arrays(*device, call.logits, call.token_ids, call.temperature, call.outputs,
+                                         control);
+  } else {
+    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs, control);
+  }
+}
+
+/// gatherLogprobs(batch, outputs, device?): undefined
 Napi::Value gather_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const GatherCall call(info);
-    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs);
+    run(GatherCall(info), optional_device(info[2]), nullptr);
     return info.Env().Undefined();
   });
 }
@@ -193,7 +227,7 @@ Napi::Value gather_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// gatherLogprobsAsync(batch, outputs, control) -> Promise<undefined>
+/// gatherLogprobsAsync(batch, outputs, control, device?) -> Promise<undefined>
 Napi::Value gather_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto call = std::make_shared<GatherCall>(info);
@@ -203,8 +237,8 @@ Napi::Value gather_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[1].As<Napi::Object>(), kept);
     return PromiseWorker<bool>::run(
         info.Env(), control, kept,
-        [call, control] {
-          gather_logprobs(call->logits, call->token_ids, call->temperature, call->outputs, control.get());
+        [call, control, device = optional_device(info[3])] {
+          run(*call, device, control.get());
           return true;
         },
         [](Napi::Env env, bool&) { return env.Undefined(); });
@@ -249,12 +283,14 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
   exports.Set("Control", ControlObject::define(env));
+  exports.Set("makeObjective", Napi::Function::New<make_objective>(env));
   exports.Set("policyLoss", Napi::Function::New<policy_loss_sync>(env));
   exports.Set("policyLossAsync", Napi::Function::New<policy_loss_async>(env));
   exports.Set("policyLossReference", Napi::Function::New<policy_loss_reference>(env));
   exports.Set("gatherLogprobs", Napi::Function::New<gather_sync>(env));
   exports.Set("gatherLogprobsAsync", Napi::Function::New<gather_async>(env));
   exports.Set("gatherLogprobsReference", Napi::Function::New<gather_reference>(env));
+  define_cuda(env, exports);
   exports.Set("isa", Napi::Function::New<isa>(env));
   exports.Set("isas", Napi::Function::New<isas>(env));
   exports.Set("setIsa", Napi::Function::New<set_isa>(env));

@@ -9,10 +9,11 @@ import { openPolicy, requireField } from './open.js'
 import type { LoadPolicy } from './policy.js'
 import {
   checkTokenizerFits,
+  createTemplate,
   type EncodedPrompt,
   encodePrompts,
   loadTokenizer,
-  readStopTokenIds,
+  stopTokenIdsFor,
 } from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
@@ -177,7 +178,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const problems = await readProblems(data.eval, verifier, data)
   const hard = readHardProblems(config, problems)
   const tokenizer = loadTokenizer(options.dir)
-  const stopTokenIds = readStopTokenIds(options.dir)
+  const template = createTemplate(data.template, options.dir)
+  const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
   makeDir(options.output)
 
   const { dtype, device } = config.model
@@ -186,7 +188,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   try {
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
-    const context = { tokenizer, template: data.template, info: policy.info, maxNewTokens }
+    const context = { tokenizer, template, info: policy.info, maxNewTokens }
     const prompts = encodePrompts(problems, context, data)
     const progress = openProgress(config, options, prompts)
 

@@ -4,7 +4,7 @@
  * distribution that `tokenIds[i]` was drawn from.
  */
 import { RapoError } from './errors.js'
-import type { ObjectiveMetrics } from './metrics.js'
+import { emptyMetrics, type ObjectiveMetrics, readMetrics } from './metrics.js'
 import { type KernelsAddon, loadKernels } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
@@ -45,7 +45,19 @@ export interface LossBatch<L extends Logits = Logits> {
  */
 export type GradMode = 'new' | 'in-place' | 'none' | Logits
 
-export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean> {
+/** Where the work is done: `cuda` is CUDA device 0. kernelsInfo().cuda tells whether there is one, or why not. */
+export type KernelDevice = 'cpu' | 'cuda' | `cuda:${number}`
+
+export interface DeviceOptions {
+  /**
+   * Default cpu. On CUDA the arrays, which are in host memory, are copied there and back; policyLossOnDevice takes
+   * arrays that are on the device already. Throws ERR_RAPO_DEVICE where there is no CUDA.
+   */
+  readonly device?: KernelDevice
+}
+
+export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean>
+  extends DeviceOptions {
   /** Default 'new'. */
   readonly grad?: M
   /** Also return each row's values. Default false. */
@@ -91,6 +103,9 @@ interface RawOutputs extends Partial<PerToken> {
   gradDtype?: LogitsDType
 }
 
+/** An objective that the addon has read already. */
+type RawObjective = { readonly __rawObjective: never }
+
 interface RawGatherOutputs {
   logprobs?: Float32Array
   entropy?: Float32Array
@@ -100,15 +115,24 @@ interface RawGatherOutputs {
 /** The functions of bindings/kernels.cpp. */
 interface RawKernels extends KernelsAddon {
   Control: new () => RawControl
-  policyLoss(batch: object, objective: Objective, outputs: RawOutputs): ObjectiveMetrics
+  makeObjective(objective: Objective): RawObjective
+  /** Objective, metrics in the order of ObjectiveMetrics, then kLossFields. */
+  policyLoss(objective: Objective | RawObjective, metrics: Float64Array, ...fields: unknown[]): void
   policyLossAsync(
     batch: object,
     objective: Objective,
     outputs: RawOutputs,
     control: RawControl,
+    device?: number,
   ): Promise<ObjectiveMetrics>
-  gatherLogprobs(batch: object, outputs: RawGatherOutputs): void
-  gatherLogprobsAsync(batch: object, outputs: RawGatherOutputs, control: RawControl): Promise<void>
+  gatherLogprobs(batch: object, outputs: RawGatherOutputs, device?: number): void
+  gatherLogprobsAsync(
+    batch: object,
+    outputs: RawGatherOutputs,
+    control: RawControl,
+    device?: number,
+  ): Promise<void>
+  cudaInfo(): { available: boolean; reason: string; devices: CudaDevice[] }
   isa(): string
   isas(): string[]
   threads(): number
@@ -128,8 +152,28 @@ export function policyLoss<L extends Logits, M extends GradMode = 'new', P exten
   objective: Objective,
   options: LossOptions<M, P> = {},
 ): LossResult<GradOf<L, M>, P> {
-  const call = prepareLoss(batch, objective, options)
-  return lossResult(call.outputs, options, addon().policyLoss(call.batch, objective, call.outputs))
+  const { rows, dtype, outputs: o } = prepareLoss(batch, objective, options)
+  // biome-ignore format: the order of kLossFields in bindings/kernels.cpp
+  addon().policyLoss(rawObjective(objective), rawMetrics,
+    rows, batch.vocabSize, dtype, batch.logits, batch.refLogits, batch.tokenIds, batch.tokenWeights,
+    batch.advantages, batch.refWeights, batch.oldLogprobs, batch.policyWeights, batch.sequenceOffsets,
+    o.gradLogits, o.gradDtype, o.logprobs, o.refLogprobs, o.kl, o.entropy, o.ratio, o.clipped, deviceNumber(options.device))
+  return lossResult(o, options, readMetrics(rawMetrics))
+}
+
+/** policyLoss's; read out before the next call. */
+const rawMetrics = new Float64Array(Object.keys(emptyMetrics).length)
+const rawObjectives = new WeakMap<Objective, RawObjective>()
+
+/** What can still change is read by the addon at every call. */
+function rawObjective(objective: Objective): Objective | RawObjective {
+  if (!Object.isFrozen(objective)) return objective
+  let raw = rawObjectives.get(objective)
+  if (!raw) {
+    raw = addon().makeObjective(objective)
+    rawObjectives.set(objective, raw)
+  }
+  return raw
 }
 
 /**
@@ -146,11 +190,12 @@ export async function policyLossAsync<
   options: LossOptions<M, P> & AsyncOptions = {},
 ): Promise<LossResult<GradOf<L, M>, P>> {
   const { signal, ...rest } = options
-  const call = prepareLoss(batch, objective, rest as LossOptions<M, P>)
-  const metrics = await abortable(signal, [call.batch, call.outputs], control =>
-    addon().policyLossAsync(call.batch, objective, call.outputs, control),
+  const { rows, dtype, outputs } = prepareLoss(batch, objective, rest as LossOptions<M, P>)
+  const call = { ...batch, rows, dtype }
+  const metrics = await abortable(signal, [call, outputs], control =>
+    addon().policyLossAsync(call, objective, outputs, control, deviceNumber(options.device)),
   )
-  return lossResult(call.outputs, options, metrics)
+  return lossResult(outputs, options, metrics)
 }
 
 /** Rows of logits, each a distribution over V words. */
@@ -179,53 +224,78 @@ export interface GatherResult {
 }
 
 /** Each row's log-prob of its token, entropy and log-sum-exp, in one pass. Throws as policyLoss does. */
-export function gatherLogprobs(batch: GatherBatch): GatherResult {
+export function gatherLogprobs(batch: GatherBatch, options: DeviceOptions = {}): GatherResult {
   const call = prepareGather(batch)
-  addon().gatherLogprobs(call.batch, call.outputs)
+  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
   return call.outputs
 }
 
 /** gatherLogprobs off the main thread; what policyLossAsync says of arrays goes here too. */
 export async function gatherLogprobsAsync(
   batch: GatherBatch,
-  options: AsyncOptions = {},
+  options: AsyncOptions & DeviceOptions = {},
 ): Promise<GatherResult> {
   const call = prepareGather(batch)
   await gatherAsync(call, options)
   return call.outputs
 }
 
-function gatherAsync({ batch, outputs }: ReturnType<typeof prepareRows>, { signal }: AsyncOptions) {
-  return abortable(signal, [batch, outputs], control => addon().gatherLogprobsAsync(batch, outputs, control))
+function gatherAsync(
+  { batch, outputs }: ReturnType<typeof prepareRows>,
+  { signal, device }: AsyncOptions & DeviceOptions,
+) {
+  return abortable(signal, [batch, outputs], control =>
+    addon().gatherLogprobsAsync(batch, outputs, control, deviceNumber(device)),
+  )
 }
 
 /** (N) each row's entropy −Σ p log p, in nats. Throws as policyLoss does. */
-export function entropy(rows: LogitRows): Float32Array {
+export function entropy(rows: LogitRows, options: DeviceOptions = {}): Float32Array {
   const call = prepareRows(rows, 'entropy')
-  addon().gatherLogprobs(call.batch, call.outputs)
+  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
   return call.outputs.entropy!
 }
 
 /** entropy off the main thread; what policyLossAsync says of arrays goes here too. */
-export async function entropyAsync(rows: LogitRows, options: AsyncOptions = {}): Promise<Float32Array> {
+export async function entropyAsync(
+  rows: LogitRows,
+  options: AsyncOptions & DeviceOptions = {},
+): Promise<Float32Array> {
   const call = prepareRows(rows, 'entropy')
   await gatherAsync(call, options)
   return call.outputs.entropy!
 }
 
 /** (N) each row's log Σ exp(logits / temperature). Throws as policyLoss does. */
-export function logSumExp(rows: LogitRows): Float32Array {
+export function logSumExp(rows: LogitRows, options: DeviceOptions = {}): Float32Array {
   const call = prepareRows(rows, 'logSumExp')
-  addon().gatherLogprobs(call.batch, call.outputs)
+  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
   return call.outputs.logSumExp!
 }
 
 /** logSumExp off the main thread; what policyLossAsync says of arrays goes here too. */
-export async function logSumExpAsync(rows: LogitRows, options: AsyncOptions = {}): Promise<Float32Array> {
+export async function logSumExpAsync(
+  rows: LogitRows,
+  options: AsyncOptions & DeviceOptions = {},
+): Promise<Float32Array> {
   const call = prepareRows(rows, 'logSumExp')
   await gatherAsync(call, options)
   return call.outputs.logSumExp!
 }
+
+export interface CudaDevice {
+  readonly name: string
+  /** Compute capability, as in 9.0. */
+  readonly capability: string
+  readonly multiprocessors: number
+  /** Bytes. */
+  readonly memory: number
+}
+
+/** The CUDA devices, or why there are none. */
+export type CudaInfo =
+  | { readonly available: true; readonly devices: readonly CudaDevice[] }
+  | { readonly available: false; readonly reason: string }
 
 export interface KernelsInfo {
   /** The instruction set in use; RAPO_KERNELS_ISA overrides the choice. */
@@ -234,10 +304,25 @@ export interface KernelsInfo {
   readonly isas: readonly string[]
   /** Threads that share a call's work, the calling one included. */
   readonly threads: number
+  readonly cuda: CudaInfo
 }
 
 export function kernelsInfo(): KernelsInfo {
-  return { isa: addon().isa(), isas: addon().isas(), threads: addon().threads() }
+  const { available, reason, devices } = addon().cudaInfo()
+  return {
+    isa: addon().isa(),
+    isas: addon().isas(),
+    threads: addon().threads(),
+    cuda: available ? { available, devices } : { available, reason },
+  }
+}
+
+/** The number of a CUDA device; undefined for the CPU. Throws ERR_RAPO_INVALID_ARGUMENT for anything else. */
+export function deviceNumber(device: KernelDevice = 'cpu'): number | undefined {
+  if (device === 'cpu') return undefined
+  const match = /^cuda(?::(\d{1,3}))?$/.exec(device)
+  if (!match) invalid(`device is ${device}, expected cpu, cuda or cuda: and a number`)
+  return Number(match[1] ?? 0)
 }
 
 /** Threads for the calls to come, in [1, 1024]; 0 restores the default, one a core. */
@@ -261,7 +346,7 @@ const batchFields = new Set<string>([
 
 function prepareLoss(batch: LossBatch, objective: Objective, options: LossOptions) {
   validateObjective(objective)
-  for (const field of Object.keys(batch)) {
+  for (const field in batch) {
     if (!batchFields.has(field)) {
       invalid(`batch has no field ${field}; its fields are ${[...batchFields].join(', ')}`)
     }
@@ -269,12 +354,10 @@ function prepareLoss(batch: LossBatch, objective: Objective, options: LossOption
   const { grad = 'new', perToken = false } = options
   const { logits, dtype = 'float32' } = batch
   const rows = countRows(batch)
-  const outputs: RawOutputs = perToken ? perTokenArrays(rows) : {}
-  if (grad !== 'none') {
-    outputs.gradLogits = gradArray(grad, logits)
-    outputs.gradDtype = outputs.gradLogits instanceof Float32Array ? 'float32' : dtype
-  }
-  return { batch: { ...batch, rows, dtype }, outputs }
+  const gradLogits = grad === 'none' ? undefined : gradArray(grad, logits)
+  const gradDtype: LogitsDType = gradLogits instanceof Float32Array ? 'float32' : dtype
+  const outputs: RawOutputs = { ...(perToken && perTokenArrays(rows)), gradLogits, gradDtype }
+  return { rows, dtype, outputs }
 }
 
 /** The rest of the arrays is checked by the addon against this number. */
@@ -310,17 +393,20 @@ function perTokenArrays(rows: number): PerToken {
   }
 }
 
+function perTokenOf({ gradLogits: _, gradDtype: __, ...perToken }: RawOutputs): PerToken {
+  return perToken as PerToken
+}
+
 function lossResult<G, P extends boolean>(
   outputs: RawOutputs,
   options: LossOptions,
   metrics: ObjectiveMetrics,
 ): LossResult<G, P> {
-  const { gradLogits, gradDtype: _, ...perToken } = outputs
   return {
     loss: metrics.loss,
-    gradLogits: gradLogits as G,
+    gradLogits: outputs.gradLogits as G,
     metrics,
-    perToken: (options.perToken ? perToken : undefined) as LossResult<G, P>['perToken'],
+    perToken: (options.perToken ? perTokenOf(outputs) : undefined) as LossResult<G, P>['perToken'],
   }
 }
 

@@ -21,6 +21,7 @@ const runFiles = [
   'eval.json',
   'eval-samples.jsonl',
   'eval-progress.jsonl',
+  'tensorboard',
 ]
 
 /**

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { loadConfig } from '../lib/config.js'
+import { promptStyles } from '../lib/prompt.js'
 import { verifierNames } from '../lib/reward/verifier.js'
 
 const dir = fileURLToPath(new URL('../configs', import.meta.url))
@@ -36,7 +37,7 @@ test("the paper's setting: SimpleRL's recipe, its prompt to the letter", () => {
   for (const name of files.filter(file => file.startsWith('simplerl-'))) {
     const { data, sampling, optimizer, objective, eval: evaluation } = load(name)
     assert.is(
-      data.template,
+      promptStyles[data.template as keyof typeof promptStyles]?.text,
       '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n',
     )
     assert.equal([sampling.promptsPerStep, sampling.groupSize, sampling.temperature], [1024, 8, 1])

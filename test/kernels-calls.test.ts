@@ -598,8 +598,8 @@ test('the pool ends with the last worker thread that loaded the addon', async ()
       const addon = require(workerData.addon)
       addon.setThreads(5)
       const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-      const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-      addon.policyLoss(batch, workerData.objective, {})\`
+      const logits = new Float32Array(rows * vocabSize), metrics = new Float64Array(11)
+      addon.policyLoss(workerData.objective, metrics, rows, vocabSize, 'float32', logits, undefined, new Int32Array(rows), one, one)\`
     const run = code => new Promise(resolve => new Worker(code, { eval: true, workerData }).once('exit', resolve))
     run('').then(() => {
       const before = count()

@@ -6,6 +6,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(RAPO_NEON)
+#include <arm_neon.h>
 #endif
 
 #ifndef RAPO_ISA
@@ -20,10 +22,18 @@ namespace {
 
 #include "simd.h"
 
-// A block is read twice, for its maximum and for its sums, the second time from the first-level cache. Its 64
-// terms a lane are what a float adds up, in one or two parts, before the sum goes into a double.
-constexpr std::int64_t kBlock = 64 * kLanes;
+// A block's terms are added up in floats, 64 to a sum, before the sums go into doubles.
+constexpr std::int64_t kPairBlock = 64 * kLanes;
+constexpr std::int64_t kBlock = 2 * kPairBlock;  // two sums a lane
+// The maximum of the blocks before serves as the maximum unless it is exceeded by more than this.
+constexpr float kHeadroom = 1;
 constexpr double kInfinity = __builtin_inf();
+
+/// `count` elements from i on; the lanes beyond are -inf.
+template <class T>
+F load_some(const T* row, std::int64_t i, std::int64_t count) {
+  return count < kLanes ? load_partial(row + i, count) : load(row + i);
+}
 
 /// The largest element; NaNs are passed over here and show in the sums.
 template <class T>
@@ -37,104 +47,126 @@ float block_max(const T* row, std::int64_t n) {
     m2 = max(load(row + i + 2 * kLanes), m2);
     m3 = max(load(row + i + 3 * kLanes), m3);
   }
-  for (; i + kLanes <= n; i += kLanes) m0 = max(load(row + i), m0);
-  if (i < n) m0 = max(load_partial(row + i, n - i), m0);
+  for (; i < n; i += kLanes) m0 = max(load_some(row, i, n - i), m0);
   return max_lanes(max(max(m0, m1), max(m2, m3)));
 }
 
-/// Raises the maximum that the sums refer to; returns by how much x falls, 0 where nothing had been summed
-/// yet.
-double raise_max(RowStats& s, double max, float scale) {
-  if (!(max > s.max)) return 0;
-  double delta = 0;
-  if (s.max > -kInfinity) {
-    delta = (max - s.max) * static_cast<double>(scale);
-    const double k = std::exp(-delta);
-    s.weighted = k * (s.weighted - delta * s.sum);
-    s.sum *= k;
-  }
-  s.max = max;
-  return delta;
-}
-
-/// What is subtracted from the logits: while all of them are -inf the difference must stay -inf, not NaN.
-float offset_of(const RowStats& s) { return s.max == -kInfinity ? 0 : static_cast<float>(s.max); }
-
+/// A row's logits as x = (z - offset) * scale. offset is about the largest so far; 0 while all are -inf, so that
+/// their difference stays -inf.
 template <class T>
+struct Row {
+  const T* data;
+  float scale;
+  float offset = 0;
+  RowStats stats{-kInfinity, 0, 0};
+
+  Row(const void* data, float scale) : data(static_cast<const T*>(data)), scale(scale) {}
+
+  bool empty() const { return stats.max == -kInfinity; }
+
+  /// Whether x may be so large, `top` being the largest, that the offset should be raised.
+  bool exceeded_by(float top) const { return top > (empty() ? -__builtin_inff() : kHeadroom); }
+
+  /// Raises the offset to the largest element of a block; returns by how much x falls, 0 where nothing had been
+  /// summed yet.
+  double raise(std::int64_t begin, std::int64_t end) {
+    const auto max = static_cast<double>(block_max(data + begin, end - begin));
+    if (!(max > stats.max)) return 0;
+    double delta = 0;
+    if (!empty()) {
+      delta = (max - stats.max) * static_cast<double>(scale);
+      const double k = std::exp(-delta);
+      stats.weighted = k * (stats.weighted - delta * stats.sum);
+      stats.sum *= k;
+    }
+    stats.max = max;
+    offset = static_cast<float>(max);
+    return delta;
+  }
+};
+
+template <class T, bool kWeighted>
 RowStats stats(const void* data, std::int64_t n, float scale) {
-  const T* row = static_cast<const T*>(data);
-  RowStats s{-kInfinity, 0, 0};
+  Row<T> row(data, scale);
   const F vscale = set1(scale);
   for (std::int64_t begin = 0; begin < n; begin += kBlock) {
     const std::int64_t end = n - begin < kBlock ? n : begin + kBlock;
-    raise_max(s, static_cast<double>(block_max(row + begin, end - begin)), scale);
-    const F offset = set1(offset_of(s));
-    F sum0 = set1(0), sum1 = set1(0), weighted0 = set1(0), weighted1 = set1(0);
-    std::int64_t i = begin;
-    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-      const F x0 = clamp_low(mul(sub(load(row + i), offset), vscale));
-      const F x1 = clamp_low(mul(sub(load(row + i + kLanes), offset), vscale));
-      const F e0 = exp_clamped(x0), e1 = exp_clamped(x1);
-      sum0 = add(sum0, e0);
-      sum1 = add(sum1, e1);
-      weighted0 = fma(e0, x0, weighted0);
-      weighted1 = fma(e1, x1, weighted1);
+    if (row.empty()) row.raise(begin, end);
+    for (bool again = false;; again = true) {
+      const F offset = set1(row.offset);
+      F sum0 = set1(0), sum1 = sum0, weighted0 = sum0, weighted1 = sum0;
+      F top0 = set1(-__builtin_inff()), top1 = top0;
+      const auto add_up = [&](F z, F& s, F& w, F& top) {
+        const F x = mul(sub(z, offset), vscale), clamped = clamp_low(x), e = exp_clamped(clamped);
+        top = max(x, top);
+        s = add(s, e);
+        if (kWeighted) w = fma(e, clamped, w);
+      };
+      std::int64_t i = begin;
+      for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+        add_up(load(row.data + i), sum0, weighted0, top0);
+        add_up(load(row.data + i + kLanes), sum1, weighted1, top1);
+      }
+      for (; i < end; i += kLanes) add_up(load_some(row.data, i, end - i), sum0, weighted0, top0);
+      if (!again && row.exceeded_by(max_lanes(max(top0, top1)))) {
+        row.raise(begin, end);
+        continue;
+      }
+      row.stats.sum += sum_lanes(add(sum0, sum1));
+      if (kWeighted) row.stats.weighted += sum_lanes(add(weighted0, weighted1));
+      break;
     }
-    for (; i < end; i += kLanes) {
-      const F z = end - i < kLanes ? load_partial(row + i, end - i) : load(row + i);
-      const F x = clamp_low(mul(sub(z, offset), vscale));
-      const F e = exp_clamped(x);
-      sum0 = add(sum0, e);
-      weighted0 = fma(e, x, weighted0);
-    }
-    s.sum += sum_lanes(add(sum0, sum1));
-    s.weighted += sum_lanes(add(weighted0, weighted1));
   }
-  return s;
+  return row.stats;
 }
 
-template <class T>
-PairStats pair_stats(const void* data, const void* ref_data, std::int64_t n, float scale, float ref_scale) {
-  const T* row = static_cast<const T*>(data);
-  const T* ref = static_cast<const T*>(ref_data);
-  PairStats s{{-kInfinity, 0, 0}, {-kInfinity, 0, 0}, 0, 0};
+template <class T, bool kReverse>
+PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, float scale, float ref_scale) {
+  Row<T> p(policy, scale), r(reference, ref_scale);
+  double cross = 0;
   const F vscale = set1(scale), vref_scale = set1(ref_scale);
-  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
-    const std::int64_t end = n - begin < kBlock ? n : begin + kBlock;
+  const auto raise = [&](std::int64_t begin, std::int64_t end) {
     // Raising a maximum by delta scales that row's e^x by e^-delta and shifts its x by -delta.
-    const double delta_p = raise_max(s.p, static_cast<double>(block_max(row + begin, end - begin)), scale);
-    s.reverse = std::exp(-delta_p) * s.reverse - delta_p * s.p.sum;
-    s.forward += delta_p * s.r.sum;
-    const double delta_r =
-        raise_max(s.r, static_cast<double>(block_max(ref + begin, end - begin)), ref_scale);
-    s.forward = std::exp(-delta_r) * s.forward - delta_r * s.r.sum;
-    s.reverse += delta_r * s.p.sum;
-    const F offset = set1(offset_of(s.p)), ref_offset = set1(offset_of(s.r));
-    F p_sum = set1(0), p_weighted = set1(0), r_sum = set1(0), r_weighted = set1(0), forward = set1(0),
-      reverse = set1(0);
-    for (std::int64_t i = begin; i < end; i += kLanes) {
-      const std::int64_t count = end - i < kLanes ? end - i : kLanes;
-      const F z = count < kLanes ? load_partial(row + i, count) : load(row + i);
-      const F u = count < kLanes ? load_partial(ref + i, count) : load(ref + i);
-      const F x = mul(sub(z, offset), vscale), xr = mul(sub(u, ref_offset), vref_scale);
-      const F xc = clamp_low(x), xrc = clamp_low(xr);
-      const F e = exp_clamped(xc), er = exp_clamped(xrc);
-      p_sum = add(p_sum, e);
-      p_weighted = fma(e, xc, p_weighted);
-      r_sum = add(r_sum, er);
-      r_weighted = fma(er, xrc, r_weighted);
-      // The unclamped x: where one distribution has mass, the other may be far below the clamp, or -inf.
-      forward = add(forward, zero_where_zero(er, mul(er, sub(xr, x))));
-      reverse = add(reverse, zero_where_zero(e, mul(e, sub(x, xr))));
+    const double delta_p = p.raise(begin, end);
+    cross = kReverse ? std::exp(-delta_p) * cross - delta_p * p.stats.sum : cross + delta_p * r.stats.sum;
+    const double delta_r = r.raise(begin, end);
+    cross = kReverse ? cross + delta_r * p.stats.sum : std::exp(-delta_r) * cross - delta_r * r.stats.sum;
+  };
+  for (std::int64_t begin = 0; begin < n; begin += kPairBlock) {
+    const std::int64_t end = n - begin < kPairBlock ? n : begin + kPairBlock;
+    if (p.empty() || r.empty()) raise(begin, end);
+    for (bool again = false;; again = true) {
+      const F offset = set1(p.offset), ref_offset = set1(r.offset);
+      F p_sum = set1(0), p_weighted = p_sum, r_sum = p_sum, crossed = p_sum;
+      F p_top = set1(-__builtin_inff()), r_top = p_top;
+      for (std::int64_t i = begin; i < end; i += kLanes) {
+        const F z = load_some(p.data, i, end - i), u = load_some(r.data, i, end - i);
+        const F x = mul(sub(z, offset), vscale), xr = mul(sub(u, ref_offset), vref_scale);
+        const F clamped = clamp_low(x), e = exp_clamped(clamped), er = exp_clamped(clamp_low(xr));
+        p_top = max(x, p_top);
+        r_top = max(xr, r_top);
+        p_sum = add(p_sum, e);
+        p_weighted = fma(e, clamped, p_weighted);
+        r_sum = add(r_sum, er);
+        // The unclamped x: where one distribution has mass, the other may be far below the clamp, or -inf.
+        if (kReverse) {
+          crossed = add(crossed, zero_where_zero(e, mul(e, sub(x, xr))));
+        } else {
+          crossed = add(crossed, zero_where_zero(er, mul(er, sub(xr, x))));
+        }
+      }
+      if (!again && (p.exceeded_by(max_lanes(p_top)) || r.exceeded_by(max_lanes(r_top)))) {
+        raise(begin, end);
+        continue;
+      }
+      p.stats.sum += sum_lanes(p_sum);
+      p.stats.weighted += sum_lanes(p_weighted);
+      r.stats.sum += sum_lanes(r_sum);
+      cross += sum_lanes(crossed);
+      break;
     }
-    s.p.sum += sum_lanes(p_sum);
-    s.p.weighted += sum_lanes(p_weighted);
-    s.r.sum += sum_lanes(r_sum);
-    s.r.weighted += sum_lanes(r_weighted);
-    s.forward += sum_lanes(forward);
-    s.reverse += sum_lanes(reverse);
   }
-  return s;
+  return {p.stats, r.stats, cross};
 }
 
 /// Elements before `out` is aligned for stream_pair; n where it never is.
@@ -156,17 +188,26 @@ void store_range(Out* out, std::int64_t begin, std::int64_t end, const Value& va
   if (i < end) store_partial(out + i, value(i, end - i), end - i);
 }
 
+/// The whole row, from its end to its start: what was read last is still in the second-level cache.
 template <class Out, class Value>
 void write_row(Out* out, std::int64_t n, bool streaming, const Value& value) {
-  std::int64_t i = 0;
-  if (streaming) {
-    i = elements_to_alignment(out, n);
-    store_range(out, 0, i, value);
-    for (; i + 2 * kLanes <= n; i += 2 * kLanes)
-      stream_pair(out + i, value(i, kLanes), value(i + kLanes, kLanes));
-    stream_fence();
-  }
+  const std::int64_t begin = streaming ? elements_to_alignment(out, n) : 0;
+  std::int64_t i = n - (n - begin) % (2 * kLanes);
   store_range(out, i, n, value);
+  while (i > begin) {
+    i -= 2 * kLanes;
+    F first = value(i, kLanes), second = value(i + kLanes, kLanes);
+    if (streaming) {
+      // Both are ready before either is written: halves of a cache line that reach memory apart cost twice.
+      keep_together(first, second);
+      stream_pair(out + i, first, second);
+    } else {
+      store(out + i, first);
+      store(out + i + kLanes, second);
+    }
+  }
+  store_range(out, 0, begin, value);
+  if (streaming) stream_fence();
 }
 
 template <class In, class Out>
@@ -175,29 +216,25 @@ void gradient(const void* data, void* out, std::int64_t n, const GradientTerms& 
   const F scale = set1(terms.scale), offset = set1(terms.max);
   const F constant = set1(terms.constant), linear = set1(terms.linear);
   write_row(static_cast<Out*>(out), n, streaming, [&](std::int64_t i, std::int64_t count) {
-    const F z = count < kLanes ? load_partial(row + i, count) : load(row + i);
-    const F x = clamp_low(mul(sub(z, offset), scale));
+    const F x = clamp_low(mul(sub(load_some(row, i, count), offset), scale));
     return mul(exp_clamped(x), fma(linear, x, constant));
   });
 }
 
-template <class In, class Out>
+template <class In, class Out, bool kReverse>
 void pair_gradient(const void* data, const void* ref_data, void* out, std::int64_t n,
                    const GradientTerms& terms, bool streaming) {
   const In* row = static_cast<const In*>(data);
   const In* ref = static_cast<const In*>(ref_data);
   const F scale = set1(terms.scale), offset = set1(terms.max);
   const F ref_scale = set1(terms.ref_scale), ref_offset = set1(terms.ref_max);
-  const F constant = set1(terms.constant), linear = set1(terms.linear);
-  const F cross = set1(terms.cross), reference = set1(terms.reference);
+  const F constant = set1(terms.constant), linear = set1(terms.linear), reference = set1(terms.reference);
   write_row(static_cast<Out*>(out), n, streaming, [&](std::int64_t i, std::int64_t count) {
-    const F z = count < kLanes ? load_partial(row + i, count) : load(row + i);
-    const F u = count < kLanes ? load_partial(ref + i, count) : load(ref + i);
-    const F x = clamp_low(mul(sub(z, offset), scale));
-    const F xr = mul(sub(u, ref_offset), ref_scale), xrc = clamp_low(xr);
-    const F e = exp_clamped(x);
-    const F own = zero_where_zero(e, mul(e, fma(cross, xr, fma(linear, x, constant))));
-    return fma(reference, exp_clamped(xrc), own);
+    const F x = clamp_low(mul(sub(load_some(row, i, count), offset), scale)), e = exp_clamped(x);
+    const F xr = mul(sub(load_some(ref, i, count), ref_offset), ref_scale);
+    const F own = fma(linear, x, constant);
+    if (kReverse) return zero_where_zero(e, mul(e, fma(reference, xr, own)));
+    return fma(reference, exp_clamped(clamp_low(xr)), mul(e, own));
   });
 }
 
@@ -206,14 +243,19 @@ void pair_gradient(const void* data, const void* ref_data, void* out, std::int64
 extern const RowKernels kernels;
 const RowKernels kernels = {
     RAPO_NAME(RAPO_ISA),
-    {stats<float>, stats<BF16>, stats<F16>},
-    {pair_stats<float>, pair_stats<BF16>, pair_stats<F16>},
+    {stats<float, false>, stats<BF16, false>, stats<F16, false>},
+    {stats<float, true>, stats<BF16, true>, stats<F16, true>},
+    {{pair_stats<float, false>, pair_stats<BF16, false>, pair_stats<F16, false>},
+     {pair_stats<float, true>, pair_stats<BF16, true>, pair_stats<F16, true>}},
     {{gradient<float, float>, gradient<float, float>},
      {gradient<BF16, BF16>, gradient<BF16, float>},
      {gradient<F16, F16>, gradient<F16, float>}},
-    {{pair_gradient<float, float>, pair_gradient<float, float>},
-     {pair_gradient<BF16, BF16>, pair_gradient<BF16, float>},
-     {pair_gradient<F16, F16>, pair_gradient<F16, float>}},
+    {{{pair_gradient<float, float, false>, pair_gradient<float, float, false>},
+      {pair_gradient<BF16, BF16, false>, pair_gradient<BF16, float, false>},
+      {pair_gradient<F16, F16, false>, pair_gradient<F16, float, false>}},
+     {{pair_gradient<float, float, true>, pair_gradient<float, float, true>},
+      {pair_gradient<BF16, BF16, true>, pair_gradient<BF16, float, true>},
+      {pair_gradient<F16, F16, true>, pair_gradient<F16, float, true>}}},
 };
 
 }  // namespace RAPO_ISA

@@ -1,0 +1,41 @@
+/** The Python in which torch runs beside rapo. */
+import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { benchPython, findPython } from '../lib/bench/peer.js'
+import { cacheDir } from '../lib/setup/cache.js'
+import { TORCH_VERSION } from '../lib/setup/libtorch.js'
+import { makeVenv } from '../lib/setup/venv.js'
+
+/** What torch needs in Python, which `rapo setup` leaves out: it needs libtorch alone. */
+const needs = ['typing_extensions', 'sympy', 'networkx', 'jinja2', 'fsspec', 'filelock', 'setuptools']
+
+/**
+ * findPython(), or the torch of `rapo setup` with what it needs beside it, which is fetched once. Undefined, and the
+ * reason on the console, where there is none.
+ */
+export async function preparePython(): Promise<string | undefined> {
+  const found = await findPython()
+  if ('python' in found) return found.python
+  try {
+    if (process.env.RAPO_PYTHON) throw new Error(found.reasons.join('; '))
+    const site = sitePackages(join(cacheDir(), `torch-${TORCH_VERSION}`))
+    if (!site) throw new Error('python3 has no torch, and `rapo setup` has installed none')
+    const dir = dirname(dirname(benchPython()))
+    rmSync(dir, { recursive: true, force: true })
+    const install = await makeVenv(dir, { env: process.env, log: `${dir}.log` })
+    await install('what torch needs', needs)
+    writeFileSync(join(sitePackages(dir)!, 'torch.pth'), `${site}\n`)
+    const made = await findPython()
+    if ('reasons' in made) throw new Error(made.reasons.join('; '))
+    return made.python
+  } catch (error) {
+    console.log(`no peers: ${error instanceof Error ? error.message : error}`)
+    return undefined
+  }
+}
+
+function sitePackages(venv: string): string | undefined {
+  const lib = join(venv, 'lib')
+  const name = existsSync(lib) ? readdirSync(lib).find(name => name.startsWith('python')) : undefined
+  return name && join(lib, name, 'site-packages')
+}
