@@ -10,7 +10,7 @@ import { plainText } from './text.js'
 
 /** The fields that a measurement reads. */
 const measuredFields =
-  /^(model\.(dtype|device)|data\.(eval|template)|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
+  /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
 
 /** The whole command line; nothing runs before parseAsync. */
 export function createCli(): Command {
@@ -40,6 +40,7 @@ export function createCli(): Command {
     .option('-n, --n <count>', 'short for --eval.samples')
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
+    .option('--restart', 'do not go on with the interrupted measurement that is there')
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
@@ -87,6 +88,14 @@ export function createCli(): Command {
     )
     .action(async values => (await import('./commands.js')).runLogprobs(values))
   addModelOptions(logprobs)
+
+  cli
+    .command('grade')
+    .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
+    .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
+    .option('-i, --input <file>', 'JSON Lines (default: standard input)')
+    .option('-o, --output <file>', 'JSON Lines (default: standard output)')
+    .action(async values => (await import('./commands.js')).runGrade(values))
 
   cli
     .command('report')

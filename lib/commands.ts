@@ -61,6 +61,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       onDownload: download.onProgress,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
+      onUnusable: listUnusable,
       isStopping: () => stopping.signal !== undefined,
       onStart: done => {
         download.stop()
@@ -127,6 +128,7 @@ interface EvalValues {
   readonly n?: string
   readonly name?: string
   readonly output?: string
+  readonly restart?: boolean
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -156,6 +158,8 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     model: given,
     name,
     output,
+    restart: values.restart ?? false,
+    onUnusable: listUnusable,
     onProblem: (done, total, { correct }) => {
       progress ??= createProgress({ label: isForked ? 'eval' : `${name} eval`, total, unit: 'problems' })
       if (correct > 0) solved++
@@ -166,6 +170,22 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   print(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
+}
+
+function listUnusable(rows: readonly string[]): void {
+  console.error(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
+}
+
+interface GradeValues {
+  readonly task: string
+  readonly input?: string
+  readonly output?: string
+}
+
+export async function runGrade({ task, input, output }: GradeValues): Promise<void> {
+  const { gradeLines } = await import('./grade.js')
+  const { correct, total } = await gradeLines({ task, ...(input && { input }), ...(output && { output }) })
+  console.error(`${correct} of ${total} correct`)
 }
 
 interface InferValues {
@@ -257,7 +277,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
 async function predictRun(config: Config) {
   const { planRun } = await import('./memory.js')
   const { train: file, template: text } = config.data
-  const problems = readProblems(file, await loadVerifier(config.task.verifier))
+  const problems = await readProblems(file, await loadVerifier(config.task.verifier), config.data)
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)

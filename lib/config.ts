@@ -45,7 +45,10 @@ const model = z.strictObject({
 })
 
 const data = z.strictObject({
-  train: z.string().default('').describe('problem file to train on (JSON Lines, docs/files.md)'),
+  train: z
+    .string()
+    .default('')
+    .describe('problem file to train on: JSON Lines, .csv or .parquet (docs/files.md)'),
   eval: z.string().default('').describe('problem file that `rapo eval` measures'),
   template: z
     .string()
@@ -54,13 +57,23 @@ const data = z.strictObject({
     .describe(
       "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
     ),
+  problemField: z.string().default('').describe('field with the problem (default: prompt, else problem)'),
+  answerField: z.string().default('').describe('field with the answer (default: answer)'),
+  idField: z.string().default('').describe("field with a problem's name (default: id, else its line)"),
+  difficultyField: z.string().default('').describe('field that splits the evaluation (default: difficulty)'),
+  dropUnusable: z
+    .boolean()
+    .default(false)
+    .describe('leave out, and list, problems that are empty, double or too long, instead of an error'),
+  shards: count().default(1).describe('take every shards-th problem only'),
+  shard: count(0).default(0).describe('which of the shards, from 0'),
 })
 
 const task = z.strictObject({
   verifier: z
     .string()
     .min(1)
-    .describe('what rewards a completion: countdown, exact, or the path of a module'),
+    .describe('what rewards a completion: countdown, exact, math, or the path of a module'),
 })
 
 const sampling = z.strictObject({
@@ -219,6 +232,18 @@ const evaluation = z.strictObject({
   keepSamples: count(0).default(4).describe('completions a problem written to eval-samples.jsonl'),
   bootstrap: count(100).max(1e6).default(1000).describe('resamples behind the 95 % intervals'),
   seed: count(0).default(1).describe('of the samples and the intervals'),
+  samplesPerCall: count()
+    .default(2048)
+    .describe(
+      'completions of one problem that are sampled at once and kept when the measurement is interrupted',
+    ),
+  base: z
+    .string()
+    .default('')
+    .describe("eval.json of the base model: its hard problems become a group, 'hard for base'"),
+  hardBelow: fraction()
+    .default(0)
+    .describe('hard: the base has no sample right, or a smaller share of them than this'),
 })
 
 const observe = z.strictObject({
@@ -462,8 +487,11 @@ export function parseConfig(values: unknown, where: (path: string) => string = (
 
 /** What no single field can say. */
 function crossFaults(config: Config): [path: string, text: string][] {
-  const { objective: o, correction, optimizer, sampling } = config
+  const { objective: o, correction, optimizer, sampling, data } = config
   const faults: [string, string][] = []
+  if (data.shard >= data.shards) {
+    faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
+  }
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
   }

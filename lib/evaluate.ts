@@ -1,16 +1,24 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
-import { mkdirSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { Config } from './config.js'
-import { type Problem, readProblems } from './data.js'
+import { type Problem, parseJsonLines, readInput, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { openPolicy, requireField } from './open.js'
 import type { LoadPolicy } from './policy.js'
-import { checkTokenizerFits, createTemplate, encodePrompt, loadTokenizer, stopTokenIdsFor } from './prompt.js'
+import {
+  checkTokenizerFits,
+  createTemplate,
+  type EncodedPrompt,
+  encodePrompts,
+  loadTokenizer,
+  stopTokenIdsFor,
+} from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'
-import { asIoError, writeWhole } from './run.js'
+import { appendJsonLines, asIoError, writeWhole } from './run.js'
 
 /**
  * The unbiased estimate of the probability that at least one of k samples is correct, from c correct ones of n
@@ -69,7 +77,7 @@ function quantile(sorted: Float64Array, q: number): number {
   return sorted[below]! + (sorted[above]! - sorted[below]!) * (at - below)
 }
 
-/** What `eval.json` says about all problems, or those of one difficulty. */
+/** What `eval.json` says about all problems, those of one difficulty, or those that are hard for the base model. */
 export interface EvalGroup {
   readonly problems: number
   /** One entry a k, as low and high. */
@@ -81,6 +89,8 @@ export interface EvalGroup {
 export interface ProblemResult {
   readonly id: string
   readonly difficulty?: string
+  /** By config.eval.base and hardBelow. */
+  readonly hardForBase?: boolean
   readonly n: number
   readonly correct: number
 }
@@ -98,14 +108,24 @@ export interface EvalResult {
   readonly seed: number
   readonly maxNewTokens: number
   readonly k: readonly number[]
-  /** "all", and one per difficulty. */
+  /** "all", "hard for base" where a base is named, and one per difficulty. */
   readonly groups: Readonly<Record<string, EvalGroup>>
   readonly perProblem: readonly ProblemResult[]
   readonly seconds: number
   readonly tokens: number
 }
 
-/** pass@k of all problems and of each difficulty, from how many samples of each were correct. */
+export const HARD_FOR_BASE = 'hard for base'
+
+export function isInGroup(
+  result: { readonly difficulty?: string | undefined; readonly hardForBase?: boolean | undefined },
+  group: string,
+): boolean {
+  if (group === HARD_FOR_BASE && result.hardForBase !== undefined) return result.hardForBase
+  return group === 'all' || result.difficulty === group
+}
+
+/** pass@k of all problems and of each group, from how many samples of each were correct. */
 export function summarizeEval(
   results: readonly ProblemResult[],
   ks: readonly number[],
@@ -113,9 +133,10 @@ export function summarizeEval(
   seed: number,
 ): Record<string, EvalGroup> {
   const difficulties = [...new Set(results.flatMap(result => result.difficulty ?? []))].sort()
+  const hard = results.some(result => result.hardForBase) ? [HARD_FOR_BASE] : []
   const groups: Record<string, EvalGroup> = {}
-  for (const name of ['all', ...difficulties]) {
-    const members = results.filter(result => name === 'all' || result.difficulty === name)
+  for (const name of ['all', ...hard, ...difficulties]) {
+    const members = results.filter(result => isInGroup(result, name))
     const rows = members.map(({ n, correct }) => ks.map(k => passAtK(n, correct, k)))
     const { mean, low, high } = bootstrapMeans(rows, resamples, deriveSeed(seed, 'bootstrap', name))
     groups[name] = { problems: members.length, passAtK: mean, low, high }
@@ -134,20 +155,28 @@ export interface EvaluateOptions {
   readonly output: string
   /** Called after each problem. */
   readonly onProblem?: (done: number, total: number, result: ProblemResult) => void
+  /** Told of the rows that config.data.dropUnusable leaves out. */
+  readonly onUnusable?: (rows: readonly string[]) => void
+  /** Discard what an interrupted measurement left in output, instead of going on with it. */
+  readonly restart?: boolean
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
 }
 
 /**
  * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
- * problem's samples depend on the seed and its id alone, not on the other problems. Throws RapoError.
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall alone, not on the other problems. What is
+ * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
+ * Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
-  const { sampling, data } = config
-  const { samples: n, keepSamples, bootstrap, seed } = config.eval
-  requireField('data.eval', data.eval, 'the problem file to measure')
+  const { sampling } = config
+  const { samples: n, bootstrap, seed } = config.eval
+  requireField('data.eval', config.data.eval, 'the problem file to measure')
+  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
   const verifier = await loadVerifier(config.task.verifier)
-  const problems = readProblems(data.eval, verifier)
+  const problems = await readProblems(data.eval, verifier, data)
+  const hard = readHardProblems(config, problems)
   const tokenizer = loadTokenizer(options.dir)
   const template = createTemplate(data.template, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
@@ -160,23 +189,35 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
     const context = { tokenizer, template, info: policy.info, maxNewTokens }
-    const prompts = problems.map(problem => encodePrompt(problem, context))
+    const prompts = encodePrompts(problems, context, data)
+    const progress = openProgress(config, options, prompts)
 
-    const start = performance.now()
     const perProblem: ProblemResult[] = []
-    const kept: object[] = []
-    let tokens = 0
     for (const prompt of prompts) {
       const { problem } = prompt
-      // One problem a call: its random stream is its own, whatever else is measured.
-      const params = samplingParams(sampling, { n, stopTokenIds, seed: deriveSeed(seed, 'eval', problem.id) })
-      const scored = await score(await rolloutGroups(policy, tokenizer, [prompt], params), verifier)
-      for (const rollout of scored) tokens += rollout.completionIds.length
-      for (const { completion, reward, reason, finishReason } of scored.slice(0, keepSamples)) {
-        kept.push({ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason })
+      for (const call of listCalls(n, config.eval.samplesPerCall)) {
+        if (progress.has(problem.id, call.index)) continue
+        const start = performance.now()
+        // One problem a call: its random stream is its own, whatever else is measured.
+        const callSeed = deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : []))
+        const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: callSeed })
+        const scored = await score(await rolloutGroups(policy, tokenizer, [prompt], params), verifier)
+        const kept = scored.slice(0, Math.max(0, config.eval.keepSamples - call.first))
+        progress.add({
+          problemId: problem.id,
+          call: call.index,
+          n: call.count,
+          correct: scored.filter(rollout => rollout.reward >= 1).length,
+          tokens: scored.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
+          seconds: (performance.now() - start) / 1000,
+          samples: kept.map(({ completion, reward, reason, finishReason }) => ({
+            ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+          })),
+        })
       }
-      const correct = scored.filter(rollout => rollout.reward >= 1).length
-      const result = { id: problem.id, ...difficultyOf(problem), n, correct }
+      const correct = progress.sum(problem.id, 'correct')
+      const hardForBase = hard && { hardForBase: hard.has(problem.id) }
+      const result = { id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct }
       perProblem.push(result)
       options.onProblem?.(perProblem.length, prompts.length, result)
     }
@@ -196,18 +237,153 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
       k: ks,
       groups: summarizeEval(perProblem, ks, bootstrap, seed),
       perProblem,
-      seconds: (performance.now() - start) / 1000,
-      tokens,
+      seconds: progress.sum(undefined, 'seconds'),
+      tokens: progress.sum(undefined, 'tokens'),
     }
-    writeWhole(
-      path.join(options.output, 'eval-samples.jsonl'),
-      kept.map(line => `${JSON.stringify(line)}\n`).join(''),
-    )
+    writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
     writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
+    progress.remove()
     return result
   } finally {
     await policy.dispose()
   }
+}
+
+/** The ids of the problems that config.eval.base solved never, or less often than hardBelow; undefined without a base. */
+function readHardProblems(
+  { eval: { base, hardBelow } }: Config,
+  problems: readonly Problem[],
+): Set<string> | undefined {
+  if (base === '') return undefined
+  const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `eval.base: ${base} ${why}`)
+  let perProblem: readonly ProblemResult[] | undefined
+  try {
+    perProblem = (JSON.parse(readInput(base).toString('utf8')) as Partial<EvalResult> | null)?.perProblem
+  } catch (error) {
+    if (error instanceof RapoError) throw error
+    throw fault(`is not JSON: ${(error as Error).message}`)
+  }
+  if (!Array.isArray(perProblem)) throw fault('is no eval.json: it has no perProblem')
+  const measured = new Map(perProblem.map(result => [String(result.id), result]))
+  const missing = problems.filter(({ id }) => !measured.has(id))
+  if (missing.length > 0) {
+    throw fault(
+      `has no result for ${missing.length} of ${problems.length} problems, such as "${missing[0]!.id}"`,
+    )
+  }
+  const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow
+  return new Set(problems.filter(({ id }) => isHard(measured.get(id)!)).map(({ id }) => id))
+}
+
+/** Samples of a problem in calls of at most `size`. */
+function listCalls(n: number, size: number) {
+  return Array.from({ length: Math.ceil(n / size) }, (_, index) => {
+    const first = index * size
+    return { index, first, count: Math.min(size, n - first) }
+  })
+}
+
+/** A line of eval-progress.jsonl, after the first. */
+interface ProgressLine {
+  readonly problemId: string
+  readonly call: number
+  readonly n: number
+  readonly correct: number
+  readonly tokens: number
+  readonly seconds: number
+  readonly samples: readonly object[]
+}
+
+/**
+ * eval-progress.jsonl: its first line is what the samples depend on, each other one a call's result. Goes on with what
+ * is there already; throws ERR_RAPO_CONFIG where that was measured otherwise.
+ */
+function openProgress(config: Config, options: EvaluateOptions, prompts: readonly EncodedPrompt[]) {
+  const file = path.join(options.output, 'eval-progress.jsonl')
+  const conditions = describeConditions(config, options.dir, prompts)
+  if (options.restart) rmSync(file, { force: true })
+  const done = new Map<string, ProgressLine>()
+  const keyOf = (id: string, call: number) => JSON.stringify([id, call])
+  const [first, ...lines] = readProgress(file)
+  if (first !== undefined) {
+    const differing = Object.keys(conditions).find(key => conditions[key] !== first[key])
+    if (differing !== undefined) {
+      throw new RapoError(
+        'ERR_RAPO_CONFIG',
+        `${file} holds an interrupted measurement with ${differing} ${JSON.stringify(first[differing])}, not ${JSON.stringify(conditions[differing])}: choose another --output, or discard it with --restart`,
+      )
+    }
+    for (const line of lines as unknown as ProgressLine[]) done.set(keyOf(line.problemId, line.call), line)
+  }
+  // Without a last line that a killed process left half-written.
+  writeWhole(file, [conditions, ...lines].map(line => `${JSON.stringify(line)}\n`).join(''))
+  return {
+    has: (id: string, call: number) => done.has(keyOf(id, call)),
+    add(line: ProgressLine) {
+      appendJsonLines(file, [line])
+      done.set(keyOf(line.problemId, line.call), line)
+    },
+    /** Over the calls of one problem, or of all. */
+    sum: (id: string | undefined, field: 'correct' | 'tokens' | 'seconds') =>
+      [...done.values()].reduce(
+        (sum, line) => sum + (id === undefined || line.problemId === id ? line[field] : 0),
+        0,
+      ),
+    /** The kept samples in the order of the problems, as JSON Lines. */
+    samples() {
+      const calls = listCalls(config.eval.samples, config.eval.samplesPerCall)
+      const lines = prompts.flatMap(({ problem }) =>
+        calls.map(({ index }) => done.get(keyOf(problem.id, index))),
+      )
+      return lines
+        .flatMap(line => line?.samples ?? [])
+        .map(sample => `${JSON.stringify(sample)}\n`)
+        .join('')
+    },
+    remove: () => rmSync(file, { force: true }),
+  }
+}
+
+/** The whole lines; a file that is not there has none. */
+function readProgress(file: string): Record<string, unknown>[] {
+  if (!existsSync(file)) return []
+  const text = readFileSync(file, 'utf8')
+  const whole = text.slice(0, text.lastIndexOf('\n') + 1)
+  return parseJsonLines(Buffer.from(whole), file).map(({ value }) => ({ ...value }))
+}
+
+/** All that the samples depend on, by the names that people know. */
+function describeConditions(
+  { sampling, task, data, eval: evaluation, model }: Config,
+  dir: string,
+  prompts: readonly EncodedPrompt[],
+): Record<string, unknown> {
+  const { temperature, topP, topK, minP, maxNewTokens } = sampling
+  const weights = readdirSync(dir)
+    .filter(name => /\.(?:safetensors|json)$/.test(name))
+    .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs])
+  return {
+    'eval.samples': evaluation.samples,
+    'eval.samplesPerCall': evaluation.samplesPerCall,
+    'eval.keepSamples': evaluation.keepSamples,
+    'eval.seed': evaluation.seed,
+    ...{
+      'sampling.temperature': temperature,
+      'sampling.topP': topP,
+      'sampling.topK': topK,
+      'sampling.minP': minP,
+    },
+    'sampling.maxNewTokens': maxNewTokens,
+    'task.verifier': task.verifier,
+    'data.template': data.template,
+    ...{ 'model.dtype': model.dtype, 'model.device': model.device },
+    'model files': digest(weights),
+    problems: digest(prompts.map(({ problem }) => problem)),
+  }
+}
+
+function digest(value: unknown): string {
+  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
 }
 
 /** pass@k of several results side by side, one table a group, as lines of text. */

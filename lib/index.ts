@@ -34,6 +34,7 @@ export type { Hook } from './observe/observe.js'
 export type * from './policy.js'
 export { loadTokenizer, readStopTokenIds, type Tokenizer } from './prompt.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
+export { compareAnswers, verifyMath } from './reward/math.js'
 export type { Verdict, Verifier } from './reward/verifier.js'
 export { type TrainOptions, train } from './train.js'
 

@@ -11,7 +11,7 @@ import {
   checkTokenizerFits,
   createTemplate,
   type EncodeContext,
-  encodePrompt,
+  encodePrompts,
   loadTokenizer,
   stopTokenIdsFor,
 } from './prompt.js'
@@ -23,6 +23,8 @@ export interface OpenOptions {
   readonly resume?: boolean
   /** Replace a run that is there already. */
   readonly overwrite?: boolean
+  /** Told of the rows that config.data.dropUnusable leaves out. */
+  readonly onUnusable?: (rows: readonly string[]) => void
   /** Bytes of a model that is fetched from the hub. */
   readonly onDownload?: (done: number, total: number) => void
   /** Default: the engine's. */
@@ -56,7 +58,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const verifier = await loadVerifier(config.task.verifier)
-  const problems = readProblems(config.data.train, verifier)
+  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
+  const problems = await readProblems(data.train, verifier, data)
   const hub = options.onDownload ? { onProgress: options.onDownload } : {}
   const modelDir = await resolveModel(model.dir, hub)
   const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
@@ -75,9 +78,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       `${run.output} has no checkpoint to resume from: start it again with --overwrite`,
     )
   }
-  const cursor = createCursor(problems, run.seed, from?.trainer.cursor)
   const stepsDone = from?.trainer.step ?? 0
-  const observer = await openObserver(config, stepsDone)
 
   const unlock = lockRun(run.output)
   let policy: Policy | undefined
@@ -91,7 +92,9 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     checkTokenizerFits(tokenizer, policy.info, modelDir)
     const { maxNewTokens } = config.sampling
     const context = { tokenizer, template, info: policy.info, maxNewTokens }
-    for (const problem of problems) encodePrompt(problem, context)
+    const usable = encodePrompts(problems, context, data).map(({ problem }) => problem)
+    const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
+    const observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)
 
     if (!from) clearRun(run.output)

@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { Template as ChatTemplate } from '@huggingface/jinja'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
-import type { Problem } from './data.js'
+import { type DataOptions, type Problem, settleUnusable } from './data.js'
 import { RapoError } from './errors.js'
 import type { ModelInfo } from './policy.js'
 
@@ -222,6 +222,27 @@ export function encodePrompt(
     )
   }
   return { problem, promptIds }
+}
+
+/** All that fit; throws ERR_RAPO_DATA with the list of those that do not, unless they are to be dropped. */
+export function encodePrompts(
+  problems: readonly Problem[],
+  context: EncodeContext,
+  options: DataOptions,
+): EncodedPrompt[] {
+  const unusable: string[] = []
+  const prompts = problems.flatMap(problem => {
+    try {
+      return encodePrompt(problem, context)
+    } catch (error) {
+      if (!(error instanceof RapoError) || error.code !== 'ERR_RAPO_DATA') throw error
+      unusable.push(error.message)
+      return []
+    }
+  })
+  settleUnusable(unusable, problems.length, options)
+  if (prompts.length === 0) throw new RapoError('ERR_RAPO_DATA', 'no problem fits the context')
+  return prompts
 }
 
 export interface EncodeContext {

@@ -73,7 +73,7 @@ const state = (name: string) => readFileSync(readLatestCheckpoint(run(name))!.st
 
 test('--help on every command; train lists every field with help, range and default', async () => {
   const main = await rapo('--help')
-  const commands = ['train', 'eval', 'generate', 'logprobs', 'report', 'setup', 'doctor', 'demo']
+  const commands = ['train', 'eval', 'generate', 'logprobs', 'grade', 'report', 'setup', 'doctor', 'demo']
   for (const command of commands) {
     assert.match(main.stdout, new RegExp(`^  ${command} `, 'm'))
     const { code, stdout } = await rapo(command, '--help')

@@ -181,11 +181,11 @@ test('the solver: its texts have the value it says, and it finds a solution exac
   )
 })
 
-test('the data: disjoint, solvable, labelled by the rule, the target out of reach of fewer numbers', () => {
+test('the data: disjoint, solvable, labelled by the rule, the target out of reach of fewer numbers', async () => {
   const byPrompt = new Map(listProblems().map(problem => [promptOf(problem), problem]))
   const seen = new Set<string>()
   for (const file of files) {
-    const problems = readProblems(file, countdown)
+    const problems = await readProblems(file, countdown)
     for (const { prompt, answer, difficulty } of problems) {
       const { numbers, target } = answer as CountdownAnswer
       const problem = byPrompt.get(prompt)

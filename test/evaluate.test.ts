@@ -1,9 +1,13 @@
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { parseConfig } from '../lib/config.js'
 import { bootstrapMeans, evaluate, formatPassAtK, listKs, passAtK, summarizeEval } from '../lib/evaluate.js'
+import type { LoadPolicy } from '../lib/policy.js'
+import { evalConfig } from './eval-child.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
 /** 1 − C(n−c, k) / C(n, k) with whole numbers of any size, rounded once. */
@@ -167,6 +171,146 @@ test('an evaluation that cannot begin writes nothing', async () => {
     assert.match((error as Error).message, `${broken}:1: line 1 answer.target must be a whole number`)
   }
   assert.not(existsSync(path.join(dir, 'third')))
+})
+
+/** Ten problems, measured in four calls each. */
+const ten = path.join(dir, 'ten.jsonl')
+const tenLines = Array.from({ length: 10 }, (_, i) => ({ ...lines[i % 2]!, id: `p${i}`, prompt: `${i}=7:` }))
+writeFileSync(ten, tenLines.map(line => `${JSON.stringify(line)}\n`).join(''))
+
+const measureTen = (output: string, changes?: object, options?: object) =>
+  evaluate(evalConfig(model, ten, changes), {
+    ...{ dir: model, model: 'm', name: 'n', output, loadPolicy: loadFakePolicy },
+    ...options,
+  })
+
+/** All that must be the same in two measurements of the same. */
+function outcome(output: string) {
+  const { seconds: _, ...result } = JSON.parse(readFileSync(path.join(output, 'eval.json'), 'utf8'))
+  return { result, samples: readFileSync(path.join(output, 'eval-samples.jsonl'), 'utf8') }
+}
+
+/** Calls that are in the file more than once. */
+function measuredTwice(progress: string): string[] {
+  const [, ...lines] = readFileSync(progress, 'utf8').split('\n').slice(0, -1)
+  const calls = lines.map(line => `${JSON.parse(line).problemId} ${JSON.parse(line).call}`)
+  return calls.filter((call, i) => calls.indexOf(call) < i)
+}
+
+test('killed again and again, a measurement goes on where it stopped, to the same result', async () => {
+  const [whole, killed] = [path.join(dir, 'whole'), path.join(dir, 'killed')]
+  await measureTen(whole)
+  const progress = path.join(killed, 'eval-progress.jsonl')
+  const countLines = () => (existsSync(progress) ? readFileSync(progress, 'utf8').split('\n').length - 1 : 0)
+  const reached: number[] = []
+  for (let isDone = false; !isDone; ) {
+    const child = spawn(process.execPath, ['--import', 'tsx', 'test/eval-child.ts', killed, model, ten], {
+      stdio: 'inherit',
+    })
+    const before = countLines()
+    const timer = setInterval(
+      () => reached.length < 3 && countLines() > before + 4 && child.kill('SIGKILL'),
+      1,
+    )
+    const [code, signal] = (await once(child, 'exit')) as [number | null, string | null]
+    clearInterval(timer)
+    assert.ok(code === 0 || signal === 'SIGKILL', `the child ended with ${code ?? signal}`)
+    isDone = code === 0
+    if (!isDone) reached.push(countLines())
+    if (!isDone) assert.equal(measuredTwice(progress), [])
+    // As a kill in the middle of a write leaves it.
+    if (reached.length === 2) appendFileSync(progress, '{"problemId":"p9","ca')
+  }
+  assert.is(reached.length, 3)
+  // Each one got further.
+  assert.ok(reached[0]! < reached[1]! && reached[1]! < reached[2]!, String(reached))
+  assert.equal(outcome(killed), outcome(whole))
+  assert.not(existsSync(progress))
+  assert.is(outcome(whole).samples.trim().split('\n').length, 10 * 20)
+})
+
+test('an interrupted measurement is not mixed with another', async () => {
+  const output = path.join(dir, 'mixed')
+  const stop = new Error('stop')
+  const failing: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    let calls = 0
+    return {
+      ...policy,
+      generate: async (...call) => (++calls > 5 ? Promise.reject(stop) : policy.generate(...call)),
+    }
+  }
+  await measureTen(output, {}, { loadPolicy: failing }).then(
+    () => assert.unreachable(),
+    error => assert.is(error, stop),
+  )
+  await measureTen(output, { seed: 2 }).then(
+    () => assert.unreachable(),
+    error => {
+      assert.is(error.code, 'ERR_RAPO_CONFIG')
+      assert.match(error.message, 'an interrupted measurement with eval.seed 1, not 2')
+    },
+  )
+  await measureTen(output, { seed: 2 }, { restart: true })
+  const clean = path.join(dir, 'clean')
+  await measureTen(clean, { seed: 2 })
+  assert.equal(outcome(output), outcome(clean))
+})
+
+test('problems that are hard for the base are a group of their own', async () => {
+  const output = path.join(dir, 'hard')
+  const base = path.join(dir, 'base.json')
+  const perProblem = tenLines.map(({ id }, i) => ({ id, n: 100, correct: [0, 1, 2, 50][i] ?? 90 }))
+  writeFileSync(base, JSON.stringify({ perProblem }))
+  const never = await measureTen(output, { base })
+  assert.is(never.groups['hard for base']!.problems, 1)
+  const rarely = await measureTen(output, { base, hardBelow: 0.02 })
+  assert.equal(
+    rarely.perProblem.filter(result => result.hardForBase).map(({ id }) => id),
+    ['p0', 'p1'],
+  )
+  const own = rarely.perProblem.slice(0, 2).map(({ n, correct }) => correct / n)
+  assert.ok(Math.abs(rarely.groups['hard for base']!.passAtK[0]! - (own[0]! + own[1]!) / 2) < 1e-15)
+  assert.not.ok('hard for base' in (await measureTen(output)).groups)
+
+  writeFileSync(base, JSON.stringify({ perProblem: perProblem.slice(1) }))
+  const messageOf = (changes: object) =>
+    measureTen(output, changes).then(assert.unreachable as never, error => error.message)
+  assert.match(await messageOf({ base }), 'has no result for 1 of 10 problems, such as "p0"')
+  writeFileSync(base, '{}')
+  assert.match(await messageOf({ base }), 'is no eval.json')
+})
+
+test('a problem longer than the context: an error that names it, or left out', async () => {
+  const file = path.join(dir, 'long.jsonl')
+  const long = { ...lines[0]!, id: 'long', prompt: `${'7'.repeat(70)}:` }
+  writeFileSync(file, [lines[0]!, long].map(line => `${JSON.stringify(line)}\n`).join(''))
+  const options = {
+    dir: model,
+    model: 'm',
+    name: 'n',
+    output: path.join(dir, 'long'),
+    loadPolicy: loadFakePolicy,
+  }
+  const config = evalConfig(model, file)
+  await evaluate(config, options).then(
+    () => assert.unreachable(),
+    error => {
+      assert.is(error.code, 'ERR_RAPO_DATA')
+      assert.match(
+        error.message,
+        'problem "long": its prompt of 71 tokens and sampling.maxNewTokens 4 exceed',
+      )
+    },
+  )
+  let told: readonly string[] = []
+  config.data.dropUnusable = true
+  const result = await evaluate(config, { ...options, onUnusable: rows => (told = rows) })
+  assert.equal(
+    result.perProblem.map(({ id }) => id),
+    ['a'],
+  )
+  assert.is(told.length, 1)
 })
 
 test.run()

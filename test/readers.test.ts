@@ -186,9 +186,13 @@ const problemsFile = path.join(dir, 'problems.jsonl')
 holds(
   'readProblems: any file',
   fileOf(goodProblems.map(line => `${JSON.stringify(line)}\n`).join(''), problemKeys),
-  content => {
+  async content => {
     writeFileSync(problemsFile, content)
-    const problems = orRapoError(() => readProblems(problemsFile, countdown))
+    const problems = await readProblems(problemsFile, countdown).catch(error =>
+      orRapoError<Problem[]>(() => {
+        throw error
+      }),
+    )
     for (const { id, prompt, answer } of problems ?? []) {
       assert.ok(typeof id === 'string' && prompt !== '')
       verifyCountdown(prompt, answer as never)

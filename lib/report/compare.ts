@@ -1,4 +1,5 @@
 /** What differs between runs: configurations, and the conditions under which they were evaluated. */
+import { isInGroup } from '../evaluate.js'
 import type { Evaluation, Run } from './load.js'
 
 /** A field that not all configurations agree on; one text a configuration, undefined where it lacks the field. */
@@ -69,8 +70,7 @@ export interface Coverage {
 
 /** Over the problems of one group ('all' or a difficulty); gained and lost only where base has the same problems. */
 export function coverage(evaluation: Evaluation, base: Evaluation | undefined, group: string): Coverage {
-  const inGroup = ({ perProblem }: Evaluation) =>
-    perProblem.filter(({ difficulty }) => group === 'all' || difficulty === group)
+  const inGroup = ({ perProblem }: Evaluation) => perProblem.filter(problem => isInGroup(problem, group))
   const own = inGroup(evaluation)
   const solved = own.filter(({ correct }) => correct > 0)
   const counts = { problems: own.length, solved: solved.length }

@@ -84,6 +84,7 @@ const evaluationSchema = z
         z.object({
           id: z.union([z.string(), z.number()]).transform(String),
           difficulty: z.string().optional(),
+          hardForBase: z.boolean().optional(),
           n: z.number(),
           correct: z.number(),
         }),

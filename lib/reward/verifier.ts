@@ -4,6 +4,7 @@ import { RapoError } from '../errors.js'
 import { importModule } from '../module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
+import { math } from './math.js'
 
 export interface Verdict {
   /** Finite; 1 is a correct completion. pass@k counts rewards ≥ 1 as correct. */
@@ -21,9 +22,11 @@ export interface Verifier {
   checkAnswer(answer: unknown): string | undefined
   /** Promises may be many: a step's completions are all asked for before the first is awaited. */
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
+  /** The same of a final answer alone, where verify looks for it in the completion. Default: verify. */
+  verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
 }
 
-const verifiers: Readonly<Record<string, Verifier>> = { countdown, exact }
+const verifiers: Readonly<Record<string, Verifier>> = { countdown, exact, math }
 export const verifierNames = Object.keys(verifiers)
 
 /** A built-in verifier by its name, or the default export of a module by its path. Throws ERR_RAPO_CONFIG. */

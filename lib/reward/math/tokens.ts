@@ -1,0 +1,396 @@
+/** LaTeX, or plain text, of an answer as tokens: markup is dropped, spellings of the same thing become one. */
+import { type Connector, Unreadable } from './tree.js'
+import { isUnitWord } from './units.js'
+
+export type Token = {
+  /** White space, or a command for it, stands before. */
+  readonly spaced: boolean
+} & (
+  | { readonly type: 'number'; readonly text: string }
+  | { readonly type: 'letter'; readonly text: string }
+  /** A LaTeX command, without the backslash; plain words such as sin and sqrt too. */
+  | { readonly type: 'command'; readonly text: string }
+  | { readonly type: 'text'; readonly text: string }
+  | { readonly type: 'connector'; readonly text: Connector }
+  | { readonly type: 'begin' | 'end'; readonly text: string }
+  /** One character; `\{` and `\}` are '\\{' and '\\}'. */
+  | { readonly type: 'sign'; readonly text: string }
+)
+
+/** Longer answers are compared as text alone. */
+export const MAX_ANSWER = 4096
+
+const unicode: Readonly<Record<string, string>> = {
+  π: '\\pi ',
+  θ: '\\theta ',
+  α: '\\alpha ',
+  β: '\\beta ',
+  γ: '\\gamma ',
+  λ: '\\lambda ',
+  φ: '\\phi ',
+  ω: '\\omega ',
+  '∞': '\\infty ',
+  '×': '\\times ',
+  '⋅': '\\cdot ',
+  '·': '\\cdot ',
+  '∙': '\\cdot ',
+  '÷': '\\div ',
+  '−': '-',
+  '–': '-',
+  '—': '-',
+  '≤': '\\le ',
+  '⩽': '\\le ',
+  '≥': '\\ge ',
+  '⩾': '\\ge ',
+  '≠': '\\ne ',
+  '≈': '\\approx ',
+  '∪': '\\cup ',
+  '∩': '\\cap ',
+  '∈': '\\in ',
+  '∅': '\\emptyset ',
+  ℝ: '\\mathbb{R}',
+  '∖': '\\setminus ',
+  '°': '^\\circ ',
+  º: '^\\circ ',
+  '±': '\\pm ',
+  '∓': '\\mp ',
+  '√': '\\sqrt ',
+  '∛': '\\sqrt[3] ',
+  '½': '\\frac12 ',
+  '¼': '\\frac14 ',
+  '¾': '\\frac34 ',
+  '⅓': '\\frac13 ',
+  '⅔': '\\frac23 ',
+  '⟨': '\\langle ',
+  '⟩': '\\rangle ',
+  '⁻': '^-',
+  '’': "'",
+  '′': "'",
+  '；': ';',
+  '，': ',',
+  '：': ':',
+  '（': '(',
+  '）': ')',
+  '。': '.',
+  '％': '%',
+  '€': '\\euro ',
+  '£': '\\pound ',
+}
+const superscripts = '⁰¹²³⁴⁵⁶⁷⁸⁹'
+const subscripts = '₀₁₂₃₄₅₆₇₈₉'
+
+/** Commands that only set how something looks. */
+const looks = new Set(
+  (
+    'left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle textstyle ' +
+    'scriptstyle limits nolimits boldsymbol bm mathop mathord mathbin mathrel mathstrut rm bf it sf tt ' +
+    'boxed fbox framebox ensuremath phantom hphantom vphantom smash cancel small large Large normalsize tiny huge ' +
+    'underline triangle angle'
+  ).split(' '),
+)
+const spaces = new Set(
+  'quad qquad hspace enspace thinspace medspace thickspace space negthinspace'.split(' '),
+)
+const textCommands = new Set('text mbox textrm textnormal hbox textup textsf texttt'.split(' '))
+/** Around words they make text, around anything else they are looks. */
+const fontCommands = new Set(
+  'mathrm mathbf mathit mathsf mathtt textbf textit emph operatorname mathcal mathscr'.split(' '),
+)
+const synonyms: Readonly<Record<string, string>> = {
+  dfrac: 'frac',
+  tfrac: 'frac',
+  cfrac: 'frac',
+  dbinom: 'binom',
+  tbinom: 'binom',
+  leq: 'le',
+  leqslant: 'le',
+  geq: 'ge',
+  geqslant: 'ge',
+  lt: 'less',
+  gt: 'greater',
+  neq: 'ne',
+  ast: 'times',
+  cdot: 'times',
+  varnothing: 'emptyset',
+  backslash: 'setminus',
+  lbrack: 'bracket-open',
+  rbrack: 'bracket-close',
+  lvert: 'vertical',
+  rvert: 'vertical',
+  vert: 'vertical',
+  mid: 'vertical',
+  varphi: 'phi',
+  varepsilon: 'epsilon',
+  vartheta: 'theta',
+  arcctg: 'arccot',
+  tg: 'tan',
+  ctg: 'cot',
+  cosec: 'csc',
+  asin: 'arcsin',
+  acos: 'arccos',
+  atan: 'arctan',
+  sim: 'approx',
+  simeq: 'approx',
+  cong: 'approx',
+  land: 'and',
+  wedge: 'and',
+  lor: 'or',
+  vee: 'or',
+  infinity: 'infty',
+  inf: 'infty',
+  oo: 'infty',
+  prime: "'",
+  colon: ':',
+  dots: 'ldots',
+  cdots: 'ldots',
+}
+const signs: Readonly<Record<string, string>> = {
+  less: '<',
+  greater: '>',
+  'bracket-open': '[',
+  'bracket-close': ']',
+  vertical: '|',
+  lbrace: '\\{',
+  rbrace: '\\}',
+  "'": "'",
+  ':': ':',
+}
+const plainCommands = new Set(
+  (
+    'sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh asin acos atan ' +
+    'ln log exp lg sqrt cbrt pi infty infinity inf oo theta alpha beta gamma lambda abs floor ceil'
+  ).split(' '),
+)
+/** Words that are read as words although they are short. */
+const shortWords = new Set('yes no one two six ten odd red all not is are the an of'.split(' '))
+
+/**
+ * Throws Unreadable. With `commasSeparate` a comma between digits separates even where it could group thousands.
+ */
+export function tokenize(source: string, commasSeparate = false): Token[] {
+  if (source.length > MAX_ANSWER) throw new Unreadable(`longer than ${MAX_ANSWER} characters`)
+  return new Tokenizer(replaceUnicode(source), commasSeparate).run()
+}
+
+/** Typographic characters in LaTeX's spelling. */
+export function replaceUnicode(source: string): string {
+  if (/^[\x20-\x7e]*$/.test(source)) return source
+  let text = ''
+  for (const character of source.normalize('NFC')) {
+    const [up, down] = [superscripts.indexOf(character), subscripts.indexOf(character)]
+    if (up >= 0) text += `${text.endsWith('^-') || /\^\{?\d*$/.test(text.slice(-8)) ? '' : '^'}${up}`
+    else if (down >= 0) text += `${/_\d*$/.test(text.slice(-8)) ? '' : '_'}${down}`
+    else text += unicode[character] ?? (/\s/.test(character) ? ' ' : character)
+  }
+  return text
+}
+
+const groupedExplicitly = /[1-9]\d{0,2}(?:(?:,\\!\s*|\\!,|\{,\}|\\,\s*|,\\[,;:]\s*)\d{3})+(?!\d)/y
+const groupedByCommas = /[1-9]\d{0,2}(?:,\d{3})+(?!\d)/y
+const groupedBySpaces = /[1-9]\d{0,2}(?: \d{3})+(?!\d)/y
+const plainNumber = /\d+/y
+const decimals = /\.\d+/y
+const powerOfTen = /[eE][+-]?\d{1,9}(?![\d.])/y
+const digitsInBase = /[0-9A-Z]+(?=_\{?\d)/y
+
+class Tokenizer {
+  readonly #source: string
+  readonly #commasSeparate: boolean
+  readonly #tokens: Token[] = []
+  #at = 0
+  #spaced = false
+  /** Of ( [ \{, within which commas separate. */
+  #depth = 0
+
+  constructor(source: string, commasSeparate: boolean) {
+    this.#source = source
+    this.#commasSeparate = commasSeparate
+  }
+
+  run(): Token[] {
+    while (this.#at < this.#source.length) this.#next()
+    return this.#tokens
+  }
+
+  #push(token: { type: Token['type']; text: string }): void {
+    this.#tokens.push({ ...token, spaced: this.#spaced } as Token)
+    this.#spaced = false
+  }
+
+  #match(pattern: RegExp): string | undefined {
+    pattern.lastIndex = this.#at
+    const match = pattern.exec(this.#source)?.[0]
+    if (match !== undefined) this.#at += match.length
+    return match
+  }
+
+  #next(): void {
+    const character = this.#source[this.#at]!
+    if (/[\s~$]/.test(character)) {
+      this.#at++
+      this.#spaced = true
+    } else if (character === '\\') this.#command()
+    else if (/\d/.test(character) || (character === '.' && /\d/.test(this.#source[this.#at + 1] ?? '')))
+      this.#number()
+    else if (/[A-Za-z]/.test(character)) this.#word()
+    else {
+      this.#at++
+      if (character === ',' || character === ';') this.#push({ type: 'connector', text: ',' })
+      else this.#sign(character)
+    }
+  }
+
+  #sign(text: string): void {
+    if ('([\\{'.includes(text)) this.#depth++
+    if (')]\\}'.includes(text)) this.#depth--
+    this.#push({ type: 'sign', text })
+  }
+
+  #number(): void {
+    const based = this.#match(digitsInBase)
+    if (based && (based.length > 1 || this.#source[this.#at] === '_')) {
+      this.#push({ type: 'number', text: based })
+      return
+    }
+    const mayGroup = this.#depth <= 0 && !this.#commasSeparate
+    const whole =
+      this.#match(groupedExplicitly) ??
+      (mayGroup ? this.#match(groupedByCommas) : undefined) ??
+      this.#match(groupedBySpaces) ??
+      this.#match(plainNumber) ??
+      ''
+    const text = whole.replaceAll(/\D/g, '') + (this.#match(decimals) ?? '') + (this.#match(powerOfTen) ?? '')
+    this.#push({ type: 'number', text })
+    // 4th
+    if (/^\d+$/.test(text)) this.#match(/(?:st|nd|rd|th)(?![A-Za-z])/y)
+  }
+
+  #word(): void {
+    const based = this.#match(/[0-9A-Z]+(?=_\{?(?:1[1-9]|[23]\d)(?!\d))/y)
+    if (based && /\d/.test(based)) {
+      this.#push({ type: 'number', text: based })
+      return
+    }
+    if (based) this.#at -= based.length
+    const word = this.#match(/[A-Za-z]+/y)!
+    const lower = word.toLowerCase()
+    const previous = this.#tokens.at(-1)
+    if (lower === 'or' || lower === 'and') this.#connector(lower)
+    else if (lower === 'union') this.#push({ type: 'command', text: 'cup' })
+    else if (plainCommands.has(word)) this.#named(word)
+    else if (lower.length > 1 && previous && isAfterNumber(previous) && isUnitWord(word)) this.#text(word)
+    else if (previous?.type === 'text' && this.#spaced && word.length > 1) this.#text(word)
+    else if (word.length >= 4 || shortWords.has(lower)) this.#text(word)
+    else {
+      for (const letter of word) this.#push({ type: 'letter', text: letter })
+    }
+  }
+
+  #connector(text: Connector): void {
+    this.#push({ type: 'connector', text })
+  }
+
+  #text(text: string): void {
+    const previous = this.#tokens.at(-1)
+    if (previous?.type === 'text') {
+      this.#tokens[this.#tokens.length - 1] = { ...previous, text: `${previous.text} ${text}` }
+      this.#spaced = false
+    } else this.#push({ type: 'text', text })
+  }
+
+  #command(): void {
+    const name = this.#match(/\\(?:[A-Za-z]+\*?|.|$)/sy)!
+      .slice(1)
+      .replace('*', '')
+    if (textCommands.has(name)) this.#textGroup(this.#group())
+    else if (fontCommands.has(name)) this.#fontGroup(this.#group())
+    else if (name === 'mathbb' || name === 'Bbb')
+      this.#push({ type: 'command', text: `mathbb ${this.#group()}` })
+    else if (name === 'begin' || name === 'end') this.#environment(name)
+    else if (/^[,:;!>\s()[\]]?$/.test(name) || spaces.has(name)) {
+      // \( … \) and \[ … \] are dollar signs, the rest is white space.
+      if (name === 'hspace') this.#group()
+      this.#spaced = true
+    } else if (name === '{' || name === '}') this.#sign(`\\${name}`)
+    else if (name === '\\') this.#push({ type: 'command', text: 'newline' })
+    else if (/^[a-zA-Z:]/.test(name)) this.#named(name)
+    else if (name === '%') this.#push({ type: 'sign', text: '%' })
+    else if (name === '$') this.#push({ type: 'command', text: 'dollar' })
+    else if (name === '|') this.#push({ type: 'command', text: 'norm' })
+    else this.#push({ type: 'sign', text: name })
+  }
+
+  #named(name: string): void {
+    if (looks.has(name)) {
+      // \left. and \right. show nothing.
+      if (/^(left|right)$/.test(name) && this.#source[this.#at] === '.') this.#at++
+      return
+    }
+    const known = synonyms[name] ?? name
+    const sign = signs[known]
+    if (known === 'and' || known === 'or') this.#connector(known)
+    else if (sign !== undefined) this.#sign(sign)
+    else this.#push({ type: 'command', text: known })
+  }
+
+  /** The content of the braces that follow, or the one character. */
+  #group(): string {
+    this.#match(/\s+/y)
+    if (this.#source[this.#at] !== '{') return this.#match(/\\[A-Za-z]+|./sy) ?? ''
+    let depth = 0
+    const start = this.#at + 1
+    for (; this.#at < this.#source.length; this.#at++) {
+      const character = this.#source[this.#at]
+      if (character === '\\') this.#at++
+      else if (character === '{') depth++
+      else if (character === '}' && --depth === 0) return this.#source.slice(start, this.#at++)
+    }
+    throw new Unreadable('a brace that is not closed')
+  }
+
+  #environment(type: 'begin' | 'end'): void {
+    const text = this.#group().replace('*', '')
+    if (type === 'begin' && text === 'array') this.#group()
+    this.#depth += type === 'begin' ? 1 : -1
+    this.#push({ type, text })
+  }
+
+  /** \text{…}: connectors, numbers and words apart. */
+  #textGroup(content: string): void {
+    for (const [piece] of content.matchAll(
+      /\s*(?:,\s*)?\b(?:and|or)\b|[,;]|(?:(?!\b(?:and|or)\b)[^,;])+/gi,
+    )) {
+      const text = piece.trim()
+      const word = text.replace(/^,\s*/, '').toLowerCase()
+      if (text === '') this.#spaced = true
+      else if (text === ',' || text === ';') this.#connector(',')
+      else if (word === 'and' || word === 'or') this.#connector(word)
+      else if (/^[\d\s.+\-*/^=$()]+$/.test(text)) this.#inline(text)
+      else if (/^[\d.:/]+\s+\D+$/.test(text)) {
+        // \text{9:30 a.m.}
+        const split = text.search(/\s/)
+        this.#inline(text.slice(0, split))
+        this.#text(text.slice(split + 1).trim())
+      } else this.#text(text.replaceAll(/[$~]|\\[ ,]/g, ' '))
+    }
+    this.#spaced = true
+  }
+
+  #fontGroup(content: string): void {
+    const word = content.trim()
+    if (plainCommands.has(word)) this.#named(word)
+    else if (/^[A-Za-z]$/.test(word)) this.#push({ type: 'letter', text: word })
+    else if (/[A-Za-z]{2}/.test(word) && !word.includes('\\')) this.#textGroup(content)
+    else if (/^\([A-Z]\)$/.test(word)) this.#text(word)
+    else this.#inline(content)
+  }
+
+  #inline(content: string): void {
+    for (const token of new Tokenizer(content, this.#commasSeparate).run()) this.#tokens.push(token)
+    this.#spaced = false
+  }
+}
+
+function isAfterNumber(token: Token): boolean {
+  return token.type === 'number' || (token.type === 'sign' && '})'.includes(token.text))
+}

@@ -1,0 +1,181 @@
+/** Do two expressions have the same value, whatever their variables are? */
+import type { Ball, Complex } from './ball.js'
+import { BallField, containsZero, logAbove } from './ball.js'
+import { ComplexField } from './complex.js'
+import {
+  ballField,
+  evaluate,
+  exactValue,
+  type Modular,
+  modularField,
+  modulo,
+  points,
+  Unsupported,
+} from './evaluate.js'
+import { LOG } from './parse.js'
+import { TooLarge } from './rational.js'
+import { type Budget, isSameTree, mapParts, type Node, some, Unreadable } from './tree.js'
+
+/** Precision of balls, raised until it decides. */
+const PRECISIONS = [320, 1280, 4096]
+/** Two values whose difference may be 0 are equal where it is known to be below 2^−CLOSE of them, and of every part that was added up. */
+const CLOSE = 100
+
+/** Throws Unreadable where it cannot be decided. */
+export function haveSameValue(a: Node, b: Node, budget: Budget): boolean {
+  const isSame = compare(a, b, budget)
+  if (isSame || ![a, b].some(node => some(node, isLog))) return isSame
+  return compare(withBase10(a), withBase10(b), budget)
+}
+
+function isLog(node: Node): boolean {
+  return node.type === 'call' && node.name === LOG
+}
+
+function withBase10(node: Node): Node {
+  const changed = mapParts(node, withBase10)
+  if (changed.type !== 'call' || changed.name !== LOG) return changed
+  const ten: Node = { type: 'number', value: { numerator: 10n, denominator: 1n }, digits: 2 }
+  return { type: 'call', name: 'log', items: [changed.items[0]!, ten] }
+}
+
+function compare(a: Node, b: Node, budget: Budget): boolean {
+  if (isSameTree(a, b, budget)) return true
+  return exactly(a, b, budget) ?? modularly(a, b, budget) ?? numerically(a, b, budget)
+}
+
+function exactly(a: Node, b: Node, budget: Budget): boolean | undefined {
+  try {
+    const [x, y] = [exactValue(a, budget), exactValue(b, budget)]
+    if (!x || !y) return undefined
+    return x.numerator === y.numerator && x.denominator === y.denominator
+  } catch (error) {
+    if (error instanceof TooLarge) return undefined
+    throw error
+  }
+}
+
+function modularly(a: Node, b: Node, budget: Budget): boolean | undefined {
+  return unlessUnsupported(() => {
+    const field = modularField(budget, 0)
+    const [x, y] = [evaluate(a, field), evaluate(b, field)]
+    return modulo(x.top * y.bottom) === modulo(y.top * x.bottom)
+  })
+}
+
+function unlessUnsupported<T>(body: () => T): T | undefined {
+  try {
+    return body()
+  } catch (error) {
+    if (error instanceof Unsupported) return undefined
+    throw error
+  }
+}
+
+function numerically(a: Node, b: Node, budget: Budget): boolean {
+  const hasVariables = [a, b].some(node => some(node, part => part.type === 'variable'))
+  const isComplex = [a, b].some(node => some(node, part => part.type === 'constant' && part.name === 'i'))
+  let decided = 0
+  let fault: Unreadable | undefined
+  for (const [index, { isPositive }] of points.entries()) {
+    if (index > 0 && !hasVariables) break
+    try {
+      const isSame = compareAt(a, b, index, budget, isPositive || isComplex)
+      if (isSame === false) return false
+      if (isSame) decided++
+    } catch (error) {
+      // Outside of what the functions are defined for, perhaps only here.
+      if (!(error instanceof Unreadable) || !hasVariables) throw error
+      budget.spend(0)
+      fault = error
+    }
+  }
+  if (decided < (hasVariables ? 2 : 1)) throw fault ?? new Unreadable('values that cannot be told apart')
+  return true
+}
+
+/** undefined where both are complex at a point at which only real values count. */
+function compareAt(
+  a: Node,
+  b: Node,
+  point: number,
+  budget: Budget,
+  isComplexFine: boolean,
+): boolean | undefined {
+  const close = CLOSE + 4 * Math.max(digitsOf(a), digitsOf(b))
+  for (const bits of PRECISIONS) {
+    if (bits < close + 64) continue
+    const complex = new ComplexField(bits, budget)
+    const field = ballField(complex, budget, point)
+    const [x, y] = [evaluate(a, field), evaluate(b, field)]
+    if (!isComplexFine && !(containsZero(x.im) && containsZero(y.im))) return undefined
+    const verdict = compareBalls(x, y, complex.smallestAddend - close, complex.real)
+    if (verdict !== undefined) return verdict
+  }
+  throw new Unreadable('values that cannot be told apart')
+}
+
+function compareBalls(x: Complex, y: Complex, limit: number, real: BallField): boolean | undefined {
+  const differences = [real.subtract(x.re, y.re), real.subtract(x.im, y.im)]
+  if (differences.some(difference => !containsZero(difference))) return false
+  const sizes = [x.re, x.im, y.re, y.im].filter(part => !containsZero(part)).map(logAbove)
+  const size = sizes.length > 0 ? Math.max(...sizes) : 0
+  const error = Math.max(...differences.map(({ error }) => error))
+  return error <= Math.min(0, size) + limit ? true : undefined
+}
+
+/** The most digits that a number in the expression is written with. */
+function digitsOf(node: Node): number {
+  let digits = 0
+  some(node, part => {
+    if (part.type === 'number') digits = Math.max(digits, part.digits)
+    return false
+  })
+  return Math.min(digits, 900)
+}
+
+/** −1, 0, 1: the order of two real numbers without variables. Throws Unreadable. */
+export function order(a: Node, b: Node, budget: Budget): number {
+  budget.spend(10)
+  if (haveSameValue(a, b, budget)) return 0
+  for (const bits of PRECISIONS) {
+    const complex = new ComplexField(bits, budget)
+    const field = ballField(complex, budget, 0)
+    const [x, y] = [evaluate(a, field), evaluate(b, field)]
+    if (!containsZero(x.im) || !containsZero(y.im)) throw new Unreadable('complex numbers have no order')
+    const { real } = complex
+    const difference: Ball = real.subtract(x.re, y.re)
+    if (!containsZero(difference)) return real.sign(difference)
+  }
+  throw new Unreadable('values that cannot be told apart')
+}
+
+/** Are two equations f = 0 and g = 0 the same, but for a constant factor? */
+export function areProportional(f: Node, g: Node, budget: Budget): boolean {
+  const modular = unlessUnsupported(() => {
+    const values = [0, 1, 2].map(point => {
+      const field = modularField(budget, point)
+      return [evaluate(f, field), evaluate(g, field)] as [Modular, Modular]
+    })
+    if (values.every(([x, y]) => x.top === 0n && y.top === 0n)) return true
+    const [first, ...rest] = values
+    const [x, y] = first!
+    if (x.top === 0n || y.top === 0n) return false
+    // By the numerators: y = 1/x is xy = 1.
+    return rest.every(([p, q]) => modulo(x.top * q.top) === modulo(y.top * p.top))
+  })
+  if (modular !== undefined) return modular
+  const ratios = [0, 1, 2].map(point => {
+    const field = ballField(new ComplexField(320, budget), budget, point)
+    const [x, y] = [evaluate(f, field), evaluate(g, field)]
+    return { x, y }
+  })
+  const real = new BallField(320, budget)
+  const { x, y } = ratios[0]!
+  if (containsZero(x.re) || containsZero(y.re)) throw new Unreadable('equations that cannot be compared')
+  return ratios.every(({ x: p, y: q }) => {
+    if (![x, y, p, q].every(({ im }) => containsZero(im))) throw new Unreadable('complex equations')
+    const difference = real.subtract(real.multiply(x.re, q.re), real.multiply(y.re, p.re))
+    return containsZero(difference) && difference.error < -CLOSE
+  })
+}

@@ -1,0 +1,99 @@
+import { spawnSync } from 'node:child_process'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { gradeLines } from '../lib/grade.js'
+import { makeTempDir } from './fake-policy.js'
+
+const dir = makeTempDir()
+const input = path.join(dir, 'in.jsonl')
+const output = path.join(dir, 'out.jsonl')
+
+const write = (lines: readonly object[]) =>
+  writeFileSync(input, lines.map(line => `${JSON.stringify(line)}\n`).join(''))
+const read = () =>
+  readFileSync(output, 'utf8')
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+
+test('math: completions and bare answers; other fields are carried along', async () => {
+  write([
+    { id: 1, completion: 'so \\boxed{0.5}', reference: '\\frac12' },
+    { id: 2, completion: 'so 0.5', reference: '\\frac12' },
+    { id: 3, answer: '0.5', reference: '\\frac12' },
+    { id: 4, answer: '0.333', reference: '1/3' },
+  ])
+  assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 2, total: 4 })
+  assert.equal(read(), [
+    {
+      id: 1,
+      completion: 'so \\boxed{0.5}',
+      reference: '\\frac12',
+      correct: true,
+      reason: 'correct: the same value',
+    },
+    { id: 2, completion: 'so 0.5', reference: '\\frac12', correct: false, reason: 'no boxed answer' },
+    { id: 3, answer: '0.5', reference: '\\frac12', correct: true, reason: 'correct: the same value' },
+    { id: 4, answer: '0.333', reference: '1/3', correct: false, reason: 'not the same value' },
+  ])
+})
+
+test('the other verifiers, and a module', async () => {
+  write([{ completion: '3*5+7', reference: { numbers: [3, 5, 7], target: 22 } }])
+  assert.is((await gradeLines({ task: 'countdown', input, output })).correct, 1)
+  write([{ answer: ' yes ', reference: 'yes' }])
+  assert.is((await gradeLines({ task: 'exact', input, output })).correct, 1)
+  const module = path.join(dir, 'half.mjs')
+  writeFileSync(
+    module,
+    "export default { checkAnswer() {}, verify: () => ({ reward: 0.5, reason: 'half' }) }",
+  )
+  assert.is((await gradeLines({ task: module, input, output })).correct, 0)
+  assert.is(read()[0].reason, 'half')
+})
+
+test('a line that cannot be judged: named, and nothing is written', async () => {
+  const target = path.join(dir, 'none.jsonl')
+  const messageOf = async (line: object, task = 'math') => {
+    write([{ answer: '1', reference: '1' }, line])
+    return gradeLines({ task, input, output: target }).then(
+      () => assert.unreachable() as never,
+      error => {
+        assert.is(error.code, 'ERR_RAPO_DATA')
+        return error.message as string
+      },
+    )
+  }
+  assert.match(
+    await messageOf({ reference: '1' }),
+    `${input}:2: line 2 must have completion or answer, a text`,
+  )
+  assert.match(await messageOf({ answer: '1' }), 'line 2 has no reference')
+  assert.match(
+    await messageOf({ answer: '1', reference: '' }),
+    'line 2 reference: answer must be a number or a text',
+  )
+  assert.not(existsSync(target))
+})
+
+test('the command', () => {
+  write([{ answer: '2', reference: '2' }])
+  const run = (...args: string[]) =>
+    spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'grade', ...args], { encoding: 'utf8' })
+  const { stdout, stderr, status } = run('--task', 'math', '-i', input)
+  assert.equal(
+    [stdout, stderr, status],
+    [
+      '{"answer":"2","reference":"2","correct":true,"reason":"correct: the same text"}\n',
+      '1 of 1 correct\n',
+      0,
+    ],
+  )
+  const unknown = run('--task', 'maths', '-i', input)
+  assert.match(unknown.stderr, 'did you mean "math"')
+  assert.is(unknown.status, 1)
+})
+
+test.run()

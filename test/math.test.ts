@@ -1,0 +1,238 @@
+import { readFileSync } from 'node:fs'
+import fc from 'fast-check'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { compareAnswers, extractBoxed, math, verifyMath } from '../lib/reward/math.js'
+
+interface Case {
+  readonly category: string
+  readonly reference: string
+  readonly answer: string
+  readonly equal: boolean
+  readonly heldOut: boolean
+}
+
+const cases: Case[] = readFileSync(new URL('data/math-cases.jsonl', import.meta.url), 'utf8')
+  .trim()
+  .split('\n')
+  .map(line => JSON.parse(line))
+
+const isEqual = (a: string, b: string) => compareAnswers(a, b).isEqual
+
+function wrong(chosen: readonly Case[]) {
+  return chosen
+    .filter(({ answer, reference, equal }) => isEqual(answer, reference) !== equal)
+    .map(({ answer, reference, equal }) => `${equal ? 'rejected' : 'accepted'} ${answer} for ${reference}`)
+}
+
+test('the collected cases: every one that the verifier was made with', () => {
+  assert.equal(wrong(cases.filter(({ heldOut }) => !heldOut)), [])
+})
+
+test('the held-out cases: at least .97 right, fewer than 1 % wrongly accepted', () => {
+  const heldOut = cases.filter(({ heldOut }) => heldOut)
+  const faults = wrong(heldOut)
+  assert.ok(heldOut.length >= 150)
+  assert.ok(faults.length <= 0.03 * heldOut.length, faults.join('\n'))
+  assert.ok(
+    faults.filter(fault => fault.startsWith('accepted')).length < 0.01 * heldOut.length,
+    faults.join('\n'),
+  )
+})
+
+test('the last box with balanced braces', () => {
+  assert.is(extractBoxed('so \\boxed{1} and \\boxed{\\frac{1}{2}}.'), '\\frac{1}{2}')
+  assert.is(extractBoxed('\\fbox{7}'), '7')
+  assert.is(extractBoxed('\\boxed{x = \\boxed{3}}'), 'x = \\boxed{3}')
+  assert.is(extractBoxed('\\boxed{1} then cut off \\boxed{\\frac{1}{2'), '1')
+  assert.is(extractBoxed('\\boxed{\\{1, 2\\}}'), '\\{1, 2\\}')
+  assert.is(extractBoxed('{ never closed \\boxed{4}'), '4')
+  assert.is(extractBoxed('\\boxed 42$.'), '42')
+  assert.is(extractBoxed('\\boxed  {42}'), '42')
+  assert.is(extractBoxed('put it in \\boxed.'), undefined)
+  assert.is(extractBoxed('\\boxedness{4}'), undefined)
+  assert.is(extractBoxed(''), undefined)
+})
+
+test('verdicts have reasons', () => {
+  assert.equal(verifyMath('so \\boxed{0.5}', '\\frac12'), { reward: 1, reason: 'correct: the same value' })
+  assert.equal(verifyMath('so 0.5', '\\frac12'), { reward: 0, reason: 'no boxed answer' })
+  assert.equal(verifyMath('\\boxed{}', '2'), { reward: 0, reason: 'the answer is empty' })
+  assert.equal(verifyMath('\\boxed{\\frac{1}{}}', '2').reason, 'the answer cannot be read: empty braces')
+  assert.equal(verifyMath('\\boxed{1/0}', '2').reason, 'not shown to be equal: a division by 0')
+  assert.equal(verifyMath('\\boxed{(1, 2)}', '2').reason, 'a tuple or interval, not the value wanted')
+  assert.equal(verifyMath('\\boxed{0.333}', '1/3').reason, 'not the same value')
+  assert.is(math.checkAnswer(' '), 'answer must be a number or a text that is not empty')
+  assert.is(math.checkAnswer(18), undefined)
+  assert.equal(math.verify('\\boxed{18.0}', 18), { reward: 1, reason: 'correct: the same value' })
+})
+
+/** Each pair lies within what a tolerance of a few digits would let through. */
+test('near misses differ', () => {
+  const pairs = [
+    ['\\frac{1}{3}', '0.33333333333333333333333333333333333333'],
+    ['\\sqrt{2}', '1.41421356237309504880168872420969807856967187537694'],
+    ['\\pi', '\\frac{355}{113}'],
+    ['e^{\\pi\\sqrt{163}}', '262537412640768744'],
+    ['10^{-400}', '0'],
+    ['10^{-400}\\pi', '0'],
+    ['\\sqrt{2}+10^{-400}', '\\sqrt{2}'],
+    ['2^{1000000}+1', '2^{1000000}'],
+    ['x+10^{-60}', 'x'],
+    ['\\sqrt{x^2}', 'x'],
+    ['(x+1)^{100000}', '(x+1)^{100000}+1'],
+    ['1+x^{-300}', '1'],
+    ['\\pi 2^{1000000}+1', '\\pi 2^{1000000}'],
+  ] as const
+  for (const [a, b] of pairs) assert.not(isEqual(a, b) || isEqual(b, a), `${a} and ${b}`)
+})
+
+test('identities hold', () => {
+  const pairs = [
+    ['\\sqrt{2+\\sqrt{2+\\sqrt2}}', '2\\cos\\frac{\\pi}{16}'],
+    ['\\sqrt[3]{2+\\sqrt5}+\\sqrt[3]{2-\\sqrt5}', '1'],
+    ['\\sqrt{3-2\\sqrt2}-\\sqrt2+1', '0'],
+    ['\\sin 4x', '4\\sin x\\cos x\\cos 2x'],
+    ['\\cosh^2x-\\sinh^2x', '1'],
+    ['\\ln(x^2)', '2\\ln x'],
+    ['(-1)^n', '-(-1)^{n+1}'],
+    ['\\frac{x^n-1}{x-1}\\sqrt{y}', '\\frac{1-x^n}{1-x}\\sqrt y'],
+    ['\\cos(2\\pi/7)+i\\sin(2\\pi/7)', 'e^{2\\pi i/7}'],
+    ['\\binom{n+1}{2}', '\\frac12(n^2+n)'],
+    ['\\frac{-b\\pm\\sqrt{b^2-4ac}}{2a}', '-\\frac{b}{2a}\\pm\\frac{\\sqrt{b^2-4ac}}{2a}'],
+    ['(1+\\sqrt2)^{100}(1-\\sqrt2)^{100}', '1'],
+    ['2^{1000000}\\pi-\\pi', '\\pi(2^{1000000}-1)'],
+  ] as const
+  for (const [a, b] of pairs)
+    assert.ok(isEqual(a, b) && isEqual(b, a), `${a} and ${b}: ${compareAnswers(a, b).reason}`)
+})
+
+/** Expressions as trees, written out in LaTeX. */
+const expression = fc.letrec<{ tree: string }>(tie => ({
+  tree: fc.oneof(
+    { maxDepth: 4, withCrossShrink: true },
+    fc.integer({ min: 0, max: 99 }).map(String),
+    fc.constantFrom('x', 'y', '\\pi', '\\sqrt{2}', 'i', '0.5'),
+    fc.tuple(tie('tree'), tie('tree')).map(([a, b]) => `\\frac{${a}}{${b}}`),
+    fc
+      .tuple(tie('tree'), fc.constantFrom('+', '-'), tie('tree'))
+      .map(([a, sign, b]) => `\\left(${a}${sign}${b}\\right)`),
+    fc.tuple(tie('tree'), tie('tree')).map(([a, b]) => `{${a}}\\cdot {${b}}`),
+    fc.tuple(tie('tree'), fc.integer({ min: 2, max: 5 })).map(([a, n]) => `{\\left(${a}\\right)}^{${n}}`),
+    tie('tree').map(a => `\\sin\\left(${a}\\right)`),
+    tie('tree').map(a => `\\sqrt{${a}}`),
+  ),
+})).tree
+
+const options = { seed: 6, numRuns: 300 }
+
+test('every expression equals itself in other clothes, and not itself plus 1', () => {
+  fc.assert(
+    fc.property(expression, source => {
+      const dressed = ` $\\displaystyle ${source.replaceAll('\\frac', '\\dfrac').replaceAll('\\left', '').replaceAll('\\right', '')}$. `
+      assert.ok(isEqual(dressed, source), compareAnswers(dressed, source).reason)
+      assert.not(isEqual(`${source}+1`, source))
+    }),
+    options,
+  )
+})
+
+test('numbers: equal exactly where the fractions are', () => {
+  const part = fc.integer({ min: -30, max: 30 })
+  const denominator = fc.integer({ min: 1, max: 12 })
+  fc.assert(
+    fc.property(part, denominator, part, denominator, (a, b, c, d) => {
+      assert.is(isEqual(`\\frac{${a}}{${b}}`, `${c}/${d}`), a * d === c * b)
+      assert.is(isEqual(`\\frac{${a}}{${b}}\\sqrt{3}`, `\\frac{${c}\\sqrt{27}}{${3 * d}}`), a * d === c * b)
+      assert.is(isEqual(`\\frac{${a}}{${b}}x+x^2`, `x(x+${c}/${d})`), a * d === c * b)
+    }),
+    options,
+  )
+})
+
+test('decimals: equal exactly where the digits are', () => {
+  fc.assert(
+    fc.property(fc.nat(5000), fc.nat(5000), (a, b) => {
+      assert.is(isEqual((a / 1000).toFixed(3), `\\frac{${b}}{1000}`), a === b)
+    }),
+    options,
+  )
+})
+
+const symbols = fc.constantFrom(
+  ..."0 1 2 x y i e + - * / ^ _ ( ) [ ] { } \\{ \\} | , ; = < > ! % ' . : & $ \\ ~".split(' '),
+  ...'\\frac \\sqrt \\pi \\infty \\cup \\cap \\pm \\text{a} \\text{and} \\le \\ne \\in \\circ \\sin \\log \\binom'.split(
+    ' ',
+  ),
+  ...'\\begin{pmatrix} \\end{pmatrix} \\\\ \\boxed{ \\overline{ \\mathbb{R} cm or π √ ² ° \\left \\right \\approx'.split(
+    ' ',
+  ),
+)
+
+test('whatever the text, there is a verdict; every text equals itself; the order makes no difference', () => {
+  const text = fc.oneof(
+    fc.array(symbols, { maxLength: 25 }).map(parts => parts.join('')),
+    fc.string({ unit: 'binary', maxLength: 60 }),
+  )
+  fc.assert(
+    fc.property(text, text, (a, b) => {
+      if (a.trim() !== '') assert.ok(isEqual(a, a), a)
+      assert.is(isEqual(a, b), isEqual(b, a))
+      assert.type(verifyMath(a, b || '1').reason, 'string')
+    }),
+    { seed: 6, numRuns: 3000 },
+  )
+})
+
+/**
+ * Texts that a verifier without bounds hangs on or that overflow its stack. That they end, and how, is what is tested;
+ * a count of steps bounds the work, so nothing depends on a clock.
+ */
+test('hostile texts end with a reason', () => {
+  const repeat = (part: string, length: number) =>
+    part.repeat(Math.ceil(length / part.length)).slice(0, length)
+  const inner = [
+    '10^{10^{10^{10^{10}}}}',
+    '(2000!)!',
+    `${repeat('2000!+', 900)}1`,
+    `3${'!'.repeat(900)}`,
+    'e^{e^{e^{e}}}',
+    '\\sin(10^{700})',
+    '(1+\\sqrt2)^{999999999}',
+    '1e999999999',
+    `\\sqrt{${repeat('1+', 900)}1}`,
+    `${'('.repeat(2000)}1${')'.repeat(2000)}`,
+    `${'\\frac{1}{1+'.repeat(300)}1${'}'.repeat(300)}`,
+    `${repeat('\\sqrt{x+y}+', 2900)}1`,
+    `${repeat('\\pm 1', 900)}`,
+    `${repeat('\\sqrt{2},', 2900)}1`,
+    `${repeat('(1,2)\\cup', 3000)}(3,4)`,
+    `${repeat('-', 4000)}1`,
+    `x^${repeat('-', 4000)}1`,
+    `\\text{${repeat(' ', 3900)}a}`,
+    repeat('7', 100_000),
+    repeat('x+', 100_000),
+    repeat('\\begin{pmatrix}', 100_000),
+    repeat(' ', 100_000),
+    repeat('$ ', 100_000),
+  ]
+  for (const answer of inner) {
+    for (const reference of ['7', '\\sqrt2', 'x^2+1', '1,2', '(1,\\infty)', `${answer}+1`]) {
+      const { reward, reason } = verifyMath(`\\boxed{${answer}}`, reference)
+      assert.is(reward, 0, `${answer.slice(0, 30)} for ${reference.slice(0, 30)}`)
+      assert.ok(reason.length > 0 && reason.length < 300)
+    }
+  }
+  for (const part of ['\\boxed{', '\\boxed ', '{', '}', '\\boxed{1}{', '\\']) {
+    assert.type(verifyMath(repeat(part, 100_000), '7').reason, 'string')
+  }
+})
+
+test('the work is bounded: a comparison that needs more steps than there are is not equal', () => {
+  const long = Array.from({ length: 60 }, (_, i) => `\\sin(x+${i})\\cos(\\sqrt{x+${i}})`)
+  const { isEqual, reason } = compareAnswers(long.join('+'), long.toReversed().join('+'))
+  assert.not(isEqual)
+  assert.match(reason, 'more work than the verifier does')
+})
+
+test.run()
