@@ -2,14 +2,17 @@
 #include <napi.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "arrays.h"
 #include "async.h"
+#include "cuda.h"
 #include "errors.h"
 #include "kernels/cpu/select.h"
+#include "kernels/cuda/calls.h"
 #include "kernels/loss.h"
 #include "kernels/parallel.h"
 #include "objective.h"
@@ -74,10 +77,12 @@ void keep_arrays(const Napi::Object& object, std::vector<Napi::Object>& kept) {
 }
 
 /// The order of policyLoss's arguments after objective and metrics.
-constexpr const char* kLossFields[] = {
-    "rows",         "vocabSize",  "dtype",       "logits",        "refLogits",       "tokenIds",   "tokenWeights",
-    "advantages",   "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets", "gradLogits", "gradDtype",
-    "logprobs",     "refLogprobs", "kl",         "entropy",       "ratio",           "clipped"};
+constexpr const char* kLossFields[] = {"rows",       "vocabSize",   "dtype",         "logits",
+                                       "refLogits",  "tokenIds",    "tokenWeights",  "advantages",
+                                       "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets",
+                                       "gradLogits", "gradDtype",   "logprobs",      "refLogprobs",
+                                       "kl",         "entropy",     "ratio",         "clipped",
+                                       "device"};
 
 /// A policy_loss call: the structs and what they point into that is not a JS array.
 struct LossCall {
@@ -128,12 +133,18 @@ struct LossCall {
   }
 };
 
+/// On the CPU, or on the CUDA device of that number.
+Metrics run(const LossCall& call, std::optional<int> device, const Control* control) {
+  return device ? cuda::policy_loss_of_host_arrays(*device, call.batch, call.objective, call.outputs, control)
+                : policy_loss(call.batch, call.objective, call.outputs, control);
+}
+
 /// policyLoss(objective, metrics, ...kLossFields): writes metrics, a Float64Array
 Napi::Value policy_loss_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const Fields fields(info, 2, kLossFields);
     const LossCall call(fields, info[0], fields);
-    write_metrics(policy_loss(call.batch, call.objective, call.outputs), info[1]);
+    write_metrics(run(call, optional_device(fields.Get("device")), nullptr), info[1]);
     return info.Env().Undefined();
   });
 }
@@ -151,7 +162,7 @@ Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// policyLossAsync(batch, objective, outputs, control) -> Promise<metrics>
+/// policyLossAsync(batch, objective, outputs, control, device?) -> Promise<metrics>
 Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto call = std::make_shared<LossCall>(info);
@@ -161,7 +172,7 @@ Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[2].As<Napi::Object>(), kept);
     return PromiseWorker<Metrics>::run(
         info.Env(), control, kept,
-        [call, control] { return policy_loss(call->batch, call->objective, call->outputs, control.get()); },
+        [call, control, device = optional_device(info[4])] { return run(*call, device, control.get()); },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
 }
@@ -191,11 +202,19 @@ struct GatherCall {
   }
 };
 
-/// gatherLogprobs(batch, outputs): undefined
+void run(const GatherCall& call, std::optional<int> device, const Control* control) {
+  if (device) {
+    cuda::gather_logprobs_of_host_arrays(*device, call.logits, call.token_ids, call.temperature, call.outputs,
+                                         control);
+  } else {
+    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs, control);
+  }
+}
+
+/// gatherLogprobs(batch, outputs, device?): undefined
 Napi::Value gather_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const GatherCall call(info);
-    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs);
+    run(GatherCall(info), optional_device(info[2]), nullptr);
     return info.Env().Undefined();
   });
 }
@@ -208,7 +227,7 @@ Napi::Value gather_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// gatherLogprobsAsync(batch, outputs, control) -> Promise<undefined>
+/// gatherLogprobsAsync(batch, outputs, control, device?) -> Promise<undefined>
 Napi::Value gather_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto call = std::make_shared<GatherCall>(info);
@@ -218,8 +237,8 @@ Napi::Value gather_async(const Napi::CallbackInfo& info) {
     keep_arrays(info[1].As<Napi::Object>(), kept);
     return PromiseWorker<bool>::run(
         info.Env(), control, kept,
-        [call, control] {
-          gather_logprobs(call->logits, call->token_ids, call->temperature, call->outputs, control.get());
+        [call, control, device = optional_device(info[3])] {
+          run(*call, device, control.get());
           return true;
         },
         [](Napi::Env env, bool&) { return env.Undefined(); });
@@ -271,6 +290,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("gatherLogprobs", Napi::Function::New<gather_sync>(env));
   exports.Set("gatherLogprobsAsync", Napi::Function::New<gather_async>(env));
   exports.Set("gatherLogprobsReference", Napi::Function::New<gather_reference>(env));
+  define_cuda(env, exports);
   exports.Set("isa", Napi::Function::New<isa>(env));
   exports.Set("isas", Napi::Function::New<isas>(env));
   exports.Set("setIsa", Napi::Function::New<set_isa>(env));

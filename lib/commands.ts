@@ -13,6 +13,8 @@ import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
 import { createTemplate, loadTokenizer } from './prompt.js'
 import { loadVerifier } from './reward/verifier.js'
+import { writeWhole } from './run.js'
+import { plainText } from './text.js'
 import { train } from './train.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -81,12 +83,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     stopping.release()
   }
   if (stepsDone < steps) {
-    console.log(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
+    print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.signal === 'SIGTERM' ? 143 : 130
   } else {
-    console.log(
-      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
-    )
+    print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
   }
 }
 
@@ -162,8 +162,8 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       progress.update(done, { solved: solved / done })
     },
   }).finally(() => progress?.stop())
-  console.log(formatPassAtK([result]))
-  console.log(
+  print(formatPassAtK([result]))
+  print(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
 }
@@ -219,7 +219,7 @@ export async function runReport(
 ): Promise<void> {
   const { writeReport } = await import('./report.js')
   await writeReport({ runs, ...values })
-  console.log(path.resolve(values.output))
+  print(path.resolve(values.output))
 }
 
 export async function runSetup({ force }: { force?: boolean }): Promise<void> {
@@ -235,7 +235,7 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
       }
       const line = `${part}: ${message}${seconds === undefined ? '' : ` (${seconds.toFixed(1)} s)`}`
       if (progress) progress.log(line)
-      else console.error(line)
+      else console.error(plainText(line))
     },
   }).finally(() => progress?.stop())
 }
@@ -245,11 +245,11 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
   const report = await doctor()
   const run = config === undefined ? undefined : await predictRun(loadConfig(config))
   if (json) {
-    console.log(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
+    print(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
   } else {
-    console.log(formatDoctor(report))
+    print(formatDoctor(report))
     const { formatMemory } = await import('./memory.js')
-    if (run) console.log(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+    if (run) print(`\nmemory that ${config} will need\n${formatMemory(run)}`)
   }
   if (!report.ok || (run && run.peak > report.memory.available)) process.exitCode = 1
 }
@@ -278,6 +278,40 @@ function downloadProgress(label: string) {
     progress.update(Math.floor(done / 1e6))
   }
   return { onProgress, stop: () => progress?.stop() }
+}
+
+interface BenchValues {
+  readonly dtype: string
+  readonly rows: readonly number[]
+  readonly vocab: number
+  readonly rounds: number
+  readonly threads: number
+  readonly json?: string
+  readonly svg?: string
+  readonly compare?: readonly string[]
+}
+
+export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: BenchValues): Promise<void> {
+  const { formatBench, formatComparison, readBench } = await import('./bench/results.js')
+  if (compare) {
+    const [a, b, ...more] = compare
+    if (a === undefined || b === undefined || more.length > 0) {
+      throw new RapoError('ERR_RAPO_CONFIG', `--compare takes two files, not ${compare.length}`)
+    }
+    print(formatComparison(readBench(a), readBench(b)))
+    return
+  }
+  const { measureBench } = await import('./bench/measure.js')
+  const dtypes = dtype.split(',') as ('float32' | 'bfloat16')[]
+  const onLine = (line: string) => console.error(plainText(line))
+  const report = await measureBench({ ...rest, dtypes, vocabSize: vocab, onLine })
+  print(formatBench(report))
+  if (json) writeWhole(json, `${JSON.stringify(report, null, 2)}\n`)
+  if (svg) writeWhole(svg, (await import('./bench/chart.js')).benchChart(report))
+}
+
+function print(text: string): void {
+  console.log(plainText(text))
 }
 
 /** How this process was called, for commands that a person can paste. */

@@ -3,6 +3,7 @@
  * messages and `--help` all come from this declaration.
  */
 import { readFileSync } from 'node:fs'
+import { inspect } from 'node:util'
 import { distance } from 'fastest-levenshtein'
 import { LineCounter, parseDocument, stringify } from 'yaml'
 import { z } from 'zod'
@@ -220,6 +221,15 @@ const evaluation = z.strictObject({
   seed: count(0).default(1).describe('of the samples and the intervals'),
 })
 
+const observe = z.strictObject({
+  tensorboard: z.boolean().default(false).describe('write event files for TensorBoard (docs/observe.md)'),
+  prometheus: z
+    .string()
+    .default('')
+    .describe("file that gets the newest step for node-exporter's textfile collector; name it *.prom"),
+  hook: z.string().default('').describe('path of a module whose default export is called after every step'),
+})
+
 type ObjectiveInput = z.output<typeof objective>
 /** Without a default: absent where they are not given, or the surrogate does not read them. */
 type Unresolved =
@@ -320,6 +330,7 @@ const schema = z.strictObject({
   correction: correction.prefault({}),
   optimizer: optimizer.prefault({}),
   run: run.prefault({}),
+  observe: observe.prefault({}),
   eval: evaluation.prefault({}),
 })
 
@@ -513,7 +524,7 @@ function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: s
   const field = fields.find(candidate => candidate.path === path)
   if (!field) {
     const group = fields.filter(candidate => candidate.path.startsWith(`${path}.`))
-    if (value === undefined) {
+    if (value === undefined && path !== '') {
       const required = group.filter(candidate => candidate.default === undefined).slice(0, 1)
       return required.map(({ path, help }) => `${path} is missing: ${help}`)
     }
@@ -548,12 +559,18 @@ function readConfigFile(file: string) {
     throw new RapoError('ERR_RAPO_CONFIG', `cannot read ${file}: ${(cause as Error).message}`, { cause })
   }
   const lines = new LineCounter()
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false })
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, logLevel: 'error' })
   const error = document.errors[0]
   if (error) {
     throw new RapoError('ERR_RAPO_CONFIG', `${file}:${lines.linePos(error.pos[0]).line}: ${error.message}`)
   }
-  const values: unknown = document.toJS() ?? {}
+  let values: unknown
+  try {
+    values = document.toJS() ?? {}
+  } catch (cause) {
+    // Aliases that would grow without bound.
+    throw new RapoError('ERR_RAPO_CONFIG', `${file}: ${(cause as Error).message}`, { cause })
+  }
   if (typeof values !== 'object' || values === null || Array.isArray(values)) {
     throw new RapoError('ERR_RAPO_CONFIG', `${file} must hold groups of fields, such as model: and data:`)
   }
@@ -589,6 +606,14 @@ function dropUndefined<T extends object>(values: T): Partial<T> {
 }
 
 function show(value: unknown): string {
-  const text = typeof value === 'string' ? JSON.stringify(value) : (JSON.stringify(value) ?? String(value))
+  const text = asText(value)
   return text.length > 60 ? `${text.slice(0, 60)}…` : text
+}
+
+function asText(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value)
+  } catch {
+    return inspect(value, { breakLength: Infinity }) // a value that holds itself, or a bigint
+  }
 }

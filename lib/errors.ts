@@ -7,6 +7,7 @@ export type RapoErrorCode =
   | 'ERR_RAPO_UNSUPPORTED'
   | 'ERR_RAPO_ABORTED'
   | 'ERR_RAPO_OUT_OF_MEMORY'
+  | 'ERR_RAPO_DEVICE'
   | 'ERR_RAPO_INTERNAL'
   | 'ERR_RAPO_CONFIG'
   | 'ERR_RAPO_DATA'

@@ -45,7 +45,19 @@ export interface LossBatch<L extends Logits = Logits> {
  */
 export type GradMode = 'new' | 'in-place' | 'none' | Logits
 
-export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean> {
+/** Where the work is done: `cuda` is CUDA device 0. kernelsInfo().cuda tells whether there is one, or why not. */
+export type KernelDevice = 'cpu' | 'cuda' | `cuda:${number}`
+
+export interface DeviceOptions {
+  /**
+   * Default cpu. On CUDA the arrays, which are in host memory, are copied there and back; policyLossOnDevice takes
+   * arrays that are on the device already. Throws ERR_RAPO_DEVICE where there is no CUDA.
+   */
+  readonly device?: KernelDevice
+}
+
+export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean>
+  extends DeviceOptions {
   /** Default 'new'. */
   readonly grad?: M
   /** Also return each row's values. Default false. */
@@ -111,9 +123,16 @@ interface RawKernels extends KernelsAddon {
     objective: Objective,
     outputs: RawOutputs,
     control: RawControl,
+    device?: number,
   ): Promise<ObjectiveMetrics>
-  gatherLogprobs(batch: object, outputs: RawGatherOutputs): void
-  gatherLogprobsAsync(batch: object, outputs: RawGatherOutputs, control: RawControl): Promise<void>
+  gatherLogprobs(batch: object, outputs: RawGatherOutputs, device?: number): void
+  gatherLogprobsAsync(
+    batch: object,
+    outputs: RawGatherOutputs,
+    control: RawControl,
+    device?: number,
+  ): Promise<void>
+  cudaInfo(): { available: boolean; reason: string; devices: CudaDevice[] }
   isa(): string
   isas(): string[]
   threads(): number
@@ -138,7 +157,7 @@ export function policyLoss<L extends Logits, M extends GradMode = 'new', P exten
   addon().policyLoss(rawObjective(objective), rawMetrics,
     rows, batch.vocabSize, dtype, batch.logits, batch.refLogits, batch.tokenIds, batch.tokenWeights,
     batch.advantages, batch.refWeights, batch.oldLogprobs, batch.policyWeights, batch.sequenceOffsets,
-    o.gradLogits, o.gradDtype, o.logprobs, o.refLogprobs, o.kl, o.entropy, o.ratio, o.clipped)
+    o.gradLogits, o.gradDtype, o.logprobs, o.refLogprobs, o.kl, o.entropy, o.ratio, o.clipped, deviceNumber(options.device))
   return lossResult(o, options, readMetrics(rawMetrics))
 }
 
@@ -174,7 +193,7 @@ export async function policyLossAsync<
   const { rows, dtype, outputs } = prepareLoss(batch, objective, rest as LossOptions<M, P>)
   const call = { ...batch, rows, dtype }
   const metrics = await abortable(signal, [call, outputs], control =>
-    addon().policyLossAsync(call, objective, outputs, control),
+    addon().policyLossAsync(call, objective, outputs, control, deviceNumber(options.device)),
   )
   return lossResult(outputs, options, metrics)
 }
@@ -205,53 +224,78 @@ export interface GatherResult {
 }
 
 /** Each row's log-prob of its token, entropy and log-sum-exp, in one pass. Throws as policyLoss does. */
-export function gatherLogprobs(batch: GatherBatch): GatherResult {
+export function gatherLogprobs(batch: GatherBatch, options: DeviceOptions = {}): GatherResult {
   const call = prepareGather(batch)
-  addon().gatherLogprobs(call.batch, call.outputs)
+  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
   return call.outputs
 }
 
 /** gatherLogprobs off the main thread; what policyLossAsync says of arrays goes here too. */
 export async function gatherLogprobsAsync(
   batch: GatherBatch,
-  options: AsyncOptions = {},
+  options: AsyncOptions & DeviceOptions = {},
 ): Promise<GatherResult> {
   const call = prepareGather(batch)
   await gatherAsync(call, options)
   return call.outputs
 }
 
-function gatherAsync({ batch, outputs }: ReturnType<typeof prepareRows>, { signal }: AsyncOptions) {
-  return abortable(signal, [batch, outputs], control => addon().gatherLogprobsAsync(batch, outputs, control))
+function gatherAsync(
+  { batch, outputs }: ReturnType<typeof prepareRows>,
+  { signal, device }: AsyncOptions & DeviceOptions,
+) {
+  return abortable(signal, [batch, outputs], control =>
+    addon().gatherLogprobsAsync(batch, outputs, control, deviceNumber(device)),
+  )
 }
 
 /** (N) each row's entropy −Σ p log p, in nats. Throws as policyLoss does. */
-export function entropy(rows: LogitRows): Float32Array {
+export function entropy(rows: LogitRows, options: DeviceOptions = {}): Float32Array {
   const call = prepareRows(rows, 'entropy')
-  addon().gatherLogprobs(call.batch, call.outputs)
+  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
   return call.outputs.entropy!
 }
 
 /** entropy off the main thread; what policyLossAsync says of arrays goes here too. */
-export async function entropyAsync(rows: LogitRows, options: AsyncOptions = {}): Promise<Float32Array> {
+export async function entropyAsync(
+  rows: LogitRows,
+  options: AsyncOptions & DeviceOptions = {},
+): Promise<Float32Array> {
   const call = prepareRows(rows, 'entropy')
   await gatherAsync(call, options)
   return call.outputs.entropy!
 }
 
 /** (N) each row's log Σ exp(logits / temperature). Throws as policyLoss does. */
-export function logSumExp(rows: LogitRows): Float32Array {
+export function logSumExp(rows: LogitRows, options: DeviceOptions = {}): Float32Array {
   const call = prepareRows(rows, 'logSumExp')
-  addon().gatherLogprobs(call.batch, call.outputs)
+  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
   return call.outputs.logSumExp!
 }
 
 /** logSumExp off the main thread; what policyLossAsync says of arrays goes here too. */
-export async function logSumExpAsync(rows: LogitRows, options: AsyncOptions = {}): Promise<Float32Array> {
+export async function logSumExpAsync(
+  rows: LogitRows,
+  options: AsyncOptions & DeviceOptions = {},
+): Promise<Float32Array> {
   const call = prepareRows(rows, 'logSumExp')
   await gatherAsync(call, options)
   return call.outputs.logSumExp!
 }
+
+export interface CudaDevice {
+  readonly name: string
+  /** Compute capability, as in 9.0. */
+  readonly capability: string
+  readonly multiprocessors: number
+  /** Bytes. */
+  readonly memory: number
+}
+
+/** The CUDA devices, or why there are none. */
+export type CudaInfo =
+  | { readonly available: true; readonly devices: readonly CudaDevice[] }
+  | { readonly available: false; readonly reason: string }
 
 export interface KernelsInfo {
   /** The instruction set in use; RAPO_KERNELS_ISA overrides the choice. */
@@ -260,10 +304,25 @@ export interface KernelsInfo {
   readonly isas: readonly string[]
   /** Threads that share a call's work, the calling one included. */
   readonly threads: number
+  readonly cuda: CudaInfo
 }
 
 export function kernelsInfo(): KernelsInfo {
-  return { isa: addon().isa(), isas: addon().isas(), threads: addon().threads() }
+  const { available, reason, devices } = addon().cudaInfo()
+  return {
+    isa: addon().isa(),
+    isas: addon().isas(),
+    threads: addon().threads(),
+    cuda: available ? { available, devices } : { available, reason },
+  }
+}
+
+/** The number of a CUDA device; undefined for the CPU. Throws ERR_RAPO_INVALID_ARGUMENT for anything else. */
+export function deviceNumber(device: KernelDevice = 'cpu'): number | undefined {
+  if (device === 'cpu') return undefined
+  const match = /^cuda(?::(\d{1,3}))?$/.exec(device)
+  if (!match) invalid(`device is ${device}, expected cpu, cuda or cuda: and a number`)
+  return Number(match[1] ?? 0)
 }
 
 /** Threads for the calls to come, in [1, 1024]; 0 restores the default, one a core. */

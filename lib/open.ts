@@ -5,6 +5,7 @@ import { type Config, stringifyConfig } from './config.js'
 import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { resolveModel } from './hub.js'
+import { type Observer, openObserver } from './observe/observe.js'
 import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
   checkTokenizerFits,
@@ -42,6 +43,7 @@ export interface OpenRun {
   readonly entropyCoef: number
   readonly metricsFile: string
   readonly samplesFile: string
+  readonly observer: Observer
   close(): Promise<void>
 }
 
@@ -74,6 +76,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
   }
   const cursor = createCursor(problems, run.seed, from?.trainer.cursor)
+  const stepsDone = from?.trainer.step ?? 0
+  const observer = await openObserver(config, stepsDone)
 
   const unlock = lockRun(run.output)
   let policy: Policy | undefined
@@ -92,20 +96,20 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
 
     if (!from) clearRun(run.output)
     removeStaleCheckpoints(run.output)
-    const stepsDone = from?.trainer.step ?? 0
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const close = async () => {
+      observer.close()
       await policy?.dispose()
       unlock()
     }
     const entropyCoef = from?.trainer.entropyCoef ?? config.objective.entropyCoef
     return {
       ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
-      ...{ metricsFile, samplesFile, close },
+      ...{ metricsFile, samplesFile, observer, close },
     }
   } catch (error) {
     await policy?.dispose()

@@ -43,6 +43,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       appendJsonLines(run.metricsFile, [metrics])
       appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
       checkpoint?.commit()
+      await run.observer.step(metrics)
       options.onStep?.(metrics)
     }
     return step

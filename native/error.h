@@ -14,6 +14,7 @@ enum class ErrorCode {
   kUnsupported,      // valid, but not something this build or model can do
   kAborted,          // the caller's cancel flag was raised
   kOutOfMemory,
+  kDevice,  // no CUDA here, or it failed; the message says why
 };
 
 constexpr const char* code_name(ErrorCode code) {
@@ -32,6 +33,8 @@ constexpr const char* code_name(ErrorCode code) {
       return "ERR_RAPO_ABORTED";
     case ErrorCode::kOutOfMemory:
       return "ERR_RAPO_OUT_OF_MEMORY";
+    case ErrorCode::kDevice:
+      return "ERR_RAPO_DEVICE";
   }
   return "ERR_RAPO_INTERNAL";
 }

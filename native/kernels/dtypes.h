@@ -6,11 +6,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
 #include "objective.h"
 
 namespace rapo {
 
-constexpr std::size_t dtype_size(DType dtype) {
+RAPO_HOST_DEVICE constexpr std::size_t dtype_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
@@ -28,19 +29,21 @@ constexpr const char* dtype_name(DType dtype) {
   return "unknown";
 }
 
-inline float bits_to_float(std::uint32_t bits) {
+RAPO_HOST_DEVICE inline float bits_to_float(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline std::uint32_t float_to_bits(float value) {
+RAPO_HOST_DEVICE inline std::uint32_t float_to_bits(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float bfloat16_to_float(std::uint16_t half) { return bits_to_float(std::uint32_t{half} << 16); }
+RAPO_HOST_DEVICE inline float bfloat16_to_float(std::uint16_t half) {
+  return bits_to_float(std::uint32_t{half} << 16);
+}
 
 /// Rounds to nearest, ties to even.
 inline std::uint16_t float_to_bfloat16(float value) {
@@ -103,10 +106,11 @@ inline void store_scalar(void* data, DType dtype, std::int64_t index, double val
   }
 }
 
-inline const void* row_of(const void* data, DType dtype, std::int64_t stride, std::int64_t row) {
+RAPO_HOST_DEVICE inline const void* row_of(const void* data, DType dtype, std::int64_t stride,
+                                           std::int64_t row) {
   return static_cast<const char*>(data) + row * stride * static_cast<std::int64_t>(dtype_size(dtype));
 }
-inline void* row_of(void* data, DType dtype, std::int64_t stride, std::int64_t row) {
+RAPO_HOST_DEVICE inline void* row_of(void* data, DType dtype, std::int64_t stride, std::int64_t row) {
   return static_cast<char*>(data) + row * stride * static_cast<std::int64_t>(dtype_size(dtype));
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "host_device.h"
+
 namespace rapo {
 
 enum class DType : std::uint8_t {
@@ -64,7 +66,8 @@ struct Batch {
   // gspo alone, one of the two: where each sequence's rows begin and end, or the log-ratios made from them.
   std::int64_t sequences = 0;                      // B
   const std::int32_t* sequence_offsets = nullptr;  // (B + 1) ascending from 0 to N
-  const double* sequence_log_ratios = nullptr;     // (N) mean of lp - o over the unmasked rows of the row's sequence
+  const double* sequence_log_ratios =
+      nullptr;  // (N) mean of lp - o over the unmasked rows of the row's sequence
 };
 
 /// Where results go; a null pointer means "not wanted".
@@ -95,7 +98,7 @@ struct Metrics {
   double ratio_min = std::numeric_limits<double>::infinity();
   double ratio_max = -std::numeric_limits<double>::infinity();
 
-  void add(const Metrics& other) {
+  RAPO_HOST_DEVICE void add(const Metrics& other) {
     tokens += other.tokens;
     loss += other.loss;
     kl_sum += other.kl_sum;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "host_device.h"
 #include "objective.h"
 
 namespace rapo {
@@ -12,8 +13,10 @@ namespace rapo {
 constexpr double kMaxLogRatio =
     20;  // exp(20) = 4.9e8: beyond it a ratio says nothing that a gradient could use
 
-constexpr bool is_full(Penalty p) { return p == Penalty::kForwardFull || p == Penalty::kReverseFull; }
-constexpr bool is_reverse(Penalty p) { return p >= Penalty::kReverseScore; }
+RAPO_HOST_DEVICE constexpr bool is_full(Penalty p) {
+  return p == Penalty::kForwardFull || p == Penalty::kReverseFull;
+}
+RAPO_HOST_DEVICE constexpr bool is_reverse(Penalty p) { return p >= Penalty::kReverseScore; }
 
 constexpr const char* penalty_name(Penalty p) {
   switch (p) {
@@ -47,8 +50,8 @@ struct PenaltyTerm {
 
 /// d = q[a] - lp; rho and d rho/d lp as the surrogate has them. d = -inf (no reference mass) gives an
 /// infinite value for every penalty but `forward` and `forward-score`, which take their limits.
-inline PenaltyTerm sampled_penalty(Penalty penalty, double d, double rho, double rho_slope,
-                                   double max_log_ratio) {
+RAPO_HOST_DEVICE inline PenaltyTerm sampled_penalty(Penalty penalty, double d, double rho, double rho_slope,
+                                                    double max_log_ratio) {
   const bool takes_exp = penalty == Penalty::kForward || penalty == Penalty::kForwardScore ||
                          penalty == Penalty::kReverseScore || penalty == Penalty::kReverseK3;
   const bool clamped = takes_exp && d > max_log_ratio;

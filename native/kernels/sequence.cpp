@@ -27,7 +27,7 @@ void check_offsets(const Batch& batch) {
 }
 
 void check_uniform(const char* field, const float* values, std::int64_t row, std::int64_t first) {
-  if (!values || values[row] == values[first]) return;
+  if (same_entry(values, row, first)) return;
   invalid(std::string(field) + "[" + std::to_string(row) + "] is " + std::to_string(values[row]) + " and [" +
           std::to_string(first) + "] is " + std::to_string(values[first]) +
           ", but gspo needs one value for all rows of a sequence");
@@ -40,19 +40,16 @@ std::vector<double> sequence_log_ratios(const Batch& batch, const std::vector<do
   std::vector<double> ratios(static_cast<std::size_t>(batch.rows), 0.0);
   for (std::int64_t b = 0; b < batch.sequences; ++b) {
     const std::int64_t begin = batch.sequence_offsets[b], end = batch.sequence_offsets[b + 1];
-    std::int64_t first = -1, count = 0;
-    double sum = 0;
-    for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t first = first_unmasked(batch, begin, end);
+    for (std::int64_t i = first; i < end; ++i) {
       if (batch.token_weights[i] == 0) continue;
-      if (first < 0) first = i;
       check_uniform("tokenWeights", batch.token_weights, i, first);
       check_uniform("advantages", batch.advantages, i, first);
       check_uniform("policyWeights", batch.policy_weights, i, first);
-      if (batch.old_logprobs) sum += logprobs[i] - batch.old_logprobs[i];
-      ++count;
     }
-    for (std::int64_t i = begin; i < end; ++i) {
-      if (batch.token_weights[i] != 0) ratios[i] = sum / static_cast<double>(count);
+    const double mean = mean_log_ratio(batch, logprobs.data(), begin, end);
+    for (std::int64_t i = first; i < end; ++i) {
+      if (batch.token_weights[i] != 0) ratios[i] = mean;
     }
   }
   return ratios;

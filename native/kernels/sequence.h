@@ -1,16 +1,41 @@
 // gspo's ratios: the one thing in the objective that ties rows together.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
+#include "host_device.h"
 #include "objective.h"
 
 namespace rapo {
 
+RAPO_HOST_DEVICE inline bool same_entry(const float* values, std::int64_t a, std::int64_t b) {
+  return !values || values[a] == values[b];
+}
+
+/// end where all rows are masked.
+RAPO_HOST_DEVICE inline std::int64_t first_unmasked(const Batch& batch, std::int64_t begin,
+                                                    std::int64_t end) {
+  while (begin < end && batch.token_weights[begin] == 0) ++begin;
+  return begin;
+}
+
+/// Mean of logprobs[i] - old_logprobs[i] over the unmasked rows of one sequence; 0 without old log-probs.
+RAPO_HOST_DEVICE inline double mean_log_ratio(const Batch& batch, const double* logprobs, std::int64_t begin,
+                                              std::int64_t end) {
+  double sum = 0, count = 0;
+  for (std::int64_t i = begin; batch.old_logprobs && i < end; ++i) {
+    if (batch.token_weights[i] == 0) continue;
+    sum += logprobs[i] - batch.old_logprobs[i];
+    ++count;
+  }
+  return count > 0 ? sum / count : 0;
+}
+
 /// (N) mean of logprobs[i] - old_logprobs[i] over the unmasked rows of each row's sequence; 0 without old
-/// log-probs, and in masked rows. logprobs (N): entries of masked rows are not read. Checks the batch's sequence_offsets.
-/// Throws kInvalidArgument where they do not cover the rows, or the unmasked rows of a sequence differ in
-/// token weight, advantage or policy weight: the gradient then has no share per token.
+/// log-probs, and in masked rows. logprobs (N): entries of masked rows are not read. Checks the batch's
+/// sequence_offsets. Throws kInvalidArgument where they do not cover the rows, or the unmasked rows of a
+/// sequence differ in token weight, advantage or policy weight: the gradient then has no share per token.
 std::vector<double> sequence_log_ratios(const Batch& batch, const std::vector<double>& logprobs);
 
 }  // namespace rapo

@@ -3,17 +3,18 @@
 
 #include <cmath>
 
+#include "host_device.h"
 #include "objective.h"
 
 namespace rapo {
 
 /// A ratio from its logarithm, which is clamped from above.
 struct Ratio {
-  double value;      // exp(log)
-  double slope;      // its derivative with respect to log: value, or 0 where clamped
-  double log;        // after the clamp
+  double value;  // exp(log)
+  double slope;  // its derivative with respect to log: value, or 0 where clamped
+  double log;    // after the clamp
 
-  Ratio(double log_ratio, double max_log_ratio)
+  RAPO_HOST_DEVICE Ratio(double log_ratio, double max_log_ratio)
       : value(std::exp(log_ratio > max_log_ratio ? max_log_ratio : log_ratio)),
         slope(log_ratio > max_log_ratio ? 0 : value),
         log(log_ratio > max_log_ratio ? max_log_ratio : log_ratio) {}
@@ -40,8 +41,8 @@ constexpr const char* surrogate_name(Surrogate s) {
 }
 
 /// lp: the token's log-prob; ratio: the token's, exp(lp - o), or the sequence's for gspo.
-inline SurrogateTerm evaluate_surrogate(double lp, const Ratio& ratio, double advantage,
-                                        const Objective& objective) {
+RAPO_HOST_DEVICE inline SurrogateTerm evaluate_surrogate(double lp, const Ratio& ratio, double advantage,
+                                                         const Objective& objective) {
   SurrogateTerm term;
   const double low = 1 - objective.clip_low, high = 1 + objective.clip_high, rho = ratio.value;
   switch (objective.surrogate) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "error.h"
+#include "host_device.h"
 #include "objective.h"
 #include "penalty.h"
 #include "surrogate.h"
@@ -21,25 +22,30 @@ struct RowSums {
   double full_kl = 0;      // D of a full penalty
 };
 
+enum class TokenFault : std::uint8_t {
+  kNone,
+  kRuledOut,         // the policy gives the sampled token no mass
+  kInfinitePenalty,  // policy and reference differ in which tokens have a probability above 0
+};
+
 struct Token {
   bool masked = true;
   double loss = 0, kl = 0, entropy = 0;
-  double slope = 0;                // w c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
-  double ratio = 1;                // what the policy term clips: rho, or the sequence's ratio
-  double approx_kl = 0;            // rho - 1 - log rho
-  int clipped = 0;                 // as in SurrogateTerm
+  double slope = 0;      // w c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
+  double ratio = 1;      // what the policy term clips: rho, or the sequence's ratio
+  double approx_kl = 0;  // rho - 1 - log rho
+  int clipped = 0;       // as in SurrogateTerm
   bool kl_clamped = false;
+  TokenFault fault = TokenFault::kNone;
 };
 
-[[noreturn]] inline void fail_row(std::int64_t row, const std::string& what) {
-  throw Error(ErrorCode::kNonFinite, "row " + std::to_string(row) + ": " + what);
-}
-
-inline Token evaluate_token(const Batch& batch, const Objective& objective, std::int64_t row,
-                            const RowSums& sums) {
+/// The row's share of everything; with a fault, only that is set.
+RAPO_HOST_DEVICE inline Token token_of(const Batch& batch, const Objective& objective, std::int64_t row,
+                                       const RowSums& sums) {
+  Token token;
   if (std::isinf(sums.logprob)) {
-    fail_row(row, "the logit of tokenIds[" + std::to_string(row) +
-                      "] is -inf, so the policy cannot have sampled it");
+    token.fault = TokenFault::kRuledOut;
+    return token;
   }
   const double n = batch.token_weights[row];
   const double policy_weight = batch.policy_weights ? batch.policy_weights[row] : 1;
@@ -48,7 +54,6 @@ inline Token evaluate_token(const Batch& batch, const Objective& objective, std:
                           ? Ratio(batch.sequence_log_ratios[row], objective.max_log_ratio)
                           : rho;
   const auto surrogate = evaluate_surrogate(sums.logprob, ratio, batch.advantages[row], objective);
-  Token token;
   token.masked = false;
   token.entropy = sums.entropy;
   token.ratio = ratio.value;
@@ -58,25 +63,43 @@ inline Token evaluate_token(const Batch& batch, const Objective& objective, std:
   if (is_full(objective.penalty)) {
     token.kl = sums.full_kl;
   } else if (objective.penalty != Penalty::kNone) {
-    const auto penalty =
-        sampled_penalty(objective.penalty, sums.ref_logprob - sums.logprob, rho.value, rho.slope,
-                        objective.max_log_ratio);
+    const auto penalty = sampled_penalty(objective.penalty, sums.ref_logprob - sums.logprob, rho.value,
+                                         rho.slope, objective.max_log_ratio);
     token.kl = penalty.value;
     token.kl_clamped = penalty.clamped;
     token.slope -= objective.kl_coef * penalty.slope;
   }
   if (!std::isfinite(token.kl)) {
-    fail_row(
-        row,
-        std::string("the penalty ") + penalty_name(objective.penalty) +
-            " is infinite, since policy and reference differ in which tokens have a probability above 0");
+    token = Token{};
+    token.fault = TokenFault::kInfinitePenalty;
+    return token;
   }
   token.loss = -n * (policy_weight * surrogate.value - objective.kl_coef * token.kl +
                      objective.entropy_coef * token.entropy);
   return token;
 }
 
-inline void write_token(const Outputs& outputs, std::int64_t row, const RowSums& sums, const Token& token) {
+/// Throws kNonFinite for a fault of the row.
+[[noreturn]] inline void throw_token_fault(TokenFault fault, Penalty penalty, std::int64_t row) {
+  const auto number = std::to_string(row);
+  throw Error(ErrorCode::kNonFinite,
+              "row " + number + ": " +
+                  (fault == TokenFault::kRuledOut
+                       ? "the logit of tokenIds[" + number + "] is -inf, so the policy cannot have sampled it"
+                       : std::string("the penalty ") + penalty_name(penalty) +
+                             " is infinite, since policy and reference differ in which tokens have a "
+                             "probability above 0"));
+}
+
+inline Token evaluate_token(const Batch& batch, const Objective& objective, std::int64_t row,
+                            const RowSums& sums) {
+  const Token token = token_of(batch, objective, row, sums);
+  if (token.fault != TokenFault::kNone) throw_token_fault(token.fault, objective.penalty, row);
+  return token;
+}
+
+RAPO_HOST_DEVICE inline void write_token(const Outputs& outputs, std::int64_t row, const RowSums& sums,
+                                         const Token& token) {
   const bool on = !token.masked;
   if (outputs.logprobs) outputs.logprobs[row] = on ? static_cast<float>(sums.logprob) : 0;
   if (outputs.ref_logprobs) outputs.ref_logprobs[row] = on ? static_cast<float>(sums.ref_logprob) : 0;
@@ -87,7 +110,7 @@ inline void write_token(const Outputs& outputs, std::int64_t row, const RowSums&
 }
 
 /// Adds one row; called in row order, so that the sums do not depend on the number of threads.
-inline void add_token(Metrics& metrics, const Token& token) {
+RAPO_HOST_DEVICE inline void add_token(Metrics& metrics, const Token& token) {
   if (token.masked) return;
   ++metrics.tokens;
   metrics.loss += token.loss;

@@ -36,8 +36,12 @@ void check_shape(std::int64_t rows, std::int64_t vocab_size, DType dtype, bool o
   if (dtype == DType::kFloat64 && !oracle) invalid("dtype is float64, which only the reference takes");
 }
 
+[[noreturn]] void invalid_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size) {
+  invalid("tokenIds[", row, "] is ", id, ", outside [0, ", vocab_size, ")");
+}
+
 void check_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size) {
-  if (id < 0 || id >= vocab_size) invalid("tokenIds[", row, "] is ", id, ", outside [0, ", vocab_size, ")");
+  if (id < 0 || id >= vocab_size) invalid_token_id(id, row, vocab_size);
 }
 
 void check_temperature(double temperature) {
@@ -79,28 +83,8 @@ void check_gradient(const Batch& batch, const Outputs& outputs) {
 
 void check_rows(const Batch& batch, const Objective& objective) {
   for (std::int64_t i = 0; i < batch.rows; ++i) {
-    const float n = batch.token_weights[i];
-    if (!std::isfinite(n)) invalid("tokenWeights[", i, "] is ", n, ", expected a finite number");
-    if (n == 0) continue;  // masked: whatever else it holds
-    check_token_id(batch.token_ids[i], i, batch.vocab_size);
-    if (!std::isfinite(batch.advantages[i])) {
-      invalid("advantages[", i, "] is ", batch.advantages[i], ", expected a finite number");
-    }
-    if (batch.old_logprobs && !std::isfinite(batch.old_logprobs[i])) {
-      invalid("oldLogprobs[", i, "] is ", batch.old_logprobs[i], ", expected a finite number");
-    }
-    if (batch.policy_weights && !(batch.policy_weights[i] >= 0 && std::isfinite(batch.policy_weights[i]))) {
-      invalid("policyWeights[", i, "] is ", batch.policy_weights[i], ", expected a finite number >= 0");
-    }
-    if (!batch.ref_weights) continue;
-    const float phi = batch.ref_weights[i];
-    if (!(phi >= 0 && phi <= 1)) invalid("refWeights[", i, "] is ", phi, ", expected in [0, 1]");
-    if (phi != 1 && (objective.penalty == Penalty::kNone || is_reverse(objective.penalty))) {
-      invalid("refWeights[", i, "] is ", phi, ", but the penalty ", penalty_name(objective.penalty),
-              objective.penalty == Penalty::kNone ? " has no reference to reweight"
-                                                  : " is defined for the reference as it is",
-              ": leave refWeights out or make them 1");
-    }
+    const auto fault = row_fault(batch, objective, i);
+    if (fault != RowFault::kNone) throw_row_fault(fault, batch, objective, i, i);
   }
 }
 
@@ -145,7 +129,40 @@ void validate_objective(const Objective& o) {
   }
 }
 
+void throw_row_fault(RowFault fault, const Batch& batch, const Objective& objective, std::int64_t row,
+                     std::int64_t name) {
+  switch (fault) {
+    case RowFault::kNone:
+      break;
+    case RowFault::kTokenWeight:
+      invalid("tokenWeights[", name, "] is ", batch.token_weights[row], ", expected a finite number");
+    case RowFault::kTokenId:
+      invalid_token_id(batch.token_ids[row], name, batch.vocab_size);
+    case RowFault::kAdvantage:
+      invalid("advantages[", name, "] is ", batch.advantages[row], ", expected a finite number");
+    case RowFault::kOldLogprob:
+      invalid("oldLogprobs[", name, "] is ", batch.old_logprobs[row], ", expected a finite number");
+    case RowFault::kPolicyWeight:
+      invalid("policyWeights[", name, "] is ", batch.policy_weights[row], ", expected a finite number >= 0");
+    case RowFault::kRefWeight:
+      invalid("refWeights[", name, "] is ", batch.ref_weights[row], ", expected in [0, 1]");
+    case RowFault::kReweighted:
+      invalid("refWeights[", name, "] is ", batch.ref_weights[row], ", but the penalty ",
+              penalty_name(objective.penalty),
+              objective.penalty == Penalty::kNone ? " has no reference to reweight"
+                                                  : " is defined for the reference as it is",
+              ": leave refWeights out or make them 1");
+  }
+  throw Error(ErrorCode::kInvalidArgument, "row " + std::to_string(name) + " is refused");
+}
+
 void validate_loss(const Batch& batch, const Objective& objective, const Outputs& outputs, bool oracle) {
+  validate_loss_shape(batch, objective, outputs, oracle);
+  check_rows(batch, objective);
+}
+
+void validate_loss_shape(const Batch& batch, const Objective& objective, const Outputs& outputs,
+                         bool oracle) {
   validate_objective(objective);
   check_shape(batch.rows, batch.vocab_size, batch.dtype, oracle);
   check_matrix("logits", batch.logits, batch.rows, batch.vocab_size, batch.logits_stride);
@@ -169,17 +186,25 @@ void validate_loss(const Batch& batch, const Objective& objective, const Outputs
             surrogate_name(objective.surrogate));
   }
   check_gradient(batch, outputs);
-  check_rows(batch, objective);
+}
+
+void validate_gather_shape(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
+                           const GatherOutputs& outputs, bool oracle) {
+  check_shape(logits.rows, logits.vocab_size, logits.dtype, oracle);
+  check_matrix("logits", logits.data, logits.rows, logits.vocab_size, logits.stride);
+  check_temperature(temperature);
+  if (outputs.logprobs) check_array("tokenIds", token_ids, logits.rows);
 }
 
 void validate_gather(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
                      const GatherOutputs& outputs, bool oracle) {
-  check_shape(logits.rows, logits.vocab_size, logits.dtype, oracle);
-  check_matrix("logits", logits.data, logits.rows, logits.vocab_size, logits.stride);
-  check_temperature(temperature);
+  validate_gather_shape(logits, token_ids, temperature, outputs, oracle);
   if (!outputs.logprobs) return;
-  check_array("tokenIds", token_ids, logits.rows);
   for (std::int64_t i = 0; i < logits.rows; ++i) check_token_id(token_ids[i], i, logits.vocab_size);
+}
+
+void throw_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size) {
+  invalid_token_id(id, row, vocab_size);
 }
 
 void throw_bad_logits(const char* field, std::int64_t row, const void* data, DType dtype,

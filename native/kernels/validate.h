@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "loss.h"
+#include "row_fault.h"
 
 namespace rapo {
 
@@ -11,6 +12,16 @@ void validate_objective(const Objective& objective);
 void validate_loss(const Batch& batch, const Objective& objective, const Outputs& outputs, bool oracle);
 void validate_gather(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
                      const GatherOutputs& outputs, bool oracle);
+
+/// The same without looking into the arrays, which may lie on a device.
+void validate_loss_shape(const Batch& batch, const Objective& objective, const Outputs& outputs, bool oracle);
+void validate_gather_shape(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
+                           const GatherOutputs& outputs, bool oracle);
+
+/// Throws kInvalidArgument for a fault of the batch's row `row`, which the message calls `name`.
+[[noreturn]] void throw_row_fault(RowFault fault, const Batch& batch, const Objective& objective,
+                                  std::int64_t row, std::int64_t name);
+[[noreturn]] void throw_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size);
 
 /// Throws kNonFinite naming the row, and the first offending token id in it.
 [[noreturn]] void throw_bad_logits(const char* field, std::int64_t row, const void* data, DType dtype,

@@ -28,21 +28,6 @@ constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
 // Elements that are worth handing to another thread (about 10 us of work).
 constexpr std::int64_t kGrain = 16384;
 
-constexpr float kFlat = std::numeric_limits<float>::min();
-
-bool usable(const RowStats& s) {
-  return std::isfinite(s.max) && std::isfinite(s.sum) && std::isfinite(s.weighted);
-}
-
-/// log Σ e^x of the row.
-double log_sum(const RowStats& s) { return std::log(s.sum); }
-
-double entropy(const RowStats& s) { return log_sum(s) - s.weighted / s.sum; }
-
-double log_prob(const RowStats& s, const void* row, DType dtype, std::int64_t id, double scale) {
-  return (load_scalar(row, dtype, id) - s.max) * scale - log_sum(s);
-}
-
 /// Runs body(row) for all rows on the pool. Bad logits do not stop the other rows, so that the error is
 /// always that of the first bad one.
 void for_each_row(std::int64_t rows, std::int64_t vocab_size, const Control* control,
@@ -101,7 +86,6 @@ class Loss {
     return row_of(out_.grad_logits, out_.grad_dtype, out_.grad_stride, i);
   }
   int reverse() const { return o_.penalty == Penalty::kReverseFull ? 1 : 0; }
-  double phi(std::int64_t i) const { return b_.ref_weights ? static_cast<double>(b_.ref_weights[i]) : 1.0; }
 
   /// The passes that read. The policy's row comes last, so that the gradient's pass finds it in the cache.
   PairStats read(std::int64_t i, RowSums& sums) const {
@@ -109,7 +93,7 @@ class Loss {
     PairStats s{{0, 0, 0}, {0, 0, 0}, 0};
     const void* row = policy_row(i);
     const void* ref = o_.penalty == Penalty::kNone ? nullptr : reference_row(i);
-    const float ref_scale = ref_scale_of(i);
+    const float ref_scale = ref_scale_of(b_, o_, i);
     // With phi = 0 the reference is uniform over the vocabulary, words with logit -inf included. Its own row
     // is still read once, since a NaN in it is an error all the same.
     const bool uniform = ref && ref_scale == 0;
@@ -129,67 +113,26 @@ class Loss {
     if (!usable(s.p)) throw_bad_logits("logits", i, row, b_.dtype, b_.vocab_size);
     if (full && !uniform && !usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
     const auto a = b_.token_ids[i];
-    sums.logprob = log_prob(s.p, row, b_.dtype, a, scale);
-    sums.entropy = entropy(s.p);
-    if (o_.penalty == Penalty::kForwardFull) sums.full_kl = s.cross / s.r.sum - log_sum(s.r) + log_sum(s.p);
-    if (o_.penalty == Penalty::kReverseFull) sums.full_kl = s.cross / s.p.sum - log_sum(s.p) + log_sum(s.r);
-    if (full && uniform && s.r.sum < static_cast<double>(b_.vocab_size)) {
-      sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
-    }
-    if (ref) {
-      sums.ref_logprob = uniform ? -std::log(static_cast<double>(b_.vocab_size))
-                                 : log_prob(s.r, ref, b_.dtype, a, ref_scale);
-    }
+    sums = row_sums(s, b_, o_, i, load_scalar(row, b_.dtype, a), ref ? load_scalar(ref, b_.dtype, a) : 0);
     return s;
   }
 
-  float ref_scale_of(std::int64_t i) const { return static_cast<float>(phi(i) / o_.temperature); }
-
-  /// -(n / tau) [ slope (1[v = a] - p_v) - alpha (dD/dz_v, full) - beta p_v (l_v + H) ], written as
-  /// e^x (constant + linear x) + reference (e^{x_r} or e^x x_r) with p = e^x / sum and l = x - log sum.
   void write_gradient(std::int64_t i, const PairStats& s, const RowSums& sums, const Token& token) const {
-    const double n = static_cast<double>(b_.token_weights[i]) / o_.temperature;
-    const double lse = log_sum(s.p), per_sum = n / s.p.sum;
-    double constant = token.slope + o_.entropy_coef * (sums.entropy - lse), linear = o_.entropy_coef;
-    double reference = 0;
-    if (o_.penalty == Penalty::kForwardFull) {
-      constant += o_.kl_coef;
-      reference = -n * o_.kl_coef / s.r.sum;
-    } else if (o_.penalty == Penalty::kReverseFull) {
-      constant += o_.kl_coef * (log_sum(s.r) - lse - sums.full_kl);
-      linear += o_.kl_coef;
-      reference = -o_.kl_coef * per_sum;
-    }
-    const GradientTerms terms{static_cast<float>(1 / o_.temperature),
-                              static_cast<float>(s.p.max),
-                              ref_scale_of(i),
-                              static_cast<float>(s.r.max),
-                              static_cast<float>(constant * per_sum),
-                              static_cast<float>(linear * per_sum),
-                              static_cast<float>(reference)};
+    const GradientTerms terms = gradient_terms(s, b_, o_, i, sums, token);
     const int out_index = out_.grad_dtype == b_.dtype ? 0 : 1;
     const void* row = policy_row(i);
     void* out = gradient_row(i);
     const auto a = b_.token_ids[i];
-    const double at_token = gradient_at_token(n, sums, token);
+    const double at_token = gradient_at_token(b_, o_, i, sums, token);
     if (is_full(o_.penalty)) {
       // A uniform reference (phi = 0) has no logits of its own; its scale of 0 makes a constant of any finite
       // row.
-      const void* ref = ref_scale_of(i) == 0 ? row : reference_row(i);
+      const void* ref = terms.ref_scale == 0 ? row : reference_row(i);
       kernels_.pair_gradient[reverse()][dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
     } else {
       kernels_.gradient[dtype_][out_index](row, out, b_.vocab_size, terms, stream_);
     }
     store_scalar(out, out_.grad_dtype, a, at_token);
-  }
-
-  /// The sampled token's own element in double: 1 - p without cancellation.
-  double gradient_at_token(double n, const RowSums& sums, const Token& token) const {
-    const double l = sums.logprob, p = std::exp(l);
-    double dj = -token.slope * std::expm1(l) - o_.entropy_coef * p * (l + sums.entropy);
-    if (o_.penalty == Penalty::kForwardFull) dj -= o_.kl_coef * (p - std::exp(sums.ref_logprob));
-    if (o_.penalty == Penalty::kReverseFull) dj -= o_.kl_coef * p * (l - sums.ref_logprob - sums.full_kl);
-    return -n * dj;
   }
 
   const Batch& b_;
@@ -212,7 +155,7 @@ std::vector<double> token_logprobs(const Batch& batch, double temperature, const
     const void* row = row_of(batch.logits, batch.dtype, batch.logits_stride, i);
     const auto s = kernels.stats[dtype_index(batch.dtype)](row, batch.vocab_size, scale);
     if (!usable(s)) throw_bad_logits("logits", i, row, batch.dtype, batch.vocab_size);
-    logprobs[i] = log_prob(s, row, batch.dtype, batch.token_ids[i], scale);
+    logprobs[i] = log_prob(s, load_scalar(row, batch.dtype, batch.token_ids[i]), scale);
   });
   return logprobs;
 }
@@ -225,8 +168,7 @@ Metrics policy_loss(const Batch& given, const Objective& objective, const Output
   Batch batch = given;
   std::vector<double> sequence_ratios;
   if (batch.sequence_offsets) {
-    sequence_ratios =
-        sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
+    sequence_ratios = sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
     batch.sequence_log_ratios = sequence_ratios.data();
   }
   const Loss loss(batch, objective, outputs);
@@ -247,7 +189,8 @@ void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, dou
     const auto s = kernels.stats[dtype_index(logits.dtype)](row, logits.vocab_size, scale);
     if (!usable(s)) throw_bad_logits("logits", i, row, logits.dtype, logits.vocab_size);
     if (outputs.logprobs) {
-      outputs.logprobs[i] = static_cast<float>(log_prob(s, row, logits.dtype, token_ids[i], scale));
+      outputs.logprobs[i] =
+          static_cast<float>(log_prob(s, load_scalar(row, logits.dtype, token_ids[i]), scale));
     }
     if (outputs.entropy) outputs.entropy[i] = static_cast<float>(entropy(s));
     if (outputs.log_sum_exp) outputs.log_sum_exp[i] = static_cast<float>(s.max * scale + log_sum(s));

@@ -1,0 +1,8 @@
+// Marks a function that nvcc compiles for the device too; nothing for other compilers.
+#pragma once
+
+#ifdef __CUDACC__
+#define RAPO_HOST_DEVICE __host__ __device__
+#else
+#define RAPO_HOST_DEVICE
+#endif

@@ -1,0 +1,437 @@
+#include "calls.h"
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "../dtypes.h"
+#include "../sequence.h"
+#include "../token.h"
+#include "../validate.h"
+#include "open.h"
+
+namespace rapo::cuda {
+namespace {
+
+/// Memory of a device, freed at the end of its scope.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Functions& functions, int device, std::size_t bytes)
+      : functions_(&functions), device_(device) {
+    if (bytes > 0) check(functions, functions.allocate(device, bytes, &data_), "allocating on the device");
+    bytes_ = bytes;
+  }
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_) functions_->release(device_, data_);
+  }
+
+  template <class T = void>
+  T* get() const {
+    return static_cast<T*>(data_);
+  }
+  std::size_t bytes() const { return bytes_; }
+  int device() const { return device_; }
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(functions_, other.functions_);
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  const Functions* functions_ = nullptr;
+  int device_ = 0;
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// A device and a stream on it, with the copies that go there and back.
+class Device {
+ public:
+  Device(int device, void* stream) : functions_(functions_for(device)), device_(device), stream_(stream) {}
+
+  const Functions& functions() const { return functions_; }
+  int index() const { return device_; }
+  void* stream() const { return stream_; }
+
+  Buffer allocate(std::size_t bytes) const { return Buffer(functions_, device_, bytes); }
+  void to_device(void* to, const void* from, std::size_t bytes) const {
+    if (bytes)
+      check(functions_, functions_.upload(device_, to, from, bytes, stream_), "copying to the device");
+  }
+  void to_host(void* to, const void* from, std::size_t bytes) const {
+    if (bytes)
+      check(functions_, functions_.download(device_, to, from, bytes, stream_), "copying from the device");
+  }
+  std::size_t free_bytes() const {
+    std::size_t free = 0, total = 0;
+    check(functions_, functions_.memory_info(device_, &free, &total), "asking for the device's memory");
+    return free;
+  }
+
+  /// The elements of a device array, on the host.
+  template <class T>
+  std::vector<T> fetch(const T* from, std::int64_t count) const {
+    std::vector<T> values(static_cast<std::size_t>(from ? count : 0));
+    if (from) to_host(values.data(), from, values.size() * sizeof(T));
+    return values;
+  }
+
+ private:
+  const Functions& functions_;
+  int device_;
+  void* stream_;
+};
+
+/// A copy on the device of an array of the host's, or null of null.
+template <class T>
+class Mirror {
+ public:
+  Mirror(const Device& device, const T* host, std::int64_t count)
+      : buffer_(device.allocate(host ? static_cast<std::size_t>(count) * sizeof(T) : 0)) {
+    if (host) device.to_device(buffer_.get(), host, buffer_.bytes());
+  }
+  const T* get() const { return buffer_.get<const T>(); }
+
+ private:
+  Buffer buffer_;
+};
+
+/// Where the device writes an array that the host wants, or null.
+template <class T>
+class Result {
+ public:
+  Result(const Device& device, T* host, std::int64_t count)
+      : host_(host), buffer_(device.allocate(host ? static_cast<std::size_t>(count) * sizeof(T) : 0)) {}
+  T* get() const { return buffer_.get<T>(); }
+  void fetch(const Device& device) const {
+    if (host_) device.to_host(host_, buffer_.get(), buffer_.bytes());
+  }
+
+ private:
+  T* host_;
+  Buffer buffer_;
+};
+
+std::size_t row_bytes(std::int64_t vocab_size, DType dtype) {
+  return static_cast<std::size_t>(vocab_size) * dtype_size(dtype);
+}
+
+/// Rows [first, first + count) of a host matrix to a dense device one, and back.
+void rows_to_device(const Device& device, void* to, const void* from, DType dtype, std::int64_t stride,
+                    std::int64_t vocab_size, std::int64_t first, std::int64_t count) {
+  const std::size_t bytes = row_bytes(vocab_size, dtype);
+  if (stride == vocab_size) {
+    device.to_device(to, row_of(from, dtype, stride, first), bytes * static_cast<std::size_t>(count));
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    device.to_device(row_of(to, dtype, vocab_size, i), row_of(from, dtype, stride, first + i), bytes);
+  }
+}
+
+void rows_to_host(const Device& device, void* to, const void* from, DType dtype, std::int64_t stride,
+                  std::int64_t vocab_size, std::int64_t first, std::int64_t count) {
+  const std::size_t bytes = row_bytes(vocab_size, dtype);
+  if (stride == vocab_size) {
+    device.to_host(row_of(to, dtype, stride, first), from, bytes * static_cast<std::size_t>(count));
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    device.to_host(row_of(to, dtype, stride, first + i), row_of(from, dtype, vocab_size, i), bytes);
+  }
+}
+
+/// Rows whose matrices, `bytes_a_row` together, take no more than a quarter of a GiB or of what is free.
+std::int64_t rows_at_once(const Device& device, std::int64_t rows, std::size_t bytes_a_row) {
+  const std::size_t budget = std::min<std::size_t>(std::size_t{256} << 20, device.free_bytes() / 4);
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(budget / std::max<std::size_t>(1, bytes_a_row)),
+                                  1, std::max<std::int64_t>(1, rows));
+}
+
+std::int64_t row_in(std::uint64_t fault) { return static_cast<std::int64_t>(fault >> 8); }
+int kind_in(std::uint64_t fault) { return static_cast<int>(fault & 0xff); }
+
+/// Throws kNonFinite for a fault of one row, whose logits and reference logits are on the host.
+[[noreturn]] void throw_data_fault(DataFault fault, std::int64_t name, Penalty penalty, const void* logits,
+                                   const void* ref_logits, DType dtype, std::int64_t vocab_size) {
+  switch (fault) {
+    case DataFault::kLogits:
+      throw_bad_logits("logits", name, logits, dtype, vocab_size);
+    case DataFault::kRefLogits:
+      throw_bad_logits("refLogits", name, ref_logits, dtype, vocab_size);
+    case DataFault::kRuledOut:
+      throw_token_fault(TokenFault::kRuledOut, penalty, name);
+    default:
+      throw_token_fault(TokenFault::kInfinitePenalty, penalty, name);
+  }
+}
+
+/// One row of a device matrix, on the host.
+std::vector<char> fetch_row(const Device& device, const void* matrix, DType dtype, std::int64_t stride,
+                            std::int64_t vocab_size, std::int64_t row) {
+  std::vector<char> data(matrix ? row_bytes(vocab_size, dtype) : 0);
+  if (matrix) device.to_host(data.data(), row_of(matrix, dtype, stride, row), data.size());
+  return data;
+}
+
+/// Throws what the status tells, in the words that a call on the host would have used.
+[[noreturn]] void explain_invalid(const Device& device, const Batch& b, const Objective& objective,
+                                  std::uint64_t fault) {
+  if (kind_in(fault) < kFaultSequence) {
+    const std::int64_t i = row_in(fault);
+    const auto one = [&](const auto* array) { return device.fetch(array ? array + i : nullptr, 1); };
+    const auto ids = one(b.token_ids);
+    const auto weights = one(b.token_weights), advantages = one(b.advantages), phi = one(b.ref_weights),
+               old = one(b.old_logprobs), policy = one(b.policy_weights);
+    Batch row = b;
+    row.token_ids = ids.data();
+    row.token_weights = weights.data();
+    row.advantages = advantages.data();
+    row.ref_weights = b.ref_weights ? phi.data() : nullptr;
+    row.old_logprobs = b.old_logprobs ? old.data() : nullptr;
+    row.policy_weights = b.policy_weights ? policy.data() : nullptr;
+    throw_row_fault(static_cast<RowFault>(kind_in(fault)), row, objective, 0, i);
+  }
+  const auto weights = device.fetch(b.token_weights, b.rows), advantages = device.fetch(b.advantages, b.rows),
+             policy = device.fetch(b.policy_weights, b.rows);
+  const auto offsets = device.fetch(b.sequence_offsets, b.sequences + 1);
+  Batch host = b;
+  host.token_weights = weights.data();
+  host.advantages = advantages.data();
+  host.policy_weights = b.policy_weights ? policy.data() : nullptr;
+  host.old_logprobs = nullptr;
+  host.sequence_offsets = offsets.data();
+  sequence_log_ratios(host, {});
+  throw Error(ErrorCode::kInvalidArgument, "sequenceOffsets changed while the call ran");
+}
+
+// Workspaces and reports are kept for the next call, since allocating waits for the device.
+std::mutex pool_mutex;
+auto& pool = *new std::vector<Buffer>;  // never freed: at exit the driver may be gone
+
+class Workspace {
+ public:
+  Workspace(const Device& device, std::size_t bytes) {
+    {
+      const std::lock_guard<std::mutex> lock(pool_mutex);
+      const auto fits = [&](const Buffer& b) { return b.device() == device.index() && b.bytes() >= bytes; };
+      const auto found = std::find_if(pool.begin(), pool.end(), fits);
+      if (found != pool.end()) {
+        buffer_ = std::move(*found);
+        pool.erase(found);
+        return;
+      }
+    }
+    buffer_ = device.allocate(bytes);
+  }
+  Workspace(const Workspace&) = delete;
+  ~Workspace() {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    // One a device is enough: calls rarely overlap.
+    const auto same = [&](const Buffer& b) { return b.device() == buffer_.device(); };
+    const auto kept = std::find_if(pool.begin(), pool.end(), same);
+    if (kept == pool.end()) {
+      pool.push_back(std::move(buffer_));
+    } else if (kept->bytes() < buffer_.bytes()) {
+      std::swap(*kept, buffer_);
+    }
+  }
+  char* get() const { return buffer_.get<char>(); }
+
+ private:
+  Buffer buffer_;
+};
+
+constexpr std::size_t kReportBytes = 256;
+static_assert(sizeof(Report) <= kReportBytes, "layout");
+
+/// Runs one call on arrays of the device and waits for it.
+Report run_loss(const Device& device, const Batch& batch, const Objective& objective,
+                const Outputs& outputs) {
+  const auto& f = device.functions();
+  const Workspace workspace(device, kReportBytes + f.loss_workspace(batch.rows));
+  auto* report = reinterpret_cast<Report*>(workspace.get());
+  check(f,
+        f.policy_loss(device.index(), &batch, &objective, &outputs, workspace.get() + kReportBytes, report,
+                      device.stream()),
+        "the loss on the device");
+  Report result;
+  device.to_host(&result, report, sizeof result);
+  return result;
+}
+
+Report run_gather(const Device& device, const LogitRows& logits, const std::int32_t* token_ids,
+                  double temperature, const GatherOutputs& outputs) {
+  const auto& f = device.functions();
+  const Workspace workspace(device, kReportBytes);
+  auto* report = reinterpret_cast<Report*>(workspace.get());
+  check(f,
+        f.gather_logprobs(device.index(), &logits, token_ids, temperature, &outputs, report, device.stream()),
+        "log-probs on the device");
+  Report result;
+  device.to_host(&result, report, sizeof result);
+  return result;
+}
+
+template <class T>
+T* advance(T* array, std::int64_t rows) {
+  return array ? array + rows : nullptr;
+}
+
+}  // namespace
+
+Metrics policy_loss_of_device_arrays(int device_index, void* stream, const Batch& batch,
+                                     const Objective& objective, const Outputs& outputs) {
+  const Device device(device_index, stream);
+  validate_loss_shape(batch, objective, outputs, false);
+  if (batch.sequence_offsets && batch.sequences == 0 && batch.rows > 0) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "sequenceOffsets has one entry, expected one more than sequences");
+  }
+  const Report report = run_loss(device, batch, objective, outputs);
+  if (report.status.invalid < kStopped) explain_invalid(device, batch, objective, report.status.invalid);
+  if (report.status.non_finite != kNoFault) {
+    const std::int64_t i = row_in(report.status.non_finite);
+    const auto logits =
+        fetch_row(device, batch.logits, batch.dtype, batch.logits_stride, batch.vocab_size, i);
+    const auto ref = fetch_row(device, batch.ref_logits, batch.dtype, batch.ref_stride, batch.vocab_size, i);
+    throw_data_fault(static_cast<DataFault>(kind_in(report.status.non_finite)), i, objective.penalty,
+                     logits.data(), ref.data(), batch.dtype, batch.vocab_size);
+  }
+  return report.metrics;
+}
+
+Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Objective& objective,
+                                   const Outputs& wanted, const Control* control) {
+  const Device device(device_index, nullptr);
+  validate_loss(host, objective, wanted, false);
+  if (host.sequence_offsets) {
+    Batch entries = host;
+    entries.old_logprobs = nullptr;
+    sequence_log_ratios(entries, {});  // for what it throws
+  }
+  const std::int64_t n = host.rows, v = host.vocab_size;
+  const Mirror<std::int32_t> ids(device, host.token_ids, n);
+  const Mirror<float> weights(device, host.token_weights, n), advantages(device, host.advantages, n),
+      phi(device, host.ref_weights, n), old(device, host.old_logprobs, n),
+      policy(device, host.policy_weights, n);
+  const Mirror<std::int32_t> offsets(device, host.sequence_offsets, host.sequences + 1);
+  const Mirror<double> ratios(device, host.sequence_log_ratios, n);
+  const Result<float> logprobs(device, wanted.logprobs, n), ref_logprobs(device, wanted.ref_logprobs, n),
+      kl(device, wanted.kl, n), entropy(device, wanted.entropy, n), ratio(device, wanted.ratio, n);
+  const Result<std::uint8_t> clipped(device, wanted.clipped, n);
+
+  const std::size_t in = row_bytes(v, host.dtype);
+  // A gradient like the logits is written over their copy.
+  const bool own_gradient = wanted.grad_logits && wanted.grad_dtype != host.dtype;
+  const std::size_t out = own_gradient ? row_bytes(v, wanted.grad_dtype) : 0;
+  const std::int64_t part =
+      host.sequence_offsets ? n : rows_at_once(device, n, in + (host.ref_logits ? in : 0) + out);
+  const Buffer logits = device.allocate(in * static_cast<std::size_t>(part));
+  const Buffer ref = device.allocate(host.ref_logits ? in * static_cast<std::size_t>(part) : 0);
+  const Buffer grad = device.allocate(out * static_cast<std::size_t>(part));
+
+  Metrics metrics;
+  for (std::int64_t first = 0; first < n; first += part) {
+    if (control) control->check();
+    const std::int64_t count = std::min(part, n - first);
+    Batch b = host;
+    b.rows = count;
+    b.logits = logits.get();
+    b.ref_logits = host.ref_logits ? ref.get() : nullptr;
+    b.logits_stride = b.ref_stride = v;
+    b.token_ids = ids.get() + first;
+    b.token_weights = weights.get() + first;
+    b.advantages = advantages.get() + first;
+    b.ref_weights = advance(phi.get(), first);
+    b.old_logprobs = advance(old.get(), first);
+    b.policy_weights = advance(policy.get(), first);
+    b.sequence_offsets = offsets.get();
+    b.sequence_log_ratios = advance(ratios.get(), first);
+    Outputs o;
+    o.grad_logits = !wanted.grad_logits ? nullptr : own_gradient ? grad.get() : logits.get();
+    o.grad_dtype = wanted.grad_dtype;
+    o.grad_stride = v;
+    o.logprobs = advance(logprobs.get(), first);
+    o.ref_logprobs = advance(ref_logprobs.get(), first);
+    o.kl = advance(kl.get(), first);
+    o.entropy = advance(entropy.get(), first);
+    o.ratio = advance(ratio.get(), first);
+    o.clipped = advance(clipped.get(), first);
+    rows_to_device(device, logits.get(), host.logits, host.dtype, host.logits_stride, v, first, count);
+    if (host.ref_logits) {
+      rows_to_device(device, ref.get(), host.ref_logits, host.dtype, host.ref_stride, v, first, count);
+    }
+    const Report report = run_loss(device, b, objective, o);
+    if (report.status.non_finite != kNoFault) {
+      const std::int64_t i = first + row_in(report.status.non_finite);
+      throw_data_fault(static_cast<DataFault>(kind_in(report.status.non_finite)), i, objective.penalty,
+                       row_of(host.logits, host.dtype, host.logits_stride, i),
+                       host.ref_logits ? row_of(host.ref_logits, host.dtype, host.ref_stride, i) : nullptr,
+                       host.dtype, v);
+    }
+    if (wanted.grad_logits) {
+      rows_to_host(device, wanted.grad_logits, o.grad_logits, wanted.grad_dtype, wanted.grad_stride, v, first,
+                   count);
+    }
+    metrics.add(report.metrics);
+  }
+  for (const auto* result : {&logprobs, &ref_logprobs, &kl, &entropy, &ratio}) result->fetch(device);
+  clipped.fetch(device);
+  return metrics;
+}
+
+void gather_logprobs_of_device_arrays(int device_index, void* stream, const LogitRows& logits,
+                                      const std::int32_t* token_ids, double temperature,
+                                      const GatherOutputs& outputs) {
+  const Device device(device_index, stream);
+  validate_gather_shape(logits, token_ids, temperature, outputs, false);
+  const Report report = run_gather(device, logits, token_ids, temperature, outputs);
+  if (report.status.invalid != kNoFault) {
+    const std::int64_t i = row_in(report.status.invalid);
+    throw_token_id(device.fetch(token_ids + i, 1)[0], i, logits.vocab_size);
+  }
+  if (report.status.non_finite != kNoFault) {
+    const std::int64_t i = row_in(report.status.non_finite);
+    const auto row = fetch_row(device, logits.data, logits.dtype, logits.stride, logits.vocab_size, i);
+    throw_bad_logits("logits", i, row.data(), logits.dtype, logits.vocab_size);
+  }
+}
+
+void gather_logprobs_of_host_arrays(int device_index, const LogitRows& host, const std::int32_t* token_ids,
+                                    double temperature, const GatherOutputs& wanted, const Control* control) {
+  const Device device(device_index, nullptr);
+  validate_gather(host, token_ids, temperature, wanted, false);
+  const std::int64_t n = host.rows, v = host.vocab_size;
+  const Mirror<std::int32_t> ids(device, wanted.logprobs ? token_ids : nullptr, n);
+  const Result<float> logprobs(device, wanted.logprobs, n), entropy(device, wanted.entropy, n),
+      log_sum_exp(device, wanted.log_sum_exp, n);
+  const std::size_t bytes = row_bytes(v, host.dtype);
+  const std::int64_t part = rows_at_once(device, n, bytes);
+  const Buffer logits = device.allocate(bytes * static_cast<std::size_t>(part));
+  for (std::int64_t first = 0; first < n; first += part) {
+    if (control) control->check();
+    const std::int64_t count = std::min(part, n - first);
+    rows_to_device(device, logits.get(), host.data, host.dtype, host.stride, v, first, count);
+    const LogitRows rows{count, v, host.dtype, logits.get(), v};
+    const GatherOutputs outputs{advance(logprobs.get(), first), advance(entropy.get(), first),
+                                advance(log_sum_exp.get(), first)};
+    const Report report = run_gather(device, rows, advance(ids.get(), first), temperature, outputs);
+    if (report.status.non_finite != kNoFault) {
+      const std::int64_t i = first + row_in(report.status.non_finite);
+      throw_bad_logits("logits", i, row_of(host.data, host.dtype, host.stride, i), host.dtype, v);
+    }
+  }
+  for (const auto* result : {&logprobs, &entropy, &log_sum_exp}) result->fetch(device);
+}
+
+}  // namespace rapo::cuda

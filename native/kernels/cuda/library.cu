@@ -1,0 +1,117 @@
+// The library's table of functions, and the memory and devices behind it.
+#include <cstring>
+#include <mutex>
+
+#include "launch.h"
+
+namespace rapo::cuda {
+namespace {
+
+constexpr int kMostDevices = 64;
+
+int device_count(int* count) { return cudaGetDeviceCount(count); }
+
+int device_info_table(int device, DeviceInfo* info) {
+  RAPO_TRY(use_device(device));
+  return device_info(device, *info);
+}
+
+int memory_info(int device, std::size_t* free, std::size_t* total) {
+  RAPO_TRY(use_device(device));
+  return cudaMemGetInfo(free, total);
+}
+
+int allocate(int device, std::size_t bytes, void** pointer) {
+  RAPO_TRY(use_device(device));
+  const auto error = cudaMalloc(pointer, bytes);
+  if (error == cudaErrorMemoryAllocation) cudaGetLastError();  // or the next call would report it again
+  return error;
+}
+
+int release(int device, void* pointer) {
+  RAPO_TRY(use_device(device));
+  return cudaFree(pointer);
+}
+
+int create_stream(int device, void** stream) {
+  RAPO_TRY(use_device(device));
+  return cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking);
+}
+
+int destroy_stream(int device, void* stream) {
+  RAPO_TRY(use_device(device));
+  return cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+}
+
+int synchronize(int device, void* stream) {
+  RAPO_TRY(use_device(device));
+  return cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
+}
+
+int copy(int device, void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, void* stream) {
+  RAPO_TRY(use_device(device));
+  RAPO_TRY(cudaMemcpyAsync(to, from, bytes, kind, static_cast<cudaStream_t>(stream)));
+  return cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
+}
+
+int upload(int device, void* to, const void* from, std::size_t bytes, void* stream) {
+  return copy(device, to, from, bytes, cudaMemcpyHostToDevice, stream);
+}
+
+int download(int device, void* to, const void* from, std::size_t bytes, void* stream) {
+  return copy(device, to, from, bytes, cudaMemcpyDeviceToHost, stream);
+}
+
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+int policy_loss_table(int device, const Batch* batch, const Objective* objective, const Outputs* outputs,
+                      void* workspace, Report* report, void* stream) {
+  RAPO_TRY(use_device(device));
+  return policy_loss(device, *batch, *objective, *outputs, workspace, report,
+                     static_cast<cudaStream_t>(stream));
+}
+
+int gather_table(int device, const LogitRows* logits, const std::int32_t* token_ids, double temperature,
+                 const GatherOutputs* outputs, Report* report, void* stream) {
+  RAPO_TRY(use_device(device));
+  return gather_logprobs(device, *logits, token_ids, temperature, *outputs, report,
+                         static_cast<cudaStream_t>(stream));
+}
+
+const Functions kFunctions = {
+    error_text, device_count,   device_info_table, memory_info,  allocate,
+    release,    create_stream,  destroy_stream,    synchronize,  upload,
+    download,   loss_workspace, policy_loss_table, gather_table,
+};
+
+}  // namespace
+
+cudaError_t use_device(int device) { return cudaSetDevice(device); }
+
+cudaError_t device_info(int device, DeviceInfo& info) {
+  static std::mutex mutex;
+  static DeviceInfo known[kMostDevices];
+  if (device < 0 || device >= kMostDevices) return cudaErrorInvalidDevice;
+  const std::lock_guard<std::mutex> lock(mutex);
+  DeviceInfo& entry = known[device];
+  if (entry.multiprocessors == 0) {
+    cudaDeviceProp properties;
+    RAPO_TRY(cudaGetDeviceProperties(&properties, device));
+    static_assert(sizeof entry.name >= sizeof properties.name, "layout");
+    std::memcpy(entry.name, properties.name, sizeof properties.name);
+    entry.major = properties.major;
+    entry.minor = properties.minor;
+    entry.memory = static_cast<std::int64_t>(properties.totalGlobalMem);
+    entry.l2 = properties.l2CacheSize;
+    entry.shared_per_block = static_cast<std::int64_t>(properties.sharedMemPerBlockOptin);
+    entry.multiprocessors = properties.multiProcessorCount;
+  }
+  info = entry;
+  return cudaSuccess;
+}
+
+}  // namespace rapo::cuda
+
+extern "C" __attribute__((visibility("default"))) const rapo::cuda::Functions* rapo_cuda_functions(int abi) {
+  return abi == rapo::cuda::kAbiVersion ? &rapo::cuda::kFunctions : nullptr;
+}

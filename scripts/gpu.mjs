@@ -1,0 +1,92 @@
+// npm run test:gpu and npm run bench:gpu, in a clone or in a directory made by scripts/gpu-pack.mjs.
+//   test   builds the CUDA library and the kernels addon, runs every kernel case on the device, then the smaller ones
+//          under compute-sanitizer (memcheck, racecheck, initcheck)
+//   bench  builds the same and runs bench/gpu.ts; further arguments go there
+// Needs nvcc and CMake, and a CUDA device: without one it ends with status 1 and says so, once all is built.
+import { spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const build = join(root, 'build', 'gpu')
+const [command, ...rest] = process.argv.slice(2)
+if (command !== 'test' && command !== 'bench') fail('the command is test or bench')
+
+const capability = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format=csv,noheader'], {
+  encoding: 'utf8',
+})
+const arch = /^(\d+)\.(\d+)/.exec(capability.stdout ?? '')
+// Without a device there is nothing to run, but what can be built is.
+run('the CUDA library', process.execPath, [
+  join(root, 'scripts', 'build-cuda.mjs'),
+  '--arch',
+  arch ? `${arch[1]}${arch[2]}-real` : '90-real',
+  '--build',
+  join(build, 'cuda'),
+  '--out',
+  build,
+])
+const modules = join(root, 'node_modules')
+const ninja = spawnSync('ninja', ['--version'], { stdio: 'ignore' }).status === 0 ? ['-G', 'Ninja'] : []
+run('the kernels addon', 'cmake', [
+  ...ninja,
+  '-S',
+  root,
+  '-B',
+  join(build, 'addon'),
+  `-DCMAKE_JS_INC=${join(modules, 'node-api-headers', 'include')}`,
+  `-DRAPO_NODE_ADDON_API=${join(modules, 'node-addon-api')}`,
+  `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${build}`,
+])
+run('the kernels addon', 'cmake', ['--build', join(build, 'addon'), '--parallel', '--target', 'rapo_kernels'])
+
+const addon = join(build, 'rapo_kernels.node')
+const env = {
+  ...process.env,
+  RAPO_KERNELS_ADDON: addon,
+  RAPO_CUDA_LIBRARY: join(build, 'librapo_cuda.so'),
+}
+process.env.RAPO_CUDA_LIBRARY = env.RAPO_CUDA_LIBRARY
+const { createRequire } = await import('node:module')
+const cuda = createRequire(import.meta.url)(addon).cudaInfo()
+if (!cuda.available) fail(`no CUDA device: ${cuda.reason}`)
+for (const { name, capability } of cuda.devices) console.log(`device: ${name}, ${capability}`)
+
+if (command === 'bench') {
+  run('the benchmark', process.execPath, [...script('bench', 'gpu'), ...rest], {
+    ...env,
+    RAPO_GPU_PEERS: join(root, 'bench', 'gpu_peers.py'),
+    PYTHONPATH: [join(root, 'wheels', 'unpacked'), process.env.PYTHONPATH].filter(Boolean).join(':'),
+  })
+} else {
+  run('every case', process.execPath, script('test', 'cuda-emulator.test'), env)
+  for (const tool of ['memcheck', 'racecheck', 'initcheck']) {
+    run(
+      `compute-sanitizer ${tool}`,
+      'compute-sanitizer',
+      ['--tool', tool, '--error-exitcode', '1', process.execPath, ...script('test', 'cuda-emulator.test')],
+      { ...env, RAPO_TEST_SMALL: '1' },
+    )
+  }
+  console.log('test:gpu: all passed')
+}
+
+/** How node runs a script: as the pack has it in one file, or from its TypeScript. */
+function script(directory, name) {
+  const bundled = join(root, 'js', directory, `${name}.mjs`)
+  return existsSync(bundled) ? [bundled] : ['--import', 'tsx', join(root, directory, `${name}.ts`)]
+}
+
+function run(what, program, args, environment = process.env) {
+  const start = performance.now()
+  console.log(`── ${what}`)
+  const { status, error } = spawnSync(program, args, { cwd: root, env: environment, stdio: 'inherit' })
+  if (error || status !== 0) fail(`${what}: ${program} ${error ? error.message : `ended with ${status}`}`)
+  console.log(`── ${what}: done (${((performance.now() - start) / 1000).toFixed(1)} s)`)
+}
+
+function fail(message) {
+  console.error(`${command ?? 'gpu'}:gpu: ${message}`)
+  process.exit(1)
+}
