@@ -784,14 +784,12 @@ template <int R, bool packed>
 INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
                           bool add) {
   Vec acc[R] = {};
-  if (add) {
-    for (int r = 0; r < R; ++r) acc[r] = load(c + r * c_row);
-  }
   for (i64 k = 0; k < depth; ++k) {
     const Vec v = load(b + k * kLanes);
     for (int r = 0; r < R; ++r) acc[r] += v * (packed ? a[k * kProductRows + r] : a[r * a_row + k]);
   }
-  for (int r = 0; r < R; ++r) store(c + r * c_row, acc[r]);
+  // Sums of sums: a single chain of thousands of additions would lose twice as much to rounding.
+  for (int r = 0; r < R; ++r) store(c + r * c_row, add ? load(c + r * c_row) + acc[r] : acc[r]);
 }
 
 template <bool packed>
