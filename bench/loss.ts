@@ -12,10 +12,21 @@ import { writeFileSync } from 'node:fs'
 import { cpus, totalmem } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { type GradMode, kernelsInfo, type LogitsDType, policyLoss, setKernelThreads } from '../lib/kernels.js'
+import {
+  type Batch,
+  type BenchDType,
+  isasToMeasure,
+  makeBatch,
+  median,
+  oracle,
+  timed,
+  validate,
+  withIsa,
+} from '../lib/bench/batch.js'
+import { type Peer, startPeer } from '../lib/bench/peer.js'
+import { type GradMode, kernelsInfo, policyLoss, setKernelThreads } from '../lib/kernels.js'
 import { type Objective, penalties, rapo } from '../lib/objective.js'
-import { type Batch, isasToMeasure, makeBatch, median, oracle, timed, validate, withIsa } from './batch.js'
-import { findPython, type Peer, startPeer } from './peer.js'
+import { preparePython } from './peer.js'
 import { measureScaling } from './scaling.js'
 
 const { values: flags } = parseArgs({
@@ -35,7 +46,7 @@ interface Result {
   name: string
   /** What `peerMs` is the time of; null where there is nothing to compare with. */
   peer: string | null
-  dtype: LogitsDType
+  dtype: BenchDType
   rows: number
   vocabSize: number
   isa: string
@@ -53,7 +64,7 @@ const isas = isasToMeasure(flags.isa)
 const best = isas[0]!
 const V = Number(flags.vocab)
 const objective = rapo()
-const python = flags.scaling ? undefined : await findPython()
+const python = flags.scaling ? undefined : await preparePython()
 const results: Result[] = []
 const machine = {
   cpu: cpus()[0]?.model ?? 'unknown',
@@ -63,14 +74,16 @@ const machine = {
   node: process.version,
   torch: null as string | null,
 }
-console.log(`${machine.cpu}, ${machine.cores} cores, ${machine.platform}, Node ${machine.node}; ${threads} threads`)
+console.log(
+  `${machine.cpu}, ${machine.cores} cores, ${machine.platform}, Node ${machine.node}; ${threads} threads`,
+)
 
 if (flags.scaling) {
   measureScaling(best, machine.cpu)
 } else {
   console.log(`value and gradient of rapo(), V = ${V}; medians, and how many times as long the other takes`)
   const allRows = flags.rows.split(',').map(Number)
-  for (const dtype of flags.dtype.split(',') as LogitsDType[]) {
+  for (const dtype of flags.dtype.split(',') as BenchDType[]) {
     for (const rows of allRows) await againstTorch(dtype, rows, rows === allRows[0] ? isas : [best])
     comparePenalties(dtype, Math.min(...allRows))
   }
@@ -104,7 +117,7 @@ function roundsFor(rows: number): number {
   return Math.max(5, Math.round((Number(flags.rounds) * 128) / rows)) | 1
 }
 
-async function againstTorch(dtype: LogitsDType, rows: number, isas: readonly string[]): Promise<void> {
+async function againstTorch(dtype: BenchDType, rows: number, isas: readonly string[]): Promise<void> {
   const batch = makeBatch(dtype, rows, V)
   const want = oracle(batch, objective)
   const grad = batch.logits.slice()
@@ -150,7 +163,7 @@ function copyTime(peer: Peer | undefined, { logits }: Batch, grad: Batch['logits
 }
 
 /** Value and gradient of each penalty, in turns. What `forward` takes longer than `none` is what the reference costs. */
-function comparePenalties(dtype: LogitsDType, rows: number): void {
+function comparePenalties(dtype: BenchDType, rows: number): void {
   const { refLogits, refWeights, ...plain } = makeBatch(dtype, rows, V)
   const grad = plain.logits.slice()
   const contenders = penalties.map(penalty => {
@@ -168,7 +181,9 @@ function comparePenalties(dtype: LogitsDType, rows: number): void {
     for (const { run, ms } of contenders) ms.push(run() as number)
   }
   const time = (name: string) => median(contenders.find(c => c.name === name)!.ms)
-  console.log(`\n${dtype}, N = ${rows}: each penalty, and how many times as long as none and as forward it takes`)
+  console.log(
+    `\n${dtype}, N = ${rows}: each penalty, and how many times as long as none and as forward it takes`,
+  )
   for (const { name, isa, ms } of contenders) {
     const others = ['penalty none', 'penalty forward'] as const
     for (const other of others) record(name, isa, dtype, rows, median(ms), other, time(other))
@@ -183,7 +198,7 @@ function comparePenalties(dtype: LogitsDType, rows: number): void {
 function record(
   name: string,
   isa: string,
-  dtype: LogitsDType,
+  dtype: BenchDType,
   rows: number,
   ms: number,
   peer: string | null,
@@ -198,7 +213,8 @@ function report(...result: Parameters<typeof record>): void {
   const [name, isa, , , ms, peer, peerMs] = result
   record(...result)
   const who = `${name.padEnd(32)} ${isa.padEnd(10)} ${ms.toFixed(2).padStart(9)} ms`
-  const versus = peer && `   ${peer.padEnd(26)} ${peerMs!.toFixed(2).padStart(9)} ms  ${(peerMs! / ms).toFixed(2)}×`
+  const versus =
+    peer && `   ${peer.padEnd(26)} ${peerMs!.toFixed(2).padStart(9)} ms  ${(peerMs! / ms).toFixed(2)}×`
   console.log(`  ${who}${versus ?? ''}`)
 }
 

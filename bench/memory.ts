@@ -5,12 +5,11 @@
  *   tsx bench/memory.ts DTYPE ROWS V PENALTY
  */
 import { writeFileSync } from 'node:fs'
-import type { LogitsDType } from '../lib/kernels.js'
+import { type BenchDType, makeBatch } from '../lib/bench/batch.js'
 import { policyLoss } from '../lib/kernels.js'
 import { type Penalty, rapo } from '../lib/objective.js'
-import { makeBatch } from './batch.js'
 
-const [dtype, rows, vocabSize, penalty] = process.argv.slice(2) as [LogitsDType, string, string, Penalty]
+const [dtype, rows, vocabSize, penalty] = process.argv.slice(2) as [BenchDType, string, string, Penalty]
 const batch = makeBatch(dtype, Number(rows), Number(vocabSize))
 const grad = batch.logits.slice()
 const objective = rapo({ penalty })

@@ -1,12 +1,12 @@
 /** `npm run bench -- --scaling`: nanoseconds a logit for growing V and N; flat lines mean cost linear in both. */
 import { writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
+import { makeBatch, median, oracle, timed, validate, withIsa } from '../lib/bench/batch.js'
 import { kernelsInfo, policyLoss } from '../lib/kernels.js'
 import { rapo } from '../lib/objective.js'
 import { lineChart, looks, swatch } from '../lib/report/chart.js'
 import { html } from '../lib/report/html.js'
 import { style } from '../lib/report/style.js'
-import { makeBatch, median, oracle, timed, validate, withIsa } from './batch.js'
 
 const vocabularies = [1000, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144]
 const rowCounts = [16, 64, 256]

@@ -121,21 +121,57 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
   return object;
 }
 
+PolicyOptions options_from(const Napi::Object& o) {
+  PolicyOptions options;
+  options.dtype = dtype_from(string(o, "dtype"), "dtype");
+  options.device = string(o, "device");
+  options.trainable = boolean(o, "trainable");
+  if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
+  const auto adamw = object_from(o.Get("adamw"), "adamw");
+  options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
+                   number(adamw, "weightDecay")};
+  options.max_grad_norm = number(o, "maxGradNorm");
+  options.head_rows = integer(o, "headRows");
+  options.recompute = boolean(o, "recompute");
+  return options;
+}
+
+/// predictMemory(dir, options, shape) -> Promise<{ weights, ... }>, bytes
+Napi::Value predict(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const auto dir = string_argument(info, 0, "dir");
+    const auto options = options_from(object_from(info[1], "options"));
+    const auto s = object_from(info[2], "shape");
+    const RunShape shape = {integer(s, "promptTokens"), integer(s, "maxNewTokens"), integer(s, "sequences"),
+                            integer(s, "maxBatch")};
+    return on_engine<MemoryPrediction>(
+        info.Env(), std::make_shared<Control>(),
+        [dir, options, shape] { return predict_memory(dir, options, shape); },
+        [](Napi::Env env, MemoryPrediction& m) {
+          auto object = Napi::Object::New(env);
+          const auto set = [&](const char* name, std::int64_t value) {
+            object.Set(name, static_cast<double>(value));
+          };
+          set("weights", m.weights);
+          set("masters", m.masters);
+          set("moments", m.moments);
+          set("gradients", m.gradients);
+          set("reference", m.reference);
+          set("activations", m.activations);
+          set("logits", m.logits);
+          set("cache", m.cache);
+          set("sampling", m.sampling);
+          return object;
+        });
+  });
+}
+
 /// load(dir, options, control) -> Promise<{ handle, info }>
 Napi::Value load(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto dir = string_argument(info, 0, "dir");
     const auto o = object_from(info[1], "options");
-    PolicyOptions options;
-    options.dtype = dtype_from(string(o, "dtype"), "dtype");
-    options.device = string(o, "device");
-    options.trainable = boolean(o, "trainable");
-    if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
-    const auto adamw = object_from(o.Get("adamw"), "adamw");
-    options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
-                     number(adamw, "weightDecay")};
-    options.max_grad_norm = number(o, "maxGradNorm");
-    options.head_rows = integer(o, "headRows");
+    const auto options = options_from(o);
     return on_engine<std::shared_ptr<Policy>>(
         info.Env(), ControlObject::get(info[2]),
         [dir, options] { return std::shared_ptr<Policy>(Policy::load(dir, options)); },
@@ -292,7 +328,32 @@ Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   });
 }
 
-/// save, saveState, loadState, saveGradients: (handle, path) -> Promise<undefined>
+/// save(handle, dir, dtype, maxShardBytes) -> Promise<undefined>
+Napi::Value save(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const auto dir = string_argument(info, 1, "dir");
+    const DType dtype = dtype_from(string_argument(info, 2, "dtype"), "dtype");
+    const auto max_shard_bytes = static_cast<std::int64_t>(number_argument(info, 3, "maxShardBytes"));
+    return on_engine(info.Env(), std::make_shared<Control>(),
+                     [policy, dir, dtype, max_shard_bytes] { policy->save(dir, dtype, max_shard_bytes); });
+  });
+}
+
+/// saveLogits(handle, sequences, rowPositions, file) -> Promise<undefined>
+Napi::Value save_logits(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    auto sequences = packed_from(object_from(info[1], "sequences"), "sequences");
+    auto positions = copy_indices(info[2], "rowPositions");
+    const auto file = string_argument(info, 3, "file");
+    return on_engine(info.Env(), std::make_shared<Control>(), [policy, sequences, positions, file] {
+      policy->save_logits(sequences, positions, file);
+    });
+  });
+}
+
+/// saveState, loadState, saveGradients: (handle, path) -> Promise<undefined>
 template <auto method>
 Napi::Value with_path(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
@@ -328,6 +389,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Control", ControlObject::define(env));
   exports.Set("setThreads", Napi::Function::New<set_threads>(env));
   exports.Set("initialize", Napi::Function::New<initialize>(env));
+  exports.Set("predictMemory", Napi::Function::New<predict>(env));
   exports.Set("load", Napi::Function::New<load>(env));
   exports.Set("dispose", Napi::Function::New<dispose>(env));
   exports.Set("generate", Napi::Function::New<generate>(env));
@@ -335,7 +397,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("accumulate", Napi::Function::New<accumulate>(env));
   exports.Set("step", Napi::Function::New<step>(env));
   exports.Set("zeroGrad", Napi::Function::New<zero_grad>(env));
-  exports.Set("save", Napi::Function::New<with_path<&Policy::save>>(env));
+  exports.Set("save", Napi::Function::New<save>(env));
+  exports.Set("saveLogits", Napi::Function::New<save_logits>(env));
   exports.Set("saveState", Napi::Function::New<with_path<&Policy::save_state>>(env));
   exports.Set("loadState", Napi::Function::New<with_path<&Policy::load_state>>(env));
   exports.Set("saveGradients", Napi::Function::New<with_path<&Policy::save_gradients>>(env));

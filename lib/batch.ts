@@ -145,8 +145,8 @@ export function tokenWeights(
 }
 
 /**
- * The micro-batches of one optimizer step: sequences of like length together, each micro-batch at most maxTokens
- * when padded to its longest (a longer sequence goes alone). Their gradients add up to the whole batch's.
+ * The micro-batches of one optimizer step: sequences of like length together, each micro-batch at most maxTokens long
+ * (a longer sequence goes alone); nothing is padded. Their gradients add up to the whole batch's.
  */
 export function splitBatch(
   sequences: readonly TrainSequence[],
@@ -159,15 +159,18 @@ export function splitBatch(
     .sort((a, b) => lengthOf(b) - lengthOf(a) || a - b)
   const microBatches: MicroBatch[] = []
   for (let start = 0; start < order.length; ) {
-    const count = Math.max(1, Math.floor(maxTokens / lengthOf(order[start]!)))
-    const chosen = order.slice(start, start + count)
+    let end = start + 1
+    let tokens = lengthOf(order[start]!)
+    while (end < order.length && tokens + lengthOf(order[end]!) <= maxTokens)
+      tokens += lengthOf(order[end++]!)
+    const chosen = order.slice(start, end)
     microBatches.push(
       packBatch(
         chosen.map(b => sequences[b]!),
         chosen.map(b => weights[b]!),
       ),
     )
-    start += count
+    start = end
   }
   return microBatches
 }

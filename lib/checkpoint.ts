@@ -101,8 +101,11 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
   const dir = path.join(runDir, 'checkpoints', name)
   try {
     const trainer = JSON.parse(readFileSync(trainerFileOf(dir), 'utf8')) as TrainerState
-    if (!Number.isSafeInteger(trainer.step) || typeof trainer.cursor !== 'object')
+    const { epoch, position, fingerprint } = trainer.cursor ?? {}
+    if (![trainer.step, epoch, position].every(isCount) || typeof fingerprint !== 'string')
       throw new Error('step or cursor is missing')
+    const { entropyCoef = 0 } = trainer
+    if (!(Number.isFinite(entropyCoef) && entropyCoef >= 0)) throw new Error('entropyCoef is no number ≥ 0')
     return { dir, stateFile: stateFileOf(dir), trainer }
   } catch (cause) {
     throw new RapoError('ERR_RAPO_FORMAT', `the checkpoint ${dir} is damaged: ${(cause as Error).message}`, {
@@ -122,9 +125,17 @@ export function removeStaleCheckpoints(runDir: string): void {
   }
 }
 
+const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0
+
 function latestName(runDir: string): string | undefined {
   const file = path.join(runDir, 'checkpoints', 'latest')
-  return existsSync(file) ? readFileSync(file, 'utf8').trim() : undefined
+  if (!existsSync(file)) return undefined
+  const name = readFileSync(file, 'utf8').trim()
+  if (/^step-\d+$/.test(name)) return name
+  throw new RapoError(
+    'ERR_RAPO_FORMAT',
+    `${file} holds ${JSON.stringify(name)}, which is no checkpoint's name`,
+  )
 }
 
 /** Ascending by step. */

@@ -6,6 +6,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { describePresets, type Field, fields } from './config.js'
 import { RapoError } from './errors.js'
 import { packageVersion } from './setup/cache.js'
+import { plainText } from './text.js'
 
 /** The fields that a measurement reads. */
 const measuredFields =
@@ -105,7 +106,28 @@ export function createCli(): Command {
     .command('doctor')
     .description('show what rapo found on this machine, and why not what it did not')
     .option('--json', 'as one JSON object')
+    .option('-c, --config <file>', 'of a run: predict its memory too')
     .action(async values => (await import('./commands.js')).runDoctor(values))
+
+  cli
+    .command('bench')
+    .description('time value and gradient of the objective on this machine, against torch where it is there')
+    .addOption(
+      new Option('--dtype <names>', 'of the logits: float32, bfloat16, or both')
+        .choices(['float32', 'bfloat16', 'float32,bfloat16'])
+        .default('float32,bfloat16'),
+    )
+    .option('--rows <counts>', 'tokens of a batch, such as 128,512', wholeNumbers(1), [128])
+    .option('--vocab <count>', 'words of the vocabulary', wholeNumber(2), 151936)
+    .option('--rounds <count>', 'calls of each', wholeNumber(6), 15)
+    .option('--threads <count>', 'of rapo and of torch; 0: one a core', wholeNumber(0), 0)
+    .option('--json <file>', 'write the results')
+    .option('--svg <file>', 'write a chart')
+    .option(
+      '--compare <a.json b.json...>',
+      'measure nothing: show what differs between two such files beyond noise',
+    )
+    .action(async values => (await import('./commands.js')).runBench(values))
 
   cli
     .command('demo')
@@ -150,6 +172,10 @@ function wholeNumber(min: number) {
   }
 }
 
+function wholeNumbers(min: number) {
+  return (text: string) => text.split(',').map(wholeNumber(min))
+}
+
 function decimal(range: string, isInRange: (value: number) => boolean) {
   return (text: string) => {
     const value = Number(text)
@@ -161,8 +187,8 @@ function decimal(range: string, isInRange: (value: number) => boolean) {
 /** What a person sees of an error: one clear message, the stack only with RAPO_DEBUG=1 or for a fault of rapo's own. */
 export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.env): string {
   const isExpected = error instanceof RapoError && env.RAPO_DEBUG !== '1'
-  if (isExpected) return `rapo: ${error.message}`
-  return error instanceof Error ? (error.stack ?? error.message) : String(error)
+  if (isExpected) return plainText(`rapo: ${error.message}`)
+  return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
 const isMain =
@@ -172,10 +198,11 @@ if (isMain) {
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
-  try {
-    await createCli().parseAsync()
-  } catch (error) {
-    console.error(describeError(error))
-    process.exitCode = 1
-  }
+  // Not awaited: CommonJS, which the package is built as, has no await at the top.
+  createCli()
+    .parseAsync()
+    .catch(error => {
+      console.error(describeError(error))
+      process.exitCode = 1
+    })
 }

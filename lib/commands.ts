@@ -3,12 +3,18 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { moments } from './advantage.js'
 import { readLatestCheckpoint } from './checkpoint.js'
-import { fields, loadConfig } from './config.js'
+import { type Config, fields, loadConfig } from './config.js'
+import { readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { evaluate, formatPassAtK } from './evaluate.js'
+import { resolveModel } from './hub.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
+import { createTemplate, loadTokenizer } from './prompt.js'
+import { loadVerifier } from './reward/verifier.js'
+import { writeWhole } from './run.js'
+import { plainText } from './text.js'
 import { train } from './train.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -48,13 +54,16 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     progress?.log('finishing the step and saving; once more quits at once'),
   )
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
+  const download = downloadProgress(config.model.dir)
   let stepsDone: number
   try {
     stepsDone = await train(config, {
+      onDownload: download.onProgress,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       isStopping: () => stopping.signal !== undefined,
       onStart: done => {
+        download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
       },
@@ -69,16 +78,15 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
     throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
   } finally {
+    download.stop()
     progress?.stop()
     stopping.release()
   }
   if (stepsDone < steps) {
-    console.log(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
+    print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.signal === 'SIGTERM' ? 143 : 130
   } else {
-    console.log(
-      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
-    )
+    print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
   }
 }
 
@@ -144,7 +152,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   let progress: Progress | undefined
   let solved = 0
   const result = await evaluate(config, {
-    dir: checkpoint?.dir ?? given,
+    dir: checkpoint?.dir ?? (await fetchModel(given)),
     model: given,
     name,
     output,
@@ -154,8 +162,8 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       progress.update(done, { solved: solved / done })
     },
   }).finally(() => progress?.stop())
-  console.log(formatPassAtK([result]))
-  console.log(
+  print(formatPassAtK([result]))
+  print(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
 }
@@ -194,7 +202,7 @@ async function withProgress(
   { model: given, input, output, device, dtype }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
-  const model = readLatestCheckpoint(given)?.dir ?? given
+  const model = readLatestCheckpoint(given)?.dir ?? (await fetchModel(given))
   let progress: Progress | undefined
   const onProgress = (done: number, total: number) => {
     if (total === 0) return
@@ -211,7 +219,7 @@ export async function runReport(
 ): Promise<void> {
   const { writeReport } = await import('./report.js')
   await writeReport({ runs, ...values })
-  console.log(path.resolve(values.output))
+  print(path.resolve(values.output))
 }
 
 export async function runSetup({ force }: { force?: boolean }): Promise<void> {
@@ -227,16 +235,83 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
       }
       const line = `${part}: ${message}${seconds === undefined ? '' : ` (${seconds.toFixed(1)} s)`}`
       if (progress) progress.log(line)
-      else console.error(line)
+      else console.error(plainText(line))
     },
   }).finally(() => progress?.stop())
 }
 
-export async function runDoctor({ json }: { json?: boolean }): Promise<void> {
+export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  console.log(json ? JSON.stringify(report, null, 2) : formatDoctor(report))
-  if (!report.ok) process.exitCode = 1
+  const run = config === undefined ? undefined : await predictRun(loadConfig(config))
+  if (json) {
+    print(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
+  } else {
+    print(formatDoctor(report))
+    const { formatMemory } = await import('./memory.js')
+    if (run) print(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+  }
+  if (!report.ok || (run && run.peak > report.memory.available)) process.exitCode = 1
+}
+
+async function predictRun(config: Config) {
+  const { planRun } = await import('./memory.js')
+  const { train: file, template: text } = config.data
+  const problems = readProblems(file, await loadVerifier(config.task.verifier))
+  const modelDir = await fetchModel(config.model.dir)
+  const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
+  const tokenizer = loadTokenizer(modelDir)
+  const dirs = { modelDir, referenceDir }
+  return planRun(config, dirs, problems, tokenizer, createTemplate(text, modelDir))
+}
+
+/** A model's directory; one that is fetched from the hub shows how far it is. */
+async function fetchModel(model: string): Promise<string> {
+  const download = downloadProgress(model)
+  return resolveModel(model, download).finally(download.stop)
+}
+
+function downloadProgress(label: string) {
+  let progress: Progress | undefined
+  const onProgress = (done: number, total: number) => {
+    progress ??= createProgress({ label, total: Math.ceil(total / 1e6), unit: 'MB' })
+    progress.update(Math.floor(done / 1e6))
+  }
+  return { onProgress, stop: () => progress?.stop() }
+}
+
+interface BenchValues {
+  readonly dtype: string
+  readonly rows: readonly number[]
+  readonly vocab: number
+  readonly rounds: number
+  readonly threads: number
+  readonly json?: string
+  readonly svg?: string
+  readonly compare?: readonly string[]
+}
+
+export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: BenchValues): Promise<void> {
+  const { formatBench, formatComparison, readBench } = await import('./bench/results.js')
+  if (compare) {
+    const [a, b, ...more] = compare
+    if (a === undefined || b === undefined || more.length > 0) {
+      throw new RapoError('ERR_RAPO_CONFIG', `--compare takes two files, not ${compare.length}`)
+    }
+    print(formatComparison(readBench(a), readBench(b)))
+    return
+  }
+  const { measureBench } = await import('./bench/measure.js')
+  const dtypes = dtype.split(',') as ('float32' | 'bfloat16')[]
+  const onLine = (line: string) => console.error(plainText(line))
+  const report = await measureBench({ ...rest, dtypes, vocabSize: vocab, onLine })
+  print(formatBench(report))
+  if (json) writeWhole(json, `${JSON.stringify(report, null, 2)}\n`)
+  if (svg) writeWhole(svg, (await import('./bench/chart.js')).benchChart(report))
+}
+
+function print(text: string): void {
+  console.log(plainText(text))
 }
 
 /** How this process was called, for commands that a person can paste. */

@@ -3,6 +3,7 @@
  * messages and `--help` all come from this declaration.
  */
 import { readFileSync } from 'node:fs'
+import { inspect } from 'node:util'
 import { distance } from 'fastest-levenshtein'
 import { LineCounter, parseDocument, stringify } from 'yaml'
 import { z } from 'zod'
@@ -29,7 +30,12 @@ const count = (min = 1) => z.int().min(min)
 const coefficient = () => z.number().min(0).max(1e6)
 
 const model = z.strictObject({
-  dir: z.string().min(1).describe('Hugging Face directory of the model to train: config, weights, tokenizer'),
+  dir: z
+    .string()
+    .min(1)
+    .describe(
+      'Hugging Face directory of the model to train, or its name on the hub, such as Qwen/Qwen2.5-3B',
+    ),
   reference: z.string().min(1).optional().describe('directory of the frozen reference (default: model.dir)'),
   dtype: z
     .enum(['float32', 'bfloat16'])
@@ -43,9 +49,11 @@ const data = z.strictObject({
   eval: z.string().default('').describe('problem file that `rapo eval` measures'),
   template: z
     .string()
-    .regex(/\{prompt\}/, 'must contain {prompt}')
+    .regex(/\{prompt\}|^(chat|qwen-boxed|abel)$/)
     .default('{prompt}')
-    .describe('text around a problem, in which {prompt} stands for its prompt'),
+    .describe(
+      "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
+    ),
 })
 
 const task = z.strictObject({
@@ -182,7 +190,15 @@ const optimizer = z.strictObject({
     .describe('optimizer steps a batch of rollouts; at most sampling.promptsPerStep'),
   microBatchTokens: count()
     .default(16384)
-    .describe('tokens, padding included, that are in memory at once while training'),
+    .describe(
+      'tokens of a micro-batch, of which the engine takes as many at once as 2 GB of activations hold',
+    ),
+  recompute: z
+    .boolean()
+    .default(false)
+    .describe(
+      'keep less of the forward pass and compute it again: a fraction of the memory for a third more time',
+    ),
 })
 
 const run = z.strictObject({
@@ -203,6 +219,15 @@ const evaluation = z.strictObject({
   keepSamples: count(0).default(4).describe('completions a problem written to eval-samples.jsonl'),
   bootstrap: count(100).max(1e6).default(1000).describe('resamples behind the 95 % intervals'),
   seed: count(0).default(1).describe('of the samples and the intervals'),
+})
+
+const observe = z.strictObject({
+  tensorboard: z.boolean().default(false).describe('write event files for TensorBoard (docs/observe.md)'),
+  prometheus: z
+    .string()
+    .default('')
+    .describe("file that gets the newest step for node-exporter's textfile collector; name it *.prom"),
+  hook: z.string().default('').describe('path of a module whose default export is called after every step'),
 })
 
 type ObjectiveInput = z.output<typeof objective>
@@ -305,6 +330,7 @@ const schema = z.strictObject({
   correction: correction.prefault({}),
   optimizer: optimizer.prefault({}),
   run: run.prefault({}),
+  observe: observe.prefault({}),
   eval: evaluation.prefault({}),
 })
 
@@ -366,7 +392,7 @@ function describeRange(node: JsonSchema): string {
   if (node.enum) return `one of ${node.enum.join(', ')}`
   if (node.type === 'boolean') return 'true or false'
   if (node.type === 'string') {
-    if (node.pattern) return 'a text that contains {prompt}'
+    if (node.pattern) return 'a text that contains {prompt}, or chat, qwen-boxed or abel'
     return node.minLength ? 'a text that is not empty' : 'a text'
   }
   const bounds: string[] = []
@@ -498,7 +524,7 @@ function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: s
   const field = fields.find(candidate => candidate.path === path)
   if (!field) {
     const group = fields.filter(candidate => candidate.path.startsWith(`${path}.`))
-    if (value === undefined) {
+    if (value === undefined && path !== '') {
       const required = group.filter(candidate => candidate.default === undefined).slice(0, 1)
       return required.map(({ path, help }) => `${path} is missing: ${help}`)
     }
@@ -533,12 +559,18 @@ function readConfigFile(file: string) {
     throw new RapoError('ERR_RAPO_CONFIG', `cannot read ${file}: ${(cause as Error).message}`, { cause })
   }
   const lines = new LineCounter()
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false })
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, logLevel: 'error' })
   const error = document.errors[0]
   if (error) {
     throw new RapoError('ERR_RAPO_CONFIG', `${file}:${lines.linePos(error.pos[0]).line}: ${error.message}`)
   }
-  const values: unknown = document.toJS() ?? {}
+  let values: unknown
+  try {
+    values = document.toJS() ?? {}
+  } catch (cause) {
+    // Aliases that would grow without bound.
+    throw new RapoError('ERR_RAPO_CONFIG', `${file}: ${(cause as Error).message}`, { cause })
+  }
   if (typeof values !== 'object' || values === null || Array.isArray(values)) {
     throw new RapoError('ERR_RAPO_CONFIG', `${file} must hold groups of fields, such as model: and data:`)
   }
@@ -574,6 +606,14 @@ function dropUndefined<T extends object>(values: T): Partial<T> {
 }
 
 function show(value: unknown): string {
-  const text = typeof value === 'string' ? JSON.stringify(value) : (JSON.stringify(value) ?? String(value))
+  const text = asText(value)
   return text.length > 60 ? `${text.slice(0, 60)}…` : text
+}
+
+function asText(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value)
+  } catch {
+    return inspect(value, { breakLength: Infinity }) // a value that holds itself, or a bigint
+  }
 }

@@ -129,6 +129,12 @@ export function createCursor(problems: readonly Problem[], seed: number, from?: 
       'the training problems are not those that the checkpoint was made with',
     )
   }
+  if (from && from.position > problems.length) {
+    throw new RapoError(
+      'ERR_RAPO_DATA',
+      `the checkpoint's position ${from.position} lies beyond the ${problems.length} training problems`,
+    )
+  }
   const orderOf = (epoch: number) => createRandom(deriveSeed(seed, 'epoch', epoch)).shuffle(problems)
   let epoch = from?.epoch ?? 0
   let position = from?.position ?? 0

@@ -2,8 +2,15 @@
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
 import { join } from 'node:path'
-import { locateEngine, locateKernels } from './native.js'
-import { cacheDir, listEngines, packageRoot, packageVersion } from './setup/cache.js'
+import { explainLoadFailure, locateEngine, locateKernels } from './native.js'
+import {
+  cacheDir,
+  engineMismatch,
+  listBrokenEngines,
+  listEngines,
+  packageRoot,
+  packageVersion,
+} from './setup/cache.js'
 import { type Candidate, findLibtorch } from './setup/libtorch.js'
 import { ask } from './setup/process.js'
 import { findTools, type Tools } from './setup/tools.js'
@@ -36,7 +43,11 @@ export interface DoctorReport {
       readonly addon: string
       readonly version: string
       readonly libtorch: string
+      /** Why it is not used, as a phrase. */
+      readonly mismatch?: string
     }[]
+    /** Directories of builds that were cut off or damaged; the next set-up deletes them. */
+    readonly broken: readonly string[]
   }
   readonly cache: {
     readonly dir: string
@@ -51,8 +62,8 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
   const [tools, libtorch, kernels, engine, gpus] = await Promise.all([
     findTools(env),
     findLibtorch({ cache, env }, true),
-    probe(locateKernels),
-    probe(locateEngine),
+    probe(locateKernels, 'kernels', env),
+    probe(locateEngine, 'engine', env),
     ask('nvidia-smi', ['-L'], { env }),
   ])
   return {
@@ -68,11 +79,17 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
     libtorch,
     engine: {
       ...engine,
-      builds: listEngines(cache).map(({ addon, marker }) => ({
-        addon,
-        version: marker.version,
-        libtorch: `${marker.libtorch.version} in ${marker.libtorch.dir}`,
-      })),
+      builds: listEngines(cache).map(build => {
+        const { addon, marker } = build
+        const mismatch = engineMismatch(build, env)
+        return {
+          addon,
+          version: marker.version,
+          libtorch: `${marker.libtorch.version} in ${marker.libtorch.dir}`,
+          ...(mismatch === undefined ? {} : { mismatch }),
+        }
+      }),
+      broken: listBrokenEngines(cache),
     },
     cache: { dir: cache, entries: sizes(cache) },
   }
@@ -81,7 +98,11 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
 /** What the addons tell of themselves, as values or functions. */
 const told = ['isa', 'isas', 'threads', 'libtorchVersion']
 
-async function probe(locate: () => string): Promise<AddonReport> {
+async function probe(
+  locate: () => string,
+  name: 'kernels' | 'engine',
+  env: NodeJS.ProcessEnv,
+): Promise<AddonReport> {
   let file: string
   try {
     file = locate()
@@ -98,9 +119,14 @@ async function probe(locate: () => string): Promise<AddonReport> {
       console.error(error.message.split('\\n')[0])
       process.exit(1)
     }`
-  const answer = await ask(process.execPath, ['-e', script, file], { timeoutMs: 60_000 })
-  if (answer.ok) return { file, info: JSON.parse(answer.stdout) }
-  return { file, problem: answer.problem }
+  const answer = await ask(process.execPath, ['-e', script, file], { env, timeoutMs: 60_000 })
+  if (!answer.ok) return { file, problem: `${answer.problem}; ${explainLoadFailure(name, answer.problem)}` }
+  const info = JSON.parse(answer.stdout)
+  if (typeof info.isa === 'string') {
+    const why = env.RAPO_KERNELS_ISA ? 'RAPO_KERNELS_ISA chose it' : 'the fastest that this processor has'
+    info.isa = `${info.isa}: ${why}`
+  }
+  return { file, info }
 }
 
 function sizes(cache: string): Record<string, number> {
@@ -147,9 +173,11 @@ export function formatDoctor(report: DoctorReport): string {
   rows.push(['engine', describeAddon(report.engine)])
   for (const build of report.engine.builds) {
     if (build.addon !== report.engine.file) {
-      rows.push(['', `another build: rapo ${build.version}, libtorch ${build.libtorch}`])
+      const why = build.mismatch === undefined ? '' : `; not used: ${build.mismatch}`
+      rows.push(['', `another build: rapo ${build.version}, libtorch ${build.libtorch}${why}`])
     }
   }
+  for (const dir of report.engine.broken) rows.push(['', `${dir}: an unfinished or damaged build`])
   rows.push(['cache', cache.dir])
   for (const [name, bytes] of Object.entries(cache.entries)) rows.push(['', `${gigabytes(bytes)}  ${name}`])
   rows.push(['', report.ok ? 'Everything is in place.' : 'Not ready; the lines with ✗ say why.'])

@@ -6,7 +6,7 @@ import { type Problem, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { openPolicy, requireField } from './open.js'
 import type { LoadPolicy } from './policy.js'
-import { checkTokenizerFits, encodePrompt, loadTokenizer, readStopTokenIds } from './prompt.js'
+import { checkTokenizerFits, createTemplate, encodePrompt, loadTokenizer, stopTokenIdsFor } from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'
@@ -149,7 +149,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const verifier = await loadVerifier(config.task.verifier)
   const problems = readProblems(data.eval, verifier)
   const tokenizer = loadTokenizer(options.dir)
-  const stopTokenIds = readStopTokenIds(options.dir)
+  const template = createTemplate(data.template, options.dir)
+  const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
   makeDir(options.output)
 
   const { dtype, device } = config.model
@@ -158,7 +159,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   try {
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
-    const context = { tokenizer, template: data.template, info: policy.info, maxNewTokens }
+    const context = { tokenizer, template, info: policy.info, maxNewTokens }
     const prompts = problems.map(problem => encodePrompt(problem, context))
 
     const start = performance.now()

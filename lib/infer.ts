@@ -12,6 +12,7 @@ import {
   type Tokenizer,
 } from './prompt.js'
 import { writeWhole } from './run.js'
+import { plainText } from './text.js'
 
 export interface InferOptions extends CallOptions {
   readonly model: string
@@ -127,7 +128,8 @@ async function withModel(
       new RapoError('ERR_RAPO_DATA', `${name}:${line}: line ${line}: ${why}`)
     const results = await body(policy, tokenizer, lines, fault)
     const text = results.map(result => `${JSON.stringify(result)}\n`).join('')
-    if (output === undefined) process.stdout.write(text)
+    // Still the same JSON, but what a model wrote cannot steer a terminal.
+    if (output === undefined) process.stdout.write(plainText(text))
     else writeWhole(output, text)
   } finally {
     await policy.dispose()

@@ -1,8 +1,16 @@
 /** The only file that loads native addons. Works from lib/ (tsx), from dist/, and in worker threads. */
+import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import { RapoError } from './errors.js'
-import { cacheDir, findEngine, packageRoot } from './setup/cache.js'
+import {
+  cacheDir,
+  engineMismatch,
+  findEngine,
+  listBrokenEngines,
+  listEngines,
+  packageRoot,
+} from './setup/cache.js'
 
 /** The raw functions of bindings/kernels.cpp; lib/kernels.ts gives them their types. */
 export interface KernelsAddon {
@@ -25,7 +33,7 @@ let engine: EngineAddon | undefined
  * Throws ERR_RAPO_SETUP, with the fix, where there is none for this platform or it does not load.
  */
 export function loadKernels(): KernelsAddon {
-  kernels ??= load<KernelsAddon>('kernels', locateKernels(), buildKernels)
+  kernels ??= load<KernelsAddon>('kernels', locateKernels())
   return kernels
 }
 
@@ -37,7 +45,7 @@ export function loadEngine(): EngineAddon {
   // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
   // times the work itself as soon as another process wants the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
-  engine ??= load<EngineAddon>('engine', locateEngine(), 'run `npx rapo setup --force`')
+  engine ??= load<EngineAddon>('engine', locateEngine())
   return engine
 }
 
@@ -47,35 +55,94 @@ export function locateKernels(): string {
   try {
     return require('node-gyp-build').path(packageRoot)
   } catch (cause) {
-    const platform = `${process.platform}-${process.arch}`
-    throw new RapoError('ERR_RAPO_SETUP', `no kernels addon for ${platform}: ${buildKernels}`, { cause })
+    throw new RapoError('ERR_RAPO_SETUP', explainMissingKernels(), { cause })
   }
+}
+
+/** What rapo comes prebuilt for. */
+export const prebuiltPlatforms = ['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64']
+
+/** Why there is no kernels addon for a platform, and what makes one. */
+export function explainMissingKernels(platform = `${process.platform}-${process.arch}`): string {
+  const reason = prebuiltPlatforms.includes(platform)
+    ? `the kernels addon for ${platform} is missing from ${packageRoot}${isClone ? '' : ': the package is not whole; `npm install --force rapo` fetches it anew'}`
+    : `rapo comes prebuilt for ${prebuiltPlatforms.join(', ')}, not for ${platform}`
+  return `${reason}; ${buildKernels}`
 }
 
 /** The file that loadEngine() loads. Throws ERR_RAPO_SETUP where there is none. */
 export function locateEngine(): string {
   const file = process.env.RAPO_ENGINE_ADDON ? resolve(process.env.RAPO_ENGINE_ADDON) : findEngine()?.addon
   if (file) return file
-  throw new RapoError(
-    'ERR_RAPO_SETUP',
-    `the engine addon is not built for this rapo and its libtorch (looked in ${cacheDir()}): run \`npx rapo setup\``,
-  )
+  throw new RapoError('ERR_RAPO_SETUP', explainMissingEngine())
 }
 
-const buildKernels = `run \`npm run build:kernels\` in ${packageRoot} (needs a C++17 compiler and CMake >= 3.18)`
+/** Why no engine in the cache will do, and the command that makes one. */
+function explainMissingEngine(): string {
+  const reasons = [
+    ...listEngines().map(engine => `${engine.dir}: ${engineMismatch(engine)}`),
+    ...listBrokenEngines().map(dir => `${dir}: an unfinished or damaged build`),
+  ]
+  const seen = reasons.length ? `:\n${reasons.map(reason => `  ${reason}\n`).join('')}` : ' '
+  return `the engine addon is not built for this rapo and its libtorch (looked in ${cacheDir()})${seen}run \`npx rapo setup\``
+}
 
-function load<Addon extends KernelsAddon | EngineAddon>(name: string, file: string, fix: string): Addon {
+/** A clone has what develops rapo; an installed package does not. */
+const isClone = existsSync(join(packageRoot, 'scripts'))
+const buildCommand = isClone ? 'npm run build:kernels' : 'npx cmake-js build -O build -T rapo_kernels'
+const buildKernels = `\`${buildCommand}\` in ${packageRoot} compiles it (needs a C++17 compiler and CMake >= 3.18)`
+
+/**
+ * What the dynamic linker's or Node's complaint about an addon means, and the command that mends it.
+ * @param machine the C library of this process; glibc undefined where it is another, as musl
+ */
+export function explainLoadFailure(
+  name: 'kernels' | 'engine',
+  complaint: string,
+  machine: { readonly glibc: string | undefined } = { glibc: glibcVersion() },
+): string {
+  const anew = name === 'engine' ? 'run `npx rapo setup --force`' : buildKernels
+  const [, wanted] = complaint.match(/version [`']?GLIBC_([\d.]+)'? not found/) ?? []
+  if (wanted) {
+    return `it needs glibc ${wanted}, this machine has ${machine.glibc ?? 'another C library'}: a newer system is needed, or ${anew}`
+  }
+  if (machine.glibc === undefined && /ld-linux|libc\.so\.6/.test(complaint)) {
+    return 'it is for glibc and this system is built on musl: set LIBC=musl'
+  }
+  const [, library] = complaint.match(/(lib(?:torch|c10|gomp|mkl)[\w.-]*): cannot open shared object/) ?? []
+  if (library) return `${library} of its libtorch is gone: run \`npx rapo setup\``
+  if (/undefined symbol|symbol not found|procedure could not be found/i.test(complaint)) {
+    return name === 'engine'
+      ? `its libtorch was replaced by another version since it was built: ${anew}`
+      : `this Node.js (${process.version}) lacks a function of Node-API 8: Node.js >= 20.19 is needed`
+  }
+  if (
+    /file too short|invalid ELF header|wrong ELF class|not a valid Win32|mach-o|cannot open shared object/i.test(
+      complaint,
+    )
+  ) {
+    const refetch = name === 'engine' || isClone ? '' : '`npm install --force rapo` fetches it anew, or '
+    return `the file is damaged, or for another platform than ${process.platform}-${process.arch}: ${refetch}${anew}`
+  }
+  return anew
+}
+
+function glibcVersion(): string | undefined {
+  return (process.report?.getReport() as { header?: { glibcVersionRuntime?: string } } | undefined)?.header
+    ?.glibcVersionRuntime
+}
+
+function load<Addon extends KernelsAddon | EngineAddon>(name: 'kernels' | 'engine', file: string): Addon {
   try {
     const addon: Addon = require(file)
     addon.setErrorClass(RapoError)
     return addon
   } catch (cause) {
+    const complaint = firstLine(cause)
     throw new RapoError(
       'ERR_RAPO_SETUP',
-      `the ${name} addon ${file} did not load: ${firstLine(cause)}; ${fix}`,
-      {
-        cause,
-      },
+      `the ${name} addon ${file} did not load: ${complaint}; ${explainLoadFailure(name, complaint)}`,
+      { cause },
     )
   }
 }

@@ -4,13 +4,16 @@ import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Config, stringifyConfig } from './config.js'
 import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
+import { resolveModel } from './hub.js'
+import { type Observer, openObserver } from './observe/observe.js'
 import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
   checkTokenizerFits,
+  createTemplate,
   type EncodeContext,
   encodePrompt,
   loadTokenizer,
-  readStopTokenIds,
+  stopTokenIdsFor,
 } from './prompt.js'
 import { loadVerifier, type Verifier } from './reward/verifier.js'
 import { clearRun, createRunDir, lockRun, truncateJsonLines, writeWhole } from './run.js'
@@ -20,12 +23,16 @@ export interface OpenOptions {
   readonly resume?: boolean
   /** Replace a run that is there already. */
   readonly overwrite?: boolean
+  /** Bytes of a model that is fetched from the hub. */
+  readonly onDownload?: (done: number, total: number) => void
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
 }
 
 export interface OpenRun {
   readonly policy: Policy
+  /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
+  readonly modelDir: string
   readonly verifier: Verifier
   readonly cursor: Cursor
   readonly context: EncodeContext
@@ -36,6 +43,7 @@ export interface OpenRun {
   readonly entropyCoef: number
   readonly metricsFile: string
   readonly samplesFile: string
+  readonly observer: Observer
   close(): Promise<void>
 }
 
@@ -49,8 +57,16 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('run.output', run.output, 'the run directory')
   const verifier = await loadVerifier(config.task.verifier)
   const problems = readProblems(config.data.train, verifier)
-  const tokenizer = loadTokenizer(model.dir)
-  const stopTokenIds = readStopTokenIds(model.dir)
+  const hub = options.onDownload ? { onProgress: options.onDownload } : {}
+  const modelDir = await resolveModel(model.dir, hub)
+  const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
+  const tokenizer = loadTokenizer(modelDir)
+  const template = createTemplate(config.data.template, modelDir)
+  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
+  if (!options.loadPolicy) {
+    const { checkMemory, planRun } = await import('./memory.js')
+    checkMemory(await planRun(config, { modelDir, referenceDir }, problems, tokenizer, template))
+  }
   if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
   const from = options.resume ? readLatestCheckpoint(run.output) : undefined
   if (options.resume && !from) {
@@ -60,38 +76,40 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
   }
   const cursor = createCursor(problems, run.seed, from?.trainer.cursor)
+  const stepsDone = from?.trainer.step ?? 0
+  const observer = await openObserver(config, stepsDone)
 
   const unlock = lockRun(run.output)
   let policy: Policy | undefined
   try {
     policy = await openPolicy(
-      from?.dir ?? model.dir,
-      trainingOptions(config),
+      from?.dir ?? modelDir,
+      trainingOptions(config, referenceDir),
       run.threads,
       options.loadPolicy,
     )
-    checkTokenizerFits(tokenizer, policy.info, model.dir)
+    checkTokenizerFits(tokenizer, policy.info, modelDir)
     const { maxNewTokens } = config.sampling
-    const context = { tokenizer, template: config.data.template, info: policy.info, maxNewTokens }
+    const context = { tokenizer, template, info: policy.info, maxNewTokens }
     for (const problem of problems) encodePrompt(problem, context)
     if (from) await policy.loadState(from.stateFile)
 
     if (!from) clearRun(run.output)
     removeStaleCheckpoints(run.output)
-    const stepsDone = from?.trainer.step ?? 0
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const close = async () => {
+      observer.close()
       await policy?.dispose()
       unlock()
     }
     const entropyCoef = from?.trainer.entropyCoef ?? config.objective.entropyCoef
     return {
-      ...{ policy, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
-      ...{ metricsFile, samplesFile, close },
+      ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
+      ...{ metricsFile, samplesFile, observer, close },
     }
   } catch (error) {
     await policy?.dispose()
@@ -118,13 +136,18 @@ export function requireField(name: string, value: string, help: string): void {
   if (!value) throw new RapoError('ERR_RAPO_CONFIG', `${name} is missing: ${help}`)
 }
 
-function trainingOptions({ model, optimizer, objective }: Config): PolicyOptions {
-  const { beta1, beta2, eps, weightDecay, maxGradNorm } = optimizer
+/** What the engine is told of a run. */
+export function trainingOptions(
+  { model, optimizer, objective }: Config,
+  referenceDir: string,
+): PolicyOptions {
+  const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
   return {
     dtype: model.dtype,
     device: model.device,
-    ...(objective.penalty !== 'none' && { referenceDir: model.reference ?? model.dir }),
+    ...(objective.penalty !== 'none' && { referenceDir }),
     adamw: { beta1, beta2, eps, weightDecay },
     maxGradNorm,
+    recompute,
   }
 }

@@ -26,6 +26,21 @@ export interface PolicyOptions {
   readonly maxGradNorm?: number
   /** Rows of a chunk in the fused head; 0 (default) chooses. */
   readonly headRows?: number
+  /**
+   * Activation checkpointing: each layer keeps its input only and computes the rest again in the backward pass. The same
+   * gradients from some thirtieth of the memory, for a forward pass more. Default false.
+   */
+  readonly recompute?: boolean
+}
+
+export interface SaveOptions {
+  /**
+   * Default: the policy's. Of a bfloat16 policy that trains, float32 writes the masters. bfloat16 makes a file half as
+   * large of a float32 policy, but rounds away updates that are smaller than its steps (0.4 % of a weight).
+   */
+  readonly dtype?: ModelDType
+  /** A larger model is written in shards with an index. Default 5e9. */
+  readonly maxShardBytes?: number
 }
 
 /** Token sequences laid end to end: sequence b is tokenIds[offsets[b] .. offsets[b + 1]). */
@@ -125,8 +140,8 @@ export interface Policy {
   accumulate(batch: MicroBatch, objective: Objective, options?: CallOptions): Promise<ObjectiveMetrics>
   step(learningRate: number): Promise<StepResult>
   zeroGrad(): Promise<void>
-  /** Writes config.json and model.safetensors into an existing directory. */
-  save(dir: string): Promise<void>
+  /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */
+  save(dir: string, options?: SaveOptions): Promise<void>
   /** Masters, moments and step count, as one safetensors file. */
   saveState(file: string): Promise<void>
   loadState(file: string): Promise<void>
@@ -143,25 +158,75 @@ export type LoadPolicy = (dir: string, options?: PolicyOptions) => Promise<Polic
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
+  const native = checkOptions(options)
+  const addon = engine()
+  const loaded = await addon.load(dir, native, new addon.Control())
+  return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
+}
+
+/** The options with their defaults. */
+function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', trainable = true, referenceDir } = options
-  const { maxGradNorm = 1, headRows = 0 } = options
+  const { maxGradNorm = 1, headRows = 0, recompute = false } = options
   oneOf('dtype', dtype, ['float32', 'bfloat16'])
   oneOf('device', device, ['cpu', 'cuda'])
   if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
   if (referenceDir !== undefined) text('referenceDir', referenceDir)
   range('maxGradNorm', maxGradNorm, '> 0', x => x > 0)
   integer('headRows', headRows, 0)
+  if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
   fields('adamw', options.adamw ?? {}, adamwDefaults)
   const adamw = { ...adamwDefaults, ...options.adamw }
   range('adamw.beta1', adamw.beta1, 'in [0, 1)', x => x >= 0 && x < 1)
   range('adamw.beta2', adamw.beta2, 'in [0, 1)', x => x >= 0 && x < 1)
   range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
-  const addon = engine()
-  const native = { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows }
-  const loaded = await addon.load(dir, native, new addon.Control())
-  return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
+  return { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute }
+}
+
+/** What a policy will be used for, as far as its memory depends on it. */
+export interface RunShape {
+  /** Of the longest prompt. */
+  readonly promptTokens: number
+  readonly maxNewTokens: number
+  /** Completions asked for in one call of generate. */
+  readonly sequences: number
+  /** As in SamplingParams. */
+  readonly maxBatch?: number
+}
+
+/**
+ * Bytes. All the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In training besides:
+ * activations, and logits (of a chunk of the head). In generation besides: cache (keys and values), and sampling (logits,
+ * and what passes through a layer).
+ */
+export interface MemoryPrediction {
+  readonly weights: number
+  readonly masters: number
+  readonly moments: number
+  readonly gradients: number
+  readonly reference: number
+  readonly activations: number
+  readonly logits: number
+  readonly cache: number
+  readonly sampling: number
+}
+
+/** What loadPolicy(dir, options) and its use would take, from config.json alone: no weights are read. */
+export async function predictMemory(
+  dir: string,
+  options: PolicyOptions,
+  shape: RunShape,
+): Promise<MemoryPrediction> {
+  text('dir', dir)
+  const { promptTokens, maxNewTokens, sequences, maxBatch = 0 } = shape
+  integer('promptTokens', promptTokens, 1)
+  integer('maxNewTokens', maxNewTokens, 1)
+  integer('sequences', sequences, 1)
+  integer('maxBatch', maxBatch, 0)
+  const native = checkOptions(options)
+  return engine().predictMemory(dir, native, { promptTokens, maxNewTokens, sequences, maxBatch })
 }
 
 /**
@@ -186,6 +251,17 @@ export async function saveGradients(policy: Policy, file: string): Promise<void>
   return policy.saveGradients(file)
 }
 
+/** Writes the logits at the given positions, (rows × vocabulary) float32, as a safetensors file: for tests. */
+export async function saveLogits(
+  policy: Policy,
+  sequences: PackedTokens,
+  rowPositions: Int32Array,
+  file: string,
+): Promise<void> {
+  if (!(policy instanceof NativePolicy)) invalid('policy', policy, 'a policy from loadPolicy')
+  return policy.saveLogits(sequences, rowPositions, file)
+}
+
 /** The version of libtorch that the engine was compiled against. */
 export function libtorchVersion(): string {
   return engine().libtorchVersion
@@ -205,6 +281,7 @@ interface Engine extends EngineAddon {
   readonly Control: new () => NativeControl
   setThreads(threads: number): void
   initialize(dir: string, seed: number): Promise<void>
+  predictMemory(dir: string, options: object, shape: RunShape): Promise<MemoryPrediction>
   load(dir: string, options: object, control: NativeControl): Promise<{ handle: Handle; info: ModelInfo }>
   dispose(handle: Handle): Promise<void>
   generate(
@@ -229,7 +306,8 @@ interface Engine extends EngineAddon {
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
   zeroGrad(handle: Handle): Promise<void>
-  save(handle: Handle, dir: string): Promise<void>
+  save(handle: Handle, dir: string, dtype: ModelDType, maxShardBytes: number): Promise<void>
+  saveLogits(handle: Handle, sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void>
   saveState(handle: Handle, file: string): Promise<void>
   loadState(handle: Handle, file: string): Promise<void>
   saveGradients(handle: Handle, file: string): Promise<void>
@@ -320,9 +398,20 @@ class NativePolicy implements Policy {
     return this.#call(undefined, () => this.#addon.saveGradients(this.#handle, file))
   }
 
-  async save(dir: string): Promise<void> {
+  async save(dir: string, options: SaveOptions = {}): Promise<void> {
     text('dir', dir)
-    return this.#call(undefined, () => this.#addon.save(this.#handle, dir))
+    fields('options', options, saveFields)
+    const { dtype = this.info.dtype, maxShardBytes = 5e9 } = options
+    oneOf('dtype', dtype, ['float32', 'bfloat16'])
+    integer('maxShardBytes', maxShardBytes, 1)
+    return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes))
+  }
+
+  async saveLogits(sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void> {
+    packed('sequences', sequences)
+    typed('rowPositions', rowPositions, Int32Array)
+    text('file', file)
+    return this.#call(undefined, () => this.#addon.saveLogits(this.#handle, sequences, rowPositions, file))
   }
 
   async saveState(file: string): Promise<void> {
@@ -397,7 +486,9 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   adamw: true,
   maxGradNorm: true,
   headRows: true,
+  recompute: true,
 }
+const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
 const batchFields: Record<keyof MicroBatch, true> = {
   sequences: true,
   rowPositions: true,

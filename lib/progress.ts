@@ -5,6 +5,7 @@
 import type { ChildProcess } from 'node:child_process'
 import { MultiBar } from 'cli-progress'
 import { RapoError } from './errors.js'
+import { plainLine, plainText } from './text.js'
 
 /** Running values shown beside the bar, such as { reward: 0.31 }. */
 export type Fields = Readonly<Record<string, number | string>>
@@ -71,7 +72,7 @@ export function createProgress(options: ProgressOptions): Progress {
   const send = env.RAPO_PROGRESS === 'ipc' ? (options.send ?? parentChannel()) : undefined
   if (send) return messageProgress(label, total, unit, clock, send)
   const board = createBoard(options)
-  const track = new Track(label, total, unit, options.done ?? 0, clock)
+  const track = new Track(plainLine(label), total, unit, options.done ?? 0, clock)
   board.show('', track)
   return {
     update(done, fields) {
@@ -91,7 +92,7 @@ export function createMultiProgress(target: ProgressTarget = {}): MultiProgress 
   const receive = (name: string, message: unknown) => {
     if (!isProgressMessage(message)) return
     if (message.type === 'log') return board.log(`${name}: ${message.line}`)
-    const label = `${name}: ${message.label}`
+    const label = plainLine(`${name}: ${message.label}`)
     let track = tracks.get(name)
     // A child's next task (training, then evaluation) takes over its bar.
     if (track?.label !== label) {
@@ -241,7 +242,8 @@ interface Board {
 
 function createBoard(target: ProgressTarget): Board {
   const { stream = process.stderr, clock = () => performance.now(), env = process.env } = target
-  return stream.isTTY && env.TERM !== 'dumb' ? terminalBoard(stream) : plainBoard(stream, clock)
+  const board = stream.isTTY && env.TERM !== 'dumb' ? terminalBoard(stream) : plainBoard(stream, clock)
+  return { ...board, log: line => board.log(plainText(line)) }
 }
 
 function plainBoard(stream: NodeJS.WritableStream, clock: () => number): Board {
@@ -332,7 +334,8 @@ function formatTime(milliseconds: number) {
 }
 
 function formatValue(value: number | string) {
-  if (typeof value === 'string' || Number.isInteger(value)) return String(value)
+  if (typeof value === 'string') return plainLine(value)
+  if (Number.isInteger(value)) return String(value)
   // A fixed number of digits, so that the line does not jitter.
   return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(3)
 }

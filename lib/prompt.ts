@@ -1,6 +1,7 @@
 /** Text to token ids and back: the model's own tokenizer, and the template around a problem's prompt. */
 import { copyFileSync, existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
+import { Template as ChatTemplate } from '@huggingface/jinja'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
 import type { Problem } from './data.js'
 import { RapoError } from './errors.js'
@@ -11,6 +12,8 @@ export interface Tokenizer {
   encode(text: string): number[]
   /** Special tokens show up as their text. */
   decode(tokenIds: ArrayLike<number>): string
+  /** The id of a token by its text, such as <|im_end|>. */
+  tokenId(token: string): number | undefined
   /** The largest id it can produce. */
   readonly maxId: number
 }
@@ -66,7 +69,9 @@ export function loadTokenizer(modelDir: string): Tokenizer {
       // Cleaning up would change the text (it drops spaces before punctuation).
       return tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
     },
-    maxId: Math.max(...tokenizer.get_vocab(true).values()),
+    tokenId: token => tokenizer.token_to_id(token),
+    // Not spread into Math.max: a vocabulary has more words than a call takes arguments.
+    maxId: [...tokenizer.get_vocab(true).values()].reduce((a, b) => Math.max(a, b), -1),
   }
 }
 
@@ -104,21 +109,110 @@ export function copyTokenizer(fromDir: string, toDir: string): void {
   }
 }
 
+/** Prompt styles by name: "{prompt}" stands for the problem, `stop` for what ends the model's turn besides its end of text. */
+export const promptStyles = {
+  /** Qwen2.5's chat with the request for a boxed answer, as SimpleRL trains its models (arXiv 2503.18892). */
+  'qwen-boxed': {
+    text:
+      '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{prompt}\n' +
+      'Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n',
+    stop: ['<|im_end|>'],
+  },
+  /** For models that do not follow a chat. */
+  abel: { text: "Question:\n{prompt}\nAnswer:\nLet's think step by step.\n", stop: [] },
+} as const
+
+export interface PromptTemplate {
+  /** A problem's prompt with the text around it. */
+  render(prompt: string): string
+  /** Special tokens that end a completion, besides those of readStopTokenIds. */
+  readonly stop: readonly string[]
+}
+
+/**
+ * `data.template`: the name of a style in promptStyles, `chat` (the model's own chat template, with the prompt as the
+ * user's message), or a text in which {prompt} stands for the prompt. Throws ERR_RAPO_FORMAT where the model has no
+ * chat template, or one that does not work.
+ */
+export function createTemplate(template: string, modelDir: string): PromptTemplate {
+  if (template === 'chat') return chatTemplate(modelDir)
+  const style = Object.hasOwn(promptStyles, template)
+    ? promptStyles[template as keyof typeof promptStyles]
+    : { text: template, stop: [] }
+  return { render: prompt => style.text.replaceAll('{prompt}', () => prompt), stop: style.stop }
+}
+
+function chatTemplate(modelDir: string): PromptTemplate {
+  const config = readJson(path.join(modelDir, 'tokenizer_config.json')) ?? {}
+  const file = path.join(modelDir, 'chat_template.jinja')
+  const fault = (why: string, cause?: unknown) =>
+    new RapoError('ERR_RAPO_FORMAT', `data.template is chat, but ${modelDir} ${why}`, { cause })
+  let source: unknown = existsSync(file) ? readFileSync(file, 'utf8') : config.chat_template
+  // Some models have several by name.
+  if (Array.isArray(source)) source = source.find(entry => entry?.name === 'default')?.template
+  if (typeof source !== 'string') {
+    throw fault('has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)')
+  }
+  const token = (name: string) => {
+    const value = config[name]
+    return typeof value === 'object' ? ((value as { content?: unknown } | null)?.content ?? '') : value
+  }
+  const tokens = { bos_token: token('bos_token'), eos_token: token('eos_token') }
+  const working = <T>(body: () => T): T => {
+    try {
+      return body()
+    } catch (error) {
+      throw fault(`has a chat template that does not work: ${(error as Error).message}`, error)
+    }
+  }
+  const compiled = working(() => new ChatTemplate(source as string))
+  const render = (prompt: string) =>
+    working(() =>
+      compiled.render({
+        messages: [{ role: 'user', content: prompt }],
+        add_generation_prompt: true,
+        ...tokens,
+      }),
+    )
+  // A template that would drop the problem, or that fails, does so before any work.
+  if (!render('1 + 1').includes('1 + 1'))
+    throw fault("has a chat template that leaves out the user's message")
+  return { render, stop: typeof tokens.eos_token === 'string' && tokens.eos_token ? [tokens.eos_token] : [] }
+}
+
+/**
+ * What ends a completion: readStopTokenIds and the template's own. Throws ERR_RAPO_FORMAT where the tokenizer lacks one
+ * of the template's special tokens.
+ */
+export function stopTokenIdsFor(modelDir: string, tokenizer: Tokenizer, template: PromptTemplate): number[] {
+  const ids = readStopTokenIds(modelDir)
+  for (const token of template.stop) {
+    const id = tokenizer.tokenId(token)
+    if (id === undefined) {
+      throw new RapoError(
+        'ERR_RAPO_FORMAT',
+        `the tokenizer in ${modelDir} has no token ${token}, which ends a completion in this data.template`,
+      )
+    }
+    if (!ids.includes(id)) ids.push(id)
+  }
+  return ids
+}
+
 export interface EncodedPrompt {
   readonly problem: Problem
   readonly promptIds: readonly number[]
 }
 
 /**
- * A problem's prompt in the template ("{prompt}" stands for it), as token ids. Throws ERR_RAPO_DATA, naming the
+ * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, naming the
  * problem, where it leaves no room for maxNewTokens in the model's context.
  */
 export function encodePrompt(
   problem: Problem,
   { tokenizer, template, info, maxNewTokens }: EncodeContext,
 ): EncodedPrompt {
-  const text = template.replaceAll('{prompt}', () => problem.prompt)
-  const promptIds = atProblem(problem, () => tokenizer.encode(text))
+  const promptIds = atProblem(problem, () => tokenizer.encode(template.render(problem.prompt)))
   const context = info.maxPositionEmbeddings
   if (promptIds.length === 0) throw new RapoError('ERR_RAPO_DATA', `problem "${problem.id}": no tokens`)
   if (promptIds.length + maxNewTokens > context) {
@@ -132,7 +226,7 @@ export function encodePrompt(
 
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
-  readonly template: string
+  readonly template: PromptTemplate
   readonly info: ModelInfo
   readonly maxNewTokens: number
 }

@@ -56,14 +56,16 @@ export async function rolloutGroups(
   })
 }
 
-/** Rewards every rollout. Whatever the verifier throws, or a reward that is no number, ends the run with the problem named. */
+/**
+ * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, or a reward that
+ * is no number, ends the run with the problem named.
+ */
 export async function score(rollouts: readonly Rollout[], verifier: Verifier): Promise<ScoredRollout[]> {
-  const scored: ScoredRollout[] = []
-  for (const rollout of rollouts) {
-    const { reward, reason } = await judge(rollout, verifier)
-    scored.push({ ...rollout, reward, reason })
-  }
-  return scored
+  const verdicts = await Promise.all(rollouts.map(rollout => judge(rollout, verifier)))
+  return rollouts.map((rollout, i) => {
+    const { reward, reason } = verdicts[i]!
+    return { ...rollout, reward, reason }
+  })
 }
 
 async function judge({ problem, completion }: Rollout, verifier: Verifier) {

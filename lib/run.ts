@@ -20,6 +20,7 @@ const runFiles = [
   'checkpoints',
   'eval.json',
   'eval-samples.jsonl',
+  'tensorboard',
 ]
 
 /**

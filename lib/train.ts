@@ -43,6 +43,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       appendJsonLines(run.metricsFile, [metrics])
       appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
       checkpoint?.commit()
+      await run.observer.step(metrics)
       options.onStep?.(metrics)
     }
     return step
@@ -124,8 +125,8 @@ export function learningRateAt(step: number, optimizer: Config['optimizer'], ste
   return learningRate
 }
 
-function save({ policy }: OpenRun, { run, model }: Config, state: TrainerState) {
-  return writeCheckpoint(run.output, model.dir, policy, state, run.keepCheckpoints)
+function save({ policy, modelDir }: OpenRun, { run }: Config, state: TrainerState) {
+  return writeCheckpoint(run.output, modelDir, policy, state, run.keepCheckpoints)
 }
 
 async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: Promise<T>): Promise<T> {

@@ -136,10 +136,23 @@ test('any split holds every row once, with its own values, within the budget', (
     assert.equal(rowsOf(batches), whole, `budget ${budget}`)
     for (const { sequences } of batches) {
       const lengths = Array.from(sequences.offsets.slice(1), (end, b) => end - sequences.offsets[b]!)
-      assert.ok(lengths.length === 1 || Math.max(...lengths) * lengths.length <= budget)
+      assert.ok(lengths.length === 1 || lengths.reduce((sum, length) => sum + length, 0) <= budget)
     }
     if (budget === 1e6) assert.is(batches.length, 1)
   }
+})
+
+test('a budget counts tokens, not padding', () => {
+  const sequence = (length: number): TrainSequence => ({
+    tokenIds: Array.from({ length }, () => 5),
+    completionMask: Array.from({ length }, (_, t) => (t > 0 ? 1 : 0)),
+    advantage: 1,
+  })
+  const batches = splitBatch([2, 10, 3, 4, 2].map(sequence), [1, 1, 1, 1, 1], 11)
+  const lengths = batches.map(({ sequences: { offsets } }) =>
+    Array.from(offsets.slice(1), (end, b) => end - offsets[b]!),
+  )
+  assert.equal(lengths, [[10], [4, 3, 2, 2]])
 })
 
 test('mini-batches: all items, in order, sizes equal or one apart', () => {

@@ -292,6 +292,65 @@ test('shards: missing, misplaced, outside the directory', async () => {
   await rejects(load(outside), /is not mapped to a file name/, 'ERR_RAPO_FORMAT')
 })
 
+test('save writes shards of the size asked for with their index, and the other form goes', async () => {
+  for (const tied of [true, false]) {
+    const policy = await load(await newModel({ tie_word_embeddings: tied }))
+    const [whole, out] = [newDir(), newDir()]
+    await policy.save(whole)
+    await policy.save(out)
+    const expected = readSafetensors(path.join(whole, weights))
+    const largest = Math.max(...[...expected.values()].map(tensor => tensor.bytes.length))
+    for (const [maxShardBytes, shards] of [
+      [1, expected.size],
+      [2 * largest, undefined],
+    ] as const) {
+      await policy.save(out, { maxShardBytes })
+      const names = readdirSync(out).filter(file => file.endsWith('.safetensors'))
+      assert.not(names.includes(weights))
+      if (shards !== undefined) assert.is(names.length, shards)
+      const index = JSON.parse(readFileSync(path.join(out, `${weights}.index.json`), 'utf8'))
+      assert.equal(new Set(Object.values(index.weight_map)), new Set(names))
+      assert.is(
+        index.metadata.total_size,
+        [...expected.values()].reduce((sum, { bytes }) => sum + bytes.length, 0),
+      )
+      const found = new Map(names.flatMap(file => [...readSafetensors(path.join(out, file))]))
+      assert.equal(new Map([...found].sort()), new Map([...expected].sort()))
+      for (const file of names) {
+        assert.match(file, new RegExp(`^model-\\d{5}-of-0*${names.length}.safetensors$`))
+        const sizes = [...readSafetensors(path.join(out, file)).values()].map(({ bytes }) => bytes.length)
+        const size = sizes.reduce((sum, bytes) => sum + bytes, 0)
+        assert.ok(size <= maxShardBytes || sizes.length === 1)
+      }
+      assert.equal(await saved(out), readFileSync(path.join(whole, weights)))
+    }
+    await policy.save(out)
+    assert.equal(readdirSync(out).sort(), ['config.json', weights])
+    await rejects(policy.save(out, { maxShardBytes: 0 }), /maxShardBytes is 0, expected an integer ≥ 1/)
+    await policy.dispose()
+  }
+})
+
+test('save in another dtype: rounded from float32, masters from bfloat16', async () => {
+  const out = newDir()
+  const policy = await loadPolicy(dir, { dtype: 'bfloat16' })
+  await policy.save(out, { dtype: 'float32' })
+  // The masters are what the file said, not what bfloat16 makes of it.
+  assert.equal(readSafetensors(path.join(out, weights)), readSafetensors(path.join(dir, weights)))
+  await policy.save(out)
+  const rounded = readFileSync(path.join(out, weights))
+  await policy.dispose()
+  const single = await load(dir)
+  const other = newDir()
+  await single.save(other, { dtype: 'bfloat16', maxShardBytes: 4000 })
+  await single.dispose()
+  assert.is(JSON.parse(readFileSync(path.join(other, 'config.json'), 'utf8')).torch_dtype, 'bfloat16')
+  const again = await loadPolicy(other, { dtype: 'bfloat16', trainable: false })
+  await again.save(other)
+  await again.dispose()
+  assert.equal(readFileSync(path.join(other, weights)), rounded)
+})
+
 test('float16 weights are read', async () => {
   const half = rewritten(tensors => {
     const shape = tensors.get('model.norm.weight')!.shape

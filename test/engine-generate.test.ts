@@ -76,6 +76,20 @@ test('recorded log-probs are those that the forward pass computes', async () => 
   }
 })
 
+test('prompts that end before, at and after a page of the cache share it and part', async () => {
+  // A page holds 16 positions; a group shares its prompt's whole pages and copies the last.
+  const long = pack(
+    [15, 16, 17, 31, 32, 33].map(length => Array.from({ length }, (_, t) => (t * t + length) % 24)),
+  )
+  const params = { ...sampling, n: 3, maxNewTokens: 20, stopTokenIds: [] }
+  const all = await policy.generate(long, params)
+  for (const maxBatch of [1, 4]) assert.equal(await policy.generate(long, { ...params, maxBatch }), all)
+  const rows = completionRows(long, all, 3)
+  const { logprobs } = await policy.logprobs(rows.sequences, rows, 1)
+  // Sums in another order: some roundings of numbers of size 10.
+  assert.ok(maxDifference(logprobs, all.logprobs) < 1e-4)
+})
+
 test('the same for bfloat16, within what bfloat16 itself loses', async () => {
   const half = await loadPolicy(dir, { trainable: false, dtype: 'bfloat16' })
   const n = 6

@@ -10,7 +10,11 @@ for (const isa of ['avx512', 'avx2', 'baseline']) {
       const script = fileURLToPath(new URL(file, import.meta.url))
       const env = { ...process.env, RAPO_ENGINE_ISA: isa }
       const run = spawnSync(process.execPath, ['--import', 'tsx', script], { encoding: 'utf8', env })
-      if (run.stderr.includes(`RAPO_ENGINE_ISA is "${isa}", which this machine or build does not have`)) {
+      if (
+        (run.stdout + run.stderr).includes(
+          `RAPO_ENGINE_ISA is "${isa}", which this machine or build does not have`,
+        )
+      ) {
         console.log(`SKIPPED ${isa}: not on this machine`)
         return
       }

@@ -184,6 +184,18 @@ test('gspo: the gradient of the ratio of each sequence; policy weights scale the
   await policy.dispose()
 })
 
+for (const dtype of ['float32', 'bfloat16'] as ModelDType[]) {
+  test(`${dtype}: computing activations again gives the same bits`, async () => {
+    const [kept, again] = [await open({ dtype }), await open({ dtype, recompute: true })]
+    const batch = await rollout(kept)
+    const metrics = await kept.accumulate(batch, objective)
+    assert.equal(await again.accumulate(batch, objective), metrics)
+    assert.equal(await gradients(again), await gradients(kept))
+    await kept.dispose()
+    await again.dispose()
+  })
+}
+
 test('gradients add up over calls, and zeroGrad drops them', async () => {
   const policy = await open()
   const batch = await rollout(policy)

@@ -56,6 +56,26 @@ function screen(text: string, columns = 80) {
 
 const sleep = (milliseconds: number) => new Promise(resolve => setTimeout(resolve, milliseconds))
 
+test('labels, fields and lines cannot steer the terminal', () => {
+  const evil = '\u001b[2J\u009b31m\n\r\b\u202e'
+  for (const isTTY of [true, false]) {
+    const stream = fakeStream(isTTY, 400)
+    const progress = createProgress({ label: `train ${evil}`, total: 2, stream, env: {} })
+    progress.update(1, { note: evil })
+    progress.log(`a line ${evil}`)
+    progress.stop()
+    const many = createMultiProgress({ stream, env: {} })
+    many.receive(evil, { type: 'progress', label: evil, done: 1, total: 2, fields: { note: evil } })
+    many.receive(evil, { type: 'log', line: evil })
+    many.stop()
+    // The bar's own sequences move the cursor and clear; screen() throws at others.
+    const shown = isTTY ? screen(stream.text(), 400).join('\n') : stream.text()
+    assert.not.match(shown.replaceAll(/[^\P{C}\n]/gu, '\0'), '\0')
+    assert.match(shown, 'train \\u001b[2J\\u009b31m \\u000d\\u0008\\u202e')
+    assert.match(shown, 'a line \\u001b[2J')
+  }
+})
+
 test('plain lines come at tenths of the way, not at every update', () => {
   const stream = fakeStream(false)
   let now = 0

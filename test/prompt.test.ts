@@ -4,7 +4,14 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/errors.js'
 import type { ModelInfo } from '../lib/policy.js'
-import { checkTokenizerFits, encodePrompt, loadTokenizer, readStopTokenIds } from '../lib/prompt.js'
+import {
+  checkTokenizerFits,
+  createTemplate,
+  encodePrompt,
+  loadTokenizer,
+  readStopTokenIds,
+  stopTokenIdsFor,
+} from '../lib/prompt.js'
 import { eosId, vocabSize } from '../scripts/countdown-tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
@@ -12,7 +19,8 @@ const model = makeFakeModel()
 const tokenizer = loadTokenizer(model)
 const { info } = await loadFakePolicy(model)
 const problem = { id: 'p1', prompt: '3 5 7=22:', answer: 'x' }
-const context = { tokenizer, template: '{prompt}', info, maxNewTokens: 16 }
+const plain = createTemplate('{prompt}', model)
+const context = { tokenizer, template: plain, info, maxNewTokens: 16 }
 
 test('text to ids and back, special tokens and spaces included', () => {
   const text = '10 2=5:(10/2) - 0<eos><pad>'
@@ -31,7 +39,10 @@ test('a character that the tokenizer does not know is an error, not a gap', () =
 })
 
 test('the template surrounds the prompt', () => {
-  const { promptIds } = encodePrompt(problem, { ...context, template: '({prompt}' })
+  const { promptIds } = encodePrompt(problem, {
+    ...context,
+    template: createTemplate('({prompt}', model),
+  })
   assert.is(tokenizer.decode(promptIds), '(3 5 7=22:')
   // A prompt with a replacement pattern of String.replace is taken as it is.
   const money = {
@@ -39,6 +50,63 @@ test('the template surrounds the prompt', () => {
     tokenizer: { ...tokenizer, encode: (text: string) => [...text].map(c => c.charCodeAt(0)) },
   }
   assert.is(String.fromCharCode(...encodePrompt({ ...problem, prompt: '$&$1' }, money).promptIds), '$&$1')
+})
+
+test('the styles by name, letter for letter', () => {
+  const boxed = createTemplate('qwen-boxed', model)
+  assert.is(
+    boxed.render('What is $1?'),
+    '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nWhat is $1?\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n',
+  )
+  assert.equal(boxed.stop, ['<|im_end|>'])
+  assert.is(createTemplate('abel', model).render('1?'), "Question:\n1?\nAnswer:\nLet's think step by step.\n")
+  // A name of Object.prototype is a text like any other.
+  assert.is(createTemplate('toString', model).render('x'), 'toString')
+})
+
+test("chat is the model's own template, from either file", () => {
+  const dir = makeFakeModel()
+  const write = (name: string, value: unknown) =>
+    writeFileSync(path.join(dir, name), typeof value === 'string' ? value : JSON.stringify(value))
+  const template =
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+  const expected = '<s><user>2 {{ + }} 2<eos><assistant>'
+  const rest = { bos_token: '<s>', eos_token: { content: '<eos>' } }
+  write('tokenizer_config.json', { ...rest, chat_template: template })
+  const chat = createTemplate('chat', dir)
+  assert.is(chat.render('2 {{ + }} 2'), expected)
+  assert.equal(chat.stop, ['<eos>'])
+  const named = [
+    { name: 'tool_use', template: '' },
+    { name: 'default', template },
+  ]
+  write('tokenizer_config.json', { ...rest, chat_template: named })
+  assert.is(createTemplate('chat', dir).render('2 {{ + }} 2'), expected)
+  write('tokenizer_config.json', rest)
+  write('chat_template.jinja', template)
+  assert.is(createTemplate('chat', dir).render('2 {{ + }} 2'), expected)
+
+  const fault = (source: string, message: RegExp) => {
+    write('chat_template.jinja', source)
+    assert.throws(
+      () => createTemplate('chat', dir),
+      (error: RapoError) => error.code === 'ERR_RAPO_FORMAT' && message.test(error.message),
+    )
+  }
+  fault('{% for %}', /has a chat template that does not work/)
+  fault("{{ raise_exception('no') }}", /has a chat template that does not work: no/)
+  fault('hello', /leaves out the user's message/)
+  rmSync(path.join(dir, 'chat_template.jinja'))
+  assert.throws(() => createTemplate('chat', dir), /has no chat template \(chat_template.jinja/)
+})
+
+test('a template brings the tokens that end its turns', () => {
+  assert.equal(stopTokenIdsFor(model, tokenizer, plain), [eosId])
+  assert.equal(stopTokenIdsFor(model, tokenizer, { ...plain, stop: ['<eos>', '<unk>'] }), [eosId, 2])
+  assert.throws(
+    () => stopTokenIdsFor(model, tokenizer, createTemplate('qwen-boxed', model)),
+    /has no token <\|im_end\|>, which ends a completion/,
+  )
 })
 
 test('a prompt longer than the context names the problem', () => {

@@ -6,7 +6,14 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { writeReport } from '../lib/report.js'
 import { type Browser, findChromium, launchChromium } from './chromium.js'
-import { temporaryDir, writeThreeRuns } from './report-fixture.js'
+import {
+  evaluationOf,
+  metricsOf,
+  sampleOf,
+  temporaryDir,
+  writeRun,
+  writeThreeRuns,
+} from './report-fixture.js'
 
 const executable = findChromium()
 if (!executable) console.log('skipped: no Chromium found (install chromium, or set RAPO_CHROMIUM)')
@@ -80,6 +87,30 @@ for (const [width, height] of [
     )
   }
 }
+
+check('what a model wrote is text: no markup, no script, no escape sequence', async () => {
+  const markup = `</pre><script>document.title = 'owned'</script><img src=x onerror="document.title = 'owned'"><b>bold</b>`
+  const completion = `${markup}\u001b[31mred\u009b0m\u202egnp.exe`
+  const sample = sampleOf({ completion, prompt: completion, problemId: completion, reason: completion })
+  const run = writeRun(path.join(dir, 'hostile'), {
+    config: `name: ${JSON.stringify(markup)}\nmodel: { dir: ${JSON.stringify(markup)} }\n`,
+    metrics: metricsOf(3),
+    samples: [{ ...sample, step: 1 }],
+    evaluation: evaluationOf({ all: [0.1, 0.2, 0.3], [markup]: [0.1, 0.2, 0.3] }, { name: markup }),
+    evalSamples: [sample],
+  })
+  const file = path.join(dir, 'hostile.html')
+  await writeReport({ runs: [run], output: file })
+  const page = await browser.open(pathToFileURL(file).href, { width: 1440, height: 900 })
+  assert.equal(page.problems, [])
+  assert.is(await page.evaluate(`document.querySelectorAll('script, img, iframe, .sample b b').length`), 0)
+  assert.match(await page.evaluate<string>('document.title'), 'rapo report')
+  await page.evaluate(`document.querySelectorAll('details').forEach(details => { details.open = true })`)
+  const text = await page.evaluate<string>('document.body.innerText')
+  assert.match(text, markup)
+  assert.match(text, 'U+001B[31mredU+009B0mU+202Egnp.exe')
+  assert.not.match(text.replaceAll(/[^\P{C}\n\t]/gu, '\0'), '\0')
+})
 
 check('every text has a contrast of at least 4.5 to the page, in light and dark', async () => {
   for (const isDark of [false, true]) {

@@ -1,5 +1,7 @@
 /** HTML by a template tag that escapes whatever is put in, so that nothing a model wrote becomes markup. */
 
+import { HIDDEN } from '../text.js'
+
 /** Text that is markup already. Only html`` and raw() make it. */
 export class Html {
   constructor(readonly text: string) {}
@@ -9,12 +11,6 @@ export class Html {
 }
 
 export type Content = Html | string | number | false | undefined | readonly Content[]
-
-/**
- * Characters that a browser hides, or that reorder what surrounds them: controls but newline and tab, soft hyphen,
- * zero-width and bidirectional ones, line and paragraph separators, tags, the byte-order mark, lone surrogates.
- */
-const HIDDEN = /[^\P{C}\n\t]|\u034f|[\u2028\u2029\u115f\u1160\u3164\uffa0]/gu
 
 /** Values are escaped and rid of hidden characters, Html goes in as it is, arrays are joined, false and undefined are nothing. */
 export function html(strings: TemplateStringsArray, ...values: Content[]): Html {

@@ -176,7 +176,7 @@ function readConfig(file: string) {
   const text = readFileSync(file, 'utf8')
   let value: unknown
   try {
-    value = parseYaml(text)
+    value = parseYaml(text, { logLevel: 'error' })
   } catch (cause) {
     throw new RapoError('ERR_RAPO_FORMAT', `${file}: ${(cause as Error).message}`, { cause })
   }

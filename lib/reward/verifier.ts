@@ -1,9 +1,7 @@
 /** What a verifier is, and how one is found by its name. */
-import { existsSync } from 'node:fs'
-import path from 'node:path'
-import { pathToFileURL } from 'node:url'
 import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../errors.js'
+import { importModule } from '../module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 
@@ -21,6 +19,7 @@ export interface Verdict {
 export interface Verifier {
   /** Says what is wrong with a problem's answer, or undefined. Called once a problem, before anything is sampled. */
   checkAnswer(answer: unknown): string | undefined
+  /** Promises may be many: a step's completions are all asked for before the first is awaited. */
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
 }
 
@@ -38,20 +37,7 @@ export async function loadVerifier(name: string): Promise<Verifier> {
       `task.verifier "${name}" is not known: did you mean "${nearest}"? Known: ${verifierNames.join(', ')}, or the path of a module`,
     )
   }
-  const file = path.resolve(name)
-  if (!existsSync(file)) throw new RapoError('ERR_RAPO_CONFIG', `task.verifier: there is no file ${name}`)
-  let module: { default?: unknown }
-  try {
-    module = await import(pathToFileURL(file).href)
-  } catch (cause) {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.verifier ${name} did not load: ${(cause as Error).message}`,
-      {
-        cause,
-      },
-    )
-  }
+  const module = await importModule('task.verifier', name)
   const verifier = module.default as Partial<Verifier> | undefined
   if (typeof verifier?.verify !== 'function' || typeof verifier.checkAnswer !== 'function') {
     throw new RapoError(

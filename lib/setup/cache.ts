@@ -96,23 +96,37 @@ export function findEngine(
   cache = cacheDir(),
   env: NodeJS.ProcessEnv = process.env,
 ): BuiltEngine | undefined {
-  const wanted = env.RAPO_LIBTORCH ? realpathOr(env.RAPO_LIBTORCH) : undefined
   const sources = hashSources()
-  return listEngines(cache).find(
-    ({ marker }) =>
-      marker.version === packageVersion &&
-      marker.sources === sources &&
-      marker.platform === process.platform &&
-      marker.arch === process.arch &&
-      isSameLibtorch(marker) &&
-      (wanted === undefined || marker.libtorch.dir === wanted),
-  )
+  return listEngines(cache).find(engine => !engineMismatch(engine, env, sources))
 }
 
-/** The libtorch that an engine was built against is still there, and was not replaced by another version. */
-function isSameLibtorch({ libtorch }: EngineMarker): boolean {
-  const found = inspectLibtorch(libtorch.dir)
-  return typeof found !== 'string' && found.version === libtorch.version
+/** Why findEngine passes over a build, as a phrase; undefined where it does not. */
+export function engineMismatch(
+  { marker }: BuiltEngine,
+  env: NodeJS.ProcessEnv = process.env,
+  sources = hashSources(),
+): string | undefined {
+  const wanted = env.RAPO_LIBTORCH ? realpathOr(env.RAPO_LIBTORCH) : undefined
+  const { dir, version } = marker.libtorch
+  if (marker.version !== packageVersion) return `built for rapo ${marker.version}, this is ${packageVersion}`
+  if (marker.sources !== sources) return 'built from other sources of this version'
+  if (marker.platform !== process.platform || marker.arch !== process.arch) {
+    return `built for ${marker.platform}-${marker.arch}, this is ${process.platform}-${process.arch}`
+  }
+  if (wanted !== undefined && dir !== wanted) return `built against ${dir}, RAPO_LIBTORCH names ${wanted}`
+  const found = inspectLibtorch(dir)
+  if (typeof found === 'string') return `its libtorch is gone: ${found}`
+  if (found.version !== version) return `built against libtorch ${version}, in ${dir} is ${found.version} now`
+  return undefined
+}
+
+/** Directories in the cache that should hold an engine and do not: a build that was cut off, or a file that was damaged. */
+export function listBrokenEngines(cache = cacheDir()): string[] {
+  const root = join(cache, 'engine')
+  if (!existsSync(root)) return []
+  return readdirSync(root)
+    .map(name => join(root, name))
+    .filter(dir => !readMarker(dir))
 }
 
 function realpathOr(path: string): string {

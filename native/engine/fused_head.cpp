@@ -8,8 +8,6 @@
 namespace rapo {
 namespace {
 
-constexpr std::int64_t kChunkBytes = 64 << 20;
-
 DType dtype_of(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
 }
@@ -29,10 +27,6 @@ Batch rows_from(const Batch& batch, std::int64_t at, std::int64_t rows) {
 }
 
 }  // namespace
-
-std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_size) {
-  return std::max<std::int64_t>(1, kChunkBytes / (vocab_size * element_size));
-}
 
 Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const ops::Linear& ref_weight,
                         const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,

@@ -12,9 +12,6 @@
 
 namespace rapo {
 
-/// Rows of a chunk whose logits take about 64 MB.
-std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_size);
-
 /// The rows' arrays as in Batch (logits and their strides are filled in here).
 struct HeadRows {
   const at::Tensor& hidden;      // (N, C) of the policy

@@ -3,29 +3,27 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cache.h"
+#include "memory.h"
 #include "sampler.h"
 
 namespace rapo {
 namespace {
 
-constexpr std::int64_t kPrefillTokens = 8192;  // at once
-// With max_batch = 0: a decoding step reads the weights and the cache, so that a cache of some times the
-// weights' size pays for reading those; beyond that more slots only push a small model's cache out of the
-// processor's.
-constexpr std::int64_t kCacheToWeights = 4, kMinSlots = 64, kMaxSlots = 512;
-constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;  // at most
+constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;  // the cache grows by
 
 /// A prompt whose completions are being started: its keys and values, and the logits of its first new token.
 struct Prefilled {
   std::int64_t prompt = -1, waiting = 0;  // completions not started
   std::int64_t length = 0;
-  std::vector<at::Tensor> blocks;  // per layer, as in the cache
-  at::Tensor logits;               // (1, V)
+  std::vector<void*> pages;
+  at::Tensor logits;  // (1, V)
 };
 
 struct Running {
-  std::int64_t completion = 0, slot = 0, length = 0;  // length: tokens in the cache
-  std::int32_t token = 0;                             // sampled, not yet in the cache
+  std::int64_t completion = 0, length = 0;  // length: tokens in the cache
+  std::int32_t token = 0;                   // sampled, not yet in the cache
+  std::vector<void*> pages;
 };
 
 class Decoder {
@@ -37,25 +35,23 @@ class Decoder {
         ready_(ready),
         prompts_(prompts),
         sampling_(sampling),
-        control_(control) {
-    const std::int64_t count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
-    total_ = count * sampling.n;
+        control_(control),
+        total_((static_cast<std::int64_t>(prompts.offsets.size()) - 1) * sampling.n),
+        page_size_(model.cache_block_size() * model.config().layers),
+        pages_(page_size_,
+               std::max<std::int64_t>(
+                   1, kChunkBytes / (page_size_ * static_cast<std::int64_t>(weights.embed.element_size()))),
+               weights.embed.options()) {
     std::int64_t longest = 0;
-    for (std::int64_t p = 0; p < count; ++p) longest = std::max(longest, prompt_length(p));
-    const std::int64_t blocks =
-        (longest + sampling.max_new_tokens + loops::kCacheBlock - 1) / loops::kCacheBlock;
-    const std::int64_t block = 2 * model.config().kv_size() * loops::kCacheBlock;
-    const auto width = static_cast<std::int64_t>(weights.embed.element_size());
-    const std::int64_t bytes = blocks * block * model.config().layers * width;  // of a slot
-    std::int64_t slots =
-        std::clamp(kCacheToWeights * model.layout().parameters() * width / bytes, kMinSlots, kMaxSlots);
-    slots = std::min(slots, std::max<std::int64_t>(kCacheBytes / bytes, 1));
-    if (sampling.max_batch > 0) slots = sampling.max_batch;
-    slots = std::min(slots, total_);
-    for (std::int64_t i = 0; i < model.config().layers; ++i) {
-      state_.caches.push_back(at::empty({slots, blocks, block}, weights.embed.options()));
+    for (std::int64_t c = 0; c < total_; c += sampling.n) {
+      longest = std::max(longest, prompt_length(c / sampling.n));
     }
-    for (std::int64_t s = slots; s-- > 0;) free_.push_back(s);
+    const auto width = static_cast<std::int64_t>(weights.embed.element_size());
+    limit_ = sampling.max_batch > 0 ? sampling.max_batch
+                                    : running_limit(model.config(), model.layout().parameters(), width,
+                                                    longest + sampling.max_new_tokens);
+    limit_ = std::min(limit_, total_);
+    page_limit_ = sampling.max_batch > 0 ? INT64_MAX : kCacheBytes / (page_size_ * width);
     tokens_.resize(static_cast<std::size_t>(total_));
     logprobs_.resize(static_cast<std::size_t>(total_));
     reasons_.resize(static_cast<std::size_t>(total_), FinishReason::kLength);
@@ -63,25 +59,53 @@ class Decoder {
   }
 
   Completions run() {
-    // Starting is batched: a prefill costs a pass over the weights, so a few free slots wait for company.
-    const std::size_t worth = std::max<std::size_t>(1, free_.size() / 8);
+    // Starting is batched: a prefill costs a pass over the weights, so a few free places wait for company.
+    const std::int64_t worth = std::max<std::int64_t>(1, limit_ / 8);
     while (next_ < total_ || !running_.empty()) {
       control_.check();
-      if (next_ < total_ && (running_.empty() || free_.size() >= worth)) start();
+      const std::int64_t count = next_ < total_ ? startable() : 0;
+      if (count >= worth || count == total_ - next_ || running_.empty()) {
+        if (count > 0) start(count);
+      }
       if (!running_.empty()) step();
     }
     return collect();
   }
 
  private:
+  static std::int64_t pages_for(std::int64_t positions) {
+    return (positions + loops::kCacheBlock - 1) / loops::kCacheBlock;
+  }
+
+  /// How many of the next completions may join. Each is expected to become twice as long as the finished ones
+  /// were on average (those that end first are short), so that the cache holds what the sequences use, not
+  /// what they might.
+  std::int64_t startable() const {
+    const std::int64_t free = std::min(limit_ - static_cast<std::int64_t>(running_.size()), total_ - next_);
+    if (page_limit_ == INT64_MAX || free <= 0) return free;
+    const std::int64_t expected =
+        finished_ == 0 ? sampling_.max_new_tokens
+                       : std::min(sampling_.max_new_tokens, 2 * finished_tokens_ / finished_ + 1);
+    std::int64_t pages = 0;
+    for (const Running& r : running_) {
+      const auto made = static_cast<std::int64_t>(tokens_[static_cast<std::size_t>(r.completion)].size());
+      pages += pages_for(r.length + std::max<std::int64_t>(1, expected - made));
+    }
+    for (std::int64_t i = 0; i < free; ++i) {
+      pages += pages_for(prompt_length((next_ + i) / sampling_.n) + expected);
+      if (pages > page_limit_) return std::max<std::int64_t>(i, running_.empty() ? 1 : 0);
+    }
+    return free;
+  }
+
   std::int64_t prompt_length(std::int64_t p) const {
     return prompts_.offsets[static_cast<std::size_t>(p) + 1] - prompts_.offsets[static_cast<std::size_t>(p)];
   }
 
-  /// Gives free slots to the next completions; their prompts are computed where that has not happened yet.
-  void start() {
-    const std::int64_t count =
-        std::min<std::int64_t>(total_ - next_, static_cast<std::int64_t>(free_.size()));
+  /// Starts the next `count` completions; their prompts are computed where that has not happened yet.
+  void start(std::int64_t count) {
+    const std::int64_t at_once =
+        prefill_tokens(model_.config(), static_cast<std::int64_t>(weights_.embed.element_size()));
     std::vector<std::int64_t> missing;
     for (std::int64_t c = next_; c < next_ + count; ++c) {
       const std::int64_t p = c / sampling_.n;
@@ -91,7 +115,7 @@ class Decoder {
       std::size_t stop = i;
       for (std::int64_t tokens = 0; stop < missing.size(); ++stop) {
         tokens += prompt_length(missing[stop]);
-        if (stop > i && tokens > kPrefillTokens) break;
+        if (stop > i && tokens > at_once) break;
       }
       prefill(missing[i], missing[stop - 1] + 1);
       i = stop;
@@ -101,24 +125,33 @@ class Decoder {
     for (std::int64_t i = 0; i < count; ++i) {
       Running r;
       r.completion = next_++;
-      r.slot = free_.back();
-      free_.pop_back();
       auto ready = std::find_if(prefilled_.begin(), prefilled_.end(),
                                 [&](const Prefilled& p) { return p.prompt == r.completion / sampling_.n; });
       r.length = ready->length;
-      for (std::size_t layer = 0; layer < state_.caches.size(); ++layer) {
-        const at::Tensor& from = ready->blocks[layer];
-        at::Tensor& cache = state_.caches[layer];
-        std::memcpy(static_cast<char*>(cache.data_ptr()) +
-                        static_cast<std::size_t>(r.slot * cache.stride(0)) * cache.element_size(),
-                    from.data_ptr(), from.nbytes());
-      }
       rows.push_back(ready->logits);
-      fresh.push_back(r);
-      if (--ready->waiting == 0) prefilled_.erase(ready);
+      if (--ready->waiting == 0) {
+        r.pages = std::move(ready->pages);
+        prefilled_.erase(ready);
+      } else {
+        r.pages = branch(*ready);
+      }
+      fresh.push_back(std::move(r));
     }
     sample(fresh, at::cat(rows));
-    for (const Running& r : fresh) settle(r);
+    for (Running& r : fresh) settle(std::move(r));
+  }
+
+  /// A prompt's pages for one completion: whole ones are shared, the last one, which the completion goes on
+  /// to fill, is copied.
+  std::vector<void*> branch(const Prefilled& prompt) {
+    std::vector<void*> pages = prompt.pages;
+    const bool is_whole = prompt.length % loops::kCacheBlock == 0;
+    for (std::size_t i = 0; i + (is_whole ? 0 : 1) < pages.size(); ++i) pages_.share(pages[i]);
+    if (!is_whole) {
+      pages.back() = pages_.take();
+      std::memcpy(pages.back(), prompt.pages.back(), pages_.bytes());
+    }
+    return pages;
   }
 
   /// Prompts [first, end): keys, values and the logits behind the last token of each.
@@ -136,9 +169,17 @@ class Decoder {
       ready.prompt = p;
       ready.waiting = sampling_.n;
       ready.length = prompt.lengths[0];
-      for (const at::Tensor& layer : kv) {
-        ready.blocks.push_back(
-            ops::cache_blocks(model_.head_shape(), layer.narrow(0, prompt.begin, ready.length)));
+      const std::int64_t count = pages_for(ready.length);
+      for (std::int64_t i = 0; i < count; ++i) ready.pages.push_back(pages_.take());
+      const std::size_t bytes = pages_.bytes() / kv.size();
+      for (std::size_t layer = 0; layer < kv.size(); ++layer) {
+        const auto blocks =
+            ops::cache_blocks(model_.head_shape(), kv[layer].narrow(0, prompt.begin, ready.length));
+        for (std::int64_t i = 0; i < count; ++i) {
+          std::memcpy(static_cast<std::byte*>(ready.pages[static_cast<std::size_t>(i)]) + layer * bytes,
+                      static_cast<const std::byte*>(blocks.data_ptr()) + static_cast<std::size_t>(i) * bytes,
+                      bytes);
+        }
       }
       ready.logits = logits.narrow(0, p - first, 1);
       prefilled_.push_back(std::move(ready));
@@ -148,19 +189,19 @@ class Decoder {
   /// One token for every running sequence.
   void step() {
     std::vector<std::int32_t> ids;
-    state_.slots.clear();
-    state_.positions.clear();
-    for (const Running& r : running_) {
+    DecodeRows rows;
+    for (Running& r : running_) {
+      if (r.length % loops::kCacheBlock == 0) r.pages.push_back(pages_.take());
       ids.push_back(r.token);
-      state_.slots.push_back(r.slot);
-      state_.positions.push_back(r.length);
+      rows.blocks.push_back(&r.pages);
+      rows.positions.push_back(r.length);
     }
-    const auto logits = ops::linear(model_.decode(weights_, ready_, ids, state_), ready_.head);
+    const auto logits = ops::linear(model_.decode(weights_, ready_, ids, rows), ready_.head);
     std::vector<Running> now;
     now.swap(running_);
     for (Running& r : now) ++r.length;
     sample(now, logits);
-    for (const Running& r : now) settle(r);
+    for (Running& r : now) settle(std::move(r));
   }
 
   /// The next token of each row.
@@ -191,18 +232,20 @@ class Decoder {
     control_.done += static_cast<std::int64_t>(rows.size());
   }
 
-  /// Ends the sequence and frees its slot, or lets it run on.
-  void settle(const Running& r) {
+  /// Ends the sequence and frees its pages, or lets it run on.
+  void settle(Running&& r) {
     const auto c = static_cast<std::size_t>(r.completion);
     const auto& stops = sampling_.stop_token_ids;
     const bool stopped = std::find(stops.begin(), stops.end(), r.token) != stops.end();
     const auto length = static_cast<std::int64_t>(tokens_[c].size());
     if (stopped || length == sampling_.max_new_tokens) {
       if (stopped) reasons_[c] = FinishReason::kStop;
-      free_.push_back(r.slot);
+      for (void* page : r.pages) pages_.drop(page);
+      ++finished_;
+      finished_tokens_ += length;
       control_.done += sampling_.max_new_tokens - length;  // what will not be generated counts as done
     } else {
-      running_.push_back(r);
+      running_.push_back(std::move(r));
     }
   }
 
@@ -225,10 +268,12 @@ class Decoder {
   const SamplingParams& sampling_;
   Control& control_;
 
-  std::int64_t total_ = 0, next_ = 0;  // completions: all, and the first not started
+  std::int64_t total_, next_ = 0;            // completions: all, and the first not started
+  std::int64_t limit_ = 0, page_limit_ = 0;  // sequences and pages in use at once
+  std::int64_t finished_ = 0, finished_tokens_ = 0;
   std::int64_t last_prefilled_ = -1;
-  DecodeState state_;
-  std::vector<std::int64_t> free_;
+  std::int64_t page_size_;  // elements
+  CachePages pages_;
   std::vector<Running> running_;
   std::vector<Prefilled> prefilled_;
   std::vector<std::vector<std::int32_t>> tokens_;

@@ -1,4 +1,4 @@
-// The decoding loop: prefill once a prompt, a key/value cache of slots, finished sequences replaced at once.
+// The decoding loop: prefill once a prompt, a paged key/value cache, finished sequences replaced at once.
 #pragma once
 
 #include "policy.h"

@@ -200,9 +200,10 @@ at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv) {
   return out;
 }
 
-at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
+at::Tensor decode_attention(const loops::HeadShape& shape,
+                            const std::vector<const std::vector<void*>*>& blocks,
                             const std::vector<std::int64_t>& positions, const Rope& rope,
-                            const at::Tensor& qkv, at::Tensor& cache) {
+                            const at::Tensor& qkv, std::int64_t layer_offset) {
   const std::int64_t q_size = shape.heads * shape.head_dim, rows = qkv.size(0);
   auto out = empty_like_rows(qkv, q_size);
   std::int64_t last = 0;
@@ -216,7 +217,7 @@ at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std
       for (std::int64_t i = begin; i < end; ++i) {
         const auto n = static_cast<std::size_t>(i);
         f(shape, positions[n], data<T>(qkv) + i * qkv.size(1), data<float>(rope.cos), data<float>(rope.sin),
-          data<T>(cache) + slots[n] * cache.stride(0), data<T>(out) + i * q_size, scratch(floats));
+          blocks[n]->data(), layer_offset, data<T>(out) + i * q_size, scratch(floats));
       }
     });
   });
@@ -300,6 +301,57 @@ void run(const loops::Gemm& g) {
       g.m, grain, [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); }, 6);
 }
 
+/// Calls write(c, c_row, i0, rows, j0, columns), on threads, for tiles that cover a (m, k) b (k, n).
+template <class F>
+void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const loops::Factor& b,
+                   std::int64_t n, const F& write) {
+  constexpr std::int64_t kTileRows = 96, kTilePanels = 16, kLanes = 16;  // a tile of sums: 98 kB
+  const std::int64_t panels = (n + kLanes - 1) / kLanes;
+  const auto packed = at::empty({panels * kLanes * k}, at::kFloat);
+  for_ranges(panels, std::max<std::int64_t>(1, 4096 / k), [&](std::int64_t begin, std::int64_t end) {
+    loops::table().pack_panels(b, k, n, data<float>(packed), begin, end);
+  });
+  const std::int64_t down = (m + kTileRows - 1) / kTileRows,
+                     across = (panels + kTilePanels - 1) / kTilePanels;
+  parallel_for(down * across, [&](std::int64_t t) {
+    const std::int64_t i0 = t % down * kTileRows, i1 = std::min(m, i0 + kTileRows);
+    const std::int64_t p0 = t / down * kTilePanels, p1 = std::min(panels, p0 + kTilePanels);
+    float* c = scratch(kTileRows * kTilePanels * kLanes);
+    loops::table().product(a, k, data<float>(packed), i0, i1, p0, p1, c);
+    write(c, (p1 - p0) * kLanes, i0, i1 - i0, p0 * kLanes, std::min(n, p1 * kLanes) - p0 * kLanes);
+  });
+}
+
+loops::Factor rows_of(const at::Tensor& x) {
+  return {x.data_ptr(), x.scalar_type() != at::kFloat, x.stride(0), 1};
+}
+loops::Factor columns_of(const at::Tensor& x) {
+  return {x.data_ptr(), x.scalar_type() != at::kFloat, 1, x.stride(0)};
+}
+
+/// y (n, m) = start + the transpose of a b: the weights, a, are read where they lie, row by row.
+at::Tensor transposed_product(const loops::Factor& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
+                              const at::Tensor& start) {
+  const std::int64_t n = x.size(0);
+  auto y = at::empty({n, m}, x.options());
+  const std::int64_t start_row = start.defined() && start.dim() > 1 ? start.stride(0) : 0;
+  by_dtype(y, [&](auto tag) {
+    using T = decltype(tag);
+    const auto store = loops::table().ops<T>().store_transposed;
+    product_tiles(a, m, k, columns_of(x), n,
+                  [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
+                      std::int64_t columns) {
+                    const T* from = start.defined() ? data<T>(start) + j0 * start_row + i0 : nullptr;
+                    store(c, c_row, rows, columns, from, start_row, data<T>(y) + j0 * m + i0, m);
+                  });
+  });
+  return y;
+}
+
+bool has_product(const at::Tensor& x, const at::Tensor& w) {
+  return loops::table().has_product && x.stride(1) == 1 && w.stride(1) == 1;
+}
+
 }  // namespace
 
 Linear prepare(const at::Tensor& weight) {
@@ -313,6 +365,9 @@ Linear prepare(const at::Tensor& weight) {
 }
 
 at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
+  if (!w.packed.defined() && has_product(x, w.weight)) {
+    return transposed_product(rows_of(w.weight), w.weight.size(0), w.weight.size(1), x, start);
+  }
   if (!w.packed.defined())
     return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
   const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
@@ -323,6 +378,9 @@ at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start)
 }
 
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
+  if (!is_small(w) && has_product(dy, w)) {
+    return transposed_product(columns_of(w), w.size(1), w.size(0), dy, {});
+  }
   if (!is_small(w)) return at::mm(dy, w);
   const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
   auto dx = at::empty({m, n}, dy.options());
@@ -331,7 +389,14 @@ at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
 }
 
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
-  if (x.scalar_type() != at::kFloat) {
+  if ((x.scalar_type() != at::kFloat || !is_small(grad)) && has_product(x, dy)) {
+    const std::int64_t m = grad.size(0), n = grad.size(1);
+    product_tiles(columns_of(dy), m, dy.size(0), rows_of(x), n,
+                  [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
+                      std::int64_t columns) {
+                    loops::table().add_tile(c, c_row, rows, columns, data<float>(grad) + i0 * n + j0, n);
+                  });
+  } else if (x.scalar_type() != at::kFloat) {
     grad.add_(at::mm(dy.t(), x));
   } else if (is_small(grad)) {
     const std::int64_t m = grad.size(0), n = grad.size(1);

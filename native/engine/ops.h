@@ -57,11 +57,12 @@ at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& i
 /// The rotated keys and values of one sequence, (length, 2 K D), in the blocks of
 /// loops::Ops::decode_attention.
 at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv);
-/// Row i of qkv is the next token, at positions[i], of the sequence in cache slot slots[i]; cache (slots,
-/// blocks, 2 K D kCacheBlock).
-at::Tensor decode_attention(const loops::HeadShape& shape, const std::vector<std::int64_t>& slots,
+/// Row i of qkv is the next token, at positions[i], of the sequence whose cache blocks are blocks[i] (see
+/// loops::Ops::decode_attention).
+at::Tensor decode_attention(const loops::HeadShape& shape,
+                            const std::vector<const std::vector<void*>*>& blocks,
                             const std::vector<std::int64_t>& positions, const Rope& rope,
-                            const at::Tensor& qkv, at::Tensor& cache);
+                            const at::Tensor& qkv, std::int64_t layer_offset);
 
 /// Rows of a (V, C) table.
 at::Tensor gather_rows(const at::Tensor& table, const std::int32_t* ids, std::int64_t count);

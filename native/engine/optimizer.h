@@ -18,6 +18,8 @@ class Optimizer {
   /// grad (flat, float32) is left as it is. A norm that is not finite changes nothing.
   StepResult step(const at::Tensor& grad, double learning_rate);
 
+  const at::Tensor& master() const { return master_; }
+
   void save(const std::string& file) const;
   /// All or nothing: a file that does not fit changes nothing.
   void load(const std::string& file);

@@ -14,6 +14,7 @@
 #include "aten.h"
 #include "fused_head.h"
 #include "generate.h"
+#include "memory.h"
 #include "optimizer.h"
 #include "qwen2.h"
 #include "sampler.h"
@@ -105,6 +106,7 @@ void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor
       std::memcpy(source.data_ptr(), from.data, from.bytes);
     }
     flat.narrow(0, entry.offset, entry.size).copy_(source);
+    checkpoint.release(from);
   }
 }
 
@@ -248,7 +250,10 @@ struct Policy::Impl {
                                                      static_cast<std::int64_t>(policy->flat.element_size()));
   }
 
-  std::int64_t chunk_tokens() const;
+  std::int64_t chunk_tokens() const {
+    return train_chunk_tokens(config(), policy->net.layout().parameters(),
+                              static_cast<std::int64_t>(policy->flat.element_size()), options.recompute);
+  }
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
                            const std::vector<double>& sequence_ratios, const Control& control);
@@ -437,15 +442,6 @@ std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, doubl
   return sequence_log_ratios(rows, logprobs);
 }
 
-/// Tokens taken through the trunk at once. What a small model keeps for its backward pass should stay in the
-/// caches; for a large one the weights are the traffic, and a chunk must be worth reading them.
-std::int64_t Policy::Impl::chunk_tokens() const {
-  const ModelConfig& c = config();
-  const std::int64_t kept =
-      c.layers * (5 * c.hidden_size + c.qkv_size() + c.q_size() + 3 * c.intermediate_size);
-  return std::max<std::int64_t>(512, 8 * policy->net.layout().parameters() / kept);
-}
-
 Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
   need_trainable("accumulate()");
   need_whole_grad();
@@ -457,7 +453,8 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
     check_sequences(batch.sequences, reference->net.config(), "sequences (for the reference)");
   }
   std::vector<double> ratios;
-  if (objective.surrogate == Surrogate::kGspo) ratios = sequence_ratios(batch, objective.temperature, control);
+  if (objective.surrogate == Surrogate::kGspo)
+    ratios = sequence_ratios(batch, objective.temperature, control);
   Metrics total;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     try {
@@ -474,8 +471,8 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
 }
 
 Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch,
-                                       const Objective& objective,
-                                       const std::vector<double>& sequence_ratios, const Control& control) {
+                                       const Objective& objective, const std::vector<double>& sequence_ratios,
+                                       const Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
@@ -490,6 +487,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
     ref_head = reference->ready->head;
   }
   TrunkActivations kept;
+  kept.inputs_only = options.recompute;
   const auto hidden = hidden_rows(*policy, &kept);
   stop.check();
 
@@ -516,7 +514,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   const Metrics metrics =
       fused_head_loss(head, policy->ready->head, ref_head, objective, head_rows(), dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
-  policy->net.backward(policy->weights, grads, chunk.input, kept,
+  policy->net.backward(policy->weights, *policy->ready, grads, chunk.input, kept,
                        ops::spread_rows(dhidden, chunk.positions, tokens));
   return metrics;
 }
@@ -552,13 +550,53 @@ void Policy::save_gradients(const std::string& file) const {
   });
 }
 
-void Policy::save(const std::string& dir) const {
+void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const {
   translated("saving a model", [&] {
+    if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
+    if (max_shard_bytes < 1)
+      invalid("maxShardBytes must be at least 1, got " + std::to_string(max_shard_bytes));
     const auto& net = impl_->policy->net;
-    write_safetensors(dir + "/model.safetensors", net.layout().stored(impl_->policy->flat),
-                      {{"format", "pt"}});
-    const bool bf16 = impl_->options.dtype == DType::kBFloat16;
+    const bool bf16 = dtype == DType::kBFloat16;
+    at::Tensor flat = impl_->policy->flat;
+    // What is written in full precision comes from the masters where there are some.
+    if (!bf16 && impl_->optimizer) flat = impl_->optimizer->master();
+    const auto type = scalar_type(dtype);
+    const auto stored = net.layout().stored(flat);
+    if (flat.scalar_type() == type) {
+      write_model(dir, stored, max_shard_bytes);
+    } else {  // converted a tensor at a time, as it is written
+      write_model(dir, stored, max_shard_bytes, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
+        std::int64_t count = 1;
+        for (const auto size : tensor.shape) count *= size;
+        auto converted = std::make_shared<at::Tensor>(
+            at::from_blob(const_cast<std::byte*>(tensor.data), {count}, at::TensorOptions(flat.scalar_type()))
+                .to(type));
+        return std::shared_ptr<const void>(converted, converted->data_ptr());
+      });
+    }
     write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
+  });
+}
+
+void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
+                         const std::string& file) {
+  translated("computing logits", [&] {
+    check_sequences(sequences, impl_->config(), "sequences");
+    check_positions(sequences, row_positions);
+    auto& model = *impl_->policy;
+    const auto input = plain_input(sequences, 0, sequences.offsets.size() - 1);
+    const Control control;
+    const auto rows = static_cast<std::int64_t>(row_positions.size());
+    const auto hidden = ops::gather_rows(model.net.forward(model.weights, *model.ready, input, control),
+                                         row_positions.data(), rows);
+    const auto logits = ops::linear(hidden, model.ready->head).to(at::kFloat);
+    StoredTensor tensor;
+    tensor.name = "logits";
+    tensor.dtype = "F32";
+    tensor.shape = {rows, impl_->config().vocab_size};
+    tensor.data = static_cast<const std::byte*>(logits.data_ptr());
+    tensor.bytes = logits.nbytes();
+    write_safetensors(file, {tensor}, {});
   });
 }
 

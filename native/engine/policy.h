@@ -22,7 +22,8 @@ struct PolicyOptions {
   bool trainable = true;          // false: no gradients, masters or moments are held
   std::string reference_dir;      // the frozen reference's directory; empty: no reference
   AdamW adamw;
-  double max_grad_norm = 1;    // > 0
+  double max_grad_norm = 1;  // > 0
+  bool recompute = false;    // keep each layer's input only, and compute the rest again in the backward pass
   std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
 };
 
@@ -62,7 +63,7 @@ struct MicroBatch {
   std::vector<std::int32_t> token_ids;  // (N) the token predicted
   std::vector<float> token_weights;     // (N) the rest as in Batch
   std::vector<float> advantages;
-  std::vector<float> ref_weights;   // empty: 1
+  std::vector<float> ref_weights;     // empty: 1
   std::vector<float> old_logprobs;    // empty: ratio 1
   std::vector<float> policy_weights;  // empty: 1
 };
@@ -83,6 +84,25 @@ struct ModelInfo {
   bool tied_embeddings = false;
   DType dtype = DType::kFloat32;
 };
+
+/// What predict_memory() needs to know of a run.
+struct RunShape {
+  std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of a completion
+  std::int64_t sequences = 0;                          // completions asked for at once
+  std::int64_t max_batch = 0;                          // as in SamplingParams
+};
+
+/// Bytes. Held all the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In
+/// training besides: activations, logits (of a chunk of the head). In generation besides: cache (keys and
+/// values), sampling (logits and what passes through a layer).
+struct MemoryPrediction {
+  std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
+  std::int64_t activations = 0, logits = 0;
+  std::int64_t cache = 0, sampling = 0;
+};
+
+/// From dir/config.json and the reference's; no weights are read. Throws as Policy::load does for a config.
+MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& options, const RunShape& shape);
 
 /// Not thread-safe: the caller (bindings) runs one call at a time, each on the engine's own thread.
 class Policy {
@@ -122,7 +142,14 @@ class Policy {
   void save_gradients(const std::string& file) const;
 
   /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.
-  void save(const std::string& dir) const;
+  /// In one file, or, where that would be larger than max_shard_bytes, in shards with an index; an earlier
+  /// save's other files are removed. dtype: float32 (a bfloat16 policy's masters, where it has them) or
+  /// bfloat16.
+  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const;
+
+  /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
+  void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
+                   const std::string& file);
 
   /// Masters, moments and step count for an exact resume, as one safetensors file.
   void save_state(const std::string& file) const;

@@ -113,42 +113,53 @@ ReadyWeights::ReadyWeights(const ModelTensors& w) : head(ops::prepare(w.head)) {
   }
 }
 
+at::Tensor Qwen2::layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
+                                const TrunkInput& input, const ops::Rope& rotation, LayerActivations& a,
+                                bool keep, at::Tensor* kv, bool whole) {
+  a.normed = ops::rms_norm(a.x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
+  a.qkv = ops::linear(a.normed, linear.qkv, layer.qkv_bias);
+  a.attended = ops::attention(head_shape(), input, rotation, a.qkv, keep ? &a.lse : nullptr, kv);
+  a.middle = ops::linear(a.attended, linear.o, a.x);
+  a.normed2 = ops::rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
+  a.gate_up = ops::linear(a.normed2, linear.gate_up);
+  a.gated = ops::swiglu(a.gate_up);
+  return whole ? ops::linear(a.gated, linear.down, a.middle) : at::Tensor();
+}
+
 at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, const TrunkInput& input,
                           const Control& control, TrunkActivations* keep, KeyValues* key_values) {
   const auto& rotation = rope(input.longest, w.embed.scalar_type());
   auto x =
       ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
+  const bool keep_all = keep && !keep->inputs_only;
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     control.check();
-    const LayerTensors& layer = w.layers[i];
-    const ReadyWeights::Layer& linear = ready.layers[i];
     LayerActivations a;
     a.x = x;
-    a.normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
-    a.qkv = ops::linear(a.normed, linear.qkv, layer.qkv_bias);
     at::Tensor kv;
-    a.attended = ops::attention(head_shape(), input, rotation, a.qkv, keep ? &a.lse : nullptr,
-                                key_values ? &kv : nullptr);
+    x = layer_forward(w.layers[i], ready.layers[i], input, rotation, a, keep_all, key_values ? &kv : nullptr);
     if (key_values) key_values->push_back(std::move(kv));
-    a.middle = ops::linear(a.attended, linear.o, x);
-    a.normed2 = ops::rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
-    a.gate_up = ops::linear(a.normed2, linear.gate_up);
-    a.gated = ops::swiglu(a.gate_up);
-    x = ops::linear(a.gated, linear.down, a.middle);
-    if (keep) keep->layers.push_back(std::move(a));
+    if (!keep) continue;
+    if (keep_all) {
+      keep->layers.push_back(std::move(a));
+    } else {
+      keep->layers.emplace_back();
+      keep->layers.back().x = a.x;
+    }
   }
   if (keep) keep->x = x;
   return ops::rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
 }
 
-void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input,
-                     TrunkActivations& kept, const at::Tensor& dhidden) {
+void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
+                     const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden) {
   auto dx = at::zeros_like(kept.x);
   ops::rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
   for (std::size_t i = w.layers.size(); i-- > 0;) {
     const LayerTensors& layer = w.layers[i];
     LayerTensors& grad = grads.layers[i];
-    const LayerActivations a = std::move(kept.layers[i]);
+    LayerActivations a = std::move(kept.layers[i]);
+    if (kept.inputs_only) layer_forward(layer, ready.layers[i], input, rope_, a, true, nullptr, false);
 
     // dx flows unchanged along the residual; each branch adds its share to it.
     ops::add_weight_grad(grad.down, dx, a.gated);
@@ -169,8 +180,8 @@ void Qwen2::backward(const ModelTensors& w, ModelTensors& grads, const TrunkInpu
 }
 
 at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready,
-                         const std::vector<std::int32_t>& token_ids, DecodeState& state) {
-  const auto last = *std::max_element(state.positions.begin(), state.positions.end());
+                         const std::vector<std::int32_t>& token_ids, const DecodeRows& rows) {
+  const auto last = *std::max_element(rows.positions.begin(), rows.positions.end());
   const auto& rotation = rope(last + 1, w.embed.scalar_type());
   auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
@@ -178,8 +189,8 @@ at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready,
     const ReadyWeights::Layer& linear = ready.layers[i];
     auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
     const auto qkv = ops::linear(normed, linear.qkv, layer.qkv_bias);
-    const auto attended =
-        ops::decode_attention(head_shape(), state.slots, state.positions, rotation, qkv, state.caches[i]);
+    const auto attended = ops::decode_attention(head_shape(), rows.blocks, rows.positions, rotation, qkv,
+                                                static_cast<std::int64_t>(i) * cache_block_size());
     x = ops::linear(attended, linear.o, x);
     normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
     x = ops::linear(ops::swiglu(ops::linear(normed, linear.gate_up)), linear.down, x);

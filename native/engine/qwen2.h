@@ -70,6 +70,7 @@ struct LayerActivations {
 };
 
 struct TrunkActivations {
+  bool inputs_only = false;  // of layers, x alone is kept; backward() computes the rest again
   std::vector<LayerActivations> layers;
   at::Tensor x, rstd;  // before the final norm
 };
@@ -88,10 +89,10 @@ struct ReadyWeights {
   explicit ReadyWeights(const ModelTensors& w);
 };
 
-struct DecodeState {
-  std::vector<at::Tensor>
-      caches;  // per layer (slots, blocks, 2 K D kCacheBlock), see loops::Ops::decode_attention
-  std::vector<std::int64_t> slots, positions;  // per row, of its next token
+/// What a decoding step is told of each row's sequence.
+struct DecodeRows {
+  std::vector<const std::vector<void*>*> blocks;  // its cache, see CachePages
+  std::vector<std::int64_t> positions;            // of its next token
 };
 
 class Qwen2 {
@@ -109,14 +110,21 @@ class Qwen2 {
                      KeyValues* key_values = nullptr);
 
   /// dhidden (R, C) -> gradients added to grads; activations are freed on the way.
-  void backward(const ModelTensors& w, ModelTensors& grads, const TrunkInput& input, TrunkActivations& kept,
-                const at::Tensor& dhidden);
+  void backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
+                const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden);
 
   /// One token for each row -> (B, C) after the final norm.
   at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready,
-                    const std::vector<std::int32_t>& token_ids, DecodeState& state);
+                    const std::vector<std::int32_t>& token_ids, const DecodeRows& rows);
+  /// Elements of one layer's part of a cache block, which holds the layers' one after another.
+  std::int64_t cache_block_size() const { return 2 * config_.kv_size() * loops::kCacheBlock; }
 
  private:
+  /// One layer: x (R, C) -> (R, C). keep: what its backward pass needs. Without `whole` the last product,
+  /// which only the output needs, is left out.
+  at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
+                           const TrunkInput& input, const ops::Rope& rotation, LayerActivations& a, bool keep,
+                           at::Tensor* kv, bool whole = true);
   const ops::Rope& rope(std::int64_t positions, at::ScalarType dtype);
 
   ModelConfig config_;

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <set>
 
@@ -215,13 +217,24 @@ Checkpoint::Checkpoint(const std::string& dir) {
   }
 }
 
+void Checkpoint::release(const StoredTensor& tensor) const {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(tensor.data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.bytes) / page * page;
+  if (begin < end) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 const std::string& Checkpoint::file_of(const std::string& tensor) const {
   const auto found = file_index_.find(tensor);
   return found == file_index_.end() ? path_ : files_[found->second]->path();
 }
 
-void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+namespace {
+
+using Convert = std::function<std::shared_ptr<const void>(const StoredTensor&)>;
+
+void write_file(const std::string& path, const std::vector<StoredTensor>& tensors,
+                const std::map<std::string, std::string>& metadata, const Convert& convert) {
   std::string header = "{";
   if (!metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -250,8 +263,76 @@ void write_safetensors(const std::string& path, const std::vector<StoredTensor>&
   write_atomically(path, [&](int fd) {
     write_all(fd, length, sizeof length, path);
     write_all(fd, header.data(), header.size(), path);
-    for (const StoredTensor& tensor : tensors) write_all(fd, tensor.data, tensor.bytes, path);
+    for (const StoredTensor& tensor : tensors) {
+      const auto converted = convert ? convert(tensor) : nullptr;
+      write_all(fd, converted ? converted.get() : tensor.data, tensor.bytes, path);
+    }
   });
+}
+
+/// Whether transformers or we gave a model's shard this name.
+bool is_shard_name(const std::string& name) {
+  const std::string prefix = "model-", suffix = ".safetensors";
+  return name.size() > prefix.size() + suffix.size() && name.compare(0, prefix.size(), prefix) == 0 &&
+         name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+}
+
+}  // namespace
+
+void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  write_file(path, tensors, metadata, {});
+}
+
+void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
+                 const std::string& dtype, const Convert& convert) {
+  std::vector<std::size_t> ends;  // of the shards
+  std::uint64_t total = 0, shard = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    StoredTensor& tensor = tensors[i];
+    if (convert) tensor.bytes = tensor.bytes / width_of(tensor.dtype) * width_of(dtype);
+    total += tensor.bytes;
+    if (shard > 0 && shard + tensor.bytes > static_cast<std::uint64_t>(max_shard_bytes)) {
+      ends.push_back(i);
+      shard = 0;
+    }
+    shard += tensor.bytes;
+  }
+  ends.push_back(tensors.size());
+
+  const auto name_of = [&](std::size_t s) {
+    if (ends.size() == 1) return std::string("model.safetensors");
+    char name[64];
+    std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", s + 1, ends.size());
+    return std::string(name);
+  };
+  std::set<std::string> written;
+  std::string map;
+  std::size_t begin = 0;
+  for (std::size_t s = 0; s < ends.size(); ++s) {
+    const std::string name = name_of(s);
+    std::vector<StoredTensor> part(tensors.begin() + static_cast<std::ptrdiff_t>(begin),
+                                   tensors.begin() + static_cast<std::ptrdiff_t>(ends[s]));
+    for (StoredTensor& tensor : part) {
+      if (convert) tensor.dtype = dtype;
+      map += (map.empty() ? "\n    " : ",\n    ") + quote_json(tensor.name) + ": " + quote_json(name);
+    }
+    write_file(dir + "/" + name, part, {{"format", "pt"}}, convert);
+    written.insert(name);
+    begin = ends[s];
+  }
+  if (ends.size() > 1) {
+    const std::string index = "model.safetensors.index.json";
+    write_text_file(dir + "/" + index, "{\n  \"metadata\": {\"total_size\": " + std::to_string(total) +
+                                           "},\n  \"weight_map\": {" + map + "\n  }\n}\n");
+    written.insert(index);
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(dir)) {
+    const std::string name = entry.path().filename();
+    const bool is_ours =
+        name == "model.safetensors" || name == "model.safetensors.index.json" || is_shard_name(name);
+    if (is_ours && written.count(name) == 0) std::filesystem::remove(entry.path());
+  }
 }
 
 void write_text_file(const std::string& path, const std::string& text) {

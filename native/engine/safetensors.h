@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -56,6 +57,8 @@ class Checkpoint {
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
   /// The file a tensor lies in.
   const std::string& file_of(const std::string& tensor) const;
+  /// The tensor's pages need not stay in memory: it was read, and is read from the file if it is again.
+  void release(const StoredTensor& tensor) const;
 
  private:
   std::string path_;
@@ -68,6 +71,15 @@ class Checkpoint {
 /// new, never a part. Throws Error(kIo), and then nothing of the attempt is left.
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
+
+/// A model's tensors in dir: model.safetensors, or shards of at most max_shard_bytes (a larger tensor alone)
+/// and their model.safetensors.index.json, named as transformers does; the same promise for each file, and
+/// what an earlier call left under other names is removed. convert: gives each tensor's bytes in `dtype` when
+/// its turn comes, so that no second copy of all is held; absent: as they are. metadata.total_size counts
+/// bytes.
+void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
+                 const std::string& dtype = "",
+                 const std::function<std::shared_ptr<const void>(const StoredTensor&)>& convert = {});
 
 /// The same promise for a small text file.
 void write_text_file(const std::string& path, const std::string& text);

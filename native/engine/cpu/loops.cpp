@@ -12,40 +12,136 @@ namespace {
 
 using i64 = std::int64_t;
 constexpr i64 kLanes = 16;
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
 typedef float Vec __attribute__((vector_size(64)));
 typedef std::int32_t IVec __attribute__((vector_size(64)));
 typedef std::uint32_t UVec __attribute__((vector_size(64)));
 typedef std::uint16_t HVec __attribute__((vector_size(32)));
 
-#define INLINE static inline __attribute__((always_inline))
+template <class Mask>
+INLINE Vec choose(Mask mask, Vec yes, Vec no) {
+  return mask ? yes : no;
+}
+#else
+// Two halves by hand: GCC splits a vector wider than the registers into parts that it keeps in memory.
+typedef float Half __attribute__((vector_size(32)));
+typedef std::int32_t IHalf __attribute__((vector_size(32)));
+typedef std::uint32_t UHalf __attribute__((vector_size(32)));
+typedef std::uint16_t HHalf __attribute__((vector_size(16)));
+
+template <class H>
+struct Pair {
+  H lo, hi;
+};
+typedef Pair<Half> Vec;
+typedef Pair<IHalf> IVec;
+
+#define RAPO_PAIR_OPERATOR(op)                                                  \
+  INLINE Vec operator op(Vec a, Vec b) { return {a.lo op b.lo, a.hi op b.hi}; } \
+  INLINE Vec operator op(Vec a, float b) { return {a.lo op b, a.hi op b}; }     \
+  INLINE Vec operator op(float a, Vec b) { return {a op b.lo, a op b.hi}; }
+RAPO_PAIR_OPERATOR(+)
+RAPO_PAIR_OPERATOR(-)
+RAPO_PAIR_OPERATOR(*)
+RAPO_PAIR_OPERATOR(/)
+#undef RAPO_PAIR_OPERATOR
+#define RAPO_PAIR_COMPARISON(op)                                                 \
+  INLINE IVec operator op(Vec a, Vec b) { return {a.lo op b.lo, a.hi op b.hi}; } \
+  INLINE IVec operator op(Vec a, float b) { return {a.lo op b, a.hi op b}; }     \
+  INLINE IVec operator op(IVec a, std::int32_t b) { return {a.lo op b, a.hi op b}; }
+RAPO_PAIR_COMPARISON(<)
+RAPO_PAIR_COMPARISON(>)
+RAPO_PAIR_COMPARISON(==)
+#undef RAPO_PAIR_COMPARISON
+INLINE Vec operator-(Vec a) { return {-a.lo, -a.hi}; }
+INLINE void operator+=(Vec& a, Vec b) {
+  a.lo += b.lo;
+  a.hi += b.hi;
+}
+INLINE Vec choose(IVec mask, Vec yes, Vec no) { return {mask.lo ? yes.lo : no.lo, mask.hi ? yes.hi : no.hi}; }
+#endif
 
 INLINE Vec splat(float x) { return Vec{} + x; }
 
+#if defined(__AVX512F__)
 INLINE Vec load(const float* p) {
   Vec v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
 INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+#else
+INLINE Half load_half(const float* p) {
+  Half v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE Vec load(const float* p) { return {load_half(p), load_half(p + 8)}; }
+INLINE void store(float* p, Vec v) {
+  __builtin_memcpy(p, &v.lo, sizeof v.lo);
+  __builtin_memcpy(p + 8, &v.hi, sizeof v.hi);
+}
+#endif
 
-INLINE Vec load(const BFloat16* p) {
-  HVec h;
+/// bfloat16 in the upper halves of 32 bits, and back: rounded to nearest even; NaN would overflow into the
+/// sign, so it is set apart.
+template <class F, class U, class I, class H>
+INLINE F widened(const BFloat16* p) {
+  H h;
   __builtin_memcpy(&h, p, sizeof h);
-  const UVec u = __builtin_convertvector(h, UVec) << 16;
-  Vec v;
+  const U u = __builtin_convertvector(h, U) << 16;
+  F v;
   __builtin_memcpy(&v, &u, sizeof v);
   return v;
 }
-INLINE void store(BFloat16* p, Vec v) {
-  UVec u;
+template <class F, class U, class I, class H>
+INLINE void store_narrowed(BFloat16* p, F v) {
+  U u;
   __builtin_memcpy(&u, &v, sizeof u);
-  // Round to nearest even; NaN would overflow into the sign, so it is set apart.
-  const UVec rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-  const IVec nan = v != v;
-  const UVec bits =
-      (rounded & ~reinterpret_cast<const UVec&>(nan)) | (reinterpret_cast<const UVec&>(nan) & 0x7FC0u);
-  const HVec h = __builtin_convertvector(bits, HVec);
+  const U rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  const I nan = v != v;
+  const U bits = (rounded & ~reinterpret_cast<const U&>(nan)) | (reinterpret_cast<const U&>(nan) & 0x7FC0u);
+  const H h = __builtin_convertvector(bits, H);
   __builtin_memcpy(p, &h, sizeof h);
+}
+#if defined(__AVX512F__)
+INLINE Vec load(const BFloat16* p) { return widened<Vec, UVec, IVec, HVec>(p); }
+INLINE void store(BFloat16* p, Vec v) { store_narrowed<Vec, UVec, IVec, HVec>(p, v); }
+/// 2^n for whole n.
+INLINE Vec power_of_two(Vec n) {
+  const IVec bits = (__builtin_convertvector(n, IVec) + 127) << 23;
+  Vec scale;
+  __builtin_memcpy(&scale, &bits, sizeof scale);
+  return scale;
+}
+#else
+INLINE Vec load(const BFloat16* p) {
+  return {widened<Half, UHalf, IHalf, HHalf>(p), widened<Half, UHalf, IHalf, HHalf>(p + 8)};
+}
+INLINE void store(BFloat16* p, Vec v) {
+  store_narrowed<Half, UHalf, IHalf, HHalf>(p, v.lo);
+  store_narrowed<Half, UHalf, IHalf, HHalf>(p + 8, v.hi);
+}
+INLINE Vec power_of_two(Vec n) {
+  const IHalf lo = (__builtin_convertvector(n.lo, IHalf) + 127) << 23;
+  const IHalf hi = (__builtin_convertvector(n.hi, IHalf) + 127) << 23;
+  Vec scale;
+  __builtin_memcpy(&scale.lo, &lo, sizeof lo);
+  __builtin_memcpy(&scale.hi, &hi, sizeof hi);
+  return scale;
+}
+#endif
+
+/// Lanes 0 .. count - 1 of v, `other` in those behind them.
+INLINE Vec first_lanes(Vec v, i64 count, float other) {
+#if defined(__AVX512F__)
+  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+  const IVec lane = {{0, 1, 2, 3, 4, 5, 6, 7}, {8, 9, 10, 11, 12, 13, 14, 15}};
+#endif
+  return choose(lane < static_cast<std::int32_t>(count), v, splat(other));
 }
 
 INLINE float one(const float* p) { return *p; }
@@ -102,7 +198,7 @@ INLINE float sum_lanes(Vec v) {
   return (b[0][0] + b[0][2]) + (b[0][1] + b[0][3]);
 }
 
-INLINE Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
+INLINE Vec max_of(Vec a, Vec b) { return choose(a > b, a, b); }
 
 INLINE float max_lanes(Vec v) {
   typedef float V8 __attribute__((vector_size(32)));
@@ -120,8 +216,8 @@ INLINE float max_lanes(Vec v) {
 /// exp, relative error below 2e-7 on [-87.3, 88.3]; arguments beyond are taken to those bounds. NaN stays
 /// NaN.
 INLINE Vec exp_of(Vec x) {
-  x = x < -87.3f ? splat(-87.3f) : x;
-  x = x > 88.3f ? splat(88.3f) : x;
+  x = choose(x < -87.3f, splat(-87.3f), x);
+  x = choose(x > 88.3f, splat(88.3f), x);
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vec n = (x * 1.44269504088896341f + magic) - magic;
   const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -133,10 +229,7 @@ INLINE Vec exp_of(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const IVec bits = (__builtin_convertvector(n, IVec) + 127) << 23;
-  Vec scale;
-  __builtin_memcpy(&scale, &bits, sizeof scale);
-  return p * scale;
+  return p * power_of_two(n);
 }
 
 template <class T>
@@ -297,7 +390,6 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
   float* o = q + kQueries * dp;      // (kQueries, dp)
   float* p = o + kQueries * dp;      // (kQueries, tp)
   float* k_row = p + kQueries * tp;  // (dp)
-  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
   i64 token = 0;  // first of the segment
   for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
@@ -330,9 +422,7 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
           Vec acc[kQueries];
           products(q, dp, keys + j, tp, dim, acc);
           for (int r = 0; r < kQueries; ++r) {
-            const Vec seen = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
-                                 ? acc[r]
-                                 : splat(-__builtin_inff());
+            const Vec seen = first_lanes(acc[r], t0 + r + 1 - j, -__builtin_inff());
             top[r] = max_of(seen, top[r]);
             store(p + r * tp + j, seen);
           }
@@ -343,7 +433,7 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
           Vec sum{};
           for (i64 j = 0; j < last; j += kLanes) {
             const Vec score = load(p + r * tp + j);
-            const Vec e = score == -__builtin_inff() ? Vec{} : exp_of(score - m);
+            const Vec e = choose(score == -__builtin_inff(), Vec{}, exp_of(score - m));
             store(p + r * tp + j, e);
             sum += e;
           }
@@ -379,7 +469,6 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
   float* dq = grad + kQueries * dp;     // (kQueries, dp)
   float* p = dq + kQueries * dp;        // (kQueries, tp)
   float* ds = p + kQueries * tp;        // (kQueries, tp)
-  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float ones[kQueries] = {1, 1, 1, 1};
 
   const auto write_back = [&](i64 start, i64 stop, i64 shift) {
@@ -429,9 +518,7 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
           products(q, dp, keys + j, tp, dim, score);
           products(grad, dp, values + j, tp, dim, dp_row);
           for (int r = 0; r < kQueries; ++r) {
-            const Vec weight = lane + static_cast<std::int32_t>(j) <= static_cast<std::int32_t>(t0 + r)
-                                   ? exp_of(score[r] - row_lse[r])
-                                   : Vec{};
+            const Vec weight = first_lanes(exp_of(score[r] - row_lse[r]), t0 + r + 1 - j, 0);
             store(p + r * tp + j, weight);
             store(ds + r * tp + j, weight * (dp_row[r] - delta[r]));
           }
@@ -465,25 +552,22 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
 /// R query heads, from head h0 on, of one key/value head, over `count` cached positions.
 template <class T, int R>
 void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* qkv, const float* cos,
-                  const float* sin, const T* cache, T* out, float* q, float* p) {
+                  const float* sin, void* const* blocks, i64 offset, T* out, float* q, float* p) {
   const i64 dim = s.head_dim, dp = padded(dim), tp = padded(count);
-  const i64 kv_size = s.kv_heads * dim, block_size = 2 * kv_size * kCacheBlock;
+  const i64 kv_size = s.kv_heads * dim;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int r = 0; r < R; ++r) rotate(qkv + (h0 + r) * dim, cos, sin, dim, scale, q + r * dp);
   Vec top[R];
   for (int r = 0; r < R; ++r) top[r] = splat(-__builtin_inff());
   for (i64 j = 0; j < count; j += kLanes) {
-    const T* keys = cache + j / kCacheBlock * block_size + kv_head * dim * kCacheBlock;
+    const T* keys = static_cast<const T*>(blocks[j / kCacheBlock]) + offset + kv_head * dim * kCacheBlock;
     Vec acc[R] = {};
     for (i64 d = 0; d < dim; ++d) {
       const Vec column = load(keys + d * kCacheBlock);
       for (int r = 0; r < R; ++r) acc[r] += column * q[r * dp + d];
     }
     for (int r = 0; r < R; ++r) {
-      const Vec seen = lane + static_cast<std::int32_t>(j) < static_cast<std::int32_t>(count)
-                           ? acc[r]
-                           : splat(-__builtin_inff());
+      const Vec seen = first_lanes(acc[r], count - j, -__builtin_inff());
       top[r] = max_of(seen, top[r]);
       store(p + r * tp + j, seen);
     }
@@ -494,7 +578,7 @@ void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* q
     Vec sum{};
     for (i64 j = 0; j < count; j += kLanes) {
       const Vec score = load(p + r * tp + j);
-      const Vec e = score == -__builtin_inff() ? Vec{} : exp_of(score - m);
+      const Vec e = choose(score == -__builtin_inff(), Vec{}, exp_of(score - m));
       store(p + r * tp + j, e);
       sum += e;
     }
@@ -502,11 +586,13 @@ void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* q
   }
   for (i64 c = 0; c < dim; c += kLanes) {
     Vec acc[R] = {};
-    for (i64 j = 0; j < count; ++j) {
-      const T* value =
-          cache + j / kCacheBlock * block_size + kv_size * kCacheBlock + j % kCacheBlock * kv_size;
-      const Vec v = load_up_to(value + kv_head * dim + c, dim - c);
-      for (int r = 0; r < R; ++r) acc[r] += v * p[r * tp + j];
+    for (i64 j0 = 0; j0 < count; j0 += kCacheBlock) {
+      const T* values = static_cast<const T*>(blocks[j0 / kCacheBlock]) + offset + kv_size * kCacheBlock;
+      const i64 stop = count - j0 < kCacheBlock ? count - j0 : kCacheBlock;
+      for (i64 j = 0; j < stop; ++j) {
+        const Vec v = load_up_to(values + j * kv_size + kv_head * dim + c, dim - c);
+        for (int r = 0; r < R; ++r) acc[r] += v * p[r * tp + j0 + j];
+      }
     }
     for (int r = 0; r < R; ++r) store_up_to(out + (h0 + r) * dim + c, acc[r] * inverse[r], dim - c);
   }
@@ -514,7 +600,7 @@ void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* q
 
 template <class T>
 void decode_attention(const HeadShape& s, i64 position, const T* qkv, const float* cos, const float* sin,
-                      T* cache, T* out, float* scratch) {
+                      void* const* blocks, i64 offset, T* out, float* scratch) {
   static_assert(kCacheBlock == kLanes, "a vector is a block's positions");
   const i64 dim = s.head_dim, dp = padded(dim), half = dim / 2, group = s.heads / s.kv_heads,
             count = position + 1;
@@ -524,7 +610,7 @@ void decode_attention(const HeadShape& s, i64 position, const T* qkv, const floa
   float* k_row = p + 4 * padded(count);  // (dp)
   cos += position * half;
   sin += position * half;
-  T* block = cache + position / kCacheBlock * 2 * kv_size * kCacheBlock;
+  T* block = static_cast<T*>(blocks[position / kCacheBlock]) + offset;
   const i64 within = position % kCacheBlock;
   for (i64 kv_head = 0; kv_head < s.kv_heads; ++kv_head) {
     const T* k = qkv + q_size + kv_head * dim;
@@ -536,13 +622,13 @@ void decode_attention(const HeadShape& s, i64 position, const T* qkv, const floa
     const i64 end = (kv_head + 1) * group;
     for (i64 h = kv_head * group; h < end;) {
       if (end - h >= 4) {
-        decode_heads<T, 4>(s, h, kv_head, count, qkv, cos, sin, cache, out, q, p);
+        decode_heads<T, 4>(s, h, kv_head, count, qkv, cos, sin, blocks, offset, out, q, p);
         h += 4;
       } else if (end - h >= 2) {
-        decode_heads<T, 2>(s, h, kv_head, count, qkv, cos, sin, cache, out, q, p);
+        decode_heads<T, 2>(s, h, kv_head, count, qkv, cos, sin, blocks, offset, out, q, p);
         h += 2;
       } else {
-        decode_heads<T, 1>(s, h, kv_head, count, qkv, cos, sin, cache, out, q, p);
+        decode_heads<T, 1>(s, h, kv_head, count, qkv, cos, sin, blocks, offset, out, q, p);
         ++h;
       }
     }
@@ -569,11 +655,8 @@ float exp_row(const T* logits, i64 size, float scale, float* p, double* block_su
     for (v = b; v < stop; v += kLanes) {
       const i64 n = stop - v;
       const Vec z = load_up_to(p + v, n) - m;
-      Vec e = z < -87.0f ? Vec{} : exp_of(z);  // -inf, and what float32 would call a denormal, is 0
-      if (n < kLanes) {
-        const IVec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        e = lane < static_cast<std::int32_t>(n) ? e : Vec{};
-      }
+      Vec e = choose(z < -87.0f, Vec{}, exp_of(z));  // -inf, and what float32 would call a denormal, is 0
+      if (n < kLanes) e = first_lanes(e, n, 0);
       store_up_to(p + v, e, n);
       part += e;
     }
@@ -686,6 +769,139 @@ void gemm_pack(const float* w, i64 n, i64 k, float* packed) {
   }
 }
 
+// Blocks of 6 x 16 sums: of 16 registers of 8 floats twelve, two for a row of b and one for a number of a.
+constexpr int kProductRows = 6;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kHasProduct = true;
+#else
+constexpr bool kHasProduct = false;
+#endif
+constexpr i64 kProductDepth = 256;  // a panel of b then takes half of a first-level cache
+
+/// c (R, 16), rows c_row apart, = or += a b: a's element (r, k) is a[r * a_row + k] or, packed, a[6 k + r]; b
+/// (depth, 16).
+template <int R, bool packed>
+INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
+                          bool add) {
+  Vec acc[R] = {};
+  if (add) {
+    for (int r = 0; r < R; ++r) acc[r] = load(c + r * c_row);
+  }
+  for (i64 k = 0; k < depth; ++k) {
+    const Vec v = load(b + k * kLanes);
+    for (int r = 0; r < R; ++r) acc[r] += v * (packed ? a[k * kProductRows + r] : a[r * a_row + k]);
+  }
+  for (int r = 0; r < R; ++r) store(c + r * c_row, acc[r]);
+}
+
+template <bool packed>
+void product_rows(int rows, const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
+                  bool add) {
+  switch (rows) {
+    case 6:
+      return product_block<6, packed>(a, a_row, b, depth, c, c_row, add);
+    case 5:
+      return product_block<5, packed>(a, a_row, b, depth, c, c_row, add);
+    case 4:
+      return product_block<4, packed>(a, a_row, b, depth, c, c_row, add);
+    case 3:
+      return product_block<3, packed>(a, a_row, b, depth, c, c_row, add);
+    case 2:
+      return product_block<2, packed>(a, a_row, b, depth, c, c_row, add);
+    default:
+      return product_block<1, packed>(a, a_row, b, depth, c, c_row, add);
+  }
+}
+
+/// Rows of a, k0 .. k0 + depth, as product_block wants them: where they lie, or widened or packed into
+/// scratch.
+template <class T>
+INLINE void take_rows(const Factor& f, i64 i, int rows, i64 k0, i64 depth, bool may_read_16, float* scratch) {
+  const T* from = static_cast<const T*>(f.data) + i * f.row + k0 * f.column;
+  if (f.column == 1) {
+    for (int r = 0; r < rows; ++r) {
+      for (i64 k = 0; k < depth; k += kLanes) {
+        store(scratch + r * kProductDepth + k, load_up_to(from + r * f.row + k, depth - k));
+      }
+    }
+  } else if (may_read_16) {
+    for (i64 k = 0; k < depth; ++k) store(scratch + k * kProductRows, load(from + k * f.column));
+  } else {
+    for (i64 k = 0; k < depth; ++k) {
+      for (int r = 0; r < rows; ++r) scratch[k * kProductRows + r] = one(from + k * f.column + r);
+    }
+  }
+}
+
+void product(const Factor& f, i64 k, const float* panels, i64 i0, i64 i1, i64 p0, i64 p1, float* c) {
+  const i64 c_row = (p1 - p0) * kLanes;
+  float scratch[kProductRows * kProductDepth + kLanes];
+  for (i64 k0 = 0; k0 < k; k0 += kProductDepth) {
+    const i64 depth = k - k0 < kProductDepth ? k - k0 : kProductDepth;
+    for (i64 i = i0; i < i1; i += kProductRows) {
+      const int rows = i1 - i < kProductRows ? static_cast<int>(i1 - i) : kProductRows;
+      const bool in_place = !f.is_bf16 && f.column == 1;
+      if (f.is_bf16) {
+        take_rows<BFloat16>(f, i, rows, k0, depth, i + kLanes <= i1, scratch);
+      } else if (!in_place) {
+        take_rows<float>(f, i, rows, k0, depth, i + kLanes <= i1, scratch);
+      }
+      const float* a = in_place ? static_cast<const float*>(f.data) + i * f.row + k0 : scratch;
+      const i64 a_row = in_place ? f.row : kProductDepth;
+      for (i64 p = p0; p < p1; ++p) {
+        const float* b = panels + (p * k + k0) * kLanes;
+        float* to = c + (i - i0) * c_row + (p - p0) * kLanes;
+        if (f.column == 1) {
+          product_rows<false>(rows, a, a_row, b, depth, to, c_row, k0 > 0);
+        } else {
+          product_rows<true>(rows, a, 0, b, depth, to, c_row, k0 > 0);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_panels_of(const Factor& f, i64 k, i64 n, float* panels, i64 begin, i64 end) {
+  const T* from = static_cast<const T*>(f.data);
+  for (i64 p = begin; p < end; ++p) {
+    const i64 j0 = p * kLanes, columns = n - j0 < kLanes ? n - j0 : kLanes;
+    float* to = panels + j0 * k;
+    if (f.column == 1) {
+      for (i64 r = 0; r < k; ++r) store(to + r * kLanes, load_up_to(from + r * f.row + j0, columns));
+      continue;
+    }
+    for (i64 j = 0; j < kLanes; ++j) {
+      const T* column = from + (j0 + j) * f.column;
+      for (i64 r = 0; r < k; ++r) to[r * kLanes + j] = j < columns ? one(column + r) : 0.0f;
+    }
+  }
+}
+
+void pack_panels(const Factor& f, i64 k, i64 n, float* panels, i64 begin, i64 end) {
+  if (f.is_bf16) {
+    pack_panels_of<BFloat16>(f, k, n, panels, begin, end);
+  } else {
+    pack_panels_of<float>(f, k, n, panels, begin, end);
+  }
+}
+
+template <class T>
+void store_transposed(const float* c, i64 c_row, i64 m, i64 n, const T* start, i64 start_row, T* y,
+                      i64 y_row) {
+  for (i64 j = 0; j < n; ++j) {
+    for (i64 i = 0; i < m; ++i) {
+      put(y + j * y_row + i, c[i * c_row + j] + (start ? one(start + j * start_row + i) : 0.0f));
+    }
+  }
+}
+
+void add_tile(const float* c, i64 c_row, i64 m, i64 n, float* y, i64 y_row) {
+  for (i64 i = 0; i < m; ++i) {
+    for (i64 j = 0; j < n; ++j) y[i * y_row + j] += c[i * c_row + j];
+  }
+}
+
 void adamw(float* master, const float* grad, float* m, float* v, i64 n, const AdamWStep& s) {
   const float shrink = 1.0f - s.learning_rate * s.weight_decay;
   const float rate = s.learning_rate / s.bias1;
@@ -716,15 +932,16 @@ void to_bf16(const float* x, BFloat16* y, i64 n) {
 
 template <class T>
 constexpr Ops<T> ops() {
-  return {&rms_norm<T>,           &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>, &attention<T>,
-          &attention_backward<T>, &decode_attention<T>,  &exp_row<T>, &scatter_add<T>};
+  return {&rms_norm<T>,           &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>,  &attention<T>,
+          &attention_backward<T>, &decode_attention<T>,  &exp_row<T>, &store_transposed<T>, &scatter_add<T>};
 }
 
 }  // namespace
 
 extern const Table kTable;
 constexpr Table kTable = {RAPO_STRING(RAPO_ISA), ops<float>(), ops<BFloat16>(), &adamw,
-                          &sum_squares,          &gemm,        &gemm_pack,      &to_bf16};
+                          &sum_squares,          &gemm,        &gemm_pack,      &to_bf16,
+                          kHasProduct,           &pack_panels, &product,        &add_tile};
 
 }  // namespace RAPO_ISA
 }  // namespace rapo::loops

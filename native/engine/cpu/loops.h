@@ -48,13 +48,19 @@ struct Ops {
                              const T* out, const float* lse, const T* dout, T* dqkv, float* scratch);
   /// One new token of one sequence: rotates q and k at `position`, puts k and v into the sequence's cache,
   /// attends to positions 0 .. position. qkv ((H + 2K) D), out (H D). The cache is made of blocks of
-  /// kCacheBlock positions: their keys (K, D, kCacheBlock), so that the products with a query run along the
-  /// positions, then their values (kCacheBlock, K, D).
+  /// kCacheBlock positions, block b at blocks[b] + offset elements (the layer's): their keys (K, D,
+  /// kCacheBlock), so that the products with a query run along the positions, then their values (kCacheBlock,
+  /// K, D).
   void (*decode_attention)(const HeadShape& shape, std::int64_t position, const T* qkv, const float* cos,
-                           const float* sin, T* cache, T* out, float* scratch);
+                           const float* sin, void* const* blocks, std::int64_t offset, T* out,
+                           float* scratch);
   /// p[v] = exp(logits[v] * scale - max) with max over v of logits * scale, which is returned; block_sums[b]
   /// is the sum of p over block b of kSumBlock words.
   float (*exp_row)(const T* logits, std::int64_t size, float scale, float* p, double* block_sums);
+  /// y (n, m) with rows y_row apart = start + the transpose of c (m, n) with rows c_row apart; start: null
+  /// (0), or rows start_row apart (0: one for all).
+  void (*store_transposed)(const float* c, std::int64_t c_row, std::int64_t m, std::int64_t n, const T* start,
+                           std::int64_t start_row, T* y, std::int64_t y_row);
   /// out[j] += sum over rows i (in order) with ids[i] = id of x[i], columns [c0, c1) of (rows, C).
   void (*scatter_add)(const std::int32_t* ids, std::int64_t rows, const T* x, std::int64_t channels,
                       float* out, std::int64_t c0, std::int64_t c1);
@@ -72,6 +78,14 @@ struct Gemm {
   std::int64_t c_row;
   const float* start;      // null: 0; c itself: added to
   std::int64_t start_row;  // 0: the same row for all (a bias)
+};
+
+/// A matrix of float32 or bfloat16 in either order: element (i, k) is data[i * row + k * column], and one of
+/// the two strides is 1.
+struct Factor {
+  const void* data;
+  bool is_bf16;
+  std::int64_t row, column;
 };
 
 struct AdamWStep {
@@ -92,6 +106,21 @@ struct Table {
   /// columns.
   void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
   void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
+
+  /// Whether product() beats libtorch's: with AVX2 alone. There MKL is slower on some processors (AMD), and
+  /// bfloat16 is multiplied ten times slower than float32. With AVX-512 oneDNN has kernels for both.
+  bool has_product;
+  // c (m, n) = a (m, k) b (k, n) with sums in float32, for large matrices of either dtype. b, the smaller
+  // factor, is packed once; a is read where it lies.
+  /// Panels [begin, end) of 16 columns of b, each (k, 16) float32, zeros in columns that b (k, n) lacks.
+  void (*pack_panels)(const Factor& b, std::int64_t k, std::int64_t n, float* panels, std::int64_t begin,
+                      std::int64_t end);
+  /// Rows [i0, i1) of a times panels [p0, p1) -> c (i1 - i0, 16 (p1 - p0)).
+  void (*product)(const Factor& a, std::int64_t k, const float* panels, std::int64_t i0, std::int64_t i1,
+                  std::int64_t p0, std::int64_t p1, float* c);
+  /// y (m, n) += c.
+  void (*add_tile)(const float* c, std::int64_t c_row, std::int64_t m, std::int64_t n, float* y,
+                   std::int64_t y_row);
 
   template <class T>
   const Ops<T>& ops() const {

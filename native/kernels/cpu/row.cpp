@@ -6,6 +6,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(RAPO_NEON)
+#include <arm_neon.h>
 #endif
 
 #ifndef RAPO_ISA

@@ -18,6 +18,11 @@ namespace avx2 {
 extern const RowKernels kernels;
 }
 #endif
+#ifdef RAPO_NEON_ISA
+namespace neon {
+extern const RowKernels kernels;
+}
+#endif
 namespace portable {
 extern const RowKernels kernels;
 }
@@ -48,6 +53,9 @@ const Entry kEntries[] = {
     {&avx512bf16::kernels, has_avx512bf16},
     {&avx512::kernels, has_avx512},
     {&avx2::kernels, has_avx2},
+#endif
+#ifdef RAPO_NEON_ISA
+    {&neon::kernels, always},  // every 64-bit Arm has it
 #endif
     {&portable::kernels, always},
 };

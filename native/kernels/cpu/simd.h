@@ -157,7 +157,55 @@ inline double sum_lanes(F x) {
   return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-#else  // any compiler with GCC's vector extensions: SSE2, NEON, …
+#elif defined(RAPO_NEON)
+
+constexpr std::int64_t kLanes = 4;
+using F = float32x4_t;
+inline F set1(float x) { return vdupq_n_f32(x); }
+inline F add(F a, F b) { return vaddq_f32(a, b); }
+inline F sub(F a, F b) { return vsubq_f32(a, b); }
+inline F mul(F a, F b) { return vmulq_f32(a, b); }
+inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+inline F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }
+/// NaN where either is: rows with NaN are told by their sums.
+inline F max(F a, F b) { return vmaxq_f32(a, b); }
+inline F zero_where_zero(F e, F t) {
+  return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(t), vceqzq_f32(e)));
+}
+constexpr int kParts = 1;
+inline F pow2(F x) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), 23)); }
+constexpr bool kFused = true;
+
+inline F load(const float* p) { return vld1q_f32(p); }
+inline F load(const BF16* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
+}
+inline F load(const F16* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
+}
+inline void store(float* p, F x) { vst1q_f32(p, x); }
+inline void store(BF16* p, F x) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(x);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, odd), vdupq_n_u32(0x7fff));
+  vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(rounded, 16));
+}
+inline void store(F16* p, F x) {
+  vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
+}
+template <class T>
+inline void stream_pair(T* p, F a, F b) {
+  store(p, a);
+  store(p + kLanes, b);
+}
+inline void stream_fence() {}
+inline void keep_together(F&, F&) {}
+
+inline double sum_lanes(F x) {
+  return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(x)), vcvt_high_f64_f32(x)));
+}
+
+#else  // any compiler with GCC's vector extensions: SSE2, …
 
 constexpr std::int64_t kLanes = 4;
 typedef float F __attribute__((vector_size(4 * kLanes)));

@@ -1,0 +1,37 @@
+/**
+ * A reward function of one's own in TypeScript: a quick one (verifier.ts) and a slow one on a pool of worker threads
+ * (slow-verifier.ts), each in a short training run of the small model that comes with rapo.
+ *
+ *     npm install && npx rapo setup && npm start
+ *
+ * From the command line: npx tsx node_modules/.bin/rapo train --task.verifier ./verifier.ts …; without tsx, name the
+ * compiled .js file.
+ */
+import { fileURLToPath } from 'node:url'
+import { parseConfig, train } from 'rapo'
+import { pool } from './slow-verifier.js'
+
+const packageFile = (name: string) => fileURLToPath(new URL(name, import.meta.resolve('rapo/package.json')))
+const steps = 3
+
+const endless = await pool.run({ program: 'for (;;);', answer: { numbers: [1], target: 1 } })
+console.log(`an endless program: reward ${endless.reward}, ${endless.reason}`)
+
+for (const name of ['verifier', 'slow-verifier']) {
+  const config = parseConfig({
+    model: { dir: packageFile('models/countdown-base') },
+    data: { train: packageFile('data/countdown/train.jsonl') },
+    task: { verifier: fileURLToPath(new URL(`${name}.ts`, import.meta.url)) },
+    sampling: { promptsPerStep: 8, groupSize: 8, maxNewTokens: 16 },
+    optimizer: { learningRate: 1e-4 },
+    run: { output: `runs/${name}`, steps },
+  })
+  await train(config, {
+    overwrite: true,
+    onStep: ({ step, rewardMean, seconds }) =>
+      console.log(
+        `${name} step ${step}  reward ${rewardMean.toFixed(3)}  judged in ${seconds.score.toFixed(2)} s`,
+      ),
+  })
+}
+console.log(`programs at once: ${pool.mostAtOnce}`)

@@ -1,0 +1,73 @@
+/**
+ * The same for a judge that is slow: here, the completion is run as a program. verify() gives a promise; rapo asks for
+ * the whole batch at once, and a pool of worker threads takes the completions one by one. A program that does not end
+ * costs its worker, which is replaced, and the completion its reward.
+ */
+import { once } from 'node:events'
+import { availableParallelism } from 'node:os'
+import { setTimeout } from 'node:timers/promises'
+import { Worker } from 'node:worker_threads'
+import type { CountdownAnswer, Verdict, Verifier } from 'rapo'
+import { isAnswer } from './verifier.js'
+
+export interface Job {
+  readonly program: string
+  readonly answer: CountdownAnswer
+}
+
+const TIME_LIMIT = 2_000 // milliseconds
+
+class Pool {
+  /** How many jobs were in work at once, at most. */
+  mostAtOnce = 0
+  private busy = 0
+  private readonly idle: Worker[] = []
+  private readonly waiting: (() => void)[] = []
+
+  constructor(private readonly size: number) {}
+
+  async run(job: Job): Promise<Verdict> {
+    while (this.busy >= this.size) await new Promise<void>(resolve => this.waiting.push(resolve))
+    this.mostAtOnce = Math.max(this.mostAtOnce, ++this.busy)
+    let worker = this.idle.pop()
+    try {
+      worker ??= await start()
+      worker.ref()
+      const verdict = await ask(worker, job)
+      if (!verdict) {
+        await worker.terminate()
+        return { reward: 0, reason: `did not end within ${TIME_LIMIT / 1000} s` }
+      }
+      worker.unref() // an idle pool does not keep the process alive
+      this.idle.push(worker)
+      return verdict
+    } finally {
+      this.busy--
+      this.waiting.shift()?.()
+    }
+  }
+}
+
+/** A worker that has said it is ready: loading it does not count into the first job's time. */
+async function start(): Promise<Worker> {
+  const worker = new Worker(new URL('./worker.js', import.meta.url))
+  await once(worker, 'message')
+  return worker
+}
+
+/** undefined where the time is over. Rejects where the worker itself fails: a fault of the judge ends the training run. */
+function ask(worker: Worker, job: Job): Promise<Verdict | undefined> {
+  const done = new AbortController()
+  const { signal } = done
+  const reply = once(worker, 'message', { signal }).then(([verdict]) => verdict as Verdict)
+  const timeUp = setTimeout(TIME_LIMIT, undefined, { signal })
+  worker.postMessage(job)
+  return Promise.race([reply, timeUp]).finally(() => done.abort())
+}
+
+export const pool = new Pool(availableParallelism())
+
+export default {
+  checkAnswer: answer => (isAnswer(answer) ? undefined : 'answer must be { numbers, target }'),
+  verify: (completion, answer) => pool.run({ program: completion, answer: answer as CountdownAnswer }),
+} satisfies Verifier

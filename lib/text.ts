@@ -1,0 +1,25 @@
+/** Text that came from a model, a file or another program, as a person is to see it. */
+
+/**
+ * What shows nothing of itself, or changes how its surroundings are shown: controls but newline and tab (every escape
+ * sequence begins with one), soft hyphen, zero-width and bidirectional characters, line and paragraph separators, tags,
+ * the byte-order mark, lone surrogates.
+ */
+export const HIDDEN = /[^\P{C}\n\t]|\u034f|[\u2028\u2029\u115f\u1160\u3164\uffa0]/gu
+
+/**
+ * For a terminal: each hidden character is spelled out as in JSON, so that it is seen and obeyed by nothing.
+ *
+ *     plainText('\u001b[2J9*9') → '\\u001b[2J9*9'
+ */
+export function plainText(text: string): string {
+  return text.replace(HIDDEN, character =>
+    Array.from({ length: character.length }, (_, i) => {
+      const code = character.charCodeAt(i).toString(16)
+      return `\\u${code.padStart(4, '0')}`
+    }).join(''),
+  )
+}
+
+/** The same on one line. */
+export const plainLine = (text: string) => plainText(text).replace(/\s+/g, ' ')

@@ -1,0 +1,35 @@
+// How much of everything a policy holds: the sizes of chunks and caches, and from them what a run will need.
+#pragma once
+
+#include <cstdint>
+
+#include "config.h"
+#include "policy.h"
+
+namespace rapo {
+
+/// Elements that a layer keeps of a token for its backward pass.
+std::int64_t layer_activations(const ModelConfig& c);
+
+/// Tokens taken through the trunk at once in training. What a small model keeps for its backward pass should
+/// stay in the caches; for a large one the weights are the traffic, and a chunk must be worth reading them,
+/// within 2 GB. A longer sequence is a chunk of its own.
+std::int64_t train_chunk_tokens(const ModelConfig& c, std::int64_t parameters, std::int64_t width,
+                                bool recompute);
+
+/// Prompt tokens computed at once when completions are started.
+std::int64_t prefill_tokens(const ModelConfig& c, std::int64_t width);
+
+/// Rows of a chunk of the fused head whose logits take about 64 MB.
+std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_size);
+
+/// Bytes that the key/value cache may take, unless a single sequence needs more.
+constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;
+
+/// Completions decoded at once: a decoding step reads the weights and the cache, so that a cache of some
+/// times the weights' size pays for reading those; beyond that more only push a small model's cache out of
+/// the processor's.
+std::int64_t running_limit(const ModelConfig& c, std::int64_t parameters, std::int64_t width,
+                           std::int64_t positions);
+
+}  // namespace rapo

@@ -1,0 +1,134 @@
+// npm run test:prebuilds: builds the addon for every platform, looks at each file, and runs the kernels' numeric tests with
+// those that can be run here: linux-x64 on Node 20, 22 and 24; linux-arm64 in qemu-user, win32-x64 in Wine, where these are
+// installed (Debian: qemu-user libc6-arm64-cross libstdc++6-arm64-cross libatomic1-arm64-cross wine64); musl without Node.js,
+// of which there is no musl build on npm: its own loader (Debian: musl) must miss nothing but Node-API. darwin is only built.
+// Closes with "N passed, N failed, N skipped". Node.js for each comes from npm.
+import { execFileSync, spawn } from 'node:child_process'
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { build } from 'esbuild'
+import { bootstrap, load, root } from './bootstrap.mjs'
+import { prebuild, prebuildPath } from './prebuilds.mjs'
+
+const TIMEOUT_MS = 15 * 60_000
+const ARM64_ROOT = '/usr/aarch64-linux-gnu'
+const WINE = '/usr/lib/wine/wine64'
+const MUSL = '/lib/ld-musl-x86_64.so.1'
+
+await bootstrap({ addons: false })
+await prebuild()
+const { cacheDir } = await load('cache.ts')
+const work = join(root, 'build', 'prebuilds')
+const check = join(work, 'check.cjs')
+await build({
+  entryPoints: [join(root, 'test', 'prebuild-check.ts')],
+  outfile: check,
+  bundle: true,
+  platform: 'node',
+  define: { 'import.meta.url': 'importMetaUrl' },
+  banner: { js: "const importMetaUrl = require('node:url').pathToFileURL(__filename).href" },
+  logLevel: 'warning',
+})
+
+const totals = { passed: 0, failed: 0, skipped: 0 }
+await test('files', true, () =>
+  run(process.execPath, ['--import', 'tsx', join(root, 'test', 'prebuilds.test.ts')], {
+    RAPO_PREBUILDS: 'all',
+  }),
+)
+for (const major of [20, 22, 24]) {
+  const canRun = process.platform === 'linux' && process.arch === 'x64'
+  await test(`linux-x64-glibc on Node ${major}`, canRun, () =>
+    run(nodeFor('linux-x64', major), [check], addon('linux-x64-glibc')),
+  )
+}
+await test('linux-arm64-glibc in qemu-user', existsSync(ARM64_ROOT) && has('qemu-aarch64'), () =>
+  run('qemu-aarch64', ['-L', ARM64_ROOT, nodeFor('linux-arm64', 20), check], addon('linux-arm64-glibc')),
+)
+await test('win32-x64 in Wine', existsSync(WINE), () =>
+  run(WINE, [nodeFor('win-x64', 20), check], {
+    RAPO_KERNELS_ADDON: `Z:${join(root, prebuildPath('win32-x64'))}`,
+    WINEPREFIX: join(work, 'wine'),
+    WINEDEBUG: '-all',
+    NODE_SKIP_PLATFORM_CHECK: '1',
+  }),
+)
+await test('linux-x64-musl in the loader of musl', existsSync(MUSL), async () => {
+  const { output } = await run(MUSL, ['--list', join(root, prebuildPath('linux-x64-musl'))], {})
+  const missing = [...output.matchAll(/: (\S+): symbol not found/g)].map(match => match[1])
+  console.log(`${missing.length} symbols that Node has to give`)
+  return missing.length > 0 && missing.every(name => name.startsWith('napi_')) ? 0 : 1
+})
+console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`)
+process.exitCode = totals.failed ? 1 : 0
+
+async function test(name, canRun, body) {
+  if (!canRun) {
+    totals.skipped += 1
+    console.log(`── ${name}: skipped`)
+    return
+  }
+  const start = performance.now()
+  console.log(`── ${name}`)
+  const result = await body()
+  const failed = (result.code ?? result) !== 0
+  totals[failed ? 'failed' : 'passed'] += 1
+  console.log(
+    `── ${name}: ${failed ? 'FAILED' : 'passed'} (${((performance.now() - start) / 1000).toFixed(0)} s)`,
+  )
+}
+
+function addon(target) {
+  return { RAPO_KERNELS_ADDON: join(root, prebuildPath(target)) }
+}
+
+function has(command) {
+  return process.env.PATH.split(':').some(dir => existsSync(join(dir, command)))
+}
+
+/** Runs a command with its output in a file, since Wine cannot open a pipe; shows and returns it. */
+async function run(command, args, env) {
+  const file = join(work, 'output.txt')
+  const output = openSync(file, 'w')
+  const child = spawn(command, args, {
+    cwd: root,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', output, output],
+    timeout: TIMEOUT_MS,
+    killSignal: 'SIGKILL',
+  })
+  const code = await new Promise(resolve => {
+    child
+      .on('error', error => resolve(error.message))
+      .on('close', (status, signal) => resolve(status ?? signal))
+  })
+  closeSync(output)
+  const text = readFileSync(file, 'utf8')
+  console.log(text.trimEnd())
+  return { code, output: text }
+}
+
+/** The node of a platform and major version, from npm. */
+function nodeFor(platform, major) {
+  const dir = join(cacheDir(), 'node', `${platform}-${major}`)
+  const file = join(dir, 'bin', platform.startsWith('win') ? 'node.exe' : 'node')
+  if (existsSync(file)) return file
+  // Not npm install, which refuses what is for another platform.
+  const part = `${dir}.part`
+  rmSync(part, { recursive: true, force: true })
+  mkdirSync(part, { recursive: true })
+  execFileSync('npm', ['pack', '--silent', `node-${platform}@${major}`], { cwd: part })
+  execFileSync('tar', ['-xzf', readdirSync(part)[0], '--strip-components=1'], { cwd: part })
+  rmSync(dir, { recursive: true, force: true })
+  renameSync(part, dir)
+  return file
+}

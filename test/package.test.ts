@@ -1,0 +1,204 @@
+/**
+ * What `npm install rapo` gives: the package is packed, installed from a registry on this machine into an empty project
+ * in a root directory with nothing but Node.js and npm, and used there from ES modules, CommonJS and TypeScript.
+ */
+import { execFile } from 'node:child_process'
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+// @ts-expect-error: no types
+import { hostTarget, prebuild, prebuildPath, targets } from '../scripts/prebuilds.mjs'
+import { serveRegistry } from './registry.js'
+
+const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
+const run = promisify(execFile)
+const node = realpathSync(process.execPath)
+const bin = (name: string) => path.join(root, 'node_modules', '.bin', name)
+
+/** The limit of a package without the CUDA library. */
+const MAX_BYTES = 15e6
+
+interface Packed {
+  readonly filename: string
+  readonly size: number
+  readonly files: readonly { readonly path: string }[]
+}
+
+let temporary: string
+let packed: Packed
+let tarball: string
+/** The root directory that the package is installed in, and the project within it. */
+let place: string
+let project: string
+
+test.before(async () => {
+  temporary = realpathSync(mkdtempSync(path.join(tmpdir(), 'rapo-package-')))
+  place = path.join(temporary, 'root')
+  project = path.join(place, 'project')
+  await prebuild([hostTarget()])
+  const { stdout } = await run('npm', ['pack', '--json', '--pack-destination', temporary], { cwd: root })
+  // The build that npm runs first writes to the same stream.
+  packed = JSON.parse(stdout.slice(stdout.indexOf('[\n')))[0]
+  tarball = path.join(temporary, packed.filename)
+})
+
+test.after(() => rmSync(temporary, { recursive: true, force: true }))
+
+test('the tarball holds what it should and no more', () => {
+  const list = path.join(root, 'test', 'golden', 'package-files.txt')
+  const files = packed.files.map(file => file.path)
+  // Which prebuilds there are depends on what was built here; test/prebuilds.ts looks at all of them.
+  const prebuilds = Object.keys(targets).map(prebuildPath)
+  const found = files.filter(file => !prebuilds.includes(file)).sort()
+  if (process.env.RAPO_UPDATE === '1') writeFileSync(list, `${found.join('\n')}\n`)
+  const expected = readFileSync(list, 'utf8').trimEnd().split('\n')
+  const advice =
+    'if this is meant, RAPO_UPDATE=1 npm test -- package writes test/golden/package-files.txt anew'
+  assert.equal(found, expected, advice)
+  assert.ok(files.includes(prebuildPath(hostTarget())))
+})
+
+test('the tarball is small, and nothing in it runs at installation', () => {
+  console.log(`${packed.filename}: ${(packed.size / 1e6).toFixed(2)} MB`)
+  assert.ok(packed.size < MAX_BYTES, `${packed.size} bytes`)
+  const { scripts } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  for (const name of ['preinstall', 'install', 'postinstall', 'prepare']) assert.not(name in scripts, name)
+  // npm runs node-gyp for it unasked.
+  assert.not(packed.files.some(file => file.path === 'binding.gyp'))
+})
+
+test('publint and attw find nothing', async () => {
+  const lint = await run(bin('publint'), ['run', tarball, '--strict', '--level', 'suggestion'])
+  assert.match(lint.stdout, 'All good!')
+  const types = await run(bin('attw'), [tarball, '--format', 'ascii', '--no-emoji'])
+  assert.match(types.stdout, 'No problems found')
+})
+
+test('npm installs it where there is neither compiler nor Python nor shell', async () => {
+  await makeRoot()
+  const registry = await serveRegistry(root, path.join(temporary, 'registry'))
+  try {
+    mkdirSync(project, { recursive: true })
+    writeFileSync(path.join(project, 'package.json'), '{ "private": true }\n')
+    copyFileSync(tarball, path.join(place, packed.filename))
+    await inRoot(
+      '/npm/bin/npm-cli.js',
+      'install',
+      `/${packed.filename}`,
+      '--registry',
+      registry.url,
+      '--no-audit',
+      '--no-fund',
+    )
+  } finally {
+    registry.close()
+  }
+  const installed = path.join(project, 'node_modules', 'rapo')
+  for (const { path: file } of packed.files) assert.ok(existsSync(path.join(installed, file)), file)
+})
+
+test("README's example runs there, as ES module and as CommonJS", async () => {
+  const readme = readFileSync(path.join(root, 'README.md'), 'utf8')
+  const example = /```ts\n(.*?)```/s.exec(readme)?.[1] ?? ''
+  assert.match(example, "from 'rapo'")
+  writeFileSync(path.join(project, 'example.mjs'), example)
+  const required = example.replace(/import (.*) from ('rapo')/, 'const $1 = require($2)')
+  assert.match(required, 'require(')
+  writeFileSync(path.join(project, 'example.cjs'), required)
+  const outputs = [await inRoot('/project/example.mjs'), await inRoot('/project/example.cjs')]
+  // A number, the entropy, six gradients. Their values are what readme.test.ts is about.
+  for (const output of outputs) assert.match(output, /^-?0\.\d+ \d\.\d+ Float32Array\(6\) \[/)
+  assert.is(outputs[0], outputs[1])
+})
+
+test('both kinds of import give the same objects; the command line too', async () => {
+  writeFileSync(
+    path.join(project, 'same.mjs'),
+    `import assert from 'node:assert'
+     import { createRequire } from 'node:module'
+     import * as imported from 'rapo'
+     const required = createRequire(import.meta.url)('rapo')
+     assert.deepStrictEqual(Object.keys(imported).sort(), Object.keys(required).sort())
+     for (const name of Object.keys(required)) assert.strictEqual(imported[name], required[name], name)
+     assert.throws(() => imported.policyLoss({}, required.rapo()), required.RapoError)
+     const batch = { vocabSize: 0, logits: new Float32Array(0), tokenIds: new Int32Array(0) }
+     assert.throws(() => required.gatherLogprobs(batch), imported.RapoError)
+     console.log(imported.kernelsInfo().isas.at(-1))`,
+  )
+  assert.is(await inRoot('/project/same.mjs'), 'portable\n')
+  const { version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  assert.is(await inRoot('/project/node_modules/rapo/dist/cli.js', '--version'), `${version}\n`)
+})
+
+test('its types are there for ES modules, CommonJS and bundlers, without any other package', async () => {
+  const code = `import { type LossBatch, policyLoss, rapo } from 'rapo'
+    const batch: LossBatch<Float32Array> = {
+      vocabSize: 1,
+      logits: new Float32Array(1),
+      tokenIds: new Int32Array(1),
+      tokenWeights: new Float32Array(1),
+      advantages: new Float32Array(1),
+    }
+    export const gradient: Float32Array = policyLoss(batch, rapo({ klCoef: 0.1 })).gradLogits
+    // @ts-expect-error: there is none
+    export const none: Float32Array = policyLoss(batch, rapo(), { grad: 'none' }).gradLogits
+    // @ts-expect-error: no such field
+    rapo({ klCeof: 0.1 })\n`
+  const files = ['esm.mts', 'cjs.cts', 'bundled.ts']
+  for (const file of files) writeFileSync(path.join(project, file), code)
+  const strict = ['--noEmit', '--strict', '--target', 'es2022']
+  const kinds = [
+    ['--module', 'node16', ...files.slice(0, 2)],
+    ['--module', 'esnext', '--moduleResolution', 'bundler', files[2]!],
+  ]
+  for (const kind of kinds) {
+    const problems = await run(bin('tsc'), [...strict, ...kind], { cwd: project }).catch(
+      error => error.stdout,
+    )
+    assert.is(problems.stdout ?? problems, '')
+  }
+})
+
+/** A root directory with the node that runs this, its libraries, and npm. */
+async function makeRoot(): Promise<void> {
+  const { stdout } = await run('ldd', [node])
+  for (const [file] of stdout.matchAll(/\/\S+/g)) {
+    mkdirSync(path.join(place, path.dirname(file)), { recursive: true })
+    copyFileSync(file, path.join(place, file))
+  }
+  mkdirSync(path.join(place, 'tmp'))
+  copyFileSync(node, path.join(place, 'node'))
+  const global = (await run('npm', ['root', '-g'])).stdout.trim()
+  cpSync(path.join(global, 'npm'), path.join(place, 'npm'), { recursive: true })
+}
+
+/** Runs node in that root, which it cannot leave, with an empty environment; returns what it wrote. */
+async function inRoot(...args: string[]): Promise<string> {
+  const options = [
+    '--root',
+    place,
+    '--wd',
+    '/project',
+    ...(process.getuid?.() === 0 ? [] : ['--map-root-user']),
+  ]
+  const { stdout } = await run('unshare', [...options, '/node', ...args], {
+    env: { PATH: '/usr/bin:/bin', HOME: '/tmp' },
+  })
+  return stdout
+}
+
+test.run()
