@@ -38,8 +38,7 @@ inline void* address(const Napi::Value& value, const std::string& name) {
   bool lossless = false;
   const std::uint64_t bits = value.As<Napi::BigInt>().Uint64Value(&lossless);
   if (!lossless) invalid(name + " is no address");
-  return reinterpret_cast<void*>(
-      bits);  // NOLINT(performance-no-int-to-ptr): numbers are how JS holds addresses
+  return reinterpret_cast<void*>(bits);  // NOLINT(performance-no-int-to-ptr)
 }
 
 /// 0 (null) where it is left out.

@@ -216,7 +216,11 @@ std::vector<char> fetch_row(const Device& device, const void* matrix, DType dtyp
 
 // Workspaces and reports are kept for the next call, since allocating waits for the device.
 std::mutex pool_mutex;
-auto& pool = *new std::vector<Buffer>;  // never freed: at exit the driver may be gone
+
+std::vector<Buffer>& pool() {
+  static auto* const buffers = new std::vector<Buffer>;  // never freed: at exit the driver may be gone
+  return *buffers;
+}
 
 class Workspace {
  public:
@@ -224,10 +228,10 @@ class Workspace {
     {
       const std::lock_guard<std::mutex> lock(pool_mutex);
       const auto fits = [&](const Buffer& b) { return b.device() == device.index() && b.bytes() >= bytes; };
-      const auto found = std::find_if(pool.begin(), pool.end(), fits);
-      if (found != pool.end()) {
+      const auto found = std::find_if(pool().begin(), pool().end(), fits);
+      if (found != pool().end()) {
         buffer_ = std::move(*found);
-        pool.erase(found);
+        pool().erase(found);
         return;
       }
     }
@@ -238,9 +242,9 @@ class Workspace {
     const std::lock_guard<std::mutex> lock(pool_mutex);
     // One a device is enough: calls rarely overlap.
     const auto same = [&](const Buffer& b) { return b.device() == buffer_.device(); };
-    const auto kept = std::find_if(pool.begin(), pool.end(), same);
-    if (kept == pool.end()) {
-      pool.push_back(std::move(buffer_));
+    const auto kept = std::find_if(pool().begin(), pool().end(), same);
+    if (kept == pool().end()) {
+      pool().push_back(std::move(buffer_));
     } else if (kept->bytes() < buffer_.bytes()) {
       std::swap(*kept, buffer_);
     }
