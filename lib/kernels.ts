@@ -8,6 +8,7 @@ import { emptyMetrics, type ObjectiveMetrics, readMetrics } from './metrics.js'
 import { type KernelsAddon, loadKernels } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
+/** What the numbers of the logits are stored as. */
 export type LogitsDType = 'float32' | 'bfloat16' | 'float16'
 /** Float32Array, or Uint16Array holding the bits of bfloat16 or float16 numbers. */
 export type Logits = Float32Array | Uint16Array
@@ -45,6 +46,7 @@ export interface LossBatch<L extends Logits = Logits> {
  */
 export type GradMode = 'new' | 'in-place' | 'none' | Logits
 
+/** What policyLoss is to return beside the loss. */
 export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean> {
   /** Default 'new'. */
   readonly grad?: M
@@ -69,6 +71,7 @@ export interface PerToken {
 
 type GradOf<L, M> = M extends 'none' ? undefined : M extends Logits ? M : L
 
+/** What policyLoss returns. */
 export interface LossResult<G, P extends boolean> {
   readonly loss: number
   /** (N × V) ∂loss/∂logits. */
@@ -77,6 +80,7 @@ export interface LossResult<G, P extends boolean> {
   readonly perToken: P extends true ? PerToken : undefined
 }
 
+/** Of the calls that run off the main thread. */
 export interface AsyncOptions {
   /** Aborting rejects with ERR_RAPO_ABORTED within a few rows' time. */
   readonly signal?: AbortSignal
@@ -253,6 +257,7 @@ export async function logSumExpAsync(rows: LogitRows, options: AsyncOptions = {}
   return call.outputs.logSumExp!
 }
 
+/** What the kernels run on. */
 export interface KernelsInfo {
   /** The instruction set in use; RAPO_KERNELS_ISA overrides the choice. */
   readonly isa: string
@@ -262,6 +267,7 @@ export interface KernelsInfo {
   readonly threads: number
 }
 
+/** What the kernels run on. Throws ERR_RAPO_SETUP where their addon does not load. */
 export function kernelsInfo(): KernelsInfo {
   return { isa: addon().isa(), isas: addon().isas(), threads: addon().threads() }
 }

@@ -7,6 +7,7 @@ import { RapoError } from '../errors.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 
+/** What a verifier makes of a completion. */
 export interface Verdict {
   /** Finite; 1 is a correct completion. pass@k counts rewards ≥ 1 as correct. */
   readonly reward: number
@@ -21,6 +22,7 @@ export interface Verdict {
 export interface Verifier {
   /** Says what is wrong with a problem's answer, or undefined. Called once a problem, before anything is sampled. */
   checkAnswer(answer: unknown): string | undefined
+  /** Judges one completion of a problem with this answer. */
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
 }
 
