@@ -20,14 +20,14 @@ import { bootstrap, load, root } from './bootstrap.mjs'
 
 const ZIG = '0.17.1'
 
-/** Each platform with zig's name for it. The glibc is Debian 10's and RHEL 8's, the least that Node 20 runs on. */
+/** Each platform with zig's name for it. The glibc is Debian 10's and RHEL 8's, the least that Node 20 runs on; so is the macOS. */
 export const targets = {
   'linux-x64-glibc': 'x86_64-linux-gnu.2.28',
   'linux-x64-musl': 'x86_64-linux-musl',
   'linux-arm64-glibc': 'aarch64-linux-gnu.2.28',
   'linux-arm64-musl': 'aarch64-linux-musl',
-  'darwin-x64': 'x86_64-macos',
-  'darwin-arm64': 'aarch64-macos',
+  'darwin-x64': 'x86_64-macos.11.0',
+  'darwin-arm64': 'aarch64-macos.11.0',
   'win32-x64': 'x86_64-windows-gnu',
 }
 
@@ -56,11 +56,11 @@ async function prebuildAll(names, report) {
   const [{ cacheDir, hashSources }, { work }, { makeVenv }, { findTools, requireTools }] = await Promise.all(
     ['cache.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load),
   )
-  const sources = createHash('sha256')
-    .update(hashSources() + ZIG + compile)
-    .digest('hex')
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
+    const sources = createHash('sha256')
+      .update(hashSources() + ZIG + compile + targets[name])
+      .digest('hex')
     const stamp = join(root, 'build', 'prebuilds', `${name}.sha256`)
     const addon = join(root, prebuildPath(name))
     if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) continue
@@ -82,7 +82,7 @@ async function compile(name, addon, zig, work) {
   rmSync(tree, { recursive: true, force: true })
   mkdirSync(tree, { recursive: true })
   writeFileSync(log, '')
-  const [cpu, system] = targets[name].split('-')
+  const [, cpu, system] = /^(\w+)-(\w+)/.exec(targets[name])
   // CMake wants a file for each program.
   const program = (file, args, prepare = '') => {
     writeFileSync(join(tree, file), `#!/bin/sh\n${prepare}exec '${zig}' ${args} "$@"\n`, { mode: 0o755 })
