@@ -47,15 +47,14 @@ export function hostTarget() {
 
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
-  const { withLock } = await load('lock.ts')
-  const waiting = () => report('waiting for another run of prebuilds to finish')
-  await withLock(join(root, 'build', 'prebuilds'), waiting, () => prebuildAll(names, report))
-}
-
-async function prebuildAll(names, report) {
-  const [{ cacheDir, hashSources }, { work }, { makeVenv }, { findTools, requireTools }] = await Promise.all(
-    ['cache.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load),
-  )
+  const [{ cacheDir, hashSources }, { withLock }, { work }, { makeVenv }, { findTools, requireTools }] =
+    await Promise.all(['cache.ts', 'lock.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load))
+  const locked = (what, body) =>
+    withLock(
+      join(root, 'build', 'prebuilds', 'locks', what),
+      () => report(`waiting for another run: ${what}`),
+      body,
+    )
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
     const sources = createHash('sha256')
@@ -63,13 +62,15 @@ async function prebuildAll(names, report) {
       .digest('hex')
     const stamp = join(root, 'build', 'prebuilds', `${name}.sha256`)
     const addon = join(root, prebuildPath(name))
-    if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) continue
-    const start = performance.now()
-    const found = await findTools()
-    requireTools(found, ['cmake', 'python'])
-    await compile(name, addon, await installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report), work)
-    writeFileSync(stamp, sources)
-    report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
+    await locked(name, async () => {
+      if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) return
+      const start = performance.now()
+      requireTools(await findTools(), ['cmake', 'python'])
+      const zig = await locked('zig', () => installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report))
+      await compile(name, addon, zig, work)
+      writeFileSync(stamp, sources)
+      report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
+    })
   }
 }
 
