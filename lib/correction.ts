@@ -8,6 +8,7 @@ import { RapoError } from './errors.js'
 export const correctionLevels = ['token', 'sequence'] as const
 export const outsideChoices = ['truncate', 'mask'] as const
 
+/** How ratios between the policy that is trained and the one that sampled are bounded: see importanceWeights. */
 export interface Correction {
   /** The ratio trainer / sampler of each token, or the product of them over its sequence. */
   readonly level: (typeof correctionLevels)[number]
@@ -28,6 +29,7 @@ export interface SampledRows {
   readonly sequenceOffsets: Int32Array
 }
 
+/** What importanceWeights returns. */
 export interface ImportanceWeights {
   /** (N) ≥ 0, for LossBatch.policyWeights. */
   readonly weights: Float32Array
@@ -82,7 +84,7 @@ export function importanceWeights(rows: SampledRows, correction: Correction): Im
  * advantage and a mean of samplerLogprobs − logprobs above maxDivergence, 1 elsewhere. What the policy would hardly
  * write any more need not be pushed down.
  *
- * @param advantages (N) the same within a sequence
+ * @param rows their advantages (N) are the same within a sequence
  */
 export function offPolicyMask(
   rows: SampledRows & { readonly advantages: Float32Array },

@@ -1,6 +1,7 @@
 /** What a run may do with the entropies of its tokens beside the constant bonus of the objective. */
 import { RapoError } from './errors.js'
 
+/** Holds the entropy near a target: see adaptEntropyCoef. */
 export interface EntropyControl {
   /** Nats a token; below it the coefficient rises, above it falls. */
   readonly target: number

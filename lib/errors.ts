@@ -13,6 +13,7 @@ export type RapoErrorCode =
   | 'ERR_RAPO_DATA'
   | 'ERR_RAPO_SETUP'
 
+/** What rapo throws: `code` is for programs, `message` for people, `cause` what it came from where there is such. */
 export class RapoError extends Error {
   override readonly name = 'RapoError'
   readonly code: RapoErrorCode

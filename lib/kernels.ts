@@ -8,6 +8,7 @@ import { emptyMetrics, type ObjectiveMetrics, readMetrics } from './metrics.js'
 import { type KernelsAddon, loadKernels } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
+/** What the numbers of the logits are stored as. */
 export type LogitsDType = 'float32' | 'bfloat16' | 'float16'
 /** Float32Array, or Uint16Array holding the bits of bfloat16 or float16 numbers. */
 export type Logits = Float32Array | Uint16Array
@@ -56,6 +57,7 @@ export interface DeviceOptions {
   readonly device?: KernelDevice
 }
 
+/** What policyLoss is to return beside the loss, and where it is computed. */
 export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean>
   extends DeviceOptions {
   /** Default 'new'. */
@@ -81,6 +83,7 @@ export interface PerToken {
 
 type GradOf<L, M> = M extends 'none' ? undefined : M extends Logits ? M : L
 
+/** What policyLoss returns. */
 export interface LossResult<G, P extends boolean> {
   readonly loss: number
   /** (N × V) ∂loss/∂logits. */
@@ -89,6 +92,7 @@ export interface LossResult<G, P extends boolean> {
   readonly perToken: P extends true ? PerToken : undefined
 }
 
+/** Of the calls that run off the main thread. */
 export interface AsyncOptions {
   /** Aborting rejects with ERR_RAPO_ABORTED within a few rows' time. */
   readonly signal?: AbortSignal
@@ -297,6 +301,7 @@ export type CudaInfo =
   | { readonly available: true; readonly devices: readonly CudaDevice[] }
   | { readonly available: false; readonly reason: string }
 
+/** What the kernels run on. */
 export interface KernelsInfo {
   /** The instruction set in use; RAPO_KERNELS_ISA overrides the choice. */
   readonly isa: string
@@ -307,6 +312,7 @@ export interface KernelsInfo {
   readonly cuda: CudaInfo
 }
 
+/** What the kernels run on. Throws ERR_RAPO_SETUP where their addon does not load. */
 export function kernelsInfo(): KernelsInfo {
   const { available, reason, devices } = addon().cudaInfo()
   return {

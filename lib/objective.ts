@@ -18,12 +18,15 @@ export const penalties = [
   'reverse-k3',
   'reverse-full',
 ] as const
+/** A KL penalty D by its name in docs/objective.md; none goes with klCoef 0. */
 export type Penalty = (typeof penalties)[number]
 
 /** The policy terms, see docs/objective.md. */
 export const surrogates = ['clip', 'cispo', 'sapo', 'gspo'] as const
+/** A policy term g by its name in docs/objective.md. */
 export type Surrogate = (typeof surrogates)[number]
 
+/** What is optimised: loss = −Σ n (g − klCoef · D + entropyCoef · H) over tokens. docs/objective.md has the formulas. */
 export interface Objective {
   /** Default clip. */
   readonly surrogate?: Surrogate

@@ -4,9 +4,12 @@ import type { ObjectiveMetrics } from './metrics.js'
 import { type EngineAddon, loadEngine } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
+/** Of weights and activations. */
 export type ModelDType = 'float32' | 'bfloat16'
+/** Where a model lives. */
 export type Device = 'cpu' | 'cuda'
 
+/** AdamW (arXiv 1711.05101): weight decay apart from the gradient. Defaults 0.9, 0.999, 1e-8 and 0. */
 export interface AdamW {
   readonly beta1: number
   readonly beta2: number
@@ -14,6 +17,7 @@ export interface AdamW {
   readonly weightDecay: number
 }
 
+/** How loadPolicy loads a model. Defaults: float32, on the CPU. */
 export interface PolicyOptions {
   readonly dtype?: ModelDType
   readonly device?: Device
@@ -50,6 +54,7 @@ export interface PackedTokens {
   readonly offsets: Int32Array
 }
 
+/** How completions are sampled from softmax(logits / temperature). */
 export interface SamplingParams {
   /** Completions per prompt. */
   readonly n: number
@@ -67,6 +72,7 @@ export interface SamplingParams {
   readonly maxBatch?: number
 }
 
+/** stop: the last token is one of stopTokenIds; length: it was cut off. */
 export type FinishReason = 'stop' | 'length'
 
 /** In the order prompt 0 sample 0, prompt 0 sample 1, …; the stop token is part of the completion. */
@@ -95,11 +101,13 @@ export interface MicroBatch {
   readonly policyWeights?: Float32Array
 }
 
+/** (N) each, in nats: log p of the rows' tokens, and the entropy of their distributions. */
 export interface LogprobRows {
   readonly logprobs: Float32Array
   readonly entropy: Float32Array
 }
 
+/** What an optimizer step did. */
 export interface StepResult {
   /** Before clipping. */
   readonly gradNorm: number
@@ -107,6 +115,7 @@ export interface StepResult {
   readonly skipped: boolean
 }
 
+/** Sizes of the model, from its config.json. */
 export interface ModelInfo {
   readonly vocabSize: number
   readonly hiddenSize: number
@@ -120,6 +129,7 @@ export interface ModelInfo {
   readonly dtype: ModelDType
 }
 
+/** Of every long call of a Policy. */
 export interface CallOptions {
   /** Aborting rejects with the signal's reason once the native call has stopped: between tokens, or before gradients change. */
   readonly signal?: AbortSignal
@@ -130,23 +140,30 @@ export interface CallOptions {
 /** A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made. */
 export interface Policy {
   readonly info: ModelInfo
+  /** Samples sampling.n completions of each prompt. */
   generate(prompts: PackedTokens, sampling: SamplingParams, options?: CallOptions): Promise<Completions>
+  /** Log-probs and entropies (N) of rows.tokenIds, each after its rows.rowPositions, under softmax(logits / temperature). */
   logprobs(
     sequences: PackedTokens,
     rows: { readonly rowPositions: Int32Array; readonly tokenIds: Int32Array },
     temperature: number,
     options?: CallOptions,
   ): Promise<LogprobRows>
+  /** Adds the gradient of a micro-batch to what is held; the parts of a batch add up. Returns the metrics of the part. */
   accumulate(batch: MicroBatch, objective: Objective, options?: CallOptions): Promise<ObjectiveMetrics>
+  /** Clips the gradient held, takes an AdamW step with learningRate ≥ 0, and drops the gradient. */
   step(learningRate: number): Promise<StepResult>
+  /** Drops the gradient held. */
   zeroGrad(): Promise<void>
   /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */
   save(dir: string, options?: SaveOptions): Promise<void>
   /** Masters, moments and step count, as one safetensors file. */
   saveState(file: string): Promise<void>
+  /** Reads what saveState wrote; throws where it is of another model. */
   loadState(file: string): Promise<void>
   /** Frees the native memory; later calls throw. Waits for a call in progress. */
   dispose(): Promise<void>
+  /** As dispose. */
   [Symbol.asyncDispose](): Promise<void>
 }
 

@@ -12,6 +12,7 @@ import { remeasure } from './remeasure.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout.js'
 import { appendJsonLines } from './run.js'
 
+/** Hooks into train, beside what opening a run takes. */
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void

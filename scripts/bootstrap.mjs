@@ -48,8 +48,10 @@ export async function load(file) {
 
 function requireNode() {
   const [major, minor] = process.versions.node.split('.').map(Number)
-  if (major > 20 || (major === 20 && minor >= 6)) return
-  throw setupError(`rapo needs Node.js >= 20.6; this is ${process.version} (${process.execPath})`)
+  if (major > 22 || (major === 20 && minor >= 19) || (major === 22 && minor >= 12)) return
+  throw setupError(
+    `rapo needs Node.js >= 20.19 or >= 22.12; this is ${process.version} (${process.execPath})`,
+  )
 }
 
 /** Whether node_modules holds just what package-lock.json asks for; packages for other platforms aside. */

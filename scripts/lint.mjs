@@ -29,6 +29,7 @@ if (write) {
 } else {
   await check('biome', () => node('@biomejs/biome/bin/biome', ['check', '--error-on-warnings']))
   await check('types', () => node('typescript/bin/tsc', ['--noEmit']))
+  await check('docs/api', () => apiDocs())
   await check('machine', () => namesThisMachine(files))
   await check('clang-format', () => unformatted(cpp))
   await check('clang-tidy', () => clangTidy(cpp.filter(file => file.endsWith('.cpp'))))
@@ -73,6 +74,17 @@ function namesThisMachine(names) {
     }
   }
   return found.join('\n')
+}
+
+/** docs/api/ as the types have it now; every public name has a docstring (typedoc.json says which kinds). */
+async function apiDocs() {
+  const out = join(cacheDir(), 'lint', 'api')
+  const problems = await node('typedoc/bin/typedoc', ['--out', out, '--logLevel', 'Warn'])
+  if (problems) return problems
+  const read = dir => readFileSync(join(dir, 'README.md'), 'utf8')
+  return read(out) === read(join(root, 'docs', 'api'))
+    ? ''
+    : 'docs/api/ is not up to date: npm run docs writes it'
 }
 
 async function unformatted(sources) {

@@ -20,14 +20,14 @@ import { bootstrap, load, root } from './bootstrap.mjs'
 
 const ZIG = '0.17.1'
 
-/** Each platform with zig's name for it. The glibc is Debian 10's and RHEL 8's, the least that Node 20 runs on. */
+/** Each platform with zig's name for it. The glibc is Debian 10's and RHEL 8's, the least that Node 20 runs on; so is the macOS. */
 export const targets = {
   'linux-x64-glibc': 'x86_64-linux-gnu.2.28',
   'linux-x64-musl': 'x86_64-linux-musl',
   'linux-arm64-glibc': 'aarch64-linux-gnu.2.28',
   'linux-arm64-musl': 'aarch64-linux-musl',
-  'darwin-x64': 'x86_64-macos',
-  'darwin-arm64': 'aarch64-macos',
+  'darwin-x64': 'x86_64-macos.11.0',
+  'darwin-arm64': 'aarch64-macos.11.0',
   'win32-x64': 'x86_64-windows-gnu',
 }
 
@@ -47,29 +47,30 @@ export function hostTarget() {
 
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
-  const { withLock } = await load('lock.ts')
-  const waiting = () => report('waiting for another run of prebuilds to finish')
-  await withLock(join(root, 'build', 'prebuilds'), waiting, () => prebuildAll(names, report))
-}
-
-async function prebuildAll(names, report) {
-  const [{ cacheDir, hashSources }, { work }, { makeVenv }, { findTools, requireTools }] = await Promise.all(
-    ['cache.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load),
-  )
-  const sources = createHash('sha256')
-    .update(hashSources() + ZIG + compile)
-    .digest('hex')
+  const [{ cacheDir, hashSources }, { withLock }, { work }, { makeVenv }, { findTools, requireTools }] =
+    await Promise.all(['cache.ts', 'lock.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load))
+  const locked = (what, body) =>
+    withLock(
+      join(root, 'build', 'prebuilds', 'locks', what),
+      () => report(`waiting for another run: ${what}`),
+      body,
+    )
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
+    const sources = createHash('sha256')
+      .update(hashSources() + ZIG + compile + targets[name])
+      .digest('hex')
     const stamp = join(root, 'build', 'prebuilds', `${name}.sha256`)
     const addon = join(root, prebuildPath(name))
-    if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) continue
-    const start = performance.now()
-    const found = await findTools()
-    requireTools(found, ['cmake', 'python'])
-    await compile(name, addon, await installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report), work)
-    writeFileSync(stamp, sources)
-    report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
+    await locked(name, async () => {
+      if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) return
+      const start = performance.now()
+      requireTools(await findTools(), ['cmake', 'python'])
+      const zig = await locked('zig', () => installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report))
+      await compile(name, addon, zig, work)
+      writeFileSync(stamp, sources)
+      report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
+    })
   }
 }
 
@@ -82,7 +83,7 @@ async function compile(name, addon, zig, work) {
   rmSync(tree, { recursive: true, force: true })
   mkdirSync(tree, { recursive: true })
   writeFileSync(log, '')
-  const [cpu, system] = targets[name].split('-')
+  const [, cpu, system] = /^(\w+)-(\w+)/.exec(targets[name])
   // CMake wants a file for each program.
   const program = (file, args, prepare = '') => {
     writeFileSync(join(tree, file), `#!/bin/sh\n${prepare}exec '${zig}' ${args} "$@"\n`, { mode: 0o755 })

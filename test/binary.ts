@@ -4,7 +4,7 @@ export interface Binary {
   readonly arch: 'x64' | 'arm64' | 'unknown'
   /** Libraries that must be there for it to load. */
   readonly libraries: readonly string[]
-  /** ELF: versions of symbols that it wants of them, such as GLIBC_2.28. */
+  /** ELF: versions of symbols that it wants of them, such as GLIBC_2.28. Mach-O: the least system, such as macOS 11. */
   readonly versions: readonly string[]
   /** ELF: what it shows to the rest of the process. */
   readonly exported: readonly string[]
@@ -79,12 +79,14 @@ function readElf(bytes: Buffer): Binary {
 
 function readMachO(bytes: Buffer): Binary {
   const libraries: string[] = []
+  const versions: string[] = []
   let command = 32
   for (let i = bytes.readUInt32LE(16); i > 0; --i) {
+    const kind = bytes.readUInt32LE(command)
     const LOAD_DYLIB = 0xc
-    if (bytes.readUInt32LE(command) === LOAD_DYLIB) {
-      libraries.push(text(bytes, command + bytes.readUInt32LE(command + 8)))
-    }
+    const BUILD_VERSION = 0x32
+    if (kind === LOAD_DYLIB) libraries.push(text(bytes, command + bytes.readUInt32LE(command + 8)))
+    if (kind === BUILD_VERSION) versions.push(`macOS ${bytes.readUInt32LE(command + 12) >> 16}`)
     command += bytes.readUInt32LE(command + 4)
   }
   const arch = { 16777223: 'x64', 16777228: 'arm64' } as const
@@ -92,7 +94,7 @@ function readMachO(bytes: Buffer): Binary {
     format: 'mach-o',
     arch: arch[bytes.readUInt32LE(4) as keyof typeof arch] ?? 'unknown',
     libraries,
-    versions: [],
+    versions,
     exported: [],
   }
 }

@@ -144,7 +144,7 @@ test('both kinds of import give the same objects; the command line too', async (
   assert.is(await inRoot('/project/node_modules/rapo/dist/cli.js', '--version'), `${version}\n`)
 })
 
-test('its types are there for ES modules, CommonJS and bundlers, without any other package', async () => {
+test('its types are there for ES modules, CommonJS and bundlers, beside those of Node.js', async () => {
   const code = `import { type LossBatch, policyLoss, rapo } from 'rapo'
     const batch: LossBatch<Float32Array> = {
       vocabSize: 1,
@@ -160,7 +160,8 @@ test('its types are there for ES modules, CommonJS and bundlers, without any oth
     rapo({ klCeof: 0.1 })\n`
   const files = ['esm.mts', 'cjs.cts', 'bundled.ts']
   for (const file of files) writeFileSync(path.join(project, file), code)
-  const strict = ['--noEmit', '--strict', '--target', 'es2022']
+  const typeRoots = path.join(root, 'node_modules', '@types')
+  const strict = ['--noEmit', '--strict', '--target', 'es2022', '--types', 'node', '--typeRoots', typeRoots]
   const kinds = [
     ['--module', 'node16', ...files.slice(0, 2)],
     ['--module', 'esnext', '--moduleResolution', 'bundler', files[2]!],

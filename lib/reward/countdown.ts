@@ -1,6 +1,7 @@
 /** The verifier `countdown`: docs/countdown.md states the rules. Exact rational arithmetic; nothing is evaluated. */
 import type { Verdict, Verifier } from './verifier.js'
 
+/** The answer of a problem of the game: its numbers and the target to make of them. */
 export interface CountdownAnswer {
   readonly numbers: readonly number[]
   readonly target: number

@@ -6,6 +6,7 @@ import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 import { math } from './math.js'
 
+/** What a verifier makes of a completion. */
 export interface Verdict {
   /** Finite; 1 is a correct completion. pass@k counts rewards ≥ 1 as correct. */
   readonly reward: number
@@ -20,7 +21,7 @@ export interface Verdict {
 export interface Verifier {
   /** Says what is wrong with a problem's answer, or undefined. Called once a problem, before anything is sampled. */
   checkAnswer(answer: unknown): string | undefined
-  /** Promises may be many: a step's completions are all asked for before the first is awaited. */
+  /** Judges one completion. Promises may be many: a step's completions are all asked for before the first is awaited. */
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
   /** The same of a final answer alone, where verify looks for it in the completion. Default: verify. */
   verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
