@@ -63,7 +63,9 @@ const machine = {
   node: process.version,
   torch: null as string | null,
 }
-console.log(`${machine.cpu}, ${machine.cores} cores, ${machine.platform}, Node ${machine.node}; ${threads} threads`)
+console.log(
+  `${machine.cpu}, ${machine.cores} cores, ${machine.platform}, Node ${machine.node}; ${threads} threads`,
+)
 
 if (flags.scaling) {
   measureScaling(best, machine.cpu)
@@ -168,7 +170,9 @@ function comparePenalties(dtype: LogitsDType, rows: number): void {
     for (const { run, ms } of contenders) ms.push(run() as number)
   }
   const time = (name: string) => median(contenders.find(c => c.name === name)!.ms)
-  console.log(`\n${dtype}, N = ${rows}: each penalty, and how many times as long as none and as forward it takes`)
+  console.log(
+    `\n${dtype}, N = ${rows}: each penalty, and how many times as long as none and as forward it takes`,
+  )
   for (const { name, isa, ms } of contenders) {
     const others = ['penalty none', 'penalty forward'] as const
     for (const other of others) record(name, isa, dtype, rows, median(ms), other, time(other))
@@ -198,7 +202,8 @@ function report(...result: Parameters<typeof record>): void {
   const [name, isa, , , ms, peer, peerMs] = result
   record(...result)
   const who = `${name.padEnd(32)} ${isa.padEnd(10)} ${ms.toFixed(2).padStart(9)} ms`
-  const versus = peer && `   ${peer.padEnd(26)} ${peerMs!.toFixed(2).padStart(9)} ms  ${(peerMs! / ms).toFixed(2)}×`
+  const versus =
+    peer && `   ${peer.padEnd(26)} ${peerMs!.toFixed(2).padStart(9)} ms  ${(peerMs! / ms).toFixed(2)}×`
   console.log(`  ${who}${versus ?? ''}`)
 }
 

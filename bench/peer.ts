@@ -29,7 +29,8 @@ const needs = ['typing_extensions', 'sympy', 'networkx', 'jinja2', 'fsspec', 'fi
  * fetched once. Undefined, and the reason on the console, where there is none.
  */
 export async function findPython(): Promise<string | undefined> {
-  const works = (python: string) => spawnSync(python, ['-c', 'import torch'], { stdio: 'ignore' }).status === 0
+  const works = (python: string) =>
+    spawnSync(python, ['-c', 'import torch'], { stdio: 'ignore' }).status === 0
   const { RAPO_PYTHON } = process.env
   for (const python of RAPO_PYTHON ? [RAPO_PYTHON] : ['python3']) {
     if (works(python)) return python

@@ -74,10 +74,11 @@ void keep_arrays(const Napi::Object& object, std::vector<Napi::Object>& kept) {
 }
 
 /// The order of policyLoss's arguments after objective and metrics.
-constexpr const char* kLossFields[] = {
-    "rows",         "vocabSize",  "dtype",       "logits",        "refLogits",       "tokenIds",   "tokenWeights",
-    "advantages",   "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets", "gradLogits", "gradDtype",
-    "logprobs",     "refLogprobs", "kl",         "entropy",       "ratio",           "clipped"};
+constexpr const char* kLossFields[] = {"rows",       "vocabSize",   "dtype",         "logits",
+                                       "refLogits",  "tokenIds",    "tokenWeights",  "advantages",
+                                       "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets",
+                                       "gradLogits", "gradDtype",   "logprobs",      "refLogprobs",
+                                       "kl",         "entropy",     "ratio",         "clipped"};
 
 /// A policy_loss call: the structs and what they point into that is not a JS array.
 struct LossCall {

@@ -225,8 +225,7 @@ Metrics policy_loss(const Batch& given, const Objective& objective, const Output
   Batch batch = given;
   std::vector<double> sequence_ratios;
   if (batch.sequence_offsets) {
-    sequence_ratios =
-        sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
+    sequence_ratios = sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
     batch.sequence_log_ratios = sequence_ratios.data();
   }
   const Loss loss(batch, objective, outputs);
