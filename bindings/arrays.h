@@ -120,8 +120,8 @@ Napi::Value to_js(Napi::Env env, const std::vector<T>& values) {
 
 inline Napi::Value field(const Napi::Object& object, const char* name) { return object.Get(name); }
 
-/// Values by name: the properties of an object, or the arguments of a call from the one called names[0] on. Looking up a
-/// property from C++ takes a good part of a microsecond, reading an argument next to nothing.
+/// Values by name: the properties of an object, or the arguments of a call from the one called names[0] on.
+/// Looking up a property from C++ takes a good part of a microsecond, reading an argument next to nothing.
 class Fields {
  public:
   explicit Fields(const Napi::Object& object) : object_(object) {}
@@ -132,7 +132,8 @@ class Fields {
   Napi::Value Get(const char* name) const {
     if (!info_) return object_.Get(name);
     for (std::size_t i = 0; i < count_; ++i) {
-      if (names_[i] == name || (names_[i][0] == name[0] && std::strcmp(names_[i], name) == 0)) return (*info_)[first_ + i];
+      if (names_[i] == name || (names_[i][0] == name[0] && std::strcmp(names_[i], name) == 0))
+        return (*info_)[first_ + i];
     }
     throw std::logic_error(std::string("no argument is called ") + name);
   }

@@ -37,7 +37,8 @@ inline Surrogate surrogate_from(const std::string& name) {
   invalid("surrogate is \"" + name + "\", expected clip, cispo, sapo or gspo");
 }
 
-/// Fields without a default here are required. Ranges are checked by the kernels. Takes what objective_to_js made, too.
+/// Fields without a default here are required. Ranges are checked by the kernels. Takes what objective_to_js
+/// made, too.
 inline Objective objective_from(const Napi::Value& value) {
   if (value.IsExternal()) return *value.As<Napi::External<Objective>>().Data();
   if (!value.IsObject()) invalid("objective must be an object");

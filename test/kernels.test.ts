@@ -45,6 +45,32 @@ for (const dtype of dtypes) {
   })
 }
 
+test('every instruction set: a maximum that rises from block to block', () => {
+  const V = 5001
+  for (const penalty of ['forward', 'forward-full', 'reverse-full'] as const) {
+    const objective = objectiveFor(penalty)
+    const { batch, rows } = makeCase(V, 6, 'float32', objective, 1, false)
+    // Up and down by 100 a row, the reference the other way: more than e^x can span, and the last element is the largest.
+    rows.forEach((row, i) => {
+      if (!row) return
+      const slope = i % 2 ? 0.02 : -0.02
+      const gentle = penalty === 'forward' ? 1 : 0.4 // or the full penalty would be all that is seen of the loss
+      for (let v = 0; v < V; ++v) {
+        row.logits[v] = Math.fround(slope * v * gentle)
+        row.refLogits[v] = Math.fround(-slope * (V - v) * gentle)
+      }
+      batch.logits.set(row.logits, i * V)
+      batch.refLogits!.set(row.refLogits, i * V)
+    })
+    const case_ = { batch, rows }
+    const expected = expectedOf(case_, objective)
+    for (const isa of raw.isas()) {
+      raw.setIsa(isa)
+      check(`${isa} rising ${penalty}`, case_, objective, expected)
+    }
+  }
+})
+
 test('every surrogate', () => {
   const changes = { entropyCoef: 0.05, temperature: 1.3 }
   for (const objective of [

@@ -51,8 +51,8 @@ float block_max(const T* row, std::int64_t n) {
   return max_lanes(max(max(m0, m1), max(m2, m3)));
 }
 
-/// A row's logits as x = (z - offset) * scale. offset is about the largest so far; 0 while all are -inf, so that
-/// their difference stays -inf.
+/// A row's logits as x = (z - offset) * scale. offset is about the largest so far; 0 while all are -inf, so
+/// that their difference stays -inf.
 template <class T>
 struct Row {
   const T* data;
@@ -67,8 +67,8 @@ struct Row {
   /// Whether x may be so large, `top` being the largest, that the offset should be raised.
   bool exceeded_by(float top) const { return top > (empty() ? -__builtin_inff() : kHeadroom); }
 
-  /// Raises the offset to the largest element of a block; returns by how much x falls, 0 where nothing had been
-  /// summed yet.
+  /// Raises the offset to the largest element of a block; returns by how much x falls, 0 where nothing had
+  /// been summed yet.
   double raise(std::int64_t begin, std::int64_t end) {
     const auto max = static_cast<double>(block_max(data + begin, end - begin));
     if (!(max > stats.max)) return 0;
@@ -121,7 +121,8 @@ RowStats stats(const void* data, std::int64_t n, float scale) {
 }
 
 template <class T, bool kReverse>
-PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, float scale, float ref_scale) {
+PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, float scale,
+                     float ref_scale) {
   Row<T> p(policy, scale), r(reference, ref_scale);
   double cross = 0;
   const F vscale = set1(scale), vref_scale = set1(ref_scale);

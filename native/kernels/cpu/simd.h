@@ -282,19 +282,19 @@ inline double sum_lanes(F x) {
 
 #endif
 
-/// Adding it rounds to a whole number n and leaves n + 127 kParts, the exponent of 2^(n / kParts), in the lowest
-/// bits.
+/// Adding it rounds to a whole number n and leaves n + 127 kParts, the exponent of 2^(n / kParts), in the
+/// lowest bits.
 constexpr float kRound = 12582912.0f + 127 * kParts;
 
-/// x - n ln 2 / kParts. Where products are rounded, in two parts, the first exact for the n that occur. A fused one
-/// needs no second part: what ln 2 as a float is off changes e^x by 2e-9 |x| of it.
+/// x - n ln 2 / kParts. Where products are rounded, in two parts, the first exact for the n that occur. A
+/// fused one needs no second part: what ln 2 as a float is off changes e^x by 2e-9 |x| of it.
 inline F reduce(F x, F n) {
   if (kFused) return fnma(n, set1(0.693147180559945309f / kParts), x);
   return fnma(n, set1(-2.12194440e-4f / kParts), fnma(n, set1(0.693359375f / kParts), x));
 }
 
-/// e^x for kExpMin <= x <= 88, within 1.4e-7 + 2.8e-9 |x| of itself; 0 at kExpMin; NaN for NaN. Subnormal results
-/// lose bits.
+/// e^x for kExpMin <= x <= 88, within 1.4e-7 + 2.8e-9 |x| of itself; 0 at kExpMin; NaN for NaN. Subnormal
+/// results lose bits.
 inline F exp_clamped(F x) {
   const F rounded = fma(x, set1(1.44269504088896341f * kParts), set1(kRound));
   const F r = reduce(x, sub(rounded, set1(kRound)));
