@@ -9,6 +9,8 @@ import { evaluate, formatPassAtK } from './evaluate.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
+import { writeWhole } from './run.js'
+import { figure2 } from './theory.js'
 import { train } from './train.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -212,6 +214,21 @@ export async function runReport(
   const { writeReport } = await import('./report.js')
   await writeReport({ runs, ...values })
   console.log(path.resolve(values.output))
+}
+
+interface TheoryValues {
+  readonly klCoef: number
+  readonly entropyCoef: number
+  readonly output?: string
+}
+
+export async function runTheory({ output, ...coefficients }: TheoryValues): Promise<void> {
+  const { theoryFigure, theoryTable } = await import('./report/theory.js')
+  const problem = { ...figure2, ...coefficients }
+  console.log(theoryTable(problem))
+  if (output === undefined) return
+  writeWhole(output, theoryFigure(problem))
+  console.log(`\n${path.resolve(output)}`)
 }
 
 export async function runSetup({ force }: { force?: boolean }): Promise<void> {

@@ -19,6 +19,16 @@ export * from './objective.js'
 export type * from './policy.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export type { Verdict, Verifier } from './reward/verifier.js'
+export {
+  figure2,
+  type TheoryDescent,
+  type TheoryObjective,
+  type TheoryProblem,
+  theoryDescent,
+  theoryObjectives,
+  theoryOptimum,
+  theoryValue,
+} from './theory.js'
 export { type TrainOptions, train } from './train.js'
 
 import type { LoadPolicy } from './policy.js'
