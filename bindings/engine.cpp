@@ -255,6 +255,8 @@ Napi::Value accumulate(const Napi::CallbackInfo& info) {
     batch.advantages = copy<float>(b.Get("advantages"), "advantages");
     if (present(b.Get("refWeights"))) batch.ref_weights = copy<float>(b.Get("refWeights"), "refWeights");
     if (present(b.Get("oldLogprobs"))) batch.old_logprobs = copy<float>(b.Get("oldLogprobs"), "oldLogprobs");
+    if (present(b.Get("policyWeights")))
+      batch.policy_weights = copy<float>(b.Get("policyWeights"), "policyWeights");
     const auto objective = objective_from(info[2]);
     auto control = ControlObject::get(info[3]);
     return on_engine<Metrics>(

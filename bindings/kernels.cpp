@@ -97,6 +97,14 @@ struct LossCall {
     batch.advantages = view<float>(b.Get("advantages"), "advantages", rows).data;
     batch.ref_weights = optional<float>(b, "refWeights", rows);
     batch.old_logprobs = optional<float>(b, "oldLogprobs", rows);
+    batch.policy_weights = optional<float>(b, "policyWeights", rows);
+    const auto offsets = b.Get("sequenceOffsets");
+    if (present(offsets)) {
+      const auto v = view<std::int32_t>(offsets, "sequenceOffsets");
+      if (v.size < 1) invalid("sequenceOffsets is empty, expected one entry more than there are sequences");
+      batch.sequences = v.size - 1;
+      batch.sequence_offsets = v.data;
+    }
     const auto grad = o.Get("gradLogits");
     if (present(grad)) {
       outputs.grad_dtype = dtype_from(string(o, "gradDtype"), "gradDtype");

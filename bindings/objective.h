@@ -31,10 +31,10 @@ inline Penalty penalty_from(const std::string& name) {
 }
 
 inline Surrogate surrogate_from(const std::string& name) {
-  for (const auto surrogate : {Surrogate::kClip, Surrogate::kCispo, Surrogate::kSapo}) {
+  for (const auto surrogate : {Surrogate::kClip, Surrogate::kCispo, Surrogate::kSapo, Surrogate::kGspo}) {
     if (name == surrogate_name(surrogate)) return surrogate;
   }
-  invalid("surrogate is \"" + name + "\", expected clip, cispo or sapo");
+  invalid("surrogate is \"" + name + "\", expected clip, cispo, sapo or gspo");
 }
 
 /// Fields without a default here are required. Ranges are checked by the kernels.

@@ -22,6 +22,10 @@ export interface TrainSequence {
   readonly advantage: number
   /** φ of the completion. Absent: 1. */
   readonly refWeight?: number
+  /** What the policy term of each token is multiplied with; read only where the mask is 1. Absent: 1. */
+  readonly policyWeights?: readonly number[]
+  /** What each of its tokens counts beside other sequences' (LUSPO, say: its length). Absent: 1. */
+  readonly weight?: number
 }
 
 /** Prompt and completion as one sequence whose mask covers the completion. oldLogprobs: one a completion token. */
@@ -63,6 +67,7 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
   const advantages: number[] = []
   const refWeights: number[] = []
   const oldLogprobs: number[] = []
+  const policyWeights: number[] = []
   let offset = 0
   for (const [b, sequence] of sequences.entries()) {
     checkSequence(sequence, b)
@@ -74,6 +79,7 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
       advantages.push(sequence.advantage)
       refWeights.push(sequence.refWeight ?? 1)
       if (sequence.oldLogprobs) oldLogprobs.push(sequence.oldLogprobs[t]!)
+      policyWeights.push(sequence.policyWeights?.[t] ?? 1)
     }
     offset += sequence.tokenIds.length
   }
@@ -93,6 +99,9 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
       refWeights: Float32Array.from(refWeights),
     }),
     ...(oldLogprobs.length > 0 && { oldLogprobs: Float32Array.from(oldLogprobs) }),
+    ...(sequences.some(sequence => sequence.policyWeights) && {
+      policyWeights: Float32Array.from(policyWeights),
+    }),
   }
 }
 
@@ -115,19 +124,23 @@ export function packTokens(lists: readonly (readonly number[])[]): PackedTokens 
  *     token-mean      1/4,       1/4          every token counts the same
  *     constant        1/2 · 1/4, 1/2 · 1/4    as token-mean, but for a fixed length
  *
+ * A sequence's own weight multiplies its share; the denominators do not depend on it.
+ *
  * @param maxLength sampling.maxNewTokens; only `constant` reads it
  */
 export function tokenWeights(
-  sequences: readonly Pick<TrainSequence, 'completionMask'>[],
+  sequences: readonly Pick<TrainSequence, 'completionMask' | 'weight'>[],
   aggregation: Aggregation,
   maxLength: number,
 ): number[] {
   const lengths = sequences.map(trainedLength)
   const total = lengths.reduce((sum, length) => sum + length, 0)
-  return lengths.map(length => {
+  return lengths.map((length, b) => {
     if (length === 0) return 0
-    if (aggregation === 'token-mean') return 1 / total
-    return 1 / (lengths.length * (aggregation === 'constant' ? maxLength : length))
+    const weight = sequences[b]!.weight ?? 1
+    if (!Number.isFinite(weight)) throw faultOf(b, `weight is ${weight}, expected a finite number`)
+    if (aggregation === 'token-mean') return weight / total
+    return weight / (lengths.length * (aggregation === 'constant' ? maxLength : length))
   })
 }
 
@@ -169,13 +182,17 @@ function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>
   return completionMask.reduce((sum, mask) => sum + (mask ? 1 : 0), 0)
 }
 
-function checkSequence({ tokenIds, completionMask, oldLogprobs }: TrainSequence, b: number): void {
-  const fault = (why: string) => new RapoError('ERR_RAPO_INVALID_ARGUMENT', `sequence ${b}: ${why}`)
-  if (completionMask.length !== tokenIds.length) {
-    throw fault(`completionMask has ${completionMask.length} entries for ${tokenIds.length} tokens`)
+function checkSequence(sequence: TrainSequence, b: number): void {
+  const { tokenIds, completionMask } = sequence
+  for (const field of ['completionMask', 'oldLogprobs', 'policyWeights'] as const) {
+    const { length } = sequence[field] ?? tokenIds
+    if (length !== tokenIds.length) {
+      throw faultOf(b, `${field} has ${length} entries for ${tokenIds.length} tokens`)
+    }
   }
-  if (oldLogprobs && oldLogprobs.length !== tokenIds.length) {
-    throw fault(`oldLogprobs has ${oldLogprobs.length} entries for ${tokenIds.length} tokens`)
-  }
-  if (completionMask[0]) throw fault('completionMask[0] must be 0: nothing predicts the first token')
+  if (completionMask[0]) throw faultOf(b, 'completionMask[0] must be 0: nothing predicts the first token')
+}
+
+function faultOf(b: number, why: string): RapoError {
+  return new RapoError('ERR_RAPO_INVALID_ARGUMENT', `sequence ${b}: ${why}`)
 }

@@ -26,6 +26,8 @@ export interface TrainerState {
   /** Steps done. */
   readonly step: number
   readonly cursor: CursorState
+  /** β of the next step, which objective.entropyTarget moves. */
+  readonly entropyCoef?: number
 }
 
 export interface Checkpoint {

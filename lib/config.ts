@@ -6,9 +6,23 @@ import { readFileSync } from 'node:fs'
 import { distance } from 'fastest-levenshtein'
 import { LineCounter, parseDocument, stringify } from 'yaml'
 import { z } from 'zod'
+import { type AdvantageScale, advantageBaselines, advantageScales, phiShapes } from './advantage.js'
 import { type Aggregation, aggregations } from './batch.js'
+import { type Correction, correctionLevels, outsideChoices } from './correction.js'
 import { RapoError } from './errors.js'
-import { dapo, drGrpo, grpo, type Objective, penalties, rapo } from './objective.js'
+import {
+  cispo,
+  dapo,
+  defineObjective,
+  drGrpo,
+  grpo,
+  gspo,
+  type Objective,
+  penalties,
+  rapo,
+  sapo,
+  surrogates,
+} from './objective.js'
 
 const fraction = () => z.number().min(0).max(1)
 const count = (min = 1) => z.int().min(min)
@@ -68,23 +82,87 @@ const sampling = z.strictObject({
 
 const objective = z.strictObject({
   preset: z
-    .enum(['rapo', 'grpo', 'dapo', 'dr-grpo'])
+    .enum(['rapo', 'grpo', 'dapo', 'dr-grpo', 'gspo', 'cispo', 'sapo'])
     .default('rapo')
     .describe('where the fields below that are not given come from'),
+  surrogate: z.enum(surrogates).optional().describe('the policy term g'),
   penalty: z.enum(penalties).optional().describe('the KL penalty D'),
   klCoef: coefficient().optional().describe('α, the weight of the penalty'),
   entropyCoef: coefficient().optional().describe('β, the weight of the entropy'),
   clipLow: fraction().optional().describe('the ratio is clipped to [1 − clipLow, 1 + clipHigh]'),
   clipHigh: z.number().min(0).max(1e6).optional().describe('see clipLow'),
+  ratioCap: z
+    .number()
+    .min(1)
+    .max(1e6)
+    .optional()
+    .describe(
+      'bounds the ratio where the advantage is negative, too; clip and gspo only (default: no bound)',
+    ),
+  sapoTauPositive: z
+    .number()
+    .positive()
+    .max(1e6)
+    .optional()
+    .describe('sharpness of the gate where the advantage is positive; sapo only (default 1)'),
+  sapoTauNegative: z.number().positive().max(1e6).optional().describe('and where not (default 1.05)'),
   maxLogRatio: z.number().positive().max(20).optional().describe('upper clamp of log-ratios before exp'),
   aggregation: z.enum(aggregations).optional().describe('how the tokens of a step are averaged'),
-  standardize: z.boolean().optional().describe("divide advantages by the std of their group's rewards"),
+  advantageBaseline: z
+    .enum(advantageBaselines)
+    .optional()
+    .describe('what is subtracted from a reward: the mean of its group, or of the others in it'),
+  advantageScale: z
+    .enum(advantageScales)
+    .optional()
+    .describe("what the difference is divided by: the standard deviation of the group's rewards, or nothing"),
+  phi: z
+    .enum(phiShapes)
+    .optional()
+    .describe('φ rises linearly from rMin to rMax, or steps from phiMin to phiMax at rMax'),
   phiMin: fraction()
     .optional()
     .describe('φ of a completion with reward rMin or less; forward penalties only'),
   phiMax: fraction().optional().describe('φ of a completion with reward rMax or more'),
   rMin: z.number().optional().describe('reward from which φ rises'),
   rMax: z.number().optional().describe('reward from which φ stays phiMax'),
+  entropyTarget: z
+    .number()
+    .positive()
+    .max(100)
+    .optional()
+    .describe(
+      'nats a token: entropyCoef then moves by entropyStep a step to reach it (default: it is constant)',
+    ),
+  entropyStep: z.number().positive().max(1).optional().describe('see entropyTarget'),
+  topEntropyFraction: z
+    .number()
+    .positive()
+    .max(1)
+    .optional()
+    .describe('share of the tokens, those of the highest entropy, that the policy term acts on'),
+})
+
+const correction = z.strictObject({
+  level: z
+    .enum(['off', ...correctionLevels])
+    .default('off')
+    .describe('weigh the policy term by trainer / sampler probability of each token or sequence'),
+  outside: z
+    .enum(outsideChoices)
+    .optional()
+    .describe('a ratio beyond the bounds is moved to the bound, or gets weight 0 (default truncate)'),
+  low: fraction().optional().describe('lower bound of the ratio (default 0)'),
+  high: z.number().min(1).max(1e6).optional().describe('upper bound of the ratio (default 2)'),
+  maxDivergence: z
+    .number()
+    .positive()
+    .max(1e6)
+    .optional()
+    .describe(
+      'completions with a negative advantage and a mean log-ratio sampler / trainer above this are left out of the ' +
+        'policy term (default: none is)',
+    ),
 })
 
 const optimizer = z.strictObject({
@@ -128,30 +206,94 @@ const evaluation = z.strictObject({
 })
 
 type ObjectiveInput = z.output<typeof objective>
-type ResolvedObjective = { [K in keyof ObjectiveInput]-?: NonNullable<ObjectiveInput[K]> }
+/** Without a default: absent where they are not given, or the surrogate does not read them. */
+type Unresolved =
+  | 'clipLow'
+  | 'clipHigh'
+  | 'ratioCap'
+  | 'sapoTauPositive'
+  | 'sapoTauNegative'
+  | 'rMin'
+  | 'entropyTarget'
+  | 'entropyStep'
+type ResolvedObjective = {
+  [K in Exclude<keyof ObjectiveInput, Unresolved>]-?: NonNullable<ObjectiveInput[K]>
+} & Pick<ObjectiveInput, Unresolved>
 
-const phiOff = { phiMin: 1, phiMax: 1, rMin: 0, rMax: 1 }
 const presets = {
-  rapo: { ...kernelFields(rapo()), ...averaging('sequence-mean'), ...phiOff, phiMin: 0.7 },
-  grpo: { ...kernelFields(grpo()), ...averaging('sequence-mean'), ...phiOff },
-  dapo: { ...kernelFields(dapo()), ...averaging('token-mean'), ...phiOff },
-  'dr-grpo': { ...kernelFields(drGrpo()), ...averaging('constant', false), ...phiOff },
+  rapo: { ...preset(rapo(), 'sequence-mean'), phiMin: 0.7 },
+  grpo: preset(grpo(), 'sequence-mean'),
+  dapo: preset(dapo(), 'token-mean'),
+  'dr-grpo': preset(drGrpo(), 'constant', 'none'),
+  gspo: preset(gspo(), 'sequence-mean'),
+  cispo: preset(cispo(), 'token-mean'),
+  sapo: preset(sapo(), 'sequence-mean'),
 }
 
-function kernelFields({ penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio }: Objective) {
-  return { penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio }
+function preset(
+  { temperature: _, surrogate = 'clip', ...kernelFields }: Objective,
+  aggregation: Aggregation,
+  advantageScale: AdvantageScale = 'sample-std',
+) {
+  const { clipLow, clipHigh, ...rest } = kernelFields
+  return {
+    surrogate,
+    ...rest,
+    // sapo has none to choose.
+    ...(surrogate !== 'sapo' && { clipLow, clipHigh }),
+    aggregation,
+    advantageBaseline: 'group-mean' as const,
+    advantageScale,
+    phi: 'linear' as const,
+    phiMin: 1,
+    phiMax: 1,
+    rMax: 1,
+    topEntropyFraction: 1,
+  }
 }
 
-function averaging(aggregation: Aggregation, standardize = true) {
-  return { aggregation, standardize }
+/** The objective that the kernels are told. entropyCoef: where it is not the configured one. */
+export function kernelObjective(
+  { objective, sampling }: Pick<Config, 'objective' | 'sampling'>,
+  entropyCoef = objective.entropyCoef,
+): Objective {
+  const { surrogate, penalty, klCoef, maxLogRatio, ratioCap, sapoTauPositive, sapoTauNegative } = objective
+  const { clipLow = 1, clipHigh = Infinity } = objective
+  const { temperature } = sampling
+  const given = { ratioCap, sapoTauPositive, sapoTauNegative }
+  return defineObjective({
+    ...{ surrogate, penalty, klCoef, entropyCoef, clipLow, clipHigh, temperature, maxLogRatio },
+    ...dropUndefined(given),
+  } as Objective)
 }
 
 function resolveObjective(given: ObjectiveInput): ResolvedObjective {
-  const preset = presets[given.preset]
-  const resolved = { preset: given.preset, ...preset, ...dropUndefined(given) } as ResolvedObjective
+  const preset = { ...presets[given.preset] }
+  if (given.surrogate && given.surrogate !== preset.surrogate) {
+    // Bounds are made for a surrogate: those of another would cut it to pieces.
+    const { clipLow, clipHigh } = given.surrogate === 'clip' ? presets.grpo : presets[given.surrogate]
+    Object.assign(preset, { clipLow, clipHigh })
+  }
+  const isForward = (given.penalty ?? preset.penalty).startsWith('forward')
+  const resolved = {
+    ...dropUndefined(preset),
+    // The other penalties are defined for the reference as it is.
+    ...(!isForward && { phiMin: 1 }),
+    ...(given.phi !== 'step' && { rMin: 0 }),
+    ...(given.entropyTarget !== undefined && { entropyStep: 0.001 }),
+    ...dropUndefined(given),
+  } as ResolvedObjective
   // Switching the preset's penalty off switches its weight off.
   if (given.penalty === 'none' && given.klCoef === undefined) resolved.klCoef = 0
   return resolved
+}
+
+type ResolvedCorrection = ({ readonly level: 'off' } | Correction) & { readonly maxDivergence?: number }
+
+/** Without a level the bounds stay as given, for crossFaults to refuse. */
+function resolveCorrection(given: z.output<typeof correction>): ResolvedCorrection {
+  const defaults = given.level === 'off' ? {} : { outside: 'truncate', low: 0, high: 2 }
+  return { ...defaults, ...dropUndefined(given) } as ResolvedCorrection
 }
 
 const schema = z.strictObject({
@@ -160,13 +302,17 @@ const schema = z.strictObject({
   task,
   sampling: sampling.prefault({}),
   objective: objective.prefault({}),
+  correction: correction.prefault({}),
   optimizer: optimizer.prefault({}),
   run: run.prefault({}),
   eval: evaluation.prefault({}),
 })
 
 /** A whole configuration, defaults filled in. */
-export type Config = Omit<z.output<typeof schema>, 'objective'> & { objective: ResolvedObjective }
+export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> & {
+  objective: ResolvedObjective
+  correction: ResolvedCorrection
+}
 
 /** A field as people meet it. */
 export interface Field {
@@ -276,7 +422,12 @@ export function parseConfig(values: unknown, where: (path: string) => string = (
     ? []
     : result.error.issues.flatMap(issue => describeIssue(issue, values, where))
   if (result.success) {
-    const config = { ...result.data, objective: resolveObjective(result.data.objective) }
+    const { objective, correction } = result.data
+    const config = {
+      ...result.data,
+      objective: resolveObjective(objective),
+      correction: resolveCorrection(correction),
+    }
     faults.push(...crossFaults(config).map(([path, text]) => `${where(path)}${path} ${text}`))
     if (faults.length === 0) return config
   }
@@ -284,20 +435,53 @@ export function parseConfig(values: unknown, where: (path: string) => string = (
 }
 
 /** What no single field can say. */
-function crossFaults({ objective: o, optimizer, sampling }: Config): [path: string, text: string][] {
+function crossFaults(config: Config): [path: string, text: string][] {
+  const { objective: o, correction, optimizer, sampling } = config
   const faults: [string, string][] = []
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
   }
   if (o.phiMin > o.phiMax)
     faults.push(['objective.phiMin', `is ${o.phiMin}; it must be ≤ objective.phiMax, ${o.phiMax}`])
-  if (o.rMin >= o.rMax)
+  if (o.phi === 'linear' && o.rMin! >= o.rMax)
     faults.push(['objective.rMin', `is ${o.rMin}; it must be < objective.rMax, ${o.rMax}`])
+  if (o.phi === 'step' && o.rMin !== undefined)
+    faults.push(['objective.rMin', `is ${o.rMin}; a step has objective.rMax alone`])
+  if (!o.penalty.startsWith('forward') && (o.phiMin !== 1 || o.phiMax !== 1)) {
+    const why =
+      o.penalty === 'none' ? 'there is no reference' : 'reverse penalties take the reference as it is'
+    faults.push(['objective.phiMin', `is ${o.phiMin}; it must be 1 with penalty ${o.penalty}: ${why}`])
+  }
+  if (o.entropyStep !== undefined && o.entropyTarget === undefined)
+    faults.push(['objective.entropyStep', `is ${o.entropyStep}; it needs objective.entropyTarget`])
+  if (correction.level === 'off') {
+    const bounds: Partial<Correction> = correction as object
+    for (const field of ['outside', 'low', 'high'] as const) {
+      if (bounds[field] === undefined) continue
+      const text = `is ${bounds[field]}; it needs correction.level token or sequence`
+      faults.push([`correction.${field}`, text])
+    }
+  }
+  // gspo has one ratio, and so one weight, a sequence.
+  if (o.surrogate === 'gspo' && o.topEntropyFraction < 1) {
+    faults.push([
+      'objective.topEntropyFraction',
+      `is ${o.topEntropyFraction}; it must be 1 with surrogate gspo`,
+    ])
+  }
+  if (o.surrogate === 'gspo' && correction.level === 'token')
+    faults.push(['correction.level', 'is token; it must be off or sequence with surrogate gspo'])
   if (optimizer.stepsPerBatch > sampling.promptsPerStep) {
     faults.push([
       'optimizer.stepsPerBatch',
       `is ${optimizer.stepsPerBatch}; it must be ≤ sampling.promptsPerStep, ${sampling.promptsPerStep}`,
     ])
+  }
+  if (faults.length > 0) return faults
+  try {
+    kernelObjective(config)
+  } catch (error) {
+    faults.push(['objective:', (error as Error).message])
   }
   return faults
 }

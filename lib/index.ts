@@ -1,5 +1,10 @@
 /** What `import 'rapo'` gives: everything that needs no libtorch. The engine is loaded by the first loadPolicy. */
-export { groupAdvantages, type PhiRange, referenceWeights } from './advantage.js'
+export {
+  type AdvantageOptions,
+  groupAdvantages,
+  type PhiRange,
+  referenceWeights,
+} from './advantage.js'
 export {
   type Aggregation,
   packBatch,
@@ -10,7 +15,15 @@ export {
   toSequence,
 } from './batch.js'
 export { type Config, loadConfig, parseConfig } from './config.js'
+export {
+  type Correction,
+  type ImportanceWeights,
+  importanceWeights,
+  offPolicyMask,
+  type SampledRows,
+} from './correction.js'
 export { type Problem, readProblems } from './data.js'
+export { adaptEntropyCoef, type EntropyControl, topEntropyWeights } from './entropy.js'
 export { RapoError, type RapoErrorCode } from './errors.js'
 export { type EvalResult, evaluate, passAtK } from './evaluate.js'
 export * from './kernels.js'

@@ -30,6 +30,13 @@ export interface LossBatch<L extends Logits = Logits> {
   readonly refWeights?: Float32Array
   /** log π_old(token). Left out: the policy's own, so that every ratio is 1. */
   readonly oldLogprobs?: Float32Array
+  /** ≥ 0, what the policy term g is multiplied with (importanceWeights, topEntropyWeights). Left out: 1. */
+  readonly policyWeights?: Float32Array
+  /**
+   * (B + 1) ascending from 0 to N: sequence b has the rows from entry b up to entry b + 1. For `gspo` alone; the unmasked
+   * rows of a sequence must agree in tokenWeights, advantages and policyWeights.
+   */
+  readonly sequenceOffsets?: Int32Array
 }
 
 /**
@@ -54,6 +61,7 @@ export interface PerToken {
   /** The penalty D. */
   readonly kl: Float32Array
   readonly entropy: Float32Array
+  /** ρ; under `gspo` the sequence's ratio. */
   readonly ratio: Float32Array
   /** 0 not clipped, 1 cut off at the lower bound, 2 at the upper. */
   readonly clipped: Uint8Array
@@ -85,8 +93,8 @@ interface RawOutputs extends Partial<PerToken> {
 
 interface RawGatherOutputs {
   logprobs?: Float32Array
-  entropy: Float32Array
-  logSumExp: Float32Array
+  entropy?: Float32Array
+  logSumExp?: Float32Array
 }
 
 /** The functions of bindings/kernels.cpp. */
@@ -110,7 +118,7 @@ interface RawKernels extends KernelsAddon {
 const addon = () => loadKernels() as RawKernels
 
 /**
- * loss = −Σ n (g − αD + βH) over the rows, and its gradient with respect to the policy's logits.
+ * loss = −Σ n (w g − αD + βH) over the rows, w being policyWeights, and its gradient with respect to the policy's logits.
  * Losses, gradients and metrics of any split of a batch add up. The same bits for any number of threads.
  * Throws ERR_RAPO_INVALID_ARGUMENT (field, value, range) before anything is written; ERR_RAPO_NON_FINITE, naming the
  * first row with NaN, +inf or an infinite penalty, after which a gradient in place has destroyed the logits.
@@ -145,16 +153,20 @@ export async function policyLossAsync<
   return lossResult(call.outputs, options, metrics)
 }
 
-export interface GatherBatch {
+/** Rows of logits, each a distribution over V words. */
+export interface LogitRows {
   readonly vocabSize: number
   /** Default float32. */
   readonly dtype?: LogitsDType
   /** (N × V) */
   readonly logits: Logits
-  /** (N) in [0, V) */
-  readonly tokenIds: Int32Array | BigInt64Array
   /** τ in [1e-6, 1e6], by which the logits are divided. Default 1. */
   readonly temperature?: number
+}
+
+export interface GatherBatch extends LogitRows {
+  /** (N) in [0, V) */
+  readonly tokenIds: Int32Array | BigInt64Array
 }
 
 /** An entry a row. */
@@ -179,10 +191,40 @@ export async function gatherLogprobsAsync(
   options: AsyncOptions = {},
 ): Promise<GatherResult> {
   const call = prepareGather(batch)
-  await abortable(options.signal, [call.batch, call.outputs], control =>
-    addon().gatherLogprobsAsync(call.batch, call.outputs, control),
-  )
+  await gatherAsync(call, options)
   return call.outputs
+}
+
+function gatherAsync({ batch, outputs }: ReturnType<typeof prepareRows>, { signal }: AsyncOptions) {
+  return abortable(signal, [batch, outputs], control => addon().gatherLogprobsAsync(batch, outputs, control))
+}
+
+/** (N) each row's entropy −Σ p log p, in nats. Throws as policyLoss does. */
+export function entropy(rows: LogitRows): Float32Array {
+  const call = prepareRows(rows, 'entropy')
+  addon().gatherLogprobs(call.batch, call.outputs)
+  return call.outputs.entropy!
+}
+
+/** entropy off the main thread; what policyLossAsync says of arrays goes here too. */
+export async function entropyAsync(rows: LogitRows, options: AsyncOptions = {}): Promise<Float32Array> {
+  const call = prepareRows(rows, 'entropy')
+  await gatherAsync(call, options)
+  return call.outputs.entropy!
+}
+
+/** (N) each row's log Σ exp(logits / temperature). Throws as policyLoss does. */
+export function logSumExp(rows: LogitRows): Float32Array {
+  const call = prepareRows(rows, 'logSumExp')
+  addon().gatherLogprobs(call.batch, call.outputs)
+  return call.outputs.logSumExp!
+}
+
+/** logSumExp off the main thread; what policyLossAsync says of arrays goes here too. */
+export async function logSumExpAsync(rows: LogitRows, options: AsyncOptions = {}): Promise<Float32Array> {
+  const call = prepareRows(rows, 'logSumExp')
+  await gatherAsync(call, options)
+  return call.outputs.logSumExp!
 }
 
 export interface KernelsInfo {
@@ -213,6 +255,8 @@ const batchFields = new Set<string>([
   'advantages',
   'refWeights',
   'oldLogprobs',
+  'policyWeights',
+  'sequenceOffsets',
 ])
 
 function prepareLoss(batch: LossBatch, objective: Objective, options: LossOptions) {
@@ -235,13 +279,17 @@ function prepareLoss(batch: LossBatch, objective: Objective, options: LossOption
 
 /** The rest of the arrays is checked by the addon against this number. */
 function countRows({ logits, tokenIds }: { logits: unknown; tokenIds: unknown }): number {
-  if (!(logits instanceof Float32Array || logits instanceof Uint16Array)) {
-    invalid('logits must be a Float32Array or a Uint16Array')
-  }
+  checkLogits(logits)
   if (!(tokenIds instanceof Int32Array || tokenIds instanceof BigInt64Array)) {
     invalid('tokenIds must be an Int32Array or a BigInt64Array')
   }
   return tokenIds.length
+}
+
+function checkLogits(logits: unknown): asserts logits is Logits {
+  if (!(logits instanceof Float32Array || logits instanceof Uint16Array)) {
+    invalid('logits must be a Float32Array or a Uint16Array')
+  }
 }
 
 function gradArray(grad: GradMode, logits: Logits): Logits {
@@ -284,6 +332,19 @@ function prepareGather({ vocabSize, dtype = 'float32', logits, tokenIds, tempera
     logSumExp: new Float32Array(rows),
   }
   return { batch: { rows, vocabSize, dtype, logits, tokenIds, temperature }, outputs }
+}
+
+function prepareRows(
+  { vocabSize, dtype = 'float32', logits, temperature = 1 }: LogitRows,
+  output: 'entropy' | 'logSumExp',
+) {
+  checkLogits(logits)
+  if (!Number.isSafeInteger(vocabSize) || vocabSize < 1 || logits.length % vocabSize !== 0) {
+    invalid(`logits has ${logits.length} elements, expected whole rows of vocabSize = ${vocabSize}`)
+  }
+  const rows = logits.length / vocabSize
+  const outputs: RawGatherOutputs = { [output]: new Float32Array(rows) }
+  return { batch: { rows, vocabSize, dtype, logits, temperature }, outputs }
 }
 
 async function abortable<T>(

@@ -57,8 +57,22 @@ export interface PhaseSeconds {
   save: number
 }
 
+/** What remeasure reports, each only with the option that it belongs to. */
+export interface Remeasured {
+  /** With objective.entropyTarget: β of this step. */
+  entropyCoef?: number
+  /** With correction.level: of the ratios trainer / sampler before bounding. */
+  importanceMean?: number
+  importanceMin?: number
+  importanceMax?: number
+  /** Share of them that a bound changed. */
+  importanceTruncatedFraction?: number
+  /** With correction.maxDivergence: share of the completions that were left out of the policy term. */
+  maskedFraction?: number
+}
+
 /** A line of metrics.jsonl. */
-export interface StepMetrics {
+export interface StepMetrics extends Remeasured {
   step: number
   rewardMean: number
   rewardStd: number

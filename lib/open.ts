@@ -32,6 +32,8 @@ export interface OpenRun {
   readonly stopTokenIds: readonly number[]
   /** Steps done already. */
   readonly stepsDone: number
+  /** β of the next step, which objective.entropyTarget moves. */
+  readonly entropyCoef: number
   readonly metricsFile: string
   readonly samplesFile: string
   close(): Promise<void>
@@ -86,7 +88,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       await policy?.dispose()
       unlock()
     }
-    return { policy, verifier, cursor, context, stopTokenIds, stepsDone, metricsFile, samplesFile, close }
+    const entropyCoef = from?.trainer.entropyCoef ?? config.objective.entropyCoef
+    return {
+      ...{ policy, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
+      ...{ metricsFile, samplesFile, close },
+    }
   } catch (error) {
     await policy?.dispose()
     unlock()

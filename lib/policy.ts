@@ -76,6 +76,8 @@ export interface MicroBatch {
   readonly refWeights?: Float32Array
   /** Absent: ratio 1. */
   readonly oldLogprobs?: Float32Array
+  /** What the policy term is multiplied with. Absent: 1. */
+  readonly policyWeights?: Float32Array
 }
 
 export interface LogprobRows {
@@ -299,6 +301,7 @@ class NativePolicy implements Policy {
     typed('advantages', batch.advantages, Float32Array, rows)
     if (batch.refWeights !== undefined) typed('refWeights', batch.refWeights, Float32Array, rows)
     if (batch.oldLogprobs !== undefined) typed('oldLogprobs', batch.oldLogprobs, Float32Array, rows)
+    if (batch.policyWeights !== undefined) typed('policyWeights', batch.policyWeights, Float32Array, rows)
     validateObjective(objective)
     return this.#call(options, control => this.#addon.accumulate(this.#handle, batch, objective, control))
   }
@@ -403,6 +406,7 @@ const batchFields: Record<keyof MicroBatch, true> = {
   advantages: true,
   refWeights: true,
   oldLogprobs: true,
+  policyWeights: true,
 }
 const samplingFields: Record<keyof SamplingParams, true> = {
   n: true,

@@ -1,14 +1,14 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
-import { groupAdvantages, referenceWeights } from './advantage.js'
+import { groupAdvantages, type PhiRange, referenceWeights } from './advantage.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from './batch.js'
-import { writeCheckpoint } from './checkpoint.js'
-import type { Config } from './config.js'
+import { type TrainerState, writeCheckpoint } from './checkpoint.js'
+import { type Config, kernelObjective } from './config.js'
 import { addMetrics, emptyMetrics, type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
-import type { Objective } from './objective.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import type { Policy, StepResult } from './policy.js'
 import { encodePrompt } from './prompt.js'
 import { deriveSeed } from './random.js'
+import { remeasure } from './remeasure.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout.js'
 import { appendJsonLines } from './run.js'
 
@@ -27,13 +27,18 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   try {
     options.onStart?.(run.stepsDone)
     let step = run.stepsDone
+    let entropyCoef = run.entropyCoef
     let isStopping = false
     while (step < config.run.steps && !isStopping) {
       step++
-      const { scored, metrics } = await trainStep(run, config, step)
+      const { scored, metrics, nextEntropyCoef } = await trainStep(run, config, step, entropyCoef)
+      entropyCoef = nextEntropyCoef
       isStopping = options.isStopping?.() ?? false
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
-      const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', save(run, config, step)) : undefined
+      const state = { step, cursor: run.cursor.state(), entropyCoef }
+      const checkpoint = isSaveDue
+        ? await timed(metrics.seconds, 'save', save(run, config, state))
+        : undefined
       // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
       appendJsonLines(run.metricsFile, [metrics])
       appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
@@ -47,7 +52,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
 }
 
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
-async function trainStep(run: OpenRun, config: Config, step: number) {
+async function trainStep(run: OpenRun, config: Config, step: number, entropyCoef: number) {
   const { policy, context, cursor, stopTokenIds, verifier } = run
   const { sampling } = config
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
@@ -57,10 +62,11 @@ async function trainStep(run: OpenRun, config: Config, step: number) {
   const rollouts = await timed(seconds, 'rollout', rolloutGroups(policy, context.tokenizer, prompts, params))
   const scored = await timed(seconds, 'score', score(rollouts, verifier))
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
-  const { sums, results } = await timed(seconds, 'train', update(policy, scored, config, learningRate))
+  const updating = update(policy, scored, config, learningRate, entropyCoef)
+  const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
   const measured = summarizeStep(scored, sampling.groupSize, sums, results)
-  const metrics: StepMetrics = { step, ...measured, learningRate, seconds }
-  return { scored, metrics }
+  const metrics: StepMetrics = { step, ...measured, ...remeasured, learningRate, seconds }
+  return { scored, metrics, nextEntropyCoef }
 }
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
@@ -69,33 +75,43 @@ async function update(
   scored: readonly ScoredRollout[],
   config: Config,
   learningRate: number,
+  carriedEntropyCoef: number,
 ) {
-  const { penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio, ...rest } = config.objective
-  const { groupSize, temperature, maxNewTokens } = config.sampling
-  const objective: Objective = { penalty, klCoef, entropyCoef, clipLow, clipHigh, maxLogRatio, temperature }
+  const { penalty, aggregation, advantageBaseline, advantageScale, phi, ...range } = config.objective
+  const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
-  const advantages = groupAdvantages(rewards, groupSize, rest.standardize)
+  const options = { baseline: advantageBaseline, scale: advantageScale }
+  const advantages = groupAdvantages(rewards, groupSize, options)
   // The reverse penalties are defined with φ = 1 (docs/objective.md).
-  const refWeights = penalty.startsWith('forward') ? referenceWeights(rewards, rest) : undefined
-  const sequences = scored.map(({ promptIds, completionIds, logprobs }, i) =>
+  const refWeights = penalty.startsWith('forward')
+    ? referenceWeights(rewards, { shape: phi, ...range } as PhiRange)
+    : undefined
+  const sampled = scored.map(({ promptIds, completionIds, logprobs }, i) =>
     toSequence(promptIds, completionIds, {
       advantage: advantages[i]!,
       oldLogprobs: logprobs,
       ...(refWeights && { refWeight: refWeights[i]! }),
     }),
   )
+  const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
+    policy,
+    sampled,
+    config,
+    carriedEntropyCoef,
+  )
+  const objective = kernelObjective(config, entropyCoef)
   let sums = emptyMetrics
   const results: StepResult[] = []
   const groups = splitEvenly(sequences, sequences.length / groupSize)
   for (const part of splitEvenly(groups, config.optimizer.stepsPerBatch)) {
     const miniBatch = part.flat()
-    const weights = tokenWeights(miniBatch, rest.aggregation, maxNewTokens)
+    const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
     for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
       sums = addMetrics(sums, await policy.accumulate(microBatch, objective))
     }
     results.push(await policy.step(learningRate))
   }
-  return { sums, results }
+  return { sums, results, remeasured: metrics, nextEntropyCoef }
 }
 
 /** Linear warm-up to the peak, then the schedule. step counts from 1. */
@@ -108,8 +124,8 @@ export function learningRateAt(step: number, optimizer: Config['optimizer'], ste
   return learningRate
 }
 
-function save({ policy, cursor }: OpenRun, { run, model }: Config, step: number) {
-  return writeCheckpoint(run.output, model.dir, policy, { step, cursor: cursor.state() }, run.keepCheckpoints)
+function save({ policy }: OpenRun, { run, model }: Config, state: TrainerState) {
+  return writeCheckpoint(run.output, model.dir, policy, state, run.keepCheckpoints)
 }
 
 async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: Promise<T>): Promise<T> {

@@ -24,7 +24,7 @@ test('each group by itself: 1 0 0 0 and 2 4', () => {
 
 test('without standardisation only the mean goes', () => {
   assert.equal(
-    groupAdvantages([1, 0, 0, 0, 3, 3, 3, 7], 4, false),
+    groupAdvantages([1, 0, 0, 0, 3, 3, 3, 7], 4, { scale: 'none' }),
     [0.75, -0.25, -0.25, -0.25, -1, -1, -1, 3],
   )
 })
@@ -74,8 +74,46 @@ test('a φ of your own is checked for its range', () => {
     [0, 1],
   )
   for (const bad of [1.01, -0.01, Number.NaN, Infinity]) {
-    assert.throws(() => referenceWeights([3], () => bad), /φ\(3\) is .*; it must lie in \[0, 1\]/)
+    assert.throws(() => referenceWeights([3], () => bad), /φ\(3\) is .*, expected a number in \[0, 1\]/)
   }
+})
+
+test('φ as a step, and ranges that are none', () => {
+  const step = { shape: 'step', phiMin: 0.2, phiMax: 0.9, rMax: 1 } as const
+  assert.equal(referenceWeights([-1, 0.999, 1, 5], step), [0.2, 0.2, 0.9, 0.9])
+  assert.throws(
+    () => referenceWeights([1], { ...step, phiMin: 1 }),
+    /phiMin is 1, expected at most phiMax = 0.9/,
+  )
+  const linear = { phiMin: 0, phiMax: 1, rMin: 1, rMax: 1 }
+  assert.throws(() => referenceWeights([1], linear), /rMin is 1, expected less than rMax = 1/)
+})
+
+test('the population’s standard deviation divides by n', () => {
+  // 1 0 0 0: mean 1/4, variance (9/16 + 3/16) / 4 = 3/16.
+  const advantages = groupAdvantages([1, 0, 0, 0], 4, { scale: 'population-std' })
+  isNear(advantages[0]!, 0.75 / (Math.sqrt(3) / 4 + 1e-6), 1e-15)
+})
+
+test('leave-one-out: the baseline is the mean of the others', () => {
+  const options = { baseline: 'leave-one-out', scale: 'none' } as const
+  const rewards = [1, 0, 0, 5, 2, 2, 2, 2]
+  const others = (i: number) => (rewards.slice(0, 4).reduce((a, b) => a + b) - rewards[i]!) / 3
+  const advantages = groupAdvantages(rewards, 4, options)
+  for (let i = 0; i < 4; ++i) isNear(advantages[i]!, rewards[i]! - others(i), 1e-15)
+  assert.equal(advantages.slice(4), [0, 0, 0, 0])
+  assert.throws(() => groupAdvantages([1], 1, options), /groupSize is 1, but leave-one-out needs/)
+})
+
+test('unknown choices', () => {
+  assert.throws(
+    () => groupAdvantages([1, 0], 2, { scale: 'std' as never }),
+    /scale is std, expected one of sample-std/,
+  )
+  assert.throws(
+    () => groupAdvantages([1, 0], 2, { baseline: 'none' as never }),
+    /baseline is none, expected one of/,
+  )
 })
 
 test('moments', () => {

@@ -36,10 +36,27 @@ test('two sequences by hand: every row is predicted one position before its toke
   } satisfies MicroBatch)
 })
 
+test('policy weights go with their tokens; a weight of a sequence scales its tokens', () => {
+  const weighted = [{ ...two[0]!, policyWeights: [9, 9, 0.5, 2] }, two[1]!]
+  assert.equal(packBatch(weighted, [1, 1]).policyWeights, Float32Array.of(0.5, 2, 1))
+  assert.throws(
+    () => packBatch([{ ...two[0]!, policyWeights: [1] }], [1]),
+    /sequence 0: policyWeights has 1 entries for 4 tokens/,
+  )
+  const lengths = two.map((sequence, b) => ({ ...sequence, weight: [2, 1][b]! }))
+  // LUSPO: a weight of the length undoes sequence-mean's 1/length.
+  assert.equal(tokenWeights(lengths, 'sequence-mean', 4), [0.5, 0.5])
+  assert.equal(tokenWeights(lengths, 'token-mean', 4), [2 / 3, 1 / 3])
+  assert.equal(tokenWeights(lengths, 'constant', 4), [0.25, 0.125])
+  const infinite = [{ ...two[0]!, weight: Infinity }]
+  assert.throws(() => tokenWeights(infinite, 'token-mean', 4), /sequence 0: weight is Infinity/)
+})
+
 test('what is not given is left out, not filled in', () => {
   const batch = packBatch([{ tokenIds: [1, 2], completionMask: [0, 1], advantage: 1 }], [1])
   assert.not('refWeights' in batch)
   assert.not('oldLogprobs' in batch)
+  assert.not('policyWeights' in batch)
 })
 
 test('prompt and completion become one sequence', () => {

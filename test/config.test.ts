@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { fields, loadConfig, parseConfig, stringifyConfig } from '../lib/config.js'
+import { fields, kernelObjective, loadConfig, parseConfig, stringifyConfig } from '../lib/config.js'
 import { RapoError } from '../lib/errors.js'
 import { dapo, drGrpo, grpo, rapo } from '../lib/objective.js'
 import { makeTempDir } from './fake-policy.js'
@@ -36,12 +36,12 @@ test('defaults, file and overrides, each above the one before', () => {
   const config = loadConfig(file, {
     'run.steps': '9',
     'objective.entropyCoef': '1e-3',
-    'objective.standardize': 'false',
+    'objective.advantageScale': 'none',
   })
   assert.is(config.objective.klCoef, 0.1)
   assert.is(config.run.steps, 9)
   assert.is(config.objective.entropyCoef, 0.001)
-  assert.is(config.objective.standardize, false)
+  assert.is(config.objective.advantageScale, 'none')
   assert.is(config.sampling.groupSize, 8)
   assert.is(config.task.verifier, 'exact')
 })
@@ -65,7 +65,7 @@ test('a preset gives the objective that objective.ts defines, and single fields 
   }
   const dr = parseConfig({ ...minimal, objective: { preset: 'dr-grpo', clipHigh: 0.5 } }).objective
   assert.is(dr.aggregation, 'constant')
-  assert.is(dr.standardize, false)
+  assert.is(dr.advantageScale, 'none')
   assert.is(dr.clipHigh, 0.5)
   assert.is(parseConfig({ ...minimal, objective: { preset: 'dapo' } }).objective.aggregation, 'token-mean')
   // Without a penalty there is nothing for the preset's klCoef to weigh.
@@ -75,7 +75,7 @@ test('a preset gives the objective that objective.ts defines, and single fields 
 test('what is written reads back the same', () => {
   const config = parseConfig({
     ...minimal,
-    objective: { preset: 'grpo', phiMin: 0.3 },
+    objective: { preset: 'rapo', phiMin: 0.3 },
     run: { output: 'runs/x: y' },
   })
   assert.equal(loadConfig(write('c.yaml', stringifyConfig(config))), config)
@@ -125,11 +125,53 @@ test('numbers that are none: empty, NaN, infinite, a null from an empty YAML val
   for (const text of ['', ' ', 'NaN', 'Infinity', '1e999', '0x', '1,5']) {
     assert.match(bad('objective.klCoef', text), 'objective.klCoef is ')
   }
-  assert.match(bad('objective.standardize', 'yes'), 'it must be true or false')
+  assert.match(bad('objective.advantageScale', 'yes'), 'it must be one of sample-std, population-std, none')
   const file = write('g.yaml', 'model: {dir: m}\ntask: {verifier: exact}\nrun:\n  steps:\n')
   assert.match(
     messageOf(() => loadConfig(file)),
     `${file}:4: run.steps is null`,
+  )
+})
+
+test('a surrogate other than the preset’s brings its own bounds', () => {
+  const resolved = (objective: object) => parseConfig({ ...minimal, objective }).objective
+  assert.is(resolved({ surrogate: 'gspo' }).clipLow, 3e-4)
+  assert.is(resolved({ surrogate: 'gspo', clipLow: 0.1 }).clipLow, 0.1)
+  assert.is(resolved({ preset: 'gspo', surrogate: 'clip' }).clipHigh, 0.2)
+  assert.is(resolved({ surrogate: 'sapo' }).clipHigh, undefined)
+  const config = parseConfig({ ...minimal, objective: { preset: 'sapo', sapoTauPositive: 2 } })
+  const { clipLow, clipHigh, sapoTauPositive } = kernelObjective(config, 0.5)
+  assert.equal([clipLow, clipHigh, sapoTauPositive], [1, Infinity, 2])
+  for (const preset of ['rapo', 'grpo', 'dapo', 'dr-grpo', 'gspo', 'cispo', 'sapo']) {
+    const whole = parseConfig({ ...minimal, objective: { preset, entropyTarget: 1 } })
+    assert.equal(loadConfig(write('again.yaml', stringifyConfig(whole))), whole)
+    assert.is(kernelObjective(whole, 0.5).entropyCoef, 0.5)
+  }
+  const corrected = parseConfig({ ...minimal, correction: { level: 'sequence' } })
+  assert.equal(corrected.correction, { outside: 'truncate', low: 0, high: 2, level: 'sequence' })
+  assert.equal(loadConfig(write('again.yaml', stringifyConfig(corrected))), corrected)
+})
+
+test('an option that nothing would read is an error', () => {
+  const bad = (values: object) => messageOf(() => parseConfig({ ...minimal, ...values }))
+  const objective = (fields: object) => bad({ objective: fields })
+  assert.match(
+    objective({ preset: 'grpo', phiMin: 0.5 }),
+    'objective.phiMin is 0.5; it must be 1 with penalty',
+  )
+  assert.match(objective({ phi: 'step', rMin: 0 }), 'objective.rMin is 0; a step has objective.rMax alone')
+  assert.match(
+    objective({ entropyStep: 0.1 }),
+    'objective.entropyStep is 0.1; it needs objective.entropyTarget',
+  )
+  assert.match(objective({ preset: 'sapo', clipHigh: 0.2 }), 'sapo does not clip')
+  assert.match(objective({ preset: 'cispo', ratioCap: 9 }), 'the surrogate cispo does not read it')
+  assert.match(objective({ ratioCap: 1.1 }), 'ratioCap is 1.1, expected a number ≥ 1 + clipHigh = 1.2')
+  assert.match(objective({ preset: 'gspo', topEntropyFraction: 0.2 }), 'it must be 1 with surrogate gspo')
+  assert.match(bad({ correction: { high: 3 } }), 'correction.high is 3; it needs correction.level')
+  assert.match(
+    bad({ objective: { preset: 'gspo' }, correction: { level: 'token' } }),
+    'correction.level is token; it must be off or sequence with surrogate gspo',
   )
 })
 

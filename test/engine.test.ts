@@ -4,6 +4,7 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { ObjectiveMetrics } from '../lib/metrics.js'
+import { grpo, gspo } from '../lib/objective.js'
 import {
   initializeModel,
   loadPolicy,
@@ -136,6 +137,52 @@ for (const dtype of ['float32', 'bfloat16'] as const) {
     await chunked.dispose()
   })
 }
+
+test('gspo: the gradient of the ratio of each sequence; policy weights scale the policy term', async () => {
+  const policy = await open({ headRows: 5 })
+  const { refWeights: _, ...rollouts } = await rollout(policy)
+  const { offsets } = rollouts.sequences
+  const sequenceOf = (row: number) =>
+    offsets.findIndex((_, b) => rollouts.rowPositions[row]! < offsets[b + 1]!)
+  const perSequence = (f: (sequence: number) => number) =>
+    Float32Array.from(rollouts.tokenIds, (_, row) => f(sequenceOf(row)))
+  const batch = {
+    ...rollouts,
+    advantages: perSequence(b => Math.sin(3 * b + 1)),
+    policyWeights: perSequence(b => 0.5 + (b % 3)),
+    // As if sampled by another policy: some sequences' ratios are beyond the bounds.
+    oldLogprobs: rollouts.oldLogprobs!.map(
+      (lp, row) => lp + 0.3 * Math.sin(sequenceOf(row)) + 0.1 * Math.cos(row),
+    ),
+  }
+  const bounds = { clipLow: 0.15, clipHigh: 0.2 }
+  const metrics = await policy.accumulate(batch, gspo(bounds))
+  const got = await gradients(policy)
+  assert.ok(metrics.clippedLow > 0 && metrics.clippedHigh > 0, JSON.stringify(metrics))
+
+  const { logprobs } = await policy.logprobs(batch.sequences, batch, 1)
+  const ratios = Array.from(offsets.subarray(1), (_, b) => {
+    const rows = [...batch.tokenIds.keys()].filter(row => sequenceOf(row) === b)
+    const sum = rows.reduce((total, row) => total + logprobs[row]! - batch.oldLogprobs[row]!, 0)
+    return Math.exp(sum / rows.length)
+  })
+  assert.ok(Math.abs(metrics.ratioMax - Math.max(...ratios)) < 1e-5)
+  // Where nothing is cut off, d s / d lp = s / length: the plain policy gradient with advantage w s A.
+  const active = (b: number) =>
+    Math.sin(3 * b + 1) > 0 ? ratios[b]! <= 1 + bounds.clipHigh : ratios[b]! >= 1 - bounds.clipLow
+  const { oldLogprobs: _o, policyWeights: _p, ...onPolicy } = batch
+  const advantages = perSequence(b => (active(b) ? (0.5 + (b % 3)) * ratios[b]! * Math.sin(3 * b + 1) : 0))
+  await policy.zeroGrad()
+  await policy.accumulate({ ...onPolicy, advantages }, grpo({ penalty: 'none', klCoef: 0 }))
+  // float32, the advantages rounded once more.
+  assert.ok(relativeDifference(await gradients(policy), got) < 1e-5)
+
+  const reversed = { ...batch, rowPositions: batch.rowPositions.slice().reverse() }
+  await rejects(policy.accumulate(reversed, gspo(bounds)), /gspo needs them in the order of the sequences/)
+  const uneven = { ...batch, advantages: batch.advantages.map((a, row) => a + row) }
+  await rejects(policy.accumulate(uneven, gspo(bounds)), /advantages\[1\] .* gspo needs one value/)
+  await policy.dispose()
+})
 
 test('gradients add up over calls, and zeroGrad drops them', async () => {
   const policy = await open()

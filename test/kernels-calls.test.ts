@@ -1,23 +1,38 @@
 /** The kernels' calls: where gradients go, threads, splits, errors, buffers of every kind, promises and their end. */
 import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
-import { promisify } from 'node:util'
+import { inspect, promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/errors.js'
 import {
+  entropy,
+  entropyAsync,
   gatherLogprobs,
   gatherLogprobsAsync,
   kernelsInfo,
   type LossBatch,
+  logSumExp,
+  logSumExpAsync,
   policyLoss,
   policyLossAsync,
   setKernelThreads,
 } from '../lib/kernels.js'
 import { addMetrics, emptyMetrics } from '../lib/metrics.js'
 import { locateKernels } from '../lib/native.js'
-import { cispo, dapo, drGrpo, grpo, type Objective, rapo, sapo } from '../lib/objective.js'
+import {
+  cispo,
+  dapo,
+  defineObjective,
+  describeObjective,
+  drGrpo,
+  grpo,
+  gspo,
+  type Objective,
+  rapo,
+  sapo,
+} from '../lib/objective.js'
 import { fromLogits, makeCase, oracle, raw } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 
@@ -130,6 +145,7 @@ test('the parts of a split batch add up', () => {
         advantages: batch.advantages.subarray(from, to),
         refWeights: batch.refWeights!.subarray(from, to),
         oldLogprobs: batch.oldLogprobs!.subarray(from, to),
+        policyWeights: batch.policyWeights!.subarray(from, to),
       },
       objective,
       { perToken: true },
@@ -234,14 +250,14 @@ test('errors of objective and options', () => {
   throws(run({ clipHigh: -0.1 }), invalid, /clipHigh is -0.1/)
   throws(run({ temperature: 0 }), invalid, /temperature is 0/)
   throws(run({ maxLogRatio: 21 }), invalid, /maxLogRatio is 21, expected a number in \(0, 20\]/)
-  throws(run({ surrogate: 'ppo' }), invalid, /surrogate is ppo, expected one of clip, cispo, sapo/)
+  throws(run({ surrogate: 'ppo' }), invalid, /surrogate is ppo, expected one of clip, cispo, sapo, gspo/)
   throws(run({ ratioCap: 1.1 }), invalid, /ratioCap is 1.1, expected a number ≥ 1 \+ clipHigh = 1.2/)
   throws(
     run({ surrogate: 'cispo', ratioCap: 3 }),
     invalid,
-    /ratioCap is given, but only the surrogate clip has it/,
+    /ratioCap is given, but the surrogate cispo does not read it: clip and gspo do/,
   )
-  throws(run({ sapoTauPositive: 1 }), invalid, /sapoTauPositive is given, but only the surrogate sapo has it/)
+  throws(run({ sapoTauPositive: 1 }), invalid, /sapoTauPositive is given, but the surrogate clip does not/)
   throws(run({ surrogate: 'sapo' }), invalid, /sapo does not clip/)
   throws(run({ clipHi: 0.3 }), invalid, /objective has no field clipHi/)
   throws(run({ penalty: 'none' }), invalid, /klCoef is 0.3, but there is no penalty/)
@@ -262,14 +278,21 @@ test('errors of objective and options', () => {
 })
 
 test('presets are complete, frozen and checked', () => {
-  for (const preset of [rapo, grpo, dapo, drGrpo, cispo, sapo]) {
+  for (const preset of [rapo, grpo, dapo, drGrpo, gspo, cispo, sapo]) {
     assert.ok(Object.isFrozen(preset()))
+    assert.match(inspect(preset()), /arXiv \d{4}\.\d{5}.*\n {2}surrogate/)
     throws(() => preset({ clipLow: 2 }), invalid, /clipLow is 2/)
   }
   assert.is(rapo().penalty, 'forward')
   assert.is(grpo().penalty, 'reverse-k3')
   assert.is(dapo().clipHigh, 0.28)
   assert.is(rapo({ clipHigh: 0.3 }).clipHigh, 0.3)
+  const table = describeObjective(rapo({ klCoef: 0.125, ratioCap: 3 }))
+  for (const [field, value] of Object.entries(rapo({ klCoef: 0.125, ratioCap: 3 }))) {
+    assert.match(table, new RegExp(`^  ${field} +${value}( |$)`, 'm'))
+  }
+  assert.match(table, /arXiv 2510.03865/)
+  assert.is(inspect(defineObjective(rapo())).split('\n')[0], 'objective: loss = −Σ n (g − αD + βH)')
 })
 
 const notFinite: [string, number[], number[], RegExp][] = [
@@ -307,6 +330,7 @@ test('NaN is found wherever it is in a row, and the first bad row is named', () 
       batch.advantages.fill(1)
       batch.refWeights!.fill(1)
       batch.oldLogprobs!.fill(-1)
+      batch.policyWeights!.fill(1)
       batch.logits.fill(0)
       batch.refLogits!.fill(0)
       batch.logits[6 * 5001 + at] = Number.NaN
@@ -344,6 +368,36 @@ test('a penalty that becomes infinite is an error that names the row', () => {
     const run = () => policyLoss({ ...other, refWeights }, rapo({ penalty: 'forward-full' }))
     throws(run, 'ERR_RAPO_NON_FINITE', /row 1: the penalty forward-full is infinite/)
   }
+})
+
+test('entropy and logSumExp alone', async () => {
+  const { dtype, logits, vocabSize } = {
+    dtype: 'bfloat16',
+    vocabSize: 5,
+    logits: new Uint16Array(15),
+  } as const
+  logits.forEach((_, i) => {
+    logits[i] = 0x3f80 + 7 * i
+  })
+  const rows = { vocabSize, dtype, logits, temperature: 0.7 }
+  const want = gatherLogprobs({ ...rows, tokenIds: new Int32Array(3) })
+  for (const [one, oneAsync, field] of [
+    [entropy, entropyAsync, 'entropy'],
+    [logSumExp, logSumExpAsync, 'logSumExp'],
+  ] as const) {
+    assert.equal(one(rows), want[field])
+    assert.equal(await oneAsync(rows), want[field])
+    throws(
+      () => one({ ...rows, vocabSize: 4 }),
+      invalid,
+      /logits has 15 elements, expected whole rows of .* = 4/,
+    )
+    throws(() => one({ ...rows, vocabSize: 0 }), invalid, /expected whole rows of vocabSize = 0/)
+    throws(() => one({ ...rows, temperature: 0 }), invalid, /temperature is 0/)
+    throws(() => one({ ...rows, logits: [1] as never }), invalid, /logits must be a Float32Array or/)
+  }
+  assert.equal(entropy({ vocabSize: 2, logits: Float32Array.of(0, 0) }), Float32Array.of(Math.log(2)))
+  assert.equal(logSumExp({ vocabSize: 2, logits: Float32Array.of(1, -Infinity) }), Float32Array.of(1))
 })
 
 test('gatherLogprobs', () => {

@@ -73,6 +73,7 @@ export interface Case {
 const ratios = [0.5, 0.79, 0.81, 1, 1.19, 1.21, 2]
 const advantages = [1.5, -0.75, 0]
 const phis = [0, 0.3, 1]
+const policyWeights = [1, 0, 0.3, 2.5]
 
 /** Kinds of rows by what their logits look like. */
 const kinds = [
@@ -87,7 +88,7 @@ const kinds = [
 ] as const
 
 /**
- * Row i has the kind, ratio, advantage and φ that i selects, so that 21 rows have them all. Ratios are one hundredth
+ * Row i has the kind, ratio, advantage, φ and policy weight that i selects, so that 84 rows have them all together. Ratios are one hundredth
  * off the clip bounds 0.8 and 1.2, which is far more than any rounding.
  */
 export function makeCase(
@@ -108,6 +109,7 @@ export function makeCase(
   const rowAdvantages = new Float32Array(rows)
   const refWeights = new Float32Array(rows)
   const oldLogprobs = new Float32Array(rows)
+  const rowPolicyWeights = new Float32Array(rows)
   const formulaRows: (FormulaRow | undefined)[] = []
   for (let i = 0; i < rows; ++i) {
     let kind: (typeof kinds)[number] = kinds[(i + seed) % kinds.length]!
@@ -140,6 +142,7 @@ export function makeCase(
     const phi = positive ? 0.3 : phis[Math.floor(i / 2) % 3]!
     refWeights[i] = kind === 'masked' ? 7 : phi
     oldLogprobs[i] = Number.NaN
+    rowPolicyWeights[i] = kind === 'masked' ? -1 : policyWeights[i % 4]!
     if (kind === 'masked') {
       formulaRows.push(undefined)
       continue
@@ -154,6 +157,7 @@ export function makeCase(
       weight: tokenWeights[i]!,
       advantage: rowAdvantages[i]!,
       phi: forward ? refWeights[i]! : 1,
+      policyWeight: rowPolicyWeights[i]!,
       ...(withOld && { oldLogprob: oldLogprobs[i]! }),
     })
   }
@@ -168,6 +172,7 @@ export function makeCase(
       advantages: rowAdvantages,
       ...(forward && { refWeights }),
       ...(withOld && { oldLogprobs }),
+      policyWeights: rowPolicyWeights,
     },
     rows: formulaRows,
   }

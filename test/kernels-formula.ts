@@ -20,6 +20,9 @@ export interface FormulaRow {
   phi: number
   /** undefined: ratio 1 */
   oldLogprob?: number
+  policyWeight: number
+  /** gspo alone: mean of lp − o over the row's sequence. */
+  sequenceLogRatio?: number
 }
 
 export interface FormulaResult {
@@ -70,7 +73,11 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
   const logRatio = Math.min(row.oldLogprob === undefined ? 0 : r(logprob - row.oldLogprob), maxLogRatio)
   const ratio = r(Math.exp(logRatio))
   const A = row.advantage
-  const { value: surrogate, slope: c, clipped } = policyTerm(objective, ratio, A, logprob, r)
+  const clippedRatio =
+    row.sequenceLogRatio === undefined ? ratio : r(Math.exp(Math.min(row.sequenceLogRatio, maxLogRatio)))
+  const term = policyTerm(objective, clippedRatio, A, logprob, r)
+  const { clipped } = term
+  const [surrogate, c] = [r(row.policyWeight * term.value), r(row.policyWeight * term.slope)]
 
   let kl = 0
   let s = 0
@@ -121,7 +128,8 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
     gradScale = Math.max(gradScale, Math.abs(n) * ((own || 0) + klCoef * fullScale(v)))
   }
   const loss = -row.weight * (surrogate - klCoef * kl + entropyCoef * entropy)
-  return { logprob, refLogprob: q?.[a] ?? 0, kl, entropy, ratio, loss, clipped, grad, gradScale, klScale }
+  const refLogprob = q?.[a] ?? 0
+  return { logprob, refLogprob, kl, entropy, ratio: clippedRatio, loss, clipped, grad, gradScale, klScale }
 }
 
 function policyTerm(objective: Objective, ratio: number, A: number, logprob: number, r: Round) {

@@ -32,6 +32,7 @@ export function makeConfig(
     objective: { preset: 'grpo', ...changes.objective },
     optimizer: { learningRate: 1, ...changes.optimizer },
     run: { output, steps: 40, saveEvery: 4, samplesPerStep: 2, ...changes.run },
+    correction: { ...changes.correction },
   })
 }
 

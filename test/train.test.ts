@@ -6,7 +6,7 @@ import * as assert from 'uvu/assert'
 import { readLatestCheckpoint } from '../lib/checkpoint.js'
 import type { RapoError } from '../lib/errors.js'
 import type { StepMetrics } from '../lib/metrics.js'
-import type { LoadPolicy, MicroBatch, PolicyOptions, SamplingParams } from '../lib/policy.js'
+import type { LoadPolicy, MicroBatch, Policy, PolicyOptions, SamplingParams } from '../lib/policy.js'
 import { learningRateAt, type TrainOptions, train } from '../lib/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 import { makeConfig } from './train-child.js'
@@ -50,7 +50,11 @@ async function messageOf(work: Promise<unknown>): Promise<string> {
 }
 
 /** Runs with a policy that notes what it is called with. */
-async function spy(changes: Parameters<typeof makeConfig>[2], options: TrainOptions = {}) {
+async function spy(
+  changes: Parameters<typeof makeConfig>[2],
+  options: TrainOptions = {},
+  change: (policy: Policy) => Partial<Policy> = () => ({}),
+) {
   const loads: { dir: string; options: PolicyOptions | undefined }[] = []
   const sampling: SamplingParams[] = []
   const steps: { batches: MicroBatch[]; objectives: object[]; learningRate: number }[] = []
@@ -61,6 +65,7 @@ async function spy(changes: Parameters<typeof makeConfig>[2], options: TrainOpti
     let objectives: object[] = []
     return {
       ...policy,
+      ...change(policy),
       generate: (prompts, params) => {
         sampling.push(params)
         return policy.generate(prompts, params)
@@ -256,6 +261,7 @@ test('the engine is told what the configuration says', async () => {
     stopTokenIds: [1],
   })
   assert.equal(steps[0]!.objectives[0], {
+    surrogate: 'clip',
     penalty: 'reverse-k3',
     klCoef: 0.3,
     entropyCoef: 0.4,
@@ -268,6 +274,58 @@ test('the engine is told what the configuration says', async () => {
   assert.not('refWeights' in steps[0]!.batches[0]!)
   const { loads: without } = await spy({ run: { steps: 1 }, objective: { preset: 'dapo' } })
   assert.not('referenceDir' in without[0]!.options!)
+})
+
+test('off-policy correction: the trainer’s log-probs are the old ones, the sampler’s make the weights', async () => {
+  const correction = { level: 'token', outside: 'mask', low: 0.5, high: 1.5, maxDivergence: 0.01 }
+  // The fake policy's logprobs() is that of temperature 0.7, its sampler's of 0.7 too: the ratios are exactly 1.
+  const { steps, output } = await spy({ run: { steps: 1 }, sampling: { temperature: 0.7 }, correction })
+  const [line] = readLines(output, 'metrics.jsonl') as unknown as StepMetrics[]
+  const close = (x: number | undefined) => assert.ok(Math.abs(x! - 1) < 1e-6, String(x))
+  close(line!.importanceMean)
+  close(line!.importanceMin)
+  close(line!.importanceMax)
+  assert.is(line!.importanceTruncatedFraction, 0)
+  assert.is(line!.maskedFraction, 0)
+  for (const { policyWeights } of steps[0]!.batches) policyWeights?.forEach(close)
+})
+
+test('the policy term can be left to the tokens of the highest entropy', async () => {
+  // The fake policy is equally unsure everywhere: here it grows surer from row to row.
+  const falling = ({ logprobs }: Policy): Partial<Policy> => ({
+    async logprobs(...given) {
+      const rows = await logprobs(...given)
+      return { ...rows, entropy: rows.entropy.map((_, i) => -i) }
+    },
+  })
+  const { steps } = await spy({ run: { steps: 1 }, objective: { topEntropyFraction: 0.25 } }, {}, falling)
+  const weights = steps[0]!.batches.flatMap(batch => [...(batch.policyWeights ?? [])])
+  assert.equal(new Set(weights), new Set([0, 1]))
+  assert.is(weights.filter(Boolean).length, Math.ceil(weights.length / 4))
+})
+
+test('the entropy coefficient is steered, and a resumed run goes on with it', async () => {
+  const objective = { entropyCoef: 0.01, entropyTarget: 50, entropyStep: 0.002 }
+  const run = { steps: 4, saveEvery: 2 }
+  const { steps, output } = await spy({ run, objective })
+  const coefs = (from: typeof steps) =>
+    from.map(step => (step.objectives[0] as { entropyCoef: number }).entropyCoef)
+  const near = (values: number[], expected: number[]) =>
+    expected.forEach((value, i) => {
+      assert.ok(Math.abs(values[i]! - value) < 1e-12, String(values))
+    })
+  near(coefs(steps), [0.01, 0.012, 0.014, 0.016])
+  near(
+    readLines(output, 'metrics.jsonl').map(line => line.entropyCoef as number),
+    [0.01, 0.012, 0.014, 0.016],
+  )
+  assert.ok(Math.abs(readLatestCheckpoint(output)!.trainer.entropyCoef! - 0.018) < 1e-12)
+  await train(makeConfig(output, model, { run: { ...run, steps: 5 }, objective }), { ...fake, resume: true })
+  near([readLines(output, 'metrics.jsonl').at(-1)!.entropyCoef as number], [0.018])
+  // Above the target it falls, and does not act.
+  const above = await spy({ run: { steps: 2 }, objective: { ...objective, entropyTarget: 1e-3 } })
+  near(coefs(above.steps), [0, 0])
+  assert.ok(Math.abs(readLatestCheckpoint(above.output)!.trainer.entropyCoef! - 0.006) < 1e-12)
 })
 
 test('a resumed run starts from the checkpoint, and keeps the original as the reference', async () => {

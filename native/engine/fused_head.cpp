@@ -23,6 +23,8 @@ Batch rows_from(const Batch& batch, std::int64_t at, std::int64_t rows) {
   if (part.advantages) part.advantages += at;
   if (part.ref_weights) part.ref_weights += at;
   if (part.old_logprobs) part.old_logprobs += at;
+  if (part.policy_weights) part.policy_weights += at;
+  if (part.sequence_log_ratios) part.sequence_log_ratios += at;
   return part;
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../kernels/parallel.h"
+#include "../kernels/sequence.h"
 #include "../kernels/validate.h"
 #include "aten.h"
 #include "fused_head.h"
@@ -150,6 +151,36 @@ void check_length(const std::vector<T>& values, const char* name, std::size_t ro
 }
 
 /// The kernels' own checks, made before anything is computed, so that errors count rows as the caller does.
+/// Where each sequence's rows begin and end, for gspo.
+std::vector<std::int32_t> sequence_offsets(const MicroBatch& batch) {
+  std::vector<std::int32_t> offsets{0};
+  std::size_t row = 0;
+  for (std::size_t b = 0; b + 1 < batch.sequences.offsets.size(); ++b) {
+    while (row < batch.row_positions.size() && batch.row_positions[row] < batch.sequences.offsets[b + 1]) {
+      if (row > 0 && batch.row_positions[row] < batch.row_positions[row - 1]) {
+        invalid("rowPositions[" + std::to_string(row) + "] is " + std::to_string(batch.row_positions[row]) +
+                ", less than the one before it: gspo needs them in the order of the sequences");
+      }
+      ++row;
+    }
+    offsets.push_back(static_cast<std::int32_t>(row));
+  }
+  return offsets;
+}
+
+/// The per-row arrays as the kernels take them.
+Batch rows_of(const MicroBatch& batch) {
+  Batch b;
+  b.rows = static_cast<std::int64_t>(batch.token_ids.size());
+  b.token_ids = batch.token_ids.data();
+  b.token_weights = batch.token_weights.data();
+  b.advantages = batch.advantages.data();
+  b.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
+  b.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
+  b.policy_weights = batch.policy_weights.empty() ? nullptr : batch.policy_weights.data();
+  return b;
+}
+
 void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_t vocab_size) {
   const std::size_t rows = batch.row_positions.size();
   check_length(batch.token_ids, "tokenIds", rows);
@@ -157,17 +188,14 @@ void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_
   check_length(batch.advantages, "advantages", rows);
   check_length(batch.ref_weights, "refWeights", rows, true);
   check_length(batch.old_logprobs, "oldLogprobs", rows, true);
-  const float logits = 0;  // only its presence is looked at
-  Batch b;
-  b.rows = static_cast<std::int64_t>(rows);
+  check_length(batch.policy_weights, "policyWeights", rows, true);
+  const float logits = 0;  // only the presence of these two is looked at
+  const double ratios = 0;
+  Batch b = rows_of(batch);
   b.vocab_size = b.logits_stride = b.ref_stride = vocab_size;
   b.logits = &logits;
   b.ref_logits = objective.penalty == Penalty::kNone ? nullptr : &logits;
-  b.token_ids = batch.token_ids.data();
-  b.token_weights = batch.token_weights.data();
-  b.advantages = batch.advantages.data();
-  b.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
-  b.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
+  b.sequence_log_ratios = objective.surrogate == Surrogate::kGspo ? &ratios : nullptr;
   validate_loss(b, objective, {}, false);
 }
 
@@ -223,7 +251,9 @@ struct Policy::Impl {
   std::int64_t chunk_tokens() const;
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
-                           const Control& control);
+                           const std::vector<double>& sequence_ratios, const Control& control);
+  std::vector<double> sequence_ratios(const MicroBatch& batch, double temperature, Control& control);
+  LogprobRows logprobs(const MicroBatch& batch, double temperature, Control& control);
 };
 
 Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -362,30 +392,49 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
     batch.row_positions = row_positions;
     batch.token_ids = token_ids;
     batch.token_weights.assign(row_positions.size(), 1);
-    LogprobRows out;
-    out.logprobs.resize(row_positions.size());
-    out.entropy.resize(row_positions.size());
     control.total = static_cast<std::int64_t>(row_positions.size());
-    auto& model = *impl_->policy;
-    for (const TrainChunk& chunk : plan_chunks(batch, impl_->chunk_tokens())) {
-      const std::size_t rows = chunk.rows.size();
-      const auto hidden =
-          ops::gather_rows(model.net.forward(model.weights, *model.ready, chunk.input, control),
-                           chunk.positions.data(), static_cast<std::int64_t>(rows));
-      std::vector<std::int32_t> ids;
-      ids.reserve(rows);
-      for (const std::size_t row : chunk.rows) ids.push_back(token_ids[row]);
-      std::vector<float> logprobs(rows), entropy(rows);
-      fused_head_logprobs(hidden, model.ready->head, ids.data(), temperature, impl_->head_rows(), control,
-                          logprobs.data(), entropy.data());
-      for (std::size_t i = 0; i < rows; ++i) {
-        out.logprobs[chunk.rows[i]] = logprobs[i];
-        out.entropy[chunk.rows[i]] = entropy[i];
-      }
-      control.done += static_cast<std::int64_t>(rows);
-    }
-    return out;
+    return impl_->logprobs(batch, temperature, control);
   });
+}
+
+/// Rows of weight 0 are left out; they get 0.
+LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, Control& control) {
+  LogprobRows out;
+  out.logprobs.resize(batch.token_ids.size());
+  out.entropy.resize(batch.token_ids.size());
+  Model& model = *policy;
+  for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
+    const std::size_t rows = chunk.rows.size();
+    const auto hidden = ops::gather_rows(model.net.forward(model.weights, *model.ready, chunk.input, control),
+                                         chunk.positions.data(), static_cast<std::int64_t>(rows));
+    std::vector<std::int32_t> ids;
+    ids.reserve(rows);
+    for (const std::size_t row : chunk.rows) ids.push_back(batch.token_ids[row]);
+    std::vector<float> logprobs(rows), entropy(rows);
+    fused_head_logprobs(hidden, model.ready->head, ids.data(), temperature, head_rows(), control,
+                        logprobs.data(), entropy.data());
+    for (std::size_t i = 0; i < rows; ++i) {
+      out.logprobs[chunk.rows[i]] = logprobs[i];
+      out.entropy[chunk.rows[i]] = entropy[i];
+    }
+    control.done += static_cast<std::int64_t>(rows);
+  }
+  return out;
+}
+
+/// gspo's ratios need every log-prob of a sequence before the first gradient of it: one more forward pass.
+std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, double temperature,
+                                                  Control& control) {
+  const auto offsets = sequence_offsets(batch);
+  Batch rows = rows_of(batch);
+  rows.sequences = static_cast<std::int64_t>(offsets.size()) - 1;
+  rows.sequence_offsets = offsets.data();
+  std::vector<double> logprobs(batch.token_ids.size());
+  if (!batch.old_logprobs.empty()) {
+    const auto computed = this->logprobs(batch, temperature, control).logprobs;
+    logprobs.assign(computed.begin(), computed.end());
+  }
+  return sequence_log_ratios(rows, logprobs);
 }
 
 /// Tokens taken through the trunk at once. What a small model keeps for its backward pass should stay in the
@@ -407,10 +456,12 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
     if (!reference) invalid("the objective's penalty needs a policy loaded with a referenceDir");
     check_sequences(batch.sequences, reference->net.config(), "sequences (for the reference)");
   }
+  std::vector<double> ratios;
+  if (objective.surrogate == Surrogate::kGspo) ratios = sequence_ratios(batch, objective.temperature, control);
   Metrics total;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     try {
-      total.add(accumulate_chunk(chunk, batch, objective, control));
+      total.add(accumulate_chunk(chunk, batch, objective, ratios, control));
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kNonFinite) throw;
       throw Error(error.code(), std::string(error.what()) + " (rows counted from row " +
@@ -423,7 +474,8 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
 }
 
 Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch,
-                                       const Objective& objective, const Control& control) {
+                                       const Objective& objective,
+                                       const std::vector<double>& sequence_ratios, const Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
@@ -447,17 +499,17 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
       taken.push_back(values[chunk.rows[i]]);
     return taken;
   };
-  const auto token_ids = take(batch.token_ids);
-  const auto token_weights = take(batch.token_weights), advantages = take(batch.advantages);
-  const auto ref_weights = take(batch.ref_weights), old_logprobs = take(batch.old_logprobs);
-  HeadRows head{hidden, ref_hidden, {}};
-  head.batch.rows = rows;
+  MicroBatch part;
+  part.token_ids = take(batch.token_ids);
+  part.token_weights = take(batch.token_weights);
+  part.advantages = take(batch.advantages);
+  part.ref_weights = take(batch.ref_weights);
+  part.old_logprobs = take(batch.old_logprobs);
+  part.policy_weights = take(batch.policy_weights);
+  const auto ratios = take(sequence_ratios);
+  HeadRows head{hidden, ref_hidden, rows_of(part)};
   head.batch.vocab_size = config().vocab_size;
-  head.batch.token_ids = token_ids.data();
-  head.batch.token_weights = token_weights.data();
-  head.batch.advantages = advantages.data();
-  head.batch.ref_weights = ref_weights.empty() ? nullptr : ref_weights.data();
-  head.batch.old_logprobs = old_logprobs.empty() ? nullptr : old_logprobs.data();
+  head.batch.sequence_log_ratios = ratios.empty() ? nullptr : ratios.data();
 
   grad_broken = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);

@@ -63,7 +63,8 @@ struct MicroBatch {
   std::vector<float> token_weights;     // (N) the rest as in Batch
   std::vector<float> advantages;
   std::vector<float> ref_weights;   // empty: 1
-  std::vector<float> old_logprobs;  // empty: ratio 1
+  std::vector<float> old_logprobs;    // empty: ratio 1
+  std::vector<float> policy_weights;  // empty: 1
 };
 
 struct LogprobRows {

@@ -28,7 +28,7 @@ enum class Penalty : std::uint8_t {
 };
 
 /// The policy term g_t; value and gradient of each in docs/objective.md.
-enum class Surrogate : std::uint8_t { kClip, kCispo, kSapo };
+enum class Surrogate : std::uint8_t { kClip, kCispo, kSapo, kGspo };
 
 struct Objective {
   Surrogate surrogate = Surrogate::kClip;
@@ -60,6 +60,11 @@ struct Batch {
   const float* advantages = nullptr;        // (N) A
   const float* ref_weights = nullptr;       // (N) phi in [0, 1]; null: 1
   const float* old_logprobs = nullptr;      // (N) o_t <= 0; null: the policy's own, i.e. ratio 1
+  const float* policy_weights = nullptr;    // (N) >= 0, what g_t is multiplied with; null: 1
+  // gspo alone, one of the two: where each sequence's rows begin and end, or the log-ratios made from them.
+  std::int64_t sequences = 0;                      // B
+  const std::int32_t* sequence_offsets = nullptr;  // (B + 1) ascending from 0 to N
+  const double* sequence_log_ratios = nullptr;     // (N) mean of lp - o over the unmasked rows of the row's sequence
 };
 
 /// Where results go; a null pointer means "not wanted".
@@ -71,7 +76,7 @@ struct Outputs {
   float* ref_logprobs = nullptr;    // (N) q[a], after reweighting
   float* kl = nullptr;              // (N) D_t
   float* entropy = nullptr;         // (N) H_t
-  float* ratio = nullptr;           // (N) rho_t
+  float* ratio = nullptr;           // (N) rho_t; gspo: the sequence's
   std::uint8_t* clipped = nullptr;  // (N) 0 no, 1 cut off at the lower bound, 2 at the upper
 };
 
@@ -79,10 +84,10 @@ struct Outputs {
 /// such.
 struct Metrics {
   std::int64_t tokens = 0;        // unmasked rows
-  double loss = 0;                // -sum n (g - alpha D + beta H)
+  double loss = 0;                // -sum n (w g - alpha D + beta H), w the policy weight
   double kl_sum = 0;              // sum D
   double entropy_sum = 0;         // sum H
-  double ratio_sum = 0;           // sum rho
+  double ratio_sum = 0;           // sum rho (gspo: of the sequence's)
   double approx_kl_sum = 0;       // sum (rho - 1 - log rho): KL(old || policy), the k3 estimate
   std::int64_t clipped_low = 0;   // rows whose gradient the lower bound cut off (A < 0)
   std::int64_t clipped_high = 0;  // ... an upper bound (A > 0, or beyond ratio_cap)

@@ -5,6 +5,7 @@
 
 #include "dtypes.h"
 #include "loss.h"
+#include "sequence.h"
 #include "token.h"
 #include "validate.h"
 
@@ -46,6 +47,17 @@ double entropy_of(const std::vector<double>& l) {
   return entropy;
 }
 
+/// The policy's log-probs of the tokens; 0 in masked rows.
+std::vector<double> token_logprobs(const Batch& batch, double temperature) {
+  std::vector<double> logprobs(static_cast<std::size_t>(batch.rows));
+  for (std::int64_t i = 0; i < batch.rows; ++i) {
+    if (batch.token_weights[i] == 0) continue;
+    const void* row = row_of(batch.logits, batch.dtype, batch.logits_stride, i);
+    logprobs[i] = log_softmax("logits", i, row, batch.dtype, batch.vocab_size, 1, temperature)[batch.token_ids[i]];
+  }
+  return logprobs;
+}
+
 /// KL(a || b) of two log-distributions.
 double divergence(const std::vector<double>& a, const std::vector<double>& b) {
   double kl = 0;
@@ -55,8 +67,14 @@ double divergence(const std::vector<double>& a, const std::vector<double>& b) {
 
 }  // namespace
 
-Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs) {
-  validate_loss(batch, objective, outputs, true);
+Metrics policy_loss(const Batch& given, const Objective& objective, const Outputs& outputs) {
+  validate_loss(given, objective, outputs, true);
+  Batch batch = given;
+  std::vector<double> sequence_ratios;
+  if (batch.sequence_offsets) {
+    sequence_ratios = sequence_log_ratios(batch, token_logprobs(batch, objective.temperature));
+    batch.sequence_log_ratios = sequence_ratios.data();
+  }
   const double tau = objective.temperature, alpha = objective.kl_coef, beta = objective.entropy_coef;
   Metrics metrics;
   for (std::int64_t i = 0; i < batch.rows; ++i) {

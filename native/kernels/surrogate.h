@@ -7,59 +7,76 @@
 
 namespace rapo {
 
+/// A ratio from its logarithm, which is clamped from above.
+struct Ratio {
+  double value;      // exp(log)
+  double slope;      // its derivative with respect to log: value, or 0 where clamped
+  double log;        // after the clamp
+
+  Ratio(double log_ratio, double max_log_ratio)
+      : value(std::exp(log_ratio > max_log_ratio ? max_log_ratio : log_ratio)),
+        slope(log_ratio > max_log_ratio ? 0 : value),
+        log(log_ratio > max_log_ratio ? max_log_ratio : log_ratio) {}
+};
+
 struct SurrogateTerm {
   double value = 0;
-  double slope = 0;      // dg/dlp
-  double rho = 1;        // exp(min(lp - o, max_log_ratio))
-  double rho_slope = 1;  // d rho/d lp: rho, or 0 where its logarithm was clamped
-  double log_rho = 0;    // after the clamp
-  int clipped = 0;       // 1: the lower bound cut the gradient off (cispo: the weight), 2: an upper one
+  double slope = 0;  // dg/dlp
+  int clipped = 0;   // 1: the lower bound cut the gradient off (cispo: the weight), 2: an upper one
 };
 
 constexpr const char* surrogate_name(Surrogate s) {
-  return s == Surrogate::kClip ? "clip" : s == Surrogate::kCispo ? "cispo" : "sapo";
+  switch (s) {
+    case Surrogate::kClip:
+      return "clip";
+    case Surrogate::kCispo:
+      return "cispo";
+    case Surrogate::kSapo:
+      return "sapo";
+    case Surrogate::kGspo:
+      return "gspo";
+  }
+  return "unknown";
 }
 
-/// lp: the token's log-prob; log_rho = lp - o before the clamp.
-inline SurrogateTerm evaluate_surrogate(double lp, double log_rho, double advantage,
+/// lp: the token's log-prob; ratio: the token's, exp(lp - o), or the sequence's for gspo.
+inline SurrogateTerm evaluate_surrogate(double lp, const Ratio& ratio, double advantage,
                                         const Objective& objective) {
   SurrogateTerm term;
-  const bool clamped = log_rho > objective.max_log_ratio;
-  term.log_rho = clamped ? objective.max_log_ratio : log_rho;
-  term.rho = std::exp(term.log_rho);
-  term.rho_slope = clamped ? 0 : term.rho;
-  const double low = 1 - objective.clip_low, high = 1 + objective.clip_high;
+  const double low = 1 - objective.clip_low, high = 1 + objective.clip_high, rho = ratio.value;
   switch (objective.surrogate) {
     case Surrogate::kClip:
-      if (advantage > 0 && term.rho > high) {
+    case Surrogate::kGspo:
+      // gspo: a token moves its sequence's log-ratio by 1/length, and length tokens have that ratio.
+      if (advantage > 0 && rho > high) {
         term.clipped = 2;
         term.value = high * advantage;
-      } else if (advantage < 0 && term.rho < low) {
+      } else if (advantage < 0 && rho < low) {
         term.clipped = 1;
         term.value = low * advantage;
-      } else if (advantage < 0 && term.rho > objective.ratio_cap) {
+      } else if (advantage < 0 && rho > objective.ratio_cap) {
         term.clipped = 2;
         term.value = objective.ratio_cap * advantage;
       } else {
-        term.value = term.rho * advantage;
-        term.slope = term.rho_slope * advantage;
+        term.value = rho * advantage;
+        term.slope = ratio.slope * advantage;
       }
       break;
     case Surrogate::kCispo: {
       // The clipped ratio is a constant weight: no token's gradient is cut off.
-      term.clipped = term.rho > high ? 2 : term.rho < low ? 1 : 0;
-      const double weight = term.clipped == 2 ? high : term.clipped == 1 ? low : term.rho;
+      term.clipped = rho > high ? 2 : rho < low ? 1 : 0;
+      const double weight = term.clipped == 2 ? high : term.clipped == 1 ? low : rho;
       term.value = weight * advantage * lp;
       term.slope = weight * advantage;
       break;
     }
     case Surrogate::kSapo: {
       const double tau = advantage > 0 ? objective.sapo_tau_positive : objective.sapo_tau_negative;
-      const double e = std::exp(-tau * (term.rho - 1)), sigma = 1 / (1 + e);
+      const double e = std::exp(-tau * (rho - 1)), sigma = 1 / (1 + e);
       term.value = 4 / tau * sigma * advantage;
       // sigma (1 - sigma) as e / (1 + e)^2, e taken where it cannot overflow: the function is even.
-      const double small = std::exp(-std::fabs(tau * (term.rho - 1)));
-      term.slope = 4 * advantage * term.rho_slope * small / ((1 + small) * (1 + small));
+      const double small = std::exp(-std::fabs(tau * (rho - 1)));
+      term.slope = 4 * advantage * ratio.slope * small / ((1 + small) * (1 + small));
       break;
     }
   }

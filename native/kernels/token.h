@@ -24,8 +24,10 @@ struct RowSums {
 struct Token {
   bool masked = true;
   double loss = 0, kl = 0, entropy = 0;
-  double slope = 0;  // c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
-  SurrogateTerm surrogate;
+  double slope = 0;                // w c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
+  double ratio = 1;                // what the policy term clips: rho, or the sequence's ratio
+  double approx_kl = 0;            // rho - 1 - log rho
+  int clipped = 0;                 // as in SurrogateTerm
   bool kl_clamped = false;
 };
 
@@ -40,18 +42,25 @@ inline Token evaluate_token(const Batch& batch, const Objective& objective, std:
                       "] is -inf, so the policy cannot have sampled it");
   }
   const double n = batch.token_weights[row];
-  const double log_rho = batch.old_logprobs ? sums.logprob - batch.old_logprobs[row] : 0;
+  const double policy_weight = batch.policy_weights ? batch.policy_weights[row] : 1;
+  const Ratio rho(batch.old_logprobs ? sums.logprob - batch.old_logprobs[row] : 0, objective.max_log_ratio);
+  const Ratio ratio = objective.surrogate == Surrogate::kGspo
+                          ? Ratio(batch.sequence_log_ratios[row], objective.max_log_ratio)
+                          : rho;
+  const auto surrogate = evaluate_surrogate(sums.logprob, ratio, batch.advantages[row], objective);
   Token token;
   token.masked = false;
   token.entropy = sums.entropy;
-  token.surrogate = evaluate_surrogate(sums.logprob, log_rho, batch.advantages[row], objective);
-  token.slope = token.surrogate.slope;
+  token.ratio = ratio.value;
+  token.approx_kl = std::expm1(rho.log) - rho.log;
+  token.clipped = surrogate.clipped;
+  token.slope = policy_weight * surrogate.slope;
   if (is_full(objective.penalty)) {
     token.kl = sums.full_kl;
   } else if (objective.penalty != Penalty::kNone) {
     const auto penalty =
-        sampled_penalty(objective.penalty, sums.ref_logprob - sums.logprob, token.surrogate.rho,
-                        token.surrogate.rho_slope, objective.max_log_ratio);
+        sampled_penalty(objective.penalty, sums.ref_logprob - sums.logprob, rho.value, rho.slope,
+                        objective.max_log_ratio);
     token.kl = penalty.value;
     token.kl_clamped = penalty.clamped;
     token.slope -= objective.kl_coef * penalty.slope;
@@ -62,8 +71,8 @@ inline Token evaluate_token(const Batch& batch, const Objective& objective, std:
         std::string("the penalty ") + penalty_name(objective.penalty) +
             " is infinite, since policy and reference differ in which tokens have a probability above 0");
   }
-  token.loss =
-      -n * (token.surrogate.value - objective.kl_coef * token.kl + objective.entropy_coef * token.entropy);
+  token.loss = -n * (policy_weight * surrogate.value - objective.kl_coef * token.kl +
+                     objective.entropy_coef * token.entropy);
   return token;
 }
 
@@ -73,25 +82,24 @@ inline void write_token(const Outputs& outputs, std::int64_t row, const RowSums&
   if (outputs.ref_logprobs) outputs.ref_logprobs[row] = on ? static_cast<float>(sums.ref_logprob) : 0;
   if (outputs.kl) outputs.kl[row] = on ? static_cast<float>(token.kl) : 0;
   if (outputs.entropy) outputs.entropy[row] = on ? static_cast<float>(token.entropy) : 0;
-  if (outputs.ratio) outputs.ratio[row] = on ? static_cast<float>(token.surrogate.rho) : 0;
-  if (outputs.clipped) outputs.clipped[row] = on ? static_cast<std::uint8_t>(token.surrogate.clipped) : 0;
+  if (outputs.ratio) outputs.ratio[row] = on ? static_cast<float>(token.ratio) : 0;
+  if (outputs.clipped) outputs.clipped[row] = on ? static_cast<std::uint8_t>(token.clipped) : 0;
 }
 
 /// Adds one row; called in row order, so that the sums do not depend on the number of threads.
 inline void add_token(Metrics& metrics, const Token& token) {
   if (token.masked) return;
-  const double rho = token.surrogate.rho;
   ++metrics.tokens;
   metrics.loss += token.loss;
   metrics.kl_sum += token.kl;
   metrics.entropy_sum += token.entropy;
-  metrics.ratio_sum += rho;
-  metrics.approx_kl_sum += std::expm1(token.surrogate.log_rho) - token.surrogate.log_rho;
-  metrics.clipped_low += token.surrogate.clipped == 1;
-  metrics.clipped_high += token.surrogate.clipped == 2;
+  metrics.ratio_sum += token.ratio;
+  metrics.approx_kl_sum += token.approx_kl;
+  metrics.clipped_low += token.clipped == 1;
+  metrics.clipped_high += token.clipped == 2;
   metrics.kl_clamped += token.kl_clamped;
-  if (rho < metrics.ratio_min) metrics.ratio_min = rho;
-  if (rho > metrics.ratio_max) metrics.ratio_max = rho;
+  if (token.ratio < metrics.ratio_min) metrics.ratio_min = token.ratio;
+  if (token.ratio > metrics.ratio_max) metrics.ratio_max = token.ratio;
 }
 
 }  // namespace rapo

@@ -89,6 +89,9 @@ void check_rows(const Batch& batch, const Objective& objective) {
     if (batch.old_logprobs && !std::isfinite(batch.old_logprobs[i])) {
       invalid("oldLogprobs[", i, "] is ", batch.old_logprobs[i], ", expected a finite number");
     }
+    if (batch.policy_weights && !(batch.policy_weights[i] >= 0 && std::isfinite(batch.policy_weights[i]))) {
+      invalid("policyWeights[", i, "] is ", batch.policy_weights[i], ", expected a finite number >= 0");
+    }
     if (!batch.ref_weights) continue;
     const float phi = batch.ref_weights[i];
     if (!(phi >= 0 && phi <= 1)) invalid("refWeights[", i, "] is ", phi, ", expected in [0, 1]");
@@ -113,13 +116,14 @@ void validate_objective(const Objective& o) {
   }
   if (!(o.clip_low >= 0 && o.clip_low <= 1)) invalid("clipLow is ", o.clip_low, ", expected in [0, 1]");
   if (!(o.clip_high >= 0)) invalid("clipHigh is ", o.clip_high, ", expected >= 0");
-  if (static_cast<int>(o.surrogate) > static_cast<int>(Surrogate::kSapo)) {
+  if (static_cast<int>(o.surrogate) > static_cast<int>(Surrogate::kGspo)) {
     invalid("surrogate is not one of the known ones");
   }
   if (!(o.ratio_cap >= 1 + o.clip_high)) {
     invalid("ratioCap is ", o.ratio_cap, ", expected at least 1 + clipHigh = ", 1 + o.clip_high);
   }
-  if (o.surrogate != Surrogate::kClip && !std::isinf(o.ratio_cap)) {
+  const bool clips = o.surrogate == Surrogate::kClip || o.surrogate == Surrogate::kGspo;
+  if (!clips && !std::isinf(o.ratio_cap)) {
     invalid("ratioCap is ", o.ratio_cap, ", but the surrogate ", surrogate_name(o.surrogate),
             " has no such bound");
   }
@@ -155,6 +159,14 @@ void validate_loss(const Batch& batch, const Objective& objective, const Outputs
     check_matrix("refLogits", batch.ref_logits, batch.rows, batch.vocab_size, batch.ref_stride);
   } else if (batch.ref_logits) {
     invalid("refLogits are given, but the penalty is none: leave them out");
+  }
+  const bool gspo = objective.surrogate == Surrogate::kGspo;
+  if (gspo && !batch.sequence_offsets && !batch.sequence_log_ratios) {
+    invalid("sequenceOffsets is missing, and the surrogate gspo needs them");
+  }
+  if (!gspo && (batch.sequence_offsets || batch.sequence_log_ratios)) {
+    invalid("sequenceOffsets are given, but only the surrogate gspo reads them, not ",
+            surrogate_name(objective.surrogate));
   }
   check_gradient(batch, outputs);
   check_rows(batch, objective);

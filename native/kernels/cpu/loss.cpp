@@ -13,6 +13,7 @@
 
 #include "../dtypes.h"
 #include "../parallel.h"
+#include "../sequence.h"
 #include "../token.h"
 #include "../validate.h"
 #include "row.h"
@@ -198,11 +199,35 @@ class Loss {
   bool stream_;
 };
 
+/// gspo's ratios need every log-prob of a sequence before the first gradient of it: one more pass over the
+/// policy's logits.
+std::vector<double> token_logprobs(const Batch& batch, double temperature, const Control* control) {
+  std::vector<double> logprobs(static_cast<std::size_t>(batch.rows));
+  if (!batch.old_logprobs) return logprobs;
+  const auto& kernels = row_kernels();
+  const auto scale = static_cast<float>(1 / temperature);
+  for_each_row(batch.rows, batch.vocab_size, control, [&](std::int64_t i) {
+    if (batch.token_weights[i] == 0) return;
+    const void* row = row_of(batch.logits, batch.dtype, batch.logits_stride, i);
+    const auto s = kernels.stats[dtype_index(batch.dtype)](row, batch.vocab_size, scale);
+    if (!usable(s)) throw_bad_logits("logits", i, row, batch.dtype, batch.vocab_size);
+    logprobs[i] = log_prob(s, row, batch.dtype, batch.token_ids[i], scale);
+  });
+  return logprobs;
+}
+
 }  // namespace
 
-Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs,
+Metrics policy_loss(const Batch& given, const Objective& objective, const Outputs& outputs,
                     const Control* control) {
-  validate_loss(batch, objective, outputs, false);
+  validate_loss(given, objective, outputs, false);
+  Batch batch = given;
+  std::vector<double> sequence_ratios;
+  if (batch.sequence_offsets) {
+    sequence_ratios =
+        sequence_log_ratios(batch, token_logprobs(batch, objective.temperature, control));
+    batch.sequence_log_ratios = sequence_ratios.data();
+  }
   const Loss loss(batch, objective, outputs);
   std::vector<Token> tokens(static_cast<std::size_t>(batch.rows));
   for_each_row(batch.rows, batch.vocab_size, control, [&](std::int64_t i) { tokens[i] = loss.row(i); });

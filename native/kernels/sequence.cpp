@@ -1,0 +1,61 @@
+#include "sequence.h"
+
+#include <cmath>
+#include <string>
+
+#include "error.h"
+
+namespace rapo {
+namespace {
+
+[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+void check_offsets(const Batch& batch) {
+  const auto entry = [&](std::int64_t b) {
+    return "sequenceOffsets[" + std::to_string(b) + "] is " + std::to_string(batch.sequence_offsets[b]);
+  };
+  if (batch.sequence_offsets[0] != 0) invalid(entry(0) + ", expected 0");
+  for (std::int64_t b = 0; b < batch.sequences; ++b) {
+    if (batch.sequence_offsets[b + 1] < batch.sequence_offsets[b]) {
+      invalid(entry(b + 1) + ", expected at least the entry before it, " +
+              std::to_string(batch.sequence_offsets[b]));
+    }
+  }
+  if (batch.sequence_offsets[batch.sequences] != batch.rows) {
+    invalid(entry(batch.sequences) + ", expected the number of rows, " + std::to_string(batch.rows));
+  }
+}
+
+void check_uniform(const char* field, const float* values, std::int64_t row, std::int64_t first) {
+  if (!values || values[row] == values[first]) return;
+  invalid(std::string(field) + "[" + std::to_string(row) + "] is " + std::to_string(values[row]) + " and [" +
+          std::to_string(first) + "] is " + std::to_string(values[first]) +
+          ", but gspo needs one value for all rows of a sequence");
+}
+
+}  // namespace
+
+std::vector<double> sequence_log_ratios(const Batch& batch, const std::vector<double>& logprobs) {
+  check_offsets(batch);
+  std::vector<double> ratios(static_cast<std::size_t>(batch.rows), 0.0);
+  for (std::int64_t b = 0; b < batch.sequences; ++b) {
+    const std::int64_t begin = batch.sequence_offsets[b], end = batch.sequence_offsets[b + 1];
+    std::int64_t first = -1, count = 0;
+    double sum = 0;
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (batch.token_weights[i] == 0) continue;
+      if (first < 0) first = i;
+      check_uniform("tokenWeights", batch.token_weights, i, first);
+      check_uniform("advantages", batch.advantages, i, first);
+      check_uniform("policyWeights", batch.policy_weights, i, first);
+      if (batch.old_logprobs) sum += logprobs[i] - batch.old_logprobs[i];
+      ++count;
+    }
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (batch.token_weights[i] != 0) ratios[i] = sum / static_cast<double>(count);
+    }
+  }
+  return ratios;
+}
+
+}  // namespace rapo
