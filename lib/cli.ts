@@ -7,6 +7,7 @@ import { describePresets, type Field, fields } from './config.js'
 import { RapoError } from './errors.js'
 import { packageVersion } from './setup/cache.js'
 import { plainText } from './text.js'
+import { figure2 } from './theory.js'
 
 /** The fields that a measurement reads. */
 const measuredFields =
@@ -104,6 +105,14 @@ export function createCli(): Command {
     .option('--base <dir>', 'directory with the eval.json of the base model')
     .option('-o, --output <file>', 'the HTML file', 'runs/report.html')
     .action(async (runs, values) => (await import('./commands.js')).runReport(runs, values))
+
+  cli
+    .command('theory')
+    .description("solve the paper's Figure 2 in closed form and by gradient ascent (docs/theory.md)")
+    .option('--kl-coef <number>', 'α in [1e-6, 1e6]', Number, figure2.klCoef)
+    .option('--entropy-coef <number>', 'β in [1e-6, 1e6]', Number, figure2.entropyCoef)
+    .option('-o, --output <file>', 'also write the figure, as SVG')
+    .action(async values => (await import('./commands.js')).runTheory(values))
 
   cli
     .command('setup')

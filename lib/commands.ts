@@ -15,6 +15,7 @@ import { createTemplate, loadTokenizer } from './prompt.js'
 import { loadVerifier } from './reward/verifier.js'
 import { writeWhole } from './run.js'
 import { plainText } from './text.js'
+import { figure2 } from './theory.js'
 import { train } from './train.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -240,6 +241,21 @@ export async function runReport(
   const { writeReport } = await import('./report.js')
   await writeReport({ runs, ...values })
   print(path.resolve(values.output))
+}
+
+interface TheoryValues {
+  readonly klCoef: number
+  readonly entropyCoef: number
+  readonly output?: string
+}
+
+export async function runTheory({ output, ...coefficients }: TheoryValues): Promise<void> {
+  const { theoryFigure, theoryTable } = await import('./report/theory.js')
+  const problem = { ...figure2, ...coefficients }
+  print(theoryTable(problem))
+  if (output === undefined) return
+  writeWhole(output, theoryFigure(problem))
+  print(`\n${path.resolve(output)}`)
 }
 
 export async function runSetup({ force }: { force?: boolean }): Promise<void> {

@@ -36,6 +36,16 @@ export { loadTokenizer, readStopTokenIds, type Tokenizer } from './prompt.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export { compareAnswers, verifyMath } from './reward/math.js'
 export type { Verdict, Verifier } from './reward/verifier.js'
+export {
+  figure2,
+  type TheoryDescent,
+  type TheoryObjective,
+  type TheoryProblem,
+  theoryDescent,
+  theoryObjectives,
+  theoryOptimum,
+  theoryValue,
+} from './theory.js'
 export { type TrainOptions, train } from './train.js'
 
 import type { LoadPolicy } from './policy.js'
