@@ -11,7 +11,6 @@ import {
   entropyAsync,
   gatherLogprobs,
   gatherLogprobsAsync,
-  kernelsInfo,
   type LossBatch,
   logSumExp,
   logSumExpAsync,
@@ -19,7 +18,7 @@ import {
   policyLossAsync,
   setKernelThreads,
 } from '../lib/kernels.js'
-import { addMetrics, emptyMetrics } from '../lib/metrics.js'
+import { emptyMetrics } from '../lib/metrics.js'
 import { locateKernels } from '../lib/native.js'
 import {
   cispo,
@@ -107,58 +106,6 @@ test('without a gradient the values are the same', () => {
   assert.is(none.gradLogits, undefined)
   assert.is(none.perToken, undefined)
   assert.equal(none.metrics, policyLoss(batch, objective).metrics)
-})
-
-test('the same bits for any number of threads, and from run to run', () => {
-  const batch = large()
-  const tiny = makeCase(3, 5000, 'float32', objective, 3).batch
-  const run = () => [policyLoss(batch, objective, { perToken: true }), policyLoss(tiny, objective)]
-  setKernelThreads(1)
-  const one = run()
-  for (const threads of [2, 3, 8]) {
-    setKernelThreads(threads)
-    assert.is(kernelsInfo().threads, threads)
-    assert.equal(run(), one)
-    assert.equal(run(), one)
-  }
-  setKernelThreads(0)
-})
-
-test('the parts of a split batch add up', () => {
-  const batch = large(23, 501)
-  const V = batch.vocabSize
-  const whole = policyLoss(batch, objective, { perToken: true })
-  let sum = { ...emptyMetrics }
-  for (const [from, to] of [
-    [0, 1],
-    [1, 9],
-    [9, 9],
-    [9, 23],
-  ] as const) {
-    const part = policyLoss(
-      {
-        vocabSize: V,
-        logits: batch.logits.subarray(from * V, to * V),
-        refLogits: batch.refLogits!.subarray(from * V, to * V),
-        tokenIds: batch.tokenIds.subarray(from, to) as Int32Array,
-        tokenWeights: batch.tokenWeights.subarray(from, to),
-        advantages: batch.advantages.subarray(from, to),
-        refWeights: batch.refWeights!.subarray(from, to),
-        oldLogprobs: batch.oldLogprobs!.subarray(from, to),
-        policyWeights: batch.policyWeights!.subarray(from, to),
-      },
-      objective,
-      { perToken: true },
-    )
-    assert.equal(part.gradLogits, whole.gradLogits.subarray(from * V, to * V))
-    assert.equal(part.perToken.kl, whole.perToken.kl.subarray(from, to))
-    sum = addMetrics(sum, part.metrics)
-  }
-  for (const [name, value] of Object.entries(sum)) {
-    const want = whole.metrics[name as keyof typeof sum]
-    // Sums of 23 terms in double, in another order.
-    assert.ok(Math.abs(value - want) <= 23 * 2 ** -52 * Math.abs(want), `${name}: ${value}, want ${want}`)
-  }
 })
 
 test('no rows at all', () => {
