@@ -22,7 +22,9 @@ const arrays = {
   int32: Int32Array,
   uint8: Uint8Array,
 } as const
+/** The type of a DeviceArray's elements. */
 export type DeviceDType = keyof typeof arrays
+/** What a DeviceArray is filled from and read into. */
 export type HostArray = Float32Array | Uint16Array | Int32Array | Uint8Array
 
 /** DLPack's DLDataTypeCode, and bits. */
@@ -71,6 +73,7 @@ interface Memory {
   inUse: number
 }
 
+/** On which stream a call's work is put. */
 export interface StreamOptions {
   /** A cudaStream_t as a number; 0 is the default stream. */
   readonly stream?: bigint
@@ -225,6 +228,7 @@ export class DeviceArray {
     this.#memory.disposed = true
   }
 
+  /** dispose(), for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }
@@ -274,6 +278,7 @@ export interface DeviceLossBatch {
 /** Where the results go: arrays of (N), float32, `clipped` uint8; masked rows get 0. */
 export type DevicePerToken = Partial<Record<keyof PerToken, DeviceArray>>
 
+/** Where policyLossOnDevice writes, and on which stream. */
 export interface DeviceLossOptions extends StreamOptions {
   /**
    * `in-place` (default): over the logits. `none`: the value alone. An array: (N × V) of the logits' dtype or float32.
@@ -282,6 +287,7 @@ export interface DeviceLossOptions extends StreamOptions {
   readonly perToken?: DevicePerToken
 }
 
+/** What policyLossOnDevice returns to the host. */
 export type DeviceLossResult = Pick<LossResult<never, false>, 'loss' | 'metrics'>
 
 /**
@@ -314,6 +320,7 @@ export async function policyLossOnDeviceAsync(
   }
 }
 
+/** GatherBatch on a device. */
 export interface DeviceGatherBatch {
   /** (N × V) float32, bfloat16 or float16 */
   readonly logits: DeviceArray

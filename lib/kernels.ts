@@ -49,6 +49,7 @@ export type GradMode = 'new' | 'in-place' | 'none' | Logits
 /** Where the work is done: `cuda` is CUDA device 0. kernelsInfo().cuda tells whether there is one, or why not. */
 export type KernelDevice = 'cpu' | 'cuda' | `cuda:${number}`
 
+/** Where a call is computed. */
 export interface DeviceOptions {
   /**
    * Default cpu. On CUDA the arrays, which are in host memory, are copied there and back; policyLossOnDevice takes
@@ -287,6 +288,7 @@ export async function logSumExpAsync(
   return call.outputs.logSumExp!
 }
 
+/** A CUDA device of this machine. */
 export interface CudaDevice {
   readonly name: string
   /** Compute capability, as in 9.0. */

@@ -37,6 +37,7 @@ export interface PolicyOptions {
   readonly recompute?: boolean
 }
 
+/** How Policy.save writes a model. */
 export interface SaveOptions {
   /**
    * Default: the policy's. Of a bfloat16 policy that trains, float32 writes the masters. bfloat16 makes a file half as

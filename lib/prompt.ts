@@ -7,6 +7,7 @@ import { type DataOptions, type Problem, settleUnusable } from './data.js'
 import { RapoError } from './errors.js'
 import type { ModelInfo } from './policy.js'
 
+/** What rapo needs of a tokenizer. */
 export interface Tokenizer {
   /** No special tokens are added; those spelled out in the text become their ids. Throws ERR_RAPO_DATA for a character it does not know. */
   encode(text: string): number[]

@@ -11,6 +11,7 @@ import { RapoError } from './errors.js'
  * - `forward-kl-entropy`: Σ π r − α KL(p ‖ π) + β H(π), Proposition 3.3
  */
 export const theoryObjectives = ['reverse-kl', 'forward-kl', 'forward-kl-entropy'] as const
+/** One of theoryObjectives. */
 export type TheoryObjective = (typeof theoryObjectives)[number]
 
 /** A finite set of outcomes. Ranges are wide enough for anything but a slip, and narrow enough for double precision. */
@@ -25,6 +26,7 @@ export interface TheoryProblem {
   readonly entropyCoef: number
 }
 
+/** What theoryDescent found. */
 export interface TheoryDescent {
   /** π, one an outcome. */
   readonly policy: Float64Array

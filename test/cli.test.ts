@@ -85,7 +85,7 @@ test('--help on every command; train lists every field with help, range and defa
       assert.match(text, `${field.option} <${field.type}> ${field.help} (${field.range}`)
       if (field.default) assert.match(text, `default ${field.default})`)
     }
-    assert.match(text, 'Presets of objective.preset: rapo penalty forward')
+    assert.match(text, 'Presets of objective.preset: rapo surrogate clip, penalty forward')
   }
 })
 

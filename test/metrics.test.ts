@@ -1,7 +1,13 @@
 import { readFileSync } from 'node:fs'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { addMetrics, emptyMetrics, type ObjectiveMetrics, summarizeStep } from '../lib/metrics.js'
+import {
+  addMetrics,
+  emptyMetrics,
+  type ObjectiveMetrics,
+  type Remeasured,
+  summarizeStep,
+} from '../lib/metrics.js'
 import type { ScoredRollout } from '../lib/rollout.js'
 
 const rollout = (reward: number, length: number, finishReason: 'stop' | 'length'): ScoredRollout => ({
@@ -76,7 +82,16 @@ test('the fields are those that docs/files.md lists', () => {
   const section = readFileSync('docs/files.md', 'utf8').split('### metrics.jsonl')[1]!.split('\n###')[0]!
   const listed = [...section.matchAll(/`([a-zA-Z]+)`/g)].map(match => match[1]!)
   const line = summarizeStep([rollout(1, 1, 'stop')], 1, sums, [{ gradNorm: 1, skipped: false }])
-  assert.equal([...Object.keys(line), 'step', 'learningRate'].sort(), listed.sort())
+  const remeasured: Required<Remeasured> = {
+    entropyCoef: 0,
+    importanceMean: 1,
+    importanceMin: 1,
+    importanceMax: 1,
+    importanceTruncatedFraction: 0,
+    maskedFraction: 0,
+  }
+  const written = { ...line, ...remeasured, step: 1, learningRate: 1 }
+  assert.equal(Object.keys(written).sort(), listed.sort())
   assert.match(section, '`seconds: { rollout, score, train, save }`')
 })
 

@@ -247,6 +247,7 @@ test('the engine is told what the configuration says', async () => {
       referenceDir: model,
       adamw: { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.1 },
       maxGradNorm: 2,
+      recompute: false,
     },
   })
   const { seed, ...rest } = sampling[0]!

@@ -11,7 +11,7 @@ export default {
 
   /** A tenth for each of the numbers that appears, whatever the expression is worth. Called once a completion. */
   verify(completion, answer) {
-    const left = completion.match(/\d+/g) ?? []
+    const left: string[] = completion.match(/\d+/g) ?? []
     const used = (answer as CountdownAnswer).numbers.filter(number => {
       const at = left.indexOf(String(number))
       return at >= 0 && left.splice(at, 1)

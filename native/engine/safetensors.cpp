@@ -219,9 +219,10 @@ Checkpoint::Checkpoint(const std::string& dir) {
 
 void Checkpoint::release(const StoredTensor& tensor) const {
   static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<std::uintptr_t>(tensor.data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.bytes) / page * page;
-  if (begin < end) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
+  const auto begin = (address + page - 1) / page * page, end = (address + tensor.bytes) / page * page;
+  auto* first = const_cast<std::byte*>(tensor.data) + (begin - address);
+  if (begin < end) (void)::madvise(first, end - begin, MADV_DONTNEED);
 }
 
 const std::string& Checkpoint::file_of(const std::string& tensor) const {

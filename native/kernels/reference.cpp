@@ -53,7 +53,8 @@ std::vector<double> token_logprobs(const Batch& batch, double temperature) {
   for (std::int64_t i = 0; i < batch.rows; ++i) {
     if (batch.token_weights[i] == 0) continue;
     const void* row = row_of(batch.logits, batch.dtype, batch.logits_stride, i);
-    logprobs[i] = log_softmax("logits", i, row, batch.dtype, batch.vocab_size, 1, temperature)[batch.token_ids[i]];
+    logprobs[i] =
+        log_softmax("logits", i, row, batch.dtype, batch.vocab_size, 1, temperature)[batch.token_ids[i]];
   }
   return logprobs;
 }

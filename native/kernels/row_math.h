@@ -78,7 +78,7 @@ RAPO_HOST_DEVICE inline RowSums row_sums(const PairStats& s, const Batch& batch,
   if (is_full(objective.penalty) && uniform && s.r.sum < vocab_size) {
     sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
   }
-  if (reference) sums.ref_logprob = uniform ? -std::log(vocab_size) : log_prob(s.r, u, ref_scale);
+  if (reference) sums.ref_logprob = uniform ? 0 - std::log(vocab_size) : log_prob(s.r, u, ref_scale);
   return sums;
 }
 

@@ -19,7 +19,8 @@ struct Availability {
 /// Looks for the library and its devices (load.cpp; load_none.cpp where libraries are not loaded that way).
 Availability load();
 
-/// The answer of the first look: for the file that RAPO_CUDA_LIBRARY names, else for librapo_cuda.so beside this addon.
+/// The answer of the first look: for the file that RAPO_CUDA_LIBRARY names, else for librapo_cuda.so beside
+/// this addon.
 const Availability& availability();
 
 /// Throws kDevice with the reason where CUDA is off, kInvalidArgument where there is no such device.
