@@ -382,6 +382,20 @@ void threads() {
   for (auto& thread : callers) thread.join();
   done = true;
   resizing.join();
+  // Two threads that fail at the same time: one of the errors comes out, the other items are not begun.
+  set_kernel_threads(4);
+  std::atomic<int> inside{0};
+  const auto start = std::chrono::steady_clock::now();
+  throws("failures at once", ErrorCode::kAborted, "both", [&] {
+    parallel_for(64, [&](std::int64_t) {
+      ++inside;
+      while (inside < 2 && std::chrono::steady_clock::now() - start < std::chrono::seconds(10)) {
+        std::this_thread::yield();
+      }
+      throw Error(ErrorCode::kAborted, "both");
+    });
+  });
+  check(inside >= 2 && inside <= 4, "failures at once: " + std::to_string(inside) + " items were begun");
   set_kernel_threads(0);
   std::printf("threads done; %d calls were cancelled under way\n", aborted.load());
 }
