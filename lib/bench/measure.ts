@@ -26,7 +26,7 @@ export async function measureBench(options: BenchOptions): Promise<BenchReport> 
   const info = kernelsInfo()
   const found = await findPython()
   if ('reasons' in found) {
-    onLine('torch: skipped, no Python has it (RAPO_PYTHON names another; pip install torch)')
+    onLine('torch: skipped, no Python has it (RAPO_PYTHON may name one that does)')
     for (const reason of found.reasons) onLine(`  ${reason}`)
   }
   const machine: Machine = {
