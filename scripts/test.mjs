@@ -5,7 +5,7 @@ import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { bootstrap, root } from './bootstrap.mjs'
 
-const FILE_TIMEOUT_MS = 5 * 60_000
+const FILE_TIMEOUT_MS = 12 * 60_000 // the package's test compiles with zig where nothing is cached
 
 await bootstrap()
 const filters = process.argv.slice(2)
