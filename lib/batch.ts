@@ -181,7 +181,8 @@ export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   return Array.from({ length: parts }, (_, part) => items.slice(cut(part), cut(part + 1)))
 }
 
-function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>): number {
+/** Tokens of a sequence that are trained: its rows in packBatch's arrays. */
+export function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>): number {
   return completionMask.reduce((sum, mask) => sum + (mask ? 1 : 0), 0)
 }
 

@@ -2,7 +2,7 @@
  * What a batch of rollouts needs beside the sampler's own log-probs: those, and the entropies, of the policy that is about
  * to be trained on it. One forward pass more, and only for the options that ask for it.
  */
-import { packBatch, type TrainSequence } from './batch.js'
+import { packBatch, type TrainSequence, trainedLength } from './batch.js'
 import type { Config } from './config.js'
 import { importanceWeights, offPolicyMask } from './correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from './entropy.js'
@@ -87,9 +87,7 @@ export async function remeasure(
 /** Where each sequence's rows begin and end in packBatch's arrays: (B + 1). */
 function rowOffsets(sequences: readonly TrainSequence[]): Int32Array {
   const offsets = new Int32Array(sequences.length + 1)
-  for (const [b, { completionMask }] of sequences.entries()) {
-    offsets[b + 1] = offsets[b]! + completionMask.filter(Boolean).length
-  }
+  for (const [b, sequence] of sequences.entries()) offsets[b + 1] = offsets[b]! + trainedLength(sequence)
   return offsets
 }
 

@@ -25,7 +25,7 @@ import {
 } from '../lib/kernels.js'
 import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/objective.js'
 import { buildBroken, emulated, run } from './cuda/library.js'
-import { fromLogits, makeCase, raw, toLogits } from './kernels-cases.js'
+import { fromLogits, makeCase, raw, small, toLogits } from './kernels-cases.js'
 import { check, dtypes, expectedOf, objectiveFor } from './kernels-check.js'
 import { u32 } from './kernels-formula.js'
 
@@ -202,19 +202,6 @@ test('no rows at all', () => {
 })
 
 // ---- errors: those of the CPU, word for word ----
-
-function small(): LossBatch<Float32Array> {
-  return {
-    vocabSize: 3,
-    logits: Float32Array.of(1, 2, 3, 0, 0, 1),
-    refLogits: Float32Array.of(1, 1, 1, 0, 2, 0),
-    tokenIds: Int32Array.of(2, 0),
-    tokenWeights: Float32Array.of(0.5, 0.5),
-    advantages: Float32Array.of(1, -1),
-    refWeights: Float32Array.of(1, 0.5),
-    oldLogprobs: Float32Array.of(-0.5, -1.5),
-  }
-}
 
 /** The same bits, NaNs among them. */
 function same(got: Logits, want: Logits): void {

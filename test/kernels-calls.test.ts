@@ -32,23 +32,10 @@ import {
   rapo,
   sapo,
 } from '../lib/objective.js'
-import { fromLogits, makeCase, oracle, raw } from './kernels-cases.js'
+import { fromLogits, makeCase, oracle, raw, small } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 
 const objective = rapo({ klCoef: 0.3, entropyCoef: 0.05 })
-
-function small(): LossBatch<Float32Array> {
-  return {
-    vocabSize: 3,
-    logits: Float32Array.of(1, 2, 3, 0, 0, 1),
-    refLogits: Float32Array.of(1, 1, 1, 0, 2, 0),
-    tokenIds: Int32Array.of(2, 0),
-    tokenWeights: Float32Array.of(0.5, 0.5),
-    advantages: Float32Array.of(1, -1),
-    refWeights: Float32Array.of(1, 0.5),
-    oldLogprobs: Float32Array.of(-0.5, -1.5),
-  }
-}
 
 function large(rows = 64, V = 20001): LossBatch<Float32Array> {
   return makeCase(V, rows, 'float32', objective, 7).batch as LossBatch<Float32Array>

@@ -200,3 +200,17 @@ export function oracle(
   )
   return { metrics, grad }
 }
+
+/** Two rows of three words, for tests of calls. */
+export function small(): LossBatch<Float32Array> {
+  return {
+    vocabSize: 3,
+    logits: Float32Array.of(1, 2, 3, 0, 0, 1),
+    refLogits: Float32Array.of(1, 1, 1, 0, 2, 0),
+    tokenIds: Int32Array.of(2, 0),
+    tokenWeights: Float32Array.of(0.5, 0.5),
+    advantages: Float32Array.of(1, -1),
+    refWeights: Float32Array.of(1, 0.5),
+    oldLogprobs: Float32Array.of(-0.5, -1.5),
+  }
+}
