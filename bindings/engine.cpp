@@ -229,7 +229,8 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     sampling.top_k = integer(o, "topK");
     sampling.min_p = number(o, "minP");
     sampling.stop_token_ids = copy<std::int32_t>(o.Get("stopTokenIds"), "stopTokenIds");
-    sampling.seed = static_cast<std::uint64_t>(integer(o, "seed"));
+    const auto seeds = copy<double>(o.Get("seeds"), "seeds");  // whole numbers: checked in policy.ts
+    sampling.seeds.assign(seeds.begin(), seeds.end());
     sampling.max_batch = integer(o, "maxBatch");
     auto control = ControlObject::get(info[3]);
     return on_engine<Completions>(

@@ -37,10 +37,10 @@ export function passAtK(n: number, c: number, k: number): number {
   return -Math.expm1(logProduct)
 }
 
-/** 1, 2, 4, … up to n / 2: beyond that the estimate rests on too few distinct subsets. */
-export function listKs(n: number): number[] {
+/** 1, 2, 4, … up to `largest`, or else to n / 2: beyond that the estimate rests on too few distinct subsets. */
+export function listKs(n: number, largest = 0): number[] {
   const ks: number[] = []
-  for (let k = 1; k <= n / 2; k *= 2) ks.push(k)
+  for (let k = 1; k <= Math.min(n, largest || n / 2); k *= 2) ks.push(k)
   return ks
 }
 
@@ -165,7 +165,7 @@ export interface EvaluateOptions {
 
 /**
  * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
- * problem's samples depend on the seed, its id and config.eval.samplesPerCall alone, not on the other problems. What is
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
  * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
  * Throws RapoError.
  */
@@ -193,36 +193,47 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     const progress = openProgress(config, options, prompts)
 
     const perProblem: ProblemResult[] = []
-    for (const prompt of prompts) {
-      const { problem } = prompt
-      for (const call of listCalls(n, config.eval.samplesPerCall)) {
-        if (progress.has(problem.id, call.index)) continue
+    const { samplesPerCall, keepSamples } = config.eval
+    const together = Math.max(1, Math.floor(samplesPerCall / n))
+    for (let first = 0; first < prompts.length; first += together) {
+      const some = prompts.slice(first, first + together)
+      for (const call of listCalls(n, samplesPerCall)) {
+        const missing = some.filter(({ problem }) => !progress.has(problem.id, call.index))
+        if (missing.length === 0) continue
         const start = performance.now()
-        // One problem a call: its random stream is its own, whatever else is measured.
-        const callSeed = deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : []))
-        const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: callSeed })
-        const scored = await score(await rolloutGroups(policy, tokenizer, [prompt], params), verifier)
-        const kept = scored.slice(0, Math.max(0, config.eval.keepSamples - call.first))
-        progress.add({
-          problemId: problem.id,
-          call: call.index,
-          n: call.count,
-          correct: scored.filter(rollout => rollout.reward >= 1).length,
-          tokens: scored.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
-          seconds: (performance.now() - start) / 1000,
-          samples: kept.map(({ completion, reward, reason, finishReason }) => ({
-            ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
-          })),
-        })
+        // Each problem's random stream is its own, whatever else is measured.
+        const seeds = missing.map(({ problem }) =>
+          deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
+        )
+        const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
+        const scored = await score(await rolloutGroups(policy, tokenizer, missing, params), verifier)
+        const seconds = (performance.now() - start) / 1000 / missing.length
+        for (const [i, { problem }] of missing.entries()) {
+          const group = scored.slice(i * call.count, (i + 1) * call.count)
+          const kept = group.slice(0, Math.max(0, keepSamples - call.first))
+          progress.add({
+            problemId: problem.id,
+            call: call.index,
+            n: call.count,
+            correct: group.filter(rollout => rollout.reward >= 1).length,
+            tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
+            seconds,
+            samples: kept.map(({ completion, reward, reason, finishReason }) => ({
+              ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+            })),
+          })
+        }
       }
-      const correct = progress.sum(problem.id, 'correct')
-      const hardForBase = hard && { hardForBase: hard.has(problem.id) }
-      const result = { id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct }
-      perProblem.push(result)
-      options.onProblem?.(perProblem.length, prompts.length, result)
+      for (const { problem } of some) {
+        const correct = progress.sum(problem.id, 'correct')
+        const hardForBase = hard && { hardForBase: hard.has(problem.id) }
+        const result = { id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct }
+        perProblem.push(result)
+        options.onProblem?.(perProblem.length, prompts.length, result)
+      }
     }
 
-    const ks = listKs(n)
+    const ks = listKs(n, config.eval.largestK)
     const result: EvalResult = {
       model: options.model,
       name: options.name,

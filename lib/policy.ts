@@ -67,8 +67,11 @@ export interface SamplingParams {
   readonly topK: number
   readonly minP: number
   readonly stopTokenIds: readonly number[]
-  /** Safe integer ≥ 0. Same seed, same prompts, same bits. */
-  readonly seed: number
+  /**
+   * Safe integer ≥ 0: same seed, same prompts, same bits. Or one for each prompt: its completions then do not depend on
+   * the other prompts.
+   */
+  readonly seed: number | readonly number[]
   /** Sequences decoded at once; 0 chooses. */
   readonly maxBatch?: number
 }
@@ -542,13 +545,20 @@ function checkSampling(sampling: SamplingParams) {
   range('topP', sampling.topP, 'in (0, 1]', x => x > 0 && x <= 1)
   integer('topK', sampling.topK, 0)
   range('minP', sampling.minP, 'in [0, 1)', x => x >= 0 && x < 1)
-  integer('seed', sampling.seed, 0)
+  const { seed, ...rest } = sampling
+  const seeds: readonly number[] = Array.isArray(seed) ? seed : [seed]
+  for (const one of seeds) integer('seed', one, 0)
   const maxBatch = sampling.maxBatch ?? 0
   integer('maxBatch', maxBatch, 0)
   if (!Array.isArray(sampling.stopTokenIds))
     invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
-  return { ...sampling, maxBatch, stopTokenIds: Int32Array.from(sampling.stopTokenIds) }
+  return {
+    ...rest,
+    seeds: Float64Array.from(seeds),
+    maxBatch,
+    stopTokenIds: Int32Array.from(sampling.stopTokenIds),
+  }
 }
 
 function packed(name: string, value: PackedTokens): void {

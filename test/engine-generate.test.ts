@@ -49,6 +49,24 @@ test('the same seed gives the same bits, another seed other tokens', async () =>
   assert.ok(new Set(unpack(first.tokens).slice(0, 5).map(String)).size > 1)
 })
 
+test('with a seed for each prompt, its completions do not depend on the other prompts', async () => {
+  const all = unpack(prompts)
+  const seeds = all.map((_, p) => 40 + p)
+  const params = { ...sampling, n: 3 }
+  const together = unpack((await policy.generate(prompts, { ...params, seed: seeds })).tokens)
+  for (const [p, prompt] of all.entries()) {
+    const alone = await policy.generate(pack([prompt]), { ...params, seed: seeds[p]! })
+    assert.equal(unpack(alone.tokens), together.slice(p * 3, p * 3 + 3), `prompt ${p}`)
+  }
+  const count = all.length
+  const tooMany = Array.from({ length: count + 1 }, (_, i) => i)
+  await rejects(
+    policy.generate(prompts, { ...params, seed: tooMany }),
+    new RegExp(`seed has ${count + 1} entries, there are ${count} prompts`),
+  )
+  await rejects(policy.generate(prompts, { ...params, seed: [1, -1] }), /seed.*-1/)
+})
+
 test('neither slots nor threads change the bits of a float32 model', async () => {
   const params = { ...sampling, n: 7 }
   const all = await policy.generate(prompts, params)

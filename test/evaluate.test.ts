@@ -66,6 +66,8 @@ test('k doubles up to half of n', () => {
   assert.equal(listKs(2), [1])
   assert.equal(listKs(9), [1, 2, 4])
   assert.equal(listKs(2048), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+  assert.equal(listKs(16, 16), [1, 2, 4, 8, 16])
+  assert.equal(listKs(9, 100), [1, 2, 4, 8])
 })
 
 test('the bootstrap: same seed same numbers, and the interval of a known distribution', () => {
@@ -106,13 +108,13 @@ const problems = path.join(dir, 'problems.jsonl')
 /** Mostly writes 7 (id 10) or the end (id 1), sometimes 8 (id 11). */
 const model = makeFakeModel({ 1: 10, 10: 10, 11: 8 })
 
-async function measure(file: string, name: string, n = 64) {
+async function measure(file: string, name: string, n = 64, samplesPerCall = 2048) {
   const config = parseConfig({
     model: { dir: model },
     task: { verifier: 'countdown' },
     data: { eval: file },
     sampling: { maxNewTokens: 4 },
-    eval: { samples: n, keepSamples: 3, bootstrap: 100 },
+    eval: { samples: n, keepSamples: 3, bootstrap: 100, samplesPerCall },
   })
   const output = path.join(dir, name)
   return {
@@ -159,6 +161,9 @@ test("a problem's result depends on the seed and the problem, not on the others"
   writeFileSync(single, JSON.stringify(lines[1]))
   const { result: alone } = await measure(single, 'second')
   assert.equal(alone.perProblem[0], both.perProblem[1])
+  // One problem a call, not both.
+  const { result: apart } = await measure(problems, 'apart', 64, 64)
+  assert.equal(apart.perProblem, both.perProblem)
 })
 
 test('an evaluation that cannot begin writes nothing', async () => {

@@ -80,7 +80,8 @@ export const loadFakePolicy: LoadPolicy = async dir => {
       const logprobs: number[] = []
       const finishReasons: FinishReason[] = []
       for (let i = 0; i < (prompts.offsets.length - 1) * n; i++) {
-        const random = createRandom(deriveSeed(seed, i))
+        const [own, sample] = typeof seed === 'number' ? [seed, i] : [seed[Math.floor(i / n)]!, i % n]
+        const random = createRandom(deriveSeed(own, sample))
         const tokens: number[] = []
         while (tokens.length < maxNewTokens && !stopTokenIds.includes(tokens.at(-1)!)) {
           const p = probabilities(tokens.length, temperature || 1)

@@ -12,6 +12,7 @@
 #include "../kernels/sequence.h"
 #include "../kernels/validate.h"
 #include "aten.h"
+#include "blocks.h"
 #include "fused_head.h"
 #include "generate.h"
 #include "memory.h"
@@ -31,6 +32,7 @@ template <class F>
 auto translated(const char* doing, F&& body) -> decltype(body()) {
   // Nothing here is differentiated by libtorch: no version counters, no graph.
   const c10::InferenceMode guard;
+  const ReuseBlocks reuse;
   try {
     return body();
   } catch (const Error&) {
@@ -354,6 +356,11 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
     if (sampling.top_k < 0) invalid("topK must be at least 0");
     if (!(sampling.min_p >= 0 && sampling.min_p < 1)) invalid("minP must be in [0, 1)");
     if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
+    const std::size_t prompt_count = prompts.offsets.size() - 1;
+    if (sampling.seeds.size() != 1 && sampling.seeds.size() != prompt_count) {
+      invalid("seed has " + std::to_string(sampling.seeds.size()) + " entries, there are " +
+              std::to_string(prompt_count) + " prompts");
+    }
     for (const auto id : sampling.stop_token_ids) {
       if (id < 0 || id >= c.vocab_size) {
         invalid("stopTokenIds contains " + std::to_string(id) + ", the vocabulary has " +

@@ -35,7 +35,9 @@ struct SamplingParams {
   std::int64_t top_k = 0;                    // 0: off
   double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
   std::vector<std::int32_t> stop_token_ids;  // a completion that emits one ends, the id included
-  std::uint64_t seed = 0;  // token t of completion i draws from the stream (seed, i, t): same seed, same bits
+  /// One: token t of completion i draws from the stream (seed, i, t). Or one a prompt, and i counts its
+  /// completions.
+  std::vector<std::uint64_t> seeds{0};
   std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
 };
 
