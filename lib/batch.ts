@@ -145,34 +145,38 @@ export function tokenWeights(
 }
 
 /**
- * The micro-batches of one optimizer step: sequences of like length together, each micro-batch at most maxTokens long
- * (a longer sequence goes alone); nothing is padded. Their gradients add up to the whole batch's.
+ * The micro-batches of one optimizer step, in the order of the sequences: each of at most maxTokens tokens (a longer
+ * sequence goes alone). Nothing is padded, and a prompt that neighbours share is computed, and counts, once a
+ * micro-batch: keep groups together. Their gradients add up to the whole batch's.
  */
 export function splitBatch(
   sequences: readonly TrainSequence[],
   weights: readonly number[],
   maxTokens: number,
 ): MicroBatch[] {
-  const lengthOf = (b: number) => sequences[b]!.tokenIds.length
-  const order = [...sequences.keys()]
-    .filter(b => trainedLength(sequences[b]!) > 0)
-    .sort((a, b) => lengthOf(b) - lengthOf(a) || a - b)
-  const microBatches: MicroBatch[] = []
-  for (let start = 0; start < order.length; ) {
-    let end = start + 1
-    let tokens = lengthOf(order[start]!)
-    while (end < order.length && tokens + lengthOf(order[end]!) <= maxTokens)
-      tokens += lengthOf(order[end++]!)
-    const chosen = order.slice(start, end)
-    microBatches.push(
-      packBatch(
-        chosen.map(b => sequences[b]!),
-        chosen.map(b => weights[b]!),
-      ),
-    )
-    start = end
+  const parts: number[][] = []
+  let tokens = 0
+  let prompt: readonly number[] = []
+  for (const [b, { tokenIds, completionMask }] of sequences.entries()) {
+    const first = completionMask.findIndex(mask => mask !== 0)
+    if (first < 0) continue
+    const isShared = prompt.length === first && prompt.every((id, t) => id === tokenIds[t])
+    const more = tokenIds.length - (isShared ? first : 0)
+    if (parts.length === 0 || tokens + more > maxTokens) {
+      parts.push([])
+      tokens = tokenIds.length
+    } else {
+      tokens += more
+    }
+    parts.at(-1)!.push(b)
+    prompt = tokenIds.slice(0, first)
   }
-  return microBatches
+  return parts.map(part =>
+    packBatch(
+      part.map(b => sequences[b]!),
+      part.map(b => weights[b]!),
+    ),
+  )
 }
 
 /** Cuts items into `parts` runs, sizes equal or differing by one: the mini-batches of several optimizer steps. */

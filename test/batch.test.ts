@@ -117,7 +117,7 @@ test('any split holds every row once, with its own values, within the budget', (
   const sequences = Array.from({ length: 40 }, (_, b): TrainSequence => {
     const promptIds = Array.from({ length: 1 + random.below(5) }, () => random.below(20))
     // Marks each row: its token and advantage say which one it is.
-    const completionIds = Array.from({ length: random.below(9) }, (_, t) => 100 * b + t)
+    const completionIds = Array.from({ length: random.below(9) }, (_, t) => 100 * (b + 1) + t)
     return toSequence(promptIds, completionIds, { advantage: b })
   })
   const weights = tokenWeights(sequences, 'sequence-mean', 8)
@@ -135,16 +135,24 @@ test('any split holds every row once, with its own values, within the budget', (
     const batches = splitBatch(sequences, weights, budget)
     assert.equal(rowsOf(batches), whole, `budget ${budget}`)
     for (const { sequences } of batches) {
-      const lengths = Array.from(sequences.offsets.slice(1), (end, b) => end - sequences.offsets[b]!)
-      assert.ok(lengths.length === 1 || lengths.reduce((sum, length) => sum + length, 0) <= budget)
+      const all = Array.from(sequences.offsets.slice(1), (end, b) =>
+        Array.from(sequences.tokenIds.slice(sequences.offsets[b]!, end)),
+      )
+      // Neighbours with the same prompt (ids below 20 here begin a sequence) count it once.
+      const promptOf = (ids: number[]) => ids.filter(id => id < 20).join()
+      const counted = all.map((ids, b) => {
+        const isShared = b > 0 && promptOf(ids) === promptOf(all[b - 1]!)
+        return ids.filter(id => id >= 20 || !isShared).length
+      })
+      assert.ok(all.length === 1 || counted.reduce((sum, length) => sum + length, 0) <= budget)
     }
     if (budget === 1e6) assert.is(batches.length, 1)
   }
 })
 
 test('a budget counts tokens, not padding', () => {
-  const sequence = (length: number): TrainSequence => ({
-    tokenIds: Array.from({ length }, () => 5),
+  const sequence = (length: number, b: number): TrainSequence => ({
+    tokenIds: Array.from({ length }, () => b),
     completionMask: Array.from({ length }, (_, t) => (t > 0 ? 1 : 0)),
     advantage: 1,
   })
@@ -152,7 +160,23 @@ test('a budget counts tokens, not padding', () => {
   const lengths = batches.map(({ sequences: { offsets } }) =>
     Array.from(offsets.slice(1), (end, b) => end - offsets[b]!),
   )
-  assert.equal(lengths, [[10], [4, 3, 2, 2]])
+  assert.equal(lengths, [[2], [10], [3, 4, 2]])
+})
+
+test('a prompt that neighbours share counts once', () => {
+  const prompt = [1, 2, 3, 4]
+  const group = [5, 6, 7, 8].map(id => toSequence(prompt, [id, 9], { advantage: 1 }))
+  const other = toSequence([1, 2, 3, 5], [6, 9], { advantage: 1 })
+  const sizes = (sequences: TrainSequence[], budget: number) =>
+    splitBatch(
+      sequences,
+      sequences.map(() => 1),
+      budget,
+    ).map(({ sequences: { offsets } }) => offsets.length - 1)
+  assert.equal(sizes(group, 12), [4]) // 4 + 4 · 2
+  assert.equal(sizes(group, 11), [3, 1])
+  assert.equal(sizes([...group, other], 12), [4, 1])
+  assert.equal(sizes([...group, other], 18), [5])
 })
 
 test('mini-batches: all items, in order, sizes equal or one apart', () => {
