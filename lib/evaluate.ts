@@ -5,6 +5,7 @@ import path from 'node:path'
 import type { Config } from './config.js'
 import { type Problem, parseJsonLines, readInput, readProblems } from './data.js'
 import { RapoError } from './errors.js'
+import type { HubOptions } from './hub.js'
 import { openPolicy, requireField } from './open.js'
 import type { LoadPolicy } from './policy.js'
 import {
@@ -157,6 +158,8 @@ export interface EvaluateOptions {
   readonly onProblem?: (done: number, total: number, result: ProblemResult) => void
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Bytes of data that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
   /** Discard what an interrupted measurement left in output, instead of going on with it. */
   readonly restart?: boolean
   /** Default: the engine's. */
@@ -173,7 +176,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const { sampling } = config
   const { samples: n, bootstrap, seed } = config.eval
   requireField('data.eval', config.data.eval, 'the problem file to measure')
-  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
+  const { onUnusable, onDownload } = options
+  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const verifier = await loadVerifier(config.task.verifier)
   const problems = await readProblems(data.eval, verifier, data)
   const hard = readHardProblems(config, problems)

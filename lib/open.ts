@@ -4,7 +4,7 @@ import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Config, stringifyConfig } from './config.js'
 import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
-import { resolveModel } from './hub.js'
+import { type HubOptions, resolveModel } from './hub.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
@@ -25,8 +25,8 @@ export interface OpenOptions {
   readonly overwrite?: boolean
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of a model that is fetched from the hub. */
-  readonly onDownload?: (done: number, total: number) => void
+  /** Bytes of a model or of data that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
 }
@@ -58,9 +58,10 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const verifier = await loadVerifier(config.task.verifier)
-  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
+  const { onUnusable, onDownload } = options
+  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const problems = await readProblems(data.train, verifier, data)
-  const hub = options.onDownload ? { onProgress: options.onDownload } : {}
+  const hub = onDownload ? { onProgress: onDownload } : {}
   const modelDir = await resolveModel(model.dir, hub)
   const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
   const tokenizer = loadTokenizer(modelDir)
