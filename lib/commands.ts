@@ -11,7 +11,7 @@ import { resolveModel } from './hub.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
-import { createTemplate, loadTokenizer } from './prompt.js'
+import { createTemplate, fitContext, loadTokenizer } from './prompt.js'
 import { loadVerifier } from './reward/verifier.js'
 import { writeWhole } from './run.js'
 import { plainText } from './text.js'
@@ -310,8 +310,10 @@ async function predictRun(config: Config) {
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const dirs = { modelDir, referenceDir }
-  return planRun(config, dirs, problems, tokenizer, createTemplate(text, modelDir))
+  const template = createTemplate(text, modelDir)
+  const { maxNewTokens } = config.sampling
+  const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
+  return planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template)
 }
 
 /** A model's directory; one that is fetched from the hub shows how far it is. */

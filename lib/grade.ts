@@ -40,9 +40,9 @@ export async function gradeLines({
     const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${name}:${number}: line ${number} ${why}`)
     const { completion, answer, reference } = value
     if (typeof completion !== 'string' && typeof answer !== 'string') {
-      throw fault('must have completion or answer, a text')
+      throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
     }
-    if (reference === undefined) throw fault('has no reference')
+    if (reference === undefined) throw fault(`has no reference; it has ${Object.keys(value).join(', ')}`)
     const wrong = verifier.checkAnswer(reference)
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
     const verify =

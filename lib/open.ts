@@ -12,6 +12,7 @@ import {
   createTemplate,
   type EncodeContext,
   encodePrompts,
+  fitContext,
   loadTokenizer,
   stopTokenIdsFor,
 } from './prompt.js'
@@ -67,9 +68,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const tokenizer = loadTokenizer(modelDir)
   const template = createTemplate(config.data.template, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
+  const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
+  const fitting = fitContext(problems, modelDir, encode, data)
   if (!options.loadPolicy) {
     const { checkMemory, planRun } = await import('./memory.js')
-    checkMemory(await planRun(config, { modelDir, referenceDir }, problems, tokenizer, template))
+    checkMemory(await planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template))
   }
   if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
   const from = options.resume ? readLatestCheckpoint(run.output) : undefined
@@ -81,7 +84,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   }
   const stepsDone = from?.trainer.step ?? 0
 
-  const unlock = lockRun(run.output)
+  const unlock = lockRun(run.output, 'train')
   let policy: Policy | undefined
   try {
     policy = await openPolicy(
@@ -91,9 +94,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       options.loadPolicy,
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
-    const { maxNewTokens } = config.sampling
-    const context = { tokenizer, template, info: policy.info, maxNewTokens }
-    const usable = encodePrompts(problems, context, data).map(({ problem }) => problem)
+    const context = { ...encode, info: policy.info }
+    const usable = encodePrompts(fitting, context, data).map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     const observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)
