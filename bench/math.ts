@@ -1,6 +1,6 @@
 /**
  * `npm run bench:math`: the verifier `math` against Math-Verify on test/data/math-cases.jsonl, or on other cases of the
- * same form: --cases FILE. Math-Verify runs in the Python that RAPO_PYTHON names, or python3, where it has it
+ * same form: --cases FILE. A case has an answer, which is put into a box, or a whole completion. Math-Verify runs in the Python that RAPO_PYTHON names, or python3, where it has it
  * (pip install 'math-verify[antlr4_13_2]==0.9.0'); else only rapo is measured. --json FILE keeps every verdict.
  */
 import { spawnSync } from 'node:child_process'
@@ -22,7 +22,8 @@ const { values: flags } = parseArgs({
 interface Case {
   readonly category?: string
   readonly reference: string
-  readonly answer: string
+  readonly answer?: string
+  readonly completion?: string
   readonly equal: boolean
   readonly heldOut?: boolean
 }
@@ -37,8 +38,8 @@ const cases: Case[] = readFileSync(flags.cases, 'utf8')
   .trim()
   .split('\n')
   .map(line => JSON.parse(line))
-const asked = cases.map(({ answer, reference }) => ({
-  completion: `The final answer is $\\boxed{${answer}}$.`,
+const asked = cases.map(({ answer, completion, reference }) => ({
+  completion: completion ?? `The final answer is $\\boxed{${answer}}$.`,
   reference,
 }))
 

@@ -11,7 +11,7 @@ import { resolveModel } from './hub.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
-import { createTemplate, loadTokenizer } from './prompt.js'
+import { createTemplate, fitContext, loadTokenizer } from './prompt.js'
 import { loadVerifier } from './reward/verifier.js'
 import { writeWhole } from './run.js'
 import { plainText } from './text.js'
@@ -55,7 +55,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     progress?.log('finishing the step and saving; once more quits at once'),
   )
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
-  const download = downloadProgress(config.model.dir)
+  const download = downloadProgress()
   let stepsDone: number
   try {
     stepsDone = await train(config, {
@@ -154,6 +154,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   }
   let progress: Progress | undefined
   let solved = 0
+  const download = downloadProgress()
   const result = await evaluate(config, {
     dir: checkpoint?.dir ?? (await fetchModel(given)),
     model: given,
@@ -161,12 +162,17 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     output,
     restart: values.restart ?? false,
     onUnusable: listUnusable,
+    onDownload: download.onProgress,
     onProblem: (done, total, { correct }) => {
+      download.stop()
       progress ??= createProgress({ label: isForked ? 'eval' : `${name} eval`, total, unit: 'problems' })
       if (correct > 0) solved++
       progress.update(done, { solved: solved / done })
     },
-  }).finally(() => progress?.stop())
+  }).finally(() => {
+    download.stop()
+    progress?.stop()
+  })
   print(formatPassAtK([result]))
   print(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
@@ -185,7 +191,10 @@ interface GradeValues {
 
 export async function runGrade({ task, input, output }: GradeValues): Promise<void> {
   const { gradeLines } = await import('./grade.js')
-  const { correct, total } = await gradeLines({ task, ...(input && { input }), ...(output && { output }) })
+  const download = downloadProgress()
+  const files = { ...(input && { input }), ...(output && { output }) }
+  const grading = gradeLines({ task, ...files, onDownload: download.onProgress })
+  const { correct, total } = await grading.finally(download.stop)
   console.error(`${correct} of ${total} correct`)
 }
 
@@ -293,25 +302,37 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
 async function predictRun(config: Config) {
   const { planRun } = await import('./memory.js')
   const { train: file, template: text } = config.data
-  const problems = await readProblems(file, await loadVerifier(config.task.verifier), config.data)
+  const download = downloadProgress()
+  const data = { ...config.data, onDownload: download.onProgress }
+  const problems = await readProblems(file, await loadVerifier(config.task.verifier), data).finally(
+    download.stop,
+  )
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const dirs = { modelDir, referenceDir }
-  return planRun(config, dirs, problems, tokenizer, createTemplate(text, modelDir))
+  const template = createTemplate(text, modelDir)
+  const { maxNewTokens } = config.sampling
+  const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
+  return planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template)
 }
 
 /** A model's directory; one that is fetched from the hub shows how far it is. */
 async function fetchModel(model: string): Promise<string> {
-  const download = downloadProgress(model)
+  const download = downloadProgress()
   return resolveModel(model, download).finally(download.stop)
 }
 
-function downloadProgress(label: string) {
+/** A bar for each thing that is fetched from the hub. */
+function downloadProgress() {
   let progress: Progress | undefined
-  const onProgress = (done: number, total: number) => {
-    progress ??= createProgress({ label, total: Math.ceil(total / 1e6), unit: 'MB' })
-    progress.update(Math.floor(done / 1e6))
+  let shown: string | undefined
+  const onProgress = (done: number, total: number, name: string) => {
+    if (name !== shown) {
+      progress?.stop()
+      progress = createProgress({ label: name, total: Math.ceil(total / 1e6), unit: 'MB' })
+      shown = name
+    }
+    progress?.update(done < total ? Math.floor(done / 1e6) : Math.ceil(total / 1e6))
   }
   return { onProgress, stop: () => progress?.stop() }
 }

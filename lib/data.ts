@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { RapoError } from './errors.js'
+import type { HubOptions } from './hub.js'
 import { createRandom, deriveSeed } from './random.js'
 import type { Verifier } from './reward/verifier.js'
 
@@ -66,10 +67,12 @@ export interface DataOptions {
   readonly shard?: number
   /** Told of all rows that are left out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Bytes of a file that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
 }
 
 /**
- * Reads a problem file (JSON Lines, .csv or .parquet); every answer is checked by the verifier. A row cannot be used
+ * Reads a problem file (JSON Lines, .csv or .parquet; here or on the hub); every answer is checked by the verifier. A row cannot be used
  * whose problem is missing or empty, whose answer the verifier refuses, or whose id or problem an earlier row has.
  * Throws ERR_RAPO_DATA for such rows unless they are to be dropped, for a file that is missing, broken or empty, and
  * for a field that no row has: the message names file, row and why.
@@ -80,7 +83,7 @@ export async function readProblems(
   options: DataOptions = {},
 ): Promise<Problem[]> {
   const { readRows } = await import('./rows.js')
-  const { rows, unit } = await readRows(file)
+  const { rows, unit } = await readRows(file, options.onDownload)
   const fields = chooseFields(rows, file, options)
   const firstWith = { id: new Map<string, number>(), prompt: new Map<string, number>() }
   const problems: Problem[] = []
@@ -95,9 +98,7 @@ export async function readProblems(
     else if (earlier('prompt')) fault = `has the problem that ${unit} ${earlier('prompt')} has already`
     else fault = verifier.checkAnswer(problem.answer)
     if (typeof problem === 'string' || fault !== undefined) {
-      unusable.push(
-        unit === 'line' ? `${file}:${number}: line ${number} ${fault}` : `${file}: row ${number} ${fault}`,
-      )
+      unusable.push(`${placeOf(file, unit, number)} ${fault}`)
       continue
     }
     firstWith.id.set(problem.id, number)
@@ -115,6 +116,11 @@ export async function readProblems(
     )
   }
   return own
+}
+
+/** A row, as messages name it. */
+export function placeOf(file: string, unit: 'line' | 'row', number: number): string {
+  return unit === 'line' ? `${file}:${number}: line ${number}` : `${file}: row ${number}`
 }
 
 /** How many are spelled out in an error. */

@@ -5,20 +5,22 @@ import path from 'node:path'
 import type { Config } from './config.js'
 import { type Problem, parseJsonLines, readInput, readProblems } from './data.js'
 import { RapoError } from './errors.js'
+import type { HubOptions } from './hub.js'
 import { openPolicy, requireField } from './open.js'
-import type { LoadPolicy } from './policy.js'
+import type { LoadPolicy, Policy } from './policy.js'
 import {
   checkTokenizerFits,
   createTemplate,
   type EncodedPrompt,
   encodePrompts,
+  fitContext,
   loadTokenizer,
   stopTokenIdsFor,
 } from './prompt.js'
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'
-import { appendJsonLines, asIoError, writeWhole } from './run.js'
+import { appendJsonLines, asIoError, lockRun, writeWhole } from './run.js'
 
 /**
  * The unbiased estimate of the probability that at least one of k samples is correct, from c correct ones of n
@@ -157,6 +159,8 @@ export interface EvaluateOptions {
   readonly onProblem?: (done: number, total: number, result: ProblemResult) => void
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Bytes of data that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
   /** Discard what an interrupted measurement left in output, instead of going on with it. */
   readonly restart?: boolean
   /** Default: the engine's. */
@@ -167,29 +171,33 @@ export interface EvaluateOptions {
  * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
  * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
  * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
- * Throws RapoError.
+ * One measurement at a time may write to an output directory. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
   const { sampling } = config
   const { samples: n, bootstrap, seed } = config.eval
   requireField('data.eval', config.data.eval, 'the problem file to measure')
-  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
+  const { onUnusable, onDownload } = options
+  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const verifier = await loadVerifier(config.task.verifier)
   const problems = await readProblems(data.eval, verifier, data)
   const hard = readHardProblems(config, problems)
   const tokenizer = loadTokenizer(options.dir)
   const template = createTemplate(data.template, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
+  const encode = { tokenizer, template, maxNewTokens: sampling.maxNewTokens }
+  const fitting = fitContext(problems, options.dir, encode, data)
   makeDir(options.output)
+  const unlock = lockRun(options.output, 'eval')
 
   const { dtype, device } = config.model
   const inference = { dtype, device, trainable: false }
-  const policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
+  let policy: Policy | undefined
   try {
+    policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
-    const context = { tokenizer, template, info: policy.info, maxNewTokens }
-    const prompts = encodePrompts(problems, context, data)
+    const prompts = encodePrompts(fitting, { ...encode, info: policy.info }, data)
     const progress = openProgress(config, options, prompts)
 
     const perProblem: ProblemResult[] = []
@@ -256,7 +264,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     progress.remove()
     return result
   } finally {
-    await policy.dispose()
+    await policy?.dispose()
+    unlock()
   }
 }
 

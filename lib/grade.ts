@@ -1,40 +1,48 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
-import { parseJsonLines, readInput } from './data.js'
+import { parseJsonLines, placeOf, readInput } from './data.js'
 import { RapoError } from './errors.js'
+import type { HubOptions } from './hub.js'
 import { loadVerifier, type Verdict } from './reward/verifier.js'
+import { readRows } from './rows.js'
 import { writeWhole } from './run.js'
 
 export interface GradeOptions {
   /** A verifier's name, or the path of a module. */
   readonly task: string
-  /** A file; absent: standard input. */
+  /** A file (JSON Lines, .csv or .parquet; here or on the hub); absent: JSON Lines from standard input. */
   readonly input?: string
   /** A file; absent: standard output. */
   readonly output?: string
+  /** Bytes of a file that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
 }
 
 /**
- * Adds { correct, reason } to each line { completion, reference } or { answer, reference }: a completion as the model
+ * Adds { correct, reason } to each row { completion, reference } or { answer, reference }: a completion as the model
  * writes it, or its final answer alone. Throws RapoError naming the line; then nothing is written.
  */
 export async function gradeLines({
   task,
   input,
   output,
+  onDownload,
 }: GradeOptions): Promise<{ correct: number; total: number }> {
   const verifier = await loadVerifier(task)
   const name = input ?? 'standard input'
-  const lines = parseJsonLines(readInput(input ?? 0), name)
-  if (lines.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
+  const { rows, unit } =
+    input === undefined
+      ? { rows: parseJsonLines(readInput(0), name), unit: 'line' as const }
+      : await readRows(input, onDownload)
+  if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   const results: object[] = []
   let correct = 0
-  for (const { value, number } of lines) {
+  for (const { value, number } of rows) {
     const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${name}:${number}: line ${number} ${why}`)
     const { completion, answer, reference } = value
     if (typeof completion !== 'string' && typeof answer !== 'string') {
-      throw fault('must have completion or answer, a text')
+      throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
     }
-    if (reference === undefined) throw fault('has no reference')
+    if (reference === undefined) throw fault(`has no reference; it has ${Object.keys(value).join(', ')}`)
     const wrong = verifier.checkAnswer(reference)
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
     const verify =
@@ -45,7 +53,7 @@ export async function gradeLines({
     } catch (cause) {
       throw new RapoError(
         'ERR_RAPO_INTERNAL',
-        `the verifier failed on line ${number}: ${(cause as Error).message}`,
+        `${placeOf(name, unit, number)}: the verifier failed: ${(cause as Error).message}`,
         {
           cause,
         },
@@ -58,5 +66,5 @@ export async function gradeLines({
   const text = results.map(result => `${JSON.stringify(result)}\n`).join('')
   if (output === undefined) process.stdout.write(text)
   else writeWhole(output, text)
-  return { correct, total: lines.length }
+  return { correct, total: rows.length }
 }

@@ -1,6 +1,6 @@
 /**
- * Models by their name on the Hugging Face hub, such as Qwen/Qwen2.5-3B: fetched into the hub's own cache, where other
- * programs find them too, and found there again.
+ * Models by their name on the Hugging Face hub, such as Qwen/Qwen2.5-3B, and files of its datasets: fetched into the
+ * hub's own cache, where other programs find them too, and found there again.
  */
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream, createWriteStream, existsSync, readFileSync } from 'node:fs'
@@ -10,7 +10,6 @@ import path from 'node:path'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { ReadableStream } from 'node:stream/web'
-import type { ListFileEntry } from '@huggingface/hub'
 import lockfile from 'proper-lockfile'
 import { RapoError } from './errors.js'
 import { asIoError } from './run.js'
@@ -18,12 +17,39 @@ import { asIoError } from './run.js'
 export interface HubOptions {
   /** HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as the hub's own programs read them. */
   readonly env?: NodeJS.ProcessEnv
-  /** Bytes of all files that are fetched. */
-  readonly onProgress?: (done: number, total: number) => void
+  /** Bytes of all files that are fetched, and what was asked for. */
+  readonly onProgress?: (done: number, total: number, name: string) => void
+}
+
+/** A file on the hub, as it lists them. */
+interface HubFile {
+  readonly path: string
+  readonly size: number
+  readonly oid?: string
+  readonly lfs?: { readonly oid: string }
+}
+
+/** What is wanted of a repository. */
+interface Wanted {
+  readonly type: 'model' | 'dataset'
+  /** owner/name */
+  readonly repo: string
+  readonly revision: string
+  /** As the person wrote it, for messages. */
+  readonly given: string
+  /** What a message begins with where the hub has no such repository. */
+  readonly missing: string
+  /** The one file, or what all files' names match. */
+  readonly files: string | RegExp
+  /** Throws RapoError where what is needed is not there. */
+  check(files: readonly HubFile[], hubUrl: string): void
+  /** What is in the cache under snapshots/COMMIT, where all of it is. */
+  cached(snapshot: string): boolean
 }
 
 /** What a model needs: no weights in other formats, no pictures. */
-const wanted = /^(model[\w.-]*\.safetensors(\.index\.json)?|[\w.-]+\.json|merges\.txt|chat_template\.jinja)$/
+const modelFiles =
+  /^(model[\w.-]*\.safetensors(\.index\.json)?|[\w.-]+\.json|merges\.txt|chat_template\.jinja)$/
 /** A connection that breaks is taken up again this many times in a row without a byte more. */
 const RETRIES = 3
 
@@ -35,23 +61,83 @@ const RETRIES = 3
  * ERR_RAPO_FORMAT (a repository without safetensors).
  */
 export async function resolveModel(model: string, options: HubOptions = {}): Promise<string> {
-  const [, name, revision = 'main'] = model.match(/^([\w.-]+\/[\w.-]+?)(?:@([\w./-]+))?$/) ?? []
-  if (!name || existsSync(model)) return model
+  const [, repo, revision = 'main'] = model.match(/^([\w.-]+\/[\w.-]+?)(?:@([\w./-]+))?$/) ?? []
+  if (!repo || existsSync(model)) return model
+  return resolveSnapshot(
+    {
+      ...{ type: 'model', repo, revision, given: model, missing: `there is no directory ${repo}, and ` },
+      files: modelFiles,
+      check(files, hubUrl) {
+        const has = (pattern: RegExp) => files.some(file => pattern.test(file.path))
+        if (has(/^config\.json$/) && has(/safetensors/)) return
+        throw new RapoError(
+          'ERR_RAPO_FORMAT',
+          `${repo} on ${hubUrl} has no config.json or no model.safetensors`,
+        )
+      },
+      cached: hasWeights,
+    },
+    options,
+  )
+}
+
+/** `hf://datasets/owner/name/path`, `hf://datasets/owner/name@revision/path` as in the hub's own programs. */
+const datasetName =
+  /^hf:\/\/datasets\/(?<repo>[\w.-]+\/[\w.-]+)(?:@(?<revision>refs\/(?:convert|pr)\/[\w-]+|(?:[\w.-]|%2F)+))?\/(?<file>[^?#]+)$/
+
+/**
+ * The place of a data file. `hf://datasets/owner/name/path` and `hf://datasets/owner/name@revision/path` are fetched
+ * from the hub as models are; any other text is returned as it is. Throws ERR_RAPO_DATA (a name of another form, a file
+ * that the dataset has not) and ERR_RAPO_IO.
+ */
+export async function resolveDataFile(given: string, options: HubOptions = {}): Promise<string> {
+  if (!given.startsWith('hf://')) return given
+  const { repo, file, ...named } = datasetName.exec(given)?.groups ?? {}
+  const revision = (named.revision ?? 'main').replaceAll('%2F', '/')
+  if (!repo || !file || `${file}/${revision}`.split('/').some(part => /^\.{0,2}$/.test(part))) {
+    throw new RapoError(
+      'ERR_RAPO_DATA',
+      `${given} names no file: it must be hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH`,
+    )
+  }
+  const snapshot = await resolveSnapshot(
+    {
+      ...{ type: 'dataset', repo, revision, given, missing: `${given}: ` },
+      files: file,
+      check(files, hubUrl) {
+        if (files.length > 0) return
+        throw new RapoError(
+          'ERR_RAPO_DATA',
+          `${given}: the dataset ${repo} on ${hubUrl} has no file ${file} at revision ${revision}`,
+        )
+      },
+      cached: snapshot => existsSync(path.join(snapshot, file)),
+    },
+    options,
+  )
+  return path.join(snapshot, file)
+}
+
+/** The directory in the cache that holds all that is wanted; what is missing is fetched. */
+async function resolveSnapshot(wanted: Wanted, options: HubOptions): Promise<string> {
+  const { type, repo, revision, given } = wanted
   const env = options.env ?? process.env
-  const folder = path.join(cacheOf(env), `models--${name.replace('/', '--')}`)
-  const cached = cachedSnapshot(folder, revision)
+  const folder = path.join(cacheOf(env), `${type}s--${repo.replace('/', '--')}`)
+  const snapshot = cachedSnapshot(folder, revision)
+  const cached = wanted.cached(snapshot) ? snapshot : undefined
   if (/^(1|on|yes|true)$/i.test(env.HF_HUB_OFFLINE ?? '')) {
     if (cached) return cached
+    const what = type === 'model' ? `there is no directory ${given}, and the` : `${given}: the`
     throw new RapoError(
       'ERR_RAPO_IO',
-      `there is no directory ${model}, and the cache ${folder} has no whole copy of it; HF_HUB_OFFLINE forbids fetching it`,
+      `${what} cache ${folder} has no whole copy of it; HF_HUB_OFFLINE forbids fetching it`,
     )
   }
   try {
-    return await fetchSnapshot(name, revision, folder, env, options.onProgress)
+    return await fetchSnapshot(wanted, folder, env, options.onProgress)
   } catch (error) {
     if (cached && error instanceof Unreachable) {
-      process.emitWarning(`${error.message}; using the copy of ${model} in the cache`)
+      process.emitWarning(`${error.message}; using the copy of ${given} in the cache`)
       return cached
     }
     throw error
@@ -65,32 +151,35 @@ class Unreachable extends RapoError {
 }
 
 async function fetchSnapshot(
-  name: string,
-  revision: string,
+  wanted: Wanted,
   folder: string,
   env: NodeJS.ProcessEnv,
   onProgress: HubOptions['onProgress'],
 ): Promise<string> {
+  const { type, repo: name, revision, given } = wanted
   const hub = await import('@huggingface/hub')
   const hubUrl = (env.HF_ENDPOINT || 'https://huggingface.co').replace(/\/+$/, '')
   const accessToken = tokenOf(env)
   const access = { hubUrl, ...(accessToken && { accessToken }) }
-  const repo = { type: 'model', name } as const
+  const repo = { type, name } as const
 
-  const { sha, files } = await translated(name, hubUrl, async () => {
-    const { sha } = await hub.modelInfo({ ...access, name, revision, additionalFields: ['sha'] })
-    const files: ListFileEntry[] = []
-    for await (const entry of hub.listFiles({ ...access, repo, revision: sha })) {
-      if (entry.type === 'file' && wanted.test(entry.path)) files.push(entry)
+  const { sha, files } = await translated(wanted, hubUrl, async () => {
+    const query = { ...access, name, revision, additionalFields: ['sha' as const] }
+    const { sha } = await (type === 'model' ? hub.modelInfo(query) : hub.datasetInfo(query))
+    const files: HubFile[] = []
+    // A dataset may have thousands of files: only the one is asked for.
+    const entries =
+      typeof wanted.files === 'string'
+        ? await hub.pathsInfo({ ...access, repo, revision: sha, paths: [wanted.files] })
+        : hub.listFiles({ ...access, repo, revision: sha })
+    for await (const { type, path, size, oid, lfs } of entries) {
+      if (type !== 'file') continue
+      if (wanted.files instanceof RegExp && !wanted.files.test(path)) continue
+      files.push({ path, size, ...(oid && { oid }), ...(lfs && { lfs }) })
     }
     return { sha, files }
   })
-  if (
-    !files.some(file => file.path === 'config.json') ||
-    !files.some(file => /safetensors/.test(file.path))
-  ) {
-    throw new RapoError('ERR_RAPO_FORMAT', `${name} on ${hubUrl} has no config.json or no model.safetensors`)
-  }
+  wanted.check(files, hubUrl)
 
   const snapshot = path.join(folder, 'snapshots', sha)
   const missing = files.filter(file => !existsSync(path.join(snapshot, file.path)))
@@ -111,12 +200,13 @@ async function fetchSnapshot(
       for (const file of missing) {
         const blob = path.join(folder, 'blobs', file.lfs?.oid ?? file.oid ?? sha + file.path)
         if (!existsSync(blob)) {
-          const url = `${hubUrl}/${name}/resolve/${sha}/${file.path}`
-          await download(url, file, blob, accessToken, done => onProgress?.(before + done, total))
+          const encoded = file.path.split('/').map(encodeURIComponent).join('/')
+          const url = `${hubUrl}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
+          await download(url, file, blob, accessToken, done => onProgress?.(before + done, total, given))
         }
         await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
         before += file.size
-        onProgress?.(before, total)
+        onProgress?.(before, total, given)
       }
     } finally {
       await release()
@@ -135,7 +225,7 @@ async function fetchSnapshot(
 /** Fetches one file into `blob` by way of blob.incomplete, which a later call goes on with. */
 async function download(
   url: string,
-  file: ListFileEntry,
+  file: HubFile,
   blob: string,
   token: string | undefined,
   onProgress: (done: number) => void,
@@ -203,13 +293,14 @@ async function download(
 }
 
 /** Large files are known by their SHA-256, others as Git names them. */
-function hashOf(file: ListFileEntry): { hash: Hash; expected: string | undefined } {
+function hashOf(file: HubFile): { hash: Hash; expected: string | undefined } {
   if (file.lfs) return { hash: createHash('sha256'), expected: file.lfs.oid }
   return { hash: createHash('sha1').update(`blob ${file.size}\0`), expected: file.oid }
 }
 
 /** Relative, as the hub's programs link, so that a cache can be moved; a copy where links are not allowed. */
 async function link(blob: string, to: string): Promise<void> {
+  await mkdir(path.dirname(to), { recursive: true })
   try {
     await symlink(path.relative(path.dirname(to), blob), to)
   } catch (error) {
@@ -219,21 +310,24 @@ async function link(blob: string, to: string): Promise<void> {
   }
 }
 
-/** The snapshot of a branch, tag or commit that is in the cache with all its weights. */
-function cachedSnapshot(folder: string, revision: string): string | undefined {
+/** Where the cache has the snapshot of a branch, tag or commit, if it has one. */
+function cachedSnapshot(folder: string, revision: string): string {
   const ref = path.join(folder, 'refs', revision)
   const sha = existsSync(ref) ? readFileSync(ref, 'utf8').trim() : revision
-  const snapshot = path.join(folder, 'snapshots', sha)
+  return path.join(folder, 'snapshots', sha)
+}
+
+function hasWeights(snapshot: string): boolean {
   const has = (file: string) => existsSync(path.join(snapshot, file))
-  if (!has('config.json')) return undefined
-  if (has('model.safetensors')) return snapshot
+  if (!has('config.json')) return false
+  if (has('model.safetensors')) return true
   const index = 'model.safetensors.index.json'
-  if (!has(index)) return undefined
+  if (!has(index)) return false
   try {
     const { weight_map } = JSON.parse(readFileSync(path.join(snapshot, index), 'utf8'))
-    return Object.values<string>(weight_map).every(has) ? snapshot : undefined
+    return Object.values<string>(weight_map).every(has)
   } catch {
-    return undefined
+    return false
   }
 }
 
@@ -252,21 +346,29 @@ function tokenOf(env: NodeJS.ProcessEnv): string | undefined {
   return (existsSync(file) && readFileSync(file, 'utf8').trim()) || undefined
 }
 
-async function translated<T>(name: string, hubUrl: string, body: () => Promise<T>): Promise<T> {
+async function translated<T>(
+  { type, repo, missing }: Wanted,
+  hubUrl: string,
+  body: () => Promise<T>,
+): Promise<T> {
   try {
     return await body()
   } catch (error) {
     const { statusCode } = error as { statusCode?: number }
-    const what = `there is no directory ${name}, and ${hubUrl}`
+    const what = `${missing}${hubUrl}`
     if (statusCode === 401 || statusCode === 404) {
-      const why = 'no such model or revision, or a private or gated one, which needs HF_TOKEN'
-      throw new RapoError('ERR_RAPO_IO', `${what} answered ${statusCode} for a model of that name: ${why}`, {
-        cause: error,
-      })
+      const why = `no such ${type} or revision, or a private or gated one, which needs HF_TOKEN`
+      throw new RapoError(
+        'ERR_RAPO_IO',
+        `${what} answered ${statusCode} for a ${type} of that name: ${why}`,
+        {
+          cause: error,
+        },
+      )
     }
     if (statusCode === 403) {
-      const why = `ask for access on ${hubUrl}/${name}`
-      throw new RapoError('ERR_RAPO_IO', `${what} answered 403 for the model of that name: ${why}`, {
+      const why = `ask for access on ${hubUrl}/${type === 'model' ? '' : 'datasets/'}${repo}`
+      throw new RapoError('ERR_RAPO_IO', `${what} answered 403 for the ${type} of that name: ${why}`, {
         cause: error,
       })
     }

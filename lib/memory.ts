@@ -23,7 +23,7 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of a training run. The longest prompt is looked for among those with the most characters. */
+/** The plan of a training run on these problems, all of which it will use. The longest prompt is looked for among those with the most characters. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },

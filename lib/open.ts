@@ -4,7 +4,7 @@ import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Config, stringifyConfig } from './config.js'
 import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
-import { resolveModel } from './hub.js'
+import { type HubOptions, resolveModel } from './hub.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
@@ -12,6 +12,7 @@ import {
   createTemplate,
   type EncodeContext,
   encodePrompts,
+  fitContext,
   loadTokenizer,
   stopTokenIdsFor,
 } from './prompt.js'
@@ -25,8 +26,8 @@ export interface OpenOptions {
   readonly overwrite?: boolean
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of a model that is fetched from the hub. */
-  readonly onDownload?: (done: number, total: number) => void
+  /** Bytes of a model or of data that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
 }
@@ -58,17 +59,20 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const verifier = await loadVerifier(config.task.verifier)
-  const data = { ...config.data, ...(options.onUnusable && { onUnusable: options.onUnusable }) }
+  const { onUnusable, onDownload } = options
+  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const problems = await readProblems(data.train, verifier, data)
-  const hub = options.onDownload ? { onProgress: options.onDownload } : {}
+  const hub = onDownload ? { onProgress: onDownload } : {}
   const modelDir = await resolveModel(model.dir, hub)
   const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
   const tokenizer = loadTokenizer(modelDir)
   const template = createTemplate(config.data.template, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
+  const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
+  const fitting = fitContext(problems, modelDir, encode, data)
   if (!options.loadPolicy) {
     const { checkMemory, planRun } = await import('./memory.js')
-    checkMemory(await planRun(config, { modelDir, referenceDir }, problems, tokenizer, template))
+    checkMemory(await planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template))
   }
   if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
   const from = options.resume ? readLatestCheckpoint(run.output) : undefined
@@ -80,7 +84,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   }
   const stepsDone = from?.trainer.step ?? 0
 
-  const unlock = lockRun(run.output)
+  const unlock = lockRun(run.output, 'train')
   let policy: Policy | undefined
   try {
     policy = await openPolicy(
@@ -90,9 +94,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       options.loadPolicy,
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
-    const { maxNewTokens } = config.sampling
-    const context = { tokenizer, template, info: policy.info, maxNewTokens }
-    const usable = encodePrompts(problems, context, data).map(({ problem }) => problem)
+    const context = { ...encode, info: policy.info }
+    const usable = encodePrompts(fitting, context, data).map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     const observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)

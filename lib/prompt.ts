@@ -246,10 +246,26 @@ export function encodePrompts(
   return prompts
 }
 
+/**
+ * The problems whose prompts leave room for maxNewTokens in the context that the model's config.json declares, so that
+ * too long ones are found before a model is loaded; all where it declares none. Throws as encodePrompts.
+ */
+export function fitContext(
+  problems: readonly Problem[],
+  modelDir: string,
+  context: Omit<EncodeContext, 'info'>,
+  options: DataOptions,
+): readonly Problem[] {
+  const maxPositionEmbeddings = readJson(path.join(modelDir, 'config.json'))?.max_position_embeddings
+  if (typeof maxPositionEmbeddings !== 'number') return problems
+  const info = { maxPositionEmbeddings }
+  return encodePrompts(problems, { ...context, info }, options).map(({ problem }) => problem)
+}
+
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate
-  readonly info: ModelInfo
+  readonly info: Pick<ModelInfo, 'maxPositionEmbeddings'>
   readonly maxNewTokens: number
 }
 

@@ -2,6 +2,7 @@
 import type { AsyncBuffer } from 'hyparquet'
 import { type Line, parseJsonLines, readInput } from './data.js'
 import { RapoError } from './errors.js'
+import { type HubOptions, resolveDataFile } from './hub.js'
 
 export interface Rows {
   /** At least one. */
@@ -10,15 +11,18 @@ export interface Rows {
   readonly unit: 'line' | 'row'
 }
 
-/** Throws ERR_RAPO_DATA, naming the file, for one that is missing, broken or empty. */
-export async function readRows(file: string): Promise<Rows> {
-  const { rows, unit } = await read(file)
-  if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} holds no problem`)
+/**
+ * The rows of a local file, or of hf://datasets/OWNER/NAME/PATH on the hub (hub.ts). Throws ERR_RAPO_DATA, naming the
+ * file, for one that is missing, broken or empty, and ERR_RAPO_IO where the hub cannot be read.
+ */
+export async function readRows(file: string, onDownload?: HubOptions['onProgress']): Promise<Rows> {
+  const place = await resolveDataFile(file, onDownload ? { onProgress: onDownload } : {})
+  const { rows, unit } = await read(file, readInput(place))
+  if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
   return { rows, unit }
 }
 
-async function read(file: string): Promise<Rows> {
-  const content = readInput(file)
+async function read(file: string, content: Buffer): Promise<Rows> {
   if (/\.csv$/i.test(file)) return { rows: await parseCsv(content, file), unit: 'line' }
   if (/\.parquet$/i.test(file)) return { rows: await parseParquet(content, file), unit: 'row' }
   return { rows: parseJsonLines(content, file), unit: 'line' }

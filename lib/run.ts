@@ -12,7 +12,9 @@ import {
 import path from 'node:path'
 import { RapoError } from './errors.js'
 
-const lockName = 'run.lock'
+const locks = { train: 'run.lock', eval: 'eval.lock' } as const
+/** Lock files of this process. */
+const held = new Set<string>()
 const runFiles = [
   'config.yaml',
   'metrics.jsonl',
@@ -45,23 +47,27 @@ export function clearRun(dir: string): void {
 }
 
 /**
- * Makes this process the only one that trains in the directory. A lock left by a process that is gone is taken over;
- * one held by a living process throws ERR_RAPO_CONFIG. Returns the release.
+ * Makes this the only run that trains, or the only measurement that writes, in the directory. A lock left by a process
+ * that is gone is taken over; one held by a living process throws ERR_RAPO_CONFIG. Returns the release.
  */
-export function lockRun(dir: string): () => void {
-  const file = path.join(dir, lockName)
+export function lockRun(dir: string, what: keyof typeof locks): () => void {
+  const file = path.resolve(dir, locks[what])
   for (;;) {
     try {
       writeFileSync(file, String(process.pid), { flag: 'wx' })
-      return () => rmSync(file, { force: true })
+      held.add(file)
+      return () => {
+        held.delete(file)
+        rmSync(file, { force: true })
+      }
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw asIoError(`cannot write ${file}`, error)
     }
     const holder = Number(readFileSync(file, 'utf8'))
-    if (isAlive(holder)) {
+    if (held.has(file) || isAlive(holder)) {
       throw new RapoError(
         'ERR_RAPO_CONFIG',
-        `${dir} is in use by process ${holder}; if that is no trainer, remove ${file}`,
+        `${dir} is in use by process ${holder}; if that is no \`rapo ${what}\`, remove ${file}`,
       )
     }
     unlinkSync(file)

@@ -159,12 +159,15 @@ test('a lock keeps a second trainer out, and goes with the process that held it'
   const dir = makeTempDir()
   const child = spawnSync(process.execPath, ['-p', 'process.pid'])
   writeFileSync(path.join(dir, 'run.lock'), child.stdout)
-  const unlock = lockRun(dir)
+  const unlock = lockRun(dir, 'train')
   assert.is(readFileSync(path.join(dir, 'run.lock'), 'utf8'), String(process.pid))
+  assert.throws(() => lockRun(dir, 'train'), new RegExp(`is in use by process ${process.pid}`))
+  // A measurement in a run's directory has a lock of its own.
+  lockRun(dir, 'eval')()
   unlock()
   assert.equal(readdirSync(dir), [])
   writeFileSync(path.join(dir, 'run.lock'), String(process.ppid))
-  assert.throws(() => lockRun(dir), new RegExp(`is in use by process ${process.ppid}`))
+  assert.throws(() => lockRun(dir, 'train'), new RegExp(`is in use by process ${process.ppid}`))
 })
 
 // A disk that fills up while a checkpoint is written: a small file system of its own where the machine allows one, else

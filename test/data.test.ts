@@ -75,7 +75,7 @@ test('two problems with one id, also when one is a line number', async () => {
 })
 
 test('a file that is empty or missing', async () => {
-  for (const content of ['', '\n \n']) assert.match(await messageOf(content), `${file} holds no problem`)
+  for (const content of ['', '\n \n']) assert.match(await messageOf(content), `${file} is empty`)
   const missing = await readProblems(`${file}.none`, exact).catch(error => error.message)
   assert.match(missing, /cannot read .*none/)
 })

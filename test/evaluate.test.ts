@@ -7,6 +7,7 @@ import * as assert from 'uvu/assert'
 import { parseConfig } from '../lib/config.js'
 import { bootstrapMeans, evaluate, formatPassAtK, listKs, passAtK, summarizeEval } from '../lib/evaluate.js'
 import type { LoadPolicy } from '../lib/policy.js'
+import { train } from '../lib/train.js'
 import { evalConfig } from './eval-child.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
@@ -222,6 +223,8 @@ test('killed again and again, a measurement goes on where it stopped, to the sam
     assert.ok(code === 0 || signal === 'SIGKILL', `the child ended with ${code ?? signal}`)
     isDone = code === 0
     if (!isDone) reached.push(countLines())
+    // Of the killed process; it does not keep the next one out.
+    assert.is(existsSync(path.join(killed, 'eval.lock')), !isDone)
     if (!isDone) assert.equal(measuredTwice(progress), [])
     // As a kill in the middle of a write leaves it.
     if (reached.length === 2) appendFileSync(progress, '{"problemId":"p9","ca')
@@ -232,6 +235,36 @@ test('killed again and again, a measurement goes on where it stopped, to the sam
   assert.equal(outcome(killed), outcome(whole))
   assert.not(existsSync(progress))
   assert.is(outcome(whole).samples.trim().split('\n').length, 10 * 20)
+})
+
+test('one measurement at a time in a directory: a second one is told so and changes nothing', async () => {
+  const output = path.join(dir, 'twice')
+  let release = () => {}
+  const waiting = new Promise<void>(resolve => (release = resolve))
+  const slow: LoadPolicy = async (from, options) => {
+    await waiting
+    return loadFakePolicy(from, options)
+  }
+  const first = measureTen(output, {}, { loadPolicy: slow })
+  const lock = path.join(output, 'eval.lock')
+  while (!existsSync(lock)) await new Promise(resolve => setTimeout(resolve, 1))
+  const messageOf = (options: object) =>
+    measureTen(output, {}, options).then(assert.unreachable as never, error => {
+      assert.is(error.code, 'ERR_RAPO_CONFIG')
+      return error.message as string
+    })
+  const expected = (pid: number) =>
+    `${output} is in use by process ${pid}; if that is no \`rapo eval\`, remove ${lock}`
+  assert.is(await messageOf({}), expected(process.pid))
+  assert.is(await messageOf({ restart: true }), expected(process.pid))
+  release()
+  await first
+  assert.not(existsSync(lock))
+
+  // Of another process that is alive.
+  writeFileSync(lock, String(process.ppid))
+  assert.is(await messageOf({}), expected(process.ppid))
+  assert.is(readFileSync(lock, 'utf8'), String(process.ppid))
 })
 
 test('an interrupted measurement is not mixed with another', async () => {
@@ -316,6 +349,59 @@ test('a problem longer than the context: an error that names it, or left out', a
     ['a'],
   )
   assert.is(told.length, 1)
+})
+
+test('what is wrong with the data is said before the model is loaded, and nothing is written', async () => {
+  const declared = makeFakeModel()
+  writeFileSync(path.join(declared, 'config.json'), '{"max_position_embeddings":20}')
+  const unloaded: LoadPolicy = () => assert.unreachable('the model is loaded') as never
+  const output = path.join(dir, 'unusable')
+  const attempt = (name: string, content: string | Buffer, data: object = {}) => {
+    const file = path.join(dir, name)
+    writeFileSync(file, content)
+    const config = parseConfig({
+      ...evalConfig(declared, file),
+      data: { eval: file, train: file, ...data },
+      run: { output },
+    })
+    const evaluating = evaluate(config, {
+      dir: declared,
+      model: 'm',
+      name: 'n',
+      output,
+      loadPolicy: unloaded,
+    })
+    const training = train(config, { loadPolicy: unloaded })
+    return Promise.all(
+      [evaluating, training].map(work =>
+        (work as Promise<unknown>).then<never, string>(assert.unreachable as never, error => {
+          assert.is(error.code, 'ERR_RAPO_DATA')
+          return error.message as string
+        }),
+      ),
+    )
+  }
+  const good = JSON.stringify(lines[0])
+  const long = JSON.stringify({ ...lines[0]!, id: 'long', prompt: '7'.repeat(17) })
+  const cases: [string, string | Buffer, RegExp, object?][] = [
+    [
+      'too-long.jsonl',
+      `${good}\n${long}\n`,
+      /problem "long": its prompt of 17 tokens and sampling.maxNewTokens 4 exceed the model's context of 20\n1 of 2 cannot be used/,
+    ],
+    ['no-answer.jsonl', `${good}\n{"prompt":"p","answer":""}\n`, /no-answer.jsonl:2: line 2 answer/],
+    [
+      'no-field.jsonl',
+      `${good}\n`,
+      /has no field "solution" \(data.answerField\); it has id, prompt, answer/,
+      { answerField: 'solution' },
+    ],
+    ['cut.parquet', Buffer.from('PAR1 cut'), /cut.parquet is no readable Parquet file: /],
+  ]
+  for (const [name, content, message, data] of cases) {
+    for (const found of await attempt(name, content, data)) assert.match(found, message)
+  }
+  assert.not(existsSync(output))
 })
 
 test.run()

@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { gradeLines } from '../lib/grade.js'
@@ -75,7 +76,45 @@ test('a line that cannot be judged: named, and nothing is written', async () => 
     await messageOf({ answer: '1', reference: '' }),
     'line 2 reference: answer must be a number or a text',
   )
+  assert.match(
+    await messageOf({ completion: '\\boxed{1}', Reference: '1' }),
+    'line 2 has no reference; it has completion, Reference',
+  )
   assert.not(existsSync(target))
+})
+
+test('files that cannot be graded: missing, empty, broken', async () => {
+  const messageOf = async (name: string, content?: string) => {
+    const file = path.join(dir, name)
+    if (content !== undefined) writeFileSync(file, content)
+    const error = await gradeLines({ task: 'math', input: file }).catch(error => error)
+    assert.is(error.code, 'ERR_RAPO_DATA')
+    return error.message as string
+  }
+  assert.match(await messageOf('missing.jsonl'), /cannot read .*missing.jsonl/)
+  assert.match(await messageOf('empty.jsonl', '\n'), 'empty.jsonl is empty')
+  assert.match(await messageOf('broken.jsonl', '{"answer"'), 'broken.jsonl:1: line 1 is not JSON')
+  assert.match(await messageOf('broken.parquet', 'PAR1 cut'), 'broken.parquet is no readable Parquet file: ')
+  assert.match(await messageOf('empty.csv', 'answer,reference\n2,\n'), 'line 2 reference: answer must be')
+})
+
+test('CSV and Parquet are graded as JSON Lines are', async () => {
+  const csv = path.join(dir, 'in.csv')
+  writeFileSync(csv, 'answer,reference,level\n0.5,1/2,3\n"1,000",1001,4\n')
+  const parquet = path.join(dir, 'in.parquet')
+  const columns = { answer: ['0.5', '1,000'], reference: ['1/2', '1001'], level: ['3', '4'] }
+  const columnData = Object.entries(columns).map(([name, data]) => ({ name, data }))
+  writeFileSync(parquet, Buffer.from(parquetWriteBuffer({ columnData })))
+  for (const input of [csv, parquet]) {
+    assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 1, total: 2 })
+    assert.equal(
+      read().map(({ level, correct }) => [level, correct]),
+      [
+        ['3', true],
+        ['4', false],
+      ],
+    )
+  }
 })
 
 test('the command', () => {

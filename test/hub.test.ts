@@ -4,10 +4,15 @@ import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, statSync, 
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
+import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { readProblems } from '../lib/data.js'
 import { RapoError } from '../lib/errors.js'
-import { resolveModel } from '../lib/hub.js'
+import { gradeLines } from '../lib/grade.js'
+import { resolveDataFile, resolveModel } from '../lib/hub.js'
+import { exact } from '../lib/reward/exact.js'
+import { readRows } from '../lib/rows.js'
 import { makeTempDir } from './fake-policy.js'
 
 const sha = 'a'.repeat(40)
@@ -19,14 +24,31 @@ const files: Record<string, { content: Buffer; isLarge?: boolean }> = {
   'pytorch_model.bin': { content: Buffer.from('not wanted'), isLarge: true },
   'README.md': { content: Buffer.from('# not wanted') },
 }
+const parquet = Buffer.from(
+  parquetWriteBuffer({
+    columnData: [
+      { name: 'prompt', data: ['1 + 1?', '2 + 2?'] },
+      { name: 'answer', data: ['2', '4'] },
+    ],
+  }),
+)
+/** Of the dataset o/d. */
+const dataFiles: Record<string, { content: Buffer; isLarge?: boolean }> = {
+  'main/train.parquet': { content: parquet, isLarge: true },
+  'main/train.jsonl': {
+    content: Buffer.from('{"prompt":"1 + 1?","answer":"2"}\n{"prompt":"2 + 2?","answer":"4"}\n'),
+  },
+  'main/with space.csv': { content: Buffer.from('prompt,answer\n1 + 1?,2\n2 + 2?,4\n') },
+  'main/broken.parquet': { content: parquet.subarray(0, 50) },
+}
 const gitHash = (content: Buffer) =>
   createHash('sha1').update(`blob ${content.length}\0`).update(content).digest('hex')
 const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
 /** Sends some bytes, waits until they are on the client's disk, and cuts the connection. */
-async function cut(response: ServerResponse, bytes: Buffer, end: number): Promise<void> {
+async function cut(response: ServerResponse, bytes: Buffer, end: number, of = blob()): Promise<void> {
   response.write(bytes)
-  const size = () => statSync(`${blob()}.incomplete`, { throwIfNoEntry: false })?.size
+  const size = () => statSync(`${of}.incomplete`, { throwIfNoEntry: false })?.size
   while (size() !== end) await new Promise(resolve => setTimeout(resolve, 5))
   response.destroy()
 }
@@ -43,6 +65,20 @@ const server = createServer(serve)
 function serve(request: IncomingMessage, response: ServerResponse): void {
   const url = request.url!.split('?')[0]!
   requests.push({ url, range: request.headers.range })
+  const describe = ([name, { content, isLarge }]: [string, { content: Buffer; isLarge?: boolean }]) => ({
+    type: 'file',
+    path: name,
+    size: content.length,
+    oid: gitHash(content),
+    ...(isLarge && { lfs: { oid: sha256(content), size: content.length, pointerSize: 130 } }),
+  })
+  const send = ({ content, isLarge }: { content: Buffer; isLarge?: boolean }) => {
+    const start = !knowsRanges ? 0 : Number(request.headers.range?.match(/^bytes=(\d+)-$/)?.[1] ?? 0)
+    if (start > 0)
+      response.writeHead(206, { 'Content-Range': `bytes ${start}-${content.length - 1}/${content.length}` })
+    if (isLarge) answer(response, content.subarray(start), start)
+    else response.end(content.subarray(start))
+  }
   const json = (value: unknown, status = 200) => {
     response.writeHead(status, { 'Content-Type': 'application/json' }).end(JSON.stringify(value))
   }
@@ -53,22 +89,24 @@ function serve(request: IncomingMessage, response: ServerResponse): void {
   } else if (/^\/api\/models\/o\/m\/revision\/(main|v1|a{40})$/.test(url)) {
     json({ _id: '1', id: 'o/m', sha, lastModified: '2025-01-01T00:00:00Z' })
   } else if (url === `/api/models/o/m/tree/${sha}`) {
-    json(
-      Object.entries(files).map(([name, { content, isLarge }]) => ({
-        type: 'file',
-        path: name,
-        size: content.length,
-        oid: gitHash(content),
-        ...(isLarge && { lfs: { oid: sha256(content), size: content.length, pointerSize: 130 } }),
-      })),
-    )
+    json(Object.entries(files).map(describe))
   } else if (url.startsWith(`/o/m/resolve/${sha}/`)) {
-    const { content, isLarge } = files[url.split('/').at(-1)!]!
-    const start = !knowsRanges ? 0 : Number(request.headers.range?.match(/^bytes=(\d+)-$/)?.[1] ?? 0)
-    if (start > 0)
-      response.writeHead(206, { 'Content-Range': `bytes ${start}-${content.length - 1}/${content.length}` })
-    if (isLarge) answer(response, content.subarray(start), start)
-    else response.end(content.subarray(start))
+    send(files[url.split('/').at(-1)!]!)
+  } else if (/^\/api\/datasets\/o\/d\/revision\/(main|v1|refs%2Fconvert%2Fparquet)$/.test(url)) {
+    json({ _id: '2', id: 'o/d', sha, lastModified: '2025-01-01T00:00:00Z' })
+  } else if (url === `/api/datasets/o/d/paths-info/${sha}`) {
+    let body = ''
+    request.on('data', chunk => (body += chunk))
+    request.on('end', () => {
+      const { paths } = JSON.parse(body)
+      json(
+        Object.entries(dataFiles)
+          .filter(([name]) => paths.includes(name))
+          .map(describe),
+      )
+    })
+  } else if (url.startsWith(`/datasets/o/d/resolve/${sha}/`)) {
+    send(dataFiles[decodeURIComponent(url).split('/').slice(6).join('/')]!)
   } else {
     json({ error: 'Repository not found' }, 404)
   }
@@ -92,10 +130,15 @@ const folder = () => path.join(env.HF_HOME!, 'hub', 'models--o--m')
 const blob = () => path.join(folder(), 'blobs', sha256(weights))
 const fetched = () => requests.filter(({ url }) => url.endsWith('model.safetensors'))
 
-async function fails(model: string, message: RegExp, code = 'ERR_RAPO_IO'): Promise<void> {
+async function fails(
+  name: string,
+  message: RegExp,
+  code = 'ERR_RAPO_IO',
+  resolve: typeof resolveModel = resolveModel,
+): Promise<void> {
   let error: unknown
   try {
-    await resolveModel(model, { env })
+    await resolve(name, { env })
   } catch (thrown) {
     error = thrown
   }
@@ -249,6 +292,133 @@ test('a repository without safetensors is refused', async () => {
   delete files['model.safetensors']
   await fails('o/m', /has no config.json or no model.safetensors/, 'ERR_RAPO_FORMAT')
   Object.assign(files, rest, { 'model.safetensors': kept! })
+})
+
+const dataFolder = () => path.join(env.HF_HOME!, 'hub', 'datasets--o--d')
+const failsData = (name: string, message: RegExp, code?: string) =>
+  fails(name, message, code, resolveDataFile)
+
+/** readRows and what is built on it read the process's environment. */
+async function inEnvironment<T>(body: () => Promise<T>): Promise<T> {
+  const before = { ...process.env }
+  Object.assign(process.env, env)
+  try {
+    return await body()
+  } finally {
+    for (const name of Object.keys(env)) {
+      if (before[name] === undefined) delete process.env[name]
+      else process.env[name] = before[name]
+    }
+  }
+}
+
+test("a file of a dataset lies as the hub's own programs lay it, and only it is fetched", async () => {
+  const told: unknown[] = []
+  const name = 'hf://datasets/o/d/main/train.parquet'
+  const file = await resolveDataFile(name, { env, onProgress: (...all) => told.push(all) })
+  assert.is(file, path.join(dataFolder(), 'snapshots', sha, 'main', 'train.parquet'))
+  assert.equal(readFileSync(file), parquet)
+  assert.ok(lstatSync(file).isSymbolicLink())
+  assert.is(readFileSync(path.join(dataFolder(), 'refs', 'main'), 'utf8'), sha)
+  assert.equal(readdirSync(path.join(dataFolder(), 'blobs')), [sha256(parquet)])
+  assert.equal(told.at(-1), [parquet.length, parquet.length, name])
+  requests = []
+  assert.is(await resolveDataFile('hf://datasets/o/d@v1/main/train.parquet', { env }), file)
+  assert.is(await resolveDataFile('hf://datasets/o/d@refs/convert/parquet/main/train.parquet', { env }), file)
+  assert.is(
+    await resolveDataFile('hf://datasets/o/d@refs%2Fconvert%2Fparquet/main/train.parquet', { env }),
+    file,
+  )
+  assert.equal(
+    requests.filter(({ url }) => url.includes('/resolve/')),
+    [],
+  )
+  assert.is(await resolveDataFile('main/train.parquet', { env }), 'main/train.parquet')
+})
+
+test('problems and answers to grade from the hub: JSON Lines, CSV and Parquet alike', () =>
+  inEnvironment(async () => {
+    for (const name of ['train.parquet', 'train.jsonl', 'with space.csv']) {
+      const file = `hf://datasets/o/d/main/${name}`
+      const problems = await readProblems(file, exact)
+      assert.equal(
+        problems.map(({ prompt, answer }) => [prompt, answer]),
+        [
+          ['1 + 1?', '2'],
+          ['2 + 2?', '4'],
+        ],
+        name,
+      )
+    }
+    const output = path.join(env.HF_HOME!, 'graded.jsonl')
+    dataFiles['main/answers.csv'] = { content: Buffer.from('answer,reference\n2,2\n3,4\n') }
+    const input = 'hf://datasets/o/d/main/answers.csv'
+    assert.equal(await gradeLines({ task: 'exact', input, output }), { correct: 1, total: 2 })
+  }))
+
+test('a file that is broken, or that the dataset has not, and a name of another form', async () => {
+  await inEnvironment(async () => {
+    const name = 'hf://datasets/o/d/main/broken.parquet'
+    const error = await readRows(name).catch(error => error)
+    assert.is(error.code, 'ERR_RAPO_DATA')
+    assert.match(error.message, `${name} is no readable Parquet file: `)
+  })
+  await failsData(
+    'hf://datasets/o/d/main/none.csv',
+    /none.csv: the dataset o\/d on http:.* has no file main\/none.csv at revision main/,
+    'ERR_RAPO_DATA',
+  )
+  await failsData(
+    'hf://datasets/o/none/x.csv',
+    /answered 404 for a dataset of that name: no such dataset or revision/,
+  )
+  await failsData('hf://datasets/o/d@v9/main/train.jsonl', /answered 404/)
+  for (const name of [
+    'hf://datasets/o/d',
+    'hf://o/d/x.csv',
+    'hf://datasets/o/d/../x',
+    'hf://datasets/o/d@../x',
+    'hf://datasets/o/d//x',
+    'hf://datasets/o/d/x/',
+  ]) {
+    await failsData(name, /names no file: it must be hf:\/\/datasets\/OWNER\/NAME\/PATH/, 'ERR_RAPO_DATA')
+  }
+})
+
+test('a broken download of data goes on where it stopped, by itself and in a later call', async () => {
+  const name = 'hf://datasets/o/d/main/train.parquet'
+  const place = path.join(dataFolder(), 'blobs', sha256(parquet))
+  let cuts = 0
+  answer = (response, body, start) => {
+    if (++cuts === 1) cut(response, body.subarray(0, 100), start + 100, place)
+    else response.destroy()
+  }
+  await failsData(name, /the connection broke at byte 100 of \d+ of .*goes on from there/)
+  assert.is(statSync(`${place}.incomplete`).size, 100)
+  cuts = 0
+  requests = []
+  answer = (response, body, start) => {
+    if (++cuts === 1) cut(response, body.subarray(0, 100), start + 100, place)
+    else response.end(body)
+  }
+  assert.equal(readFileSync(await resolveDataFile(name, { env })), parquet)
+  assert.equal(
+    requests.flatMap(({ url, range }) => (url.endsWith('train.parquet') ? [range] : [])),
+    ['bytes=100-', 'bytes=200-'],
+  )
+})
+
+test('data offline: the cached file serves, another is an error that says why', async () => {
+  const name = 'hf://datasets/o/d/main/train.jsonl'
+  const file = await resolveDataFile(name, { env })
+  requests = []
+  env.HF_HUB_OFFLINE = '1'
+  assert.is(await resolveDataFile(name, { env }), file)
+  await failsData(
+    'hf://datasets/o/d/main/train.parquet',
+    /train.parquet: the cache .*datasets--o--d has no whole copy of it; HF_HUB_OFFLINE forbids/,
+  )
+  assert.equal(requests, [])
 })
 
 test.run()

@@ -17,6 +17,16 @@ const cases: Case[] = readFileSync(new URL('data/math-cases.jsonl', import.meta.
   .split('\n')
   .map(line => JSON.parse(line))
 
+/** Written later, in the style of what models write, before the verifier was run on any of them. */
+const modelCases: (Omit<Case, 'answer'> & { readonly answer?: string; readonly completion?: string })[] =
+  readFileSync(new URL('data/math-model-cases.jsonl', import.meta.url), 'utf8')
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+
+const completionOf = ({ answer, completion }: { answer?: string; completion?: string }) =>
+  completion ?? `The final answer is $\\boxed{${answer}}$.`
+
 const isEqual = (a: string, b: string) => compareAnswers(a, b).isEqual
 
 function wrong(chosen: readonly Case[]) {
@@ -40,7 +50,56 @@ test('the held-out cases: at least .97 right, fewer than 1 % wrongly accepted', 
   )
 })
 
+test('the cases in the style of models: all but those that are known to be rejected', () => {
+  const wrong = modelCases.filter(
+    one => (verifyMath(completionOf(one), one.reference).reward === 1) !== one.equal,
+  )
+  assert.equal(
+    wrong.map(({ answer, reference }) => [answer, reference]),
+    [
+      ['2 \\pmod 5', '2'],
+      // ABC might be a product.
+      ['ABC_{16}', '2748_{10}'],
+      // Or ⅕.
+      ['\\text{fifth}', '5\\text{th}'],
+    ],
+  )
+})
+
+test('what looks like a case that was mended, and is none', () => {
+  const pairs = [
+    ['x+y=7', 'x-y=7'],
+    ['x^2=9', '9'],
+    ['2x=6', '6'],
+    ['|x|=3', '3'],
+    ['p+q=19', '18'],
+    ['a^2+b^2=25', 'a^2+b^2=16'],
+    ['\\frac{dy}{dx}=2x', 'x^2'],
+    ['f^{-1}(x)=2x', 'f(x)=2x'],
+    ['10\\text{ cm } 3\\text{ m}', '13'],
+    ['3\\text{ m and }40\\text{ cm}', '343\\text{ cm}'],
+    ["30^\\circ 15'", '30^\\circ'],
+    ['\\$18\\text{ and }\\$20', '18'],
+    ['5^{st}', '5'],
+    ['x^o', 'x'],
+    ['|x|\\ge2', '(-\\infty,-2)\\cup(2,\\infty)'],
+    ['x=3\\text{ or }y=4', '(3,4)'],
+    ['x\\in(3,5)', '3,5'],
+    ['\\left]1,2\\right]', '[1,2]'],
+    ['1101\\text{ base }3', '1101_2'],
+    ['3\\text{ to }2', '2:3'],
+    ['x\\ne\\pm1', 'x\\ne1'],
+    ['\\color{red}7', '8'],
+    ['= 8', '7'],
+    // Read twice: first as a mixed number, which it is not.
+    ['2\\frac{x}12', 'x'],
+  ] as const
+  for (const [a, b] of pairs) assert.not(isEqual(a, b) || isEqual(b, a), `${a} and ${b}`)
+})
+
 test('the last box with balanced braces', () => {
+  assert.is(extractBoxed('\\boxed{12}, within \\boxed{} or \\boxed{ }'), '12')
+  assert.is(extractBoxed('\\boxed{} \\boxed{ }'), '')
   assert.is(extractBoxed('so \\boxed{1} and \\boxed{\\frac{1}{2}}.'), '\\frac{1}{2}')
   assert.is(extractBoxed('\\fbox{7}'), '7')
   assert.is(extractBoxed('\\boxed{x = \\boxed{3}}'), 'x = \\boxed{3}')
@@ -225,6 +284,38 @@ test('hostile texts end with a reason', () => {
   }
   for (const part of ['\\boxed{', '\\boxed ', '{', '}', '\\boxed{1}{', '\\']) {
     assert.type(verifyMath(repeat(part, 100_000), '7').reason, 'string')
+  }
+})
+
+/** All verdicts, with what ended them before. */
+function verdicts(all: readonly { answer?: string; completion?: string; reference: string }[]) {
+  return new Map(all.map(one => [one, verifyMath(completionOf(one), one.reference)]))
+}
+
+test('a verdict depends on its two texts alone: not on the clock, on chance, or on what was compared before', () => {
+  const all = [...cases, ...modelCases, { answer: '0.1\\overline6', reference: '1/6' }]
+  const expected = verdicts(all)
+  assert.is(expected.get(all.at(-1)!)!.reward, 1)
+  const real = [Date.now, performance.now, Math.random] as const
+  const forbidden = () => assert.unreachable('a clock or chance') as never
+  Object.assign(Date, { now: forbidden })
+  Object.assign(performance, { now: forbidden })
+  Object.assign(Math, { random: forbidden })
+  try {
+    for (const hostile of [
+      '\\frac{'.repeat(50),
+      '\\sqrt{2}^{'.repeat(20),
+      '0.1\\overline',
+      '9'.repeat(5000),
+    ]) {
+      verifyMath(`\\boxed{${hostile}}`, hostile)
+    }
+    const again = verdicts(all.toReversed())
+    for (const one of all) assert.equal(again.get(one), expected.get(one), JSON.stringify(one))
+  } finally {
+    Object.assign(Date, { now: real[0] })
+    Object.assign(performance, { now: real[1] })
+    Object.assign(Math, { random: real[2] })
   }
 })
 

@@ -1,4 +1,5 @@
 /** Memory predicted before a run: the arithmetic by hand for a real model's shape, and the refusal. */
+import { spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
@@ -6,7 +7,8 @@ import * as assert from 'uvu/assert'
 import type { RapoError } from '../lib/errors.js'
 import { checkMemory, formatMemory, planMemory } from '../lib/memory.js'
 import { predictMemory, type RunShape } from '../lib/policy.js'
-import { newDir } from './engine-util.js'
+import { newDir, tinyConfig } from './engine-util.js'
+import { makeFakeModel } from './fake-policy.js'
 
 /** Qwen2.5-0.5B's config.json; there are no weights beside it. */
 const shape = {
@@ -97,6 +99,28 @@ test('the peak is the larger of training and generation; a run that does not fit
       error.message.includes(formatMemory(plan)),
   )
   assert.match(formatMemory(plan), /masters \(float32\) +2.00 GB/)
+})
+
+test('problems that will be left out do not count: rapo doctor --config', () => {
+  const dir = makeFakeModel()
+  writeFileSync(path.join(dir, 'config.json'), JSON.stringify(tinyConfig))
+  const answer = { numbers: [7], target: 7 }
+  const [short, long] = ['7=7:', `${'7'.repeat(60)}:`].map(prompt => JSON.stringify({ prompt, answer }))
+  const predict = (...lines: (string | undefined)[]) => {
+    const [train, file] = ['train.jsonl', 'c.yaml'].map(name => path.join(dir, name)) as [string, string]
+    writeFileSync(train, lines.join('\n'))
+    const config = {
+      ...{ model: { dir }, task: { verifier: 'countdown' }, sampling: { maxNewTokens: 10 } },
+      data: { train, dropUnusable: true },
+    }
+    writeFileSync(file, JSON.stringify(config))
+    const doctor = ['--import', 'tsx', 'lib/cli.ts', 'doctor', '--json', '--config', file]
+    return JSON.parse(spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout).run
+  }
+  const expected = predict(short)
+  // 4 tokens of the prompt and 10 new ones, 64 sequences at a time; 2 layers × 2 × 2 heads × 8, float32.
+  assert.is(expected.cache, 64 * 14 * (2 * 2 * 2 * 8) * 4)
+  assert.equal(predict(short, long), expected)
 })
 
 test.run()

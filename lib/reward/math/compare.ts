@@ -21,6 +21,16 @@ const MAX_PLUS_MINUS = 4
 /** Compares a final answer with the reference, both LaTeX or plain text. Never throws. */
 export function compareAnswers(answer: string, reference: string): Comparison {
   if (answer.trim() === '') return unequal('the answer is empty')
+  return compareTexts(plain(answer), plain(reference))
+}
+
+/** Without Markdown's asterisks for bold type around it. */
+function plain(source: string): string {
+  if (source.length > MAX_ANSWER) return source
+  return /^\s*\*\*([^*]+)\*\*\s*$/.exec(source)?.[1] ?? source
+}
+
+function compareTexts(answer: string, reference: string): Comparison {
   if (condense(answer) === condense(reference)) return { isEqual: true, reason: 'the same text' }
   const budget = new Budget(MAX_STEPS)
   const [given, wanted] = [readAnyhow(answer), readAnyhow(reference)]
@@ -63,11 +73,18 @@ function unequal(reason: string): Comparison {
 /** The tree, or why there is none. */
 function read(source: string, commasSeparate = false): Node | string {
   try {
-    return expand(parseAnswer(source, commasSeparate))
+    return expand(membersOf(parseAnswer(source, commasSeparate)))
   } catch (error) {
     if (error instanceof Unreadable) return error.reason
     throw error
   }
+}
+
+/** x ∈ {3, 5} as {3, 5}. */
+function membersOf(node: Node): Node {
+  if (node.type !== 'relation' || String(node.signs) !== 'in' || !isName(node.items[0]!)) return node
+  const [, set] = node.items
+  return set!.type === 'brackets' && set!.open === '\\{' ? set! : node
 }
 
 /** What cannot be read as a whole: by the choice it names, or by the last formula between dollar signs in prose. */
@@ -200,7 +217,9 @@ function expand(node: Node): Node {
     }
     return choose(node)
   })
-  return { type: 'list', connector: 'or', items }
+  // x ≠ ±1 is x ≠ 1 and x ≠ −1.
+  const isNeither = node.type === 'relation' && node.signs.includes('!=')
+  return { type: 'list', connector: isNeither ? 'and' : 'or', items }
 }
 
 /** undefined where one is no set of real numbers. */
@@ -218,6 +237,7 @@ function compareSets(a: Node, b: Node, budget: Budget): boolean | undefined {
 function isName(node: Node): boolean {
   if (node.type === 'variable' || node.type === 'text') return true
   if (node.type === 'brackets') return node.open === '(' && node.items.every(isName)
+  if (node.type === 'ratio') return node.items.every(isName)
   if (node.type === 'product') {
     const [first, ...rest] = node.items
     return (
@@ -226,6 +246,32 @@ function isName(node: Node): boolean {
     )
   }
   return node.type === 'constant' && (node.name === 'e' || node.name === 'i')
+}
+
+/** What is asked for by more than a name: p + q, ab, cos θ, |AB|. Not what is to be solved for x: 2x, x^2, |x|. */
+function isExpressionName(node: Node): boolean {
+  const variables = new Set<string>()
+  some(node, part => {
+    if (part.type === 'variable') variables.add(part.name)
+    return false
+  })
+  const isAngle = node.type === 'call' && /^(?:sin|cos|tan|cot|sec|csc)$/.test(node.name)
+  return variables.size > (isAngle ? 0 : 1)
+}
+
+/** f^{-1}(x), \frac{dy}{dx} */
+function isFunctionName(node: Node): boolean {
+  if (node.type === 'quotient') {
+    return [node.left, node.right].every(part => /^d[a-z]$/.test(wordOf(part) ?? ''))
+  }
+  if (node.type !== 'product' || node.items.length !== 2) return false
+  const [power, argument] = node.items
+  return (
+    power!.type === 'power' &&
+    power!.left.type === 'variable' &&
+    power!.right.type === 'minus' &&
+    (isName(argument!) || argument!.type === 'number')
+  )
 }
 
 /** What an equation calls its value, and the values behind the names, all of which must agree. */
@@ -254,6 +300,9 @@ function compareRelations(a: Node, b: Node, budget: Budget): boolean {
     const [f, g] = [differenceOf(a), differenceOf(b)]
     if (f && g && attempt(() => areProportional(f, g, budget), budget)) return true
   }
+  const [valueA, valueB] = [expressionValue(a), expressionValue(b)]
+  if (valueA && !isRelation(b)) return isEqual(valueA, b, budget)
+  if (valueB && !isRelation(a)) return isEqual(a, valueB, budget)
   const [left, right] = [namedValues(a), namedValues(b)]
   const variables = [left, right].map(({ names }) =>
     names.flatMap(name => (name.type === 'variable' ? name.name : [])),
@@ -267,6 +316,18 @@ function compareRelations(a: Node, b: Node, budget: Budget): boolean {
     ...right.values.slice(1).map(value => [left.values[0]!, value]),
   ]
   return pairs.every(([x, y]) => isEqual(x!, y!, budget))
+}
+
+function isRelation(node: Node): boolean {
+  return node.type === 'relation'
+}
+
+/** The value of p + q = 19 or \frac{dy}{dx} = 2x. */
+function expressionValue(node: Node): Node | undefined {
+  if (node.type !== 'relation' || String(node.signs) !== '=') return undefined
+  const [name, value] = node.items as [Node, Node]
+  const isConstant = !some(value, part => part.type === 'variable')
+  return isFunctionName(name) || (isConstant && isExpressionName(name)) ? value : undefined
 }
 
 function isInequality(node: Node): node is NodeOf<'relation'> {
@@ -305,8 +366,8 @@ function attempt(body: () => boolean, budget: Budget): boolean {
 }
 
 /** The values of x = 10, y = 3, where the names differ. */
-function namedTuple(node: Node): Node | undefined {
-  if (node.type !== 'list' || node.items.length < 2) return undefined
+function namedTuple(node: Node): NodeOf<'brackets'> | undefined {
+  if (node.type !== 'list' || node.connector === 'or' || node.items.length < 2) return undefined
   const named = node.items.map(item => (isPlainEquation(item) ? namedValues(item) : undefined))
   const names = named.map(item => (item?.names[0] ? wordOf(item.names[0]) : undefined))
   if (names.includes(undefined) || new Set(names).size < names.length) return undefined
@@ -327,6 +388,10 @@ function itemsOf(node: Node): readonly Node[] {
 
 /** In any order; a set in braces may repeat its elements. */
 function compareLists(a: Node, b: Node, budget: Budget): boolean {
+  // x = 3 and y = 4 for (3, 4)
+  const [tupleA, tupleB] = [namedTuple(a), namedTuple(b)]
+  if (tupleA && b.type === 'brackets' && b.open === '(') return haveEqualItems(tupleA.items, b.items, budget)
+  if (tupleB && a.type === 'brackets' && a.open === '(') return haveEqualItems(a.items, tupleB.items, budget)
   // (1, 2) without its brackets, in the same order.
   for (const [list, tuple] of [
     [a, b],

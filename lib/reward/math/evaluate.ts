@@ -312,6 +312,8 @@ function callFunction(field: ComplexField, name: string, items: readonly Complex
     }
     case 'exp':
       return field.exp(x)
+    case 'cis':
+      return field.exp(field.multiply(field.i, x))
     case 'log':
       return y ? quotient(field.log(x), field.log(y)) : field.log(x)
     case LOG:

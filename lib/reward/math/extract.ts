@@ -3,8 +3,8 @@
 const boxCommand = /\\(?:boxed|fbox)(?![A-Za-z])\s*/g
 
 /**
- * What stands in the last \boxed{…} or \fbox{…} whose braces are balanced; the outer one of nested boxes. \boxed 5, as
- * TeX allows it, holds the number or command that follows. undefined where there is none.
+ * What stands in the last \boxed{…} or \fbox{…} whose braces are balanced, and which is not empty if another is not; the
+ * outer one of nested boxes. \boxed 5, as TeX allows it, holds the number that follows. undefined where there is none.
  */
 export function extractBoxed(completion: string): string | undefined {
   const closing = matchBraces(completion)
@@ -16,7 +16,9 @@ export function extractBoxed(completion: string): string | undefined {
     if (completion[start] === '{') {
       const close = closing.get(start)
       if (close === undefined) continue
-      last = completion.slice(start + 1, close)
+      const content = completion.slice(start + 1, close)
+      // "The answer is \boxed{12}, within \boxed{} as you asked."
+      if (last === undefined || content.trim() !== '') last = content
       end = close
     } else {
       const bare = /^(?:\$?-?\d[\d.,/]*\d|\$?-?\d)/.exec(completion.slice(start, start + 100))

@@ -2,6 +2,7 @@
 import { powerRational, type Rational, rational } from './rational.js'
 import { type Token, tokenize } from './tokens.js'
 import { Budget, type Connector, type Node, type Relation, Unreadable } from './tree.js'
+import { haveSameDimensions, isKnown, readUnit } from './units.js'
 
 /** log without a base: 10 or e, as the other side has it. */
 export const LOG = 'log of unknown base'
@@ -28,8 +29,12 @@ const setOperations = { cup: 'union', cap: 'intersection', setminus: 'difference
 const functions = new Set(
   (
     'sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh ln log lg exp ' +
-    'max min gcd lcm det arg Re Im'
+    'cis max min gcd lcm det arg Re Im'
   ).split(' '),
+)
+/** Commands that stand between expressions, or behind them. */
+const notFactors = new Set(
+  'times div pm mp newline rangle rfloor rceil not over choose dollar euro pound'.split(' '),
 )
 const inverses: Readonly<Record<string, string>> = {
   sin: 'arcsin',
@@ -54,6 +59,9 @@ const numberWords = new Map(
     .split(' ')
     .map((word, value) => [word, value] as const),
 )
+const tens = new Map(
+  'twenty thirty forty fifty sixty seventy eighty ninety'.split(' ').map((word, i) => [word, 10 * (i + 2)]),
+)
 const sizes = new Map([
   ['hundred', 100n],
   ['thousand', 1000n],
@@ -77,7 +85,7 @@ export function parseAnswer(source: string, commasSeparate = false): Node {
 }
 
 class Parser {
-  readonly #tokens: readonly Token[]
+  #tokens: readonly Token[]
   #at = 0
   #depth = 0
   /** How many |…| are open: within them a bar closes. */
@@ -93,7 +101,9 @@ class Parser {
 
   run(): Node {
     if (this.#tokens.length === 0) throw new Unreadable('nothing')
-    const node = this.#list()
+    // "= 7"
+    if (this.#tokens.length > 1) this.#take('sign', '=')
+    const node = this.#over()
     if (this.#at < this.#tokens.length)
       throw new Unreadable(`"${this.#peek()!.text}" where it makes no sense`)
     return node
@@ -125,6 +135,15 @@ class Parser {
     return result
   }
 
+  /** A list, or 7 \over 3 and 10 \choose 3. */
+  #over(): Node {
+    const left = this.#list()
+    if (this.#take('command', 'over')) return { type: 'quotient', left, right: this.#list() }
+    if (this.#take('command', 'choose'))
+      return { type: 'call', name: 'binomial', items: [left, this.#list()] }
+    return left
+  }
+
   /** Expressions with commas, "and" or "or" between them. */
   #list(): Node {
     const items = [this.#relation()]
@@ -136,7 +155,13 @@ class Parser {
         this.#at++
       }
       if (this.#isAtEnd()) break
-      items.push(this.#relation())
+      const item = this.#relation()
+      // 5 hours and 30 minutes
+      const whole = connector === 'and' && items.length === 1 ? addQuantities(items[0]!, item) : undefined
+      if (whole) {
+        items[0] = whole
+        connector = undefined
+      } else items.push(item)
     }
     if (connector === undefined || (items.length === 1 && connector === ',')) return items[0]!
     return { type: 'list', connector, items }
@@ -180,9 +205,11 @@ class Parser {
     }
     this.#take('command', 'approx')
     let node = this.#sets()
+    // 18\$
+    if (this.#isCurrency()) this.#currency = `${this.#tokens[this.#at++]!.text}s`
     let unit: string | undefined = this.#currency
     this.#currency = outer
-    if (this.#is('text')) unit = this.#unit()
+    if (this.#is('text') || this.#isUnitFraction()) unit = this.#unit()
     if (unit !== undefined) {
       const [word, rest] = splitFirst(unit)
       const size = sizes.get(word)
@@ -195,8 +222,26 @@ class Parser {
     if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit))
       node = { type: 'percent', item: node }
     else if (unit !== undefined && /^\s*degrees?\s*$/i.test(unit)) node = { type: 'degrees', item: node }
-    else if (unit !== undefined) node = { type: 'quantity', item: node, unit }
+    else if (unit !== undefined) {
+      node = { type: 'quantity', item: node, unit }
+      // 2 hours 30 minutes
+      const start = this.#at
+      const rest = this.#is('number') ? this.#quantity() : undefined
+      const whole = rest && addQuantities(node, rest)
+      if (whole) return whole
+      this.#at = start
+    }
     return node
+  }
+
+  #isCurrency(): boolean {
+    return ['dollar', 'euro', 'pound'].some(name => this.#is('command', name))
+  }
+
+  /** \frac{\text{m}}{\text{s}} */
+  #isUnitFraction(): boolean {
+    const types = ['command', 'sign', 'text', 'sign', 'sign', 'text', 'sign']
+    return this.#is('command', 'frac') && types.every((type, i) => this.#peek(i)?.type === type)
   }
 
   #text(): Node {
@@ -205,8 +250,12 @@ class Parser {
     // \text{A5}_{11}
     if (this.#is('sign', '_') && /^[0-9A-Z]+$/.test(text)) return this.#lettersInBase(text)
     const word = text.toLowerCase()
-    const value = numberWords.get(word)
+    const value = numberWords.get(word) ?? tens.get(word)
     if (value !== undefined) return integer(value)
+    const [, ten, one] = /^([a-z]+ty)[- ]([a-z]+)$/.exec(word) ?? []
+    const [round, digit] = [tens.get(ten ?? ''), numberWords.get(one ?? '')]
+    if (round !== undefined && digit !== undefined && digit > 0 && digit < 10) return integer(round + digit)
+    if (/^(?:all |the )?real numbers$|^all reals?$/.test(word)) return { type: 'constant', name: 'reals' }
     if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set)$/.test(word))
       return { type: 'constant', name: 'empty' }
     if (word === 'one half' || word === 'half' || word === 'one-half') return half
@@ -217,7 +266,10 @@ class Parser {
   #unit(): string {
     let unit = ''
     for (;;) {
-      if (this.#is('text')) unit += ` ${this.#peek()!.text}`
+      if (this.#isUnitFraction()) {
+        unit += ` ${this.#peek(2)!.text}/${this.#peek(5)!.text}`
+        this.#at += 6
+      } else if (this.#is('text')) unit += ` ${this.#peek()!.text}`
       else if (unit !== '' && this.#is('sign', '/') && this.#peek(1)?.type === 'text') unit += '/'
       else if (unit !== '' && this.#is('sign', '^')) {
         this.#at++
@@ -314,7 +366,8 @@ class Parser {
         return !(
           Object.hasOwn(relations, token.text) ||
           Object.hasOwn(setOperations, token.text) ||
-          ['times', 'div', 'pm', 'mp', 'newline', 'rangle', 'rfloor', 'rceil', 'not'].includes(token.text)
+          notFactors.has(token.text) ||
+          this.#isUnitFraction()
         )
       case 'sign':
         return ['(', '[', '\\{', '{'].includes(token.text)
@@ -344,7 +397,25 @@ class Parser {
       this.#at += isBraced ? 3 : 1
       // Temperatures
       if (this.#is('letter', 'C') || this.#is('letter', 'F')) this.#at++
+      return { type: 'degrees', item: this.#withMinutes(base) }
+    }
+    // 45^o
+    if (
+      base.type === 'number' &&
+      mark?.type === 'letter' &&
+      mark.text === 'o' &&
+      (!isBraced || close?.text === '}')
+    ) {
+      this.#at += isBraced ? 3 : 1
       return { type: 'degrees', item: base }
+    }
+    // 21^{st}
+    if (isBraced && base.type === 'number' && base.value.denominator === 1n) {
+      const letters = [mark, close].map(token => (token?.type === 'letter' ? token.text : '')).join('')
+      if (this.#peek(3)?.text === '}' && letters === ordinalEnding(base.value.numerator)) {
+        this.#at += 4
+        return base
+      }
     }
     if (mark?.text === "'" && (!isBraced || close?.text === '}')) {
       this.#at += isBraced ? 3 : 1
@@ -363,6 +434,18 @@ class Parser {
       return { type: 'power', left: base, right: this.#nested(() => this.#power(right)) }
     }
     return { type: 'power', left: base, right }
+  }
+
+  /** 30^\circ 15' */
+  #withMinutes(degrees: Node): Node {
+    const minutes = this.#peek()
+    if (minutes?.type !== 'number' || !/^\d\d?$/.test(minutes.text) || this.#peek(1)?.text !== "'")
+      return degrees
+    this.#at += 2
+    return {
+      type: 'sum',
+      items: [degrees, { type: 'quotient', left: decimal(minutes.text), right: integer(60) }],
+    }
   }
 
   /** What follows ^: braces, or one primary with its sign. */
@@ -448,7 +531,7 @@ class Parser {
 
   /** 3\frac{1}{2} and 3 1/2, where all three are whole numbers. */
   #mixed(whole: Node): Node | undefined {
-    const start = this.#at
+    const [start, tokens] = [this.#at, this.#tokens]
     let fraction: Node | undefined
     if (this.#take('command', 'frac')) fraction = this.#fraction()
     else if (
@@ -467,6 +550,7 @@ class Parser {
       return { type: 'sum', items: [whole, fraction] }
     }
     this.#at = start
+    this.#tokens = tokens
     return undefined
   }
 
@@ -533,7 +617,7 @@ class Parser {
       case 'euro':
       case 'pound':
         this.#currency = `${name}s`
-        return this.#factor()
+        return this.#signedFactor()
       case 'abs':
         return { type: 'call', name: 'abs', items: [this.#operand()] }
       case 'floor':
@@ -563,7 +647,7 @@ class Parser {
       if (!/^\d+$/.test(token.text)) throw new Unreadable('a decimal without braces')
       // \frac12: each takes one digit.
       const rest: Token = { ...token, text: token.text.slice(1), spaced: false }
-      ;(this.#tokens as Token[])[this.#at] = rest
+      this.#tokens = this.#tokens.with(this.#at, rest)
       return decimal(token.text[0]!)
     })
   }
@@ -638,7 +722,7 @@ class Parser {
 
   #braced(): Node {
     if (this.#take('sign', '}')) throw new Unreadable('empty braces')
-    const node = this.#list()
+    const node = this.#over()
     this.#expect('sign', '}')
     return node
   }
@@ -728,7 +812,27 @@ function based(text: string, base: number): Node {
 }
 
 function isPunctuation(token: Token): boolean {
+  if (token.type === 'command') return token.text === 'newline'
   return (token.type === 'sign' && ['.', ':', '?'].includes(token.text)) || token.type === 'connector'
+}
+
+/** Two quantities of the same kind, the larger unit first, as one in that unit. */
+function addQuantities(a: Node, b: Node): Node | undefined {
+  if (a.type !== 'quantity' || b.type !== 'quantity') return undefined
+  const budget = new Budget(100)
+  const [large, small] = [readUnit(a.unit, budget), readUnit(b.unit, budget)]
+  if (!isKnown(large) || large.words.length + small.words.length > 0) return undefined
+  if (!haveSameDimensions(large, small)) return undefined
+  const { numerator, denominator } = small.factor
+  const ratio = rational(numerator * large.factor.denominator, denominator * large.factor.numerator)
+  if (ratio.numerator >= ratio.denominator) return undefined
+  const rest: Node = { type: 'product', items: [b.item, { type: 'number', value: ratio, digits: 1 }] }
+  return { type: 'quantity', item: { type: 'sum', items: [a.item, rest] }, unit: a.unit }
+}
+
+function ordinalEnding(n: bigint): string {
+  if (n % 100n >= 11n && n % 100n <= 13n) return 'th'
+  return ({ 1: 'st', 2: 'nd', 3: 'rd' } as Record<string, string>)[String(n % 10n)] ?? 'th'
 }
 
 function primed(node: Node): Node {

@@ -108,6 +108,26 @@ function fromRelation({ signs, items }: NodeOf<'relation'>, budget: Budget): Rea
 
 function fromInequality(left: Node, sign: Relation, right: Node): RealSet {
   const isConstant = (node: Node) => !some(node, part => part.type === 'variable')
+  // |x| < 1, |x| > 1
+  if (
+    left.type === 'call' &&
+    left.name === 'abs' &&
+    left.items[0]!.type === 'variable' &&
+    isConstant(right)
+  ) {
+    const isClosed = sign.endsWith('=')
+    const [low, high]: End[] = [
+      { value: { type: 'minus', item: right }, isClosed },
+      { value: right, isClosed },
+    ]
+    const infinite: End = { value: 'infinity', isClosed: false }
+    if (sign === '<' || sign === '<=') return [{ low: low!, high: high! }]
+    if (sign === '>' || sign === '>=')
+      return [
+        { low: infinite, high: low! },
+        { low: high!, high: infinite },
+      ]
+  }
   if (left.type !== 'variable') {
     const turned = { '<': '>', '>': '<', '<=': '>=', '>=': '<=' } as Partial<Record<Relation, Relation>>
     if (right.type !== 'variable' || !isConstant(left))

@@ -64,15 +64,11 @@ const unicode: Readonly<Record<string, string>> = {
   '⟨': '\\langle ',
   '⟩': '\\rangle ',
   '⁻': '^-',
+  '⁄': '/',
   '’': "'",
   '′': "'",
-  '；': ';',
-  '，': ',',
-  '：': ':',
-  '（': '(',
-  '）': ')',
   '。': '.',
-  '％': '%',
+  '、': ',',
   '€': '\\euro ',
   '£': '\\pound ',
 }
@@ -84,13 +80,15 @@ const looks = new Set(
   (
     'left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle textstyle ' +
     'scriptstyle limits nolimits boldsymbol bm mathop mathord mathbin mathrel mathstrut rm bf it sf tt ' +
-    'boxed fbox framebox ensuremath phantom hphantom vphantom smash cancel small large Large normalsize tiny huge ' +
+    'boxed fbox framebox ensuremath smash cancel small large Large normalsize tiny huge ' +
     'underline triangle angle'
   ).split(' '),
 )
 const spaces = new Set(
   'quad qquad hspace enspace thinspace medspace thickspace space negthinspace'.split(' '),
 )
+/** Their argument says nothing. */
+const dropped = new Set('hspace phantom hphantom vphantom color textcolor colorbox'.split(' '))
 const textCommands = new Set('text mbox textrm textnormal hbox textup textsf texttt'.split(' '))
 /** Around words they make text, around anything else they are looks. */
 const fontCommands = new Set(
@@ -100,6 +98,9 @@ const synonyms: Readonly<Record<string, string>> = {
   dfrac: 'frac',
   tfrac: 'frac',
   cfrac: 'frac',
+  nicefrac: 'frac',
+  sfrac: 'frac',
+  textdollar: 'dollar',
   dbinom: 'binom',
   tbinom: 'binom',
   leq: 'le',
@@ -158,7 +159,7 @@ const signs: Readonly<Record<string, string>> = {
 const plainCommands = new Set(
   (
     'sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh asin acos atan ' +
-    'ln log exp lg sqrt cbrt pi infty infinity inf oo theta alpha beta gamma lambda abs floor ceil'
+    'ln log exp lg cis sqrt cbrt pi infty infinity inf oo theta alpha beta gamma lambda abs floor ceil'
   ).split(' '),
 )
 /** Words that are read as words although they are short. */
@@ -180,6 +181,9 @@ export function replaceUnicode(source: string): string {
     const [up, down] = [superscripts.indexOf(character), subscripts.indexOf(character)]
     if (up >= 0) text += `${text.endsWith('^-') || /\^\{?\d*$/.test(text.slice(-8)) ? '' : '^'}${up}`
     else if (down >= 0) text += `${/_\d*$/.test(text.slice(-8)) ? '' : '_'}${down}`
+    else if (/[\u200b-\u200d\u2060\ufeff]/.test(character)) continue
+    // Full-width forms of the ASCII characters.
+    else if (/[\uff01-\uff5e]/.test(character)) text += String.fromCharCode(character.charCodeAt(0) - 0xfee0)
     else text += unicode[character] ?? (/\s/.test(character) ? ' ' : character)
   }
   return text
@@ -259,7 +263,10 @@ class Tokenizer {
       this.#match(groupedBySpaces) ??
       this.#match(plainNumber) ??
       ''
-    const text = whole.replaceAll(/\D/g, '') + (this.#match(decimals) ?? '') + (this.#match(powerOfTen) ?? '')
+    const text =
+      whole.replaceAll(/\D/g, '') +
+      (this.#match(decimals) ?? '') +
+      (this.#match(powerOfTen)?.toLowerCase() ?? '')
     this.#push({ type: 'number', text })
     // 4th
     if (/^\d+$/.test(text)) this.#match(/(?:st|nd|rd|th)(?![A-Za-z])/y)
@@ -276,8 +283,10 @@ class Tokenizer {
     const lower = word.toLowerCase()
     const previous = this.#tokens.at(-1)
     if (lower === 'or' || lower === 'and') this.#connector(lower)
-    else if (lower === 'union') this.#push({ type: 'command', text: 'cup' })
+    else if (lower === 'union' || (word === 'U' && this.#isBetweenSets()))
+      this.#push({ type: 'command', text: 'cup' })
     else if (plainCommands.has(word)) this.#named(word)
+    else if (word === 'to' && previous?.type === 'number') this.#sign(':')
     else if (lower.length > 1 && previous && isAfterNumber(previous) && isUnitWord(word)) this.#text(word)
     else if (previous?.type === 'text' && this.#spaced && word.length > 1) this.#text(word)
     else if (word.length >= 4 || shortWords.has(lower)) this.#text(word)
@@ -286,13 +295,24 @@ class Tokenizer {
     }
   }
 
+  /** The U of (−∞, 2) U (3, ∞). */
+  #isBetweenSets(): boolean {
+    const previous = this.#tokens.at(-1)
+    return (
+      previous?.type === 'sign' &&
+      /[)\]]/.test(previous.text) &&
+      /^\s*[([]/.test(this.#source.slice(this.#at))
+    )
+  }
+
   #connector(text: Connector): void {
     this.#push({ type: 'connector', text })
   }
 
   #text(text: string): void {
     const previous = this.#tokens.at(-1)
-    if (previous?.type === 'text') {
+    if (/^(?:in )?base$/i.test(text) && previous?.type === 'number') this.#sign('_')
+    else if (previous?.type === 'text') {
       this.#tokens[this.#tokens.length - 1] = { ...previous, text: `${previous.text} ${text}` }
       this.#spaced = false
     } else this.#push({ type: 'text', text })
@@ -302,18 +322,26 @@ class Tokenizer {
     const name = this.#match(/\\(?:[A-Za-z]+\*?|.|$)/sy)!
       .slice(1)
       .replace('*', '')
-    if (textCommands.has(name)) this.#textGroup(this.#group())
-    else if (fontCommands.has(name)) this.#fontGroup(this.#group())
+    if (textCommands.has(name)) {
+      const content = this.#group()
+      if (plainCommands.has(content.trim())) this.#named(content.trim())
+      else this.#textGroup(content)
+    } else if (fontCommands.has(name)) this.#fontGroup(this.#group())
     else if (name === 'mathbb' || name === 'Bbb')
       this.#push({ type: 'command', text: `mathbb ${this.#group()}` })
     else if (name === 'begin' || name === 'end') this.#environment(name)
-    else if (/^[,:;!>\s()[\]]?$/.test(name) || spaces.has(name)) {
+    else if (dropped.has(name)) {
+      this.#group()
+      this.#spaced = true
+    } else if (/^[,:;!>\s()[\]]?$/.test(name) || spaces.has(name)) {
       // \( … \) and \[ … \] are dollar signs, the rest is white space.
-      if (name === 'hspace') this.#group()
       this.#spaced = true
     } else if (name === '{' || name === '}') this.#sign(`\\${name}`)
-    else if (name === '\\') this.#push({ type: 'command', text: 'newline' })
-    else if (/^[a-zA-Z:]/.test(name)) this.#named(name)
+    else if (name === '\\') {
+      // With the space between two rows of a matrix.
+      this.#match(/\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]/y)
+      this.#push({ type: 'command', text: 'newline' })
+    } else if (/^[a-zA-Z:]/.test(name)) this.#named(name)
     else if (name === '%') this.#push({ type: 'sign', text: '%' })
     else if (name === '$') this.#push({ type: 'command', text: 'dollar' })
     else if (name === '|') this.#push({ type: 'command', text: 'norm' })
@@ -324,6 +352,15 @@ class Tokenizer {
     if (looks.has(name)) {
       // \left. and \right. show nothing.
       if (/^(left|right)$/.test(name) && this.#source[this.#at] === '.') this.#at++
+      // ]1, 2[ for (1, 2)
+      if (name === 'left' && this.#match(/\s*\]/y)) this.#sign('(')
+      if (name === 'right' && this.#match(/\s*\[/y)) this.#sign(')')
+      return
+    }
+    if (/^(?:text)?degrees?$/.test(name)) {
+      const previous = this.#tokens.at(-1)
+      if (previous?.type !== 'sign' || previous.text !== '^') this.#sign('^')
+      this.#push({ type: 'command', text: 'circ' })
       return
     }
     const known = synonyms[name] ?? name
@@ -357,6 +394,14 @@ class Tokenizer {
 
   /** \text{…}: connectors, numbers and words apart. */
   #textGroup(content: string): void {
+    // \text{\$18}, \text{1,000 miles}
+    const [, amount, rest = ''] =
+      /^\s*(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|\\\$\s*-?[\d,.]*)(?!\d)(.*)$/s.exec(content) ?? []
+    if (amount !== undefined) {
+      this.#inline(amount)
+      if (rest.trim() !== '') this.#textGroup(rest)
+      return
+    }
     for (const [piece] of content.matchAll(
       /\s*(?:,\s*)?\b(?:and|or)\b|[,;]|(?:(?!\b(?:and|or)\b)[^,;])+/gi,
     )) {
@@ -365,6 +410,7 @@ class Tokenizer {
       if (text === '') this.#spaced = true
       else if (text === ',' || text === ';') this.#connector(',')
       else if (word === 'and' || word === 'or') this.#connector(word)
+      else if (word === 'to') this.#sign(':')
       else if (/^[\d\s.+\-*/^=$()]+$/.test(text)) this.#inline(text)
       else if (/^[\d.:/]+\s+\D+$/.test(text)) {
         // \text{9:30 a.m.}
