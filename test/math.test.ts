@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { Budget } from '../lib/reward/math/tree.js'
 import { compareAnswers, extractBoxed, math, verifyMath } from '../lib/reward/math.js'
 
 interface Case {
@@ -316,6 +317,81 @@ test('a verdict depends on its two texts alone: not on the clock, on chance, or 
     Object.assign(Date, { now: real[0] })
     Object.assign(performance, { now: real[1] })
     Object.assign(Math, { random: real[2] })
+  }
+})
+
+const references = [...new Set([...cases, ...modelCases].map(({ reference }) => reference))]
+/** What the reader of an answer does not see, or does not mind. */
+const reformats: Record<string, (answer: string) => string> = {
+  spaces: answer => ` ${answer.replaceAll(/(?<=[+=])|(?<=\))(?![\^_])/g, ' ')}  `,
+  '\\dfrac': answer => answer.replaceAll(/\\[td]?frac(?![a-z])/g, '\\dfrac'),
+  'no \\left': answer => answer.replaceAll(/\\(?:left|right)(?=[()[\]|])/g, ''),
+  'dollar signs': answer => `$${answer}$`,
+  '\\(': answer => `\\(${answer}\\)`,
+  'trailing period': answer => (/[.:]$/.test(answer) ? answer : `${answer}.`),
+  '\\displaystyle': answer => `\\displaystyle ${answer}`,
+  bold: answer => `**${answer}**`,
+  'x =': answer =>
+    /[=<>,;:]|\\(?:le|ge|ne|in|text|pm|cup|pmod)|and|or|[A-Za-z]{4}/.test(answer) ? answer : `x = ${answer}`,
+}
+
+/** Mathematics' delimiters go around an answer, Markdown's asterisks around those; only one pair of delimiters. */
+const around = (name: string) => (name === 'bold' ? 3 : /^(?:dollar|\\\()/.test(name) ? 1 : 0)
+
+test('every reference equals itself after any two changes of its looks, whichever is the reference', () => {
+  const names = Object.keys(reformats)
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...references),
+      fc.constantFrom(...names),
+      fc.constantFrom(...names),
+      (reference, first, second) => {
+        if (first === second || around(first) + around(second) === 2) return
+        const [inner, outer] = around(first) > around(second) ? [second, first] : [first, second]
+        const changed = reformats[outer]!(reformats[inner]!(reference))
+        assert.ok(isEqual(changed, reference), `${changed}: ${compareAnswers(changed, reference).reason}`)
+        assert.ok(isEqual(reference, changed), `${reference}: ${compareAnswers(reference, changed).reason}`)
+      },
+    ),
+    { seed: 6, numRuns: 1500 },
+  )
+})
+
+test('whatever is compared with whatever, the order makes no difference, but for percent and thousands', () => {
+  const pair = fc.tuple(fc.constantFrom(...references), fc.constantFrom(...references))
+  fc.assert(
+    fc.property(pair, ([a, b]) => {
+      if (/%|percent|\d,\d{3}/.test(a + b)) return
+      assert.is(isEqual(a, b), isEqual(b, a), `${a} and ${b}`)
+    }),
+    { seed: 6, numRuns: 3000 },
+  )
+})
+
+test('hostile texts of up to 100 kB: no more steps than one comparison has', () => {
+  const { spend } = Budget.prototype
+  let steps = 0
+  let largest = 0
+  Budget.prototype.spend = function (count) {
+    steps += count
+    largest = Math.max(largest, count)
+    return spend.call(this, count)
+  }
+  try {
+    const text = fc
+      .tuple(fc.array(symbols, { minLength: 1, maxLength: 6 }), fc.integer({ min: 1, max: 100_000 }))
+      .map(([parts, length]) => parts.join('').repeat(length).slice(0, length))
+    fc.assert(
+      fc.property(text, text, (a, b) => {
+        steps = largest = 0
+        verifyMath(`\\boxed{${a}}`, b)
+        // The step that went too far counts as well, and what reading units may take (100 each, few of them).
+        assert.ok(steps <= 10_000 + largest + 5_000, `${steps} steps`)
+      }),
+      { seed: 6, numRuns: 300 },
+    )
+  } finally {
+    Budget.prototype.spend = spend
   }
 })
 
