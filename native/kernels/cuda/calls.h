@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../loss.h"
+#include "fused_head.h"
 
 namespace rapo::cuda {
 
@@ -23,5 +24,13 @@ Metrics policy_loss_of_device_arrays(int device, void* stream, const Batch& batc
 void gather_logprobs_of_device_arrays(int device, void* stream, const LogitRows& logits,
                                       const std::int32_t* token_ids, double temperature,
                                       const GatherOutputs& outputs);
+
+/// The loss of the head's rows on the stream, chunk_rows (0: chosen from the free memory) of them at a time;
+/// grad_hidden is written and grad_weight added to. The same chunk_rows give the same bits. After
+/// kInvalidArgument, and kDevice where cuBLASLt is missing, nothing has been written; after kNonFinite the
+/// gradients hold unspecified values.
+Metrics fused_head_loss_of_device_arrays(int device, void* stream, const FusedHead& head,
+                                         const Objective& objective, const Outputs& outputs,
+                                         std::int64_t chunk_rows);
 
 }  // namespace rapo::cuda
