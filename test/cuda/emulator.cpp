@@ -489,7 +489,10 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   if (capturing()) return cudaErrorStreamCaptureUnsupported;
   const std::lock_guard<std::mutex> lock(allocating);
-  if (bytes > kDeviceBytes - allocated) return cudaErrorMemoryAllocation;
+  const char* left = std::getenv("RAPO_CUDA_EMULATOR_FREE");
+  if (bytes > (left ? static_cast<std::size_t>(std::atoll(left)) : kDeviceBytes - allocated)) {
+    return cudaErrorMemoryAllocation;
+  }
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t padded = (std::max<std::size_t>(bytes, 1) + 255) / 256 * 256;
   const std::size_t mapped = (padded + page - 1) / page * page + 2 * page;
