@@ -201,8 +201,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return emulator::enqueue(config->stream, [kernel, kept, attributes, values]() mutable {
     kept.attrs = attributes.data();
     std::function<void()> call = [&] { std::apply(kernel, values); };
-    return emulator::run(
-        kept, [](void* p) { (*static_cast<std::function<void()>*>(p))(); }, &call);
+    return emulator::run(kept, [](void* p) { (*static_cast<std::function<void()>*>(p))(); }, &call);
   });
 }
 
