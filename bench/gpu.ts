@@ -14,6 +14,7 @@ import {
   deviceMemory,
   fusedHeadLossOnDevice,
   fusedHeadLossOnDeviceAsync,
+  fusedHeadWorkspace,
   policyLossOnDevice,
 } from '../lib/device.js'
 import { kernelsInfo, policyLoss } from '../lib/kernels.js'
@@ -197,7 +198,9 @@ async function measureHead(): Promise<{ ms: number; peakGB: number }> {
   const zeros = new Float32Array(C)
   for (let v = 0; v < V; ++v) gradWeight.view(v * C, [C]).upload(zeros)
   const objective = rapo()
-  const options = { gradHidden, gradWeight }
+  const bytes = fusedHeadWorkspace(batch, objective, { chunkRows: Math.min(4096, headRows) })
+  const workspace = DeviceArray.allocate('uint8', [bytes])
+  const options = { gradHidden, gradWeight, workspace }
 
   let free = before
   let settled = false
@@ -231,7 +234,7 @@ async function measureHead(): Promise<{ ms: number; peakGB: number }> {
     throw new Error(`fused head: the gradients disagree, ${fromWeight} and ${fromHidden}; not timed`)
   }
   const ms = medianOf(() => fusedHeadLossOnDevice(batch, objective, options), 10)
-  for (const array of [...Object.values(batch), gradHidden, gradWeight]) array.dispose()
+  for (const array of [...Object.values(batch), gradHidden, gradWeight, workspace]) array.dispose()
   return { ms, peakGB: (before - free) / 1e9 }
 }
 

@@ -227,6 +227,7 @@ struct DeviceLossCall : DeviceCall {
 struct FusedHeadCall : DeviceCall {
   cuda::FusedHead head;
   std::int64_t chunk_rows;
+  cuda::HeadWorkspace workspace;
 
   explicit FusedHeadCall(const Napi::CallbackInfo& info) : DeviceCall(info) {
     const auto b = object_at(info, 0, "batch"), o = object_at(info, 2, "outputs");
@@ -251,12 +252,24 @@ struct FusedHeadCall : DeviceCall {
     head.grad_weight = optional_address<float>(o, "gradWeight");
     if (head.grad_weight) head.grad_weight_stride = integer(o, "gradWeightStride");
     chunk_rows = integer(o, "chunkRows");
+    workspace.data = optional_address<void>(o, "workspace");
+    if (workspace.data) workspace.bytes = static_cast<std::size_t>(integer(o, "workspaceBytes"));
   }
 
   Metrics run() const {
-    return cuda::fused_head_loss_of_device_arrays(device, stream, head, objective, outputs, chunk_rows);
+    return cuda::fused_head_loss_of_device_arrays(device, stream, head, objective, outputs, chunk_rows,
+                                                  workspace);
   }
 };
+
+/// fusedHeadWorkspace(batch, objective, outputs, device, stream) -> bytes for outputs.chunkRows
+inline Napi::Value fused_head_workspace(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const FusedHeadCall call(info);
+    const auto bytes = cuda::fused_head_workspace_bytes(call.device, call.head, call.chunk_rows);
+    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  });
+}
 
 /// policyLossOnDevice and fusedHeadLossOnDevice(batch, objective, outputs, device, stream) -> metrics
 template <class Call>
@@ -304,6 +317,7 @@ inline void define_cuda(Napi::Env env, Napi::Object exports) {
   exports.Set("deviceDownload", Napi::Function::New<device_copy<false>>(env));
   exports.Set("policyLossOnDevice", Napi::Function::New<device_loss<DeviceLossCall>>(env));
   exports.Set("policyLossOnDeviceAsync", Napi::Function::New<device_loss_async<DeviceLossCall>>(env));
+  exports.Set("fusedHeadWorkspace", Napi::Function::New<fused_head_workspace>(env));
   exports.Set("fusedHeadLossOnDevice", Napi::Function::New<device_loss<FusedHeadCall>>(env));
   exports.Set("fusedHeadLossOnDeviceAsync", Napi::Function::New<device_loss_async<FusedHeadCall>>(env));
   exports.Set("gatherLogprobsOnDevice", Napi::Function::New<device_gather>(env));

@@ -59,6 +59,7 @@ interface RawCuda extends KernelsAddon {
   deviceDownload(device: number, address: bigint, array: HostArray, stream: bigint): void
   policyLossOnDevice(...call: RawLossCall): ObjectiveMetrics
   policyLossOnDeviceAsync(...call: RawLossCall): Promise<ObjectiveMetrics>
+  fusedHeadWorkspace(...call: RawLossCall): number
   fusedHeadLossOnDevice(...call: RawLossCall): ObjectiveMetrics
   fusedHeadLossOnDeviceAsync(...call: RawLossCall): Promise<ObjectiveMetrics>
   gatherLogprobsOnDevice(batch: object, outputs: object, device: number, stream: bigint): void
@@ -339,10 +340,15 @@ export interface FusedHeadOptions extends StreamOptions {
   readonly gradWeight?: DeviceArray
   /**
    * Rows of a chunk, for which the device holds the logits of the policy and of the reference at one time. Default: at
-   * most 4096, and what half of the free memory holds. The sums over chunks are float32, so that another number gives
-   * other roundings, and the same number the same bits.
+   * most 4096, and what the workspace or half of the free memory holds. The sums over chunks are float32, so that another
+   * number gives other roundings, and the same number the same bits.
    */
   readonly chunkRows?: number
+  /**
+   * uint8, of as many bytes as fusedHeadWorkspace tells, aligned to 256. Default: allocated for the call, which waits for
+   * the device.
+   */
+  readonly workspace?: DeviceArray
   readonly perToken?: DevicePerToken
 }
 
@@ -362,6 +368,15 @@ export function fusedHeadLossOnDevice(
 ): DeviceLossResult {
   const metrics = addon().fusedHeadLossOnDevice(...headCall(batch, objective, options))
   return { loss: metrics.loss, metrics }
+}
+
+/** Bytes of a workspace for fusedHeadLossOnDevice with chunks of so many rows of the batch. */
+export function fusedHeadWorkspace(
+  batch: DeviceHeadBatch,
+  objective: Objective,
+  { chunkRows }: { readonly chunkRows: number },
+): number {
+  return addon().fusedHeadWorkspace(...headCall(batch, objective, { chunkRows }))
 }
 
 /** fusedHeadLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. */
@@ -455,7 +470,7 @@ function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceL
 function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHeadOptions): RawLossCall {
   validateObjective(objective)
   const { hidden, weight, refHidden, refWeight } = batch
-  const { gradHidden, gradWeight, chunkRows, perToken = {}, stream = 0n } = options
+  const { gradHidden, gradWeight, chunkRows, workspace, perToken = {}, stream = 0n } = options
   if (!(hidden instanceof DeviceArray)) invalid('hidden must be a DeviceArray')
   const { device, dtype } = hidden
   const [rows = 0, channels = 0] = hidden.shape
@@ -497,6 +512,8 @@ function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHe
     gradWeight: gradWeight?.pointer,
     gradWeightStride: gradWeight?.strides[0],
     chunkRows: chunkRows ?? 0,
+    workspace: pointers(device, rows)('workspace', workspace, 'uint8', workspace?.length),
+    workspaceBytes: workspace?.length,
   }
   return [raw, objective, outputs, device, stream]
 }

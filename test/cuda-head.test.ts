@@ -15,6 +15,7 @@ import {
   type FusedHeadOptions,
   fusedHeadLossOnDevice,
   fusedHeadLossOnDeviceAsync,
+  fusedHeadWorkspace,
 } from '../lib/device.js'
 import { RapoError } from '../lib/errors.js'
 import type { LogitsDType } from '../lib/kernels.js'
@@ -407,6 +408,45 @@ test('gradients that are not wanted, in place, in float32, in rows that lie apar
   await pending
 })
 
+test('a workspace of the caller: nothing is allocated, chunks that it holds', () => {
+  const objective = objectiveFor('forward')
+  const head = makeHead('bfloat16', objective, 7)
+  const want = call(head, objective, { chunkRows: 11 })
+  const bytes = onDevice(head, objective, ({ batch }) =>
+    fusedHeadWorkspace(batch, objective, { chunkRows: 11 }),
+  )
+  onDevice(head, objective, ({ batch, gradHidden, gradWeight }) => {
+    const workspace = DeviceArray.allocate('uint8', [bytes])
+    const options = { gradHidden, gradWeight, workspace }
+    try {
+      if (emulated) process.env.RAPO_CUDA_EMULATOR_CAPTURE = '1' // an allocation would be an error
+      assert.equal(
+        fusedHeadLossOnDevice(batch, objective, { ...options, chunkRows: 11 }).metrics,
+        want.metrics,
+      )
+    } finally {
+      delete process.env.RAPO_CUDA_EMULATOR_CAPTURE
+    }
+    assert.equal(gradWeight.download(), want.gradWeight)
+    assert.equal(gradHidden.download(), want.gradHidden)
+    gradWeight.upload(head.before)
+    fusedHeadLossOnDevice(batch, objective, options) // 23 / 2 rows
+    assert.equal(gradWeight.download(), want.gradWeight)
+    const fails = (change: object, message: RegExp) =>
+      assert.match(
+        errorOf(() => fusedHeadLossOnDevice(batch, objective, { ...options, ...change })).message,
+        message,
+      )
+    fails({ chunkRows: 12 }, /workspace has \d+ bytes, expected at least \d+ for chunks of 12 rows/)
+    fails(
+      { chunkRows: 1, workspace: workspace.view(16, [bytes - 16]) },
+      /workspace is not aligned to 256 bytes/,
+    )
+    fails({ workspace: gradWeight }, /workspace is float32, expected uint8/)
+    workspace.dispose()
+  })
+})
+
 test('no rows at all', () => {
   const objective = rapo({ penalty: 'none', klCoef: 0 })
   const empty = DeviceArray.allocate('float32', [0])
@@ -424,14 +464,14 @@ if (emulated) {
   test('rows of a chunk come from the free memory', () => {
     const objective = objectiveFor('forward')
     const head = makeHead('float32', objective, 7)
-    const [sixteen, all] = [16, N].map(chunkRows => call(head, objective, { chunkRows }).gradWeight)
-    assert.not.equal(sixteen, all, 'the size of the chunks shows in roundings')
+    const [eleven, all] = [11, N].map(chunkRows => call(head, objective, { chunkRows }).gradWeight)
+    assert.not.equal(eleven, all, 'the size of the chunks shows in roundings')
     assert.equal(call(head, objective, {}).gradWeight, all)
     try {
-      // Half of it: the products' 32 MiB, a hundred bytes for each of the 23 rows, and 16 rows of two matrices of 816
-      // bytes a row, but not the next number that is tried, 32 rows.
-      process.env.RAPO_CUDA_EMULATOR_FREE = String(2 * (2 ** 25 + 40_000))
-      assert.equal(call(head, objective, {}).gradWeight, sixteen)
+      // Half of it: the products' 32 MiB, a hundred bytes for each of the 23 rows, and 11 rows of two matrices of 816
+      // bytes a row, but not all 23 rows, the number that is tried before.
+      process.env.RAPO_CUDA_EMULATOR_FREE = String(2 * (2 ** 25 + 30_000))
+      assert.equal(call(head, objective, {}).gradWeight, eleven)
       process.env.RAPO_CUDA_EMULATOR_FREE = String(2 ** 20)
       assert.is(errorOf(() => call(head, objective, {})).code, 'ERR_RAPO_OUT_OF_MEMORY')
     } finally {

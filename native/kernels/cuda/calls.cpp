@@ -361,19 +361,22 @@ void validate_head(const FusedHead& head, const Objective& objective, const Outp
   check_sequences(b);
 }
 
-/// Rows of a chunk: what half of the free memory holds, but no more than kMostChunkRows, beyond which the
-/// products do not get faster; then as even as 128 rows allow.
-std::int64_t chunk_rows_for(const Device& device, const FusedHead& head) {
+std::size_t head_bytes(const Device& device, const FusedHead& head, std::int64_t chunk_rows) {
+  return kReportBytes + device.functions().fused_head_workspace(&head, chunk_rows);
+}
+
+/// Rows of a chunk: what so many bytes hold, but no more than kMostChunkRows, beyond which the products do
+/// not get faster; then as even as 128 rows allow.
+std::int64_t chunk_rows_for(const Device& device, const FusedHead& head, std::size_t bytes) {
   constexpr std::int64_t kMostChunkRows = 4096, kTile = 128;
-  const std::size_t budget = device.free_bytes() / 2;
   const auto up = [](std::int64_t rows) { return (rows + kTile - 1) / kTile * kTile; };
   const std::int64_t n = std::max<std::int64_t>(1, head.batch.rows);
-  std::int64_t most = std::min(kMostChunkRows, up(n));
-  while (most > 1 && device.functions().fused_head_workspace(&head, most) > budget) {
-    most = most > kTile ? most - kTile : most / 2;
+  std::int64_t most = std::min(kMostChunkRows, n);
+  while (most > 1 && head_bytes(device, head, most) > bytes) {
+    most = most > kTile ? up(most) - kTile : most / 2;
   }
   const std::int64_t chunks = (n + most - 1) / most, even = (n + chunks - 1) / chunks;
-  return std::min({most, up(even), n});
+  return std::min(most, up(even));
 }
 
 /// Throws kNonFinite for a row of the head, whose logits are gone; its hidden row is the likely cause.
@@ -547,19 +550,34 @@ void gather_logprobs_of_host_arrays(int device_index, const LogitRows& host, con
   for (const auto* result : {&logprobs, &entropy, &log_sum_exp}) result->fetch(device);
 }
 
+std::size_t fused_head_workspace_bytes(int device_index, const FusedHead& head, std::int64_t chunk_rows) {
+  return head_bytes(Device(device_index, nullptr), head, chunk_rows);
+}
+
 Metrics fused_head_loss_of_device_arrays(int device_index, void* stream, const FusedHead& head,
                                          const Objective& objective, const Outputs& outputs,
-                                         std::int64_t chunk_rows) {
+                                         std::int64_t chunk_rows, const HeadWorkspace& given) {
   const Device device(device_index, stream);
   validate_head(head, objective, outputs);
   if (chunk_rows < 0) invalid("chunkRows is " + std::to_string(chunk_rows) + ", expected at least 1");
   const auto& f = device.functions();
   check(f, f.fused_head_prepare(device.index()), "the fused head on the device");
-  if (chunk_rows == 0) chunk_rows = chunk_rows_for(device, head);
+  if (chunk_rows == 0) {
+    chunk_rows = chunk_rows_for(device, head, given.data ? given.bytes : device.free_bytes() / 2);
+  }
   chunk_rows = std::min(chunk_rows, std::max<std::int64_t>(1, head.batch.rows));
-  // Not kept for the next call: it is as large as a good part of the memory.
-  const Buffer workspace = device.allocate(kReportBytes + f.fused_head_workspace(&head, chunk_rows));
-  auto* report = workspace.get<Report>();
+  const std::size_t bytes = head_bytes(device, head, chunk_rows);
+  if (given.data && given.bytes < bytes) {
+    invalid("workspace has " + std::to_string(given.bytes) + " bytes, expected at least " +
+            std::to_string(bytes) + " for chunks of " + std::to_string(chunk_rows) + " rows");
+  }
+  if (reinterpret_cast<std::uintptr_t>(given.data) % 256 != 0) {
+    invalid("workspace is not aligned to 256 bytes");
+  }
+  // One of our own is not kept for the next call: it is as large as a good part of the memory.
+  const Buffer own = device.allocate(given.data ? 0 : bytes);
+  char* const workspace = given.data ? static_cast<char*>(given.data) : own.get<char>();
+  auto* report = reinterpret_cast<Report*>(workspace);
   Report result;
   const auto fetch = [&] { device.to_host(&result, report, sizeof result); };
   // By themselves and first, since the products cannot be taken back.
@@ -567,8 +585,8 @@ Metrics fused_head_loss_of_device_arrays(int device_index, void* stream, const F
   fetch();
   if (result.status.invalid < kStopped) explain_invalid(device, head.batch, objective, result.status.invalid);
   check(f,
-        f.fused_head_loss(device.index(), &head, &objective, &outputs, chunk_rows,
-                          workspace.get<char>() + kReportBytes, report, stream),
+        f.fused_head_loss(device.index(), &head, &objective, &outputs, chunk_rows, workspace + kReportBytes,
+                          report, stream),
         "the fused head on the device");
   fetch();
   if (result.status.non_finite != kNoFault) {
