@@ -161,45 +161,62 @@ inline Napi::Object object_at(const Napi::CallbackInfo& info, std::size_t index,
   return info[index].As<Napi::Object>();
 }
 
-/// A policy_loss call on device arrays: (batch, objective, outputs, device, stream).
-struct DeviceLossCall {
+/// The arrays of a batch with one entry a row, and its sizes.
+inline Batch device_rows(const Napi::Object& b) {
+  Batch batch;
+  batch.rows = integer(b, "rows");
+  batch.vocab_size = integer(b, "vocabSize");
+  batch.dtype = dtype_from(string(b, "dtype"), "dtype");
+  batch.token_ids = optional_address<std::int32_t>(b, "tokenIds");
+  batch.token_weights = optional_address<float>(b, "tokenWeights");
+  batch.advantages = optional_address<float>(b, "advantages");
+  batch.ref_weights = optional_address<float>(b, "refWeights");
+  batch.old_logprobs = optional_address<float>(b, "oldLogprobs");
+  batch.policy_weights = optional_address<float>(b, "policyWeights");
+  batch.sequence_offsets = optional_address<std::int32_t>(b, "sequenceOffsets");
+  if (batch.sequence_offsets) batch.sequences = integer(b, "sequences");
+  return batch;
+}
+
+inline Outputs device_outputs(const Napi::Object& o) {
+  Outputs outputs;
+  outputs.logprobs = optional_address<float>(o, "logprobs");
+  outputs.ref_logprobs = optional_address<float>(o, "refLogprobs");
+  outputs.kl = optional_address<float>(o, "kl");
+  outputs.entropy = optional_address<float>(o, "entropy");
+  outputs.ratio = optional_address<float>(o, "ratio");
+  outputs.clipped = optional_address<std::uint8_t>(o, "clipped");
+  return outputs;
+}
+
+/// What the two losses on device arrays have in common: (batch, objective, outputs, device, stream).
+struct DeviceCall {
   Batch batch;
   Objective objective;
   Outputs outputs;
   int device;
   void* stream;
 
-  explicit DeviceLossCall(const Napi::CallbackInfo& info)
-      : objective(objective_from(info[1])),
+  explicit DeviceCall(const Napi::CallbackInfo& info)
+      : batch(device_rows(object_at(info, 0, "batch"))),
+        objective(objective_from(info[1])),
+        outputs(device_outputs(object_at(info, 2, "outputs"))),
         device(device_argument(info[3])),
-        stream(address(info[4], "stream")) {
+        stream(address(info[4], "stream")) {}
+};
+
+struct DeviceLossCall : DeviceCall {
+  explicit DeviceLossCall(const Napi::CallbackInfo& info) : DeviceCall(info) {
     const auto b = object_at(info, 0, "batch"), o = object_at(info, 2, "outputs");
-    batch.rows = integer(b, "rows");
-    batch.vocab_size = integer(b, "vocabSize");
-    batch.dtype = dtype_from(string(b, "dtype"), "dtype");
     batch.logits = address(b.Get("logits"), "logits");
     batch.logits_stride = integer(b, "logitsStride");
     batch.ref_logits = optional_address<void>(b, "refLogits");
     batch.ref_stride = batch.ref_logits ? integer(b, "refStride") : batch.vocab_size;
-    batch.token_ids = optional_address<std::int32_t>(b, "tokenIds");
-    batch.token_weights = optional_address<float>(b, "tokenWeights");
-    batch.advantages = optional_address<float>(b, "advantages");
-    batch.ref_weights = optional_address<float>(b, "refWeights");
-    batch.old_logprobs = optional_address<float>(b, "oldLogprobs");
-    batch.policy_weights = optional_address<float>(b, "policyWeights");
-    batch.sequence_offsets = optional_address<std::int32_t>(b, "sequenceOffsets");
-    if (batch.sequence_offsets) batch.sequences = integer(b, "sequences");
     outputs.grad_logits = optional_address<void>(o, "gradLogits");
     if (outputs.grad_logits) {
       outputs.grad_dtype = dtype_from(string(o, "gradDtype"), "gradDtype");
       outputs.grad_stride = integer(o, "gradStride");
     }
-    outputs.logprobs = optional_address<float>(o, "logprobs");
-    outputs.ref_logprobs = optional_address<float>(o, "refLogprobs");
-    outputs.kl = optional_address<float>(o, "kl");
-    outputs.entropy = optional_address<float>(o, "entropy");
-    outputs.ratio = optional_address<float>(o, "ratio");
-    outputs.clipped = optional_address<std::uint8_t>(o, "clipped");
   }
 
   Metrics run() const {
@@ -207,15 +224,64 @@ struct DeviceLossCall {
   }
 };
 
-/// policyLossOnDevice(batch, objective, outputs, device, stream) -> metrics
-inline Napi::Value device_loss(const Napi::CallbackInfo& info) {
-  return guarded(info, [&] { return metrics_to_js(info.Env(), DeviceLossCall(info).run()); });
+struct FusedHeadCall : DeviceCall {
+  cuda::FusedHead head;
+  std::int64_t chunk_rows;
+  cuda::HeadWorkspace workspace;
+
+  explicit FusedHeadCall(const Napi::CallbackInfo& info) : DeviceCall(info) {
+    const auto b = object_at(info, 0, "batch"), o = object_at(info, 2, "outputs");
+    head.batch = batch;
+    head.channels = integer(b, "channels");
+    head.hidden = address(b.Get("hidden"), "hidden");
+    head.hidden_stride = integer(b, "hiddenStride");
+    head.weight = address(b.Get("weight"), "weight");
+    head.weight_stride = integer(b, "weightStride");
+    head.ref_hidden = optional_address<void>(b, "refHidden");
+    if (head.ref_hidden) {
+      head.ref_channels = integer(b, "refChannels");
+      head.ref_hidden_stride = integer(b, "refHiddenStride");
+      head.ref_weight = address(b.Get("refWeight"), "refWeight");
+      head.ref_weight_stride = integer(b, "refWeightStride");
+    }
+    head.grad_hidden = optional_address<void>(o, "gradHidden");
+    if (head.grad_hidden) {
+      head.grad_hidden_dtype = dtype_from(string(o, "gradHiddenDtype"), "gradHiddenDtype");
+      head.grad_hidden_stride = integer(o, "gradHiddenStride");
+    }
+    head.grad_weight = optional_address<float>(o, "gradWeight");
+    if (head.grad_weight) head.grad_weight_stride = integer(o, "gradWeightStride");
+    chunk_rows = integer(o, "chunkRows");
+    workspace.data = optional_address<void>(o, "workspace");
+    if (workspace.data) workspace.bytes = static_cast<std::size_t>(integer(o, "workspaceBytes"));
+  }
+
+  Metrics run() const {
+    return cuda::fused_head_loss_of_device_arrays(device, stream, head, objective, outputs, chunk_rows,
+                                                  workspace);
+  }
+};
+
+/// fusedHeadWorkspace(batch, objective, outputs, device, stream) -> bytes for outputs.chunkRows
+inline Napi::Value fused_head_workspace(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const FusedHeadCall call(info);
+    const auto bytes = cuda::fused_head_workspace_bytes(call.device, call.head, call.chunk_rows);
+    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  });
 }
 
-/// policyLossOnDeviceAsync: the same -> Promise<metrics>
-inline Napi::Value device_loss_async(const Napi::CallbackInfo& info) {
+/// policyLossOnDevice and fusedHeadLossOnDevice(batch, objective, outputs, device, stream) -> metrics
+template <class Call>
+Napi::Value device_loss(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] { return metrics_to_js(info.Env(), Call(info).run()); });
+}
+
+/// The same with Async -> Promise<metrics>
+template <class Call>
+Napi::Value device_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    auto call = std::make_shared<DeviceLossCall>(info);
+    auto call = std::make_shared<Call>(info);
     return PromiseWorker<Metrics>::run(
         info.Env(), std::make_shared<Control>(), {}, [call] { return call->run(); },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
@@ -249,8 +315,11 @@ inline void define_cuda(Napi::Env env, Napi::Object exports) {
   exports.Set("cudaMemory", Napi::Function::New<cuda_memory>(env));
   exports.Set("deviceUpload", Napi::Function::New<device_copy<true>>(env));
   exports.Set("deviceDownload", Napi::Function::New<device_copy<false>>(env));
-  exports.Set("policyLossOnDevice", Napi::Function::New<device_loss>(env));
-  exports.Set("policyLossOnDeviceAsync", Napi::Function::New<device_loss_async>(env));
+  exports.Set("policyLossOnDevice", Napi::Function::New<device_loss<DeviceLossCall>>(env));
+  exports.Set("policyLossOnDeviceAsync", Napi::Function::New<device_loss_async<DeviceLossCall>>(env));
+  exports.Set("fusedHeadWorkspace", Napi::Function::New<fused_head_workspace>(env));
+  exports.Set("fusedHeadLossOnDevice", Napi::Function::New<device_loss<FusedHeadCall>>(env));
+  exports.Set("fusedHeadLossOnDeviceAsync", Napi::Function::New<device_loss_async<FusedHeadCall>>(env));
   exports.Set("gatherLogprobsOnDevice", Napi::Function::New<device_gather>(env));
 }
 

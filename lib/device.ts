@@ -59,6 +59,9 @@ interface RawCuda extends KernelsAddon {
   deviceDownload(device: number, address: bigint, array: HostArray, stream: bigint): void
   policyLossOnDevice(...call: RawLossCall): ObjectiveMetrics
   policyLossOnDeviceAsync(...call: RawLossCall): Promise<ObjectiveMetrics>
+  fusedHeadWorkspace(...call: RawLossCall): number
+  fusedHeadLossOnDevice(...call: RawLossCall): ObjectiveMetrics
+  fusedHeadLossOnDeviceAsync(...call: RawLossCall): Promise<ObjectiveMetrics>
   gatherLogprobsOnDevice(batch: object, outputs: object, device: number, stream: bigint): void
 }
 type RawLossCall = [batch: object, objective: Objective, outputs: object, device: number, stream: bigint]
@@ -257,12 +260,8 @@ export function deviceMemory(device: KernelDevice = 'cuda'): { free: number; tot
   return addon().cudaMemory(cudaNumber(device))
 }
 
-/** As LossBatch, on one device. Rows of the two matrices may lie apart. */
-export interface DeviceLossBatch {
-  /** (N × V) float32, bfloat16 or float16 */
-  readonly logits: DeviceArray
-  /** (N × V) of the same dtype */
-  readonly refLogits?: DeviceArray
+/** What LossBatch has for each row, on one device. */
+export interface DeviceRows {
   /** (N) int32 */
   readonly tokenIds: DeviceArray
   /** (N) float32, as those that follow */
@@ -273,6 +272,14 @@ export interface DeviceLossBatch {
   readonly policyWeights?: DeviceArray
   /** (B + 1) int32 */
   readonly sequenceOffsets?: DeviceArray
+}
+
+/** As LossBatch, on one device. Rows of the two matrices may lie apart. */
+export interface DeviceLossBatch extends DeviceRows {
+  /** (N × V) float32, bfloat16 or float16 */
+  readonly logits: DeviceArray
+  /** (N × V) of the same dtype */
+  readonly refLogits?: DeviceArray
 }
 
 /** Where the results go: arrays of (N), float32, `clipped` uint8; masked rows get 0. */
@@ -310,10 +317,83 @@ export async function policyLossOnDeviceAsync(
   options: DeviceLossOptions = {},
 ): Promise<DeviceLossResult> {
   const call = lossCall(batch, objective, options)
-  const used = [...Object.values(batch), options.grad, ...Object.values(options.perToken ?? {})]
-  const release = DeviceArray.hold(used.filter(array => array instanceof DeviceArray))
+  return settled(addon().policyLossOnDeviceAsync(...call), { ...batch, ...options, ...options.perToken })
+}
+
+/** The head's inputs, on one device: logits = hidden × weightᵀ. Rows of the matrices may lie apart. */
+export interface DeviceHeadBatch extends DeviceRows {
+  /** (N × C) float32 or bfloat16; masked rows are not looked at */
+  readonly hidden: DeviceArray
+  /** (V × C) of the same dtype, as those of the reference */
+  readonly weight: DeviceArray
+  /** (N × C′); left out where the penalty is none */
+  readonly refHidden?: DeviceArray
+  /** (V × C′) */
+  readonly refWeight?: DeviceArray
+}
+
+/** Where fusedHeadLossOnDevice writes, on which stream, and how many rows it takes at a time. */
+export interface FusedHeadOptions extends StreamOptions {
+  /** (N × C) of hidden's dtype or float32: ∂loss/∂hidden is written here. It may be `hidden` itself. */
+  readonly gradHidden?: DeviceArray
+  /** (V × C) float32: ∂loss/∂weight is added to what is here. */
+  readonly gradWeight?: DeviceArray
+  /**
+   * Rows of a chunk, for which the device holds the logits of the policy and of the reference at one time. Default: at
+   * most 4096, and what the workspace or half of the free memory holds. The sums over chunks are float32, so that another
+   * number gives other roundings, and the same number the same bits.
+   */
+  readonly chunkRows?: number
+  /**
+   * uint8, of as many bytes as fusedHeadWorkspace tells, aligned to 256. Default: allocated for the call, which waits for
+   * the device.
+   */
+  readonly workspace?: DeviceArray
+  readonly perToken?: DevicePerToken
+}
+
+/**
+ * The loss of a model's head: policyLoss of the logits hidden × weightᵀ (and refHidden × refWeightᵀ) and the gradients
+ * with respect to hidden and weight, without an (N × V) array. Products by cuBLASLt with float32 sums; logits and their
+ * gradient are rounded to hidden's dtype. Returns when the results are there.
+ *
+ * Throws ERR_RAPO_INVALID_ARGUMENT (shape, dtype, device, an entry out of range) and ERR_RAPO_DEVICE (no CUDA, or no
+ * cuBLASLt) before anything is written; ERR_RAPO_OUT_OF_MEMORY where a chunk does not fit; ERR_RAPO_NON_FINITE, which
+ * names the row, and leaves unspecified values in the gradients.
+ */
+export function fusedHeadLossOnDevice(
+  batch: DeviceHeadBatch,
+  objective: Objective,
+  options: FusedHeadOptions = {},
+): DeviceLossResult {
+  const metrics = addon().fusedHeadLossOnDevice(...headCall(batch, objective, options))
+  return { loss: metrics.loss, metrics }
+}
+
+/** Bytes of a workspace for fusedHeadLossOnDevice with chunks of so many rows of the batch. */
+export function fusedHeadWorkspace(
+  batch: DeviceHeadBatch,
+  objective: Objective,
+  { chunkRows }: { readonly chunkRows: number },
+): number {
+  return addon().fusedHeadWorkspace(...headCall(batch, objective, { chunkRows }))
+}
+
+/** fusedHeadLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. */
+export async function fusedHeadLossOnDeviceAsync(
+  batch: DeviceHeadBatch,
+  objective: Objective,
+  options: FusedHeadOptions = {},
+): Promise<DeviceLossResult> {
+  const call = headCall(batch, objective, options)
+  return settled(addon().fusedHeadLossOnDeviceAsync(...call), { ...batch, ...options, ...options.perToken })
+}
+
+/** What a call under way comes to; until then none of its device arrays can be disposed. */
+async function settled(pending: Promise<ObjectiveMetrics>, used: object): Promise<DeviceLossResult> {
+  const release = DeviceArray.hold(Object.values(used).filter(array => array instanceof DeviceArray))
   try {
-    const metrics = await addon().policyLossOnDeviceAsync(...call)
+    const metrics = await pending
     return { loss: metrics.loss, metrics }
   } finally {
     release()
@@ -360,27 +440,92 @@ export function gatherLogprobsOnDevice(
 
 function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceLossOptions): RawLossCall {
   validateObjective(objective)
-  const { logits, refLogits, sequenceOffsets } = batch
+  const { logits, refLogits } = batch
   const { grad = 'in-place', perToken = {}, stream = 0n } = options
   const { device, rows, vocabSize, dtype } = logitsOf(logits)
-  const pointer = pointers(device, rows)
   if (refLogits) checkMatrix('refLogits', refLogits, device, rows, vocabSize, [dtype])
-  if (sequenceOffsets && !(sequenceOffsets.shape.length === 1 && sequenceOffsets.length >= 1)) {
-    invalid('sequenceOffsets must have one dimension and at least one entry')
-  }
   const target = grad === 'in-place' ? logits : grad === 'none' ? undefined : grad
   if (target && !(target instanceof DeviceArray)) {
     invalid(`grad is ${target}, expected in-place, none or a DeviceArray`)
   }
   if (target) checkMatrix('grad', target, device, rows, vocabSize, [dtype, 'float32'])
   const raw = {
-    rows,
+    ...rowPointers(batch, device, rows),
     vocabSize,
     dtype,
     logits: logits.pointer,
     logitsStride: logits.strides[0],
     refLogits: refLogits?.pointer,
     refStride: refLogits?.strides[0],
+  }
+  const outputs = {
+    ...perTokenPointers(perToken, device, rows),
+    gradLogits: target?.pointer,
+    gradDtype: target?.dtype,
+    gradStride: target?.strides[0],
+  }
+  return [raw, objective, outputs, device, stream]
+}
+
+function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHeadOptions): RawLossCall {
+  validateObjective(objective)
+  const { hidden, weight, refHidden, refWeight } = batch
+  const { gradHidden, gradWeight, chunkRows, workspace, perToken = {}, stream = 0n } = options
+  if (!(hidden instanceof DeviceArray)) invalid('hidden must be a DeviceArray')
+  const { device, dtype } = hidden
+  const [rows = 0, channels = 0] = hidden.shape
+  checkMatrix('hidden', hidden, device, rows, channels, ['float32', 'bfloat16'])
+  if (channels === 0) invalid('hidden has no channels, expected at least 1')
+  if (!(weight instanceof DeviceArray)) invalid('weight must be a DeviceArray')
+  const [vocabSize = 0] = weight.shape
+  checkMatrix('weight', weight, device, vocabSize, channels, [dtype])
+  const refChannels = refHidden?.shape[1]
+  if (refHidden) checkMatrix('refHidden', refHidden, device, rows, refChannels ?? 0, [dtype])
+  if (refHidden && !refWeight) invalid('refWeight is missing, and refHidden needs it')
+  if (refWeight && !refHidden) invalid('refHidden is missing, and refWeight is of no use without it')
+  if (refWeight) checkMatrix('refWeight', refWeight, device, vocabSize, refChannels ?? 0, [dtype])
+  if (gradHidden) checkMatrix('gradHidden', gradHidden, device, rows, channels, [dtype, 'float32'])
+  if (gradWeight) checkMatrix('gradWeight', gradWeight, device, vocabSize, channels, ['float32'])
+  if (chunkRows !== undefined && !(Number.isSafeInteger(chunkRows) && chunkRows >= 1)) {
+    invalid(`chunkRows is ${chunkRows}, expected a whole number >= 1`)
+  }
+  const raw = {
+    ...rowPointers(batch, device, rows),
+    vocabSize,
+    dtype,
+    channels,
+    hidden: hidden.pointer,
+    hiddenStride: hidden.strides[0],
+    weight: weight.pointer,
+    weightStride: weight.strides[0],
+    refChannels,
+    refHidden: refHidden?.pointer,
+    refHiddenStride: refHidden?.strides[0],
+    refWeight: refWeight?.pointer,
+    refWeightStride: refWeight?.strides[0],
+  }
+  const outputs = {
+    ...perTokenPointers(perToken, device, rows),
+    gradHidden: gradHidden?.pointer,
+    gradHiddenDtype: gradHidden?.dtype,
+    gradHiddenStride: gradHidden?.strides[0],
+    gradWeight: gradWeight?.pointer,
+    gradWeightStride: gradWeight?.strides[0],
+    chunkRows: chunkRows ?? 0,
+    workspace: pointers(device, rows)('workspace', workspace, 'uint8', workspace?.length),
+    workspaceBytes: workspace?.length,
+  }
+  return [raw, objective, outputs, device, stream]
+}
+
+function rowPointers(batch: DeviceRows, device: number, rows: number) {
+  const pointer = pointers(device, rows)
+  const { sequenceOffsets } = batch
+  if (sequenceOffsets && !(sequenceOffsets.shape.length === 1 && sequenceOffsets.length >= 1)) {
+    invalid('sequenceOffsets must have one dimension and at least one entry')
+  }
+  return {
+    rows,
     tokenIds: pointer('tokenIds', batch.tokenIds, 'int32'),
     tokenWeights: pointer('tokenWeights', batch.tokenWeights, 'float32'),
     advantages: pointer('advantages', batch.advantages, 'float32'),
@@ -390,10 +535,11 @@ function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceL
     sequenceOffsets: pointer('sequenceOffsets', sequenceOffsets, 'int32', sequenceOffsets?.length),
     sequences: sequenceOffsets && sequenceOffsets.length - 1,
   }
-  const outputs = {
-    gradLogits: target?.pointer,
-    gradDtype: target?.dtype,
-    gradStride: target?.strides[0],
+}
+
+function perTokenPointers(perToken: DevicePerToken, device: number, rows: number) {
+  const pointer = pointers(device, rows)
+  return {
     logprobs: pointer('logprobs', perToken.logprobs, 'float32'),
     refLogprobs: pointer('refLogprobs', perToken.refLogprobs, 'float32'),
     kl: pointer('kl', perToken.kl, 'float32'),
@@ -401,7 +547,6 @@ function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceL
     ratio: pointer('ratio', perToken.ratio, 'float32'),
     clipped: pointer('clipped', perToken.clipped, 'uint8'),
   }
-  return [raw, objective, outputs, device, stream]
 }
 
 function logitsOf(logits: DeviceArray) {
@@ -419,7 +564,8 @@ function checkMatrix(
   columns: number,
   dtypes: readonly DeviceDType[],
 ): void {
-  if (array.device !== device) invalid(`${field} is on device ${array.device}, logits on ${device}`)
+  if (!(array instanceof DeviceArray)) invalid(`${field} must be a DeviceArray`)
+  if (array.device !== device) invalid(`${field} is on device ${array.device}, the others on ${device}`)
   if (!dtypes.includes(array.dtype)) invalid(`${field} is ${array.dtype}, expected ${dtypes.join(' or ')}`)
   const { shape, strides } = array
   if (shape.length !== 2 || shape[0] !== rows || shape[1] !== columns) {
@@ -434,7 +580,7 @@ function pointers(device: number, rows: number) {
   return (field: string, array: DeviceArray | undefined, dtype: DeviceDType, length: number = rows) => {
     if (array === undefined) return undefined
     if (!(array instanceof DeviceArray)) invalid(`${field} must be a DeviceArray`)
-    if (array.device !== device) invalid(`${field} is on device ${array.device}, logits on ${device}`)
+    if (array.device !== device) invalid(`${field} is on device ${array.device}, the others on ${device}`)
     if (array.dtype !== dtype) invalid(`${field} is ${array.dtype}, expected ${dtype}`)
     if (array.length !== length) invalid(`${field} has ${array.length} elements, expected ${length}`)
     if (!array.dense) invalid(`${field} must be dense`)

@@ -1,6 +1,7 @@
-// npm run build:cuda [-- --arch 90-real] [-- --build DIR] [-- --out DIR]: compiles librapo_cuda.so, beside the kernels
-// addon by default, and prints registers and spills of every kernel. Ends with an error on a warning or a spill in the
-// kernels that pass over rows. Needs nvcc (CUDA 12.8 or later) and CMake; nothing of npm.
+// npm run build:cuda [-- --arch 90-real] [-- --build DIR] [-- --out DIR] [-- --tests]: compiles librapo_cuda.so, beside
+// the kernels addon by default, and prints registers and spills of every kernel. Ends with an error on a warning or a
+// spill in the kernels that pass over rows. --tests: also the program of test/cuda that captures graphs. Needs nvcc (CUDA
+// 12.8 or later) and CMake; nothing of npm.
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -13,6 +14,7 @@ const { values: flags } = parseArgs({
     arch: { type: 'string', default: '' },
     build: { type: 'string', default: join(root, 'build', 'cuda') },
     out: { type: 'string', default: join(root, 'build', 'Release') },
+    tests: { type: 'boolean', default: false },
   },
 })
 
@@ -34,6 +36,7 @@ run('cmake', [
   `-DCMAKE_CUDA_COMPILER=${nvcc}`,
   `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${flags.out}`,
   `-DRAPO_CUDA_ARCHITECTURES=${flags.arch.replaceAll(',', ';')}`,
+  `-DRAPO_CUDA_TESTS=${flags.tests ? 'ON' : 'OFF'}`,
 ])
 // From the beginning, since an object that is up to date tells no registers.
 const log = run('cmake', ['--build', flags.build, '--parallel', '--clean-first'])
@@ -83,7 +86,7 @@ function readable(mangled) {
     .replaceAll('rapo::cuda::', '')
     .replaceAll('(anonymous namespace)::', '')
     .replace(/^void /, '')
-    .replace(/\((LossCall|GatherCall)\)$/, '')
+    .replace(/\((LossCall|GatherCall|HiddenRows)\)$/, '')
 }
 
 function run(command, args) {

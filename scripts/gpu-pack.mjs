@@ -24,7 +24,7 @@ for (const path of ['CMakeLists.txt', 'package.json', 'LICENSE', 'native', 'bind
 }
 for (const file of ['build-cuda.mjs', 'gpu.mjs'])
   cpSync(join(root, 'scripts', file), join(pack, 'scripts', file))
-cpSync(join(root, 'bench', 'gpu_peers.py'), join(pack, 'bench', 'gpu_peers.py'))
+for (const path of ['bench/gpu_peers.py', 'test/cuda/graph.cpp']) cpSync(join(root, path), join(pack, path))
 for (const name of ['node-api-headers', 'node-addon-api']) {
   const isHeader = path => statSync(path).isDirectory() || /\.(h|json|md)$|LICENSE/.test(path)
   cpSync(join(root, 'node_modules', name), join(pack, 'node_modules', name), {
@@ -35,7 +35,7 @@ for (const name of ['node-api-headers', 'node-addon-api']) {
 
 // esbuild comes with tsx.
 const { build } = createRequire(createRequire(import.meta.url).resolve('tsx/package.json'))('esbuild')
-for (const entry of ['test/cuda-emulator.test.ts', 'bench/gpu.ts']) {
+for (const entry of ['test/cuda-emulator.test.ts', 'test/cuda-head.test.ts', 'bench/gpu.ts']) {
   await build({
     entryPoints: [join(root, entry)],
     outfile: join(pack, 'js', entry.replace(/ts$/, 'mjs')),

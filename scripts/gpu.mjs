@@ -1,6 +1,7 @@
 // npm run test:gpu and npm run bench:gpu, in a clone or in a directory made by scripts/gpu-pack.mjs.
-//   test   builds the CUDA library and the kernels addon, runs every kernel case on the device, then the smaller ones
-//          under compute-sanitizer (memcheck, racecheck, initcheck)
+//   test   builds the CUDA library and the kernels addon, runs every case of the kernels and of the fused head on the
+//          device, captures both in CUDA graphs, then runs the smaller ones under compute-sanitizer (memcheck, racecheck,
+//          initcheck; the fused head, whose products are not ours, memcheck alone)
 //   bench  builds the same and runs bench/gpu.ts; further arguments go there
 // Needs nvcc and CMake, and a CUDA device: without one it ends with status 1 and says so, once all is built.
 import { spawnSync } from 'node:child_process'
@@ -26,6 +27,7 @@ run('the CUDA library', process.execPath, [
   join(build, 'cuda'),
   '--out',
   build,
+  '--tests',
 ])
 const modules = join(root, 'node_modules')
 const ninja = spawnSync('ninja', ['--version'], { stdio: 'ignore' }).status === 0 ? ['-G', 'Ninja'] : []
@@ -42,8 +44,10 @@ run('the kernels addon', 'cmake', [
 run('the kernels addon', 'cmake', ['--build', join(build, 'addon'), '--parallel', '--target', 'rapo_kernels'])
 
 const addon = join(build, 'rapo_kernels.node')
+const python = process.env.RAPO_PYTHON || 'python3'
 const env = {
   ...process.env,
+  ...cublasLt(),
   RAPO_KERNELS_ADDON: addon,
   RAPO_CUDA_LIBRARY: join(build, 'librapo_cuda.so'),
 }
@@ -61,6 +65,8 @@ if (command === 'bench') {
   })
 } else {
   run('every case', process.execPath, script('test', 'cuda-emulator.test'), env)
+  run('the fused head', process.execPath, script('test', 'cuda-head.test'), env)
+  run('CUDA graphs', join(build, 'rapo_cuda_graph'), [], env)
   for (const tool of ['memcheck', 'racecheck', 'initcheck']) {
     run(
       `compute-sanitizer ${tool}`,
@@ -69,7 +75,22 @@ if (command === 'bench') {
       { ...env, RAPO_TEST_SMALL: '1' },
     )
   }
+  run(
+    'compute-sanitizer memcheck, the fused head',
+    'compute-sanitizer',
+    ['--tool', 'memcheck', '--error-exitcode', '1', process.execPath, ...script('test', 'cuda-head.test')],
+    env,
+  )
   console.log('test:gpu: all passed')
+}
+
+/** Where torch's packages have cuBLASLt: a machine with nvcc alone has it nowhere else. */
+function cublasLt() {
+  if (process.env.RAPO_CUBLASLT) return {}
+  const code =
+    'import glob, nvidia; print(sorted(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib/libcublasLt.so.*"))[-1])'
+  const { status, stdout } = spawnSync(python, ['-c', code], { encoding: 'utf8' })
+  return status === 0 ? { RAPO_CUBLASLT: stdout.trim() } : {}
 }
 
 /** How node runs a script: as the pack has it in one file, or from its TypeScript. */

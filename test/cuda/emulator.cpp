@@ -12,6 +12,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
+
+struct EmulatedGraph {
+  std::vector<std::function<cudaError_t()>> work;
+};
+struct EmulatedStream {
+  EmulatedGraph graph;  // what has been captured so far
+};
 
 namespace emulator {
 namespace {
@@ -168,7 +176,8 @@ std::map<std::uintptr_t, Allocation> allocations;
 constexpr std::size_t kDeviceBytes = std::size_t{16} << 30;
 std::size_t allocated = 0;
 
-bool capturing() { return std::getenv("RAPO_CUDA_EMULATOR_CAPTURE") != nullptr; }
+EmulatedStream* captured = nullptr;  // the stream that is being captured
+bool capturing() { return captured || std::getenv("RAPO_CUDA_EMULATOR_CAPTURE") != nullptr; }
 
 void yield_to_scheduler() { Context::exchange(current->context, scheduler); }
 
@@ -423,6 +432,25 @@ cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* arg
   return cudaErrorLaunchFailure;
 }
 
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
+  if (!captured) return work();
+  if (stream != captured) return cudaErrorStreamCaptureUnsupported;
+  captured->graph.work.push_back(std::move(work));
+  return cudaSuccess;
+}
+
+bool in_allocation(const void* p, std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(allocating);
+  const auto address = reinterpret_cast<std::uintptr_t>(p);
+  auto found = allocations.upper_bound(address);
+  return found != allocations.begin() && address + bytes <= (--found)->first + found->second.bytes;
+}
+
+cudaError_t report_failure(const std::string& message) {
+  last_failure = message;
+  return cudaErrorLaunchFailure;
+}
+
 }  // namespace emulator
 
 using namespace emulator;
@@ -461,7 +489,10 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
   if (capturing()) return cudaErrorStreamCaptureUnsupported;
   const std::lock_guard<std::mutex> lock(allocating);
-  if (bytes > kDeviceBytes - allocated) return cudaErrorMemoryAllocation;
+  const char* left = std::getenv("RAPO_CUDA_EMULATOR_FREE");
+  if (bytes > (left ? static_cast<std::size_t>(std::atoll(left)) : kDeviceBytes - allocated)) {
+    return cudaErrorMemoryAllocation;
+  }
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t padded = (std::max<std::size_t>(bytes, 1) + 255) / 256 * 256;
   const std::size_t mapped = (padded + page - 1) / page * page + 2 * page;
@@ -491,25 +522,59 @@ cudaError_t cudaFree(void* pointer) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  return enqueue(stream, [=] {
+    std::memcpy(to, from, bytes);
+    return cudaSuccess;
+  });
 }
 
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  return enqueue(stream, [=] {
+    std::memset(to, value, bytes);
+    return cudaSuccess;
+  });
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(std::malloc(1));
+  *stream = new EmulatedStream;
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  std::free(stream);
+  delete stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (!stream || captured) return cudaErrorStreamCaptureUnsupported;
+  captured = stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (captured != stream) return cudaErrorStreamCaptureUnsupported;
+  captured = nullptr;
+  *graph = new EmulatedGraph(std::move(stream->graph));
+  stream->graph = {};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  *executable = graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  for (const auto& work : executable->work) {
+    const auto error = enqueue(stream, work);
+    if (error != cudaSuccess) return error;
+  }
   return cudaSuccess;
 }
 

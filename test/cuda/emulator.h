@@ -13,7 +13,9 @@
 //   page that cannot be read, so that other accesses beyond them end the process;
 // - barriers and shuffles that not all threads reach, or with different masks;
 // - asynchronous copies: they arrive no sooner than at the wait, so that a read without it reads nothing;
-// - calls that may not happen while a graph is captured.
+// - calls that may not happen while a graph is captured, and work put on another stream meanwhile; what is
+// captured is
+//   kept with its arguments and runs when the graph is launched.
 // What fails makes the launch return cudaErrorLaunchFailure, and cudaGetErrorString tell what it was.
 #pragma once
 
@@ -22,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -96,6 +99,15 @@ cudaError_t cudaStreamSynchronize(cudaStream_t);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned);
 cudaError_t cudaStreamDestroy(cudaStream_t);
 cudaError_t cudaGetLastError();
+
+struct EmulatedGraph;
+using cudaGraph_t = EmulatedGraph*;
+using cudaGraphExec_t = EmulatedGraph*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0 };
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
 const char* cudaGetErrorString(cudaError_t);
 
 // ---- what a thread sees ----
@@ -134,6 +146,13 @@ std::uint64_t shuffle(unsigned mask, std::uint64_t value, int from);
 int lane();
 
 cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* argument);
+
+/// Does it, or where the stream is being captured, keeps it for the graph.
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
+/// Whether these bytes lie in one allocation.
+bool in_allocation(const void* p, std::size_t bytes);
+/// What cudaErrorLaunchFailure means from now on.
+cudaError_t report_failure(const std::string& message);
 
 }  // namespace emulator
 
@@ -176,13 +195,14 @@ using std::fmaxf;
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  struct Call {
-    void (*kernel)(Parameters...);
-    std::tuple<std::decay_t<Parameters>...> arguments;
-  } call{kernel, {static_cast<Arguments&&>(arguments)...}};
-  return emulator::run(
-      *config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); },
-      &call);
+  std::tuple<std::decay_t<Parameters>...> values{static_cast<Arguments&&>(arguments)...};
+  auto kept = *config;
+  std::vector<cudaLaunchAttribute> attributes(config->attrs, config->attrs + config->numAttrs);
+  return emulator::enqueue(config->stream, [kernel, kept, attributes, values]() mutable {
+    kept.attrs = attributes.data();
+    std::function<void()> call = [&] { std::apply(kernel, values); };
+    return emulator::run(kept, [](void* p) { (*static_cast<std::function<void()>*>(p))(); }, &call);
+  });
 }
 
 template <class... Parameters>

@@ -1,11 +1,15 @@
 #include "calls.h"
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "../dtypes.h"
+#include "../penalty.h"
+#include "../rows.h"
 #include "../sequence.h"
 #include "../token.h"
 #include "../validate.h"
@@ -291,16 +295,128 @@ T* advance(T* array, std::int64_t rows) {
   return array ? array + rows : nullptr;
 }
 
+[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+void check_sequences(const Batch& batch) {
+  if (batch.sequence_offsets && batch.sequences == 0 && batch.rows > 0) {
+    invalid("sequenceOffsets has one entry, expected one more than sequences");
+  }
+}
+
+/// Rows of C elements, as `field`.
+void check_rows_of(const char* field, const void* data, std::int64_t rows, std::int64_t channels,
+                   std::int64_t stride, const char* of) {
+  if (!data && rows > 0) invalid(std::string(field) + " is missing");
+  if (stride < channels) {
+    invalid(std::string(field) + "'s row stride is " + std::to_string(stride) + ", expected at least " + of +
+            " = " + std::to_string(channels));
+  }
+}
+
+void validate_head(const FusedHead& head, const Objective& objective, const Outputs& outputs) {
+  const Batch& b = head.batch;
+  if (b.dtype != DType::kFloat32 && b.dtype != DType::kBFloat16) {
+    invalid(std::string("dtype is ") + dtype_name(b.dtype) + ", expected float32 or bfloat16");
+  }
+  if (head.channels < 1) invalid("channels is " + std::to_string(head.channels) + ", expected >= 1");
+  check_rows_of("hidden", head.hidden, b.rows, head.channels, head.hidden_stride, "channels");
+  check_rows_of("weight", head.weight, b.vocab_size, head.channels, head.weight_stride, "channels");
+  const bool penalty = objective.penalty != Penalty::kNone;
+  if (penalty && !head.ref_hidden && b.rows > 0) {
+    invalid(std::string("refHidden is missing, and the penalty ") + penalty_name(objective.penalty) +
+            " needs it");
+  }
+  if (!penalty && head.ref_hidden) invalid("refHidden is given, but the penalty is none: leave it out");
+  if (head.ref_hidden) {
+    if (head.ref_channels < 1)
+      invalid("refChannels is " + std::to_string(head.ref_channels) + ", expected >= 1");
+    check_rows_of("refHidden", head.ref_hidden, b.rows, head.ref_channels, head.ref_hidden_stride,
+                  "refChannels");
+    check_rows_of("refWeight", head.ref_weight, b.vocab_size, head.ref_channels, head.ref_weight_stride,
+                  "refChannels");
+  }
+  if (head.grad_hidden) {
+    check_rows_of("gradHidden", head.grad_hidden, b.rows, head.channels, head.grad_hidden_stride, "channels");
+    if (head.grad_hidden_dtype != b.dtype && head.grad_hidden_dtype != DType::kFloat32) {
+      invalid(std::string("gradHidden is ") + dtype_name(head.grad_hidden_dtype) + ", expected " +
+              dtype_name(b.dtype) + " or float32");
+    }
+    if (head.grad_hidden == head.hidden &&
+        !(head.grad_hidden_dtype == b.dtype && head.grad_hidden_stride == head.hidden_stride)) {
+      invalid("gradHidden in the place of hidden must have its dtype and row stride");
+    }
+  }
+  if (head.grad_weight) {
+    check_rows_of("gradWeight", head.grad_weight, b.vocab_size, head.channels, head.grad_weight_stride,
+                  "channels");
+  }
+  // The rest as of a batch whose logits are there.
+  Batch batch = b;
+  batch.logits = head.hidden;
+  batch.ref_logits = head.ref_hidden;
+  batch.logits_stride = batch.ref_stride = b.vocab_size;
+  Outputs per_row = outputs;
+  per_row.grad_logits = nullptr;
+  validate_loss_shape(batch, objective, per_row, false);
+  check_sequences(b);
+}
+
+std::size_t head_bytes(const Device& device, const FusedHead& head, std::int64_t chunk_rows) {
+  return kReportBytes + device.functions().fused_head_workspace(&head, chunk_rows);
+}
+
+/// Rows of a chunk: what so many bytes hold, but no more than kMostChunkRows, beyond which the products do
+/// not get faster; then as even as 128 rows allow.
+std::int64_t chunk_rows_for(const Device& device, const FusedHead& head, std::size_t bytes) {
+  constexpr std::int64_t kMostChunkRows = 4096, kTile = 128;
+  const auto up = [](std::int64_t rows) { return (rows + kTile - 1) / kTile * kTile; };
+  const std::int64_t n = std::max<std::int64_t>(1, head.batch.rows);
+  std::int64_t most = std::min(kMostChunkRows, n);
+  while (most > 1 && head_bytes(device, head, most) > bytes) {
+    most = most > kTile ? up(most) - kTile : most / 2;
+  }
+  const std::int64_t chunks = (n + most - 1) / most, even = (n + chunks - 1) / chunks;
+  return std::min(most, up(even));
+}
+
+/// Throws kNonFinite for a row of the head, whose logits are gone; its hidden row is the likely cause.
+[[noreturn]] void throw_head_fault(const Device& device, const FusedHead& head, Penalty penalty,
+                                   std::uint64_t word) {
+  const std::int64_t i = row_in(word);
+  const auto fault = static_cast<DataFault>(kind_in(word));
+  const bool policy = fault == DataFault::kLogits;
+  if (!policy && fault != DataFault::kRefLogits) {
+    throw_data_fault(fault, i, penalty, nullptr, nullptr, head.batch.dtype, head.batch.vocab_size);
+  }
+  const std::string row = std::to_string(i);
+  const std::string hidden = policy ? "hidden" : "refHidden", weight = policy ? "weight" : "refWeight";
+  std::string cause;
+  // In the place of hidden the row is a gradient by now.
+  if (!policy || head.grad_hidden != head.hidden) {
+    const std::int64_t channels = policy ? head.channels : head.ref_channels;
+    const auto data = fetch_row(device, policy ? head.hidden : head.ref_hidden, head.batch.dtype,
+                                policy ? head.hidden_stride : head.ref_hidden_stride, channels, i);
+    for (std::int64_t c = 0; cause.empty() && c < channels; ++c) {
+      const double x = load_scalar(data.data(), head.batch.dtype, c);
+      if (!std::isfinite(x)) {
+        cause = ": " + hidden + "[" + row + ", " + std::to_string(c) + "] is " +
+                (std::isnan(x) ? "NaN"
+                 : x > 0       ? "+inf"
+                               : "-inf");
+      }
+    }
+  }
+  throw Error(ErrorCode::kNonFinite, "row " + row + ": the logits of " + hidden + "[" + row + "] and " +
+                                         weight + " have NaN or +inf among them, or are all -inf" + cause);
+}
+
 }  // namespace
 
 Metrics policy_loss_of_device_arrays(int device_index, void* stream, const Batch& batch,
                                      const Objective& objective, const Outputs& outputs) {
   const Device device(device_index, stream);
   validate_loss_shape(batch, objective, outputs, false);
-  if (batch.sequence_offsets && batch.sequences == 0 && batch.rows > 0) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "sequenceOffsets has one entry, expected one more than sequences");
-  }
+  check_sequences(batch);
   const Report report = run_loss(device, batch, objective, outputs);
   if (report.status.invalid < kStopped) explain_invalid(device, batch, objective, report.status.invalid);
   if (report.status.non_finite != kNoFault) {
@@ -319,9 +435,9 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
   const Device device(device_index, nullptr);
   validate_loss(host, objective, wanted, false);
   if (host.sequence_offsets) {
-    Batch entries = host;
-    entries.old_logprobs = nullptr;
-    sequence_log_ratios(entries, {});  // for what it throws
+    Batch on_host = host;
+    on_host.old_logprobs = nullptr;
+    sequence_log_ratios(on_host, {});  // for what it throws
   }
   const std::int64_t n = host.rows, v = host.vocab_size;
   const Mirror<std::int32_t> ids(device, host.token_ids, n);
@@ -344,33 +460,29 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
   const Buffer ref = device.allocate(host.ref_logits ? in * static_cast<std::size_t>(part) : 0);
   const Buffer grad = device.allocate(out * static_cast<std::size_t>(part));
 
+  Batch entries = host;
+  entries.token_ids = ids.get();
+  entries.token_weights = weights.get();
+  entries.advantages = advantages.get();
+  entries.ref_weights = phi.get();
+  entries.old_logprobs = old.get();
+  entries.policy_weights = policy.get();
+  entries.sequence_offsets = offsets.get();
+  entries.sequence_log_ratios = ratios.get();
+  const Outputs results{nullptr,  DType::kFloat32, 0,           logprobs.get(), ref_logprobs.get(),
+                        kl.get(), entropy.get(),   ratio.get(), clipped.get()};
   Metrics metrics;
   for (std::int64_t first = 0; first < n; first += part) {
     if (control) control->check();
     const std::int64_t count = std::min(part, n - first);
-    Batch b = host;
-    b.rows = count;
+    Batch b = rows_from(entries, first, count);
     b.logits = logits.get();
     b.ref_logits = host.ref_logits ? ref.get() : nullptr;
     b.logits_stride = b.ref_stride = v;
-    b.token_ids = ids.get() + first;
-    b.token_weights = weights.get() + first;
-    b.advantages = advantages.get() + first;
-    b.ref_weights = advance(phi.get(), first);
-    b.old_logprobs = advance(old.get(), first);
-    b.policy_weights = advance(policy.get(), first);
-    b.sequence_offsets = offsets.get();
-    b.sequence_log_ratios = advance(ratios.get(), first);
-    Outputs o;
+    Outputs o = rows_from(results, first);
     o.grad_logits = !wanted.grad_logits ? nullptr : own_gradient ? grad.get() : logits.get();
     o.grad_dtype = wanted.grad_dtype;
     o.grad_stride = v;
-    o.logprobs = advance(logprobs.get(), first);
-    o.ref_logprobs = advance(ref_logprobs.get(), first);
-    o.kl = advance(kl.get(), first);
-    o.entropy = advance(entropy.get(), first);
-    o.ratio = advance(ratio.get(), first);
-    o.clipped = advance(clipped.get(), first);
     rows_to_device(device, logits.get(), host.logits, host.dtype, host.logits_stride, v, first, count);
     if (host.ref_logits) {
       rows_to_device(device, ref.get(), host.ref_logits, host.dtype, host.ref_stride, v, first, count);
@@ -436,6 +548,51 @@ void gather_logprobs_of_host_arrays(int device_index, const LogitRows& host, con
     }
   }
   for (const auto* result : {&logprobs, &entropy, &log_sum_exp}) result->fetch(device);
+}
+
+std::size_t fused_head_workspace_bytes(int device_index, const FusedHead& head, std::int64_t chunk_rows) {
+  return head_bytes(Device(device_index, nullptr), head, chunk_rows);
+}
+
+Metrics fused_head_loss_of_device_arrays(int device_index, void* stream, const FusedHead& head,
+                                         const Objective& objective, const Outputs& outputs,
+                                         std::int64_t chunk_rows, const HeadWorkspace& given) {
+  const Device device(device_index, stream);
+  validate_head(head, objective, outputs);
+  if (chunk_rows < 0) invalid("chunkRows is " + std::to_string(chunk_rows) + ", expected at least 1");
+  const auto& f = device.functions();
+  check(f, f.fused_head_prepare(device.index()), "the fused head on the device");
+  if (chunk_rows == 0) {
+    chunk_rows = chunk_rows_for(device, head, given.data ? given.bytes : device.free_bytes() / 2);
+  }
+  chunk_rows = std::min(chunk_rows, std::max<std::int64_t>(1, head.batch.rows));
+  const std::size_t bytes = head_bytes(device, head, chunk_rows);
+  if (given.data && given.bytes < bytes) {
+    invalid("workspace has " + std::to_string(given.bytes) + " bytes, expected at least " +
+            std::to_string(bytes) + " for chunks of " + std::to_string(chunk_rows) + " rows");
+  }
+  if (reinterpret_cast<std::uintptr_t>(given.data) % 256 != 0) {
+    invalid("workspace is not aligned to 256 bytes");
+  }
+  // One of our own is not kept for the next call: it is as large as a good part of the memory.
+  const Buffer own = device.allocate(given.data ? 0 : bytes);
+  char* const workspace = given.data ? static_cast<char*>(given.data) : own.get<char>();
+  auto* report = reinterpret_cast<Report*>(workspace);
+  Report result;
+  const auto fetch = [&] { device.to_host(&result, report, sizeof result); };
+  // By themselves and first, since the products cannot be taken back.
+  check(f, f.check_batch(device.index(), &head.batch, &objective, report, stream), "the loss on the device");
+  fetch();
+  if (result.status.invalid < kStopped) explain_invalid(device, head.batch, objective, result.status.invalid);
+  check(f,
+        f.fused_head_loss(device.index(), &head, &objective, &outputs, chunk_rows, workspace + kReportBytes,
+                          report, stream),
+        "the fused head on the device");
+  fetch();
+  if (result.status.non_finite != kNoFault) {
+    throw_head_fault(device, head, objective.penalty, result.status.non_finite);
+  }
+  return result.metrics;
 }
 
 }  // namespace rapo::cuda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../loss.h"
+#include "fused_head.h"
 
 namespace rapo::cuda {
 
@@ -23,5 +24,21 @@ Metrics policy_loss_of_device_arrays(int device, void* stream, const Batch& batc
 void gather_logprobs_of_device_arrays(int device, void* stream, const LogitRows& logits,
                                       const std::int32_t* token_ids, double temperature,
                                       const GatherOutputs& outputs);
+
+/// Memory of the device for fused_head_loss_of_device_arrays, aligned to 256.
+struct HeadWorkspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+/// Bytes of a workspace for chunks of so many rows.
+std::size_t fused_head_workspace_bytes(int device, const FusedHead& head, std::int64_t chunk_rows);
+
+/// The loss of the head's rows on the stream, chunk_rows of them at a time (0: what the workspace holds, or
+/// half of the free memory); grad_hidden is written and grad_weight added to. Without a workspace one is
+/// allocated for the call. The same chunk_rows give the same bits. After kInvalidArgument, and kDevice where
+/// cuBLASLt is missing, nothing has been written; after kNonFinite the gradients hold unspecified values.
+Metrics fused_head_loss_of_device_arrays(int device, void* stream, const FusedHead& head,
+                                         const Objective& objective, const Outputs& outputs,
+                                         std::int64_t chunk_rows, const HeadWorkspace& given);
 
 }  // namespace rapo::cuda

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../row_fault.h"
+#include "../token.h"
 #include "library.h"
 #include "row.h"
 
@@ -12,6 +13,13 @@
   do {                                                \
     const cudaError_t rapo_error = (call);            \
     if (rapo_error != cudaSuccess) return rapo_error; \
+  } while (false)
+
+/// The same for functions that may give other errors, too (gemm.h).
+#define RAPO_TRY_ANY(call)                  \
+  do {                                      \
+    const int rapo_error = (call);          \
+    if (rapo_error != 0) return rapo_error; \
   } while (false)
 
 namespace rapo::cuda {
@@ -109,9 +117,37 @@ cudaError_t row_blocks(void (*kernel)(Parameters...), int device, std::int64_t r
   return cudaSuccess;
 }
 
+/// What every kernel of a loss is told.
+struct LossCall {
+  Batch batch;
+  Objective objective;
+  Outputs outputs;
+  Token* tokens;   // (N)
+  double* ratios;  // (N) gspo's log-ratios; first the log-probs they are made from
+  Report* report;
+  std::int64_t first_row;  // what row 0 is called where the logits are those of a part of the rows
+};
+
+// policy_loss and its parts in their order. The rows' logits may come in several parts: enqueue_logprobs and
+// enqueue_rows are then called for each, with the call's arrays from that part on.
+LossCall loss_call(const Batch& batch, const Objective& objective, const Outputs& outputs, void* workspace,
+                   Report* report);
+/// All rows' entries; starts the report.
+cudaError_t enqueue_checks(const LossCall& call, cudaStream_t stream);
+/// gspo with old log-probs: the rows' own log-probs.
+cudaError_t enqueue_logprobs(int device, const LossCall& call, cudaStream_t stream);
+/// gspo: all rows' ratios, which the call then has.
+cudaError_t enqueue_sequence_ratios(LossCall& call, cudaStream_t stream);
+/// Losses and gradients.
+cudaError_t enqueue_rows(int device, const LossCall& call, cudaStream_t stream);
+/// All rows' metrics.
+cudaError_t enqueue_metrics(const LossCall& call, cudaStream_t stream);
 cudaError_t policy_loss(int device, const Batch& batch, const Objective& objective, const Outputs& outputs,
                         void* workspace, Report* report, cudaStream_t stream);
 std::size_t loss_workspace(std::int64_t rows);
+int fused_head_loss(int device, const FusedHead& head, const Objective& objective, const Outputs& outputs,
+                    std::int64_t chunk_rows, void* workspace, Report* report, cudaStream_t stream);
+std::size_t fused_head_workspace(const FusedHead& head, std::int64_t chunk_rows);
 cudaError_t gather_logprobs(int device, const LogitRows& logits, const std::int32_t* token_ids,
                             double temperature, const GatherOutputs& outputs, Report* report,
                             cudaStream_t stream);

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "gemm.h"
 #include "launch.h"
 
 namespace rapo::cuda {
@@ -62,7 +63,9 @@ int download(int device, void* to, const void* from, std::size_t bytes, void* st
   return copy(device, to, from, bytes, cudaMemcpyDeviceToHost, stream);
 }
 
-const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+const char* error_text(int error) {
+  return error < 0 ? gemm_error_text(error) : cudaGetErrorString(static_cast<cudaError_t>(error));
+}
 
 int policy_loss_table(int device, const Batch* batch, const Objective* objective, const Outputs* outputs,
                       void* workspace, Report* report, void* stream) {
@@ -78,10 +81,49 @@ int gather_table(int device, const LogitRows* logits, const std::int32_t* token_
                          static_cast<cudaStream_t>(stream));
 }
 
+int check_batch_table(int device, const Batch* batch, const Objective* objective, Report* report,
+                      void* stream) {
+  RAPO_TRY(use_device(device));
+  return enqueue_checks(loss_call(*batch, *objective, {}, nullptr, report),
+                        static_cast<cudaStream_t>(stream));
+}
+
+int fused_head_prepare(int device) {
+  RAPO_TRY(use_device(device));
+  return gemm_prepare(device);
+}
+
+std::size_t fused_head_workspace_table(const FusedHead* head, std::int64_t chunk_rows) {
+  return fused_head_workspace(*head, chunk_rows);
+}
+
+int fused_head_loss_table(int device, const FusedHead* head, const Objective* objective,
+                          const Outputs* outputs, std::int64_t chunk_rows, void* workspace, Report* report,
+                          void* stream) {
+  RAPO_TRY(use_device(device));
+  return fused_head_loss(device, *head, *objective, *outputs, chunk_rows, workspace, report,
+                         static_cast<cudaStream_t>(stream));
+}
+
 const Functions kFunctions = {
-    error_text, device_count,   device_info_table, memory_info,  allocate,
-    release,    create_stream,  destroy_stream,    synchronize,  upload,
-    download,   loss_workspace, policy_loss_table, gather_table,
+    error_text,
+    device_count,
+    device_info_table,
+    memory_info,
+    allocate,
+    release,
+    create_stream,
+    destroy_stream,
+    synchronize,
+    upload,
+    download,
+    loss_workspace,
+    policy_loss_table,
+    gather_table,
+    check_batch_table,
+    fused_head_prepare,
+    fused_head_workspace_table,
+    fused_head_loss_table,
 };
 
 }  // namespace

@@ -6,13 +6,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fused_head.h"
 #include "kernels/loss.h"
 #include "kernels/objective.h"
 
 namespace rapo::cuda {
 
 /// Raised whenever anything here or in objective.h changes its layout.
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 
 struct DeviceInfo {
   char name[256] = {};
@@ -68,6 +69,23 @@ struct Functions {
   /// rapo::gather_logprobs in the same way; needs no workspace, and leaves report->metrics alone.
   int (*gather_logprobs)(int device, const LogitRows* host_logits, const std::int32_t* token_ids,
                          double temperature, const GatherOutputs* host_outputs, Report* report, void* stream);
+
+  /// Looks at the entries of all rows as policy_loss does first, and puts what is invalid into
+  /// report->status.
+  int (*check_batch)(int device, const Batch* host_batch, const Objective* host_objective, Report* report,
+                     void* stream);
+  /// Opens cuBLASLt for the device, which fused_head_loss needs; to be called once before it.
+  int (*fused_head_prepare)(int device);
+  /// Bytes of workspace (aligned to 256) that fused_head_loss needs for chunks of so many rows.
+  std::size_t (*fused_head_workspace)(const FusedHead* host_head, std::int64_t chunk_rows);
+  /// The objective with logits = hidden weight^T for the policy and the reference, chunk_rows >= 1 rows at a
+  /// time: loss and metrics in the report, grad_hidden written, grad_weight added to, the outputs' arrays
+  /// with one entry a row written (grad_logits is not looked at). Only enqueues, as policy_loss does. The
+  /// same chunk_rows give the same bits. Whatever is wrong in the report's status leaves grad_hidden and
+  /// grad_weight unspecified.
+  int (*fused_head_loss)(int device, const FusedHead* host_head, const Objective* host_objective,
+                         const Outputs* host_outputs, std::int64_t chunk_rows, void* workspace,
+                         Report* report, void* stream);
 };
 
 }  // namespace rapo::cuda

@@ -6,16 +6,6 @@
 namespace rapo::cuda {
 namespace {
 
-/// What every kernel of a call is told.
-struct LossCall {
-  Batch batch;
-  Objective objective;
-  Outputs outputs;
-  Token* tokens;   // (N)
-  double* ratios;  // (N) gspo's log-ratios; first the log-probs they are made from
-  Report* report;
-};
-
 RAPO_DEVICE std::int64_t global_thread() {
   return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -60,7 +50,9 @@ __global__ void __launch_bounds__(kRowThreads) row_logprobs(const __grid_constan
     const RowStats s = block_stats(read_row<In, true>(row, b.vocab_size, k, {}, no_slots()), k);
     if (threadIdx.x == 0) {
       call.ratios[i] = log_prob(s, Element<In>::widen(load1(row + b.token_ids[i])), scale);
-      if (!usable(s)) note_fault(&call.report->status.non_finite, i, static_cast<int>(DataFault::kLogits));
+      if (!usable(s)) {
+        note_fault(&call.report->status.non_finite, call.first_row + i, static_cast<int>(DataFault::kLogits));
+      }
     }
     __syncthreads();
   }
@@ -135,7 +127,7 @@ RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairS
   }
   RowPlan plan = {};
   if (fault != DataFault::kNone) {
-    note_fault(&call.report->status.non_finite, i, static_cast<int>(fault));
+    note_fault(&call.report->status.non_finite, call.first_row + i, static_cast<int>(fault));
     token = Token{};
   } else if (call.outputs.grad_logits) {
     plan.terms = gradient_terms(s, b, call.objective, i, sums, token);
@@ -333,31 +325,56 @@ std::size_t loss_workspace(std::int64_t rows) {
   return static_cast<std::size_t>(rows) * (sizeof(Token) + sizeof(double));
 }
 
-cudaError_t policy_loss(int device, const Batch& batch, const Objective& objective, const Outputs& outputs,
-                        void* workspace, Report* report, cudaStream_t stream) {
+LossCall loss_call(const Batch& batch, const Objective& objective, const Outputs& outputs, void* workspace,
+                   Report* report) {
   static_assert(sizeof(RowPlan) <= kSharedRows - kSharedPlan && sizeof(Token) % sizeof(double) == 0,
                 "layout");
   auto* tokens = static_cast<Token*>(workspace);
-  LossCall call{batch, objective, outputs, tokens, reinterpret_cast<double*>(tokens + batch.rows), report};
-  RAPO_TRY(cudaMemsetAsync(&report->status, 0xff, sizeof(Status), stream));
-  if (batch.rows > 0) {
-    const bool gspo = batch.sequence_offsets != nullptr;
-    RAPO_TRY(launch(check_entries, one_thread_each(std::max(batch.rows, batch.sequences), stream), call));
-    if (gspo) {
-      if (batch.old_logprobs) {
-        RAPO_TRY(for_dtype(batch.dtype, [&](auto element) {
-          return launch_logprobs<decltype(element)>(device, call, stream);
-        }));
-      }
-      RAPO_TRY(launch(sequence_means, one_thread_each(batch.sequences, stream), call));
-      RAPO_TRY(launch(stop_if_not_finite, Launch{1, 1, 0, 1, stream}, call));
-      call.batch.sequence_log_ratios = call.ratios;
-    }
-    RAPO_TRY(for_dtype(batch.dtype,
-                       [&](auto element) { return launch_loss<decltype(element)>(device, call, stream); }));
-  }
+  return {batch, objective, outputs, tokens, reinterpret_cast<double*>(tokens + batch.rows), report, 0};
+}
+
+cudaError_t enqueue_checks(const LossCall& call, cudaStream_t stream) {
+  const Batch& b = call.batch;
+  RAPO_TRY(cudaMemsetAsync(&call.report->status, 0xff, sizeof(Status), stream));
+  if (b.rows == 0) return cudaSuccess;
+  return launch(check_entries, one_thread_each(std::max(b.rows, b.sequences), stream), call);
+}
+
+cudaError_t enqueue_logprobs(int device, const LossCall& call, cudaStream_t stream) {
+  if (call.batch.rows == 0) return cudaSuccess;
+  return for_dtype(call.batch.dtype,
+                   [&](auto element) { return launch_logprobs<decltype(element)>(device, call, stream); });
+}
+
+cudaError_t enqueue_sequence_ratios(LossCall& call, cudaStream_t stream) {
+  if (call.batch.rows == 0) return cudaSuccess;
+  RAPO_TRY(launch(sequence_means, one_thread_each(call.batch.sequences, stream), call));
+  RAPO_TRY(launch(stop_if_not_finite, Launch{1, 1, 0, 1, stream}, call));
+  call.batch.sequence_log_ratios = call.ratios;
+  return cudaSuccess;
+}
+
+cudaError_t enqueue_rows(int device, const LossCall& call, cudaStream_t stream) {
+  if (call.batch.rows == 0) return cudaSuccess;
+  return for_dtype(call.batch.dtype,
+                   [&](auto element) { return launch_loss<decltype(element)>(device, call, stream); });
+}
+
+cudaError_t enqueue_metrics(const LossCall& call, cudaStream_t stream) {
   const int shared = kMetricsThreads * static_cast<int>(sizeof(Metrics));
   return launch(add_metrics, Launch{1, kMetricsThreads, shared, 1, stream}, call);
+}
+
+cudaError_t policy_loss(int device, const Batch& batch, const Objective& objective, const Outputs& outputs,
+                        void* workspace, Report* report, cudaStream_t stream) {
+  LossCall call = loss_call(batch, objective, outputs, workspace, report);
+  RAPO_TRY(enqueue_checks(call, stream));
+  if (batch.sequence_offsets) {
+    if (batch.old_logprobs) RAPO_TRY(enqueue_logprobs(device, call, stream));
+    RAPO_TRY(enqueue_sequence_ratios(call, stream));
+  }
+  RAPO_TRY(enqueue_rows(device, call, stream));
+  return enqueue_metrics(call, stream);
 }
 
 }  // namespace rapo::cuda
