@@ -285,6 +285,9 @@ class Decoder {
 
 Completions generate(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
                      const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
+  if (ops::on_aten(weights.embed)) {
+    return generate_on_device(model, weights, ready, prompts, sampling, control);
+  }
   return Decoder(model, weights, ready, prompts, sampling, control).run();
 }
 
