@@ -6,7 +6,7 @@ import type { Config } from './config.js'
 import { type Problem, parseJsonLines, readInput, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { openPolicy, requireField } from './open.js'
-import type { LoadPolicy } from './policy.js'
+import type { Device, LoadPolicy } from './policy.js'
 import {
   checkTokenizerFits,
   createTemplate,
@@ -183,7 +183,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   makeDir(options.output)
 
   const { dtype, device } = config.model
-  const inference = { dtype, device, trainable: false }
+  const inference = { dtype, device: device as Device, trainable: false }
   const policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
   try {
     checkTokenizerFits(tokenizer, policy.info, options.dir)

@@ -6,7 +6,7 @@ import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { resolveModel } from './hub.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
+import type { Device, LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
   checkTokenizerFits,
   createTemplate,
@@ -66,7 +66,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const tokenizer = loadTokenizer(modelDir)
   const template = createTemplate(config.data.template, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
-  if (!options.loadPolicy) {
+  if (!options.loadPolicy && model.device === 'cpu') {
     const { checkMemory, planRun } = await import('./memory.js')
     checkMemory(await planRun(config, { modelDir, referenceDir }, problems, tokenizer, template))
   }
@@ -147,7 +147,7 @@ export function trainingOptions(
   const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
   return {
     dtype: model.dtype,
-    device: model.device,
+    device: model.device as Device,
     ...(objective.penalty !== 'none' && { referenceDir }),
     adamw: { beta1, beta2, eps, weightDecay },
     maxGradNorm,
