@@ -1,6 +1,6 @@
 /**
- * The engine's operations and sampler for other devices against the CPU's: the same seeds must give the same tokens. Here
- * they run on the CPU (RAPO_ENGINE_ISA=aten), in a process of their own.
+ * The engine's operations and sampler for other devices against the CPU's: the same seeds must give the same tokens. They
+ * run in a process of their own: on the CPU (RAPO_ENGINE_ISA=aten), or on the device that RAPO_TEST_DEVICE names.
  */
 import { spawnSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -8,8 +8,18 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type SamplingParams, saveLogits } from '../lib/policy.js'
-import { loadPolicy, maxDifference, newDir, newModel, pack, readSafetensors, sampling, unpack } from './engine-util.js'
+import { type Device, type SamplingParams, saveLogits } from '../lib/policy.js'
+import {
+  loadPolicy,
+  maxDifference,
+  newDir,
+  newModel,
+  pack,
+  readSafetensors,
+  sampling,
+  testDevice,
+  unpack,
+} from './engine-util.js'
 
 const bundled = fileURLToPath(new URL('../models/countdown-base', import.meta.url))
 
@@ -30,13 +40,13 @@ interface Made {
 }
 
 /** Everything that is compared; `wide` is a model whose vocabulary takes several of the sampler's blocks. */
-async function make(wide: string, out: string): Promise<void> {
+async function make(wide: string, out: string, device: Device): Promise<void> {
   const results: Record<string, Made> = {}
   for (const [name, dir, words] of [
     ['bundled', bundled, 16],
     ['wide', wide, 3000],
   ] as const) {
-    const policy = await loadPolicy(dir, { trainable: false })
+    const policy = await loadPolicy(dir, { device, trainable: false })
     const prompts = pack(
       [1, 5, 16, 17].map(n => Array.from({ length: n }, (_, t) => (t * t * 7 + n) % words)),
     )
@@ -57,15 +67,15 @@ async function make(wide: string, out: string): Promise<void> {
 }
 
 if (process.argv[2] === 'make') {
-  await make(process.argv[3]!, process.argv[4]!)
+  await make(process.argv[3]!, process.argv[4]!, testDevice)
 } else {
   const wide = await newModel({ vocab_size: 3000, initializer_range: 0.5 })
   const [cpu, aten] = [newDir(), newDir()]
-  await make(wide, cpu)
+  await make(wide, cpu, 'cpu')
   const child = spawnSync(
     process.execPath,
-    ['--import', 'tsx', fileURLToPath(import.meta.url), 'make', wide, aten],
-    { env: { ...process.env, RAPO_ENGINE_ISA: 'aten' }, encoding: 'utf8' },
+    [...process.execArgv, fileURLToPath(import.meta.url), 'make', wide, aten],
+    { env: { ...process.env, ...(testDevice === 'cpu' && { RAPO_ENGINE_ISA: 'aten' }) }, encoding: 'utf8' },
   )
   assert.is(child.status, 0, child.stderr)
   const read = (dir: string): Record<string, Made> =>

@@ -116,8 +116,8 @@ void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, co
     const auto results = at::empty({2, n}, logits.options().dtype(at::kFloat));
     outputs.logprobs = results.data_ptr<float>();
     outputs.entropy = results.data_ptr<float>() + n;
-    cuda::gather_logprobs_of_device_arrays(logits.get_device(), device::stream(logits.device()), rows, ids + at,
-                                           temperature, outputs);
+    cuda::gather_logprobs_of_device_arrays(logits.get_device(), device::stream(logits.device()), rows,
+                                           ids + at, temperature, outputs);
     const auto host = results.to(at::kCPU);
     std::copy_n(host.data_ptr<float>(), n, logprobs + at);
     std::copy_n(host.data_ptr<float>() + n, n, entropy + at);

@@ -148,8 +148,8 @@ class DeviceDecoder {
     const auto kv = at::stack(layers);
     for (std::int64_t p = first; p < end; ++p) {
       const Family& prompt = input.families[static_cast<std::size_t>(p - first)];
-      prefilled_.push_back({p, sampling_.n, kv.narrow(1, prompt.begin, prompt.lengths[0]),
-                            logits.narrow(0, p - first, 1)});
+      prefilled_.push_back(
+          {p, sampling_.n, kv.narrow(1, prompt.begin, prompt.lengths[0]), logits.narrow(0, p - first, 1)});
     }
   }
 
@@ -274,8 +274,8 @@ class DeviceDecoder {
   std::int64_t limit_ = 0;          // sequences at once
   std::int64_t prefilled_end_ = 0;  // the first prompt not computed
   ops::Cache cache_;
-  // By place, on the device, where graphs expect them: the next token, the length, the random number, and what was
-  // chosen.
+  // By place, on the device, where graphs expect them: the next token, the length, the random number, and
+  // what was chosen.
   at::Tensor token_ids_, lengths_, uniforms_, choices_;
   device::Graphs graphs_;
   std::vector<Running> running_;

@@ -72,16 +72,15 @@ MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& opt
     // Beside what the layers keep: the gradients of one of them, and its widest factor packed for a product.
     const std::int64_t passing = (4 * c.hidden_size + 3 * c.intermediate_size) * width + wide * 4;
     m.activations = tokens * (kept * width + passing);
-    const std::int64_t rows =
-        std::min(options.head_rows > 0 ? options.head_rows : default_head_rows(c.vocab_size, width, on_cpu), tokens);
+    const std::int64_t rows = std::min(
+        options.head_rows > 0 ? options.head_rows : default_head_rows(c.vocab_size, width, on_cpu), tokens);
     // Logits of both models, and the packed gradient.
     m.logits = rows * c.vocab_size * ((has_reference ? 2 : 1) * width + 4);
   }
-  const std::int64_t running = std::min(
-      shape.max_batch > 0 ? shape.max_batch
-      : on_cpu            ? running_limit(c, parameters, width, longest)
-                          : device_running_limit(c, width, longest, INT64_MAX),
-      shape.sequences);
+  const std::int64_t running = std::min(shape.max_batch > 0 ? shape.max_batch
+                                        : on_cpu ? running_limit(c, parameters, width, longest)
+                                                 : device_running_limit(c, width, longest, INT64_MAX),
+                                        shape.sequences);
   const std::int64_t position = 2 * c.kv_size() * c.layers * width;
   m.cache = running * longest * position;
   if (shape.max_batch == 0 && on_cpu) m.cache = std::min(m.cache, std::max(kCacheBytes, longest * position));

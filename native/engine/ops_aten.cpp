@@ -28,7 +28,9 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 at::Tensor wide(const at::Tensor& x) { return x.to(at::kFloat); }
 
-at::TensorOptions options_of(const at::Tensor& like, at::ScalarType type) { return like.options().dtype(type); }
+at::TensorOptions options_of(const at::Tensor& like, at::ScalarType type) {
+  return like.options().dtype(type);
+}
 
 /// table[rows[i]] += x[i] in the order of i: index_add_'s order is fixed on the CPU alone, index_put_'s on
 /// CUDA.
@@ -158,7 +160,10 @@ double scale_of(const loops::HeadShape& s) { return 1 / std::sqrt(static_cast<do
 /// (n, H, D) -> (K, H / K * n, D) float32: a key/value head's queries together.
 at::Tensor by_kv_head(const at::Tensor& x, std::int64_t kv_heads) {
   const std::int64_t n = x.size(0), share = x.size(1) / kv_heads, width = x.size(2);
-  return wide(x).view({n, kv_heads, share, width}).permute({1, 2, 0, 3}).reshape({kv_heads, share * n, width});
+  return wide(x)
+      .view({n, kv_heads, share, width})
+      .permute({1, 2, 0, 3})
+      .reshape({kv_heads, share * n, width});
 }
 at::Tensor by_query(const at::Tensor& x, std::int64_t n) {
   const std::int64_t kv_heads = x.size(0), share = x.size(1) / n, width = x.size(2);
@@ -189,8 +194,8 @@ at::Tensor attend(const loops::HeadShape& shape, const AtenInput& input, const a
   for (const Segment& s : input.segments) {
     const auto keys = wide(k.narrow(0, s.key, s.keys)).transpose(0, 1),
                values = wide(v.narrow(0, s.key, s.keys)).transpose(0, 1);
-    auto p = scores(by_kv_head(q.narrow(0, s.query, s.queries), shape.kv_heads), keys, s.queries,
-                    scale_of(shape));
+    auto p =
+        scores(by_kv_head(q.narrow(0, s.query, s.queries), shape.kv_heads), keys, s.queries, scale_of(shape));
     const auto total = at::logsumexp(p, {2}, true);
     p.sub_(total).exp_();
     out.narrow(0, s.query, s.queries).copy_(by_query(at::bmm(p, values), s.queries));
@@ -202,7 +207,8 @@ at::Tensor attend(const loops::HeadShape& shape, const AtenInput& input, const a
 /// libtorch's flash attention adds up dq with atomics unless told not to.
 class Deterministic {
  public:
-  Deterministic() : was_(context().deterministicAlgorithms()), warned_(context().deterministicAlgorithmsWarnOnly()) {
+  Deterministic()
+      : was_(context().deterministicAlgorithms()), warned_(context().deterministicAlgorithmsWarnOnly()) {
     context().setDeterministicAlgorithms(true, true);
   }
   ~Deterministic() { context().setDeterministicAlgorithms(was_, warned_); }
@@ -224,10 +230,9 @@ AttentionGradients attend_backward(const loops::HeadShape& shape, const AtenInpu
   if (has_flash(q, shape.head_dim)) {
     const Deterministic guard;
     const auto unused = at::empty({2}, options_of(q, at::kLong));  // dropout's random state
-    auto [dq, dk, dv] =
-        at::_flash_attention_backward(dout, q, k, v, out, lse, input.query_ends, input.key_ends,
-                                      input.most_queries, input.most_keys, 0, true, unused, unused,
-                                      scale_of(shape));
+    auto [dq, dk, dv] = at::_flash_attention_backward(dout, q, k, v, out, lse, input.query_ends,
+                                                      input.key_ends, input.most_queries, input.most_keys, 0,
+                                                      true, unused, unused, scale_of(shape));
     return {dq, dk, dv};
   }
   AttentionGradients grad{at::empty(q.sizes(), options_of(q, at::kFloat)),
@@ -319,10 +324,10 @@ at::Tensor decode_attention(const loops::HeadShape& shape, const Cache& cache, s
   if (has_flash(q, shape.head_dim)) {
     const auto ends = at::arange(n + 1, options_of(qkv, at::kInt));
     // A place's keys begin where its positions do, and as many count as there are.
-    return std::get<0>(at::_flash_attention_forward(
-                           q, keys.flatten(0, 1), values.flatten(0, 1), ends, ends.mul(positions), 1,
-                           batch.longest + 1, 0, false, false, scale_of(shape), std::nullopt, std::nullopt,
-                           batch.lengths.add(1).to(at::kInt)))
+    return std::get<0>(at::_flash_attention_forward(q, keys.flatten(0, 1), values.flatten(0, 1), ends,
+                                                    ends.mul(positions), 1, batch.longest + 1, 0, false,
+                                                    false, scale_of(shape), std::nullopt, std::nullopt,
+                                                    batch.lengths.add(1).to(at::kInt)))
         .flatten(1);
   }
   const std::int64_t seen = batch.longest + 1;
@@ -330,7 +335,8 @@ at::Tensor decode_attention(const loops::HeadShape& shape, const Cache& cache, s
   const auto visible = [&](const at::Tensor& x) {
     return wide(x.narrow(0, 0, n).narrow(1, 0, seen)).transpose(1, 2).reshape({-1, seen, shape.head_dim});
   };
-  auto p = at::bmm(wide(q).view({-1, share, shape.head_dim}), visible(keys).transpose(1, 2)).mul_(scale_of(shape));
+  auto p =
+      at::bmm(wide(q).view({-1, share, shape.head_dim}), visible(keys).transpose(1, 2)).mul_(scale_of(shape));
   const auto hidden =
       at::arange(seen, batch.lengths.options()).unsqueeze(0).gt(batch.lengths.unsqueeze(1));  // (B, seen)
   p.view({n, shape.kv_heads, share, seen}).masked_fill_(hidden.view({n, 1, 1, seen}), -kInfinity);

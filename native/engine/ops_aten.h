@@ -1,6 +1,6 @@
-// The same operations as ops.h in ATen calls, which run on any device that libtorch has; ops.cpp hands tensors
-// over to these by on_aten(). None waits for the device
-// (norm_of does); what they take from host memory is copied there first. Symbols as in qwen2.h.
+// The same operations as ops.h in ATen calls, which run on any device that libtorch has; ops.cpp hands
+// tensors over to these by on_aten(). None waits for the device (norm_of does); what they take from host
+// memory is copied there first. Symbols as in qwen2.h.
 #pragma once
 
 #include <cstdint>
@@ -74,8 +74,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bi
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w);
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
 
-/// The next token of each row of logits (B, V) by the rules of choose() (sampler.h); u (B) float64 decides. -> (2, B)
-/// float64: the token, and its log-prob, NaN where choose() would throw.
+/// The next token of each row of logits (B, V) by the rules of choose() (sampler.h); u (B) float64 decides.
+/// -> (2, B) float64: the token, and its log-prob, NaN where choose() would throw.
 at::Tensor sample_rows(const at::Tensor& logits, const at::Tensor& u, const SamplingParams& params);
 
 /// The Euclidean norm of a flat float32 tensor, its squares summed in float64.

@@ -59,7 +59,8 @@ StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
   ++steps_;
   const double t = static_cast<double>(steps_);
   if (ops::on_aten(grad)) {
-    step_fused(grad, result.grad_norm > max_grad_norm_ ? max_grad_norm_ / result.grad_norm : 1, learning_rate);
+    step_fused(grad, result.grad_norm > max_grad_norm_ ? max_grad_norm_ / result.grad_norm : 1,
+               learning_rate);
     publish();
     return result;
   }

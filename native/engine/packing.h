@@ -22,9 +22,9 @@ struct AtenInput;
 }
 
 struct TrunkInput {
-  std::vector<std::int32_t> token_ids;  // (R)
-  std::vector<Family> families;         // in the order of their tokens
-  std::int64_t longest = 0;             // positions of the longest sequence
+  std::vector<std::int32_t> token_ids;                 // (R)
+  std::vector<Family> families;                        // in the order of their tokens
+  std::int64_t longest = 0;                            // positions of the longest sequence
   mutable std::shared_ptr<const ops::AtenInput> aten;  // made of the above when ops_aten first needs it
 
   /// Appends one family: prefix, then branches.

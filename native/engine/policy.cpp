@@ -321,17 +321,19 @@ void Policy::initialize(const std::string& dir, std::uint64_t seed) {
     for (std::size_t e = 0; e < layout.entries().size(); ++e) {
       const Layout::Entry& entry = layout.entries()[e];
       const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
-      for (std::int64_t i = 0; i < entry.size; ++i) {
-        float& x = data[entry.offset + i];
-        if (is_norm) {
-          x = 1;
-        } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
-          const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
-          const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
-          const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
-          x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
+      ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          float& x = data[entry.offset + i];
+          if (is_norm) {
+            x = 1;
+          } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
+            const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
+            const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+            const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
+            x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
+          }
         }
-      }
+      });
     }
     const bool bf16 = config.dtype == "bfloat16";
     if (bf16) flat = flat.to(at::kBFloat16);
