@@ -42,12 +42,7 @@ const { build } = createRequire(createRequire(import.meta.url).resolve('tsx/pack
 const engineTests = ['engine-golden', 'engine-generate', 'engine', 'engine-aten'].map(
   name => `test/${name}.test.ts`,
 )
-for (const entry of [
-  'test/cuda-emulator.test.ts',
-  ...engineTests,
-  'bench/gpu.ts',
-  'bench/gpu_engine.ts',
-]) {
+for (const entry of ['test/cuda-emulator.test.ts', ...engineTests, 'bench/gpu.ts', 'bench/gpu_engine.ts']) {
   await build({
     entryPoints: [join(root, entry)],
     outfile: join(pack, 'js', entry.replace(/ts$/, 'mjs')),

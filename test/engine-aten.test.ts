@@ -60,7 +60,12 @@ async function make(wide: string, out: string, device: Device): Promise<void> {
         reasons: made.finishReasons,
       }
     }
-    await saveLogits(policy, prompts, Int32Array.from(prompts.tokenIds, (_, i) => i), path.join(out, name))
+    await saveLogits(
+      policy,
+      prompts,
+      Int32Array.from(prompts.tokenIds, (_, i) => i),
+      path.join(out, name),
+    )
     await policy.dispose()
   }
   writeFileSync(path.join(out, 'made.json'), JSON.stringify(results))
@@ -92,7 +97,8 @@ if (process.argv[2] === 'make') {
 
   test('the logits differ by roundings: two implementations were compared', () => {
     // Some hundred roundings of float32 numbers of size 10 to 20.
-    for (const difference of Object.values(off)) assert.ok(difference > 0 && difference < 2e-4, `${difference}`)
+    for (const difference of Object.values(off))
+      assert.ok(difference > 0 && difference < 2e-4, `${difference}`)
   })
 
   for (const [name, want] of Object.entries(expected)) {

@@ -564,7 +564,10 @@ test('bad arguments name the field, the value and the range', async () => {
   for (const values of (await gradients(policy)).values()) assert.ok(values.every(x => x === 0))
   await policy.dispose()
 
-  await rejects(loadPolicy(dir, { device: 'cuda:x' as 'cuda' }), /device is cuda:x, expected cpu, cuda or cuda:N/)
+  await rejects(
+    loadPolicy(dir, { device: 'cuda:x' as 'cuda' }),
+    /device is cuda:x, expected cpu, cuda or cuda:N/,
+  )
   if (!libtorchHasCuda()) {
     await rejects(
       loadPolicy(dir, { device: 'cuda' }),

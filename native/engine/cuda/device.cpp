@@ -46,7 +46,7 @@ void* stream(at::Device device) {
 }
 
 struct Graphs::Impl {
-  at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
+  decltype(at::cuda::graph_pool_handle()) pool = at::cuda::graph_pool_handle();
   std::map<std::int64_t, std::unique_ptr<at::cuda::CUDAGraph>> graphs;  // null: called once
 };
 
