@@ -184,7 +184,7 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
 }
 
 /** What Device allows. */
-export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
+const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
 
 /** The options with their defaults. */
 function checkOptions(options: PolicyOptions) {

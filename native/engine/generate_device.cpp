@@ -112,6 +112,7 @@ class DeviceDecoder {
     }
     const std::int64_t first = running();
     std::vector<at::Tensor> rows;
+    rows.reserve(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) {
       Running r;
       r.completion = next_++;
@@ -141,6 +142,7 @@ class DeviceDecoder {
   void prefill(std::int64_t first, std::int64_t end) {
     const auto input = plain_input(prompts_, static_cast<std::size_t>(first), static_cast<std::size_t>(end));
     std::vector<std::int64_t> last;
+    last.reserve(input.families.size());
     for (const Family& prompt : input.families) last.push_back(prompt.begin + prompt.lengths[0] - 1);
     KeyValues layers;
     const auto hidden = model_.forward(weights_, ready_, input, control_, nullptr, &layers);
