@@ -386,6 +386,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   stay_loaded();
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("libtorchVersion", libtorch_version());
+  exports.Set("libtorchCuda", libtorch_has_cuda());
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
   exports.Set("Control", ControlObject::define(env));
   exports.Set("setThreads", Napi::Function::New<set_threads>(env));

@@ -41,7 +41,11 @@ const model = z.strictObject({
     .enum(['float32', 'bfloat16'])
     .default('float32')
     .describe('of weights and activations; the optimizer keeps float32'),
-  device: z.enum(['cpu', 'cuda']).default('cpu').describe('where the model lives'),
+  device: z
+    .string()
+    .regex(/^(cpu|cuda(:\d{1,3})?)$/)
+    .default('cpu')
+    .describe('where the model lives: cpu, cuda, or cuda:1 and so on'),
 })
 
 const data = z.strictObject({

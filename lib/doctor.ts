@@ -96,7 +96,7 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
 }
 
 /** What the addons tell of themselves, as values or functions. */
-const told = ['isa', 'isas', 'threads', 'libtorchVersion']
+const told = ['isa', 'isas', 'threads', 'libtorchVersion', 'libtorchCuda']
 
 async function probe(
   locate: () => string,

@@ -7,7 +7,7 @@ import { type Problem, parseJsonLines, readInput, readProblems } from './data.js
 import { RapoError } from './errors.js'
 import type { HubOptions } from './hub.js'
 import { openPolicy, requireField } from './open.js'
-import type { LoadPolicy, Policy } from './policy.js'
+import type { Device, LoadPolicy, Policy } from './policy.js'
 import {
   checkTokenizerFits,
   createTemplate,
@@ -191,7 +191,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const unlock = lockRun(options.output, 'eval')
 
   const { dtype, device } = config.model
-  const inference = { dtype, device, trainable: false }
+  const inference = { dtype, device: device as Device, trainable: false }
   let policy: Policy | undefined
   try {
     policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)

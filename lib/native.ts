@@ -1,7 +1,7 @@
 /** The only file that loads native addons. Works from lib/ (tsx), from dist/, and in worker threads. */
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { RapoError } from './errors.js'
 import {
   cacheDir,
@@ -47,6 +47,14 @@ export function loadEngine(): EngineAddon {
   process.env.OMP_WAIT_POLICY ??= 'passive'
   engine ??= load<EngineAddon>('engine', locateEngine())
   return engine
+}
+
+/**
+ * Lets the engine find the CUDA kernels' library, which lies beside the kernels addon and not beside the engine's.
+ * Only the main thread can: a worker has a copy of the environment.
+ */
+export function nameCudaLibrary(): void {
+  process.env.RAPO_CUDA_LIBRARY ||= join(dirname(locateKernels()), 'librapo_cuda.so')
 }
 
 /** The file that loadKernels() loads. Throws ERR_RAPO_SETUP where there is none. */

@@ -6,7 +6,7 @@ import { type Cursor, createCursor, readProblems } from './data.js'
 import { RapoError } from './errors.js'
 import { type HubOptions, resolveModel } from './hub.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import type { LoadPolicy, Policy, PolicyOptions } from './policy.js'
+import type { Device, LoadPolicy, Policy, PolicyOptions } from './policy.js'
 import {
   checkTokenizerFits,
   createTemplate,
@@ -70,7 +70,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) {
+  if (!options.loadPolicy && model.device === 'cpu') {
     const { checkMemory, planRun } = await import('./memory.js')
     checkMemory(await planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template))
   }
@@ -150,7 +150,7 @@ export function trainingOptions(
   const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
   return {
     dtype: model.dtype,
-    device: model.device,
+    device: model.device as Device,
     ...(objective.penalty !== 'none' && { referenceDir }),
     adamw: { beta1, beta2, eps, weightDecay },
     maxGradNorm,

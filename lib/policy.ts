@@ -1,13 +1,13 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
 import { RapoError } from './errors.js'
 import type { ObjectiveMetrics } from './metrics.js'
-import { type EngineAddon, loadEngine } from './native.js'
+import { type EngineAddon, loadEngine, nameCudaLibrary } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
 /** Of weights and activations. */
 export type ModelDType = 'float32' | 'bfloat16'
-/** Where a model lives. */
-export type Device = 'cpu' | 'cuda'
+/** Where a model lives: its weights, optimizer state, gradients and key/value cache. */
+export type Device = 'cpu' | 'cuda' | `cuda:${number}`
 
 /** AdamW (arXiv 1711.05101): weight decay apart from the gradient. Defaults 0.9, 0.999, 1e-8 and 0. */
 export interface AdamW {
@@ -181,9 +181,13 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
   const native = checkOptions(options)
   const addon = engine()
+  if (native.device !== 'cpu') nameCudaLibrary()
   const loaded = await addon.load(dir, native, new addon.Control())
   return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
 }
+
+/** What Device allows. */
+const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
 
 /** The options with their defaults. */
 function checkOptions(options: PolicyOptions) {
@@ -191,7 +195,7 @@ function checkOptions(options: PolicyOptions) {
   const { dtype = 'float32', device = 'cpu', trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false } = options
   oneOf('dtype', dtype, ['float32', 'bfloat16'])
-  oneOf('device', device, ['cpu', 'cuda'])
+  if (!devicePattern.test(device)) invalid('device', device, 'cpu, cuda or cuda:N')
   if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
   if (referenceDir !== undefined) text('referenceDir', referenceDir)
   range('maxGradNorm', maxGradNorm, '> 0', x => x > 0)
@@ -283,6 +287,11 @@ export async function saveLogits(
   return policy.saveLogits(sequences, rowPositions, file)
 }
 
+/** Whether the libtorch that the engine was compiled against has CUDA. */
+export function libtorchHasCuda(): boolean {
+  return engine().libtorchCuda
+}
+
 /** The version of libtorch that the engine was compiled against. */
 export function libtorchVersion(): string {
   return engine().libtorchVersion
@@ -299,6 +308,7 @@ interface NativeControl {
 
 interface Engine extends EngineAddon {
   readonly libtorchVersion: string
+  readonly libtorchCuda: boolean
   readonly Control: new () => NativeControl
   setThreads(threads: number): void
   initialize(dir: string, seed: number): Promise<void>

@@ -24,7 +24,11 @@ for (const path of ['CMakeLists.txt', 'package.json', 'LICENSE', 'native', 'bind
 }
 for (const file of ['build-cuda.mjs', 'gpu.mjs'])
   cpSync(join(root, 'scripts', file), join(pack, 'scripts', file))
-for (const path of ['bench/gpu_peers.py', 'test/cuda/graph.cpp']) cpSync(join(root, path), join(pack, path))
+for (const path of ['bench/gpu_peers.py', 'bench/gpu_engine_peers.py', 'test/cuda/graph.cpp'])
+  cpSync(join(root, path), join(pack, path))
+// What the engine's tests read lies where their bundles look for it.
+cpSync(join(root, 'test', 'golden'), join(pack, 'js', 'test', 'golden'), { recursive: true })
+cpSync(join(root, 'models'), join(pack, 'js', 'models'), { recursive: true })
 for (const name of ['node-api-headers', 'node-addon-api']) {
   const isHeader = path => statSync(path).isDirectory() || /\.(h|json|md)$|LICENSE/.test(path)
   cpSync(join(root, 'node_modules', name), join(pack, 'node_modules', name), {
@@ -35,7 +39,11 @@ for (const name of ['node-api-headers', 'node-addon-api']) {
 
 // esbuild comes with tsx.
 const { build } = createRequire(createRequire(import.meta.url).resolve('tsx/package.json'))('esbuild')
-for (const entry of ['test/cuda-emulator.test.ts', 'test/cuda-head.test.ts', 'bench/gpu.ts']) {
+const engineTests = ['engine-golden', 'engine-generate', 'engine', 'engine-aten'].map(
+  name => `test/${name}.test.ts`,
+)
+const cudaTests = ['cuda-emulator', 'cuda-head'].map(name => `test/${name}.test.ts`)
+for (const entry of [...cudaTests, ...engineTests, 'bench/gpu.ts', 'bench/gpu_engine.ts']) {
   await build({
     entryPoints: [join(root, entry)],
     outfile: join(pack, 'js', entry.replace(/ts$/, 'mjs')),

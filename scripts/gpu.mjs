@@ -3,6 +3,8 @@
 //          device, captures both in CUDA graphs, then runs the smaller ones under compute-sanitizer (memcheck, racecheck,
 //          initcheck; the fused head, whose products are not ours, memcheck alone)
 //   bench  builds the same and runs bench/gpu.ts; further arguments go there
+// With a python3 (RAPO_PYTHON) that has a torch with CUDA, the engine is built against it, and its tests and bench/gpu_engine.ts
+// run on the device too.
 // Needs nvcc and CMake, and a CUDA device: without one it ends with status 1 and says so, once all is built.
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -57,12 +59,21 @@ const cuda = createRequire(import.meta.url)(addon).cudaInfo()
 if (!cuda.available) fail(`no CUDA device: ${cuda.reason}`)
 for (const { name, capability } of cuda.devices) console.log(`device: ${name}, ${capability}`)
 
+const engine = buildEngine()
+if (engine) env.RAPO_ENGINE_ADDON = engine
+
 if (command === 'bench') {
   run('the benchmark', process.execPath, [...script('bench', 'gpu'), ...rest], {
     ...env,
     RAPO_GPU_PEERS: join(root, 'bench', 'gpu_peers.py'),
     PYTHONPATH: [join(root, 'wheels', 'unpacked'), process.env.PYTHONPATH].filter(Boolean).join(':'),
   })
+  if (engine) {
+    run('the benchmark of the engine', process.execPath, script('bench', 'gpu_engine'), {
+      ...env,
+      RAPO_GPU_ENGINE_PEERS: join(root, 'bench', 'gpu_engine_peers.py'),
+    })
+  }
 } else {
   run('every case', process.execPath, script('test', 'cuda-emulator.test'), env)
   run('the fused head', process.execPath, script('test', 'cuda-head.test'), env)
@@ -81,6 +92,13 @@ if (command === 'bench') {
     ['--tool', 'memcheck', '--error-exitcode', '1', process.execPath, ...script('test', 'cuda-head.test')],
     env,
   )
+  for (const name of engine ? ['engine-golden', 'engine-generate', 'engine', 'engine-aten'] : []) {
+    // In float32 attention is plain operations, in bfloat16 libtorch's flash attention.
+    run(`${name} on the device`, process.execPath, script('test', `${name}.test`), {
+      ...env,
+      RAPO_TEST_DEVICE: 'cuda',
+    })
+  }
   console.log('test:gpu: all passed')
 }
 
@@ -91,6 +109,35 @@ function cublasLt() {
     'import glob, nvidia; print(sorted(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib/libcublasLt.so.*"))[-1])'
   const { status, stdout } = spawnSync(python, ['-c', code], { encoding: 'utf8' })
   return status === 0 ? { RAPO_CUBLASLT: stdout.trim() } : {}
+}
+
+/** The engine against the torch that Python has; undefined, with the reason printed, where that has no CUDA. */
+function buildEngine() {
+  const code = 'import torch; print(torch.utils.cmake_prefix_path if torch.version.cuda else "")'
+  const asked = spawnSync(python, ['-c', code], { encoding: 'utf8' })
+  const prefix = asked.status === 0 ? asked.stdout.trim().split('\n').at(-1) : ''
+  if (!prefix) {
+    console.log(
+      `the engine is left out: ${asked.status === 0 ? "Python's torch has no CUDA" : 'Python has no torch'}`,
+    )
+    return undefined
+  }
+  const tree = join(build, 'engine')
+  run('the engine', 'cmake', [
+    ...ninja,
+    '-S',
+    root,
+    '-B',
+    tree,
+    '-DRAPO_ENGINE=ON',
+    `-DTorch_DIR=${join(prefix, 'Torch')}`,
+    `-DCMAKE_PREFIX_PATH=${join(prefix, '..', '..')}`,
+    `-DCMAKE_JS_INC=${join(modules, 'node-api-headers', 'include')}`,
+    `-DRAPO_NODE_ADDON_API=${join(modules, 'node-addon-api')}`,
+    `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${tree}`,
+  ])
+  run('the engine', 'cmake', ['--build', tree, '--parallel', '--target', 'rapo_engine'])
+  return join(tree, 'rapo_engine.node')
 }
 
 /** How node runs a script: as the pack has it in one file, or from its TypeScript. */

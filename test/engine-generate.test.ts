@@ -3,9 +3,10 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadPolicy, type Policy, type SamplingParams, setEngineThreads } from '../lib/policy.js'
+import { type Completions, type Policy, type SamplingParams, setEngineThreads } from '../lib/policy.js'
 import {
   completionRows,
+  loadPolicy,
   maxDifference,
   newModel,
   pack,
@@ -13,6 +14,7 @@ import {
   prompts,
   rejects,
   sampling,
+  testDevice,
   tinyConfig,
   unpack,
 } from './engine-util.js'
@@ -20,6 +22,7 @@ import {
 const dir = await newModel()
 const policy = await loadPolicy(dir, { trainable: false })
 const vocab = tinyConfig.vocab_size
+const libraryMultiplies = process.env.RAPO_ENGINE_ISA === 'aten' || testDevice !== 'cpu'
 
 /** (rows, vocab) log-probs at the given rows. */
 async function allLogprobs(
@@ -66,16 +69,27 @@ test('with a seed for each prompt, its completions do not depend on the other pr
   )
   await rejects(policy.generate(prompts, { ...params, seed: [1, -1] }), /seed.*-1/)
 })
+/** The same bits; where a library multiplies, whose sums depend on the number of rows, the same tokens. */
+function same(actual: Completions, expected: Completions, what?: string): void {
+  if (!libraryMultiplies) {
+    assert.equal(actual, expected, what)
+    return
+  }
+  assert.equal(actual.tokens, expected.tokens, what)
+  assert.equal(actual.finishReasons, expected.finishReasons, what)
+  // Some roundings of numbers of size 10.
+  assert.ok(maxDifference(actual.logprobs, expected.logprobs) < 1e-4, what)
+}
 
 test('neither slots nor threads change the bits of a float32 model', async () => {
   const params = { ...sampling, n: 7 }
   const all = await policy.generate(prompts, params)
   for (const maxBatch of [1, 3, 10]) {
-    assert.equal(await policy.generate(prompts, { ...params, maxBatch }), all, `maxBatch ${maxBatch}`)
+    same(await policy.generate(prompts, { ...params, maxBatch }), all, `maxBatch ${maxBatch}`)
   }
   for (const threads of [1, 2, 3]) {
     setEngineThreads(threads)
-    assert.equal(await policy.generate(prompts, params), all, `${threads} threads`)
+    same(await policy.generate(prompts, params), all, `${threads} threads`)
   }
   setEngineThreads(0)
 })
@@ -101,7 +115,7 @@ test('prompts that end before, at and after a page of the cache share it and par
   )
   const params = { ...sampling, n: 3, maxNewTokens: 20, stopTokenIds: [] }
   const all = await policy.generate(long, params)
-  for (const maxBatch of [1, 4]) assert.equal(await policy.generate(long, { ...params, maxBatch }), all)
+  for (const maxBatch of [1, 4]) same(await policy.generate(long, { ...params, maxBatch }), all)
   const rows = completionRows(long, all, 3)
   const { logprobs } = await policy.logprobs(rows.sequences, rows, 1)
   // Sums in another order: some roundings of numbers of size 10.

@@ -4,8 +4,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadPolicy, type MicroBatch, saveGradients } from '../lib/policy.js'
-import { maxDifference, newDir, pack, readSafetensors } from './engine-util.js'
+import { type MicroBatch, saveGradients } from '../lib/policy.js'
+import { loadPolicy, maxDifference, newDir, pack, readSafetensors } from './engine-util.js'
 
 const root = fileURLToPath(new URL('golden/', import.meta.url))
 

@@ -1,10 +1,13 @@
-/** The golden, gradient and generation tests on every instruction set that the machine has. */
+/**
+ * The golden, gradient and generation tests on every instruction set that the machine has, and in ATen's operations,
+ * which are the engine's on other devices.
+ */
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 
-for (const isa of ['avx512', 'avx2', 'baseline']) {
+for (const isa of ['avx512', 'avx2', 'baseline', 'aten']) {
   test(isa, () => {
     for (const file of ['engine-golden.test.ts', 'engine-generate.test.ts', 'engine.test.ts']) {
       const script = fileURLToPath(new URL(file, import.meta.url))

@@ -7,9 +7,13 @@ import { RapoError } from '../lib/errors.js'
 import { rapo } from '../lib/objective.js'
 import {
   type Completions,
+  type Device,
   initializeModel,
+  loadPolicy as loadPolicyOn,
   type MicroBatch,
   type PackedTokens,
+  type Policy,
+  type PolicyOptions,
   type SamplingParams,
 } from '../lib/policy.js'
 
@@ -22,6 +26,14 @@ export function newDir(): string {
   const dir = path.join(scratch, String(++count))
   mkdirSync(dir)
   return dir
+}
+
+/** What the engine's tests run on; `npm run test:gpu` sets it to cuda. */
+export const testDevice = (process.env.RAPO_TEST_DEVICE || 'cpu') as Device
+
+/** loadPolicy on that device. */
+export function loadPolicy(dir: string, options: PolicyOptions = {}): Promise<Policy> {
+  return loadPolicyOn(dir, { device: testDevice, ...options })
 }
 
 export const tinyConfig = {

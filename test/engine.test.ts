@@ -7,7 +7,7 @@ import type { ObjectiveMetrics } from '../lib/metrics.js'
 import { grpo, gspo } from '../lib/objective.js'
 import {
   initializeModel,
-  loadPolicy,
+  libtorchHasCuda,
   type MicroBatch,
   type ModelDType,
   type Policy,
@@ -15,6 +15,7 @@ import {
   saveGradients,
 } from '../lib/policy.js'
 import {
+  loadPolicy,
   maxDifference,
   newDir,
   newModel,
@@ -563,7 +564,17 @@ test('bad arguments name the field, the value and the range', async () => {
   for (const values of (await gradients(policy)).values()) assert.ok(values.every(x => x === 0))
   await policy.dispose()
 
-  await rejects(loadPolicy(dir, { device: 'cuda' }), /device is "cuda"/, 'ERR_RAPO_UNSUPPORTED')
+  await rejects(
+    loadPolicy(dir, { device: 'cuda:x' as 'cuda' }),
+    /device is cuda:x, expected cpu, cuda or cuda:N/,
+  )
+  if (!libtorchHasCuda()) {
+    await rejects(
+      loadPolicy(dir, { device: 'cuda' }),
+      /device is "cuda", but .* without CUDA: let RAPO_LIBTORCH name one with CUDA and run `rapo setup`/,
+      'ERR_RAPO_DEVICE',
+    )
+  }
   const other = await newModel({ vocab_size: 25 })
   await rejects(
     loadPolicy(dir, { referenceDir: other }),

@@ -222,7 +222,7 @@ class Decoder {
       for (std::int64_t i = begin; i < end; ++i) {
         Running& r = rows[static_cast<std::size_t>(i)];
         const auto c = static_cast<std::size_t>(r.completion);
-        const double u = next_uniform(c);
+        const double u = uniform(sampling_, c, tokens_[c].size());
         const Choice choice = choose(logits + i * vocab, vocab, sampling_, u, scratch);
         r.token = choice.token;
         tokens_[c].push_back(choice.token);
@@ -230,13 +230,6 @@ class Decoder {
       }
     });
     control_.done += static_cast<std::int64_t>(rows.size());
-  }
-
-  /// The random number of completion c's next token.
-  double next_uniform(std::size_t c) const {
-    const auto n = static_cast<std::size_t>(sampling_.n);
-    const bool is_shared = sampling_.seeds.size() == 1;
-    return uniform(sampling_.seeds[is_shared ? 0 : c / n], is_shared ? c : c % n, tokens_[c].size());
   }
 
   /// Ends the sequence and frees its pages, or lets it run on.
@@ -292,6 +285,9 @@ class Decoder {
 
 Completions generate(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
                      const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
+  if (ops::on_aten(weights.embed)) {
+    return generate_on_device(model, weights, ready, prompts, sampling, control);
+  }
   return Decoder(model, weights, ready, prompts, sampling, control).run();
 }
 

@@ -10,4 +10,9 @@ namespace rapo {
 Completions generate(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
                      const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
 
+/// The same where the weights' operations are ATen's (ops_aten.h): the cache is one block of memory on their
+/// device, and a step leaves it for the tokens alone.
+Completions generate_on_device(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
+                               const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
+
 }  // namespace rapo

@@ -13,15 +13,17 @@ std::int64_t layer_activations(const ModelConfig& c);
 
 /// Tokens taken through the trunk at once in training. What a small model keeps for its backward pass should
 /// stay in the caches; for a large one the weights are the traffic, and a chunk must be worth reading them,
-/// within 2 GB. A longer sequence is a chunk of its own.
+/// within 2 GB. On another device than the CPU: as many as 8 GB hold. A longer sequence is a chunk of its
+/// own.
 std::int64_t train_chunk_tokens(const ModelConfig& c, std::int64_t parameters, std::int64_t width,
-                                bool recompute);
+                                bool recompute, bool on_cpu);
 
 /// Prompt tokens computed at once when completions are started.
 std::int64_t prefill_tokens(const ModelConfig& c, std::int64_t width);
 
-/// Rows of a chunk of the fused head whose logits take about 64 MB.
-std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_size);
+/// Rows of a chunk of the fused head whose logits take about 64 MB; on another device than the CPU 1 GB,
+/// since each chunk passes over the whole gradient of the head's weight.
+std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_size, bool on_cpu);
 
 /// Bytes that the key/value cache may take, unless a single sequence needs more.
 constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;
@@ -31,5 +33,9 @@ constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;
 /// the processor's.
 std::int64_t running_limit(const ModelConfig& c, std::int64_t parameters, std::int64_t width,
                            std::int64_t positions);
+
+/// The same on another device: as many as `bytes` hold of keys, values and what sampling takes, 512 at most.
+std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std::int64_t positions,
+                                  std::int64_t bytes);
 
 }  // namespace rapo

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+
+#include "ops_aten.h"
 
 namespace rapo::ops {
 namespace {
@@ -38,6 +41,14 @@ at::Tensor empty_like_rows(const at::Tensor& x, std::int64_t width) {
 
 }  // namespace
 
+bool on_aten(const at::Tensor& x) {
+  static const bool all = [] {
+    const char* wanted = std::getenv("RAPO_ENGINE_ISA");
+    return wanted && std::strcmp(wanted, "aten") == 0;
+  }();
+  return all || !x.is_cpu();
+}
+
 Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::ScalarType dtype) {
   const std::int64_t half = head_dim / 2;
   Rope rope{at::empty({positions, half}, at::kFloat), at::empty({positions, half}, at::kFloat)};
@@ -64,6 +75,7 @@ Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd) {
+  if (on_aten(x)) return aten::rms_norm(x, w, eps, rstd);
   const std::int64_t rows = x.size(0), channels = x.size(1);
   auto y = at::empty_like(x);
   if (rstd) *rstd = at::empty({rows}, at::kFloat);
@@ -80,6 +92,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Te
 
 void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd, const at::Tensor& dy,
                        at::Tensor& dx, at::Tensor& dw) {
+  if (on_aten(x)) return aten::rms_norm_backward(x, w, rstd, dy, dx, dw);
   // dw is summed in blocks of fixed size, added in order: the same bits whoever computes a block.
   constexpr std::int64_t kBlock = 128;
   const std::int64_t rows = x.size(0), channels = x.size(1), blocks = (rows + kBlock - 1) / kBlock;
@@ -102,6 +115,7 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
 }
 
 at::Tensor swiglu(const at::Tensor& gate_up) {
+  if (on_aten(gate_up)) return aten::swiglu(gate_up);
   const std::int64_t width = gate_up.size(1) / 2;
   auto out = empty_like_rows(gate_up, width);
   by_dtype(gate_up, [&](auto tag) {
@@ -115,6 +129,7 @@ at::Tensor swiglu(const at::Tensor& gate_up) {
 }
 
 at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout) {
+  if (on_aten(gate_up)) return aten::swiglu_backward(gate_up, dout);
   const std::int64_t width = gate_up.size(1) / 2;
   auto dgate_up = at::empty_like(gate_up);
   by_dtype(gate_up, [&](auto tag) {
@@ -147,6 +162,7 @@ void for_each_unit(const TrunkInput& input, std::int64_t kv_heads, const F& f) {
 
 at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
                      const at::Tensor& qkv, at::Tensor* lse, at::Tensor* kv) {
+  if (on_aten(qkv)) return aten::attention(shape, input, rope, qkv, lse, kv);
   const std::int64_t q_size = shape.heads * shape.head_dim, kv_width = 2 * shape.kv_heads * shape.head_dim;
   auto out = empty_like_rows(qkv, q_size);
   if (lse) *lse = at::empty({qkv.size(0), shape.heads}, at::kFloat);
@@ -169,6 +185,7 @@ at::Tensor attention(const loops::HeadShape& shape, const TrunkInput& input, con
 at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& input, const Rope& rope,
                               const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
                               const at::Tensor& dout) {
+  if (on_aten(qkv)) return aten::attention_backward(shape, input, rope, qkv, out, lse, dout);
   const std::int64_t q_size = shape.heads * shape.head_dim;
   auto dqkv = at::empty_like(qkv);
   const std::int64_t floats = loops::attention_scratch(shape, input.longest);
@@ -228,6 +245,7 @@ namespace {
 
 template <class Index>
 at::Tensor gather(const at::Tensor& table, const Index* ids, std::int64_t count) {
+  if (on_aten(table)) return table.index_select(0, aten::indices(ids, count, table));
   const std::int64_t channels = table.size(1);
   auto out = at::empty({count, channels}, table.options());
   const std::size_t bytes = static_cast<std::size_t>(channels) * table.element_size();
@@ -253,6 +271,7 @@ at::Tensor gather_rows(const at::Tensor& table, const std::int64_t* ids, std::in
 
 at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions,
                        std::int64_t total) {
+  if (on_aten(rows)) return aten::spread_rows(rows, positions, total);
   auto out = at::zeros({total, rows.size(1)}, rows.options());
   const auto count = static_cast<std::int64_t>(positions.size());
   if (std::adjacent_find(positions.begin(), positions.end(), std::greater_equal<>()) != positions.end()) {
@@ -272,6 +291,7 @@ at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& 
 }
 
 void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x) {
+  if (on_aten(x)) return aten::scatter_add_rows(table, ids, x);
   const std::int64_t channels = x.size(1), rows = x.size(0);
   by_dtype(x, [&](auto tag) {
     using T = decltype(tag);
@@ -356,6 +376,7 @@ bool has_product(const at::Tensor& x, const at::Tensor& w) {
 
 Linear prepare(const at::Tensor& weight) {
   Linear linear{weight, {}};
+  if (on_aten(weight)) return linear;
   if (is_small(weight)) {
     const std::int64_t n = weight.size(0), k = weight.size(1);
     linear.packed = at::empty({loops::gemm_pack_size(n, k)}, weight.options());
@@ -365,6 +386,7 @@ Linear prepare(const at::Tensor& weight) {
 }
 
 at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
+  if (on_aten(x)) return aten::linear(x, w.weight, start);
   if (!w.packed.defined() && has_product(x, w.weight)) {
     return transposed_product(rows_of(w.weight), w.weight.size(0), w.weight.size(1), x, start);
   }
@@ -378,6 +400,7 @@ at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start)
 }
 
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
+  if (on_aten(dy)) return aten::linear_backward(dy, w);
   if (!is_small(w) && has_product(dy, w)) {
     return transposed_product(columns_of(w), w.size(1), w.size(0), dy, {});
   }
@@ -389,6 +412,7 @@ at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
 }
 
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
+  if (on_aten(x)) return aten::add_weight_grad(grad, dy, x);
   if ((x.scalar_type() != at::kFloat || !is_small(grad)) && has_product(x, dy)) {
     const std::int64_t m = grad.size(0), n = grad.size(1);
     product_tiles(columns_of(dy), m, dy.size(0), rows_of(x), n,

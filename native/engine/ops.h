@@ -1,5 +1,5 @@
-// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by cpu/loops.
-// Every function returns the same bits for any number of threads.
+// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by cpu/loops
+// and elsewhere by ops_aten. On the CPU every function returns the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -28,6 +28,10 @@ void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t ste
   parallel_for((n + length - 1) / length,
                [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
 }
+
+/// Whether the operations on x are ATen's (ops_aten.h) and not cpu/loops': those on other devices, and all
+/// where RAPO_ENGINE_ISA is `aten`, by which the tests run the devices' code on the CPU.
+bool on_aten(const at::Tensor& x);
 
 /// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as
 /// transformers does.

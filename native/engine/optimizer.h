@@ -15,8 +15,8 @@ class Optimizer {
   Optimizer(const Layout& layout, const AdamW& params, double max_grad_norm, at::Tensor master,
             at::Tensor weights);
 
-  /// grad (flat, float32) is left as it is. A norm that is not finite changes nothing.
-  StepResult step(const at::Tensor& grad, double learning_rate);
+  /// grad (flat, float32) may be scaled. A norm that is not finite changes nothing.
+  StepResult step(at::Tensor& grad, double learning_rate);
 
   const at::Tensor& master() const { return master_; }
 
@@ -25,6 +25,7 @@ class Optimizer {
   void load(const std::string& file);
 
  private:
+  void step_fused(at::Tensor& grad, double grad_scale, double learning_rate);
   void publish();
 
   const Layout& layout_;

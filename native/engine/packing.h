@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "policy.h"
@@ -16,10 +17,15 @@ struct Family {
       lengths;  // of the prefix, then of each branch (0 where the prefix is the whole sequence)
 };
 
+namespace ops {
+struct AtenInput;
+}
+
 struct TrunkInput {
-  std::vector<std::int32_t> token_ids;  // (R)
-  std::vector<Family> families;         // in the order of their tokens
-  std::int64_t longest = 0;             // positions of the longest sequence
+  std::vector<std::int32_t> token_ids;                 // (R)
+  std::vector<Family> families;                        // in the order of their tokens
+  std::int64_t longest = 0;                            // positions of the longest sequence
+  mutable std::shared_ptr<const ops::AtenInput> aten;  // made of the above when ops_aten first needs it
 
   /// Appends one family: prefix, then branches.
   void add(const std::int32_t* prefix, std::int64_t length);

@@ -13,6 +13,7 @@
 #include "../kernels/validate.h"
 #include "aten.h"
 #include "blocks.h"
+#include "cuda/device.h"
 #include "fused_head.h"
 #include "generate.h"
 #include "memory.h"
@@ -214,9 +215,9 @@ struct Policy::Impl {
     ModelTensors weights;
     std::unique_ptr<ReadyWeights> ready;  // of the current weights
 
-    Model(const std::string& dir, DType dtype)
+    Model(const std::string& dir, DType dtype, at::Device device)
         : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
-      flat = at::zeros({net.layout().flat_size()}, scalar_type(dtype));
+      flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
       weights = net.layout().map(flat);
       read_weights(checkpoint, net.layout(), flat);
       refresh();
@@ -249,12 +250,14 @@ struct Policy::Impl {
   std::int64_t head_rows() const {
     return options.head_rows > 0 ? options.head_rows
                                  : default_head_rows(config().vocab_size,
-                                                     static_cast<std::int64_t>(policy->flat.element_size()));
+                                                     static_cast<std::int64_t>(policy->flat.element_size()),
+                                                     policy->flat.is_cpu());
   }
 
   std::int64_t chunk_tokens() const {
     return train_chunk_tokens(config(), policy->net.layout().parameters(),
-                              static_cast<std::int64_t>(policy->flat.element_size()), options.recompute);
+                              static_cast<std::int64_t>(policy->flat.element_size()), options.recompute,
+                              policy->flat.is_cpu());
   }
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
@@ -268,31 +271,28 @@ Policy::~Policy() = default;
 
 std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options) {
   return translated("loading a model", [&] {
-    if (options.device != "cpu") {
-      throw Error(ErrorCode::kUnsupported,
-                  "device is \"" + options.device + "\"; this build has only \"cpu\"");
-    }
+    const at::Device device = device::open(options.device);
     if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
       throw Error(ErrorCode::kUnsupported, "dtype must be float32 or bfloat16");
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
-    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype);
+    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype, device);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
       if (options.dtype != DType::kFloat32) {
-        master = at::zeros({layout.flat_size()}, at::kFloat);
+        master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
         read_weights(impl->policy->checkpoint, layout, master);
       }
-      impl->grad = at::zeros({layout.flat_size()}, at::kFloat);
+      impl->grad = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
       impl->grads = layout.map(impl->grad);
       impl->optimizer = std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master,
                                                     impl->policy->flat);
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype);
+      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype, device);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -323,17 +323,19 @@ void Policy::initialize(const std::string& dir, std::uint64_t seed) {
     for (std::size_t e = 0; e < layout.entries().size(); ++e) {
       const Layout::Entry& entry = layout.entries()[e];
       const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
-      for (std::int64_t i = 0; i < entry.size; ++i) {
-        float& x = data[entry.offset + i];
-        if (is_norm) {
-          x = 1;
-        } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
-          const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
-          const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
-          const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
-          x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
+      ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          float& x = data[entry.offset + i];
+          if (is_norm) {
+            x = 1;
+          } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
+            const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
+            const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+            const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
+            x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
+          }
         }
-      }
+      });
     }
     const bool bf16 = config.dtype == "bfloat16";
     if (bf16) flat = flat.to(at::kBFloat16);
@@ -553,7 +555,8 @@ void Policy::zero_grad() {
 void Policy::save_gradients(const std::string& file) const {
   translated("saving gradients", [&] {
     impl_->need_trainable("saveGradients()");
-    write_safetensors(file, impl_->policy->net.layout().stored(impl_->grad), {});
+    const auto grad = impl_->grad.to(at::kCPU);
+    write_safetensors(file, impl_->policy->net.layout().stored(grad), {});
   });
 }
 
@@ -567,6 +570,7 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     at::Tensor flat = impl_->policy->flat;
     // What is written in full precision comes from the masters where there are some.
     if (!bf16 && impl_->optimizer) flat = impl_->optimizer->master();
+    flat = flat.to(at::kCPU);
     const auto type = scalar_type(dtype);
     const auto stored = net.layout().stored(flat);
     if (flat.scalar_type() == type) {
@@ -596,7 +600,7 @@ void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::i
     const auto rows = static_cast<std::int64_t>(row_positions.size());
     const auto hidden = ops::gather_rows(model.net.forward(model.weights, *model.ready, input, control),
                                          row_positions.data(), rows);
-    const auto logits = ops::linear(hidden, model.ready->head).to(at::kFloat);
+    const auto logits = ops::linear(hidden, model.ready->head).to(at::kCPU, at::kFloat);
     StoredTensor tensor;
     tensor.name = "logits";
     tensor.dtype = "F32";
@@ -629,5 +633,6 @@ void set_engine_threads(int threads) {
 }
 
 std::string libtorch_version() { return TORCH_VERSION; }
+bool libtorch_has_cuda() { return device::has_cuda(); }
 
 }  // namespace rapo

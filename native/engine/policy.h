@@ -18,7 +18,7 @@ struct AdamW {
 
 struct PolicyOptions {
   DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
-  std::string device = "cpu";     // "cpu" or "cuda"
+  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
   bool trainable = true;          // false: no gradients, masters or moments are held
   std::string reference_dir;      // the frozen reference's directory; empty: no reference
   AdamW adamw;
@@ -166,5 +166,6 @@ class Policy {
 /// Threads libtorch and the kernels use; 0 leaves the default.
 void set_engine_threads(int threads);
 std::string libtorch_version();
+bool libtorch_has_cuda();
 
 }  // namespace rapo

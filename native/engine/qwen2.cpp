@@ -98,10 +98,12 @@ std::vector<StoredTensor> Layout::stored(const at::Tensor& flat, const std::stri
   return out;
 }
 
-const ops::Rope& Qwen2::rope(std::int64_t positions, at::ScalarType dtype) {
+const ops::Rope& Qwen2::rope(std::int64_t positions, const at::Tensor& like) {
   if (!rope_.cos.defined() || rope_.cos.size(0) < positions) {
     const std::int64_t grown = std::max<std::int64_t>(positions * 2, 128);
-    rope_ = ops::make_rope(grown, config_.head_dim, config_.rope_theta, dtype);
+    rope_ = ops::make_rope(grown, config_.head_dim, config_.rope_theta, like.scalar_type());
+    rope_.cos = rope_.cos.to(like.device());
+    rope_.sin = rope_.sin.to(like.device());
   }
   return rope_;
 }
@@ -128,7 +130,7 @@ at::Tensor Qwen2::layer_forward(const LayerTensors& layer, const ReadyWeights::L
 
 at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, const TrunkInput& input,
                           const Control& control, TrunkActivations* keep, KeyValues* key_values) {
-  const auto& rotation = rope(input.longest, w.embed.scalar_type());
+  const auto& rotation = rope(input.longest, w.embed);
   auto x =
       ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
   const bool keep_all = keep && !keep->inputs_only;
@@ -182,16 +184,31 @@ void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTens
 at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready,
                          const std::vector<std::int32_t>& token_ids, const DecodeRows& rows) {
   const auto last = *std::max_element(rows.positions.begin(), rows.positions.end());
-  const auto& rotation = rope(last + 1, w.embed.scalar_type());
-  auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
+  const auto& rotation = rope(last + 1, w.embed);
+  const auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
+  return decode_layers(w, ready, x, [&](std::int64_t layer, const at::Tensor& qkv) {
+    return ops::decode_attention(head_shape(), rows.blocks, rows.positions, rotation, qkv,
+                                 layer * cache_block_size());
+  });
+}
+
+at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready, ops::DecodeBatch batch,
+                         const ops::Cache& cache) {
+  ops::aten::place_batch(batch, cache, rope(batch.longest + 1, w.embed));
+  return decode_layers(w, ready, w.embed.index_select(0, batch.token_ids),
+                       [&](std::int64_t layer, const at::Tensor& qkv) {
+                         return ops::aten::decode_attention(head_shape(), cache, layer, batch, qkv);
+                       });
+}
+
+at::Tensor Qwen2::decode_layers(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x,
+                                const std::function<at::Tensor(std::int64_t, const at::Tensor&)>& attend) {
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     const LayerTensors& layer = w.layers[i];
     const ReadyWeights::Layer& linear = ready.layers[i];
     auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
     const auto qkv = ops::linear(normed, linear.qkv, layer.qkv_bias);
-    const auto attended = ops::decode_attention(head_shape(), rows.blocks, rows.positions, rotation, qkv,
-                                                static_cast<std::int64_t>(i) * cache_block_size());
-    x = ops::linear(attended, linear.o, x);
+    x = ops::linear(attend(static_cast<std::int64_t>(i), qkv), linear.o, x);
     normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
     x = ops::linear(ops::swiglu(ops::linear(normed, linear.gate_up)), linear.down, x);
   }

@@ -6,6 +6,7 @@
 // hidden, H query heads, K key/value heads, D head width, I intermediate, V vocabulary.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "aten.h"
 #include "config.h"
 #include "ops.h"
+#include "ops_aten.h"
 #include "packing.h"
 #include "safetensors.h"
 
@@ -116,6 +118,11 @@ class Qwen2 {
   /// One token for each row -> (B, C) after the final norm.
   at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready,
                     const std::vector<std::int32_t>& token_ids, const DecodeRows& rows);
+  /// The same on any device. Where it is captured in a graph, reserve_positions() comes first.
+  at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready, ops::DecodeBatch batch,
+                    const ops::Cache& cache);
+  /// Makes the rotary embedding's tables for so many positions, so that no later call moves them.
+  void reserve_positions(const ModelTensors& w, std::int64_t positions) { rope(positions, w.embed); }
   /// Elements of one layer's part of a cache block, which holds the layers' one after another.
   std::int64_t cache_block_size() const { return 2 * config_.kv_size() * loops::kCacheBlock; }
 
@@ -125,7 +132,11 @@ class Qwen2 {
   at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
                            const TrunkInput& input, const ops::Rope& rotation, LayerActivations& a, bool keep,
                            at::Tensor* kv, bool whole = true);
-  const ops::Rope& rope(std::int64_t positions, at::ScalarType dtype);
+  /// attend(layer's number, qkv) -> (B, H D)
+  at::Tensor decode_layers(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x,
+                           const std::function<at::Tensor(std::int64_t, const at::Tensor&)>& attend);
+  /// For activations like `like`.
+  const ops::Rope& rope(std::int64_t positions, const at::Tensor& like);
 
   ModelConfig config_;
   Layout layout_;

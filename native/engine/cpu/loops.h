@@ -145,7 +145,8 @@ inline std::int64_t decode_scratch(const HeadShape& s, std::int64_t length) {
 
 inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n + 63) / 64 * 64 * k; }
 
-/// The first table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) overrides.
+/// The first table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) overrides;
+/// `aten` does not (see ops.h).
 const Table& table();
 
 }  // namespace rapo::loops

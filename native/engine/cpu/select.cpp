@@ -37,7 +37,8 @@ const Table& choose() {
   };
   const char* wanted = std::getenv("RAPO_ENGINE_ISA");
   for (const Entry& entry : entries) {
-    const bool named = !wanted || !*wanted || std::string(wanted) == entry.table->name;
+    const bool named =
+        !wanted || !*wanted || std::string(wanted) == "aten" || std::string(wanted) == entry.table->name;
     if (named && entry.supported) return *entry.table;
   }
   throw Error(ErrorCode::kUnsupported, std::string("RAPO_ENGINE_ISA is \"") + wanted +
