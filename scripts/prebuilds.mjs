@@ -47,14 +47,9 @@ export function hostTarget() {
 
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
-  const [{ cacheDir, hashSources }, { withLock }, { work }, { makeVenv }, { findTools, requireTools }] =
-    await Promise.all(['cache.ts', 'lock.ts', 'process.ts', 'venv.ts', 'tools.ts'].map(load))
-  const locked = (what, body) =>
-    withLock(
-      join(root, 'build', 'prebuilds', 'locks', what),
-      () => report(`waiting for another run: ${what}`),
-      body,
-    )
+  const [{ hashSources }, { work }, { findTools, requireTools }] = await Promise.all(
+    ['cache.ts', 'process.ts', 'tools.ts'].map(load),
+  )
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
     const sources = createHash('sha256')
@@ -62,16 +57,27 @@ export async function prebuild(names = Object.keys(targets), report = console.er
       .digest('hex')
     const stamp = join(root, 'build', 'prebuilds', `${name}.sha256`)
     const addon = join(root, prebuildPath(name))
-    await locked(name, async () => {
+    await locked(name, report, async () => {
       if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) return
       const start = performance.now()
       requireTools(await findTools(), ['cmake', 'python'])
-      const zig = await locked('zig', () => installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report))
-      await compile(name, addon, zig, work)
+      await compile(name, addon, await prepareZig(report), work)
       writeFileSync(stamp, sources)
       report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
     })
   }
+}
+
+/** The zig of this version, installed where it is not there yet. */
+export async function prepareZig(report = console.error) {
+  const [{ cacheDir }, { makeVenv }] = await Promise.all(['cache.ts', 'venv.ts'].map(load))
+  return locked('zig', report, () => installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report))
+}
+
+async function locked(what, report, body) {
+  const { withLock } = await load('lock.ts')
+  const lock = join(root, 'build', 'prebuilds', 'locks', what)
+  return withLock(lock, () => report(`waiting for another run: ${what}`), body)
 }
 
 async function compile(name, addon, zig, work) {

@@ -43,7 +43,8 @@ std::string describe(const std::vector<Place>& searched) {
   return text;
 }
 
-/// Why there are no devices. The runtime gives one error for a driver that is missing and one that is too old.
+/// Why there are no devices. The runtime gives one error for a driver that is missing and one that is too
+/// old.
 void explain_no_devices(const std::string& error, int code, Availability& found) {
   constexpr int kStubLibrary = 34, kInsufficientDriver = 35, kSystemDriverMismatch = 803;
   if (code != kStubLibrary && code != kInsufficientDriver && code != kSystemDriverMismatch) {
@@ -78,8 +79,9 @@ Availability load(const std::string& packaged) {
   }
   if (!functions) {
     found.lacks = "library";
-    found.reason = "there is no library of the CUDA kernels (" + describe(found.searched) +
-                   "): the package rapo-cuda-linux-x64 brings it, or npm run build:cuda in a clone, where nvcc is";
+    found.reason =
+        "there is no library of the CUDA kernels (" + describe(found.searched) +
+        "): the package rapo-cuda-linux-x64 brings it, or npm run build:cuda in a clone, where nvcc is";
     return found;
   }
   int devices = 0;
