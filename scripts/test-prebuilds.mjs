@@ -20,7 +20,7 @@ import { tsImport } from 'tsx/esm/api'
 import { bootstrap, load, root } from './bootstrap.mjs'
 import { prebuild, prebuildPath } from './prebuilds.mjs'
 
-const TIMEOUT_MS = 15 * 60_000
+const TIMEOUT_MS = 30 * 60_000 // QEMU takes twenty times as long as the processor
 const ARM64_ROOT = '/usr/aarch64-linux-gnu'
 const WINE = '/usr/lib/wine/wine64'
 const MUSL = '/lib/ld-musl-x86_64.so.1'
