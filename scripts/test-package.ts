@@ -59,7 +59,7 @@ try {
   check('bench measures, draws and compares', () => {
     for (const name of ['a', 'b']) {
       assert.match(
-        rapo(`bench --rows 8 --vocab 5000 --rounds 3 --json ${name}.json --svg ${name}.svg`),
+        rapo(`bench --rows 8 --vocab 5000 --rounds 6 --json ${name}.json --svg ${name}.svg`),
         /float32/,
       )
     }
