@@ -82,7 +82,7 @@ async function locked(what, report, body) {
 }
 
 /**
- * What zig's Clang makes of the AVX2 row passes takes 8 % longer in float32 and 15 % in bfloat16 than GCC's code
+ * What zig's Clang makes of the AVX2 row passes takes a tenth longer in float32 and a seventh in bfloat16 than GCC's code
  * (bench/compilers.ts). They need no library, so that this machine's GCC compiles them for any libc.
  */
 function rowsByGcc(name) {
