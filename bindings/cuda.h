@@ -97,7 +97,16 @@ class DeviceMemory : public Napi::ObjectWrap<DeviceMemory> {
   std::int64_t bytes_ = 0;
 };
 
-/// cudaInfo() -> { available, reason, library, devices }
+/// setCudaLibrary(file): the library that comes as a package.
+inline Napi::Value set_cuda_library(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    if (!info[0].IsString()) invalid("file must be a string");
+    cuda::set_packaged_library(info[0].As<Napi::String>());
+    return info.Env().Undefined();
+  });
+}
+
+/// cudaInfo() -> { available, lacks, reason, searched, devices }
 inline Napi::Value cuda_info(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto env = info.Env();
@@ -111,10 +120,18 @@ inline Napi::Value cuda_info(const Napi::CallbackInfo& info) {
       object.Set("memory", static_cast<double>(device.memory));
       devices.Set(devices.Length(), object);
     }
+    auto searched = Napi::Array::New(env);
+    for (const auto& [library, problem] : found.searched) {
+      auto object = Napi::Object::New(env);
+      object.Set("library", library);
+      if (!problem.empty()) object.Set("problem", problem);
+      searched.Set(searched.Length(), object);
+    }
     auto result = Napi::Object::New(env);
     result.Set("available", found.functions != nullptr);
+    result.Set("lacks", found.lacks);
     result.Set("reason", found.reason);
-    result.Set("library", found.library);
+    result.Set("searched", searched);
     result.Set("devices", devices);
     return result;
   });
@@ -311,6 +328,7 @@ inline Napi::Value device_gather(const Napi::CallbackInfo& info) {
 
 inline void define_cuda(Napi::Env env, Napi::Object exports) {
   exports.Set("DeviceMemory", DeviceMemory::define(env));
+  exports.Set("setCudaLibrary", Napi::Function::New<set_cuda_library>(env));
   exports.Set("cudaInfo", Napi::Function::New<cuda_info>(env));
   exports.Set("cudaMemory", Napi::Function::New<cuda_memory>(env));
   exports.Set("deviceUpload", Napi::Function::New<device_copy<true>>(env));

@@ -2,7 +2,8 @@
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
 import { join } from 'node:path'
-import { explainLoadFailure, locateEngine, locateKernels } from './native.js'
+import type { CudaInfo } from './kernels.js'
+import { explainLoadFailure, locateCudaPackage, locateEngine, locateKernels } from './native.js'
 import {
   cacheDir,
   engineMismatch,
@@ -36,6 +37,11 @@ export interface DoctorReport {
   readonly gpus: readonly string[]
   readonly tools: Tools
   readonly kernels: AddonReport
+  /** The kernels' CUDA: its devices, or what is missing; left out where the kernels do not load. */
+  readonly cuda?: CudaInfo & {
+    /** The package that brings the library here. */
+    readonly package: { readonly name: string; readonly library?: string }
+  }
   /** Every place, in the order in which set-up looks. */
   readonly libtorch: readonly Candidate[]
   readonly engine: AddonReport & {
@@ -59,10 +65,11 @@ export interface DoctorReport {
 /** Looks at everything. Addons are loaded in a process of their own, so that one that crashes is reported too. */
 export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<DoctorReport> {
   const cache = cacheDir(env)
-  const [tools, libtorch, kernels, engine, gpus] = await Promise.all([
+  const [tools, libtorch, kernels, cuda, engine, gpus] = await Promise.all([
     findTools(env),
     findLibtorch({ cache, env }, true),
     probe(locateKernels, 'kernels', env),
+    probeCuda(env),
     probe(locateEngine, 'engine', env),
     ask('nvidia-smi', ['-L'], { env }),
   ])
@@ -76,6 +83,7 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
     gpus: gpus.ok ? gpus.stdout.trim().split('\n').filter(Boolean) : [],
     tools,
     kernels,
+    ...(cuda && !kernels.problem ? { cuda } : {}),
     libtorch,
     engine: {
       ...engine,
@@ -129,6 +137,29 @@ async function probe(
   return { file, info }
 }
 
+/** What the kernels say of CUDA, in a process of its own too; undefined where there are no kernels. */
+async function probeCuda(env: NodeJS.ProcessEnv): Promise<DoctorReport['cuda']> {
+  let file: string
+  try {
+    file = locateKernels()
+  } catch {
+    return undefined
+  }
+  const found = locateCudaPackage()
+  const script = `
+    const addon = require(process.argv[1])
+    if (process.argv[2]) addon.setCudaLibrary(process.argv[2])
+    const { available, lacks, reason, searched, devices } = addon.cudaInfo()
+    console.log(JSON.stringify(available ? { available, devices, searched } : { available, lacks, reason, searched }))`
+  const args = ['-e', script, file, found.library ?? '']
+  const answer = await ask(process.execPath, args, { env, timeoutMs: 60_000 })
+  const reason = `looking for CUDA failed: ${answer.problem}`
+  const info: CudaInfo = answer.ok
+    ? JSON.parse(answer.stdout)
+    : { available: false, lacks: 'library', reason, searched: [] }
+  return { ...info, package: found }
+}
+
 function sizes(cache: string): Record<string, number> {
   if (!existsSync(cache)) return {}
   return Object.fromEntries(readdirSync(cache).map(name => [name, sizeOf(join(cache, name))]))
@@ -162,6 +193,7 @@ export function formatDoctor(report: DoctorReport): string {
     ])
   }
   rows.push(['kernels', describeAddon(report.kernels)])
+  if (report.cuda) rows.push(['cuda', describeCuda(report.cuda)])
   const first = report.libtorch.find(candidate => candidate.found)
   for (const candidate of report.libtorch) {
     const { found } = candidate
@@ -194,6 +226,18 @@ function describeAddon(addon: AddonReport): string {
     ([name, value]) => `${name} ${Array.isArray(value) ? value.join(' ') : value}`,
   )
   return `loads: ${addon.file}${info.length ? ` (${info.join(', ')})` : ''}`
+}
+
+function describeCuda(cuda: NonNullable<DoctorReport['cuda']>): string {
+  const lines = cuda.available
+    ? cuda.devices.map(({ name, capability }) => `${name}, compute capability ${capability}`)
+    : [`off, no ${cuda.lacks}: ${cuda.reason}`]
+  // A reason for no library names the places itself.
+  if (cuda.available || cuda.lacks !== 'library') {
+    lines.push(...cuda.searched.map(({ library, problem = 'loads' }) => `${library}: ${problem}`))
+  }
+  if (!cuda.package.library) lines.push(`package ${cuda.package.name}: not installed`)
+  return lines.join('\n')
 }
 
 function gigabytes(bytes: number): string {

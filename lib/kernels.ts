@@ -137,7 +137,13 @@ interface RawKernels extends KernelsAddon {
     control: RawControl,
     device?: number,
   ): Promise<void>
-  cudaInfo(): { available: boolean; reason: string; devices: CudaDevice[] }
+  cudaInfo(): {
+    available: boolean
+    lacks: 'library' | 'driver' | 'device'
+    reason: string
+    searched: CudaPlace[]
+    devices: CudaDevice[]
+  }
   isa(): string
   isas(): string[]
   threads(): number
@@ -298,10 +304,28 @@ export interface CudaDevice {
   readonly memory: number
 }
 
-/** The CUDA devices, or why there are none. */
+/** A file in which the library of the CUDA kernels was looked for. */
+export interface CudaPlace {
+  readonly library: string
+  /** Why it will not do; left out for the one in use. */
+  readonly problem?: string
+}
+
+/** The CUDA devices, or what is missing and why. `searched` is in the order of the search (docs/cuda.md). */
 export type CudaInfo =
-  | { readonly available: true; readonly devices: readonly CudaDevice[] }
-  | { readonly available: false; readonly reason: string }
+  | {
+      readonly available: true
+      readonly devices: readonly CudaDevice[]
+      readonly searched: readonly CudaPlace[]
+    }
+  | {
+      readonly available: false
+      /** The library of the kernels, NVIDIA's driver, or a device. */
+      readonly lacks: 'library' | 'driver' | 'device'
+      /** The same as a sentence, with what mends it. */
+      readonly reason: string
+      readonly searched: readonly CudaPlace[]
+    }
 
 /** What the kernels run on. */
 export interface KernelsInfo {
@@ -316,12 +340,12 @@ export interface KernelsInfo {
 
 /** What the kernels run on. Throws ERR_RAPO_SETUP where their addon does not load. */
 export function kernelsInfo(): KernelsInfo {
-  const { available, reason, devices } = addon().cudaInfo()
+  const { available, lacks, reason, searched, devices } = addon().cudaInfo()
   return {
     isa: addon().isa(),
     isas: addon().isas(),
     threads: addon().threads(),
-    cuda: available ? { available, devices } : { available, reason },
+    cuda: available ? { available, devices, searched } : { available, lacks, reason, searched },
   }
 }
 

@@ -15,6 +15,7 @@ import {
 /** The raw functions of bindings/kernels.cpp; lib/kernels.ts gives them their types. */
 export interface KernelsAddon {
   setErrorClass(errorClass: typeof RapoError): void
+  setCudaLibrary(file: string): void
   readonly [name: string]: unknown
 }
 
@@ -33,8 +34,21 @@ let engine: EngineAddon | undefined
  * Throws ERR_RAPO_SETUP, with the fix, where there is none for this platform or it does not load.
  */
 export function loadKernels(): KernelsAddon {
-  kernels ??= load<KernelsAddon>('kernels', locateKernels())
+  if (kernels) return kernels
+  kernels = load<KernelsAddon>('kernels', locateKernels())
+  const { library } = locateCudaPackage()
+  if (library) kernels.setCudaLibrary(library)
   return kernels
+}
+
+/** The package that brings the CUDA kernels to this platform, and its library where it is installed. */
+export function locateCudaPackage(): { name: string; library?: string } {
+  const name = `rapo-cuda-${process.platform}-${process.arch}`
+  try {
+    return { name, library: require.resolve(`${name}/librapo_cuda.so`) }
+  } catch {
+    return { name }
+  }
 }
 
 /**

@@ -16,10 +16,11 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { build } from 'esbuild'
+import { tsImport } from 'tsx/esm/api'
 import { bootstrap, load, root } from './bootstrap.mjs'
 import { prebuild, prebuildPath } from './prebuilds.mjs'
 
-const TIMEOUT_MS = 15 * 60_000
+const TIMEOUT_MS = 30 * 60_000 // QEMU takes twenty times as long as the processor
 const ARM64_ROOT = '/usr/aarch64-linux-gnu'
 const WINE = '/usr/lib/wine/wine64'
 const MUSL = '/lib/ld-musl-x86_64.so.1'
@@ -27,6 +28,7 @@ const MUSL = '/lib/ld-musl-x86_64.so.1'
 await bootstrap({ addons: false })
 await prebuild()
 const { cacheDir } = await load('cache.ts')
+const { x86Isas } = await tsImport('../test/machine.ts', import.meta.url)
 const work = join(root, 'build', 'prebuilds')
 const check = join(work, 'check.cjs')
 await build({
@@ -56,6 +58,7 @@ await test('linux-arm64-glibc in qemu-user', existsSync(ARM64_ROOT) && has('qemu
 )
 await test('win32-x64 in Wine', existsSync(WINE), () =>
   run(WINE, [nodeFor('win-x64', 20), check], {
+    ...addon('win32-x64'),
     RAPO_KERNELS_ADDON: `Z:${join(root, prebuildPath('win32-x64'))}`,
     WINEPREFIX: join(work, 'wine'),
     WINEDEBUG: '-all',
@@ -88,7 +91,10 @@ async function test(name, canRun, body) {
 }
 
 function addon(target) {
-  return { RAPO_KERNELS_ADDON: join(root, prebuildPath(target)) }
+  return {
+    RAPO_KERNELS_ADDON: join(root, prebuildPath(target)),
+    RAPO_EXPECTED_ISAS: target.includes('arm64') ? 'neon,portable' : x86Isas().join(),
+  }
 }
 
 function has(command) {

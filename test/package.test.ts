@@ -22,6 +22,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 // @ts-expect-error: no types
 import { hostTarget, prebuild, prebuildPath, targets } from '../scripts/prebuilds.mjs'
+import { x86Isas } from './machine.js'
 import { serveRegistry } from './registry.js'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
@@ -111,6 +112,25 @@ test('npm installs it where there is neither compiler nor Python nor shell', asy
   for (const { path: file } of packed.files) assert.ok(existsSync(path.join(installed, file)), file)
 })
 
+test('the package of the CUDA kernels is found beside it', async () => {
+  const found = path.join(project, 'node_modules', 'rapo-cuda-linux-x64')
+  mkdirSync(found)
+  writeFileSync(path.join(found, 'package.json'), '{ "name": "rapo-cuda-linux-x64", "version": "0.0.0" }')
+  writeFileSync(path.join(found, 'librapo_cuda.so'), 'none')
+  writeFileSync(
+    path.join(project, 'cuda.mjs'),
+    `import { kernelsInfo } from 'rapo'
+     console.log(kernelsInfo().cuda.searched.map(({ library }) => library).join())`,
+  )
+  const places = (await inRoot('/project/cuda.mjs')).trim().split(',')
+  rmSync(found, { recursive: true })
+  if (process.platform !== 'linux' || process.arch !== 'x64') return
+  assert.equal(places, [
+    `/project/node_modules/rapo/prebuilds/linux-x64/librapo_cuda.so`,
+    '/project/node_modules/rapo-cuda-linux-x64/librapo_cuda.so',
+  ])
+})
+
 test("README's example runs there, as ES module and as CommonJS", async () => {
   const readme = readFileSync(path.join(root, 'README.md'), 'utf8')
   const example = /```ts\n(.*?)```/s.exec(readme)?.[1] ?? ''
@@ -137,9 +157,11 @@ test('both kinds of import give the same objects; the command line too', async (
      assert.throws(() => imported.policyLoss({}, required.rapo()), required.RapoError)
      const batch = { vocabSize: 0, logits: new Float32Array(0), tokenIds: new Int32Array(0) }
      assert.throws(() => required.gatherLogprobs(batch), imported.RapoError)
-     console.log(imported.kernelsInfo().isas.at(-1))`,
+     console.log(imported.kernelsInfo().isas.join())`,
   )
-  assert.is(await inRoot('/project/same.mjs'), 'portable\n')
+  const isas = (await inRoot('/project/same.mjs')).trim()
+  if (process.arch === 'x64') assert.is(isas, x86Isas().join())
+  else assert.is(isas.split(',').at(-1), 'portable')
   const { version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
   assert.is(await inRoot('/project/node_modules/rapo/dist/cli.js', '--version'), `${version}\n`)
 })

@@ -7,7 +7,7 @@ import { Worker } from 'node:worker_threads'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/errors.js'
-import { type LossBatch, policyLoss, policyLossAsync, setKernelThreads } from '../lib/kernels.js'
+import { kernelsInfo, type LossBatch, policyLoss, policyLossAsync, setKernelThreads } from '../lib/kernels.js'
 import { locateKernels } from '../lib/native.js'
 import { dapo, rapo } from '../lib/objective.js'
 import { makeCase } from './kernels-cases.js'
@@ -15,6 +15,10 @@ import { makeCase } from './kernels-cases.js'
 const test = suite('prebuild')
 const objective = rapo({ klCoef: 0.3, entropyCoef: 0.05 })
 const batch = makeCase(5003, 64, 'float32', objective, 7).batch as LossBatch<Float32Array>
+
+test('the instruction sets are those of the processor', () => {
+  assert.is(kernelsInfo().isas.join(), process.env.RAPO_EXPECTED_ISAS)
+})
 
 test('any number of threads gives the same bits, at once and later', async () => {
   setKernelThreads(1)

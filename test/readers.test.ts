@@ -5,6 +5,7 @@
 import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import fc from 'fast-check'
+import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { readLatestCheckpoint } from '../lib/checkpoint.js'
@@ -14,6 +15,7 @@ import { RapoError } from '../lib/errors.js'
 import { loadTokenizer, readStopTokenIds } from '../lib/prompt.js'
 import { writeReport } from '../lib/report.js'
 import { countdown, verifyCountdown } from '../lib/reward/countdown.js'
+import { readRows } from '../lib/rows.js'
 import { truncateJsonLines } from '../lib/run.js'
 import { makeFakeModel, makeTempDir } from './fake-policy.js'
 import { writeThreeRuns } from './report-fixture.js'
@@ -204,6 +206,69 @@ holds('parseJsonLines: any bytes', bytes, content => {
   for (const { value } of orRapoError(() => parseJsonLines(content, 'file')) ?? [])
     assert.type(value, 'object')
 })
+
+/** Every kind of page that a writer makes: dictionaries, numbers, nulls, lists, plain and compressed. */
+const parquetFiles = (['UNCOMPRESSED', 'SNAPPY'] as const).map(codec =>
+  Buffer.from(
+    parquetWriteBuffer({
+      codec,
+      columnData: [
+        { name: 'prompt', data: ['3 5=8:', '1 1=2:', '3 5=8:', '2 2=4:'] },
+        { name: 'answer', data: goodProblems.map(({ answer }) => answer).flatMap(one => [one, one]) },
+        { name: 'difficulty', data: ['easy', null, 'hard', null], nullable: true },
+        { name: 'weight', data: [1.5, 2, -0, 1e300] },
+        { name: 'count', data: [1n, 2n, 3n, 2n ** 60n] },
+      ],
+    }),
+  ),
+)
+
+/** Bytes replaced, put in or left out: anywhere, and often in the footer, which says where everything is. */
+const mutatedParquet = fc.constantFrom(...parquetFiles).chain(file =>
+  fc
+    .array(
+      fc.record({
+        at: fc.oneof(fc.nat(file.length - 1), fc.integer({ min: file.length >> 1, max: file.length - 1 })),
+        left: fc.constantFrom(1, 1, 1, 0, 4, 40),
+        piece: fc.oneof(
+          fc.constantFrom([0], [0xff], [0x7f], [0x80], [0xff, 0xff, 0xff, 0xff, 0x0f], []),
+          fc.array(fc.nat(255), { maxLength: 6 }),
+        ),
+      }),
+      { minLength: 1, maxLength: 4 },
+    )
+    .map(edits =>
+      edits.reduce(
+        (now, { at, left, piece }) =>
+          Buffer.concat([now.subarray(0, at), Buffer.from(piece), now.subarray(at + left)]),
+        file,
+      ),
+    ),
+)
+const parquetFile = path.join(dir, 'rows.parquet')
+
+test('the Parquet files that are damaged next are whole', async () => {
+  for (const file of parquetFiles) {
+    writeFileSync(parquetFile, file)
+    assert.is((await readRows(parquetFile)).rows.length, 4)
+  }
+})
+
+holds(
+  'readRows: any Parquet file',
+  fc.oneof({ weight: 9, arbitrary: mutatedParquet }, bytes),
+  async content => {
+    writeFileSync(parquetFile, content)
+    try {
+      const { rows } = await readRows(parquetFile)
+      assert.ok(rows.length > 0)
+      for (const { value } of rows) assert.type(value, 'object')
+    } catch (error) {
+      if (!(error instanceof RapoError)) throw error
+      assert.is(error.code, 'ERR_RAPO_DATA')
+    }
+  },
+)
 
 holds(
   'verifyCountdown: any completion is worth 0 or 1',

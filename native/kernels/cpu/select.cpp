@@ -5,6 +5,10 @@
 
 #include "error.h"
 
+#ifdef RAPO_X86_ISAS
+#include "x86.h"
+#endif
+
 namespace rapo {
 
 #ifdef RAPO_X86_ISAS
@@ -35,15 +39,13 @@ struct Entry {
 };
 
 #ifdef RAPO_X86_ISAS
-// __builtin_cpu_supports also asks whether the operating system saves the registers.
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}  // F16C came before both
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_avx2();
+const x86::Features& processor() {
+  static const x86::Features found = x86::features();
+  return found;
 }
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx2() { return processor().avx2; }
+bool has_avx512() { return processor().avx512; }
+bool has_avx512bf16() { return processor().avx512bf16; }
 #endif
 bool always() { return true; }
 

@@ -1,4 +1,5 @@
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -15,34 +16,84 @@ std::string beside_this_addon() {
   return addon.substr(0, addon.rfind('/') + 1) + "librapo_cuda.so";
 }
 
-}  // namespace
-
-Availability load() {
-  Availability found;
-  const char* named = std::getenv("RAPO_CUDA_LIBRARY");
-  found.library = named && *named ? named : beside_this_addon();
-  void* library = dlopen(found.library.c_str(), RTLD_NOW | RTLD_LOCAL);
+/// The library's functions, or null and why.
+const Functions* open_library(const std::string& file, std::string& problem) {
+  // Of a file that is not there the linker would say more than is of use.
+  if (file.find('/') != std::string::npos && access(file.c_str(), F_OK) != 0) {
+    problem = "not there";
+    return nullptr;
+  }
+  void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     const char* error = dlerror();
-    found.reason = "the CUDA kernels could not be loaded: " + std::string(error ? error : found.library) +
-                   " (npm run build:cuda makes them, where nvcc is)";
-    return found;
+    problem = error ? error : "did not load";
+    return nullptr;
   }
   const auto get = reinterpret_cast<RapoCudaFunctions>(dlsym(library, "rapo_cuda_functions"));
   const Functions* functions = get ? get(kAbiVersion) : nullptr;
+  if (!functions) problem = "belongs to another version of rapo";
+  return functions;
+}
+
+std::string describe(const std::vector<Place>& searched) {
+  std::string text;
+  for (const auto& [library, problem] : searched) {
+    text += (text.empty() ? "" : "; ") + library + ": " + problem;
+  }
+  return text;
+}
+
+/// Why there are no devices. The runtime gives one error for a driver that is missing and one that is too
+/// old.
+void explain_no_devices(const std::string& error, int code, Availability& found) {
+  constexpr int kStubLibrary = 34, kInsufficientDriver = 35, kSystemDriverMismatch = 803;
+  if (code != kStubLibrary && code != kInsufficientDriver && code != kSystemDriverMismatch) {
+    found.lacks = "device";
+    found.reason = "there is no CUDA device: " + error;
+    return;
+  }
+  found.lacks = "driver";
+  found.reason = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL)
+                     ? "the NVIDIA driver does not serve this library: " + error
+                     : "there is no NVIDIA driver (libcuda.so.1): " + error;
+}
+
+}  // namespace
+
+Availability load(const std::string& packaged) {
+  Availability found;
+  std::vector<std::string> files;
+  const char* named = std::getenv("RAPO_CUDA_LIBRARY");
+  if (named && *named) {
+    files = {named};
+  } else {
+    files = {beside_this_addon()};
+    if (!packaged.empty()) files.push_back(packaged);
+  }
+  const Functions* functions = nullptr;
+  for (const auto& file : files) {
+    std::string problem;
+    functions = open_library(file, problem);
+    found.searched.push_back({file, problem});
+    if (functions) break;
+  }
   if (!functions) {
-    found.reason = found.library + " belongs to another version of rapo: run npm run build:cuda again";
+    found.lacks = "library";
+    found.reason =
+        "there is no library of the CUDA kernels (" + describe(found.searched) +
+        "): the package rapo-cuda-linux-x64 brings it, or npm run build:cuda in a clone, where nvcc is";
     return found;
   }
   int devices = 0;
   const int error = functions->device_count(&devices);
   if (error != 0 || devices == 0) {
-    found.reason = std::string("there is no CUDA device: ") + functions->error_text(error);
+    explain_no_devices(functions->error_text(error), error, found);
     return found;
   }
   for (int device = 0; device < devices; ++device) {
     DeviceInfo info;
     if (const int failed = functions->device_info(device, &info)) {
+      found.lacks = "device";
       found.reason = "CUDA device " + std::to_string(device) + ": " + functions->error_text(failed);
       found.devices.clear();
       return found;

@@ -3,8 +3,9 @@
 
 namespace rapo::cuda {
 
-Availability load() {
+Availability load(const std::string& /*packaged*/) {
   Availability found;
+  found.lacks = "library";
   found.reason = "the CUDA kernels are for Linux only";
   return found;
 }

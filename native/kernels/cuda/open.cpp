@@ -1,5 +1,7 @@
 #include "open.h"
 
+#include <mutex>
+
 #include "error.h"
 
 namespace rapo::cuda {
@@ -7,10 +9,25 @@ namespace {
 
 constexpr int kErrorMemoryAllocation = 2;  // cudaErrorMemoryAllocation
 
+std::mutex packaged_mutex;  // worker threads load the addon, too
+
+std::string& packaged_library() {
+  static std::string file;
+  return file;
+}
+
 }  // namespace
 
+void set_packaged_library(const std::string& file) {
+  const std::lock_guard<std::mutex> lock(packaged_mutex);
+  packaged_library() = file;
+}
+
 const Availability& availability() {
-  static const Availability found = load();
+  static const Availability found = [] {
+    const std::lock_guard<std::mutex> lock(packaged_mutex);
+    return load(packaged_library());
+  }();
   return found;
 }
 

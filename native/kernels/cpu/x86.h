@@ -1,0 +1,41 @@
+// What an x86-64 processor and its operating system can do, from CPUID and XCR0 themselves:
+// __builtin_cpu_supports leans on a compiler's runtime, and that of zig answers no to everything.
+#pragma once
+
+#include <cpuid.h>
+
+#include <cstdint>
+
+namespace rapo::x86 {
+
+struct Features {
+  bool avx2 = false;    // with FMA and F16C
+  bool avx512 = false;  // F, BW, DQ and VL
+  bool avx512bf16 = false;
+};
+
+inline bool bit(unsigned word, int index) { return (word >> index) & 1U; }
+
+inline Features features() {
+  Features found;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
+  const bool osxsave = bit(c, 27), fma = bit(c, 12), avx = bit(c, 28), f16c = bit(c, 29);
+  if (!osxsave) return found;
+  std::uint32_t saved = 0, high = 0;
+  __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  const bool saves_ymm = (saved & 0x06U) == 0x06U;
+#ifdef __APPLE__
+  const bool saves_zmm = saves_ymm;  // enabled at the first use
+#else
+  const bool saves_zmm = (saved & 0xe6U) == 0xe6U;
+#endif
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  found.avx2 = saves_ymm && avx && fma && f16c && bit(b, 5);
+  found.avx512 = found.avx2 && saves_zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
+  const bool has_next = a >= 1;
+  if (has_next && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = found.avx512 && bit(a, 5);
+  return found;
+}
+
+}  // namespace rapo::x86
