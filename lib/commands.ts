@@ -313,7 +313,7 @@ async function predictRun(config: Config) {
   const template = createTemplate(text, modelDir)
   const { maxNewTokens } = config.sampling
   const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
-  return planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template)
+  return planRun(config, { modelDir, referenceDir }, fitting)
 }
 
 /** A model's directory; one that is fetched from the hub shows how far it is. */

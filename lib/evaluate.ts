@@ -12,8 +12,8 @@ import {
   checkTokenizerFits,
   createTemplate,
   type EncodedPrompt,
-  encodePrompts,
   fitContext,
+  fitModel,
   loadTokenizer,
   stopTokenIdsFor,
 } from './prompt.js'
@@ -197,7 +197,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
-    const prompts = encodePrompts(fitting, { ...encode, info: policy.info }, data)
+    const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
     const progress = openProgress(config, options, prompts)
 
     const perProblem: ProblemResult[] = []

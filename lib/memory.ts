@@ -1,11 +1,10 @@
 /** What a run will need of the machine's memory, part by part, before anything is loaded. */
 import { freemem } from 'node:os'
 import type { Config } from './config.js'
-import type { Problem } from './data.js'
 import { RapoError } from './errors.js'
 import { trainingOptions } from './open.js'
 import type { MemoryPrediction } from './policy.js'
-import type { PromptTemplate, Tokenizer } from './prompt.js'
+import type { EncodedPrompt } from './prompt.js'
 
 /** Bytes of Node, libtorch's code and the problems, as measured with an empty run. */
 const PROGRAM_BYTES = 3.5e8
@@ -23,20 +22,15 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of a training run on these problems, all of which it will use. The longest prompt is looked for among those with the most characters. */
+/** The plan of a training run on these prompts, all of which it will use. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
-  problems: readonly Problem[],
-  tokenizer: Tokenizer,
-  template: PromptTemplate,
+  prompts: readonly EncodedPrompt[],
 ): Promise<MemoryPlan> {
   const engine = await import('./policy.js')
   const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
-  const longest = [...problems].sort((a, b) => b.prompt.length - a.prompt.length).slice(0, 16)
-  const promptTokens = Math.max(
-    ...longest.map(({ prompt }) => tokenizer.encode(template.render(prompt)).length),
-  )
+  const promptTokens = prompts.reduce((longest, { promptIds }) => Math.max(longest, promptIds.length), 0)
   const shape = { promptTokens, maxNewTokens, sequences: promptsPerStep * groupSize }
   return planMemory(
     await engine.predictMemory(dirs.modelDir, trainingOptions(config, dirs.referenceDir), shape),

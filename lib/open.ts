@@ -11,8 +11,8 @@ import {
   checkTokenizerFits,
   createTemplate,
   type EncodeContext,
-  encodePrompts,
   fitContext,
+  fitModel,
   loadTokenizer,
   stopTokenIdsFor,
 } from './prompt.js'
@@ -72,7 +72,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const fitting = fitContext(problems, modelDir, encode, data)
   if (!options.loadPolicy && model.device === 'cpu') {
     const { checkMemory, planRun } = await import('./memory.js')
-    checkMemory(await planRun(config, { modelDir, referenceDir }, fitting, tokenizer, template))
+    checkMemory(await planRun(config, { modelDir, referenceDir }, fitting))
   }
   if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
   const from = options.resume ? readLatestCheckpoint(run.output) : undefined
@@ -95,7 +95,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
     const context = { ...encode, info: policy.info }
-    const usable = encodePrompts(fitting, context, data).map(({ problem }) => problem)
+    const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     const observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)

@@ -209,57 +209,68 @@ export interface EncodedPrompt {
  * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, naming the
  * problem, where it leaves no room for maxNewTokens in the model's context.
  */
-export function encodePrompt(
-  problem: Problem,
-  { tokenizer, template, info, maxNewTokens }: EncodeContext,
-): EncodedPrompt {
+export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
+  const { tokenizer, template } = context
   const promptIds = atProblem(problem, () => tokenizer.encode(template.render(problem.prompt)))
-  const context = info.maxPositionEmbeddings
   if (promptIds.length === 0) throw new RapoError('ERR_RAPO_DATA', `problem "${problem.id}": no tokens`)
-  if (promptIds.length + maxNewTokens > context) {
-    throw new RapoError(
-      'ERR_RAPO_DATA',
-      `problem "${problem.id}": its prompt of ${promptIds.length} tokens and sampling.maxNewTokens ${maxNewTokens} exceed the model's context of ${context}`,
-    )
-  }
-  return { problem, promptIds }
+  return checkFits({ problem, promptIds }, context)
 }
 
-/** All that fit; throws ERR_RAPO_DATA with the list of those that do not, unless they are to be dropped. */
-export function encodePrompts(
-  problems: readonly Problem[],
-  context: EncodeContext,
-  options: DataOptions,
-): EncodedPrompt[] {
-  const unusable: string[] = []
-  const prompts = problems.flatMap(problem => {
-    try {
-      return encodePrompt(problem, context)
-    } catch (error) {
-      if (!(error instanceof RapoError) || error.code !== 'ERR_RAPO_DATA') throw error
-      unusable.push(error.message)
-      return []
-    }
-  })
-  settleUnusable(unusable, problems.length, options)
-  if (prompts.length === 0) throw new RapoError('ERR_RAPO_DATA', 'no problem fits the context')
-  return prompts
+function checkFits(
+  prompt: EncodedPrompt,
+  { info, maxNewTokens }: Pick<EncodeContext, 'info' | 'maxNewTokens'>,
+): EncodedPrompt {
+  const { length } = prompt.promptIds
+  if (length + maxNewTokens <= info.maxPositionEmbeddings) return prompt
+  throw new RapoError(
+    'ERR_RAPO_DATA',
+    `problem "${prompt.problem.id}": its prompt of ${length} tokens and sampling.maxNewTokens ${maxNewTokens} exceed the model's context of ${info.maxPositionEmbeddings}`,
+  )
 }
 
 /**
- * The problems whose prompts leave room for maxNewTokens in the context that the model's config.json declares, so that
- * too long ones are found before a model is loaded; all where it declares none. Throws as encodePrompts.
+ * The prompts that leave room for maxNewTokens in the context that the model's config.json declares, so that too long
+ * ones are found before a model is loaded; all where it declares none. Throws ERR_RAPO_DATA with the list of those that
+ * do not fit, unless they are to be dropped.
  */
 export function fitContext(
   problems: readonly Problem[],
   modelDir: string,
   context: Omit<EncodeContext, 'info'>,
   options: DataOptions,
-): readonly Problem[] {
-  const maxPositionEmbeddings = readJson(path.join(modelDir, 'config.json'))?.max_position_embeddings
-  if (typeof maxPositionEmbeddings !== 'number') return problems
-  const info = { maxPositionEmbeddings }
-  return encodePrompts(problems, { ...context, info }, options).map(({ problem }) => problem)
+): EncodedPrompt[] {
+  const declared = readJson(path.join(modelDir, 'config.json'))?.max_position_embeddings
+  const info = { maxPositionEmbeddings: typeof declared === 'number' ? declared : Infinity }
+  return usableOf(problems, problem => encodePrompt(problem, { ...context, info }), options)
+}
+
+/** Those of fitContext that fit the loaded model's context, too. Throws as that does. */
+export function fitModel(
+  prompts: readonly EncodedPrompt[],
+  context: Pick<EncodeContext, 'info' | 'maxNewTokens'>,
+  options: DataOptions,
+): EncodedPrompt[] {
+  return usableOf(prompts, prompt => checkFits(prompt, context), options)
+}
+
+function usableOf<T>(
+  items: readonly T[],
+  prepare: (item: T) => EncodedPrompt,
+  options: DataOptions,
+): EncodedPrompt[] {
+  const unusable: string[] = []
+  const prompts = items.flatMap(item => {
+    try {
+      return prepare(item)
+    } catch (error) {
+      if (!(error instanceof RapoError) || error.code !== 'ERR_RAPO_DATA') throw error
+      unusable.push(error.message)
+      return []
+    }
+  })
+  settleUnusable(unusable, items.length, options)
+  if (prompts.length === 0) throw new RapoError('ERR_RAPO_DATA', 'no problem fits the context')
+  return prompts
 }
 
 export interface EncodeContext {
