@@ -12,7 +12,7 @@ import {
   policyLossOnDevice,
   policyLossOnDeviceAsync,
 } from '../lib/device.js'
-import { RapoError } from '../lib/errors.js'
+import type { RapoError } from '../lib/errors.js'
 import {
   gatherLogprobs,
   gatherLogprobsAsync,
@@ -26,7 +26,7 @@ import {
 import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/objective.js'
 import { buildBroken, emulated, run } from './cuda/library.js'
 import { fromLogits, makeCase, raw, small, toLogits } from './kernels-cases.js'
-import { check, dtypes, expectedOf, objectiveFor } from './kernels-check.js'
+import { check, dtypes, errorOf, expectedOf, objectiveFor } from './kernels-check.js'
 import { u32 } from './kernels-formula.js'
 
 const device = 'cuda'
@@ -207,17 +207,6 @@ test('no rows at all', () => {
 function same(got: Logits, want: Logits): void {
   const bytes = (x: Logits) => Buffer.from(x.buffer, x.byteOffset, x.byteLength)
   assert.is(Buffer.compare(bytes(got), bytes(want)), 0)
-}
-
-function errorOf(run: () => unknown): { code: string; message: string } {
-  try {
-    run()
-  } catch (error) {
-    assert.instance(error, RapoError, String(error))
-    const { code, message } = error as RapoError
-    return { code, message }
-  }
-  return assert.unreachable('nothing was thrown') as never
 }
 
 function onDevice(batch: LossBatch, run: (arrays: Record<string, DeviceArray>) => void): void {

@@ -17,13 +17,12 @@ import {
   fusedHeadLossOnDeviceAsync,
   fusedHeadWorkspace,
 } from '../lib/device.js'
-import { RapoError } from '../lib/errors.js'
 import type { LogitsDType } from '../lib/kernels.js'
 import { gspo, type Objective, penalties, rapo } from '../lib/objective.js'
 import { createRandom } from '../lib/random.js'
 import { emulated } from './cuda/library.js'
 import { fromLogits, normal, toLogits } from './kernels-cases.js'
-import { objectiveFor } from './kernels-check.js'
+import { errorOf, objectiveFor } from './kernels-check.js'
 import {
   exact,
   type FormulaResult,
@@ -490,17 +489,6 @@ if (emulated) {
       delete process.env.RAPO_CUDA_EMULATOR_NO_CUBLASLT
     }
   })
-}
-
-function errorOf(run: () => unknown): { code: string; message: string } {
-  try {
-    run()
-  } catch (error) {
-    assert.instance(error, RapoError, String(error))
-    const { code, message } = error as RapoError
-    return { code, message }
-  }
-  return assert.unreachable('nothing was thrown') as never
 }
 
 test('mistakes are named before anything is written', () => {

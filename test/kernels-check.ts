@@ -7,6 +7,7 @@
  * may be off by one more rounding of that type.
  */
 import * as assert from 'uvu/assert'
+import { RapoError } from '../lib/errors.js'
 import { type KernelDevice, type LogitsDType, policyLoss } from '../lib/kernels.js'
 import { type Objective, type Penalty, rapo } from '../lib/objective.js'
 import { type Case, fromLogits } from './kernels-cases.js'
@@ -118,4 +119,16 @@ export function check(
 /** What a row's share of the sums is made of. */
 export function lossScale(r: FormulaResult): number {
   return Math.max(1, Math.abs(r.loss), Math.abs(r.logprob)) + r.klScale
+}
+
+/** Of the RapoError that this throws. */
+export function errorOf(run: () => unknown): { code: string; message: string } {
+  try {
+    run()
+  } catch (error) {
+    assert.instance(error, RapoError, String(error))
+    const { code, message } = error as RapoError
+    return { code, message }
+  }
+  return assert.unreachable('nothing was thrown') as never
 }

@@ -5,6 +5,7 @@
 
 #include "../kernels/cuda/calls.h"
 #include "../kernels/loss.h"
+#include "../kernels/rows.h"
 #include "cuda/device.h"
 #include "ops.h"
 
@@ -13,20 +14,6 @@ namespace {
 
 DType dtype_of(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
-}
-
-/// The same batch from row `at` on.
-Batch rows_from(const Batch& batch, std::int64_t at, std::int64_t rows) {
-  Batch part = batch;
-  part.rows = rows;
-  part.token_ids += at;
-  if (part.token_weights) part.token_weights += at;
-  if (part.advantages) part.advantages += at;
-  if (part.ref_weights) part.ref_weights += at;
-  if (part.old_logprobs) part.old_logprobs += at;
-  if (part.policy_weights) part.policy_weights += at;
-  if (part.sequence_log_ratios) part.sequence_log_ratios += at;
-  return part;
 }
 
 /// A copy of a host array on x's device, or null of null; `held` keeps it.

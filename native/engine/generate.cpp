@@ -6,6 +6,7 @@
 #include "cache.h"
 #include "memory.h"
 #include "sampler.h"
+#include "transcript.h"
 
 namespace rapo {
 namespace {
@@ -36,7 +37,8 @@ class Decoder {
         prompts_(prompts),
         sampling_(sampling),
         control_(control),
-        total_((static_cast<std::int64_t>(prompts.offsets.size()) - 1) * sampling.n),
+        transcript_(prompts, sampling, control),
+        total_(transcript_.total()),
         page_size_(model.cache_block_size() * model.config().layers),
         pages_(page_size_,
                std::max<std::int64_t>(
@@ -52,10 +54,6 @@ class Decoder {
                                                     longest + sampling.max_new_tokens);
     limit_ = std::min(limit_, total_);
     page_limit_ = sampling.max_batch > 0 ? INT64_MAX : kCacheBytes / (page_size_ * width);
-    tokens_.resize(static_cast<std::size_t>(total_));
-    logprobs_.resize(static_cast<std::size_t>(total_));
-    reasons_.resize(static_cast<std::size_t>(total_), FinishReason::kLength);
-    control.total = total_ * sampling.max_new_tokens;
   }
 
   Completions run() {
@@ -69,7 +67,7 @@ class Decoder {
       }
       if (!running_.empty()) step();
     }
-    return collect();
+    return transcript_.collect();
   }
 
  private:
@@ -88,7 +86,7 @@ class Decoder {
                        : std::min(sampling_.max_new_tokens, 2 * finished_tokens_ / finished_ + 1);
     std::int64_t pages = 0;
     for (const Running& r : running_) {
-      const auto made = static_cast<std::int64_t>(tokens_[static_cast<std::size_t>(r.completion)].size());
+      const std::int64_t made = transcript_.length(r.completion);
       pages += pages_for(r.length + std::max<std::int64_t>(1, expected - made));
     }
     for (std::int64_t i = 0; i < free; ++i) {
@@ -221,12 +219,10 @@ class Decoder {
       static thread_local SamplerScratch scratch;
       for (std::int64_t i = begin; i < end; ++i) {
         Running& r = rows[static_cast<std::size_t>(i)];
-        const auto c = static_cast<std::size_t>(r.completion);
-        const double u = uniform(sampling_, c, tokens_[c].size());
+        const double u = transcript_.next_uniform(r.completion);
         const Choice choice = choose(logits + i * vocab, vocab, sampling_, u, scratch);
         r.token = choice.token;
-        tokens_[c].push_back(choice.token);
-        logprobs_[c].push_back(choice.logprob);
+        transcript_.add(r.completion, choice.token, choice.logprob);
       }
     });
     control_.done += static_cast<std::int64_t>(rows.size());
@@ -234,31 +230,13 @@ class Decoder {
 
   /// Ends the sequence and frees its pages, or lets it run on.
   void settle(Running&& r) {
-    const auto c = static_cast<std::size_t>(r.completion);
-    const auto& stops = sampling_.stop_token_ids;
-    const bool stopped = std::find(stops.begin(), stops.end(), r.token) != stops.end();
-    const auto length = static_cast<std::int64_t>(tokens_[c].size());
-    if (stopped || length == sampling_.max_new_tokens) {
-      if (stopped) reasons_[c] = FinishReason::kStop;
+    if (transcript_.ends(r.completion)) {
       for (void* page : r.pages) pages_.drop(page);
       ++finished_;
-      finished_tokens_ += length;
-      control_.done += sampling_.max_new_tokens - length;  // what will not be generated counts as done
+      finished_tokens_ += transcript_.length(r.completion);
     } else {
       running_.push_back(std::move(r));
     }
-  }
-
-  Completions collect() {
-    Completions out;
-    out.tokens.offsets.push_back(0);
-    for (std::size_t c = 0; c < tokens_.size(); ++c) {
-      out.tokens.token_ids.insert(out.tokens.token_ids.end(), tokens_[c].begin(), tokens_[c].end());
-      out.tokens.offsets.push_back(static_cast<std::int64_t>(out.tokens.token_ids.size()));
-      out.logprobs.insert(out.logprobs.end(), logprobs_[c].begin(), logprobs_[c].end());
-    }
-    out.finish_reasons = std::move(reasons_);
-    return out;
   }
 
   Qwen2& model_;
@@ -267,6 +245,7 @@ class Decoder {
   const PackedTokens& prompts_;
   const SamplingParams& sampling_;
   Control& control_;
+  Transcript transcript_;
 
   std::int64_t total_, next_ = 0;            // completions: all, and the first not started
   std::int64_t limit_ = 0, page_limit_ = 0;  // sequences and pages in use at once
@@ -276,9 +255,6 @@ class Decoder {
   CachePages pages_;
   std::vector<Running> running_;
   std::vector<Prefilled> prefilled_;
-  std::vector<std::vector<std::int32_t>> tokens_;
-  std::vector<std::vector<float>> logprobs_;
-  std::vector<FinishReason> reasons_;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "memory.h"
 #include "ops_aten.h"
 #include "sampler.h"
+#include "transcript.h"
 
 namespace rapo {
 namespace {
@@ -48,7 +49,8 @@ class DeviceDecoder {
         prompts_(prompts),
         sampling_(sampling),
         control_(control),
-        total_((static_cast<std::int64_t>(prompts.offsets.size()) - 1) * sampling.n),
+        transcript_(prompts, sampling, control),
+        total_(transcript_.total()),
         graphs_(weights.embed.device()) {
     std::int64_t positions = 0;
     for (std::int64_t p = 0; p < total_ / sampling.n; ++p) positions = std::max(positions, prompt_length(p));
@@ -71,10 +73,6 @@ class DeviceDecoder {
     uniforms_ = at::zeros({limit_}, of(at::kDouble));
     choices_ = at::zeros({2, limit_}, of(at::kDouble));
     model.reserve_positions(weights, positions);
-    tokens_.resize(static_cast<std::size_t>(total_));
-    logprobs_.resize(static_cast<std::size_t>(total_));
-    reasons_.resize(static_cast<std::size_t>(total_), FinishReason::kLength);
-    control.total = total_ * sampling.max_new_tokens;
   }
 
   Completions run() {
@@ -86,7 +84,7 @@ class DeviceDecoder {
       if (count > 0 && (count >= worth || count == total_ - next_ || running_.empty())) start(count);
       if (!running_.empty()) step();
     }
-    return collect();
+    return transcript_.collect();
   }
 
  private:
@@ -188,8 +186,8 @@ class DeviceDecoder {
   void set_uniforms(std::int64_t first, std::int64_t count) {
     auto host = at::empty({count}, at::kDouble);
     for (std::int64_t i = 0; i < count; ++i) {
-      const auto c = static_cast<std::size_t>(running_[static_cast<std::size_t>(first + i)].completion);
-      host.data_ptr<double>()[i] = uniform(sampling_, c, tokens_[c].size());
+      host.data_ptr<double>()[i] =
+          transcript_.next_uniform(running_[static_cast<std::size_t>(first + i)].completion);
     }
     uniforms_.narrow(0, first, count).copy_(host);
   }
@@ -216,10 +214,8 @@ class DeviceDecoder {
         throw Error(ErrorCode::kNonFinite, "the model's logits hold NaN or an infinity");
       }
       Running& r = running_[static_cast<std::size_t>(first + i)];
-      const auto c = static_cast<std::size_t>(r.completion);
       r.token = static_cast<std::int32_t>(values[i]);
-      tokens_[c].push_back(r.token);
-      logprobs_[c].push_back(static_cast<float>(values[count + i]));
+      transcript_.add(r.completion, r.token, static_cast<float>(values[count + i]));
     }
     control_.done += count;
   }
@@ -228,17 +224,10 @@ class DeviceDecoder {
   bool settle() {
     bool ended = false;
     for (std::size_t i = 0; i < running_.size();) {
-      const Running& r = running_[i];
-      const auto c = static_cast<std::size_t>(r.completion);
-      const auto& stops = sampling_.stop_token_ids;
-      const bool stopped = std::find(stops.begin(), stops.end(), r.token) != stops.end();
-      const auto length = static_cast<std::int64_t>(tokens_[c].size());
-      if (!stopped && length < sampling_.max_new_tokens) {
+      if (!transcript_.ends(running_[i].completion)) {
         ++i;
         continue;
       }
-      if (stopped) reasons_[c] = FinishReason::kStop;
-      control_.done += sampling_.max_new_tokens - length;  // what will not be generated counts as done
       ended = true;
       if (i + 1 < running_.size()) {
         const Running& last = running_.back();
@@ -253,24 +242,13 @@ class DeviceDecoder {
     return ended;
   }
 
-  Completions collect() {
-    Completions out;
-    out.tokens.offsets.push_back(0);
-    for (std::size_t c = 0; c < tokens_.size(); ++c) {
-      out.tokens.token_ids.insert(out.tokens.token_ids.end(), tokens_[c].begin(), tokens_[c].end());
-      out.tokens.offsets.push_back(static_cast<std::int64_t>(out.tokens.token_ids.size()));
-      out.logprobs.insert(out.logprobs.end(), logprobs_[c].begin(), logprobs_[c].end());
-    }
-    out.finish_reasons = std::move(reasons_);
-    return out;
-  }
-
   Qwen2& model_;
   const ModelTensors& weights_;
   const ReadyWeights& ready_;
   const PackedTokens& prompts_;
   const SamplingParams& sampling_;
   Control& control_;
+  Transcript transcript_;
 
   std::int64_t total_, next_ = 0;   // completions: all, and the first not started
   std::int64_t limit_ = 0;          // sequences at once
@@ -282,9 +260,6 @@ class DeviceDecoder {
   device::Graphs graphs_;
   std::vector<Running> running_;
   std::vector<Prefilled> prefilled_;
-  std::vector<std::vector<std::int32_t>> tokens_;
-  std::vector<std::vector<float>> logprobs_;
-  std::vector<FinishReason> reasons_;
 };
 
 }  // namespace

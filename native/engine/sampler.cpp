@@ -140,13 +140,6 @@ std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_hig
   return c;
 }
 
-double uniform(const SamplingParams& sampling, std::size_t completion, std::uint64_t index) {
-  const auto n = static_cast<std::size_t>(sampling.n);
-  const bool is_shared = sampling.seeds.size() == 1;
-  return uniform(sampling.seeds[is_shared ? 0 : completion / n], is_shared ? completion : completion % n,
-                 index);
-}
-
 double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
   const auto words = philox(seed, stream, index);
   const std::uint64_t bits = (static_cast<std::uint64_t>(words[0]) << 32) | words[1];

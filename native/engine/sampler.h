@@ -15,8 +15,6 @@ std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_hig
 
 /// In [0, 1), 53 bits.
 double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index);
-/// For token `index` of a completion.
-double uniform(const SamplingParams& sampling, std::size_t completion, std::uint64_t index);
 
 struct Choice {
   std::int32_t token = 0;
