@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -25,10 +26,13 @@ class Blocks : public c10::Allocator {
   }
 
   c10::DataPtr allocate(std::size_t bytes) override {
-    if (bytes < kLeast) return c10::GetDefaultCPUAllocator()->allocate(bytes);
-    void* block = take((bytes + kPage - 1) / kPage * kPage);
+    void* block = bytes < kLeast ? c10::GetDefaultCPUAllocator()->raw_allocate(bytes)
+                                 : take((bytes + kPage - 1) / kPage * kPage);
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
+
+  /// oneDNN's scratch memory comes and goes as bare pointers.
+  c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
 
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     default_copy_data(to, from, bytes);
@@ -78,8 +82,11 @@ class Blocks : public c10::Allocator {
 
   static void give_back(void* block) {
     Blocks& all = instance();
+    if (reinterpret_cast<std::uintptr_t>(block) % kPage != 0)
+      return c10::GetDefaultCPUAllocator()->raw_deallocate(block);
     const std::lock_guard<std::mutex> lock(all.mutex_);
     const auto entry = all.sizes_.find(block);
+    if (entry == all.sizes_.end()) return c10::GetDefaultCPUAllocator()->raw_deallocate(block);
     const std::size_t bytes = entry->second;
     all.sizes_.erase(entry);
     all.live_ -= bytes;
