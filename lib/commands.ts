@@ -153,7 +153,6 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     process.channel?.unref()
   }
   let progress: Progress | undefined
-  let solved = 0
   const download = downloadProgress()
   const result = await evaluate(config, {
     dir: checkpoint?.dir ?? (await fetchModel(given)),
@@ -163,11 +162,11 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     restart: values.restart ?? false,
     onUnusable: listUnusable,
     onDownload: download.onProgress,
-    onProblem: (done, total, { correct }) => {
+    onProgress: (done, total, solved) => {
       download.stop()
-      progress ??= createProgress({ label: isForked ? 'eval' : `${name} eval`, total, unit: 'problems' })
-      if (correct > 0) solved++
-      progress.update(done, { solved: solved / done })
+      const label = isForked ? 'eval' : `${name} eval`
+      progress ??= createProgress({ label, total, unit: 'completions', done })
+      progress.update(done, { 'problems solved': solved })
     },
   }).finally(() => {
     download.stop()

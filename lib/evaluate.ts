@@ -155,8 +155,8 @@ export interface EvaluateOptions {
   readonly name: string
   /** Where eval.json and eval-samples.jsonl go; made where missing. */
   readonly output: string
-  /** Called after each problem. */
-  readonly onProblem?: (done: number, total: number, result: ProblemResult) => void
+  /** Completions there are, of all; before the first is sampled, and by the share of tokens while they are. solved: problems with a right one. */
+  readonly onProgress?: (done: number, total: number, solved: number) => void
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Bytes of data that is fetched from the hub. */
@@ -201,6 +201,11 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     const progress = openProgress(config, options, prompts)
 
     const perProblem: ProblemResult[] = []
+    const report = (running = 0) => {
+      const solved = perProblem.filter(({ correct }) => correct > 0).length
+      options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
+    }
+    report()
     const { samplesPerCall, keepSamples } = config.eval
     const together = Math.max(1, Math.floor(samplesPerCall / n))
     for (let first = 0; first < prompts.length; first += together) {
@@ -214,7 +219,11 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
           deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
         )
         const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
-        const scored = await score(await rolloutGroups(policy, tokenizer, missing, params), verifier)
+        const sampled = missing.length * call.count
+        const rollouts = await rolloutGroups(policy, tokenizer, missing, params, {
+          onProgress: (tokens, most) => report(Math.floor((sampled * tokens) / Math.max(1, most))),
+        })
+        const scored = await score(rollouts, verifier)
         const seconds = (performance.now() - start) / 1000 / missing.length
         for (const [i, { problem }] of missing.entries()) {
           const group = scored.slice(i * call.count, (i + 1) * call.count)
@@ -235,10 +244,9 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
       for (const { problem } of some) {
         const correct = progress.sum(problem.id, 'correct')
         const hardForBase = hard && { hardForBase: hard.has(problem.id) }
-        const result = { id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct }
-        perProblem.push(result)
-        options.onProblem?.(perProblem.length, prompts.length, result)
+        perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
       }
+      report()
     }
 
     const ks = listKs(n, config.eval.largestK)
@@ -344,7 +352,7 @@ function openProgress(config: Config, options: EvaluateOptions, prompts: readonl
       done.set(keyOf(line.problemId, line.call), line)
     },
     /** Over the calls of one problem, or of all. */
-    sum: (id: string | undefined, field: 'correct' | 'tokens' | 'seconds') =>
+    sum: (id: string | undefined, field: 'n' | 'correct' | 'tokens' | 'seconds') =>
       [...done.values()].reduce(
         (sum, line) => sum + (id === undefined || line.problemId === id ? line[field] : 0),
         0,

@@ -369,7 +369,7 @@ at::Tensor transposed_product(const loops::Factor& a, std::int64_t m, std::int64
 }
 
 bool has_product(const at::Tensor& x, const at::Tensor& w) {
-  return loops::table().has_product && x.stride(1) == 1 && w.stride(1) == 1;
+  return loops::has_product(x.scalar_type() != at::kFloat) && x.stride(1) == 1 && w.stride(1) == 1;
 }
 
 }  // namespace

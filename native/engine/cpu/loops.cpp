@@ -769,17 +769,22 @@ void gemm_pack(const float* w, i64 n, i64 k, float* packed) {
   }
 }
 
-// Blocks of 6 x 16 sums: of 16 registers of 8 floats twelve, two for a row of b and one for a number of a.
+// Blocks of sums in registers. With 16 of 8 floats 6 x 16 take twelve, two are for a row of b and one for a number of
+// a; with 32 of 16 floats 12 x 16 hide the latency of two units.
+#if defined(__AVX512F__)
+constexpr int kProductRows = 12;
+#else
 constexpr int kProductRows = 6;
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#endif
+#if defined(__AVX2__)
 constexpr bool kHasProduct = true;
 #else
 constexpr bool kHasProduct = false;
 #endif
 constexpr i64 kProductDepth = 256;  // a panel of b then takes half of a first-level cache
 
-/// c (R, 16), rows c_row apart, = or += a b: a's element (r, k) is a[r * a_row + k] or, packed, a[6 k + r]; b
-/// (depth, 16).
+/// c (R, 16), rows c_row apart, = or += a b: a's element (r, k) is a[r * a_row + k] or, packed,
+/// a[kProductRows k + r]; b (depth, 16).
 template <int R, bool packed>
 INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
                           bool add) {
@@ -792,23 +797,14 @@ INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, 
   for (int r = 0; r < R; ++r) store(c + r * c_row, add ? load(c + r * c_row) + acc[r] : acc[r]);
 }
 
-template <bool packed>
+/// product_block of 1 <= rows <= R rows.
+template <bool packed, int R = kProductRows>
 void product_rows(int rows, const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
                   bool add) {
-  switch (rows) {
-    case 6:
-      return product_block<6, packed>(a, a_row, b, depth, c, c_row, add);
-    case 5:
-      return product_block<5, packed>(a, a_row, b, depth, c, c_row, add);
-    case 4:
-      return product_block<4, packed>(a, a_row, b, depth, c, c_row, add);
-    case 3:
-      return product_block<3, packed>(a, a_row, b, depth, c, c_row, add);
-    case 2:
-      return product_block<2, packed>(a, a_row, b, depth, c, c_row, add);
-    default:
-      return product_block<1, packed>(a, a_row, b, depth, c, c_row, add);
+  if constexpr (R > 1) {
+    if (rows < R) return product_rows<packed, R - 1>(rows, a, a_row, b, depth, c, c_row, add);
   }
+  product_block<R, packed>(a, a_row, b, depth, c, c_row, add);
 }
 
 /// Rows of a, k0 .. k0 + depth, as product_block wants them: where they lie, or widened or packed into

@@ -107,9 +107,7 @@ struct Table {
   void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
   void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
 
-  /// Whether product() beats libtorch's: with AVX2 alone. There MKL is slower on some processors (AMD), and
-  /// bfloat16 is multiplied ten times slower than float32. With AVX-512 oneDNN has kernels for both.
-  bool has_product;
+  bool has_product;  // see has_product()
   // c (m, n) = a (m, k) b (k, n) with sums in float32, for large matrices of either dtype. b, the smaller
   // factor, is packed once; a is read where it lies.
   /// Panels [begin, end) of 16 columns of b, each (k, 16) float32, zeros in columns that b (k, n) lacks.
@@ -148,5 +146,10 @@ inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n +
 /// The first table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) overrides;
 /// `aten` does not (see ops.h).
 const Table& table();
+
+/// Whether product() beats libtorch's for that type. From AVX2 on it does for float32: MKL is slower on some
+/// processors (AMD), most of all for few rows. oneDNN is faster with bfloat16 where the processor multiplies
+/// that itself, and ten times slower where it does not.
+bool has_product(bool is_bf16);
 
 }  // namespace rapo::loops
