@@ -10,6 +10,7 @@
 
 #include "arrays.h"
 #include "async.h"
+#include "cuda_library.h"
 #include "errors.h"
 #include "kernels/cuda/calls.h"
 #include "kernels/cuda/open.h"
@@ -96,15 +97,6 @@ class DeviceMemory : public Napi::ObjectWrap<DeviceMemory> {
   void* pointer_ = nullptr;
   std::int64_t bytes_ = 0;
 };
-
-/// setCudaLibrary(file): the library that comes as a package.
-inline Napi::Value set_cuda_library(const Napi::CallbackInfo& info) {
-  return guarded(info, [&] {
-    if (!info[0].IsString()) invalid("file must be a string");
-    cuda::set_packaged_library(info[0].As<Napi::String>());
-    return info.Env().Undefined();
-  });
-}
 
 /// cudaInfo() -> { available, lacks, reason, searched, devices }
 inline Napi::Value cuda_info(const Napi::CallbackInfo& info) {

@@ -13,6 +13,7 @@
 
 #include "arrays.h"
 #include "async.h"
+#include "cuda_library.h"
 #include "engine/executor.h"
 #include "engine/policy.h"
 #include "errors.h"
@@ -388,6 +389,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("libtorchVersion", libtorch_version());
   exports.Set("libtorchCuda", libtorch_has_cuda());
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
+  exports.Set("setCudaLibrary", Napi::Function::New<set_cuda_library>(env));
   exports.Set("Control", ControlObject::define(env));
   exports.Set("setThreads", Napi::Function::New<set_threads>(env));
   exports.Set("initialize", Napi::Function::New<initialize>(env));

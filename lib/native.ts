@@ -22,6 +22,7 @@ export interface KernelsAddon {
 /** The raw functions of bindings/engine.cpp; lib/policy.ts gives them their types. */
 export interface EngineAddon {
   setErrorClass(errorClass: typeof RapoError): void
+  setCudaLibrary(file: string): void
   readonly [name: string]: unknown
 }
 
@@ -59,16 +60,23 @@ export function loadEngine(): EngineAddon {
   // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
   // times the work itself as soon as another process wants the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
-  engine ??= load<EngineAddon>('engine', locateEngine())
+  if (engine) return engine
+  engine = load<EngineAddon>('engine', locateEngine())
+  // The CUDA kernels' library lies beside the kernels addon, if not in its package; the engine's looks beside itself.
+  const library = [besideKernels('librapo_cuda.so'), locateCudaPackage().library].find(
+    file => file && existsSync(file),
+  )
+  if (library) engine.setCudaLibrary(library)
   return engine
 }
 
-/**
- * Lets the engine find the CUDA kernels' library, which lies beside the kernels addon and not beside the engine's.
- * Only the main thread can: a worker has a copy of the environment.
- */
-export function nameCudaLibrary(): void {
-  process.env.RAPO_CUDA_LIBRARY ||= join(dirname(locateKernels()), 'librapo_cuda.so')
+/** undefined where there is no kernels addon. */
+function besideKernels(name: string): string | undefined {
+  try {
+    return join(dirname(locateKernels()), name)
+  } catch {
+    return undefined
+  }
 }
 
 /** The file that loadKernels() loads. Throws ERR_RAPO_SETUP where there is none. */

@@ -1,0 +1,20 @@
+// For both addons: where the CUDA kernels' library is.
+#pragma once
+
+#include <napi.h>
+
+#include "errors.h"
+#include "kernels/cuda/open.h"
+
+namespace rapo::bindings {
+
+/// setCudaLibrary(file): where the CUDA kernels' library is, if not beside the addon.
+inline Napi::Value set_cuda_library(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    if (!info[0].IsString()) invalid("file must be a string");
+    cuda::set_packaged_library(info[0].As<Napi::String>());
+    return info.Env().Undefined();
+  });
+}
+
+}  // namespace rapo::bindings
