@@ -13,7 +13,7 @@ import { ask } from '../setup/process.js'
 import type { Batch } from './batch.js'
 
 export interface Peer {
-  /** One warm-up call: its result, or why there is none. */
+  /** Warm-up calls: the result, or why there is none. */
   prepare(name: string): Promise<{ loss: number; grad: Logits; torch: string } | { error: string }>
   /** Milliseconds of one call. */
   time(name: string): Promise<number>

@@ -2,7 +2,7 @@
 
 Usage: torch_loss.py DIR, which holds batch.json and the raw arrays that it names. Reads commands from standard input,
 one a line, and answers each with one line of JSON:
-  prepare PEER   one warm-up call; writes the gradient to DIR/grad.bin       -> {"loss", "torch"} or {"error"}
+  prepare PEER   two warm-up calls; writes the gradient to DIR/grad.bin      -> {"loss", "torch"} or {"error"}
   time PEER      one call of value and gradient                              -> {"ms"}
 PEER is eager or compile; `time copy` copies the logits into another array on the same threads. The arithmetic is
 float32, whatever the type of the logits and of their gradient.
@@ -69,6 +69,7 @@ for line in sys.stdin:
     command, peer = line.split()
     if command == "prepare":
         try:
+            call(peer)  # compiles; the next call may still be slow
             loss = call(peer).item()
             path = os.path.join(directory, "grad.bin")
             torch.from_file(path, shared=True, size=N * V, dtype=dtype).copy_(z.grad.view(-1))
