@@ -94,7 +94,10 @@ export function createCli(): Command {
     .command('grade')
     .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
-    .option('-i, --input <file>', 'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)')
+    .option(
+      '-i, --input <file>',
+      'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
+    )
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
     .action(async values => (await import('./commands.js')).runGrade(values))
 
