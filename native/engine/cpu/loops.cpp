@@ -769,8 +769,8 @@ void gemm_pack(const float* w, i64 n, i64 k, float* packed) {
   }
 }
 
-// Blocks of sums in registers. With 16 of 8 floats 6 x 16 take twelve, two are for a row of b and one for a number of
-// a; with 32 of 16 floats 12 x 16 hide the latency of two units.
+// Blocks of sums in registers. With 16 of 8 floats 6 x 16 take twelve, two are for a row of b and one for a
+// number of a; with 32 of 16 floats 12 x 16 hide the latency of two units.
 #if defined(__AVX512F__)
 constexpr int kProductRows = 12;
 #else

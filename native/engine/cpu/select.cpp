@@ -54,8 +54,7 @@ const Table& table() {
 
 bool has_product(bool is_bf16) {
 #ifdef RAPO_ENGINE_X86
-  static const bool multiplies_bf16 =
-      &table() == &avx512::kTable && __builtin_cpu_supports("avx512bf16");
+  static const bool multiplies_bf16 = &table() == &avx512::kTable && __builtin_cpu_supports("avx512bf16");
   if (is_bf16 && multiplies_bf16) return false;
 #endif
   return table().has_product;
