@@ -221,7 +221,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
         const sampled = missing.length * call.count
         const rollouts = await rolloutGroups(policy, tokenizer, missing, params, {
-          onProgress: (tokens, most) => report(Math.floor((sampled * tokens) / Math.max(1, most))),
+          // The last one counts when it is judged.
+          onProgress: (tokens, most) => report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         })
         const scored = await score(rollouts, verifier)
         const seconds = (performance.now() - start) / 1000 / missing.length

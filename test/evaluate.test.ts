@@ -295,6 +295,39 @@ test('an interrupted measurement is not mixed with another', async () => {
   assert.equal(outcome(output), outcome(clean))
 })
 
+test('progress counts completions: within a call, and those that an interrupted measurement left', async () => {
+  const output = path.join(dir, 'progress')
+  let seen: number[][] = []
+  let calls = 0
+  const loadPolicy: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      async generate(prompts, sampling, told) {
+        if (++calls === 4) throw new Error('stop')
+        told?.onProgress?.(1, 2)
+        return policy.generate(prompts, sampling, told)
+      },
+    }
+  }
+  const options = { loadPolicy, onProgress: (...all: number[]) => seen.push(all) }
+  await measureTen(output, {}, options).then(
+    () => assert.unreachable(),
+    error => assert.is(error.message, 'stop'),
+  )
+  // Calls of 16, half of whose tokens there are, rounded down.
+  assert.equal(seen, [
+    [0, 600, 0],
+    [7, 600, 0],
+    [23, 600, 0],
+    [39, 600, 0],
+  ])
+  seen = []
+  const { perProblem } = await measureTen(output, {}, options)
+  assert.equal(seen[0], [48, 600, 0])
+  assert.equal(seen.at(-1), [600, 600, perProblem.filter(({ correct }) => correct > 0).length])
+})
+
 test('problems that are hard for the base are a group of their own', async () => {
   const output = path.join(dir, 'hard')
   const base = path.join(dir, 'base.json')
