@@ -88,6 +88,8 @@ test('what looks like a case that was mended, and is none', () => {
     ['x\\in(3,5)', '3,5'],
     ['\\left]1,2\\right]', '[1,2]'],
     ['1101\\text{ base }3', '1101_2'],
+    ['52_8', '42'],
+    ['52_8', '6\\cdot7'],
     ['3\\text{ to }2', '2:3'],
     ['x\\ne\\pm1', 'x\\ne1'],
     ['\\color{red}7', '8'],

@@ -494,15 +494,14 @@ function compareQuantities(a: Node, b: Node, budget: Budget): boolean {
       return true
   }
   if ((a.type === 'based') !== (b.type === 'based')) {
-    // The base left out, as a unit may be.
+    // The base left out, as a unit may be. The same number in base ten is not what was asked for.
     const [based, other] = (a.type === 'based' ? [a, b] : [b, a]) as [NodeOf<'based'>, Node]
-    if (
+    return (
       other.type === 'number' &&
       other.value.denominator === 1n &&
       based.places === 0 &&
       String(other.value.numerator) === based.digits
     )
-      return true
   }
   return haveSameValue(a, b, budget)
 }
