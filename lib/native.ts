@@ -60,23 +60,18 @@ export function loadEngine(): EngineAddon {
   // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
   // times the work itself as soon as another process wants the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
-  if (engine) return engine
-  engine = load<EngineAddon>('engine', locateEngine())
-  // The CUDA kernels' library lies beside the kernels addon, if not in its package; the engine's looks beside itself.
-  const library = [besideKernels('librapo_cuda.so'), locateCudaPackage().library].find(
-    file => file && existsSync(file),
-  )
-  if (library) engine.setCudaLibrary(library)
+  engine ??= load<EngineAddon>('engine', locateEngine())
   return engine
 }
 
-/** undefined where there is no kernels addon. */
-function besideKernels(name: string): string | undefined {
-  try {
-    return join(dirname(locateKernels()), name)
-  } catch {
-    return undefined
-  }
+/**
+ * Tells the engine where the CUDA kernels' library is: beside the kernels addon, where the engine's does not look, or in
+ * its package.
+ */
+export function nameCudaLibrary(engine: EngineAddon): void {
+  const beside = join(dirname(locateKernels()), 'librapo_cuda.so')
+  const library = existsSync(beside) ? beside : locateCudaPackage().library
+  if (library) engine.setCudaLibrary(library)
 }
 
 /** The file that loadKernels() loads. Throws ERR_RAPO_SETUP where there is none. */

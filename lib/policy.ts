@@ -1,7 +1,7 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
 import { RapoError } from './errors.js'
 import type { ObjectiveMetrics } from './metrics.js'
-import { type EngineAddon, loadEngine } from './native.js'
+import { type EngineAddon, loadEngine, nameCudaLibrary } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
 /** Of weights and activations. */
@@ -181,6 +181,7 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
   const native = checkOptions(options)
   const addon = engine()
+  if (native.device !== 'cpu') nameCudaLibrary(addon)
   const loaded = await addon.load(dir, native, new addon.Control())
   return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
 }
