@@ -90,6 +90,8 @@ test('what looks like a case that was mended, and is none', () => {
     ['1101\\text{ base }3', '1101_2'],
     ['52_8', '42'],
     ['52_8', '6\\cdot7'],
+    ['-52_8', '-42'],
+    ['-52_8', '52'],
     ['3\\text{ to }2', '2:3'],
     ['x\\ne\\pm1', 'x\\ne1'],
     ['\\color{red}7', '8'],
@@ -98,6 +100,14 @@ test('what looks like a case that was mended, and is none', () => {
     ['2\\frac{x}12', 'x'],
   ] as const
   for (const [a, b] of pairs) assert.not(isEqual(a, b) || isEqual(b, a), `${a} and ${b}`)
+})
+
+test('a base may be left out, behind a sign too', () => {
+  for (const [a, b] of [
+    ['52_8', '52'],
+    ['-52_8', '-52'],
+  ] as const)
+    assert.ok(isEqual(a, b) && isEqual(b, a), `${a} and ${b}`)
 })
 
 test('the last box with balanced braces', () => {

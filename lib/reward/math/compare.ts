@@ -493,17 +493,21 @@ function compareQuantities(a: Node, b: Node, budget: Budget): boolean {
     )
       return true
   }
-  if ((a.type === 'based') !== (b.type === 'based')) {
-    // The base left out, as a unit may be. The same number in base ten is not what was asked for.
-    const [based, other] = (a.type === 'based' ? [a, b] : [b, a]) as [NodeOf<'based'>, Node]
-    return (
-      other.type === 'number' &&
-      other.value.denominator === 1n &&
-      based.places === 0 &&
-      String(other.value.numerator) === based.digits
-    )
-  }
+  if (isMarked(a, 'based') !== isMarked(b, 'based')) return isSameButForBase(a, b)
   return haveSameValue(a, b, budget)
+}
+
+/** The base left out, as a unit may be. The same number in base ten is not what was asked for. */
+function isSameButForBase(a: Node, b: Node): boolean {
+  if (a.type === 'minus' && b.type === 'minus') return isSameButForBase(a.item, b.item)
+  const [based, other] = a.type === 'based' ? [a, b] : [b, a]
+  return (
+    based.type === 'based' &&
+    other.type === 'number' &&
+    other.value.denominator === 1n &&
+    based.places === 0 &&
+    String(other.value.numerator) === based.digits
+  )
 }
 
 function isBelowOne(node: Node, budget: Budget): boolean {
@@ -514,7 +518,7 @@ function isBelowOne(node: Node, budget: Budget): boolean {
 }
 
 /** Outside of functions, whose angles count as they are. */
-function isMarked(node: Node, mark: 'degrees' | 'percent'): boolean {
+function isMarked(node: Node, mark: 'degrees' | 'percent' | 'based'): boolean {
   return node.type === mark || (node.type !== 'call' && partsOf(node).some(part => isMarked(part, mark)))
 }
 
