@@ -2,8 +2,8 @@
 
 gpu_engine_peers.py MODEL DEVICE BATCH PROMPT NEW SEQUENCES LENGTH
 
-Each part runs twice and its second time counts. The step is as commonly written (see qwen.py): whole logits of both
-models, log_softmax in float32, autograd; four sequences at a time, since more logits do not fit.
+Each part runs twice and its second time counts. The step is that of torch_step.py, four sequences at a time, since more
+logits do not fit.
 """
 
 import json
@@ -12,6 +12,8 @@ import time
 
 import torch
 from transformers import AutoModelForCausalLM
+
+from torch_step import loss
 
 directory, device = sys.argv[1:3]
 batch, prompt, new, sequences, length = map(int, sys.argv[3:])
@@ -77,21 +79,7 @@ def train():
 
     def step():
         for part in ids.split(AT_ONCE):
-            targets = part[:, first:, None]
-            with torch.no_grad():
-                logits = reference(part).logits[:, first - 1 : -1].float()
-                old = torch.log_softmax(logits, -1).gather(-1, targets)[..., 0]
-                del logits
-            logits = policy(part).logits[:, first - 1 : -1].float()
-            logprobs = torch.log_softmax(logits, -1)
-            chosen = logprobs.gather(-1, targets)[..., 0]
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-            advantages = torch.linspace(-1, 1, len(part), device=device)[:, None]
-            ratio = (chosen - chosen.detach()).exp()
-            gain = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-            d = old - chosen
-            loss = -(gain - 0.02 * (d.exp() * d - d.exp() + 1) + 0.003 * entropy).mean()
-            (loss * len(part) / sequences).backward()
+            (loss(policy, reference, part, first) * len(part) / sequences).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

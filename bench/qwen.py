@@ -10,6 +10,8 @@ import time
 import torch
 from transformers import AutoModelForCausalLM
 
+from torch_step import loss
+
 part, directory, dtype = sys.argv[1:4]
 load = lambda: AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))  # noqa: E731
 policy = load()
@@ -40,23 +42,8 @@ def generate(prompts, new_tokens, stop, seed):
 
 
 def train(sequences, prompt):
-    """The step as it is commonly written: whole logits of both models, log_softmax in float32, autograd."""
     ids = torch.tensor(sequences)
-    targets = ids[:, prompt:, None]
-    with torch.no_grad():
-        logits = reference(ids).logits[:, prompt - 1 : -1].float()
-        old = torch.log_softmax(logits, -1).gather(-1, targets)[..., 0]
-        del logits
-    logits = policy(ids).logits[:, prompt - 1 : -1].float()
-    logprobs = torch.log_softmax(logits, -1)
-    chosen = logprobs.gather(-1, targets)[..., 0]
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    advantages = torch.linspace(-1, 1, len(sequences))[:, None]
-    ratio = (chosen - chosen.detach()).exp()
-    gain = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-    d = old - chosen
-    loss = -(gain - 0.02 * (d.exp() * d - d.exp() + 1) + 0.003 * entropy).mean()
-    loss.backward()
+    loss(policy, reference, ids, prompt).backward()
     policy.zero_grad(set_to_none=False)
     return ids.numel()
 
