@@ -1,6 +1,6 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { Config } from './config.js'
 import { type Problem, parseJsonLines, readInput, readProblems } from './data.js'
@@ -20,7 +20,7 @@ import {
 import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'
-import { appendJsonLines, asIoError, lockRun, writeWhole } from './run.js'
+import { appendJsonLines, asIoError, lockRun, toJsonLines, writeWhole } from './run.js'
 
 /**
  * The unbiased estimate of the probability that at least one of k samples is correct, from c correct ones of n
@@ -181,12 +181,15 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const verifier = await loadVerifier(config.task.verifier)
   const problems = await readProblems(data.eval, verifier, data)
-  const hard = readHardProblems(config, problems)
   const tokenizer = loadTokenizer(options.dir)
   const template = createTemplate(data.template, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: sampling.maxNewTokens }
   const fitting = fitContext(problems, options.dir, encode, data)
+  const hard = readHardProblems(
+    config,
+    fitting.map(({ problem }) => problem),
+  )
   makeDir(options.output)
   const unlock = lockRun(options.output, 'eval')
 
@@ -345,7 +348,7 @@ function openProgress(config: Config, options: EvaluateOptions, prompts: readonl
     for (const line of lines as unknown as ProgressLine[]) done.set(keyOf(line.problemId, line.call), line)
   }
   // Without a last line that a killed process left half-written.
-  writeWhole(file, [conditions, ...lines].map(line => `${JSON.stringify(line)}\n`).join(''))
+  writeWhole(file, toJsonLines([conditions, ...lines]))
   return {
     has: (id: string, call: number) => done.has(keyOf(id, call)),
     add(line: ProgressLine) {
@@ -359,15 +362,11 @@ function openProgress(config: Config, options: EvaluateOptions, prompts: readonl
         0,
       ),
     /** The kept samples in the order of the problems, as JSON Lines. */
-    samples() {
+    *samples() {
       const calls = listCalls(config.eval.samples, config.eval.samplesPerCall)
-      const lines = prompts.flatMap(({ problem }) =>
-        calls.map(({ index }) => done.get(keyOf(problem.id, index))),
-      )
-      return lines
-        .flatMap(line => line?.samples ?? [])
-        .map(sample => `${JSON.stringify(sample)}\n`)
-        .join('')
+      for (const { problem } of prompts) {
+        for (const { index } of calls) yield* toJsonLines(done.get(keyOf(problem.id, index))?.samples ?? [])
+      }
     },
     remove: () => rmSync(file, { force: true }),
   }
@@ -376,9 +375,9 @@ function openProgress(config: Config, options: EvaluateOptions, prompts: readonl
 /** The whole lines; a file that is not there has none. */
 function readProgress(file: string): Record<string, unknown>[] {
   if (!existsSync(file)) return []
-  const text = readFileSync(file, 'utf8')
-  const whole = text.slice(0, text.lastIndexOf('\n') + 1)
-  return parseJsonLines(Buffer.from(whole), file).map(({ value }) => ({ ...value }))
+  const content = readInput(file)
+  const whole = content.subarray(0, content.lastIndexOf('\n') + 1)
+  return parseJsonLines(whole, file).map(({ value }) => ({ ...value }))
 }
 
 /** All that the samples depend on, by the names that people know. */

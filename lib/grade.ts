@@ -2,9 +2,10 @@
 import { parseJsonLines, placeOf, readInput } from './data.js'
 import { RapoError } from './errors.js'
 import type { HubOptions } from './hub.js'
-import { loadVerifier, type Verdict } from './reward/verifier.js'
+import { loadVerifier } from './reward/verifier.js'
+import { judge } from './rollout.js'
 import { readRows } from './rows.js'
-import { writeWhole } from './run.js'
+import { checkWritable, toJsonLines, writeWhole } from './run.js'
 
 export interface GradeOptions {
   /** A verifier's name, or the path of a module. */
@@ -27,6 +28,7 @@ export async function gradeLines({
   output,
   onDownload,
 }: GradeOptions): Promise<{ correct: number; total: number }> {
+  if (output !== undefined) checkWritable(output)
   const verifier = await loadVerifier(task)
   const name = input ?? 'standard input'
   const { rows, unit } =
@@ -37,7 +39,7 @@ export async function gradeLines({
   const results: object[] = []
   let correct = 0
   for (const { value, number } of rows) {
-    const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${name}:${number}: line ${number} ${why}`)
+    const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(name, unit, number)} ${why}`)
     const { completion, answer, reference } = value
     if (typeof completion !== 'string' && typeof answer !== 'string') {
       throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
@@ -47,24 +49,14 @@ export async function gradeLines({
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
     const verify =
       typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
-    let verdict: Verdict
-    try {
-      verdict = await verify.call(verifier, (completion ?? answer) as string, reference)
-    } catch (cause) {
-      throw new RapoError(
-        'ERR_RAPO_INTERNAL',
-        `${placeOf(name, unit, number)}: the verifier failed: ${(cause as Error).message}`,
-        {
-          cause,
-        },
-      )
-    }
+    const text = (completion ?? answer) as string
+    const verdict = await judge(() => verify.call(verifier, text, reference), placeOf(name, unit, number))
     const isCorrect = verdict.reward >= 1
     if (isCorrect) correct++
     results.push({ ...value, correct: isCorrect, reason: verdict.reason })
   }
-  const text = results.map(result => `${JSON.stringify(result)}\n`).join('')
-  if (output === undefined) process.stdout.write(text)
-  else writeWhole(output, text)
+  const lines = toJsonLines(results)
+  if (output === undefined) for (const line of lines) process.stdout.write(line)
+  else writeWhole(output, lines)
   return { correct, total: rows.length }
 }

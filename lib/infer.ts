@@ -11,7 +11,7 @@ import {
   readStopTokenIds,
   type Tokenizer,
 } from './prompt.js'
-import { writeWhole } from './run.js'
+import { checkWritable, toJsonLines, writeWhole } from './run.js'
 import { plainText } from './text.js'
 
 export interface InferOptions extends CallOptions {
@@ -118,6 +118,7 @@ async function withModel(
 ): Promise<void> {
   const { model, input, output, dtype = 'float32', device = 'cpu' } = options
   const name = input ?? 'standard input'
+  if (output !== undefined) checkWritable(output)
   const lines = parseJsonLines(readInput(input ?? 0), name)
   if (lines.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
@@ -127,10 +128,10 @@ async function withModel(
     const fault = (line: number, why: string) =>
       new RapoError('ERR_RAPO_DATA', `${name}:${line}: line ${line}: ${why}`)
     const results = await body(policy, tokenizer, lines, fault)
-    const text = results.map(result => `${JSON.stringify(result)}\n`).join('')
+    const made = toJsonLines(results)
     // Still the same JSON, but what a model wrote cannot steer a terminal.
-    if (output === undefined) process.stdout.write(plainText(text))
-    else writeWhole(output, text)
+    if (output === undefined) for (const line of made) process.stdout.write(plainText(line))
+    else writeWhole(output, made)
   } finally {
     await policy.dispose()
   }

@@ -4,7 +4,7 @@ import type { Problem } from './data.js'
 import { RapoError } from './errors.js'
 import type { CallOptions, FinishReason, Policy, SamplingParams } from './policy.js'
 import type { EncodedPrompt, Tokenizer } from './prompt.js'
-import type { Verifier } from './reward/verifier.js'
+import type { Verdict, Verifier } from './reward/verifier.js'
 
 /** A prompt and one completion of it. */
 export interface Rollout {
@@ -61,23 +61,27 @@ export async function rolloutGroups(
  * is no number, ends the run with the problem named.
  */
 export async function score(rollouts: readonly Rollout[], verifier: Verifier): Promise<ScoredRollout[]> {
-  const verdicts = await Promise.all(rollouts.map(rollout => judge(rollout, verifier)))
+  const verdicts = await Promise.all(
+    rollouts.map(({ problem, completion }) =>
+      judge(
+        () => verifier.verify(completion, problem.answer),
+        `problem "${problem.id}", completion ${JSON.stringify(completion)}`,
+      ),
+    ),
+  )
   return rollouts.map((rollout, i) => {
     const { reward, reason } = verdicts[i]!
     return { ...rollout, reward, reason }
   })
 }
 
-async function judge({ problem, completion }: Rollout, verifier: Verifier) {
+/** What a verifier says. Whatever it throws, or a reward that is no number, is a RapoError that names `what` it judged. */
+export async function judge(verify: () => Verdict | Promise<Verdict>, what: string): Promise<Verdict> {
   const fault = (why: string, cause?: unknown) =>
-    new RapoError(
-      'ERR_RAPO_INTERNAL',
-      `the verifier failed on problem "${problem.id}", completion ${JSON.stringify(completion)}: ${why}`,
-      { cause },
-    )
-  let verdict: Awaited<ReturnType<Verifier['verify']>>
+    new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on ${what}: ${why}`, { cause })
+  let verdict: Verdict
   try {
-    verdict = await verifier.verify(completion, problem.answer)
+    verdict = await verify()
   } catch (cause) {
     throw fault(cause instanceof Error ? cause.message : String(cause), cause)
   }

@@ -1,5 +1,15 @@
-import { execFile, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { execFile, spawn, spawnSync } from 'node:child_process'
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
@@ -8,6 +18,7 @@ import { readLatestCheckpoint, removeStaleCheckpoints, writeCheckpoint } from '.
 import { RapoError } from '../lib/errors.js'
 import {
   appendJsonLines,
+  checkWritable,
   clearRun,
   createRunDir,
   lockRun,
@@ -117,6 +128,14 @@ test('a checkpoint that is damaged is named', async () => {
   assert.throws(() => readLatestCheckpoint(run), /the checkpoint .*step-000009 is damaged/)
 })
 
+test('what a checkpoint copies from a read-only model can be written', async () => {
+  const [run, readOnly] = [makeTempDir(), makeFakeModel()]
+  for (const name of readdirSync(readOnly)) chmodSync(path.join(readOnly, name), 0o444)
+  ;(await writeCheckpoint(run, readOnly, policy, { step: 1, cursor }, 9)).commit()
+  const { mode } = statSync(path.join(readLatestCheckpoint(run)!.dir, 'tokenizer.json'))
+  assert.is(mode & 0o200, 0o200)
+})
+
 test('lines after the checkpoint, and half a line, are dropped', () => {
   const file = path.join(makeTempDir(), 'metrics.jsonl')
   appendJsonLines(file, [{ step: 1 }, { step: 2 }, { step: 2, again: true }, { step: 3 }])
@@ -140,6 +159,33 @@ test('a file is replaced whole or not at all', () => {
   assert.is(readFileSync(file, 'utf8'), 'old')
 })
 
+test('through a link, and straight into what is no file', () => {
+  const dir = makeTempDir()
+  const [file, link] = [path.join(dir, 'f'), path.join(dir, 'link')]
+  writeWhole(file, 'old')
+  symlinkSync('f', link)
+  writeWhole(link, ['new ', 'text'])
+  assert.is(readFileSync(file, 'utf8'), 'new text')
+  assert.ok(lstatSync(link).isSymbolicLink())
+  if (process.platform !== 'win32') {
+    symlinkSync('/dev/null', `${link}-null`)
+    writeWhole(`${link}-null`, 'text')
+    assert.ok(statSync('/dev/null').isCharacterDevice())
+  }
+})
+
+test('whether a file can be written is known before', () => {
+  const dir = makeTempDir()
+  checkWritable(path.join(dir, 'f'))
+  assert.equal(readdirSync(dir), [])
+  for (const file of [dir, path.join(dir, 'none', 'f')]) {
+    assert.throws(
+      () => checkWritable(file),
+      (error: unknown) => (error as RapoError).code === 'ERR_RAPO_IO' && `${error}`.includes(file),
+    )
+  }
+})
+
 test('a run directory: never two runs in one, replaced only when asked, and nothing else with it', () => {
   const dir = path.join(makeTempDir(), 'a', 'b')
   createRunDir(dir, false)
@@ -151,6 +197,8 @@ test('a run directory: never two runs in one, replaced only when asked, and noth
   assert.equal(readdirSync(dir).sort(), ['metrics.jsonl', 'notes.txt'])
   clearRun(dir)
   assert.equal(readdirSync(dir), ['notes.txt'])
+  writeFileSync(path.join(dir, 'eval.json'), '{}')
+  assert.throws(() => createRunDir(dir, false), /holds a measurement already: choose another --run.output/)
   writeFileSync(path.join(dir, 'file'), '')
   assert.throws(() => createRunDir(path.join(dir, 'file', 'run'), false), /cannot make the run directory/)
 })
@@ -168,6 +216,36 @@ test('a lock keeps a second trainer out, and goes with the process that held it'
   assert.equal(readdirSync(dir), [])
   writeFileSync(path.join(dir, 'run.lock'), String(process.ppid))
   assert.throws(() => lockRun(dir, 'train'), new RegExp(`is in use by process ${process.ppid}`))
+})
+
+test('of many processes that find the lock of a dead one, one alone takes it over', async () => {
+  const dir = makeTempDir()
+  const { stdout: dead } = spawnSync(process.execPath, ['-p', 'process.pid'])
+  writeFileSync(path.join(dir, 'run.lock'), dead)
+  const script = `
+    import { lockRun } from ${JSON.stringify(new URL('../lib/run.ts', import.meta.url).href)}
+    process.stdin.once('data', () => {
+      try {
+        lockRun(${JSON.stringify(dir)}, 'train')
+        console.log('held')
+      } catch (error) {
+        console.log(error.code)
+      }
+    })
+    process.stdin.once('end', () => process.exit())
+    console.log('ready')`
+  const args = ['--import', 'tsx', '--input-type=module', '-e', script]
+  const children = Array.from({ length: 6 }, () =>
+    spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] }),
+  )
+  const heard = (child: (typeof children)[number]) =>
+    new Promise<string>(resolve => child.stdout.once('data', data => resolve(String(data).trim())))
+  await Promise.all(children.map(heard))
+  const verdicts = children.map(heard)
+  for (const child of children) child.stdin.write('go')
+  const said = (await Promise.all(verdicts)).sort()
+  for (const child of children) child.stdin.end()
+  assert.equal(said, [...Array(5).fill('ERR_RAPO_CONFIG'), 'held'])
 })
 
 // A disk that fills up while a checkpoint is written: a small file system of its own where the machine allows one, else

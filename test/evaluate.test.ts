@@ -382,6 +382,14 @@ test('a problem longer than the context: an error that names it, or left out', a
     ['a'],
   )
   assert.is(told.length, 1)
+
+  // As an evaluation of the base with the same settings leaves it out, the base needs no result for it.
+  const declared = makeFakeModel()
+  writeFileSync(path.join(declared, 'config.json'), '{"max_position_embeddings":64}')
+  config.eval.base = path.join(dir, 'base-without-long.json')
+  writeFileSync(config.eval.base, JSON.stringify({ perProblem: [{ id: 'a', n: 4, correct: 0 }] }))
+  const { groups } = await evaluate(config, { ...options, dir: declared, onUnusable: () => {} })
+  assert.is(groups['hard for base']!.problems, 1)
 })
 
 test('what is wrong with the data is said before the model is loaded, and nothing is written', async () => {

@@ -55,6 +55,22 @@ test('the other verifiers, and a module', async () => {
   assert.is(read()[0].reason, 'half')
 })
 
+test('a verifier that gives no verdict: its line is named', async () => {
+  write([{ answer: '1', reference: '1' }])
+  for (const [verdict, why] of [
+    ['undefined', 'its reward is undefined'],
+    ['{ reward: NaN }', 'its reward is NaN'],
+    ["(() => { throw 'a text' })()", 'a text'],
+  ] as const) {
+    const module = path.join(dir, `${why.replaceAll(' ', '-')}.mjs`)
+    writeFileSync(module, `export default { checkAnswer() {}, verify: () => (${verdict}) }`)
+    await gradeLines({ task: module, input, output }).then(assert.unreachable as never, error => {
+      assert.is(error.code, 'ERR_RAPO_INTERNAL')
+      assert.is(error.message, `the verifier failed on ${input}:1: line 1: ${why}`)
+    })
+  }
+})
+
 test('a line that cannot be judged: named, and nothing is written', async () => {
   const target = path.join(dir, 'none.jsonl')
   const messageOf = async (line: object, task = 'math') => {

@@ -4,6 +4,7 @@ import type { Config } from '../config.js'
 import { RapoError } from '../errors.js'
 import type { StepMetrics } from '../metrics.js'
 import { importModule } from '../module.js'
+import { checkWritable } from '../run.js'
 import { writePrometheus } from './prometheus.js'
 import { openTensorBoard } from './tensorboard.js'
 
@@ -22,6 +23,7 @@ export interface Observer {
  */
 export async function openObserver(config: Config, stepsDone: number): Promise<Observer> {
   const { observe, run } = config
+  if (observe.prometheus) checkWritable(observe.prometheus)
   const hook = observe.hook ? await loadHook(observe.hook) : undefined
   let board: ReturnType<typeof openTensorBoard> | undefined
   return {
