@@ -37,9 +37,11 @@ export function groupAdvantages(
 ): number[] {
   oneOf('baseline', baseline, advantageBaselines)
   oneOf('scale', scale, advantageScales)
-  if (!(groupSize >= 1) || rewards.length % groupSize !== 0) {
+  if (!(Number.isSafeInteger(groupSize) && groupSize >= 1) || rewards.length % groupSize !== 0) {
     invalid(`${rewards.length} rewards are not whole groups of groupSize ${groupSize}`)
   }
+  const bad = rewards.findIndex(reward => !Number.isFinite(reward))
+  if (bad >= 0) invalid(`rewards[${bad}] is ${rewards[bad]}; it must be a finite number`)
   if (groupSize === 1 && baseline === 'leave-one-out') {
     invalid('groupSize is 1, but leave-one-out needs groups of 2 or more')
   }

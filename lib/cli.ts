@@ -3,7 +3,7 @@
 import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { describePresets, type Field, fields } from './config.js'
+import { describePresets, devicePattern, deviceRange, type Field, fields } from './config.js'
 import { RapoError } from './errors.js'
 import { packageVersion } from './setup/cache.js'
 import { plainText } from './text.js'
@@ -177,7 +177,9 @@ function addModelOptions(command: Command): void {
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
     .option('-i, --input <file>', 'JSON Lines (default: standard input)')
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
-    .addOption(new Option('--device <name>', 'where the model lives').choices(['cpu', 'cuda']).default('cpu'))
+    .addOption(
+      new Option('--device <name>', `where the model lives: ${deviceRange}`).argParser(device).default('cpu'),
+    )
     .addOption(
       new Option('--dtype <name>', 'of weights and activations')
         .choices(['float32', 'bfloat16'])
@@ -191,6 +193,11 @@ function wholeNumber(min: number) {
     if (text.trim() !== '' && Number.isSafeInteger(value) && value >= min) return value
     throw new InvalidArgumentError(`It must be a whole number ≥ ${min}.`)
   }
+}
+
+function device(text: string): string {
+  if (devicePattern.test(text)) return text
+  throw new InvalidArgumentError(`It must be ${deviceRange}.`)
 }
 
 function wholeNumbers(min: number) {

@@ -9,11 +9,12 @@ import { RapoError } from './errors.js'
 import { evaluate, formatPassAtK } from './evaluate.js'
 import { resolveModel } from './hub.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
+import { requireField } from './open.js'
 import type { Device, ModelDType } from './policy.js'
 import { createProgress, type Progress } from './progress.js'
 import { createTemplate, fitContext, loadTokenizer } from './prompt.js'
 import { loadVerifier } from './reward/verifier.js'
-import { writeWhole } from './run.js'
+import { checkWritable, writeWhole } from './run.js'
 import { plainText } from './text.js'
 import { figure2 } from './theory.js'
 import { train } from './train.js'
@@ -28,6 +29,12 @@ function overridesOf(values: Values): Record<string, unknown> {
   return Object.fromEntries(fields.map(({ path }) => [path, values[path]]))
 }
 
+/** A resumed run has them already; of the last two its config.yaml holds every field that they stand for. */
+const notWithResume = [
+  ...['config', 'overwrite', 'run.output', 'model.dir'],
+  ...['objective.preset', 'objective.surrogate'],
+]
+
 interface TrainValues {
   readonly config?: string
   readonly resume?: string
@@ -38,7 +45,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const { resume, config: file } = values
   const overrides = overridesOf(values)
   if (resume !== undefined) {
-    const clash = ['config', 'overwrite', 'run.output', 'model.dir'].find(name => values[name] !== undefined)
+    const clash = notWithResume.find(name => values[name] !== undefined)
     if (clash) throw new RapoError('ERR_RAPO_CONFIG', `--${clash} does not go together with --resume`)
     if (!existsSync(path.join(resume, 'config.yaml'))) {
       throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
@@ -48,12 +55,20 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
   const { output, steps } = config.run
+  if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `run.output is ${output}: the run would write its config.yaml over ${file}; choose another directory`,
+    )
+  }
 
   let progress: Progress | undefined
   const rewards: number[] = []
-  const stopping = listenForStop(() =>
-    progress?.log('finishing the step and saving; once more quits at once'),
-  )
+  const stopping = listenForStop(signal => {
+    // Nothing to save before the first step.
+    if (!progress) process.exit(exitCodeOf(signal))
+    progress.log('finishing the step and saving; once more quits at once')
+  })
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
   const download = downloadProgress()
   let stepsDone: number
@@ -86,17 +101,21 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   if (stepsDone < steps) {
     print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
-    process.exitCode = stopping.signal === 'SIGTERM' ? 143 : 130
+    process.exitCode = exitCodeOf(stopping.signal)
   } else {
     print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
   }
+}
+
+function exitCodeOf(signal: NodeJS.Signals | undefined): number {
+  return signal === 'SIGTERM' ? 143 : 130
 }
 
 /**
  * The first SIGINT or SIGTERM asks the run to stop, the second quits at once. A forked run (rapo demo) is asked by its
  * parent's message 'stop', or by the parent's end, instead of by the terminal.
  */
-function listenForStop(onFirst: () => void) {
+function listenForStop(onFirst: (signal: NodeJS.Signals) => void) {
   const state: { signal: NodeJS.Signals | undefined; release(): void } = {
     signal: undefined,
     release: () => {},
@@ -104,7 +123,7 @@ function listenForStop(onFirst: () => void) {
   const stop = (signal: NodeJS.Signals) => {
     if (state.signal) process.exit(130)
     state.signal = signal
-    onFirst()
+    onFirst(signal)
   }
   const onMessage = (message: unknown) => message === 'stop' && stop('SIGTERM')
   const onDisconnect = () => stop('SIGTERM')
@@ -301,6 +320,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
 async function predictRun(config: Config) {
   const { planRun } = await import('./memory.js')
   const { train: file, template: text } = config.data
+  requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
   const data = { ...config.data, onDownload: download.onProgress }
   const problems = await readProblems(file, await loadVerifier(config.task.verifier), data).finally(
@@ -357,6 +377,7 @@ export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: Be
     print(formatComparison(readBench(a), readBench(b)))
     return
   }
+  for (const file of [json, svg]) if (file !== undefined) checkWritable(file)
   const { measureBench } = await import('./bench/measure.js')
   const dtypes = dtype.split(',') as ('float32' | 'bfloat16')[]
   const onLine = (line: string) => console.error(plainText(line))

@@ -28,6 +28,8 @@ import {
 const fraction = () => z.number().min(0).max(1)
 const count = (min = 1) => z.int().min(min)
 const coefficient = () => z.number().min(0).max(1e6)
+export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
+export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
 const model = z.strictObject({
   dir: z
@@ -43,9 +45,9 @@ const model = z.strictObject({
     .describe('of weights and activations; the optimizer keeps float32'),
   device: z
     .string()
-    .regex(/^(cpu|cuda(:\d{1,3})?)$/)
+    .regex(devicePattern)
     .default('cpu')
-    .describe('where the model lives: cpu, cuda, or cuda:1 and so on'),
+    .meta({ range: deviceRange, description: 'where the model lives' }),
 })
 
 const data = z.strictObject({
@@ -58,9 +60,11 @@ const data = z.strictObject({
     .string()
     .regex(/\{prompt\}|^(chat|qwen-boxed|abel)$/)
     .default('{prompt}')
-    .describe(
-      "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
-    ),
+    .meta({
+      range: 'a text that contains {prompt}, or chat, qwen-boxed or abel',
+      description:
+        "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
+    }),
   problemField: z.string().default('').describe('field with the problem (default: prompt, else problem)'),
   answerField: z.string().default('').describe('field with the answer (default: answer)'),
   idField: z.string().default('').describe("field with a problem's name (default: id, else its line)"),
@@ -228,7 +232,7 @@ const run = z.strictObject({
   saveEvery: count().default(50).describe('steps between checkpoints; the last step is always saved'),
   keepCheckpoints: count().default(2).describe('newest checkpoints to keep'),
   samplesPerStep: count(0).default(2).describe('completions a step written to samples.jsonl'),
-  threads: count(0).max(4096).default(0).describe('CPU threads; 0 leaves it to libtorch'),
+  threads: count(0).max(1024).default(0).describe('CPU threads; 0 leaves it to libtorch'),
 })
 
 const evaluation = z.strictObject({
@@ -393,7 +397,8 @@ interface JsonSchema {
   exclusiveMinimum?: number
   exclusiveMaximum?: number
   minLength?: number
-  pattern?: string
+  /** In words, where the schema's own constraints say too little to people. */
+  range?: string
   default?: unknown
   description?: string
   properties?: Record<string, JsonSchema>
@@ -421,10 +426,10 @@ function listFields(node: JsonSchema, path: readonly string[]): Field[] {
 }
 
 function describeRange(node: JsonSchema): string {
+  if (node.range) return node.range
   if (node.enum) return `one of ${node.enum.join(', ')}`
   if (node.type === 'boolean') return 'true or false'
   if (node.type === 'string') {
-    if (node.pattern) return 'a text that contains {prompt}, or chat, qwen-boxed or abel'
     return node.minLength ? 'a text that is not empty' : 'a text'
   }
   const bounds: string[] = []

@@ -211,7 +211,7 @@ export interface CursorState {
   readonly epoch: number
   /** Problems taken in this pass. */
   readonly position: number
-  /** Of the problems, so that a changed file is noticed. */
+  /** Of the seed and the problems, so that a changed file is noticed. */
   readonly fingerprint: string
 }
 
@@ -222,14 +222,17 @@ export interface Cursor {
 
 /**
  * Takes problems in an order that is a new seeded permutation each epoch; a batch may span two epochs. With the state
- * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where the problems are not those of that state.
+ * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where problems or seed are not those of that state.
  */
 export function createCursor(problems: readonly Problem[], seed: number, from?: CursorState): Cursor {
-  const fingerprint = createHash('sha256').update(JSON.stringify(problems)).digest('hex').slice(0, 16)
+  const fingerprint = createHash('sha256')
+    .update(JSON.stringify([seed, problems]))
+    .digest('hex')
+    .slice(0, 16)
   if (from && from.fingerprint !== fingerprint) {
     throw new RapoError(
       'ERR_RAPO_DATA',
-      'the training problems are not those that the checkpoint was made with',
+      'the training problems or the seed are not those that the checkpoint was made with',
     )
   }
   if (from && from.position > problems.length) {

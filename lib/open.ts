@@ -112,7 +112,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       await policy?.dispose()
       unlock()
     }
-    const entropyCoef = from?.trainer.entropyCoef ?? config.objective.entropyCoef
+    const { entropyTarget, entropyCoef: initial } = config.objective
+    const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
     return {
       ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
       ...{ metricsFile, samplesFile, observer, close },

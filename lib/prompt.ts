@@ -1,5 +1,5 @@
 /** Text to token ids and back: the model's own tokenizer, and the template around a problem's prompt. */
-import { copyFileSync, existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { Template as ChatTemplate } from '@huggingface/jinja'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
@@ -106,7 +106,8 @@ export function readStopTokenIds(modelDir: string): number[] {
 export function copyTokenizer(fromDir: string, toDir: string): void {
   for (const name of tokenizerFiles) {
     const file = path.join(fromDir, name)
-    if (existsSync(file)) copyFileSync(file, path.join(toDir, name))
+    // Not copyFileSync: the copy of a read-only file would be read-only too.
+    if (existsSync(file)) writeFileSync(path.join(toDir, name), readFileSync(file))
   }
 }
 

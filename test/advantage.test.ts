@@ -48,6 +48,8 @@ test('rewards that are not whole groups', () => {
   for (const [rewards, size] of [
     [[1, 0, 1], 2],
     [[1], 0],
+    [[1, 0, 1, 0, 1], 2.5],
+    [[1, Number.NaN], 2],
   ] as const) {
     assert.throws(
       () => groupAdvantages(rewards, size),

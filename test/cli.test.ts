@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -90,6 +90,9 @@ test('--help on every command; train lists every field with help, range and defa
 })
 
 test('mistakes on the command line: one clear message, exit code 1', async () => {
+  const own = path.join(run('own'), 'config.yaml')
+  mkdirSync(path.dirname(own))
+  copyFileSync(configFile, own)
   const cases: [string[], string][] = [
     [['trian'], "unknown command 'trian'\n(Did you mean train?)"],
     [['train', '--objective.klcoef', '1'], '(Did you mean --objective.kl-coef?)'],
@@ -101,6 +104,11 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
     [['train', '-c', path.join(dir, 'none.yaml')], 'rapo: cannot read '],
     [['train', '--resume', dir], 'is no run directory: it has no config.yaml'],
     [['train', '--resume', dir, '-c', configFile], '--config does not go together with --resume'],
+    [['train', '--resume', dir, '--objective.preset', 'grpo'], '--objective.preset does not go together'],
+    [['train', '-c', own, '--run.output', path.dirname(own)], 'the run would write its config.yaml over'],
+    [['train', '-c', configFile, '--model.device', 'gpu'], 'model.device is "gpu"; it must be cpu, cuda or'],
+    [['generate', '-m', model, '--device', 'cuda:x'], 'It must be cpu, cuda or cuda:1 and so on.'],
+    [['generate', '-m', model, '-o', path.join(dir, 'none', 'f')], 'rapo: cannot write '],
     [['eval', '-c', configFile], "required option '-m, --model <dir>' not specified"],
     [['eval', '-m', model], 'rapo: task.verifier is missing'],
     [['generate', '-m', model, '--n', '0'], 'It must be a whole number ≥ 1.'],
@@ -172,6 +180,21 @@ test('2 N steps, and N, a resume, N more with the engine: equal bits', async () 
   assert.is(second.code, 0, second.stderr)
   assert.ok(weights('halves').equals(weights('whole')))
   assert.ok(state('halves').equals(state('whole')))
+})
+
+test('Ctrl-C before the first step quits at once: there is nothing to save', async () => {
+  const verifier = path.join(dir, 'interrupted.mjs')
+  writeFileSync(
+    verifier,
+    `process.kill(process.pid, 'SIGINT')
+     await new Promise(resolve => setTimeout(resolve, 1e9))
+     export default {}`,
+  )
+  const args = ['train', '-c', configFile, '--run.output', run('early'), '--task.verifier', verifier]
+  const { code, stdout } = await rapo(...args)
+  assert.is(code, 130)
+  assert.is(stdout, '')
+  assert.not(existsSync(run('early')))
 })
 
 test('a second Ctrl-C quits at once, and what is there can be resumed or replaced', async () => {

@@ -213,6 +213,7 @@ test('a cursor notices that the problems changed', () => {
   const state = createCursor(problems, 1).state()
   const changed = [...problems.slice(0, 6), { ...problems[6]!, answer: 'y' }]
   assert.throws(() => createCursor(changed, 1, state), /not those that the checkpoint was made with/)
+  assert.throws(() => createCursor(problems, 2, state), /not those that the checkpoint was made with/)
 })
 
 test.run()

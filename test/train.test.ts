@@ -331,6 +331,9 @@ test('the entropy coefficient is steered, and a resumed run goes on with it', as
   assert.ok(Math.abs(readLatestCheckpoint(output)!.trainer.entropyCoef! - 0.018) < 1e-12)
   await train(makeConfig(output, model, { run: { ...run, steps: 5 }, objective }), { ...fake, resume: true })
   near([readLines(output, 'metrics.jsonl').at(-1)!.entropyCoef as number], [0.018])
+  // Without a target the coefficient is the configuration's, also where the checkpoint holds another.
+  const fixed = await spy({ run: { output, steps: 6 }, objective: { entropyCoef: 0.5 } }, { resume: true })
+  near(coefs(fixed.steps), [0.5])
   // Above the target it falls, and does not act.
   const above = await spy({ run: { steps: 2 }, objective: { ...objective, entropyTarget: 1e-3 } })
   near(coefs(above.steps), [0, 0])
