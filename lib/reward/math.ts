@@ -7,10 +7,13 @@ export { type Comparison, compareAnswers } from './math/compare.js'
 export { extractBoxed } from './math/extract.js'
 
 export const math: Verifier = {
-  checkAnswer: answer =>
-    (typeof answer === 'string' && answer.trim() !== '') || Number.isFinite(answer)
-      ? undefined
-      : 'answer must be a number or a text that is not empty',
+  checkAnswer(answer) {
+    const isUsable = (typeof answer === 'string' && answer.trim() !== '') || Number.isFinite(answer)
+    if (!isUsable) return 'answer must be a number or a text that is not empty'
+    if (String(answer).includes('####'))
+      return 'answer must be the final answer alone: of a solution that ends in "#### 72", what follows ####'
+    return undefined
+  },
   verify: (completion, answer) => verifyMath(completion, String(answer)),
   verifyAnswer: (given, answer) => judge(given, String(answer)),
 }

@@ -2,10 +2,10 @@
 import { exactValue } from './evaluate.js'
 import { parseAnswer } from './parse.js'
 import { areSameSets, isSetLike, toSet } from './sets.js'
-import { MAX_ANSWER, replaceUnicode } from './tokens.js'
+import { MAX_ANSWER, type Reading, replaceUnicode } from './tokens.js'
 import { Budget, mapParts, type Node, type NodeOf, partsOf, some, Unreadable } from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
-import { areProportional, haveSameValue } from './value.js'
+import { areProportional, haveSameValue, order } from './value.js'
 
 export interface Comparison {
   readonly isEqual: boolean
@@ -33,7 +33,11 @@ function plain(source: string): string {
 function compareTexts(answer: string, reference: string): Comparison {
   if (condense(answer) === condense(reference)) return { isEqual: true, reason: 'the same text' }
   const budget = new Budget(MAX_STEPS)
-  const [given, wanted] = [readAnyhow(answer), readAnyhow(reference)]
+  const [first, second] = [readAnyhow(answer), readAnyhow(reference)]
+  const givenUnit = readWithUnit(answer, first, second)
+  const wantedUnit = readWithUnit(reference, second, first)
+  const given = typeof first === 'string' ? (givenUnit ?? first) : first
+  const wanted = typeof second === 'string' ? (wantedUnit ?? second) : second
   const wantedText = typeof wanted === 'string' || wanted.type === 'text'
   if (typeof given === 'string' || wantedText) {
     const text = textOf(answer)
@@ -49,9 +53,12 @@ function compareTexts(answer: string, reference: string): Comparison {
     for (const node of readChoice(reference)) readings.push([given, node])
     // "100, 200" as the reference: then "100,200" are two numbers as well.
     if ((wanted as Node).type === 'list' && given.type !== 'list' && /\d,\d{3}/.test(answer)) {
-      const separated = read(answer, true)
+      const separated = read(answer, { commasSeparate: true })
       if (typeof separated !== 'string') readings.push([separated, wanted as Node])
     }
+    if (givenUnit) readings.push([givenUnit, wanted as Node])
+    // 17 \text{ m} for "17 m"; but 17 is not the reference 17 m, which may be a product.
+    if (wantedUnit && given.type === 'quantity') readings.push([given, wantedUnit])
     for (const [a, b] of readings) {
       if (isEqual(a!, b!, budget)) return { isEqual: true, reason: `the same ${nameOf(wanted as Node)}` }
     }
@@ -71,13 +78,24 @@ function unequal(reason: string): Comparison {
 }
 
 /** The tree, or why there is none. */
-function read(source: string, commasSeparate = false): Node | string {
+function read(source: string, reading?: Reading): Node | string {
   try {
-    return expand(membersOf(parseAnswer(source, commasSeparate)))
+    return expand(membersOf(parseAnswer(source, reading)))
   } catch (error) {
     if (error instanceof Unreadable) return error.reason
     throw error
   }
+}
+
+/** "60 m" and "60 km/h" with their units, where the other has none of the names that the letters could be. */
+function readWithUnit(source: string, own: Node | string, other: Node | string): Node | undefined {
+  if (isWithoutNames(own) || !isWithoutNames(other)) return undefined
+  const node = read(source, { lettersAreUnits: true })
+  return typeof node === 'string' ? undefined : node
+}
+
+function isWithoutNames(node: Node | string): boolean {
+  return typeof node !== 'string' && !some(node, ({ type }) => type === 'variable' || type === 'text')
 }
 
 /** x ∈ {3, 5} as {3, 5}. */
@@ -121,7 +139,7 @@ function nameOf(node: Node): string {
     case 'ratio':
       return node.type
     case 'relation':
-      return node.signs.every(sign => sign === '=') ? 'equation' : 'set'
+      return node.signs.every(sign => sign === '=' || sign === '~') ? 'equation' : 'set'
     case 'union':
     case 'intersection':
     case 'difference':
@@ -288,7 +306,8 @@ function namedValues(node: Node): { names: readonly Node[]; values: readonly Nod
   return { names: items.slice(0, count), values: items.slice(count) }
 }
 
-function compareRelations(a: Node, b: Node, budget: Budget): boolean {
+function compareRelations(answer: Node, reference: Node, budget: Budget): boolean {
+  const [a, b] = [asEquation(answer), asEquation(reference)]
   // x = 10, y = 3 for (10, 3)
   const [tupleA, tupleB] = [namedTuple(a), namedTuple(b)]
   if (tupleA && b.type === 'brackets') return isEqual(tupleA, b, budget)
@@ -303,6 +322,7 @@ function compareRelations(a: Node, b: Node, budget: Budget): boolean {
   const [valueA, valueB] = [expressionValue(a), expressionValue(b)]
   if (valueA && !isRelation(b)) return isEqual(valueA, b, budget)
   if (valueB && !isRelation(a)) return isEqual(a, valueB, budget)
+  if (!isRightlyRounded(a, budget) || !isRightlyRounded(b, budget)) return false
   const [left, right] = [namedValues(a), namedValues(b)]
   const variables = [left, right].map(({ names }) =>
     names.flatMap(name => (name.type === 'variable' ? name.name : [])),
@@ -316,6 +336,57 @@ function compareRelations(a: Node, b: Node, budget: Budget): boolean {
     ...right.values.slice(1).map(value => [left.values[0]!, value]),
   ]
   return pairs.every(([x, y]) => isEqual(x!, y!, budget))
+}
+
+/** x ≈ 1.4 as x = 1.4 */
+function asEquation(node: Node): Node {
+  const isNamed = node.type === 'relation' && node.signs[0] === '~' && node.items[0]!.type === 'variable'
+  return isNamed ? { ...node, signs: node.signs.with(0, '=') } : node
+}
+
+/** What stands behind ≈ is near what stands before it: so that 5 ≈ 7 is not 5. */
+function isRightlyRounded(node: Node, budget: Budget): boolean {
+  const at = node.type === 'relation' ? node.signs.indexOf('~') : -1
+  if (node.type !== 'relation' || at < 0) return true
+  const [exact, ...rounded] = node.items.slice(at)
+  return rounded.every(value => isEqual(value, exact!, budget) || isNear(value, exact!, budget))
+}
+
+/** By less than 1 in the last digit that is shown, perhaps without its unit or percent sign. */
+function isNear(rounded: Node, exact: Node, budget: Budget): boolean {
+  const amount = (node: Node) => (node.type === 'quantity' ? node.item : node)
+  const [value, other] = [amount(rounded), amount(exact)]
+  const step = lastDigit(value)
+  if (!step) return false
+  const isWithin = (x: Node, y: Node, limit: Node) => {
+    const difference: Node = { type: 'sum', items: [x, { type: 'minus', item: y }] }
+    return (
+      order(difference, limit, budget) < 0 && order({ type: 'minus', item: limit }, difference, budget) < 0
+    )
+  }
+  const bare = (node: Node) => unmarked(unmarked(node, 'percent'), 'degrees')
+  return isWithin(value, other, step) || isWithin(bare(value), bare(other), bare(step))
+}
+
+/** 1 in the last place of a decimal, also with a sign, a mark or factors behind it: 3.14 × 10^20, 2.1π. */
+function lastDigit(node: Node): Node | undefined {
+  if (node.type === 'number') {
+    let one = 1n
+    while (one % node.value.denominator !== 0n) {
+      one *= 10n
+      if (one > 10n ** BigInt(node.digits)) return undefined
+    }
+    return { ...node, value: { numerator: 1n, denominator: one } }
+  }
+  if (node.type === 'minus') return lastDigit(node.item)
+  if (node.type === 'percent' || node.type === 'degrees') {
+    const item = lastDigit(node.item)
+    return item && { type: node.type, item }
+  }
+  if (node.type !== 'product') return undefined
+  const [first, ...rest] = node.items
+  const step = lastDigit(first!)
+  return step && { type: 'product', items: [step, ...rest] }
 }
 
 function isRelation(node: Node): boolean {
@@ -497,7 +568,10 @@ function compareQuantities(a: Node, b: Node, budget: Budget): boolean {
   return haveSameValue(a, b, budget)
 }
 
-/** The base left out, as a unit may be. The same number in base ten is not what was asked for. */
+/**
+ * The base left out, as a unit may be: 12 for 12_8, and 12_8 for the 12 of a problem that names the base. The same
+ * number in base ten is not what was asked for: "Convert 1230_4 to base 10" would be its own answer.
+ */
 function isSameButForBase(a: Node, b: Node): boolean {
   if (a.type === 'minus' && b.type === 'minus') return isSameButForBase(a.item, b.item)
   const [based, other] = a.type === 'based' ? [a, b] : [b, a]
@@ -529,6 +603,9 @@ function unmarked(node: Node, mark: 'degrees' | 'percent'): Node {
 
 function compareRatios(a: NodeOf<'ratio'>, b: NodeOf<'ratio'>, budget: Budget): boolean {
   if (a.items.length !== b.items.length) return false
+  const areTimes =
+    a.kind === 'time' || b.kind === 'time' || (a.kind === 'time or ratio' && b.kind === 'time or ratio')
+  if (areTimes) return haveEqualItems(a.items, b.items, budget)
   const product = (x: Node, y: Node): Node => ({ type: 'product', items: [x, y] })
   return a.items.every((item, i) =>
     haveSameValue(product(item, b.items[0]!), product(b.items[i]!, a.items[0]!), budget),

@@ -68,6 +68,7 @@ export function evaluate<T>(node: Node, field: Field<T>): T {
     case 'based':
       return field.number(valueOfDigits(node))
     case 'ratio':
+      if (node.kind === 'time') throw new Unreadable('a time is no ratio')
       if (node.items.length !== 2) throw new Unreadable('a ratio of more than two')
       return field.multiply(value(node.items[0]!), field.invert(value(node.items[1]!)))
     case 'power':

@@ -1,7 +1,7 @@
 /** Tokens to a tree: recursive descent over the notation that answers use. */
 import { powerRational, type Rational, rational } from './rational.js'
-import { type Token, tokenize } from './tokens.js'
-import { Budget, type Connector, type Node, type Relation, Unreadable } from './tree.js'
+import { type Reading, type Token, tokenize } from './tokens.js'
+import { Budget, type Connector, type Node, type NodeOf, type Relation, Unreadable } from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
 
 /** log without a base: 10 or e, as the other side has it. */
@@ -80,8 +80,8 @@ function integer(value: number): Node {
 }
 
 /** The answer as a tree. Throws Unreadable. */
-export function parseAnswer(source: string, commasSeparate = false): Node {
-  return new Parser(tokenize(source, commasSeparate)).run()
+export function parseAnswer(source: string, reading: Reading = {}): Node {
+  return new Parser(tokenize(source, reading)).run()
 }
 
 class Parser {
@@ -194,6 +194,7 @@ class Parser {
 
   /** An expression and its unit; or text. */
   #quantity(): Node {
+    while (this.#isLabel()) this.#at += 2
     const isText = this.#is('text')
     const outer = this.#currency
     this.#currency = undefined
@@ -219,9 +220,8 @@ class Parser {
       }
     }
     if (unit !== undefined && /^\s*rad(?:ian)?s?\s*$/i.test(unit)) return node
-    if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit))
-      node = { type: 'percent', item: node }
-    else if (unit !== undefined && /^\s*degrees?\s*$/i.test(unit)) node = { type: 'degrees', item: node }
+    if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit)) node = marked('percent', node)
+    else if (unit !== undefined && /^\s*degrees?\s*$/i.test(unit)) node = marked('degrees', node)
     else if (unit !== undefined) {
       node = { type: 'quantity', item: node, unit }
       // 2 hours 30 minutes
@@ -232,6 +232,18 @@ class Parser {
       this.#at = start
     }
     return node
+  }
+
+  /** "Answer: 60" */
+  #isLabel(): boolean {
+    const [label, colon, rest] = [this.#peek(), this.#peek(1), this.#peek(2)]
+    return (
+      label?.type === 'text' &&
+      /^(?:the )?(?:final )?answer$/i.test(label.text) &&
+      colon?.type === 'sign' &&
+      colon.text === ':' &&
+      rest !== undefined
+    )
   }
 
   #isCurrency(): boolean {
@@ -296,9 +308,12 @@ class Parser {
   }
 
   #ratio(): Node {
+    const start = this.#at
     const items = [this.#sum()]
     while (this.#colon()) items.push(this.#sum())
-    return items.length === 1 ? items[0]! : { type: 'ratio', items }
+    if (items.length === 1) return items[0]!
+    const written = this.#tokens.slice(start, this.#at).map(({ text }) => text)
+    return { type: 'ratio', items, kind: kindOfRatio(written.join('').replaceAll(/[{}]/g, '')) }
   }
 
   /** 3:5, or 4{:}51. */
@@ -384,7 +399,7 @@ class Parser {
     for (;;) {
       if (this.#take('sign', '^')) node = this.#power(node)
       else if (this.#take('sign', '!')) node = { type: 'call', name: 'factorial', items: [node] }
-      else if (this.#take('sign', '%')) node = { type: 'percent', item: node }
+      else if (this.#take('sign', '%')) node = marked('percent', node)
       else if (this.#take('sign', "'")) node = primed(node)
       else return node
     }
@@ -397,7 +412,7 @@ class Parser {
       this.#at += isBraced ? 3 : 1
       // Temperatures
       if (this.#is('letter', 'C') || this.#is('letter', 'F')) this.#at++
-      return { type: 'degrees', item: this.#withMinutes(base) }
+      return marked('degrees', this.#withMinutes(base))
     }
     // 45^o
     if (
@@ -407,7 +422,7 @@ class Parser {
       (!isBraced || close?.text === '}')
     ) {
       this.#at += isBraced ? 3 : 1
-      return { type: 'degrees', item: base }
+      return marked('degrees', base)
     }
     // 21^{st}
     if (isBraced && base.type === 'number' && base.value.denominator === 1n) {
@@ -809,6 +824,17 @@ function based(text: string, base: number): Node {
   }
   if (digits.length > MAX_DIGITS) throw new Unreadable(`a number of more than ${MAX_DIGITS} digits`)
   return { type: 'based', digits, places: text.split('.')[1]?.length ?? 0, base }
+}
+
+/** 05:00 can only be a time; two digits below 60 behind each colon are a time or a ratio. */
+function kindOfRatio(written: string): NodeOf<'ratio'>['kind'] {
+  if (/(?:^|:)0(?!\.)/.test(written)) return 'time'
+  return /^\d\d?(?::[0-5]\d)+$/.test(written) ? 'time or ratio' : 'ratio'
+}
+
+function marked(type: 'percent' | 'degrees', item: Node): Node {
+  if (item.type === type) throw new Unreadable(`${type} of ${type}`)
+  return { type, item }
 }
 
 function isPunctuation(token: Token): boolean {

@@ -162,15 +162,26 @@ const plainCommands = new Set(
     'ln log exp lg cis sqrt cbrt pi infty infinity inf oo theta alpha beta gamma lambda abs floor ceil'
   ).split(' '),
 )
+/** In front of an amount. */
+const currencies = new Map([
+  ['USD', 'dollar'],
+  ['EUR', 'euro'],
+])
 /** Words that are read as words although they are short. */
 const shortWords = new Set('yes no one two six ten odd red all not is are the an of'.split(' '))
 
-/**
- * Throws Unreadable. With `commasSeparate` a comma between digits separates even where it could group thousands.
- */
-export function tokenize(source: string, commasSeparate = false): Token[] {
+/** What is known of an answer from the other one. */
+export interface Reading {
+  /** A comma between digits separates even where it could group thousands. */
+  readonly commasSeparate?: boolean
+  /** The other has no variables: a unit's letter, or a word, behind a number and white space is a unit. */
+  readonly lettersAreUnits?: boolean
+}
+
+/** Throws Unreadable. */
+export function tokenize(source: string, reading: Reading = {}): Token[] {
   if (source.length > MAX_ANSWER) throw new Unreadable(`longer than ${MAX_ANSWER} characters`)
-  return new Tokenizer(replaceUnicode(source), commasSeparate).run()
+  return new Tokenizer(replaceUnicode(source), reading).run()
 }
 
 /** Typographic characters in LaTeX's spelling. */
@@ -199,16 +210,18 @@ const digitsInBase = /[0-9A-Z]+(?=_\{?\d)/y
 
 class Tokenizer {
   readonly #source: string
-  readonly #commasSeparate: boolean
+  readonly #reading: Reading
   readonly #tokens: Token[] = []
   #at = 0
   #spaced = false
   /** Of ( [ \{, within which commas separate. */
   #depth = 0
+  /** A sum was read: 3 + 2 m is not five meters. */
+  #hasSum = false
 
-  constructor(source: string, commasSeparate: boolean) {
+  constructor(source: string, reading: Reading) {
     this.#source = source
-    this.#commasSeparate = commasSeparate
+    this.#reading = reading
   }
 
   run(): Token[] {
@@ -247,6 +260,8 @@ class Tokenizer {
   #sign(text: string): void {
     if ('([\\{'.includes(text)) this.#depth++
     if (')]\\}'.includes(text)) this.#depth--
+    const previous = this.#tokens.at(-1)
+    if (text === '+' || (text === '-' && previous && isAfterNumber(previous))) this.#hasSum = true
     this.#push({ type: 'sign', text })
   }
 
@@ -256,7 +271,7 @@ class Tokenizer {
       this.#push({ type: 'number', text: based })
       return
     }
-    const mayGroup = this.#depth <= 0 && !this.#commasSeparate
+    const mayGroup = this.#depth <= 0 && !this.#reading.commasSeparate
     const whole =
       this.#match(groupedExplicitly) ??
       (mayGroup ? this.#match(groupedByCommas) : undefined) ??
@@ -279,20 +294,46 @@ class Tokenizer {
       return
     }
     if (based) this.#at -= based.length
+    // 9:30 a.m.
+    const half = this.#tokens.at(-1)?.type === 'number' && this.#match(/[ap]\.\s?m\b\.?/iy)
+    if (half) {
+      this.#text(half)
+      return
+    }
     const word = this.#match(/[A-Za-z]+/y)!
     const lower = word.toLowerCase()
     const previous = this.#tokens.at(-1)
     if (lower === 'or' || lower === 'and') this.#connector(lower)
     else if (lower === 'union' || (word === 'U' && this.#isBetweenSets()))
       this.#push({ type: 'command', text: 'cup' })
+    else if (this.#isPlainUnit(word)) this.#unit(word)
     else if (plainCommands.has(word)) this.#named(word)
+    else if (currencies.has(word) && !(previous && isAfterNumber(previous))) this.#text(word)
     else if (word === 'to' && previous?.type === 'number') this.#sign(':')
-    else if (lower.length > 1 && previous && isAfterNumber(previous) && isUnitWord(word)) this.#text(word)
+    else if (lower.length > 1 && previous && isAfterNumber(previous) && isUnitWord(word)) this.#unit(word)
     else if (previous?.type === 'text' && this.#spaced && word.length > 1) this.#text(word)
     else if (word.length >= 4 || shortWords.has(lower)) this.#text(word)
     else {
       for (const letter of word) this.#push({ type: 'letter', text: letter })
     }
+  }
+
+  /** The m of "5 m", the h of "5 km/h". */
+  #isPlainUnit(word: string): boolean {
+    const [amount, previous] = this.#tokens.slice(-2)
+    const isLong = word.length >= 3 && !plainCommands.has(word)
+    if (amount?.type === 'text' && previous?.type === 'sign' && previous.text === '/')
+      return isLong || isUnitWord(word)
+    const last = previous ?? amount
+    if (!this.#reading.lettersAreUnits || !this.#spaced || !last || this.#hasSum) return false
+    const isAmount = isAfterNumber(last) || (last.type === 'command' && last.text === 'pi')
+    return isAmount && (isLong || isUnitWord(word))
+  }
+
+  #unit(word: string): void {
+    this.#text(word)
+    // sq. ft.
+    this.#match(/\.(?!\d)/y)
   }
 
   /** The U of (−∞, 2) U (3, ∞). */
@@ -311,7 +352,10 @@ class Tokenizer {
 
   #text(text: string): void {
     const previous = this.#tokens.at(-1)
+    const isBeforeNumber = /^\s*\d/.test(this.#source.slice(this.#at, this.#at + 10))
+    const currency = isBeforeNumber ? currencies.get(text) : undefined
     if (/^(?:in )?base$/i.test(text) && previous?.type === 'number') this.#sign('_')
+    else if (currency) this.#push({ type: 'command', text: currency })
     else if (previous?.type === 'text') {
       this.#tokens[this.#tokens.length - 1] = { ...previous, text: `${previous.text} ${text}` }
       this.#spaced = false
@@ -324,7 +368,7 @@ class Tokenizer {
       .replace('*', '')
     if (textCommands.has(name)) {
       const content = this.#group()
-      if (plainCommands.has(content.trim())) this.#named(content.trim())
+      if (this.#isFunction(content.trim())) this.#named(content.trim())
       else this.#textGroup(content)
     } else if (fontCommands.has(name)) this.#fontGroup(this.#group())
     else if (name === 'mathbb' || name === 'Bbb')
@@ -411,7 +455,7 @@ class Tokenizer {
       else if (text === ',' || text === ';') this.#connector(',')
       else if (word === 'and' || word === 'or') this.#connector(word)
       else if (word === 'to') this.#sign(':')
-      else if (/^[\d\s.+\-*/^=$()]+$/.test(text)) this.#inline(text)
+      else if (/^[\d\s.:+\-*/^=$()]+$/.test(text)) this.#inline(text)
       else if (/^[\d.:/]+\s+\D+$/.test(text)) {
         // \text{9:30 a.m.}
         const split = text.search(/\s/)
@@ -424,15 +468,21 @@ class Tokenizer {
 
   #fontGroup(content: string): void {
     const word = content.trim()
-    if (plainCommands.has(word)) this.#named(word)
+    if (this.#isFunction(word)) this.#named(word)
     else if (/^[A-Za-z]$/.test(word)) this.#push({ type: 'letter', text: word })
     else if (/[A-Za-z]{2}/.test(word) && !word.includes('\\')) this.#textGroup(content)
     else if (/^\([A-Z]\)$/.test(word)) this.#text(word)
     else this.#inline(content)
   }
 
+  /** 45 \text{ sec} is a time: nothing follows that it could be the secant of. */
+  #isFunction(word: string): boolean {
+    const hasArgument = /^\s*[(\\\w{^]/.test(this.#source.slice(this.#at))
+    return plainCommands.has(word) && (hasArgument || !isUnitWord(word))
+  }
+
   #inline(content: string): void {
-    for (const token of new Tokenizer(content, this.#commasSeparate).run()) this.#tokens.push(token)
+    for (const token of new Tokenizer(content, this.#reading).run()) this.#tokens.push(token)
     this.#spaced = false
   }
 }

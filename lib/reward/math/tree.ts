@@ -29,7 +29,12 @@ export type Node =
   | { readonly type: 'matrix'; readonly rows: readonly (readonly Node[])[] }
   | { readonly type: 'relation'; readonly signs: readonly Relation[]; readonly items: readonly Node[] }
   | { readonly type: 'union' | 'intersection' | 'difference'; readonly left: Node; readonly right: Node }
-  | { readonly type: 'ratio'; readonly items: readonly Node[] }
+  /** 3:2, or a time; by what is written. */
+  | {
+      readonly type: 'ratio'
+      readonly items: readonly Node[]
+      readonly kind: 'ratio' | 'time' | 'time or ratio'
+    }
   /** Digits in another base, `places` of them after the point. */
   | { readonly type: 'based'; readonly digits: string; readonly places: number; readonly base: number }
   | { readonly type: 'quantity'; readonly item: Node; readonly unit: string }

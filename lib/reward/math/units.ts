@@ -1,6 +1,6 @@
 /** Units of measurement: which there are, and what they are in others. */
 import { multiplyRational, type Rational, rational } from './rational.js'
-import type { Budget } from './tree.js'
+import { type Budget, Unreadable } from './tree.js'
 
 export interface Unit {
   /** Such as { length: 2 }; empty for counted things. */
@@ -44,10 +44,10 @@ const table: Readonly<Record<string, readonly (readonly [number, number, string]
     [1, 1, 'dollar usd USD buck'],
     [1, 100, 'cent penny pennies'],
   ],
-  euro: [[1, 1, 'euro']],
+  euro: [[1, 1, 'eur euro']],
   month: [
     [1, 1, 'month'],
-    [12, 1, 'year'],
+    [12, 1, 'yr year'],
   ],
   angle: [[1, 1, 'degree deg']],
   radian: [[1, 1, 'radian rad']],
@@ -76,16 +76,22 @@ function find(word: string) {
 }
 
 export function isUnitWord(word: string): boolean {
-  return find(word) !== undefined || /^(sq|square|cubic|mph|AM|PM)$/.test(word)
+  return find(word) !== undefined || /^(sq|square|cubic|mph|kph|AM|PM)$/.test(word)
 }
 
 /** "square centimeters", "cm^2", "miles per hour", "a.m.", "right triangles". */
 export function readUnit(text: string, budget: Budget): Unit {
   const plain = text
     .replaceAll(/\b([ap])\.\s?m\b\.?/gi, '$1m')
-    .replaceAll(/\b([AP])M\b/g, (_, letter: string) => `${letter.toLowerCase()}m`)
+    .replaceAll(/\b([AP])m\b/gi, (_, letter: string) => `${letter.toLowerCase()}m`)
     .replaceAll(/\bmph\b/g, 'miles per hour')
+    .replaceAll(/\bkph\b/g, 'km per hour')
+    // Not in the table: 2gm may be a product.
+    .replaceAll(/\bgms?\b/g, 'grams')
     .replaceAll(/[{}()\\.,]/g, ' ')
+  // "5 \text{ maybe 6}" is not 5.
+  const withoutExponents = plain.replaceAll(/\^\s*-?\d+|(?<=\b[a-z]{1,2})[23](?!\d)/gi, '')
+  if (/\d/.test(withoutExponents)) throw new Unreadable('a number among the words of a unit')
   const dimensions: Record<string, number> = {}
   const words: string[] = []
   let factor = rational(1n)
