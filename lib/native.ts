@@ -115,7 +115,7 @@ function explainMissingEngine(): string {
 /** A clone has what develops rapo; an installed package does not. */
 const isClone = existsSync(join(packageRoot, 'scripts'))
 const buildCommand = isClone ? 'npm run build:kernels' : 'npx cmake-js build -O build -T rapo_kernels'
-const buildKernels = `\`${buildCommand}\` in ${packageRoot} compiles it (needs a C++17 compiler and CMake >= 3.18)`
+const buildKernels = `\`${buildCommand}\` in ${packageRoot} compiles it (needs a C++17 compiler and CMake >= 3.19)`
 
 /**
  * What the dynamic linker's or Node's complaint about an addon means, and the command that mends it.

@@ -1,7 +1,7 @@
 // Makes a clone ready to run: packages, the kernels addon, libtorch, the engine addon. Does nothing that is done already.
 // Plain JavaScript without dependencies: it runs before node_modules exists.
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -85,6 +85,7 @@ async function buildKernels({ hashSources }, { work }, { findTools, requireTools
     const log = join(root, 'build', 'kernels.log')
     mkdirSync(dirname(log), { recursive: true })
     writeFileSync(log, '')
+    dropFailedConfigure(join(root, 'build'))
     const cmakeJs = join(root, 'node_modules', 'cmake-js', 'bin', 'cmake-js')
     await work(
       'building the kernels addon',
@@ -98,6 +99,17 @@ async function buildKernels({ hashSources }, { work }, { findTools, requireTools
     )
     writeFileSync(stamp, sources)
   })
+}
+
+/**
+ * CMake writes its cache even where configuring fails, and cmake-js configures only where there is none. A cache beside
+ * which no build files were generated is such a one; CMakeFiles goes with it, since it holds what was found of the compiler.
+ */
+export function dropFailedConfigure(tree) {
+  if (readdirSync(tree).some(name => /^(Makefile|build\.ninja|.+\.(slnx?|xcodeproj))$/.test(name))) return
+  for (const name of ['CMakeCache.txt', 'CMakeFiles']) {
+    rmSync(join(tree, name), { recursive: true, force: true })
+  }
 }
 
 /** As in package.json's build:kernels. Not compile, which deletes the directory and builds all again when it fails. */

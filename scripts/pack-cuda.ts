@@ -4,7 +4,7 @@
  * zig links it anew, for glibc 2.28: in what this machine's linker made are names of this machine's glibc.
  * --library FILE packs a library as it is.
  */
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import {
   copyFileSync,
   existsSync,
@@ -72,7 +72,7 @@ console.log(`${flags.out}: ${NAME} ${rapo.version}, ${(statSync(library).size / 
 
 /** The objects of a build tree as a library for the oldest glibc. */
 async function link(build: string): Promise<string> {
-  const objects = filesIn(join(build, 'CMakeFiles', 'rapo_cuda.dir'), /\.cu\.o$/)
+  const objects = filesIn(join(build, 'CMakeFiles', 'rapo_cuda.dir'), /\.(cu|cpp)\.o$/)
   const compiler = filesIn(join(build, 'CMakeFiles'), /CMakeCUDACompiler\.cmake$/)[0]
   if (!objects.length || !compiler) fail(`there is nothing compiled in ${build}: npm run build:cuda does it`)
   const [, directories] =
@@ -85,7 +85,7 @@ async function link(build: string): Promise<string> {
   )
   const out = join(build, 'librapo_cuda.portable.so')
   const args = ['c++', '-target', targets['linux-x64-glibc'], '-nostdlib++', '-shared', '-s', '-o', out]
-  args.push(`-Wl,--version-script=${exports}`, '-Wl,-soname,librapo_cuda.so', ...objects)
+  args.push(`-Wl,--version-script=${exports}`, '-Wl,-soname,librapo_cuda.so', '-Wl,-z,defs', ...objects)
   args.push(
     ...(directories ?? '')
       .split(';')
@@ -114,10 +114,21 @@ function problemOf(file: string): string | undefined {
   const binary = readBinary(readFileSync(file))
   if (binary.format !== 'elf' || binary.arch !== 'x64') return `is for ${binary.format} ${binary.arch}`
   if (!binary.exported.includes('rapo_cuda_functions')) return 'does not export rapo_cuda_functions'
+  const missing = missingParts(file)
+  if (missing.length) return `lacks ${missing.join(', ')}: an object of rapo_cuda was left out`
   const foreign = binary.libraries.filter(library => !allowed.library.test(library))
   if (foreign.length) return `needs ${foreign.join(', ')}`
   const late = binary.versions.filter(isLate)
   return late.length ? `needs ${late.join(', ')}, later than glibc 2.28 and GCC 8` : undefined
+}
+
+/** Functions of rapo that a library wants from elsewhere, where there are none. */
+function missingParts(file: string): string[] {
+  const { status, stdout, stderr, error } = spawnSync('nm', ['-D', '-C', '--undefined-only', file], {
+    encoding: 'utf8',
+  })
+  if (status !== 0) fail(`nm (binutils) does not read ${file}: ${error?.message ?? stderr}`)
+  return [...stdout.matchAll(/^ +\w (.*\brapo::.*)$/gm)].map(match => match[1]!)
 }
 
 /** GLIBC_2.34 is later than GLIBC_2.28. */

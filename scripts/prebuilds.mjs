@@ -116,12 +116,13 @@ async function compile(name, addon, zig, work) {
   // zig's linker for macOS crashes at a bundle. Node loads a library as well.
   const noBundle = 'for x; do shift; [ "$x" = -bundle ] && x=-shared; set -- "$@" "$x"; done\n'
   const cxx = program('c++', `c++ -target ${targets[name]}`, noLink + noBundle + rowsByGcc(name))
+  // The linker's command goes through a shell: a path in it may hold a space.
   let linkFlags = '-s'
   if (system === 'linux') {
     // Else Node's own operator new would take the place of this one, and its bad_alloc be none that is caught here.
     const exports = join(tree, 'exports.map')
     writeFileSync(exports, '{ global: napi_*; node_api_*; local: *; };\n')
-    linkFlags += ` -Wl,--version-script=${exports}`
+    linkFlags += ` '-Wl,--version-script=${exports}'`
   }
   if (system === 'windows') {
     const library = join(tree, 'node.lib')
@@ -130,7 +131,7 @@ async function compile(name, addon, zig, work) {
     // Two lists with the same two lines at their head.
     writeFileSync(definitions, `${nodeApi.trimEnd()}\n${engineApi.replace(/^NAME.*\nEXPORTS.*\n/, '')}`)
     await work('zig dlltool', zig, ['dlltool', '-m', 'i386:x86-64', '-d', definitions, '-l', library], run)
-    linkFlags += ` ${library}`
+    linkFlags += ` '${library}'`
   }
   await work(
     `configuring the kernels for ${name} (cmake)`,

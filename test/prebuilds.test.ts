@@ -37,7 +37,8 @@ for (const target of Object.keys(targets)) {
       string,
       'glibc' | 'musl' | undefined,
     ]
-    const binary = readBinary(readFileSync(fileOf(target)))
+    const bytes = readFileSync(fileOf(target))
+    const binary = readBinary(bytes)
     assert.is(binary.format, formats[platform])
     assert.is(binary.arch, arch)
     assert.ok(binary.libraries.length > 0)
@@ -57,6 +58,8 @@ for (const target of Object.keys(targets)) {
         'node_api_module_get_api_version_v1',
       ])
     }
+    const isas = arch === 'x64' ? ['avx512bf16', 'avx512', 'avx2', 'portable'] : ['neon', 'portable']
+    for (const isa of isas) assert.ok(bytes.includes(`${isa}\0`), isa)
     // Stripped: the x64 ones, with four instruction sets, are the largest.
     assert.ok(statSync(fileOf(target)).size < 2e6)
   })

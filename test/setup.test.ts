@@ -23,9 +23,11 @@ import { doctor, formatDoctor } from '../lib/doctor.js'
 import { locateEngine } from '../lib/native.js'
 import { cacheDir, findEngine, hashSources, packageRoot } from '../lib/setup/cache.js'
 import { inspectLibtorch } from '../lib/setup/inspect.js'
-import { findLibtorch } from '../lib/setup/libtorch.js'
+import { findLibtorch, lackOfWheel } from '../lib/setup/libtorch.js'
 import { type SetupEvent, setup } from '../lib/setup/setup.js'
 import { findTools, requireTools } from '../lib/setup/tools.js'
+// @ts-expect-error: no types
+import { dropFailedConfigure } from '../scripts/bootstrap.mjs'
 
 interface Context {
   root: string
@@ -44,12 +46,9 @@ test.before.each(context => {
     const dir = ['/bin', '/usr/bin'].find(path => existsSync(join(path, name)))
     symlinkSync(join(dir!, name), join(bin, name))
   }
-  for (const [name, script] of Object.entries(fakes)) {
-    writeFileSync(join(bin, name), `#!/bin/sh\n${script}`)
-    chmodSync(join(bin, name), 0o755)
-  }
   const cache = join(root, 'cache')
   Object.assign(context, { root, cache, env: { PATH: bin, RAPO_CACHE: cache, FAKE_LOG: join(root, 'log') } })
+  for (const [name, script] of Object.entries(fakes)) addTool(context, name, script)
 })
 
 test.after.each(({ root }) => rmSync(root, { recursive: true, force: true }))
@@ -81,7 +80,7 @@ const fakes = {
         [ -n "$FAKE_TORCH" ] && echo "$FAKE_TORCH/share/cmake" && exit
         echo "ModuleNotFoundError: No module named 'torch'" >&2
         exit 1 ;;
-      *"import venv"*) echo 3.11.2 ;;
+      *"import venv"*) echo "\${FAKE_PYTHON:-3.11.2}" ;;
       *urllib*) exit \${FAKE_INDEX:-1} ;;
       venv) mkdir -p "$4/bin" ;;
       pip)
@@ -92,6 +91,14 @@ const fakes = {
         cp -r "$FAKE_WHEEL" "$site/torch" ;;
     esac`,
 }
+
+function addTool({ env }: Context, name: string, script: string): void {
+  const file = join(env.PATH!, name)
+  writeFileSync(file, `#!/bin/sh\n${script}\n`)
+  chmodSync(file, 0o755)
+}
+
+const addGpu = (context: Context) => addTool(context, 'nvidia-smi', 'echo "GPU 0: NVIDIA H200 (UUID: GPU-1)"')
 
 /** A directory that looks like libtorch. */
 function makeTorch(dir: string, version: string, options: { cuda?: boolean; oldAbi?: boolean } = {}): string {
@@ -160,6 +167,7 @@ test('libtorch is looked for in order', async context => {
   assert.equal((await first()).found!.source, 'system')
   assert.equal((await first()).found!.version, '2.6.0')
 
+  addTool(context, 'nvcc', 'echo "nvcc: NVIDIA (R) Cuda compiler driver"')
   env.FAKE_TORCH = makeTorch(join(root, 'python'), '2.4.1+cu121', { cuda: true, oldAbi: true })
   const python = (await first()).found!
   assert.equal(python.source, 'python3')
@@ -191,6 +199,35 @@ test('a libtorch that is too old is passed over, with the reason', async context
   assert.equal(system!.found!.version, '2.10.0')
 })
 
+test('a libtorch with CUDA is passed over where there is no nvcc, with the reason', async context => {
+  const { root, cache, env } = context
+  env.FAKE_TORCH = makeTorch(join(root, 'python'), '2.13.0+cu130', { cuda: true })
+  const withCuda = makeTorch(join(root, 'usr-local'), '2.13.0+cu130', { cuda: true })
+  const prefixes = [withCuda, makeTorch(join(root, 'usr'), '2.12.0+cpu')]
+  const found = () => findLibtorch({ cache, env, prefixes })
+  const [, python, system] = await found()
+  assert.match(python!.reason!, `2.13.0+cu130 in ${join(root, 'python')} is built with CUDA`)
+  assert.match(python!.reason!, 'no nvcc on PATH')
+  assert.equal(system!.found!.version, '2.12.0+cpu')
+  env.CUDACXX = join(root, 'no-nvcc')
+  assert.match((await found())[1]!.reason!, `CUDACXX=${env.CUDACXX} does not run`)
+
+  const mine = { ...env, RAPO_LIBTORCH: withCuda }
+  const error = await failure(setup({ env: mine, prefixes: [] }))
+  assert.equal((error as { code?: string }).code, 'ERR_RAPO_SETUP')
+  assert.match(error.message, `RAPO_LIBTORCH=${withCuda} cannot be used`)
+  assert.match(error.message, 'takes nvcc')
+
+  const toolkit = { ...context, env: { ...env, PATH: join(root, 'cuda', 'bin') } }
+  mkdirSync(toolkit.env.PATH, { recursive: true })
+  addTool(toolkit, 'nvcc', 'echo "nvcc: NVIDIA (R) Cuda compiler driver"')
+  env.CUDACXX = join(toolkit.env.PATH, 'nvcc')
+  assert.equal((await found()).at(-1)!.source, 'python3')
+  env.CUDACXX = ''
+  env.CUDA_PATH = join(root, 'cuda')
+  assert.equal((await found()).at(-1)!.source, 'python3')
+})
+
 test('RAPO_LIBTORCH that cannot be used is an error, not passed over', async context => {
   const { root, env } = context
   env.FAKE_TORCH = makeTorch(join(root, 'python'), '2.13.0')
@@ -207,7 +244,7 @@ test('one message names everything that is missing, with the fix for each system
   env.PATH = join(root, 'empty')
   const error = await failure(runSetup(context))
   assert.equal(error.code, 'ERR_RAPO_SETUP')
-  for (const text of ['C++17 compiler', 'CMake >= 3.18', 'Python 3 with venv'])
+  for (const text of ['C++17 compiler', 'CMake >= 3.19', 'Python 3 with venv'])
     assert.match(error.message, text)
   assert.match(error.message, /Debian.*apt-get install g\+\+ make cmake python3-venv/)
   assert.match(error.message, /Fedora.*dnf install gcc-c\+\+ make cmake python3/)
@@ -216,16 +253,39 @@ test('one message names everything that is missing, with the fix for each system
 
 test('only what is missing is named; Python only where libtorch must be installed', async context => {
   const { root, env } = context
-  env.FAKE_CMAKE = '3.16.3'
+  env.FAKE_CMAKE = '3.18.6'
   rmSync(join(env.PATH!, 'python3'))
   const error = await failure(runSetup(context))
-  assert.match(error.message, '3.16.3 is older than 3.18')
+  assert.match(error.message, '3.18.6 is older than 3.19')
   assert.match(error.message, 'no python3 on PATH')
   assert.not.match(error.message, 'compiler')
 
   env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
   assert.not.match((await failure(runSetup(context))).message, 'python3')
   requireTools(await findTools(env), ['compiler'])
+})
+
+test('a Python too old for torch is named where torch must be installed, and only there', async context => {
+  const { root, env } = context
+  env.FAKE_PYTHON = '3.9.19'
+  const error = await failure(runSetup(context))
+  assert.equal(error.code, 'ERR_RAPO_SETUP')
+  assert.match(error.message, '3.9.19 is older than 3.10, the least for torch 2.13.0')
+  assert.equal(calls(context, 'install'), [])
+  requireTools(await findTools(env), ['python'])
+
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  await runSetup(context)
+})
+
+test('platforms without a wheel of torch are known before pip', () => {
+  const lack = (platform: string, arch: string, glibc?: string) => lackOfWheel({ platform, arch, glibc })
+  assert.is(lack('linux', 'x64', '2.28'), undefined)
+  assert.is(lack('linux', 'arm64', '2.28'), undefined)
+  assert.is(lack('darwin', 'arm64'), undefined)
+  assert.match(lack('darwin', 'x64')!, /no wheel of it for darwin-x64; let RAPO_LIBTORCH name/)
+  assert.match(lack('linux', 'x64')!, 'no wheel of it for linux-x64 without glibc (musl)')
+  assert.match(lack('linux', 'riscv64', '2.38')!, 'linux-riscv64')
 })
 
 test('torch is installed once, into the cache, and the engine built against it', async context => {
@@ -267,12 +327,35 @@ test('without a GPU torch comes from the CPU index where that answers', async co
   assert.match(installs[0]!, /--index-url \S+\/whl\/cpu$/)
 })
 
+test('with a GPU and no nvcc torch comes from the CPU index, and it is said why', async context => {
+  const { root, env } = context
+  env.FAKE_WHEEL = makeTorch(join(root, 'wheel'), '2.13.0+cpu')
+  env.FAKE_INDEX = '0'
+  addGpu(context)
+  const events: SetupEvent[] = []
+  await runSetup(context, { onProgress: event => events.push(event) })
+  const installs = calls(context, 'install')
+  assert.equal(installs.length, 1)
+  assert.match(installs[0]!, /--index-url \S+\/whl\/cpu$/)
+  assert.ok(events.some(event => /the GPU is not used.*no nvcc on PATH/.test(event.message)))
+})
+
+test('a torch with CUDA that pip brought is refused where there is no nvcc', async context => {
+  const { root, env } = context
+  env.FAKE_WHEEL = makeTorch(join(root, 'wheel'), '2.13.0+cu130', { cuda: true })
+  const error = await failure(runSetup(context))
+  assert.equal(error.code, 'ERR_RAPO_SETUP')
+  assert.match(error.message, /pip installed a torch that cannot be used: 2\.13\.0\+cu130 .*no nvcc on PATH/)
+  // Not the gigabytes of CUDA libraries that it would need.
+  assert.equal(calls(context, 'install').length, 1)
+})
+
 test('with a GPU torch comes with its CUDA libraries', async context => {
   const { root, env } = context
   env.FAKE_WHEEL = makeTorch(join(root, 'wheel'), '2.13.0+cu130', { cuda: true })
   env.FAKE_INDEX = '0'
-  writeFileSync(join(env.PATH!, 'nvidia-smi'), '#!/bin/sh\necho "GPU 0: NVIDIA H200 (UUID: GPU-1)"\n')
-  chmodSync(join(env.PATH!, 'nvidia-smi'), 0o755)
+  addGpu(context)
+  addTool(context, 'nvcc', 'echo "nvcc: NVIDIA (R) Cuda compiler driver"')
   await runSetup(context)
   const installs = calls(context, 'install')
   assert.equal(installs.length, 2)
@@ -309,6 +392,32 @@ test('a failing build is told with its first error, its last lines and the log',
   env.FAKE_BROKEN = ''
   await runSetup(context)
   assert.equal(calls(context, 'found half.o').length, 1)
+})
+
+test('another compiler starts with a tree of its own', async context => {
+  const { root, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_BROKEN = '1'
+  await failure(runSetup(context))
+  env.FAKE_BROKEN = ''
+  addTool(context, 'clang++', 'echo "clang version 19.1.0"')
+  env.CXX = 'clang++'
+  await runSetup(context)
+  assert.equal(calls(context, 'found half.o'), [])
+})
+
+test('the kernels are configured anew where an attempt to configure failed', ({ root }) => {
+  const tree = join(root, 'tree')
+  const cache = join(tree, 'CMakeCache.txt')
+  for (const generated of ['', 'Makefile', 'build.ninja', 'rapo.slnx', 'rapo.xcodeproj']) {
+    mkdirSync(join(tree, 'CMakeFiles'), { recursive: true })
+    writeFileSync(cache, '')
+    if (generated) writeFileSync(join(tree, generated), '')
+    dropFailedConfigure(tree)
+    assert.is(existsSync(cache), generated !== '', generated)
+    assert.is(existsSync(join(tree, 'CMakeFiles')), generated !== '', generated)
+    rmSync(join(tree, generated || 'none'), { force: true })
+  }
 })
 
 test('a set-up that was killed is repeated from a clean tree', async context => {
@@ -521,7 +630,7 @@ test('the doctor reports every place and every lack', async context => {
   assert.equal(JSON.parse(JSON.stringify(report)), report)
   const text = formatDoctor(report)
   for (const part of [
-    '3.10.2 is older than 3.18',
+    '3.10.2 is older than 3.19',
     'older than 2.4',
     'RAPO_LIBTORCH: 2.13.0',
     process.version,

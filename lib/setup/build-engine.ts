@@ -69,8 +69,9 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
 
   const start = performance.now()
   const ninja = (await ask('ninja', ['--version'], { env })).ok
-  // The tree is shared by successive versions of the sources, so that a change compiles only what it touches.
-  const tree = join(cache, 'build', digest({ ...key, packageRoot, ninja }))
+  // The tree is shared by successive versions of the sources, so that a change compiles only what it touches. CMake reads
+  // CXX only when it configures a new one.
+  const tree = join(cache, 'build', digest({ ...key, packageRoot, ninja, compiler: env.CXX || undefined }))
   const busy = join(tree, 'busy')
   // A compiler that was killed may have left half an object file that looks new.
   if (force || existsSync(busy)) rmSync(tree, { recursive: true, force: true })

@@ -4,10 +4,14 @@ import { join, resolve } from 'node:path'
 import { RapoError } from '../errors.js'
 import { inspectLibtorch, type TorchDir } from './inspect.js'
 import { ask } from './process.js'
+import { findNvcc, type Tool } from './tools.js'
 import { makeVenv } from './venv.js'
 
 /** The version that the private environment gets. */
 export const TORCH_VERSION = '2.13.0'
+/** What its wheels are for: Python from this on, on these platforms. */
+const WHEEL_PYTHON = [3, 10] as const
+const wheelPlatforms = ['linux-x64', 'linux-arm64', 'darwin-arm64', 'win32-x64']
 const MINIMUM = [2, 4] as const
 /** PyTorch's own index of wheels without CUDA. */
 const CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
@@ -60,7 +64,7 @@ export async function findLibtorch(options: LibtorchOptions, all = false): Promi
 
 const look: Record<LibtorchSource, (options: LibtorchOptions) => Promise<TorchDir | string>> = {
   async RAPO_LIBTORCH({ env }) {
-    return env.RAPO_LIBTORCH ? recentEnough(inspectLibtorch(resolve(env.RAPO_LIBTORCH))) : 'not set'
+    return env.RAPO_LIBTORCH ? usable(inspectLibtorch(resolve(env.RAPO_LIBTORCH)), env) : 'not set'
   },
 
   async python3({ env }) {
@@ -69,30 +73,68 @@ const look: Record<LibtorchSource, (options: LibtorchOptions) => Promise<TorchDi
     const answer = await ask('python3', ['-c', script], { env, timeoutMs: 120_000 })
     if (!answer.ok) return answer.problem
     const prefix = answer.stdout.trim().split('\n').at(-1)!
-    return recentEnough(inspectLibtorch(join(prefix, '..', '..')))
+    return usable(inspectLibtorch(join(prefix, '..', '..')), env)
   },
 
   async system({ env, prefixes = ['/usr/local', '/usr', '/opt/homebrew'] }) {
     const all = [...(env.CMAKE_PREFIX_PATH ?? '').split(':').filter(Boolean), ...prefixes]
     const found = all.map(inspectLibtorch).filter(result => typeof result !== 'string')
-    const usable = found.find(result => typeof recentEnough(result) !== 'string')
-    return usable ?? (found[0] ? recentEnough(found[0]) : `no CMake package Torch under ${all.join(', ')}`)
+    const results = await Promise.all(found.map(result => usable(result, env)))
+    return (
+      results.find(result => typeof result !== 'string') ??
+      results[0] ??
+      `no CMake package Torch under ${all.join(', ')}`
+    )
   },
 
-  async private({ cache }) {
+  async private({ cache, env }) {
     const dir = privateDir(cache)
     if (!existsSync(dir)) return 'not installed yet; `rapo setup` does it where nothing else is found'
     if (!existsSync(join(dir, DONE))) return `${dir} is an interrupted installation`
     const site = sitePackages(dir)
-    return site ? recentEnough(inspectLibtorch(join(site, 'torch'))) : `${dir} holds no torch`
+    return site ? usable(inspectLibtorch(join(site, 'torch')), env) : `${dir} holds no torch`
   },
 }
 
-function recentEnough(found: TorchDir | string): TorchDir | string {
+/** The libtorch, or why the engine cannot be compiled against it. */
+async function usable(found: TorchDir | string, env: NodeJS.ProcessEnv): Promise<TorchDir | string> {
   if (typeof found === 'string') return found
-  const [major = 0, minor = 0] = found.version.split('.').map(part => Number.parseInt(part, 10))
-  if (major > MINIMUM[0] || (major === MINIMUM[0] && minor >= MINIMUM[1])) return found
-  return `${found.version} in ${found.dir} is older than ${MINIMUM.join('.')}`
+  if (isOlder(found.version, MINIMUM)) {
+    return `${found.version} in ${found.dir} is older than ${MINIMUM.join('.')}`
+  }
+  if (!found.cuda) return found
+  const { problem } = await findNvcc(env)
+  if (problem === undefined) return found
+  return `${found.version} in ${found.dir} is built with CUDA, so that compiling against it takes nvcc: ${problem}; put the bin directory of the CUDA toolkit on PATH, or let RAPO_LIBTORCH name a libtorch without CUDA`
+}
+
+function isOlder(version: string, [least, leastMinor]: readonly [number, number]): boolean {
+  const [major = 0, minor = 0] = version.split('.').map(part => Number.parseInt(part, 10))
+  return major < least || (major === least && minor < leastMinor)
+}
+
+/** The machine's python3 as a tool to install torch with: torch has no wheels for the older ones. */
+export function torchPython(python: Tool): Tool {
+  const { version } = python
+  if (version === undefined || !isOlder(version, WHEEL_PYTHON)) return python
+  return {
+    problem: `${version} is older than ${WHEEL_PYTHON.join('.')}, the least for torch ${TORCH_VERSION}`,
+  }
+}
+
+/** Why pip has no torch for a machine; undefined where it has. glibc: its version, undefined for another C library. */
+export function lackOfWheel(
+  { platform, arch, glibc }: { platform: string; arch: string; glibc: string | undefined } = thisMachine(),
+): string | undefined {
+  const isMusl = platform === 'linux' && glibc === undefined
+  if (wheelPlatforms.includes(`${platform}-${arch}`) && !isMusl) return undefined
+  const advice = `let RAPO_LIBTORCH name a libtorch >= ${MINIMUM.join('.')}, or put a python3 on PATH that imports such a torch`
+  return `torch ${TORCH_VERSION} cannot be installed: there is no wheel of it for ${platform}-${arch}${isMusl ? ' without glibc (musl)' : ''}; ${advice}`
+}
+
+function thisMachine() {
+  const report = process.report?.getReport() as { header?: { glibcVersionRuntime?: string } } | undefined
+  return { platform: process.platform, arch: process.arch, glibc: report?.header?.glibcVersionRuntime }
 }
 
 /** Written when an installation is whole. */
@@ -129,19 +171,21 @@ export async function installLibtorch(
   const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
   const install = await makeVenv(dir, run)
   const torch = `torch==${TORCH_VERSION}`
-  const gpu = await hasNvidiaGpu(env)
+  const [gpu, nvcc] = await Promise.all([hasNvidiaGpu(env), findNvcc(env)])
   // Only on Linux is the build that pip takes by default one with CUDA.
-  const cpuOnly = process.platform === 'linux' && !gpu
+  const cpuOnly = process.platform === 'linux' && !(gpu && nvcc.version)
   const index = cpuOnly && (await answers(CPU_INDEX, env)) ? ['--index-url', CPU_INDEX] : []
   const kind = index.length ? "from PyTorch's CPU index" : "from pip's own index"
   const warning =
     cpuOnly && !index.length ? `; ${CPU_INDEX} did not answer, so this may bring the CUDA build` : ''
-  onMessage(`installing ${torch} ${kind} into ${dir}${warning}`)
+  const idle =
+    cpuOnly && gpu ? `; the GPU is not used, since a torch with CUDA takes nvcc: ${nvcc.problem}` : ''
+  onMessage(`installing ${torch} ${kind} into ${dir}${idle}${warning}`)
   // What torch needs in Python is never used: only its libraries and headers are.
   await install(torch, [torch, '--no-deps', ...index])
 
   const site = sitePackages(dir)
-  const found = recentEnough(site ? inspectLibtorch(join(site, 'torch')) : `${dir} holds no torch`)
+  const found = await usable(site ? inspectLibtorch(join(site, 'torch')) : `${dir} holds no torch`, env)
   if (typeof found === 'string') {
     throw new RapoError(
       'ERR_RAPO_SETUP',

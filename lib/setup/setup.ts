@@ -1,8 +1,16 @@
 /** `rapo setup`: libtorch found or installed, the engine addon compiled against it. */
 
+import { RapoError } from '../errors.js'
 import { buildEngine } from './build-engine.js'
 import { type BuiltEngine, cacheDir, findEngine, markUsed } from './cache.js'
-import { findLibtorch, installLibtorch, type Libtorch, type LibtorchOptions } from './libtorch.js'
+import {
+  findLibtorch,
+  installLibtorch,
+  type Libtorch,
+  type LibtorchOptions,
+  lackOfWheel,
+  torchPython,
+} from './libtorch.js'
 import { withLock } from './lock.js'
 import { findTools, requireTools } from './tools.js'
 
@@ -73,8 +81,13 @@ async function prepareLibtorch(
 ): Promise<Libtorch> {
   const find = async () => (await findLibtorch(options)).at(-1)?.found
   const [found, tools] = await Promise.all([find(), findTools(options.env)])
-  requireTools(tools, found ? ['compiler', 'cmake'] : ['compiler', 'cmake', 'python'])
-  if (found) return found
+  if (found) {
+    requireTools(tools, ['compiler', 'cmake'])
+    return found
+  }
+  const lack = lackOfWheel()
+  if (lack) throw new RapoError('ERR_RAPO_SETUP', lack)
+  requireTools({ ...tools, python: torchPython(tools.python) }, ['compiler', 'cmake', 'python'])
   return withLock(options.cache, waiting(onMessage), async signal => {
     // Another process may have installed it meanwhile.
     return (await find()) ?? (await installLibtorch({ ...options, onMessage, signal }))

@@ -1,4 +1,5 @@
 /** The programs that set-up needs from the machine, and one message for all that are missing. */
+import { join } from 'node:path'
 import { RapoError } from '../errors.js'
 import { ask } from './process.js'
 
@@ -43,12 +44,22 @@ async function findCompiler(env: NodeJS.ProcessEnv): Promise<Tool> {
   return { problem: env.CXX ? `CXX=${env.CXX} does not run` : `none of ${names.join(', ')} runs` }
 }
 
+/** The CUDA compiler, where torch's CMake files find it: $CUDACXX alone where it is set, else on PATH or under $CUDA_PATH. */
+export async function findNvcc(env: NodeJS.ProcessEnv): Promise<Tool> {
+  if (env.CUDACXX) {
+    const tool = await versionOf(env.CUDACXX, env)
+    return tool.version ? tool : { problem: `CUDACXX=${env.CUDACXX} does not run` }
+  }
+  const tool = await versionOf('nvcc', env)
+  return tool.version || !env.CUDA_PATH ? tool : versionOf(join(env.CUDA_PATH, 'bin', 'nvcc'), env)
+}
+
 async function findCMake(env: NodeJS.ProcessEnv): Promise<Tool> {
   const tool = await versionOf('cmake', env)
   const [, major, minor] = tool.version?.match(/(\d+)\.(\d+)/) ?? []
   if (!tool.version) return tool
-  if (Number(major) > 3 || (Number(major) === 3 && Number(minor) >= 18)) return tool
-  return { problem: `${tool.version} is older than 3.18` }
+  if (Number(major) > 3 || (Number(major) === 3 && Number(minor) >= 19)) return tool
+  return { problem: `${tool.version} is older than 3.19` }
 }
 
 async function findPython(env: NodeJS.ProcessEnv): Promise<Tool> {
@@ -67,7 +78,7 @@ async function findPython(env: NodeJS.ProcessEnv): Promise<Tool> {
 
 const needs = {
   compiler: 'a C++17 compiler',
-  cmake: 'CMake >= 3.18',
+  cmake: 'CMake >= 3.19',
   python: 'Python 3 with venv and pip',
 } as const
 
@@ -102,5 +113,8 @@ export function requireTools(tools: Tools, needed: readonly (keyof typeof needs)
   })
   const text = [`rapo needs what this machine lacks:`, ...lines, 'To install it:', ...commands]
   if (missing.includes('cmake')) text.push('  (a newer CMake than the system has: pipx install cmake)')
+  if (missing.includes('python')) {
+    text.push('  (a newer Python than the system has: put its python3 first on PATH)')
+  }
   throw new RapoError('ERR_RAPO_SETUP', text.join('\n'))
 }

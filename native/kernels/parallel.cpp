@@ -13,8 +13,29 @@
 
 #include "error.h"
 
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX  // libstdc++ for Windows defines it
+#define NOMINMAX
+#endif
+#include <windows.h>
+#endif
+
 namespace rapo {
 namespace {
+
+/// Whether this code stays in memory until the pool's threads have ended.
+#ifdef _WIN32
+// A thread cannot end while the loader's lock is held, as it is during an unload: joining there would never
+// return. So the addon is not unloaded.
+bool keep_loaded() {
+  HMODULE self = nullptr;
+  return GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_PIN,
+                            reinterpret_cast<LPCWSTR>(&keep_loaded), &self) != 0;
+}
+#else
+bool keep_loaded() { return true; }  // Joiner sees to it
+#endif
 
 struct Job {
   Job(const std::function<void(std::int64_t)>& body, std::int64_t items) : body(body), items(items) {}
@@ -83,6 +104,7 @@ class Pool {
  private:
   // A thread that cannot be had is done without: the caller works through its job alone if need be.
   void grow(int wanted) {
+    if (threads_.empty() && !keep_loaded()) return;
     while (!stopping_ && static_cast<int>(threads_.size()) < wanted) {
       try {
         threads_.emplace_back([this] { loop(); });
@@ -127,11 +149,13 @@ Pool& pool() {
   return *instance;
 }
 
+#ifndef _WIN32
 // Node unloads an addon when the last worker_thread that loaded it ends, and its code with it: by then no
 // thread may be running it. Static destructors are what runs first.
 struct Joiner {
   ~Joiner() { pool().stop(); }
 } joiner;
+#endif
 
 }  // namespace
 

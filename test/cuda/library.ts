@@ -30,7 +30,11 @@ export async function buildBroken(name: string, from: string, to: string): Promi
 async function build(name: string, options: string[] = []): Promise<string> {
   const directory = join(root, 'build', name)
   const ninja = existsInPath('ninja') ? ['-G', 'Ninja'] : []
-  if (!existsSync(join(directory, 'CMakeCache.txt'))) {
+  if (!['build.ninja', 'Makefile'].some(file => existsSync(join(directory, file)))) {
+    // A configuration that failed leaves these, with the generator and the compiler of that time.
+    for (const left of ['CMakeCache.txt', 'CMakeFiles']) {
+      rmSync(join(directory, left), { recursive: true, force: true })
+    }
     await run('cmake', [...ninja, '-S', here, '-B', directory, ...options])
   }
   await run('cmake', ['--build', directory, '--parallel'])

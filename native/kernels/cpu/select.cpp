@@ -11,10 +11,12 @@
 
 namespace rapo {
 
-#ifdef RAPO_X86_ISAS
+#ifdef RAPO_AVX512BF16_ISA
 namespace avx512bf16 {
 extern const RowKernels kernels;
 }
+#endif
+#ifdef RAPO_X86_ISAS
 namespace avx512 {
 extern const RowKernels kernels;
 }
@@ -45,14 +47,18 @@ const x86::Features& processor() {
 }
 bool has_avx2() { return processor().avx2; }
 bool has_avx512() { return processor().avx512; }
+#endif
+#ifdef RAPO_AVX512BF16_ISA
 bool has_avx512bf16() { return processor().avx512bf16; }
 #endif
 bool always() { return true; }
 
 // In the order of preference.
 const Entry kEntries[] = {
-#ifdef RAPO_X86_ISAS
+#ifdef RAPO_AVX512BF16_ISA
     {&avx512bf16::kernels, has_avx512bf16},
+#endif
+#ifdef RAPO_X86_ISAS
     {&avx512::kernels, has_avx512},
     {&avx2::kernels, has_avx2},
 #endif
