@@ -118,8 +118,6 @@ Napi::Value to_js(Napi::Env env, const std::vector<T>& values) {
   return array;
 }
 
-inline Napi::Value field(const Napi::Object& object, const char* name) { return object.Get(name); }
-
 /// Values by name: the properties of an object, or the arguments of a call from the one called names[0] on.
 /// Looking up a property from C++ takes a good part of a microsecond, reading an argument next to nothing.
 class Fields {

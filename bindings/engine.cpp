@@ -58,8 +58,7 @@ double number_argument(const Napi::CallbackInfo& info, std::size_t index, const 
   return info[index].As<Napi::Number>();
 }
 
-/// Inputs are copied: a batch is small beside what is computed from it, and JS stays free to change its
-/// arrays.
+/// Inputs are copied: a batch is small beside what is computed from it.
 std::vector<std::int64_t> copy_indices(const Napi::Value& value, const char* name) {
   const auto v = view<std::int32_t>(value, name);
   return std::vector<std::int64_t>(v.data, v.data + v.size);
@@ -133,6 +132,7 @@ PolicyOptions options_from(const Napi::Object& o) {
                    number(adamw, "weightDecay")};
   options.max_grad_norm = number(o, "maxGradNorm");
   options.head_rows = integer(o, "headRows");
+  options.cache_bytes = integer(o, "cacheBytes");
   options.recompute = boolean(o, "recompute");
   return options;
 }

@@ -24,12 +24,11 @@ import {
   sapo,
   surrogates,
 } from './objective.js'
+import { devicePattern, deviceRange } from './policy.js'
 
 const fraction = () => z.number().min(0).max(1)
 const count = (min = 1) => z.int().min(min)
 const coefficient = () => z.number().min(0).max(1e6)
-export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
-export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
 const model = z.strictObject({
   dir: z
@@ -218,7 +217,7 @@ const optimizer = z.strictObject({
     .boolean()
     .default(false)
     .describe(
-      'keep less of the forward pass and compute it again: a fraction of the memory for a third more time',
+      'keep less of the forward pass and compute it again: a fraction of the memory for one more forward pass',
     ),
 })
 

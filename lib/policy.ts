@@ -8,6 +8,8 @@ import { type Objective, validateObjective } from './objective.js'
 export type ModelDType = 'float32' | 'bfloat16'
 /** Where a model lives: its weights, optimizer state, gradients and key/value cache. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
+export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
+export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
 /** AdamW (arXiv 1711.05101): weight decay apart from the gradient. Defaults 0.9, 0.999, 1e-8 and 0. */
 export interface AdamW {
@@ -35,6 +37,11 @@ export interface PolicyOptions {
    * gradients from some thirtieth of the memory, for a forward pass more. Default false.
    */
   readonly recompute?: boolean
+  /**
+   * Bytes that the keys and values of generate may take on the CPU, unless a single sequence needs more or maxBatch is
+   * given. Where running sequences would need more, the youngest are stopped and started again later. Default 2^30.
+   */
+  readonly cacheBytes?: number
 }
 
 /** How Policy.save writes a model. */
@@ -141,7 +148,10 @@ export interface CallOptions {
   readonly onProgress?: (done: number, total: number) => void
 }
 
-/** A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made. */
+/**
+ * A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
+ * that a call is given must not change before it settles.
+ */
 export interface Policy {
   readonly info: ModelInfo
   /** Samples sampling.n completions of each prompt. */
@@ -186,20 +196,18 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
 }
 
-/** What Device allows. */
-const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
-
 /** The options with their defaults. */
 function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', trainable = true, referenceDir } = options
-  const { maxGradNorm = 1, headRows = 0, recompute = false } = options
+  const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30 } = options
   oneOf('dtype', dtype, ['float32', 'bfloat16'])
-  if (!devicePattern.test(device)) invalid('device', device, 'cpu, cuda or cuda:N')
+  if (!devicePattern.test(device)) invalid('device', device, deviceRange)
   if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
   if (referenceDir !== undefined) text('referenceDir', referenceDir)
   range('maxGradNorm', maxGradNorm, '> 0', x => x > 0)
   integer('headRows', headRows, 0)
+  integer('cacheBytes', cacheBytes, 1)
   if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
   fields('adamw', options.adamw ?? {}, adamwDefaults)
   const adamw = { ...adamwDefaults, ...options.adamw }
@@ -207,7 +215,7 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.beta2', adamw.beta2, 'in [0, 1)', x => x >= 0 && x < 1)
   range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
-  return { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute }
+  return { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute, cacheBytes }
 }
 
 /** What a policy will be used for, as far as its memory depends on it. */
@@ -517,6 +525,7 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   adamw: true,
   maxGradNorm: true,
   headRows: true,
+  cacheBytes: true,
   recompute: true,
 }
 const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }

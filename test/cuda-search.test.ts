@@ -31,6 +31,7 @@ const packageName = 'rapo-cuda-linux-x64'
 const packaged = path.join(modules, packageName, 'librapo_cuda.so')
 const fake = path.join(dir, 'fake.so')
 const foreign = path.join(dir, 'foreign.so')
+const partial = path.join(dir, 'partial.so')
 const isHere = process.platform === 'linux' && process.arch === 'x64'
 const testHere = isHere ? test : test.skip
 
@@ -40,9 +41,19 @@ test.before(async () => {
   process.env.RAPO_KERNELS_ADDON = addon // where the doctor looks
   if (!isHere) return
   const source = path.join(root, 'test', 'cuda', 'fake.cpp')
+  const half = path.join(dir, 'partial.cpp')
+  writeFileSync(
+    half,
+    `namespace rapo::cuda { void elsewhere(); }
+     extern "C" __attribute__((visibility("default"))) void rapo_cuda_functions() { rapo::cuda::elsewhere(); }`,
+  )
   const compile = (...args: string[]) =>
-    run(process.env.CXX ?? 'c++', ['-std=c++17', '-shared', '-fPIC', `-I${root}/native`, source, ...args])
-  await Promise.all([compile('-o', fake), compile('-DABI=-1', '-o', foreign)])
+    run(process.env.CXX ?? 'c++', ['-std=c++17', '-shared', '-fPIC', `-I${root}/native`, ...args])
+  await Promise.all([
+    compile(source, '-o', fake),
+    compile(source, '-DABI=-1', '-o', foreign),
+    compile(half, '-o', partial),
+  ])
 })
 
 /** Looks anew, in a process of its own: with these files beside the addon and as the package, if any. */
@@ -115,6 +126,19 @@ testHere('RAPO_CUDA_LIBRARY names the only one', async () => {
   assert.is(missing.available, false)
 })
 
+testHere('a device that the kernels are not compiled for is listed, and refused by name', async () => {
+  const cuda = await look({ packaged: fake }, { FAKE_CUDA: '1 0 7' })
+  assert.ok(cuda.available)
+  const program = `import { deviceMemory } from ${JSON.stringify(path.join(root, 'lib', 'device.ts'))}
+    try { deviceMemory('cuda') } catch (error) { console.log(error.code, error.message) }`
+  const args = ['--import', 'tsx', '--input-type=module', '-e', program]
+  const { stdout } = await run(process.execPath, args, {
+    cwd: root,
+    env: { ...environment, FAKE_CUDA: '1 0 7' },
+  })
+  assert.match(stdout, /^ERR_RAPO_DEVICE .*\(fake\) has compute capability 7\.0; the kernels need 8\.0 or newer/)
+})
+
 testHere('no driver, and no device', async () => {
   // cudaErrorInsufficientDriver is what the runtime says without a driver too; cudaErrorNoDevice; no error at all.
   for (const [says, lacks, reason] of [
@@ -171,6 +195,7 @@ testHere('npm run pack:cuda makes a package that is found', async () => {
   const refused = async (library: string) => (await pack(library).catch(error => error)).stderr
   assert.match(await refused('/nowhere'), 'is not there')
   assert.match(await refused(addon), 'does not export rapo_cuda_functions')
+  assert.match(await refused(partial), 'lacks rapo::cuda::elsewhere()')
   assert.ok(existsSync(packaged)) // what was there is left alone
 })
 

@@ -324,8 +324,9 @@ test('save writes shards of the size asked for with their index, and the other f
       }
       assert.equal(await saved(out), readFileSync(path.join(whole, weights)))
     }
+    writeFileSync(path.join(out, 'model-best.safetensors'), 'of somebody else')
     await policy.save(out)
-    assert.equal(readdirSync(out).sort(), ['config.json', weights])
+    assert.equal(readdirSync(out).sort(), ['config.json', 'model-best.safetensors', weights])
     await rejects(policy.save(out, { maxShardBytes: 0 }), /maxShardBytes is 0, expected an integer ≥ 1/)
     await policy.dispose()
   }
@@ -345,6 +346,12 @@ test('save in another dtype: rounded from float32, masters from bfloat16', async
   await single.save(other, { dtype: 'bfloat16', maxShardBytes: 4000 })
   await single.dispose()
   assert.is(JSON.parse(readFileSync(path.join(other, 'config.json'), 'utf8')).torch_dtype, 'bfloat16')
+  // Where both spellings are there, both say it.
+  const both = await load(await newModel({ dtype: 'float32' }))
+  await both.save(other, { dtype: 'bfloat16' })
+  await both.dispose()
+  const { dtype, torch_dtype } = JSON.parse(readFileSync(path.join(other, 'config.json'), 'utf8'))
+  assert.equal([dtype, torch_dtype], ['bfloat16', 'bfloat16'])
   const again = await loadPolicy(other, { dtype: 'bfloat16', trainable: false })
   await again.save(other)
   await again.dispose()
@@ -377,12 +384,16 @@ const unsupported: [object, RegExp][] = [
   [{ rope_scaling: { factor: 2 } }, /rope_scaling is/],
   [{ rope_parameters: { rope_type: 'dynamic', rope_theta: 1e4 } }, /rope_parameters.rope_type is "dynamic"/],
   [{ rope_parameters: { partial_rotary_factor: 0.5 } }, /rope_parameters.partial_rotary_factor is 0.5/],
+  [{ rope_parameters: { type: 'yarn', factor: 4 } }, /rope_parameters.type is "yarn"/],
+  [{ rope_parameters: { full_attention: { rope_theta: 1e6 } } }, /rope_parameters.full_attention is \{/],
 ]
 const malformed: [object, RegExp][] = [
   [{ vocab_size: undefined }, /vocab_size is missing/],
   [{ vocab_size: 0 }, /vocab_size must be an integer from 1 to 2\^31, got 0/],
   [{ hidden_size: 32.5 }, /hidden_size must be an integer .* got 32.5/],
   [{ num_hidden_layers: 'two' }, /num_hidden_layers must be an integer .* got "two"/],
+  [{ num_hidden_layers: 2 ** 31 }, /num_hidden_layers must be an integer from 1 to 4096, got 2147483648/],
+  [{ rope_parameters: 'default' }, /rope_parameters must be an object, got "default"/],
   [{ hidden_size: 30 }, /hidden_size must be a multiple of num_attention_heads = 4, got 30/],
   [{ num_key_value_heads: 3 }, /num_attention_heads must be a multiple of num_key_value_heads = 3, got 4/],
   [{ head_dim: 7 }, /head_dim must be even/],

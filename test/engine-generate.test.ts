@@ -94,6 +94,16 @@ test('neither slots nor threads change the bits of a float32 model', async () =>
   setEngineThreads(0)
 })
 
+test('sequences that outgrow the cache are stopped and started again, and come out the same', async () => {
+  const { layers, kvHeads, headDim } = policy.info
+  const page = 16 * 2 * layers * kvHeads * headDim * 4
+  const small = await loadPolicy(dir, { trainable: false, cacheBytes: 6 * page })
+  // Most end early, so that more are started than there is room for when the others become long.
+  const params = { ...sampling, n: 30, maxNewTokens: 45, stopTokenIds: [3, 4, 5, 6] }
+  same(await small.generate(prompts, params), await policy.generate(prompts, { ...params, maxBatch: 64 }))
+  await small.dispose()
+})
+
 test('recorded log-probs are those that the forward pass computes', async () => {
   for (const [temperature, topP, topK] of [
     [1, 1, 0],

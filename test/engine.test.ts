@@ -487,6 +487,38 @@ test('NaN in the model is reported, and incomplete gradients cannot be used', as
   await policy.dispose()
 })
 
+test('a row without a finite logit is named by its place in the micro-batch, whatever is computed at once', async () => {
+  const model = await newModel({ tie_word_embeddings: false })
+  const file = path.join(model, 'model.safetensors')
+  const content = readFileSync(file)
+  const headerLength = Number(content.readBigUInt64LE(0))
+  const header = JSON.parse(content.toString('utf8', 8, 8 + headerLength))
+  const [begin] = header['model.embed_tokens.weight'].data_offsets
+  const poisoned = 9
+  content.writeFloatLE(Number.NaN, 8 + headerLength + begin + 4 * poisoned * tinyConfig.hidden_size)
+  writeFileSync(file, content)
+
+  const made = {
+    tokens: pack([
+      [3, 4, 5, 6],
+      [3, poisoned, 5, 6],
+    ]),
+    logprobs: new Float32Array(8).fill(-3),
+    finishReasons: [],
+  }
+  const batch = trainingBatch(pack([[1, 2]]), made, 2)
+  batch.tokenWeights[1] = 0
+  for (const headRows of [0, 2]) {
+    const policy = await loadPolicy(model, { referenceDir, headRows })
+    // NaN in a key or value reaches all that is computed together: the second completion behind the shared prompt.
+    await rejects(policy.accumulate(batch, objective), /^row 5: logits\[5, 0\] is NaN$/, 'ERR_RAPO_NON_FINITE')
+    const { sequences, rowPositions, tokenIds } = batch
+    const measuring = policy.logprobs(sequences, { rowPositions, tokenIds }, 1)
+    await rejects(measuring, /^row 5: logits\[5, 0\] is NaN$/, 'ERR_RAPO_NON_FINITE')
+    await policy.dispose()
+  }
+})
+
 test('bad arguments name the field, the value and the range', async () => {
   const policy = await open()
   const batch = await rollout(policy)
@@ -506,6 +538,7 @@ test('bad arguments name the field, the value and the range', async () => {
     ],
     [() => loadPolicy(dir, { maxGradNorm: 0 }), /maxGradNorm is 0, expected > 0/],
     [() => loadPolicy(dir, { headRows: -1 }), /headRows is -1/],
+    [() => loadPolicy(dir, { cacheBytes: 0 }), /cacheBytes is 0, expected an integer ≥ 1/],
     [() => loadPolicy(dir, { adamw: { beta1: 1 } }), /adamw.beta1 is 1, expected in \[0, 1\)/],
     [() => loadPolicy(dir, { refrenceDir: dir } as PolicyOptions), /options has no field refrenceDir/],
     [() => initializeModel(dir, -1), /seed is -1/],
@@ -566,7 +599,7 @@ test('bad arguments name the field, the value and the range', async () => {
 
   await rejects(
     loadPolicy(dir, { device: 'cuda:x' as 'cuda' }),
-    /device is cuda:x, expected cpu, cuda or cuda:N/,
+    /device is cuda:x, expected cpu, cuda or cuda:1 and so on/,
   )
   if (!libtorchHasCuda()) {
     await rejects(

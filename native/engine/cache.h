@@ -31,6 +31,7 @@ class CachePages {
     if (--owners_[i] == 0) free_.push_back(i);
   }
 
+  /// Pages with an owner.
   std::int64_t used() const { return static_cast<std::int64_t>(owners_.size() - free_.size()); }
   std::size_t bytes() const { return static_cast<std::size_t>(elements_) * options_.dtype().itemsize(); }
 

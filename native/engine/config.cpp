@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::size_t kMaxConfig = 16 << 20;
 constexpr std::int64_t kMaxSize = std::int64_t{1} << 31;  // keeps every product of two sizes within 64 bits
+constexpr std::int64_t kMaxLayers = 4096;                 // each takes memory before the weights are looked at
 
 class Reader {
  public:
@@ -32,15 +33,17 @@ class Reader {
   }
   const Json* get(const char* field) const { return get(json_, field); }
 
-  std::int64_t size(const char* field, std::int64_t fallback = 0) const {
+  std::int64_t size(const char* field, std::int64_t fallback = 0, std::int64_t most = kMaxSize) const {
     const Json* value = get(field);
     if (!value) {
       if (fallback > 0) return fallback;
       fail(ErrorCode::kFormat, field, "is missing");
     }
     std::int64_t number = 0;
-    if (!value->to_integer(&number) || number < 1 || number > kMaxSize) {
-      fail(ErrorCode::kFormat, field, "must be an integer from 1 to 2^31, got " + show(*value));
+    if (!value->to_integer(&number) || number < 1 || number > most) {
+      fail(ErrorCode::kFormat, field,
+           "must be an integer from 1 to " + (most == kMaxSize ? "2^31" : std::to_string(most)) + ", got " +
+               show(*value));
     }
     return number;
   }
@@ -65,6 +68,15 @@ class Reader {
     return value->boolean;
   }
 
+  /// Rotary embeddings as they are. transformers takes the kind from rope_type or, where that is absent, from type.
+  void only_unscaled(const Json& rope, const std::string& field) const {
+    if (rope.type != Json::Type::kObject) {
+      fail(ErrorCode::kFormat, field, "must be an object, got " + show(rope));
+    }
+    only(rope, "rope_type", "default", field + ".rope_type");
+    only(rope, "type", "default", field + ".type");
+  }
+
   /// The field, where present, must be this text.
   void only(const Json& object, const char* field, const std::string& supported,
             const std::string& shown) const {
@@ -79,8 +91,6 @@ class Reader {
   const Json& json_;
   std::string path_;
 };
-
-const char* dtype_field(const Json& json) { return json.find("torch_dtype") ? "torch_dtype" : "dtype"; }
 
 }  // namespace
 
@@ -117,8 +127,7 @@ ModelConfig read_config(const std::string& dir) {
   }
   if (const Json* scaling = reader.get("rope_scaling")) {
     // transformers accepts {"rope_type": "default"}, which scales nothing.
-    reader.only(*scaling, "rope_type", "default", "rope_scaling.rope_type");
-    reader.only(*scaling, "type", "default", "rope_scaling.type");
+    reader.only_unscaled(*scaling, "rope_scaling");
     if (!reader.get(*scaling, "rope_type") && !reader.get(*scaling, "type")) {
       reader.fail(ErrorCode::kUnsupported, "rope_scaling",
                   "is " + Reader::show(*scaling) + "; not supported");
@@ -128,7 +137,7 @@ ModelConfig read_config(const std::string& dir) {
   config.vocab_size = reader.size("vocab_size");
   config.hidden_size = reader.size("hidden_size");
   config.intermediate_size = reader.size("intermediate_size");
-  config.layers = reader.size("num_hidden_layers");
+  config.layers = reader.size("num_hidden_layers", 0, kMaxLayers);
   config.heads = reader.size("num_attention_heads");
   config.kv_heads = reader.size("num_key_value_heads", config.heads);
   config.max_position_embeddings = reader.size("max_position_embeddings", 32768);
@@ -151,7 +160,13 @@ ModelConfig read_config(const std::string& dir) {
   config.initializer_range = reader.positive("initializer_range", 0.02);
   config.rope_theta = reader.positive("rope_theta", 10000);
   if (const Json* rope = reader.get("rope_parameters")) {
-    reader.only(*rope, "rope_type", "default", "rope_parameters.rope_type");
+    reader.only_unscaled(*rope, "rope_parameters");
+    for (const auto& [name, value] : rope->members) {
+      if (value.type == Json::Type::kObject) {
+        reader.fail(ErrorCode::kUnsupported, "rope_parameters." + name,
+                    "is " + Reader::show(value) + "; parameters for each kind of layer are not supported");
+      }
+    }
     if (reader.positive(*rope, "partial_rotary_factor", 1) != 1) {
       reader.fail(ErrorCode::kUnsupported, "rope_parameters.partial_rotary_factor",
                   "is " + Reader::show(*rope->find("partial_rotary_factor")) + "; only 1 is supported");
@@ -159,14 +174,17 @@ ModelConfig read_config(const std::string& dir) {
     config.rope_theta = reader.positive(*rope, "rope_theta", config.rope_theta);
   }
   config.tied_embeddings = reader.flag("tie_word_embeddings", false);
-  const Json* dtype = reader.get(dtype_field(json));
+  const Json* dtype = reader.get("dtype");
+  if (!dtype) dtype = reader.get("torch_dtype");  // the older spelling
   config.dtype = dtype && dtype->type == Json::Type::kString ? dtype->text : "float32";
   return config;
 }
 
 std::string config_text(const ModelConfig& config, const std::string& dtype) {
   Json json = config.json;
-  json.set(dtype_field(json), Json::string(dtype));
+  const bool is_older = json.find("torch_dtype");
+  if (is_older) json.set("torch_dtype", Json::string(dtype));
+  if (!is_older || json.find("dtype")) json.set("dtype", Json::string(dtype));
   return write_json(json);
 }
 

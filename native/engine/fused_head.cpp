@@ -78,8 +78,8 @@ Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const o
 }
 
 void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, const std::int32_t* token_ids,
-                         double temperature, std::int64_t chunk_rows, const Control& control, float* logprobs,
-                         float* entropy) {
+                         const std::int64_t* row_names, double temperature, std::int64_t chunk_rows,
+                         const Control& control, float* logprobs, float* entropy) {
   const std::int64_t total = hidden.size(0);
   std::vector<at::Tensor> held;
   const std::int32_t* ids = hidden.is_cpu() ? token_ids : on_device(token_ids, total, hidden, held);
@@ -93,6 +93,7 @@ void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, co
     rows.dtype = dtype_of(logits);
     rows.data = logits.data_ptr();
     rows.stride = logits.stride(0);
+    rows.row_names = row_names + at;
     GatherOutputs outputs;
     if (logits.is_cpu()) {
       outputs.logprobs = logprobs + at;

@@ -24,9 +24,10 @@ Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const o
                         const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,
                         at::Tensor& dweight);
 
-/// log p(token_ids[i]) and entropy of every row, under softmax(logits / temperature).
+/// log p(token_ids[i]) and entropy of every row, under softmax(logits / temperature). row_names (N): what
+/// errors call the rows.
 void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, const std::int32_t* token_ids,
-                         double temperature, std::int64_t chunk_rows, const Control& control, float* logprobs,
-                         float* entropy);
+                         const std::int64_t* row_names, double temperature, std::int64_t chunk_rows,
+                         const Control& control, float* logprobs, float* entropy);
 
 }  // namespace rapo

@@ -30,7 +30,7 @@ struct Running {
 class Decoder {
  public:
   Decoder(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready, const PackedTokens& prompts,
-          const SamplingParams& sampling, Control& control)
+          const SamplingParams& sampling, std::int64_t cache_bytes, Control& control)
       : model_(model),
         weights_(weights),
         ready_(ready),
@@ -53,16 +53,16 @@ class Decoder {
                                     : running_limit(model.config(), model.layout().parameters(), width,
                                                     longest + sampling.max_new_tokens);
     limit_ = std::min(limit_, total_);
-    page_limit_ = sampling.max_batch > 0 ? INT64_MAX : kCacheBytes / (page_size_ * width);
+    page_limit_ = sampling.max_batch > 0 ? INT64_MAX : cache_bytes / (page_size_ * width);
   }
 
   Completions run() {
     // Starting is batched: a prefill costs a pass over the weights, so a few free places wait for company.
     const std::int64_t worth = std::max<std::int64_t>(1, limit_ / 8);
-    while (next_ < total_ || !running_.empty()) {
+    while (waiting() > 0 || !running_.empty()) {
       control_.check();
-      const std::int64_t count = next_ < total_ ? startable() : 0;
-      if (count >= worth || count == total_ - next_ || running_.empty()) {
+      const std::int64_t count = waiting() > 0 ? startable() : 0;
+      if (count >= worth || count == waiting() || running_.empty()) {
         if (count > 0) start(count);
       }
       if (!running_.empty()) step();
@@ -75,22 +75,31 @@ class Decoder {
     return (positions + loops::kCacheBlock - 1) / loops::kCacheBlock;
   }
 
-  /// How many of the next completions may join. Each is expected to become twice as long as the finished ones
+  /// Completions that are to be started: those stopped for want of pages first, then the others in their order.
+  std::int64_t waiting() const { return static_cast<std::int64_t>(stopped_.size()) + total_ - next_; }
+  std::int64_t waiting_at(std::int64_t i) const {
+    const auto stopped = static_cast<std::int64_t>(stopped_.size());
+    return i < stopped ? stopped_[static_cast<std::size_t>(i)] : next_ + i - stopped;
+  }
+
+  /// How many of the waiting completions may join. Each is expected to become twice as long as the finished ones
   /// were on average (those that end first are short), so that the cache holds what the sequences use, not
-  /// what they might.
+  /// what they might; and where that was too little, as long as the longest so far, lest one be stopped again.
   std::int64_t startable() const {
-    const std::int64_t free = std::min(limit_ - static_cast<std::int64_t>(running_.size()), total_ - next_);
+    const std::int64_t free = std::min(limit_ - static_cast<std::int64_t>(running_.size()), waiting());
     if (page_limit_ == INT64_MAX || free <= 0) return free;
-    const std::int64_t expected =
-        finished_ == 0 ? sampling_.max_new_tokens
-                       : std::min(sampling_.max_new_tokens, 2 * finished_tokens_ / finished_ + 1);
+    std::int64_t expected = finished_ == 0 ? sampling_.max_new_tokens : 2 * finished_tokens_ / finished_ + 1;
+    if (!stopped_.empty()) {
+      for (const Running& r : running_) expected = std::max(expected, transcript_.length(r.completion) + 1);
+    }
+    expected = std::min(expected, sampling_.max_new_tokens);
     std::int64_t pages = 0;
     for (const Running& r : running_) {
       const std::int64_t made = transcript_.length(r.completion);
       pages += pages_for(r.length + std::max<std::int64_t>(1, expected - made));
     }
     for (std::int64_t i = 0; i < free; ++i) {
-      pages += pages_for(prompt_length((next_ + i) / sampling_.n) + expected);
+      pages += pages_for(prompt_length(waiting_at(i) / sampling_.n) + expected);
       if (pages > page_limit_) return std::max<std::int64_t>(i, running_.empty() ? 1 : 0);
     }
     return free;
@@ -100,13 +109,26 @@ class Decoder {
     return prompts_.offsets[static_cast<std::size_t>(p) + 1] - prompts_.offsets[static_cast<std::size_t>(p)];
   }
 
-  /// Starts the next `count` completions; their prompts are computed where that has not happened yet.
+  /// Starts the first `count` of the waiting completions; their prompts are computed where they are not there.
   void start(std::int64_t count) {
+    std::vector<std::int64_t> completions;
+    for (std::int64_t i = 0; i < count; ++i) completions.push_back(waiting_at(i));
+    const std::int64_t again = std::min(count, static_cast<std::int64_t>(stopped_.size()));
+    stopped_.erase(stopped_.begin(), stopped_.begin() + again);
+    for (std::int64_t i = 0; i < again; ++i) {
+      const std::int64_t p = completions[static_cast<std::size_t>(i)] / sampling_.n;
+      const auto ready = find_prefilled(p);
+      if (ready == prefilled_.end()) {
+        prefill(p, p + 1, 1);
+      } else {
+        ++ready->waiting;
+      }
+    }
     const std::int64_t at_once =
         prefill_tokens(model_.config(), static_cast<std::int64_t>(weights_.embed.element_size()));
     std::vector<std::int64_t> missing;
-    for (std::int64_t c = next_; c < next_ + count; ++c) {
-      const std::int64_t p = c / sampling_.n;
+    for (const std::int64_t end = next_ + count - again; next_ < end; ++next_) {
+      const std::int64_t p = next_ / sampling_.n;
       if (p > last_prefilled_) missing.push_back(last_prefilled_ = p);
     }
     for (std::size_t i = 0; i < missing.size();) {
@@ -115,16 +137,15 @@ class Decoder {
         tokens += prompt_length(missing[stop]);
         if (stop > i && tokens > at_once) break;
       }
-      prefill(missing[i], missing[stop - 1] + 1);
+      prefill(missing[i], missing[stop - 1] + 1, sampling_.n);
       i = stop;
     }
     std::vector<Running> fresh;
     std::vector<at::Tensor> rows;
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (const std::int64_t completion : completions) {
       Running r;
-      r.completion = next_++;
-      auto ready = std::find_if(prefilled_.begin(), prefilled_.end(),
-                                [&](const Prefilled& p) { return p.prompt == r.completion / sampling_.n; });
+      r.completion = completion;
+      const auto ready = find_prefilled(completion / sampling_.n);
       r.length = ready->length;
       rows.push_back(ready->logits);
       if (--ready->waiting == 0) {
@@ -137,6 +158,11 @@ class Decoder {
     }
     sample(fresh, at::cat(rows));
     for (Running& r : fresh) settle(std::move(r));
+  }
+
+  std::vector<Prefilled>::iterator find_prefilled(std::int64_t prompt) {
+    return std::find_if(prefilled_.begin(), prefilled_.end(),
+                        [prompt](const Prefilled& p) { return p.prompt == prompt; });
   }
 
   /// A prompt's pages for one completion: whole ones are shared, the last one, which the completion goes on
@@ -152,8 +178,8 @@ class Decoder {
     return pages;
   }
 
-  /// Prompts [first, end): keys, values and the logits behind the last token of each.
-  void prefill(std::int64_t first, std::int64_t end) {
+  /// Prompts [first, end): keys, values and the logits behind the last token of each, for n completions.
+  void prefill(std::int64_t first, std::int64_t end, std::int64_t n) {
     const auto input = plain_input(prompts_, static_cast<std::size_t>(first), static_cast<std::size_t>(end));
     std::vector<std::int64_t> last;
     last.reserve(input.families.size());
@@ -165,7 +191,7 @@ class Decoder {
       const Family& prompt = input.families[static_cast<std::size_t>(p - first)];
       Prefilled ready;
       ready.prompt = p;
-      ready.waiting = sampling_.n;
+      ready.waiting = n;
       ready.length = prompt.lengths[0];
       const std::int64_t count = pages_for(ready.length);
       for (std::int64_t i = 0; i < count; ++i) ready.pages.push_back(pages_.take());
@@ -184,8 +210,23 @@ class Decoder {
     }
   }
 
+  /// Stops the youngest sequences until the cache has a page for each other one that needs it. They are started
+  /// again from their prompts, and come out the same.
+  void make_room() {
+    for (;;) {
+      const auto needed = std::count_if(running_.begin(), running_.end(),
+                                        [](const Running& r) { return r.length % loops::kCacheBlock == 0; });
+      if (running_.size() == 1 || pages_.used() + needed <= page_limit_) return;
+      for (void* page : running_.back().pages) pages_.drop(page);
+      transcript_.restart(running_.back().completion);
+      stopped_.insert(stopped_.begin(), running_.back().completion);
+      running_.pop_back();
+    }
+  }
+
   /// One token for every running sequence.
   void step() {
+    if (page_limit_ != INT64_MAX) make_room();
     std::vector<std::int32_t> ids;
     DecodeRows rows;
     for (Running& r : running_) {
@@ -253,18 +294,20 @@ class Decoder {
   std::int64_t last_prefilled_ = -1;
   std::int64_t page_size_;  // elements
   CachePages pages_;
-  std::vector<Running> running_;
+  std::vector<Running> running_;       // the oldest first
+  std::vector<std::int64_t> stopped_;  // completions that lost their pages
   std::vector<Prefilled> prefilled_;
 };
 
 }  // namespace
 
 Completions generate(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
-                     const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
+                     const PackedTokens& prompts, const SamplingParams& sampling, std::int64_t cache_bytes,
+                     Control& control) {
   if (ops::on_aten(weights.embed)) {
-    return generate_on_device(model, weights, ready, prompts, sampling, control);
+    return generate_on_device(model, weights, ready, prompts, sampling, cache_bytes, control);
   }
-  return Decoder(model, weights, ready, prompts, sampling, control).run();
+  return Decoder(model, weights, ready, prompts, sampling, cache_bytes, control).run();
 }
 
 }  // namespace rapo

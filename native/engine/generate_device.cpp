@@ -42,7 +42,8 @@ struct Running {
 class DeviceDecoder {
  public:
   DeviceDecoder(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
-                const PackedTokens& prompts, const SamplingParams& sampling, Control& control)
+                const PackedTokens& prompts, const SamplingParams& sampling, std::int64_t cache_bytes,
+                Control& control)
       : model_(model),
         weights_(weights),
         ready_(ready),
@@ -60,7 +61,7 @@ class DeviceDecoder {
     if (limit_ == 0) {
       // Some of it is left for what passes through a layer and for graphs.
       const std::int64_t free =
-          weights.embed.is_cpu() ? kCacheBytes : device::free_bytes(weights.embed.device()) / 10 * 8;
+          weights.embed.is_cpu() ? cache_bytes : device::free_bytes(weights.embed.device()) / 10 * 8;
       limit_ =
           device_running_limit(c, static_cast<std::int64_t>(weights.embed.element_size()), positions, free);
     }
@@ -266,8 +267,8 @@ class DeviceDecoder {
 
 Completions generate_on_device(Qwen2& model, const ModelTensors& weights, const ReadyWeights& ready,
                                const PackedTokens& prompts, const SamplingParams& sampling,
-                               Control& control) {
-  return DeviceDecoder(model, weights, ready, prompts, sampling, control).run();
+                               std::int64_t cache_bytes, Control& control) {
+  return DeviceDecoder(model, weights, ready, prompts, sampling, cache_bytes, control).run();
 }
 
 }  // namespace rapo

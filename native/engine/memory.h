@@ -25,9 +25,6 @@ std::int64_t prefill_tokens(const ModelConfig& c, std::int64_t width);
 /// since each chunk passes over the whole gradient of the head's weight.
 std::int64_t default_head_rows(std::int64_t vocab_size, std::int64_t element_size, bool on_cpu);
 
-/// Bytes that the key/value cache may take, unless a single sequence needs more.
-constexpr std::int64_t kCacheBytes = std::int64_t{1} << 30;
-
 /// Completions decoded at once: a decoding step reads the weights and the cache, so that a cache of some
 /// times the weights' size pays for reading those; beyond that more only push a small model's cache out of
 /// the processor's.

@@ -67,6 +67,8 @@ StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
   loops::AdamWStep step{};
   step.beta1 = static_cast<float>(params_.beta1);
   step.beta2 = static_cast<float>(params_.beta2);
+  step.rest1 = static_cast<float>(1 - params_.beta1);
+  step.rest2 = static_cast<float>(1 - params_.beta2);
   step.eps = static_cast<float>(params_.eps);
   step.learning_rate = static_cast<float>(learning_rate);
   step.bias1 = static_cast<float>(1 - std::pow(params_.beta1, t));

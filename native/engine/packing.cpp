@@ -97,7 +97,7 @@ std::vector<TrainChunk> plan_chunks(const MicroBatch& batch, std::int64_t chunk_
       for (const std::size_t row : s.rows) {
         const std::int64_t t = batch.row_positions[row] - s.begin;
         chunk.positions.push_back((t < prefix ? base : branch) + t);
-        chunk.rows.push_back(row);
+        chunk.rows.push_back(static_cast<std::int64_t>(row));
       }
     }
     first = end;

@@ -39,7 +39,7 @@ TrunkInput plain_input(const PackedTokens& sequences, std::size_t first, std::si
 struct TrainChunk {
   TrunkInput input;
   std::vector<std::int64_t> positions;  // (n) row of the trunk's output that micro-batch row rows[i] reads
-  std::vector<std::size_t> rows;        // (n)
+  std::vector<std::int64_t> rows;       // (n)
 };
 
 /// Splits a micro-batch into chunks of about chunk_tokens. Neighbouring sequences with the same prompt (the

@@ -213,18 +213,26 @@ struct Policy::Impl {
     Checkpoint checkpoint;
     at::Tensor flat;  // (flat_size), of the policy's dtype
     ModelTensors weights;
-    std::unique_ptr<ReadyWeights> ready;  // of the current weights
 
     Model(const std::string& dir, DType dtype, at::Device device)
         : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
       flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
       weights = net.layout().map(flat);
       read_weights(checkpoint, net.layout(), flat);
-      refresh();
+      ready();
     }
 
-    /// After every change of the weights.
-    void refresh() { ready = std::make_unique<ReadyWeights>(weights); }
+    /// Of the current weights.
+    const ReadyWeights& ready() {
+      if (!ready_) ready_ = std::make_unique<ReadyWeights>(weights);
+      return *ready_;
+    }
+
+    /// After every change of the weights: what was made of the old ones is gone before memory is taken anew.
+    void changed() { ready_.reset(); }
+
+   private:
+    std::unique_ptr<ReadyWeights> ready_;
   };
 
   PolicyOptions options;
@@ -382,8 +390,8 @@ Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& 
                 " that exceeds the model's context of " + std::to_string(c.max_position_embeddings));
       }
     }
-    return rapo::generate(impl_->policy->net, impl_->policy->weights, *impl_->policy->ready, prompts,
-                          sampling, control);
+    return rapo::generate(impl_->policy->net, impl_->policy->weights, impl_->policy->ready(), prompts,
+                          sampling, impl_->options.cache_bytes, control);
   });
 }
 
@@ -419,14 +427,14 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
   Model& model = *policy;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     const std::size_t rows = chunk.rows.size();
-    const auto hidden = ops::gather_rows(model.net.forward(model.weights, *model.ready, chunk.input, control),
+    const auto hidden = ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
                                          chunk.positions.data(), static_cast<std::int64_t>(rows));
     std::vector<std::int32_t> ids;
     ids.reserve(rows);
-    for (const std::size_t row : chunk.rows) ids.push_back(batch.token_ids[row]);
+    for (const std::int64_t row : chunk.rows) ids.push_back(batch.token_ids[row]);
     std::vector<float> logprobs(rows), entropy(rows);
-    fused_head_logprobs(hidden, model.ready->head, ids.data(), temperature, head_rows(), control,
-                        logprobs.data(), entropy.data());
+    fused_head_logprobs(hidden, model.ready().head, ids.data(), chunk.rows.data(), temperature, head_rows(),
+                        control, logprobs.data(), entropy.data());
     for (std::size_t i = 0; i < rows; ++i) {
       out.logprobs[chunk.rows[i]] = logprobs[i];
       out.entropy[chunk.rows[i]] = entropy[i];
@@ -466,14 +474,7 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
     ratios = sequence_ratios(batch, objective.temperature, control);
   Metrics total;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
-    try {
-      total.add(accumulate_chunk(chunk, batch, objective, ratios, control));
-    } catch (const Error& error) {
-      if (error.code() != ErrorCode::kNonFinite) throw;
-      throw Error(error.code(), std::string(error.what()) + " (rows counted from row " +
-                                    std::to_string(chunk.rows.front()) +
-                                    " of the micro-batch, without those of weight 0)");
-    }
+    total.add(accumulate_chunk(chunk, batch, objective, ratios, control));
   }
   grad_broken = false;
   return total;
@@ -486,14 +487,14 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops::gather_rows(model.net.forward(model.weights, *model.ready, chunk.input, stop, keep),
+    return ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, stop, keep),
                             chunk.positions.data(), rows);
   };
   at::Tensor ref_hidden;
   ops::Linear ref_head;
   if (objective.penalty != Penalty::kNone) {
     ref_hidden = hidden_rows(*reference, nullptr);
-    ref_head = reference->ready->head;
+    ref_head = reference->ready().head;
   }
   TrunkActivations kept;
   kept.inputs_only = options.recompute;
@@ -516,14 +517,15 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   const auto ratios = take(sequence_ratios);
   HeadRows head{hidden, ref_hidden, rows_of(part)};
   head.batch.vocab_size = config().vocab_size;
+  head.batch.row_names = chunk.rows.data();
   head.batch.sequence_log_ratios = ratios.empty() ? nullptr : ratios.data();
 
   grad_broken = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
   const Metrics metrics =
-      fused_head_loss(head, policy->ready->head, ref_head, objective, head_rows(), dhidden, grads.head);
+      fused_head_loss(head, policy->ready().head, ref_head, objective, head_rows(), dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
-  policy->net.backward(policy->weights, *policy->ready, grads, chunk.input, kept,
+  policy->net.backward(policy->weights, policy->ready(), grads, chunk.input, kept,
                        ops::spread_rows(dhidden, chunk.positions, tokens));
   return metrics;
 }
@@ -538,7 +540,7 @@ StepResult Policy::step(double learning_rate) {
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
     const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate);
-    impl_->policy->refresh();
+    impl_->policy->changed();
     impl_->grad.zero_();
     return result;
   });
@@ -598,9 +600,9 @@ void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::i
     const auto input = plain_input(sequences, 0, sequences.offsets.size() - 1);
     const Control control;
     const auto rows = static_cast<std::int64_t>(row_positions.size());
-    const auto hidden = ops::gather_rows(model.net.forward(model.weights, *model.ready, input, control),
+    const auto hidden = ops::gather_rows(model.net.forward(model.weights, model.ready(), input, control),
                                          row_positions.data(), rows);
-    const auto logits = ops::linear(hidden, model.ready->head).to(at::kCPU, at::kFloat);
+    const auto logits = ops::linear(hidden, model.ready().head).to(at::kCPU, at::kFloat);
     StoredTensor tensor;
     tensor.name = "logits";
     tensor.dtype = "F32";
@@ -622,7 +624,7 @@ void Policy::load_state(const std::string& file) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
     impl_->optimizer->load(file);
-    impl_->policy->refresh();
+    impl_->policy->changed();
   });
 }
 

@@ -11,7 +11,9 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <regex>
 #include <set>
+#include <system_error>
 
 #include "error.h"
 #include "json.h"
@@ -271,11 +273,22 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
   });
 }
 
-/// Whether transformers or we gave a model's shard this name.
-bool is_shard_name(const std::string& name) {
-  const std::string prefix = "model-", suffix = ".safetensors";
-  return name.size() > prefix.size() + suffix.size() && name.compare(0, prefix.size(), prefix) == 0 &&
-         name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+/// Whether transformers or we gave a model's file this name.
+bool is_model_file(const std::string& name) {
+  static const std::regex shard("model-\\d{5,}-of-\\d{5,}\\.safetensors");
+  return name == "model.safetensors" || name == "model.safetensors.index.json" || std::regex_match(name, shard);
+}
+
+/// Removes the files of an earlier model in dir, where others than those written had been.
+void remove_stale(const std::string& dir, const std::set<std::string>& written) {
+  std::error_code error;
+  std::filesystem::directory_iterator entry(dir, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    if (is_model_file(name) && written.count(name) == 0) std::filesystem::remove(entry->path(), error);
+    if (error) throw Error(ErrorCode::kIo, "cannot remove " + entry->path().string() + ": " + error.message());
+  }
+  if (error) throw Error(ErrorCode::kIo, "cannot list " + dir + ": " + error.message());
 }
 
 }  // namespace
@@ -328,12 +341,7 @@ void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std:
                                            "},\n  \"weight_map\": {" + map + "\n  }\n}\n");
     written.insert(index);
   }
-  for (const auto& entry : std::filesystem::directory_iterator(dir)) {
-    const std::string name = entry.path().filename();
-    const bool is_ours =
-        name == "model.safetensors" || name == "model.safetensors.index.json" || is_shard_name(name);
-    if (is_ours && written.count(name) == 0) std::filesystem::remove(entry.path());
-  }
+  remove_stale(dir, written);
 }
 
 void write_text_file(const std::string& path, const std::string& text) {

@@ -52,8 +52,6 @@ class Checkpoint {
   Checkpoint() = default;
   explicit Checkpoint(const std::string& dir);
 
-  /// The file that errors about the whole should name.
-  const std::string& path() const { return path_; }
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
   /// The file a tensor lies in.
   const std::string& file_of(const std::string& tensor) const;

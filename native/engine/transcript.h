@@ -45,6 +45,13 @@ class Transcript {
     logprobs_[index(completion)].push_back(logprob);
   }
 
+  /// Drops a completion's tokens: it will be made again, of the same random numbers.
+  void restart(std::int64_t completion) {
+    control_.done -= length(completion);
+    tokens_[index(completion)].clear();
+    logprobs_[index(completion)].clear();
+  }
+
   /// Whether the completion's last token ends it.
   bool ends(std::int64_t completion) {
     const auto& stops = sampling_.stop_token_ids;

@@ -25,6 +25,9 @@ struct LogitRows {
   DType dtype = DType::kFloat32;
   const void* data = nullptr;  // (N, V), before division by the temperature
   std::int64_t stride = 0;     // elements between rows; >= V
+  const std::int64_t* row_names = nullptr;  // (N) what errors call the rows; null: 0, 1, ...
+
+  std::int64_t name_of(std::int64_t row) const { return row_names ? row_names[row] : row; }
 };
 
 /// Where gather_logprobs writes; a null pointer means "not wanted".

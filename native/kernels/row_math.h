@@ -75,7 +75,7 @@ RAPO_HOST_DEVICE inline RowSums row_sums(const PairStats& s, const Batch& batch,
   if (objective.penalty == Penalty::kReverseFull) {
     sums.full_kl = s.cross / s.p.sum - log_sum(s.p) + log_sum(s.r);
   }
-  if (is_full(objective.penalty) && uniform && s.r.sum < vocab_size) {
+  if (is_full(objective.penalty) && uniform && s.r.sum < vocab_size - 0.5) {
     sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
   }
   if (reference) sums.ref_logprob = uniform ? 0 - std::log(vocab_size) : log_prob(s.r, u, ref_scale);

@@ -94,7 +94,7 @@ RAPO_HOST_DEVICE inline Token token_of(const Batch& batch, const Objective& obje
 inline Token evaluate_token(const Batch& batch, const Objective& objective, std::int64_t row,
                             const RowSums& sums) {
   const Token token = token_of(batch, objective, row, sums);
-  if (token.fault != TokenFault::kNone) throw_token_fault(token.fault, objective.penalty, row);
+  if (token.fault != TokenFault::kNone) throw_token_fault(token.fault, objective.penalty, batch.name_of(row));
   return token;
 }
 

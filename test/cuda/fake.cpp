@@ -1,4 +1,4 @@
-// A library as rapo looks for it, without CUDA. FAKE_CUDA is "devices error", what the runtime says there is.
+// A library as rapo looks for it, without CUDA. FAKE_CUDA is "devices error [major]", what the runtime says there is.
 #include <cstdio>
 #include <cstdlib>
 
@@ -17,9 +17,16 @@ int device_count(int* count) {
   return error;
 }
 
+int major_of_device() {
+  int count = 0, error = 0, major = 9;
+  const char* text = std::getenv("FAKE_CUDA");
+  if (text) std::sscanf(text, "%d %d %d", &count, &error, &major);
+  return major;
+}
+
 int device_info(int /*device*/, rapo::cuda::DeviceInfo* info) {
   std::snprintf(info->name, sizeof info->name, "fake");
-  info->major = 9;
+  info->major = major_of_device();
   return 0;
 }
 

@@ -902,8 +902,8 @@ void adamw(float* master, const float* grad, float* m, float* v, i64 n, const Ad
   const float root = 1.0f / __builtin_sqrtf(s.bias2);
   for (i64 i = 0; i < n; ++i) {
     const float g = grad[i] * s.grad_scale;
-    m[i] = s.beta1 * m[i] + (1.0f - s.beta1) * g;
-    v[i] = s.beta2 * v[i] + (1.0f - s.beta2) * g * g;
+    m[i] = s.beta1 * m[i] + s.rest1 * g;
+    v[i] = s.beta2 * v[i] + s.rest2 * g * g;
     master[i] = master[i] * shrink - rate * m[i] / (__builtin_sqrtf(v[i]) * root + s.eps);
   }
 }

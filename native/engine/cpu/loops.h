@@ -90,6 +90,7 @@ struct Factor {
 
 struct AdamWStep {
   float beta1, beta2, eps, learning_rate, weight_decay;
+  float rest1, rest2;  // 1 - beta
   float bias1, bias2;  // 1 - beta^t
   float grad_scale;    // clipping
 };

@@ -28,7 +28,10 @@ int count_devices(std::string& reason) {
 void enter(int index) {
   const auto device = static_cast<c10::DeviceIndex>(index);
   c10::cuda::set_device(device);
-  c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, device));
+  // Once: what a policy has under way on the stream must come before what its next call does.
+  if (c10::cuda::getCurrentCUDAStream(device) == c10::cuda::getDefaultCUDAStream(device)) {
+    c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, device));
+  }
 }
 
 std::int64_t free_bytes(at::Device device) {
@@ -46,18 +49,23 @@ void* stream(at::Device device) {
 }
 
 struct Graphs::Impl {
+  explicit Impl(at::Device where) : device(where) {}
+
+  at::Device device;
   decltype(at::cuda::graph_pool_handle()) pool = at::cuda::graph_pool_handle();
   std::map<std::int64_t, std::unique_ptr<at::cuda::CUDAGraph>> graphs;  // null: called once
 };
 
 Graphs::Graphs(at::Device device) {
   const char* wanted = std::getenv("RAPO_CUDA_GRAPHS");
-  if (device.is_cuda() && !(wanted && std::strcmp(wanted, "0") == 0)) impl_ = std::make_unique<Impl>();
+  if (device.is_cuda() && !(wanted && std::strcmp(wanted, "0") == 0)) impl_ = std::make_unique<Impl>(device);
 }
 Graphs::~Graphs() = default;
 
 void Graphs::run(std::int64_t key, const std::function<void()>& step) {
   if (!impl_) return step();
+  // A capture is of the current device's stream, and the engine's thread may have entered another one since.
+  const c10::cuda::CUDAGuard guard(impl_->device);
   const auto [found, is_new] = impl_->graphs.try_emplace(key);
   if (is_new) return step();  // also lets the libraries allocate what they keep
   auto& graph = found->second;

@@ -100,7 +100,7 @@ class Loss {
     const bool full = is_full(o_.penalty);
     if (uniform || (ref && !full)) {
       s.r = kernels_.sum[dtype_](ref, b_.vocab_size, uniform ? scale : ref_scale);
-      if (!usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
+      if (!usable(s.r)) throw_bad_logits("refLogits", b_.name_of(i), ref, b_.dtype, b_.vocab_size);
     }
     if (full) {
       // At this scale e^x is 1 for every finite logit, so that any row of them serves as the uniform one.
@@ -110,8 +110,8 @@ class Loss {
     } else {
       s.p = kernels_.stats[dtype_](row, b_.vocab_size, scale);
     }
-    if (!usable(s.p)) throw_bad_logits("logits", i, row, b_.dtype, b_.vocab_size);
-    if (full && !uniform && !usable(s.r)) throw_bad_logits("refLogits", i, ref, b_.dtype, b_.vocab_size);
+    if (!usable(s.p)) throw_bad_logits("logits", b_.name_of(i), row, b_.dtype, b_.vocab_size);
+    if (full && !uniform && !usable(s.r)) throw_bad_logits("refLogits", b_.name_of(i), ref, b_.dtype, b_.vocab_size);
     const auto a = b_.token_ids[i];
     sums = row_sums(s, b_, o_, i, load_scalar(row, b_.dtype, a), ref ? load_scalar(ref, b_.dtype, a) : 0);
     return s;
@@ -154,7 +154,7 @@ std::vector<double> token_logprobs(const Batch& batch, double temperature, const
     if (batch.token_weights[i] == 0) return;
     const void* row = row_of(batch.logits, batch.dtype, batch.logits_stride, i);
     const auto s = kernels.stats[dtype_index(batch.dtype)](row, batch.vocab_size, scale);
-    if (!usable(s)) throw_bad_logits("logits", i, row, batch.dtype, batch.vocab_size);
+    if (!usable(s)) throw_bad_logits("logits", batch.name_of(i), row, batch.dtype, batch.vocab_size);
     logprobs[i] = log_prob(s, load_scalar(row, batch.dtype, batch.token_ids[i]), scale);
   });
   return logprobs;
@@ -187,7 +187,7 @@ void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, dou
   for_each_row(logits.rows, logits.vocab_size, control, [&](std::int64_t i) {
     const void* row = row_of(logits.data, logits.dtype, logits.stride, i);
     const auto s = kernels.stats[dtype_index(logits.dtype)](row, logits.vocab_size, scale);
-    if (!usable(s)) throw_bad_logits("logits", i, row, logits.dtype, logits.vocab_size);
+    if (!usable(s)) throw_bad_logits("logits", logits.name_of(i), row, logits.dtype, logits.vocab_size);
     if (outputs.logprobs) {
       outputs.logprobs[i] =
           static_cast<float>(log_prob(s, load_scalar(row, logits.dtype, token_ids[i]), scale));

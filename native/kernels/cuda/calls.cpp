@@ -203,7 +203,7 @@ std::vector<char> fetch_row(const Device& device, const void* matrix, DType dtyp
     row.ref_weights = b.ref_weights ? phi.data() : nullptr;
     row.old_logprobs = b.old_logprobs ? old.data() : nullptr;
     row.policy_weights = b.policy_weights ? policy.data() : nullptr;
-    throw_row_fault(static_cast<RowFault>(kind_in(fault)), row, objective, 0, i);
+    throw_row_fault(static_cast<RowFault>(kind_in(fault)), row, objective, 0, b.name_of(i));
   }
   const auto weights = device.fetch(b.token_weights, b.rows), advantages = device.fetch(b.advantages, b.rows),
              policy = device.fetch(b.policy_weights, b.rows);
@@ -424,8 +424,8 @@ Metrics policy_loss_of_device_arrays(int device_index, void* stream, const Batch
     const auto logits =
         fetch_row(device, batch.logits, batch.dtype, batch.logits_stride, batch.vocab_size, i);
     const auto ref = fetch_row(device, batch.ref_logits, batch.dtype, batch.ref_stride, batch.vocab_size, i);
-    throw_data_fault(static_cast<DataFault>(kind_in(report.status.non_finite)), i, objective.penalty,
-                     logits.data(), ref.data(), batch.dtype, batch.vocab_size);
+    throw_data_fault(static_cast<DataFault>(kind_in(report.status.non_finite)), batch.name_of(i),
+                     objective.penalty, logits.data(), ref.data(), batch.dtype, batch.vocab_size);
   }
   return report.metrics;
 }
@@ -514,12 +514,12 @@ void gather_logprobs_of_device_arrays(int device_index, void* stream, const Logi
   const Report report = run_gather(device, logits, token_ids, temperature, outputs);
   if (report.status.invalid != kNoFault) {
     const std::int64_t i = row_in(report.status.invalid);
-    throw_token_id(device.fetch(token_ids + i, 1)[0], i, logits.vocab_size);
+    throw_token_id(device.fetch(token_ids + i, 1)[0], logits.name_of(i), logits.vocab_size);
   }
   if (report.status.non_finite != kNoFault) {
     const std::int64_t i = row_in(report.status.non_finite);
     const auto row = fetch_row(device, logits.data, logits.dtype, logits.stride, logits.vocab_size, i);
-    throw_bad_logits("logits", i, row.data(), logits.dtype, logits.vocab_size);
+    throw_bad_logits("logits", logits.name_of(i), row.data(), logits.dtype, logits.vocab_size);
   }
 }
 

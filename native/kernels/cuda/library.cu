@@ -13,8 +13,7 @@ constexpr int kMostDevices = 64;
 int device_count(int* count) { return cudaGetDeviceCount(count); }
 
 int device_info_table(int device, DeviceInfo* info) {
-  RAPO_TRY(use_device(device));
-  return device_info(device, *info);
+  return device_info(device, *info);  // without use_device, which would take memory of every device
 }
 
 int memory_info(int device, std::size_t* free, std::size_t* total) {

@@ -13,7 +13,7 @@
 namespace rapo::cuda {
 
 /// Raised whenever anything here or in objective.h changes its layout.
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 struct DeviceInfo {
   char name[256] = {};
@@ -45,7 +45,7 @@ struct Report {
 
 struct Functions {
   const char* (*error_text)(int error);
-  /// Devices that this library has code for; 0 with an error where there is no driver.
+  /// 0 with an error where there is no driver.
   int (*device_count)(int* host_count);
   int (*device_info)(int device, DeviceInfo* host_info);
   int (*memory_info)(int device, std::size_t* host_free, std::size_t* host_total);

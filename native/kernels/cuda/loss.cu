@@ -290,7 +290,9 @@ cudaError_t launch_rows(int device, const LossCall& call, cudaStream_t stream) {
     return launch(loss_rows<In, Out, kPair>, shape, call);
   }
   const auto kernel = loss_rows_resident<In, Out, kPair>;
-  RAPO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes));
+  // The limit is the kernel's, not the launch's: another thread may be launching it with another size.
+  RAPO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(info.shared_per_block)));
   shape.threads = kResidentThreads;
   shape.blocks = shape.cluster = cluster;
   int clusters = 0;

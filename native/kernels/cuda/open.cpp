@@ -8,6 +8,7 @@ namespace rapo::cuda {
 namespace {
 
 constexpr int kErrorMemoryAllocation = 2;  // cudaErrorMemoryAllocation
+constexpr int kOldestMajor = 8;            // of the compute capabilities that CMakeLists.txt compiles for
 
 std::mutex packaged_mutex;  // worker threads load the addon, too
 
@@ -39,6 +40,13 @@ const Functions& functions_for(int device) {
     throw Error(ErrorCode::kInvalidArgument, "device is " + std::to_string(device) + ", outside [0, " +
                                                  std::to_string(devices) +
                                                  "), the CUDA devices of this machine");
+  }
+  const DeviceInfo& info = found.devices[static_cast<std::size_t>(device)];
+  if (info.major < kOldestMajor) {
+    throw Error(ErrorCode::kDevice, "device " + std::to_string(device) + " (" + info.name +
+                                        ") has compute capability " + std::to_string(info.major) + "." +
+                                        std::to_string(info.minor) + "; the kernels need " +
+                                        std::to_string(kOldestMajor) + ".0 or newer");
   }
   return *found.functions;
 }
