@@ -102,7 +102,11 @@ test('environment: a policy learns over two turns', async () => {
 
 test('reward: verifiers of one’s own, quick and on a pool of threads', async () => {
   const output = await run('reward')
-  assert.match(output, 'an endless program: reward 0, did not end within 2 s')
+  const ended = 'reward 0, ended its worker, or did not end within 2 s'
+  assert.match(output, `for (;;);: ${ended}`)
+  assert.match(output, `a = []; for (;;) a.push([a]): ${ended}`)
+  for (const program of ['throw null', 'import("x")', 'Object.create(null)'])
+    assert.match(output, `${program}: reward 0, `)
   const rewardsOf = (name: string) =>
     [...output.matchAll(new RegExp(`^${name} step (\\d)  reward (\\d\\.\\d+)`, 'gm'))].map(match =>
       Number(match[2]),

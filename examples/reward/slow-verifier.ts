@@ -1,7 +1,7 @@
 /**
  * The same for a judge that is slow: here, the completion is run as a program. verify() gives a promise; rapo asks for
- * the whole batch at once, and a pool of worker threads takes the completions one by one. A program that does not end
- * costs its worker, which is replaced, and the completion its reward.
+ * the whole batch at once, and a pool of worker threads takes the completions one by one. A program that does not end,
+ * or takes all memory, costs its worker, which is replaced, and the completion its reward.
  */
 import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
@@ -31,12 +31,12 @@ class Pool {
     this.mostAtOnce = Math.max(this.mostAtOnce, ++this.busy)
     let worker = this.idle.pop()
     try {
-      worker ??= await start()
+      worker ??= await this.start()
       worker.ref()
       const verdict = await ask(worker, job)
       if (!verdict) {
         await worker.terminate()
-        return { reward: 0, reason: `did not end within ${TIME_LIMIT / 1000} s` }
+        return { reward: 0, reason: `ended its worker, or did not end within ${TIME_LIMIT / 1000} s` }
       }
       worker.unref() // an idle pool does not keep the process alive
       this.idle.push(worker)
@@ -46,20 +46,30 @@ class Pool {
       this.waiting.shift()?.()
     }
   }
+
+  /** A worker that has said it is ready: loading it does not count into the first job's time. */
+  private async start(): Promise<Worker> {
+    const worker = new Worker(new URL('./worker.js', import.meta.url), {
+      resourceLimits: { maxOldGenerationSizeMb: 64 },
+    })
+    await once(worker, 'message')
+    worker.on('error', () => {}) // told by ask; in an idle one there is nobody to tell
+    worker.once('exit', () => {
+      const at = this.idle.indexOf(worker)
+      if (at >= 0) this.idle.splice(at, 1)
+    })
+    return worker
+  }
 }
 
-/** A worker that has said it is ready: loading it does not count into the first job's time. */
-async function start(): Promise<Worker> {
-  const worker = new Worker(new URL('./worker.js', import.meta.url))
-  await once(worker, 'message')
-  return worker
-}
-
-/** undefined where the time is over. Rejects where the worker itself fails: a fault of the judge ends the training run. */
+/** undefined where the time is over or the worker has ended. */
 function ask(worker: Worker, job: Job): Promise<Verdict | undefined> {
   const done = new AbortController()
   const { signal } = done
-  const reply = once(worker, 'message', { signal }).then(([verdict]) => verdict as Verdict)
+  const reply = once(worker, 'message', { signal }).then(
+    ([verdict]) => verdict as Verdict,
+    () => undefined,
+  )
   const timeUp = setTimeout(TIME_LIMIT, undefined, { signal })
   worker.postMessage(job)
   return Promise.race([reply, timeUp]).finally(() => done.abort())

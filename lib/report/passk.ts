@@ -36,7 +36,7 @@ function groupNames(evaluated: readonly Evaluated[]): string[] {
 }
 
 const groupTitle = (group: string) =>
-  group === 'all' ? 'All problems' : `${group[0]!.toUpperCase()}${group.slice(1)}`
+  group === 'all' ? 'All problems' : `${group.charAt(0).toUpperCase()}${group.slice(1)}`
 
 /** How all were evaluated; where they differ, the warning says how. */
 function conditions(evaluated: readonly Evaluated[]): string {

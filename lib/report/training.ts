@@ -53,7 +53,7 @@ export function trainingSection(shown: readonly ShownRun[]): Html {
     <div class="grid training">${charts}</div>${phases(trained)}`
     }
     ${trained.length + others.length === 0 && html`<p class="missing">No training is recorded here.</p>`}
-    ${others.map(({ run }) => missing(`${run.name} has no metrics.jsonl`, 'rapo train'))}
+    ${others.map(({ run }) => missing(`${run.name} has no line in metrics.jsonl`, 'rapo train'))}
   </section>`
 }
 
