@@ -11,6 +11,7 @@ import { type AdvantageScale, advantageBaselines, advantageScales, phiShapes } f
 import { type Aggregation, aggregations } from './batch.js'
 import { type Correction, correctionLevels, outsideChoices } from './correction.js'
 import { RapoError } from './errors.js'
+import { devicePattern, deviceRange } from './native.js'
 import {
   cispo,
   dapo,
@@ -24,7 +25,6 @@ import {
   sapo,
   surrogates,
 } from './objective.js'
-import { devicePattern, deviceRange } from './policy.js'
 
 const fraction = () => z.number().min(0).max(1)
 const count = (min = 1) => z.int().min(min)

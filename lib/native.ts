@@ -84,6 +84,10 @@ export function locateKernels(): string {
   }
 }
 
+/** What Device allows. */
+export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
+export const deviceRange = 'cpu, cuda or cuda:1 and so on'
+
 /** What rapo comes prebuilt for. */
 export const prebuiltPlatforms = ['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64']
 

@@ -1,15 +1,13 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
 import { RapoError } from './errors.js'
 import type { ObjectiveMetrics } from './metrics.js'
-import { type EngineAddon, loadEngine, nameCudaLibrary } from './native.js'
+import { devicePattern, deviceRange, type EngineAddon, loadEngine, nameCudaLibrary } from './native.js'
 import { type Objective, validateObjective } from './objective.js'
 
 /** Of weights and activations. */
 export type ModelDType = 'float32' | 'bfloat16'
 /** Where a model lives: its weights, optimizer state, gradients and key/value cache. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
-export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
-export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
 /** AdamW (arXiv 1711.05101): weight decay apart from the gradient. Defaults 0.9, 0.999, 1e-8 and 0. */
 export interface AdamW {

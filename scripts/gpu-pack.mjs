@@ -24,7 +24,12 @@ for (const path of ['CMakeLists.txt', 'package.json', 'LICENSE', 'native', 'bind
 }
 for (const file of ['build-cuda.mjs', 'gpu.mjs'])
   cpSync(join(root, 'scripts', file), join(pack, 'scripts', file))
-for (const path of ['bench/gpu_peers.py', 'bench/gpu_engine_peers.py', 'bench/torch_step.py', 'test/cuda/graph.cpp'])
+for (const path of [
+  'bench/gpu_peers.py',
+  'bench/gpu_engine_peers.py',
+  'bench/torch_step.py',
+  'test/cuda/graph.cpp',
+])
   cpSync(join(root, path), join(pack, path))
 // What the engine's tests read lies where their bundles look for it.
 cpSync(join(root, 'test', 'golden'), join(pack, 'js', 'test', 'golden'), { recursive: true })

@@ -136,7 +136,10 @@ testHere('a device that the kernels are not compiled for is listed, and refused 
     cwd: root,
     env: { ...environment, FAKE_CUDA: '1 0 7' },
   })
-  assert.match(stdout, /^ERR_RAPO_DEVICE .*\(fake\) has compute capability 7\.0; the kernels need 8\.0 or newer/)
+  assert.match(
+    stdout,
+    /^ERR_RAPO_DEVICE .*\(fake\) has compute capability 7\.0; the kernels need 8\.0 or newer/,
+  )
 })
 
 testHere('no driver, and no device', async () => {

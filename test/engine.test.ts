@@ -511,7 +511,11 @@ test('a row without a finite logit is named by its place in the micro-batch, wha
   for (const headRows of [0, 2]) {
     const policy = await loadPolicy(model, { referenceDir, headRows })
     // NaN in a key or value reaches all that is computed together: the second completion behind the shared prompt.
-    await rejects(policy.accumulate(batch, objective), /^row 5: logits\[5, 0\] is NaN$/, 'ERR_RAPO_NON_FINITE')
+    await rejects(
+      policy.accumulate(batch, objective),
+      /^row 5: logits\[5, 0\] is NaN$/,
+      'ERR_RAPO_NON_FINITE',
+    )
     const { sequences, rowPositions, tokenIds } = batch
     const measuring = policy.logprobs(sequences, { rowPositions, tokenIds }, 1)
     await rejects(measuring, /^row 5: logits\[5, 0\] is NaN$/, 'ERR_RAPO_NON_FINITE')

@@ -14,7 +14,13 @@ import { pool } from './slow-verifier.js'
 const packageFile = (name: string) => fileURLToPath(new URL(name, import.meta.resolve('rapo/package.json')))
 const steps = 3
 
-for (const program of ['for (;;);', 'a = []; for (;;) a.push([a])', 'throw null', 'import("x")', 'Object.create(null)']) {
+for (const program of [
+  'for (;;);',
+  'a = []; for (;;) a.push([a])',
+  'throw null',
+  'import("x")',
+  'Object.create(null)',
+]) {
   const { reward, reason } = await pool.run({ program, answer: { numbers: [1], target: 1 } })
   console.log(`${program}: reward ${reward}, ${reason}`)
 }
