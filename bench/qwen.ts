@@ -2,8 +2,9 @@
  * `npm run bench:qwen`: a real Qwen2.5 against transformers on this machine, turn about, each in a process of its own.
  *
  *   generate   the same prompts at temperature 1: useful tokens a second of Hugging Face generate at batch N, of ours
- *              with as many running at once, and of ours with more prompts than that, finished ones replaced at once
+ *              with as many running at once, and of ours with six times as many prompts and as many running as it chooses
  *   train      reference forward, policy forward and backward on SEQUENCES × LENGTH tokens; transformers with torch eager
+ *              (torch_step.py)
  *
  *   --dtype float32,bfloat16  --rounds 2  --batch 48  --new-tokens 48  --sequences 4  --length 320  --parts generate,train
  *
@@ -19,7 +20,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { packBatch, packTokens, toSequence } from '../lib/batch.js'
 import { rapo } from '../lib/objective.js'
-import { loadPolicy, type ModelDType } from '../lib/policy.js'
+import { loadPolicy, type ModelDType, predictMemory } from '../lib/policy.js'
 import { createTemplate, loadTokenizer, stopTokenIdsFor } from '../lib/prompt.js'
 import { findModel, findPython, problems, root } from '../test/qwen/model.js'
 
@@ -123,7 +124,7 @@ async function bench(): Promise<void> {
           rows.push({
             transformers: await theirs.ask(request),
             rapo: await ours.ask({ ...request, maxBatch: batch }),
-            'rapo, replacing': await ours.ask({ ...request, prompts: take(3 * batch), maxBatch: batch }),
+            'rapo, 6 × N': await ours.ask({ ...request, prompts: take(6 * batch), maxBatch: 0 }),
           })
         } else {
           const text = encoded.flat()
@@ -152,6 +153,12 @@ async function bench(): Promise<void> {
           `  ${name.padEnd(16)}${speed.toFixed(1).padStart(8)} tokens/s  ${wall.toFixed(2).padStart(6)}×  ` +
             `by processor time ${cpu.toFixed(2).padStart(6)}×  peak ${(peak / 1e9).toFixed(2)} GB`,
         )
+      }
+      if (part === 'train') {
+        const shape = { promptTokens: 1, maxNewTokens: 1, sequences: 1 }
+        const { masters, moments } = await predictMemory(model, { dtype: dtype as ModelDType }, shape)
+        const state = ((masters + moments) / 1e9).toFixed(2)
+        console.log(`  of rapo's peak ${state} GB are the optimizer's state, which transformers' step does not hold`)
       }
     }
   }

@@ -256,7 +256,7 @@ test('what a directory lacks, the section says', async () => {
   ])
   assert.match(
     textOf(untrained, 'training'),
-    /x has no metrics\.jsonl; rapo train writes it\..* y has no metrics\.jsonl/,
+    /x has no line in metrics\.jsonl; rapo train writes it\..* y has no line in metrics\.jsonl/,
   )
 
   const only = await reportOf([full.base])
