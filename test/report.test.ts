@@ -264,7 +264,7 @@ test('what a directory lacks, the section says', async () => {
   assert.match(textOf(only, 'configuration'), /No configuration is recorded here/)
   assert.not.match(only, /class="best"|never solved/)
   const empty = await reportOf([writeRun(fresh(), { config: 'run: {}\n', metrics: '', samples: '' })])
-  assert.match(textOf(empty, 'training'), /has no metrics\.jsonl/)
+  assert.match(textOf(empty, 'training'), /has no line in metrics\.jsonl/)
 })
 
 test('the base is the one named, or the only run without training; it comes first', async () => {
