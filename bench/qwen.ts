@@ -158,7 +158,9 @@ async function bench(): Promise<void> {
         const shape = { promptTokens: 1, maxNewTokens: 1, sequences: 1 }
         const { masters, moments } = await predictMemory(model, { dtype: dtype as ModelDType }, shape)
         const state = ((masters + moments) / 1e9).toFixed(2)
-        console.log(`  of rapo's peak ${state} GB are the optimizer's state, which transformers' step does not hold`)
+        console.log(
+          `  of rapo's peak ${state} GB are the optimizer's state, which transformers' step does not hold`,
+        )
       }
     }
   }
