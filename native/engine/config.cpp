@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::size_t kMaxConfig = 16 << 20;
 constexpr std::int64_t kMaxSize = std::int64_t{1} << 31;  // keeps every product of two sizes within 64 bits
-constexpr std::int64_t kMaxLayers = 4096;                 // each takes memory before the weights are looked at
+constexpr std::int64_t kMaxLayers = 4096;  // each takes memory before the weights are looked at
 
 class Reader {
  public:
@@ -68,7 +68,8 @@ class Reader {
     return value->boolean;
   }
 
-  /// Rotary embeddings as they are. transformers takes the kind from rope_type or, where that is absent, from type.
+  /// Rotary embeddings as they are. transformers takes the kind from rope_type or, where that is absent, from
+  /// type.
   void only_unscaled(const Json& rope, const std::string& field) const {
     if (rope.type != Json::Type::kObject) {
       fail(ErrorCode::kFormat, field, "must be an object, got " + show(rope));

@@ -75,16 +75,18 @@ class Decoder {
     return (positions + loops::kCacheBlock - 1) / loops::kCacheBlock;
   }
 
-  /// Completions that are to be started: those stopped for want of pages first, then the others in their order.
+  /// Completions that are to be started: those stopped for want of pages first, then the others in their
+  /// order.
   std::int64_t waiting() const { return static_cast<std::int64_t>(stopped_.size()) + total_ - next_; }
   std::int64_t waiting_at(std::int64_t i) const {
     const auto stopped = static_cast<std::int64_t>(stopped_.size());
     return i < stopped ? stopped_[static_cast<std::size_t>(i)] : next_ + i - stopped;
   }
 
-  /// How many of the waiting completions may join. Each is expected to become twice as long as the finished ones
-  /// were on average (those that end first are short), so that the cache holds what the sequences use, not
-  /// what they might; and where that was too little, as long as the longest so far, lest one be stopped again.
+  /// How many of the waiting completions may join. Each is expected to become twice as long as the finished
+  /// ones were on average (those that end first are short), so that the cache holds what the sequences use,
+  /// not what they might; and where that was too little, as long as the longest so far, lest one be stopped
+  /// again.
   std::int64_t startable() const {
     const std::int64_t free = std::min(limit_ - static_cast<std::int64_t>(running_.size()), waiting());
     if (page_limit_ == INT64_MAX || free <= 0) return free;
@@ -109,7 +111,8 @@ class Decoder {
     return prompts_.offsets[static_cast<std::size_t>(p) + 1] - prompts_.offsets[static_cast<std::size_t>(p)];
   }
 
-  /// Starts the first `count` of the waiting completions; their prompts are computed where they are not there.
+  /// Starts the first `count` of the waiting completions; their prompts are computed where they are not
+  /// there.
   void start(std::int64_t count) {
     std::vector<std::int64_t> completions;
     for (std::int64_t i = 0; i < count; ++i) completions.push_back(waiting_at(i));
@@ -210,8 +213,8 @@ class Decoder {
     }
   }
 
-  /// Stops the youngest sequences until the cache has a page for each other one that needs it. They are started
-  /// again from their prompts, and come out the same.
+  /// Stops the youngest sequences until the cache has a page for each other one that needs it. They are
+  /// started again from their prompts, and come out the same.
   void make_room() {
     for (;;) {
       const auto needed = std::count_if(running_.begin(), running_.end(),

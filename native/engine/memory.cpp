@@ -83,7 +83,8 @@ MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& opt
                                         shape.sequences);
   const std::int64_t position = 2 * c.kv_size() * c.layers * width;
   m.cache = running * longest * position;
-  if (shape.max_batch == 0 && on_cpu) m.cache = std::min(m.cache, std::max(options.cache_bytes, longest * position));
+  if (shape.max_batch == 0 && on_cpu)
+    m.cache = std::min(m.cache, std::max(options.cache_bytes, longest * position));
   const std::int64_t prefill = std::min(std::max(prefill_tokens(c, width), shape.prompt_tokens),
                                         shape.sequences * shape.prompt_tokens);
   m.sampling = running * c.vocab_size * (on_cpu ? width : width + 16) + kernel_threads() * c.vocab_size * 4 +

@@ -427,8 +427,9 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
   Model& model = *policy;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     const std::size_t rows = chunk.rows.size();
-    const auto hidden = ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
-                                         chunk.positions.data(), static_cast<std::int64_t>(rows));
+    const auto hidden =
+        ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
+                         chunk.positions.data(), static_cast<std::int64_t>(rows));
     std::vector<std::int32_t> ids;
     ids.reserve(rows);
     for (const std::int64_t row : chunk.rows) ids.push_back(batch.token_ids[row]);

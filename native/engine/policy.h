@@ -25,7 +25,8 @@ struct PolicyOptions {
   double max_grad_norm = 1;  // > 0
   bool recompute = false;    // keep each layer's input only, and compute the rest again in the backward pass
   std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
-  std::int64_t cache_bytes = std::int64_t{1} << 30;  // keys and values on the CPU, unless one sequence needs more
+  std::int64_t cache_bytes = std::int64_t{1}
+                             << 30;  // keys and values on the CPU, unless one sequence needs more
 };
 
 struct SamplingParams {

@@ -276,7 +276,8 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
 /// Whether transformers or we gave a model's file this name.
 bool is_model_file(const std::string& name) {
   static const std::regex shard("model-\\d{5,}-of-\\d{5,}\\.safetensors");
-  return name == "model.safetensors" || name == "model.safetensors.index.json" || std::regex_match(name, shard);
+  return name == "model.safetensors" || name == "model.safetensors.index.json" ||
+         std::regex_match(name, shard);
 }
 
 /// Removes the files of an earlier model in dir, where others than those written had been.
@@ -286,7 +287,8 @@ void remove_stale(const std::string& dir, const std::set<std::string>& written) 
   for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename();
     if (is_model_file(name) && written.count(name) == 0) std::filesystem::remove(entry->path(), error);
-    if (error) throw Error(ErrorCode::kIo, "cannot remove " + entry->path().string() + ": " + error.message());
+    if (error)
+      throw Error(ErrorCode::kIo, "cannot remove " + entry->path().string() + ": " + error.message());
   }
   if (error) throw Error(ErrorCode::kIo, "cannot list " + dir + ": " + error.message());
 }

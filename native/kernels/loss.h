@@ -23,8 +23,8 @@ struct LogitRows {
   std::int64_t rows = 0;        // N
   std::int64_t vocab_size = 0;  // V
   DType dtype = DType::kFloat32;
-  const void* data = nullptr;  // (N, V), before division by the temperature
-  std::int64_t stride = 0;     // elements between rows; >= V
+  const void* data = nullptr;               // (N, V), before division by the temperature
+  std::int64_t stride = 0;                  // elements between rows; >= V
   const std::int64_t* row_names = nullptr;  // (N) what errors call the rows; null: 0, 1, ...
 
   std::int64_t name_of(std::int64_t row) const { return row_names ? row_names[row] : row; }

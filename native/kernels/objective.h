@@ -68,7 +68,8 @@ struct Batch {
   const std::int32_t* sequence_offsets = nullptr;  // (B + 1) ascending from 0 to N
   const double* sequence_log_ratios =
       nullptr;  // (N) mean of lp - o over the unmasked rows of the row's sequence
-  const std::int64_t* row_names = nullptr;  // (N) what errors call the rows, always on the host; null: 0, 1, ...
+  const std::int64_t* row_names =
+      nullptr;  // (N) what errors call the rows, always on the host; null: 0, 1, ...
 
   std::int64_t name_of(std::int64_t row) const { return row_names ? row_names[row] : row; }
 };

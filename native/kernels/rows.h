@@ -5,8 +5,9 @@
 
 namespace rapo {
 
-/// Rows [first, first + rows) of the batch's arrays with one entry a row, all of which may lie on a device (row_names aside).
-/// The logits and the sequences stay as they are: the caller says which ones belong to the part.
+/// Rows [first, first + rows) of the batch's arrays with one entry a row, all of which may lie on a device
+/// (row_names aside). The logits and the sequences stay as they are: the caller says which ones belong to the
+/// part.
 inline Batch rows_from(const Batch& batch, std::int64_t first, std::int64_t rows) {
   const auto advance = [first](auto*& array) {
     if (array) array += first;

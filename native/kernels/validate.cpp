@@ -200,7 +200,8 @@ void validate_gather(const LogitRows& logits, const std::int32_t* token_ids, dou
                      const GatherOutputs& outputs, bool oracle) {
   validate_gather_shape(logits, token_ids, temperature, outputs, oracle);
   if (!outputs.logprobs) return;
-  for (std::int64_t i = 0; i < logits.rows; ++i) check_token_id(token_ids[i], logits.name_of(i), logits.vocab_size);
+  for (std::int64_t i = 0; i < logits.rows; ++i)
+    check_token_id(token_ids[i], logits.name_of(i), logits.vocab_size);
 }
 
 void throw_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size) {

@@ -111,7 +111,8 @@ class Loss {
       s.p = kernels_.stats[dtype_](row, b_.vocab_size, scale);
     }
     if (!usable(s.p)) throw_bad_logits("logits", b_.name_of(i), row, b_.dtype, b_.vocab_size);
-    if (full && !uniform && !usable(s.r)) throw_bad_logits("refLogits", b_.name_of(i), ref, b_.dtype, b_.vocab_size);
+    if (full && !uniform && !usable(s.r))
+      throw_bad_logits("refLogits", b_.name_of(i), ref, b_.dtype, b_.vocab_size);
     const auto a = b_.token_ids[i];
     sums = row_sums(s, b_, o_, i, load_scalar(row, b_.dtype, a), ref ? load_scalar(ref, b_.dtype, a) : 0);
     return s;
