@@ -2,7 +2,7 @@
  * `npm run bench:qwen`: a real Qwen2.5 against transformers on this machine, turn about, each in a process of its own.
  *
  *   generate   the same prompts at temperature 1: useful tokens a second of Hugging Face generate at batch N, of ours
- *              with as many running at once, and of ours with six times as many prompts and as many running as it chooses
+ *              with as many running at once, and of ours with more prompts than that, finished ones replaced at once
  *   train      reference forward, policy forward and backward on SEQUENCES × LENGTH tokens; transformers with torch eager
  *              (torch_step.py)
  *
@@ -124,7 +124,7 @@ async function bench(): Promise<void> {
           rows.push({
             transformers: await theirs.ask(request),
             rapo: await ours.ask({ ...request, maxBatch: batch }),
-            'rapo, 6 × N': await ours.ask({ ...request, prompts: take(6 * batch), maxBatch: 0 }),
+            'rapo, replacing': await ours.ask({ ...request, prompts: take(3 * batch), maxBatch: batch }),
           })
         } else {
           const text = encoded.flat()
