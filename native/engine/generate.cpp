@@ -115,6 +115,7 @@ class Decoder {
   /// there.
   void start(std::int64_t count) {
     std::vector<std::int64_t> completions;
+    completions.reserve(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) completions.push_back(waiting_at(i));
     const std::int64_t again = std::min(count, static_cast<std::int64_t>(stopped_.size()));
     stopped_.erase(stopped_.begin(), stopped_.begin() + again);
