@@ -1,10 +1,10 @@
 /** Problems from data files, and the order in which training takes them. */
-import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { RapoError } from './errors.js'
 import type { HubOptions } from './hub.js'
 import { createRandom, deriveSeed } from './random.js'
 import type { Verifier } from './reward/verifier.js'
+import { digest } from './setup/cache.js'
 
 /** One line of a problem file (docs/files.md). */
 export interface Problem {
@@ -225,10 +225,7 @@ export interface Cursor {
  * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where problems or seed are not those of that state.
  */
 export function createCursor(problems: readonly Problem[], seed: number, from?: CursorState): Cursor {
-  const fingerprint = createHash('sha256')
-    .update(JSON.stringify([seed, problems]))
-    .digest('hex')
-    .slice(0, 16)
+  const fingerprint = digest([seed, problems])
   if (from && from.fingerprint !== fingerprint) {
     throw new RapoError(
       'ERR_RAPO_DATA',

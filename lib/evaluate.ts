@@ -1,5 +1,4 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
-import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { Config } from './config.js'
@@ -21,6 +20,7 @@ import { createRandom, deriveSeed } from './random.js'
 import { loadVerifier } from './reward/verifier.js'
 import { rolloutGroups, samplingParams, score } from './rollout.js'
 import { appendJsonLines, asIoError, lockRun, toJsonLines, writeWhole } from './run.js'
+import { digest } from './setup/cache.js'
 
 /**
  * The unbiased estimate of the probability that at least one of k samples is correct, from c correct ones of n
@@ -408,10 +408,6 @@ function describeConditions(
     'model files': digest(weights),
     problems: digest(prompts.map(({ problem }) => problem)),
   }
-}
-
-function digest(value: unknown): string {
-  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
 }
 
 /** pass@k of several results side by side, one table a group, as lines of text. */

@@ -121,7 +121,7 @@ function isAlive(pid: number): boolean {
 
 /** Appends objects as lines. Throws ERR_RAPO_IO. */
 export function appendJsonLines(file: string, values: readonly object[]): void {
-  const text = values.map(value => `${JSON.stringify(value)}\n`).join('')
+  const text = [...toJsonLines(values)].join('')
   ioGuard(`cannot write ${file}`, () => appendFileSync(file, text))
 }
 

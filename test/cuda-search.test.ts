@@ -72,9 +72,14 @@ async function look(
   place(packaged, files.packaged)
   const program = `import { kernelsInfo } from ${JSON.stringify(path.join(root, 'lib', 'kernels.ts'))}
     console.log(JSON.stringify(kernelsInfo().cuda))`
+  return JSON.parse(await runProgram(program, env))
+}
+
+/** What a program prints, in a process of its own. */
+async function runProgram(program: string, env: Record<string, string>): Promise<string> {
   const args = ['--import', 'tsx', '--input-type=module', '-e', program]
   const { stdout } = await run(process.execPath, args, { cwd: root, env: { ...environment, ...env } })
-  return JSON.parse(stdout)
+  return stdout
 }
 
 const environment = {
@@ -131,11 +136,7 @@ testHere('a device that the kernels are not compiled for is listed, and refused 
   assert.ok(cuda.available)
   const program = `import { deviceMemory } from ${JSON.stringify(path.join(root, 'lib', 'device.ts'))}
     try { deviceMemory('cuda') } catch (error) { console.log(error.code, error.message) }`
-  const args = ['--import', 'tsx', '--input-type=module', '-e', program]
-  const { stdout } = await run(process.execPath, args, {
-    cwd: root,
-    env: { ...environment, FAKE_CUDA: '1 0 7' },
-  })
+  const stdout = await runProgram(program, { FAKE_CUDA: '1 0 7' })
   assert.match(
     stdout,
     /^ERR_RAPO_DEVICE .*\(fake\) has compute capability 7\.0; the kernels need 8\.0 or newer/,

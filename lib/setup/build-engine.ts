@@ -1,5 +1,4 @@
 /** Compiles the engine addon against a libtorch, with plain CMake, into the cache. */
-import { createHash } from 'node:crypto'
 import {
   copyFileSync,
   existsSync,
@@ -17,6 +16,7 @@ import { join, resolve, sep } from 'node:path'
 import { RapoError } from '../errors.js'
 import {
   type BuiltEngine,
+  digest,
   type EngineMarker,
   engineAddonName,
   hashSources,
@@ -127,10 +127,6 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
 
 function pick({ dir, version }: TorchDir) {
   return { dir, version }
-}
-
-function digest(value: unknown): string {
-  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
 }
 
 function countJobs(): number {

@@ -136,3 +136,8 @@ function realpathOr(path: string): string {
     return resolve(path)
   }
 }
+
+/** A short name of a value, by its JSON: equal values have equal names. */
+export function digest(value: unknown): string {
+  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
+}
