@@ -360,7 +360,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   }
   const run = (file: string) => {
     const config = makeConfig(path.join(makeTempDir(), 'run'), model, { run: { steps: 2 } })
-    return train({ ...config, task: { verifier: file } }, fake)
+    return train({ ...config, task: { ...config.task, verifier: file } }, fake)
   }
   assert.is(await run(verifier('fine', "return { reward: 0, reason: 'malformed' }")), 2)
   const thrown = await messageOf(run(verifier('throws', "throw new Error('it broke')")))

@@ -227,11 +227,25 @@ if (isMain) {
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
+  let isEmptyAgain = false
   // Not awaited: CommonJS, which the package is built as, has no await at the top.
   createCli()
     .parseAsync()
     .catch(error => {
       console.error(describeError(error))
-      process.exitCode = 1
+      process.exitCode ||= 1
     })
+    .finally(() => process.off('beforeExit', onEmpty))
+  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
+  function onEmpty() {
+    if (isEmptyAgain) {
+      console.error('rapo: the command cannot end: what it waits for will never come')
+      process.exitCode = 1
+      return
+    }
+    // Whoever else notices says more.
+    isEmptyAgain = true
+    setImmediate(() => {})
+  }
+  process.on('beforeExit', onEmpty)
 }

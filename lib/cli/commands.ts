@@ -20,6 +20,7 @@ import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
+import { listenForStop } from './stop.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
 const isForked = process.send !== undefined
@@ -66,11 +67,15 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const rewards: number[] = []
-  const stopping = listenForStop(signal => {
-    // Nothing to save before the first step.
-    if (!progress) process.exit(exitCodeOf(signal))
-    progress.log('finishing the step and saving; once more quits at once')
-  })
+  const stopping = listenForStop(
+    () => {
+      // Nothing to save before the first step.
+      if (!progress) process.exit(stopping.exitCode)
+      progress.log('finishing the step and saving; once more quits at once')
+    },
+    { isForked },
+  )
+  const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
   const download = downloadProgress()
   let stepsDone: number
@@ -81,6 +86,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
       isStopping: () => stopping.signal !== undefined,
+      signal: stopping.abort,
       onStart: done => {
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
@@ -93,9 +99,14 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     })
   } catch (error) {
     const checkpoint = progress && readLatestCheckpoint(output)
-    if (!checkpoint || !(error instanceof RapoError)) throw error
-    const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
-    throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
+    if (isStopped(error) && checkpoint) {
+      stepsDone = checkpoint.trainer.step
+    } else {
+      if (stopping.signal) process.exitCode = stopping.exitCode
+      if (!checkpoint || !(error instanceof RapoError)) throw error
+      const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
+      throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
+    }
   } finally {
     download.stop()
     progress?.stop()
@@ -103,45 +114,23 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   if (stepsDone < steps) {
     print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
-    process.exitCode = exitCodeOf(stopping.signal)
+    process.exitCode = stopping.exitCode
   } else {
     print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
   }
 }
 
-function exitCodeOf(signal: NodeJS.Signals | undefined): number {
-  return signal === 'SIGTERM' ? 143 : 130
-}
-
-/**
- * The first SIGINT or SIGTERM asks the run to stop, the second quits at once. A forked run (rapo demo) is asked by its
- * parent's message 'stop', or by the parent's end, instead of by the terminal.
- */
-function listenForStop(onFirst: (signal: NodeJS.Signals) => void) {
-  const state: { signal: NodeJS.Signals | undefined; release(): void } = {
-    signal: undefined,
-    release: () => {},
+/** Runs what a signal ends at once: nothing is to be finished, and what is done already is kept. */
+async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stopping = listenForStop(() => {}, { isForked, grace: 0, last: 1_000 })
+  try {
+    return await body(stopping.abort)
+  } catch (error) {
+    if (stopping.signal) process.exitCode = stopping.exitCode
+    throw error
+  } finally {
+    stopping.release()
   }
-  const stop = (signal: NodeJS.Signals) => {
-    if (state.signal) process.exit(130)
-    state.signal = signal
-    onFirst(signal)
-  }
-  const onMessage = (message: unknown) => message === 'stop' && stop('SIGTERM')
-  const onDisconnect = () => stop('SIGTERM')
-  const ignore = () => {}
-  process.on('SIGINT', isForked ? ignore : stop)
-  process.on('SIGTERM', stop)
-  if (isForked) {
-    process.on('message', onMessage)
-    process.on('disconnect', onDisconnect)
-    process.channel?.unref()
-  }
-  state.release = () => {
-    process.off('SIGINT', isForked ? ignore : stop).off('SIGTERM', stop)
-    process.off('message', onMessage).off('disconnect', onDisconnect)
-  }
-  return state
 }
 
 interface EvalValues {
@@ -167,29 +156,27 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
 
-  if (isForked) {
-    // Nothing is lost by ending at once.
-    process.on('message', message => message === 'stop' && process.exit(143))
-    process.on('disconnect', () => process.exit(143))
-    process.channel?.unref()
-  }
   let progress: Progress | undefined
   const download = downloadProgress()
-  const result = await evaluate(config, {
-    dir: checkpoint?.dir ?? (await fetchModel(given)),
-    model: given,
-    name,
-    output,
-    restart: values.restart ?? false,
-    onUnusable: listUnusable,
-    onDownload: download.onProgress,
-    onProgress: (done, total, solved) => {
-      download.stop()
-      const label = isForked ? 'eval' : `${name} eval`
-      progress ??= createProgress({ label, total, unit: 'completions', done })
-      progress.update(done, { 'problems solved': solved })
-    },
-  }).finally(() => {
+  const measuring = untilStopped(async signal =>
+    evaluate(config, {
+      dir: checkpoint?.dir ?? (await fetchModel(given)),
+      model: given,
+      name,
+      output,
+      restart: values.restart ?? false,
+      signal,
+      onUnusable: listUnusable,
+      onDownload: download.onProgress,
+      onProgress: (done, total, solved) => {
+        download.stop()
+        const label = isForked ? 'eval' : `${name} eval`
+        progress ??= createProgress({ label, total, unit: 'completions', done })
+        progress.update(done, { 'problems solved': solved })
+      },
+    }),
+  )
+  const result = await measuring.finally(() => {
     download.stop()
     progress?.stop()
   })
@@ -213,7 +200,9 @@ export async function runGrade({ task, input, output }: GradeValues): Promise<vo
   const { gradeLines } = await import('./grade.js')
   const download = downloadProgress()
   const files = { ...(input && { input }), ...(output && { output }) }
-  const grading = gradeLines({ task, ...files, onDownload: download.onProgress })
+  const grading = untilStopped(signal =>
+    gradeLines({ task, ...files, onDownload: download.onProgress, signal }),
+  )
   const { correct, total } = await grading.finally(download.stop)
   console.error(`${correct} of ${total} correct`)
 }
@@ -260,7 +249,9 @@ async function withProgress(
     progress.update(done)
   }
   const files = { ...(input !== undefined && { input }), ...(output !== undefined && { output }) }
-  await body({ model, ...files, device, dtype, onProgress }).finally(() => progress?.stop())
+  await untilStopped(signal => body({ model, ...files, device, dtype, onProgress, signal })).finally(() =>
+    progress?.stop(),
+  )
 }
 
 export async function runReport(
