@@ -103,6 +103,8 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       stepsDone = checkpoint.trainer.step
     } else {
       if (stopping.signal) process.exitCode = stopping.exitCode
+      if (isStopped(error))
+        throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
       if (!checkpoint || !(error instanceof RapoError)) throw error
       const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
