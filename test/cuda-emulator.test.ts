@@ -23,7 +23,7 @@ import {
   policyLoss,
   policyLossAsync,
 } from '../lib/loss/kernels.js'
-import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/loss/objective.js'
+import { cispo, gspo, type Penalty, penalties, rapo, sapo } from '../lib/loss/objective.js'
 import { buildBroken, emulated, run } from './cuda/library.js'
 import { fromLogits, makeCase, raw, small, toLogits } from './kernels-cases.js'
 import { check, dtypes, errorOf, expectedOf, objectiveFor } from './kernels-check.js'
@@ -599,7 +599,7 @@ test('the same case by the oracle', () => {
   const { batch, rows } = makeCase(17, 24, 'float32', objective, 3)
   const grad = new Float32Array(rows.length * 17)
   const outputs = { gradLogits: grad, gradDtype: 'float32' }
-  const want = raw.policyLossReference({ ...batch, rows: rows.length }, objective as Objective, outputs)
+  const want = raw.policyLossReference({ ...batch, ...outputs, objective, rows: rows.length })
   const got = policyLoss(batch, objective, { device })
   close(Float64Array.from(got.gradLogits as Float32Array), Float64Array.from(grad), 17, 'gradient')
   assert.is(got.metrics.tokens, want.tokens)

@@ -355,7 +355,7 @@ test('gatherLogprobs', () => {
       entropy: new Float32Array(kept.length),
       logSumExp: new Float32Array(kept.length),
     }
-    raw.gatherLogprobsReference({ ...gather, rows: kept.length }, want)
+    raw.gatherLogprobsReference({ ...gather, ...want, rows: kept.length })
     for (const isa of raw.isas()) {
       raw.setIsa(isa)
       const got = gatherLogprobs(gather)
@@ -472,8 +472,9 @@ const busyWorker = `
   const rows = 256, vocabSize = 20000
   const logits = new Float32Array(rows * vocabSize)
   const one = new Float32Array(rows).fill(1)
-  const batch = { rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-  const run = () => addon.policyLossAsync(batch, workerData.objective, {}, new addon.Control()).then(run)
+  const { objective } = workerData
+  const batch = { objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+  const run = () => addon.policyLossAsync({ ...batch, control: new addon.Control() }).then(run)
   for (let i = 0; i < 3; ++i) run()
   setTimeout(() => parentPort.postMessage('running'), 20)
 `
@@ -511,8 +512,9 @@ test('a process that loads the addon in workers alone, or exits in the middle of
   const main = `
     const addon = require(${JSON.stringify(locateKernels())})
     const rows = 256, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-    const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-    const run = () => addon.policyLossAsync(batch, ${JSON.stringify(dapo())}, {}, undefined).then(run)
+    const objective = ${JSON.stringify(dapo())}
+    const batch = { objective, rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+    const run = () => addon.policyLossAsync(batch).then(run)
     run(); run()
     setTimeout(() => process.exit(7), 20)
   `
@@ -532,8 +534,8 @@ test('the pool ends with the last worker thread that loaded the addon', async ()
       const addon = require(workerData.addon)
       addon.setThreads(5)
       const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-      const logits = new Float32Array(rows * vocabSize), metrics = new Float64Array(11)
-      addon.policyLoss(workerData.objective, metrics, rows, vocabSize, 'float32', logits, undefined, new Int32Array(rows), one, one)\`
+      const { objective } = workerData, logits = new Float32Array(rows * vocabSize)
+      addon.policyLoss({ objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one })\`
     const run = code => new Promise(resolve => new Worker(code, { eval: true, workerData }).once('exit', resolve))
     run('').then(() => {
       const before = count()
