@@ -9,7 +9,11 @@ import { exact, type FormulaRow, logSoftmax } from './kernels-formula.js'
 
 /** What the tests need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */
 export const raw = loadKernels() as unknown as {
+  policyLoss(call: object): ObjectiveMetrics
+  policyLossAsync(call: object): Promise<ObjectiveMetrics>
   policyLossReference(call: object): ObjectiveMetrics
+  policyLossOnDevice(call: object): ObjectiveMetrics
+  gatherLogprobs(call: object): void
   gatherLogprobsReference(call: object): void
   setIsa(name: string): void
   isas(): string[]

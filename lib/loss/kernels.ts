@@ -278,14 +278,14 @@ export function setKernelThreads(threads: number): void {
   addon().setThreads(threads)
 }
 
-const batchFields = [
+const batchFields = new Set([
   'vocabSize',
   'dtype',
   'logits',
   'refLogits',
   ...Object.keys(rowArrays),
   'sequenceOffsets',
-] as (keyof LossBatch)[]
+])
 
 /** The call that the addon is given, and what is made of its answer. */
 function prepareLoss<L extends Logits, M extends GradMode, P extends boolean>(
@@ -294,15 +294,15 @@ function prepareLoss<L extends Logits, M extends GradMode, P extends boolean>(
   { grad = 'new' as M, perToken, device }: LossOptions<M, P>,
 ) {
   validateObjective(objective)
-  for (const field in batch) {
-    if (!(batchFields as string[]).includes(field)) {
-      invalid(`batch has no field ${field}; its fields are ${batchFields.join(', ')}`)
+  const given = { ...batch } // a getter runs once
+  for (const field of Object.keys(given)) {
+    if (!batchFields.has(field)) {
+      invalid(`batch has no field ${field}; its fields are ${[...batchFields].join(', ')}`)
     }
   }
-  const given = Object.fromEntries(batchFields.map(field => [field, batch[field]])) as Partial<LossBatch<L>>
   const { logits, tokenIds, dtype = 'float32' } = given
   const rows = countRows(logits, tokenIds)
-  const gradLogits = grad === 'none' ? undefined : gradArray(grad, logits as L)
+  const gradLogits = grad === 'none' ? undefined : gradArray(grad, logits)
   const values = perToken ? perTokenArrays(rows) : undefined
   const call = {
     ...given,
