@@ -24,6 +24,7 @@ import {
   defineObjective,
   describeObjective,
   drGrpo,
+  emptyMetrics,
   grpo,
   gspo,
   type Objective,
@@ -32,7 +33,6 @@ import {
 } from '../lib/loss/objective.js'
 import { rowArrays, rowOutputs } from '../lib/loss/rows.js'
 import { locateKernels } from '../lib/setup/addons.js'
-import { emptyMetrics } from '../lib/train/metrics.js'
 import { fromLogits, makeCase, oracle, raw, small } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 

@@ -4,9 +4,8 @@
  */
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
-import type { ObjectiveMetrics } from '../train/metrics.js'
 import { deviceNumber, type KernelDevice, type LogitsDType, type LossResult } from './kernels.js'
-import { type Objective, validateObjective } from './objective.js'
+import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
 import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './rows.js'
 
 /** Element types, as their typed arrays hold them: the bits of bfloat16 and float16 numbers in a Uint16Array. */

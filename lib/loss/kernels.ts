@@ -5,8 +5,7 @@
  */
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
-import type { ObjectiveMetrics } from '../train/metrics.js'
-import { type Objective, validateObjective } from './objective.js'
+import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
 import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './rows.js'
 
 export type { LossRows, PerToken } from './rows.js'
