@@ -489,6 +489,61 @@ test('mistakes with device arrays are named', () => {
   })
 })
 
+test('device arrays that are written and overlap others are refused', () => {
+  onDevice(small(), arrays => {
+    const { logits, refLogits, tokenIds, advantages, oldLogprobs } = arrays as Record<string, DeviceArray>
+    const before = advantages!.download()
+    const shared = DeviceArray.allocate('float32', [8])
+    const fails = (options: object, message: RegExp) => {
+      const { code, message: got } = errorOf(() => policyLossOnDevice(arrays as never, objective, options))
+      assert.is(code, 'ERR_RAPO_INVALID_ARGUMENT')
+      assert.match(got, message)
+    }
+    const as = (array: DeviceArray, dtype: 'float32' | 'uint8', shape: number[]) => {
+      const type = { float32: { code: 2, bits: 32 }, uint8: { code: 1, bits: 8 } }[dtype]
+      const strides = shape.map((_, i) => shape.slice(i + 1).reduce((x, y) => x * y, 1))
+      return DeviceArray.wrap({ ...array.toDLPack(), dtype: { ...type, lanes: 1 }, shape, strides })
+    }
+    fails({ grad: refLogits }, /gradLogits overlaps refLogits/)
+    fails({ perToken: { kl: advantages } }, /kl overlaps advantages/)
+    fails({ perToken: { logprobs: oldLogprobs } }, /logprobs overlaps oldLogprobs/)
+    fails({ perToken: { entropy: as(logits!, 'float32', [2]) } }, /(entropy overlaps|gradLogits overlaps)/)
+    fails({ perToken: { ratio: as(tokenIds!, 'float32', [2]) }, grad: 'none' }, /ratio overlaps tokenIds/)
+    fails({ perToken: { kl: shared.view(0, [2]), entropy: shared.view(1, [2]) } }, /kl overlaps entropy/)
+    const clipped = as(shared.view(2, [2]), 'uint8', [2])
+    fails({ perToken: { kl: shared.view(1, [2]), clipped } }, /kl overlaps clipped/)
+    assert.equal(advantages!.download(), before)
+    const gather = (outputs: object) => () =>
+      gatherLogprobsOnDevice({ logits: logits!, tokenIds: tokenIds! }, outputs)
+    const two = { logprobs: shared.view(0, [2]), entropy: shared.view(1, [2]) }
+    assert.match(errorOf(gather(two)).message, /logprobs overlaps entropy/)
+    assert.match(errorOf(gather({ entropy: as(logits!, 'float32', [2]) })).message, /entropy overlaps logits/)
+    // Columns of one matrix beside each other overlap nothing.
+    const wide = DeviceArray.from(new Float32Array(14).fill(1), { shape: [2, 7] })
+    const columns = (from: number) => wide.view(from, [2, 3], [7, 1])
+    columns(0)
+      .view(0, [3])
+      .upload(small().logits.slice(0, 3) as Float32Array)
+    columns(0)
+      .view(7, [3])
+      .upload(small().logits.slice(3) as Float32Array)
+    const want = policyLoss(small(), objective, { device })
+    policyLossOnDevice({ ...arrays, logits: columns(0) } as never, objective, { grad: columns(4) })
+    for (const row of [0, 1]) {
+      same(
+        columns(4)
+          .view(7 * row, [3])
+          .download(),
+        want.gradLogits.slice(3 * row, 3 * row + 3),
+      )
+    }
+    const call = () =>
+      policyLossOnDevice({ ...arrays, logits: columns(0) } as never, objective, { grad: columns(2) })
+    assert.match(errorOf(call).message, /gradLogits overlaps logits without being the same array/)
+    for (const array of [shared, wide]) array.dispose()
+  })
+})
+
 test('arrays in use cannot be disposed', async () => {
   const { batch } = makeCase(1000, 24, 'float32', objective, 1)
   const made: DeviceArray[] = []

@@ -50,10 +50,6 @@ void check_temperature(double temperature) {
     invalid("temperature is ", temperature, ", expected in [1e-6, 1e6]");
 }
 
-std::int64_t extent(std::int64_t rows, std::int64_t vocab_size, std::int64_t stride, DType dtype) {
-  return rows == 0 ? 0 : ((rows - 1) * stride + vocab_size) * static_cast<std::int64_t>(dtype_size(dtype));
-}
-
 void check_gradient(const Batch& batch, const Outputs& outputs) {
   if (!outputs.grad_logits) return;
   check_matrix("gradLogits", outputs.grad_logits, batch.rows, batch.vocab_size, outputs.grad_stride);
@@ -143,14 +139,33 @@ void throw_row_fault(RowFault fault, const Batch& batch, const Objective& object
           ": leave refWeights out or make them 1");
 }
 
+Extent Extent::matrix(const char* name, const void* data, std::int64_t rows, std::int64_t columns,
+                      std::int64_t stride, DType dtype, bool written, const char* in_place_of) {
+  const auto size = static_cast<std::int64_t>(dtype_size(dtype));
+  const std::int64_t bytes = rows == 0 ? 0 : ((rows - 1) * stride + columns) * size;
+  return {name, data, bytes, written, in_place_of, columns * size, stride * size};
+}
+
+namespace {
+
+bool overlap(const Extent& a, const Extent& b) {
+  if (!a.data || !b.data || a.bytes == 0 || b.bytes == 0) return false;
+  const auto x = reinterpret_cast<std::uintptr_t>(a.data), y = reinterpret_cast<std::uintptr_t>(b.data);
+  if (x >= y + static_cast<std::uintptr_t>(b.bytes) || y >= x + static_cast<std::uintptr_t>(a.bytes))
+    return false;
+  if (a.step == 0 || a.step != b.step) return true;
+  // Columns of one matrix may lie beside each other.
+  const auto step = static_cast<std::uintptr_t>(a.step);
+  const auto from_a = static_cast<std::int64_t>((y % step + step - x % step) % step);
+  return from_a < a.row_bytes || from_a + b.row_bytes > a.step;
+}
+
+}  // namespace
+
 void check_overlaps(const std::vector<Extent>& extents) {
-  const auto begin = [](const Extent& e) { return reinterpret_cast<std::uintptr_t>(e.data); };
-  const auto end = [&](const Extent& e) { return begin(e) + static_cast<std::uintptr_t>(e.bytes); };
   for (const Extent& written : extents) {
     for (const Extent& other : extents) {
-      if (!written.written || &other == &written || !written.data || !other.data) continue;
-      if (written.bytes == 0 || other.bytes == 0) continue;
-      if (begin(written) >= end(other) || begin(other) >= end(written)) continue;
+      if (!written.written || &other == &written || !overlap(written, other)) continue;
       const bool may = written.in_place_of && std::strcmp(written.in_place_of, other.name) == 0;
       if (!may) invalid(written.name, " overlaps ", other.name);
       if (written.data != other.data) {
@@ -161,13 +176,14 @@ void check_overlaps(const std::vector<Extent>& extents) {
 }
 
 std::vector<Extent> extents_of(const Batch& batch, const Outputs& outputs) {
+  const auto n = batch.rows, v = batch.vocab_size;
   std::vector<Extent> extents = {
-      {"gradLogits", outputs.grad_logits,
-       extent(batch.rows, batch.vocab_size, outputs.grad_stride, outputs.grad_dtype), true, "logits"},
-      {"logits", batch.logits, extent(batch.rows, batch.vocab_size, batch.logits_stride, batch.dtype)},
-      {"refLogits", batch.ref_logits, extent(batch.rows, batch.vocab_size, batch.ref_stride, batch.dtype)},
+      Extent::matrix("gradLogits", outputs.grad_logits, n, v, outputs.grad_stride, outputs.grad_dtype, true,
+                     "logits"),
+      Extent::matrix("logits", batch.logits, n, v, batch.logits_stride, batch.dtype),
+      Extent::matrix("refLogits", batch.ref_logits, n, v, batch.ref_stride, batch.dtype),
       {"sequenceOffsets", batch.sequence_offsets, (batch.sequences + 1) * std::int64_t{sizeof(std::int32_t)}},
-      {"sequenceLogRatios", batch.sequence_log_ratios, batch.rows * std::int64_t{sizeof(double)}},
+      {"sequenceLogRatios", batch.sequence_log_ratios, n * std::int64_t{sizeof(double)}},
   };
   extend_by_rows(extents, batch, outputs);
   return extents;
@@ -229,7 +245,7 @@ void validate_gather_shape(const LogitRows& logits, const std::int32_t* token_id
 std::vector<Extent> extents_of(const LogitRows& logits, const std::int32_t* token_ids,
                                const GatherOutputs& outputs) {
   const auto bytes = logits.rows * std::int64_t{sizeof(float)};
-  return {{"logits", logits.data, extent(logits.rows, logits.vocab_size, logits.stride, logits.dtype)},
+  return {Extent::matrix("logits", logits.data, logits.rows, logits.vocab_size, logits.stride, logits.dtype),
           {"tokenIds", token_ids, bytes},
           {"logprobs", outputs.logprobs, bytes, true},
           {"entropy", outputs.entropy, bytes, true},

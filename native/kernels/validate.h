@@ -23,9 +23,14 @@ void validate_gather_shape(const LogitRows& logits, const std::int32_t* token_id
 struct Extent {
   const char* name;
   const void* data;
-  std::int64_t bytes;
+  std::int64_t bytes;  // from its first one to its last
   bool written = false;
-  const char* in_place_of = nullptr;  // the one array whose place this one may take
+  const char* in_place_of = nullptr;     // the one array whose place this one may take
+  std::int64_t row_bytes = 0, step = 0;  // of a matrix: a row's, and from row to row
+
+  static Extent matrix(const char* name, const void* data, std::int64_t rows, std::int64_t columns,
+                       std::int64_t stride, DType dtype, bool written = false,
+                       const char* in_place_of = nullptr);
 };
 std::vector<Extent> extents_of(const Batch& batch, const Outputs& outputs);
 std::vector<Extent> extents_of(const LogitRows& logits, const std::int32_t* token_ids,

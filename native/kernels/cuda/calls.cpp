@@ -316,20 +316,17 @@ void check_rows_of(const char* field, const void* data, std::int64_t rows, std::
 /// What validate_loss's check of overlaps is for the head.
 void check_head_overlaps(const FusedHead& head, const Outputs& outputs, const HeadWorkspace& workspace) {
   const Batch& b = head.batch;
-  const auto matrix = [](std::int64_t rows, std::int64_t columns, std::int64_t stride, DType dtype) {
-    return rows == 0 ? 0 : ((rows - 1) * stride + columns) * static_cast<std::int64_t>(dtype_size(dtype));
-  };
+  const auto n = b.rows, v = b.vocab_size;
   std::vector<Extent> extents = {
-      {"gradHidden", head.grad_hidden,
-       matrix(b.rows, head.channels, head.grad_hidden_stride, head.grad_hidden_dtype), true, "hidden"},
-      {"gradWeight", head.grad_weight,
-       matrix(b.vocab_size, head.channels, head.grad_weight_stride, DType::kFloat32), true},
+      Extent::matrix("gradHidden", head.grad_hidden, n, head.channels, head.grad_hidden_stride,
+                     head.grad_hidden_dtype, true, "hidden"),
+      Extent::matrix("gradWeight", head.grad_weight, v, head.channels, head.grad_weight_stride,
+                     DType::kFloat32, true),
       {"workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true},
-      {"hidden", head.hidden, matrix(b.rows, head.channels, head.hidden_stride, b.dtype)},
-      {"weight", head.weight, matrix(b.vocab_size, head.channels, head.weight_stride, b.dtype)},
-      {"refHidden", head.ref_hidden, matrix(b.rows, head.ref_channels, head.ref_hidden_stride, b.dtype)},
-      {"refWeight", head.ref_weight,
-       matrix(b.vocab_size, head.ref_channels, head.ref_weight_stride, b.dtype)},
+      Extent::matrix("hidden", head.hidden, n, head.channels, head.hidden_stride, b.dtype),
+      Extent::matrix("weight", head.weight, v, head.channels, head.weight_stride, b.dtype),
+      Extent::matrix("refHidden", head.ref_hidden, n, head.ref_channels, head.ref_hidden_stride, b.dtype),
+      Extent::matrix("refWeight", head.ref_weight, v, head.ref_channels, head.ref_weight_stride, b.dtype),
       {"sequenceOffsets", b.sequence_offsets, (b.sequences + 1) * std::int64_t{sizeof(std::int32_t)}},
   };
   extend_by_rows(extents, b, outputs);
