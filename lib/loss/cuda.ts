@@ -297,7 +297,10 @@ export function policyLossOnDevice(
   return { loss: metrics.loss, metrics }
 }
 
-/** policyLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. */
+/**
+ * policyLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. Do not write to them before:
+ * the device checks token ids and offsets once and then uses them as indices.
+ */
 export async function policyLossOnDeviceAsync(
   batch: DeviceLossBatch,
   objective: Objective,
@@ -366,7 +369,7 @@ export function fusedHeadWorkspace(
   return addon().fusedHeadWorkspace(headCall(batch, objective, { chunkRows }))
 }
 
-/** fusedHeadLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. */
+/** fusedHeadLossOnDevice off the main thread; what policyLossOnDeviceAsync says of arrays goes here too. */
 export async function fusedHeadLossOnDeviceAsync(
   batch: DeviceHeadBatch,
   objective: Objective,
