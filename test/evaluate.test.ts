@@ -60,6 +60,10 @@ test('pass@k refuses numbers that make no sense', () => {
     [4, 1, 5],
     [4, 1, 0],
     [4, 1, Number.NaN],
+    [4.5, 1, 2],
+    [4, 1.5, 2],
+    [4, 1, 1.5],
+    [Infinity, 1, 1],
   ] as const) {
     assert.throws(() => passAtK(n, c, k), /needs 1 ≤ k ≤ n/)
   }
