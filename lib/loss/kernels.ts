@@ -3,6 +3,7 @@
  * Needs no libtorch. N is the number of rows (completion tokens), V the vocabulary; row i of `logits` is the
  * distribution that `tokenIds[i]` was drawn from.
  */
+import { type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
 import {
@@ -100,12 +101,8 @@ export interface LossResult<G, P extends boolean> {
 
 /** Of the calls that run off the main thread. */
 export interface AsyncOptions {
-  /** Aborting rejects with ERR_RAPO_ABORTED within a few rows' time. */
+  /** Aborting rejects with the signal's reason, within a few rows' time; too late, it changes nothing. */
   readonly signal?: AbortSignal
-}
-
-interface RawControl {
-  cancel(): void
 }
 
 interface RawOutputs extends Partial<PerToken> {
@@ -124,7 +121,7 @@ interface RawGatherOutputs {
 
 /** The functions of bindings/kernels.cpp. */
 interface RawKernels extends KernelsAddon {
-  Control: new () => RawControl
+  Control: new () => Control
   makeObjective(objective: Objective): RawObjective
   /** Objective, metrics in the order of ObjectiveMetrics, then kLossFields. */
   policyLoss(objective: Objective | RawObjective, metrics: Float64Array, ...fields: unknown[]): void
@@ -132,14 +129,14 @@ interface RawKernels extends KernelsAddon {
     batch: object,
     objective: Objective,
     outputs: RawOutputs,
-    control: RawControl,
+    control: Control,
     device?: number,
   ): Promise<ObjectiveMetrics>
   gatherLogprobs(batch: object, outputs: RawGatherOutputs, device?: number): void
   gatherLogprobsAsync(
     batch: object,
     outputs: RawGatherOutputs,
-    control: RawControl,
+    control: Control,
     device?: number,
   ): Promise<void>
   cudaInfo(): {
@@ -473,7 +470,7 @@ function prepareRows(
 async function abortable<T>(
   signal: AbortSignal | undefined,
   arguments_: readonly object[],
-  start: (control: RawControl) => Promise<T>,
+  start: (control: Control) => Promise<T>,
 ): Promise<T> {
   const arrays = arguments_.flatMap(object => Object.entries(object)).filter(([, x]) => ArrayBuffer.isView(x))
   for (const [field, { buffer }] of arrays as [
@@ -482,23 +479,8 @@ async function abortable<T>(
   ][]) {
     if (buffer.resizable) invalid(`${field} is on a resizable buffer, which could shrink while the call runs`)
   }
-  if (signal?.aborted) throw aborted(signal)
-  const control = new (addon().Control)()
-  const cancel = () => control.cancel()
-  signal?.addEventListener('abort', cancel, { once: true })
-  try {
-    return await start(control)
-  } catch (error) {
-    if (signal?.aborted && error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')
-      throw aborted(signal)
-    throw error
-  } finally {
-    signal?.removeEventListener('abort', cancel)
-  }
-}
-
-function aborted(signal: AbortSignal): RapoError {
-  return new RapoError('ERR_RAPO_ABORTED', 'the call was aborted', { cause: signal.reason })
+  checkCallOptions({ signal })
+  return runCall(new (addon().Control)(), { signal }, start)
 }
 
 function invalid(message: string): never {
