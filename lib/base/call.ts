@@ -26,8 +26,10 @@ export interface Control {
 
 const progressInterval = 200 // milliseconds
 
-/** Throws ERR_RAPO_INVALID_ARGUMENT for what is no signal and no function. */
-export function checkCallOptions({ signal, onProgress }: CallOptions): void {
+/** Throws ERR_RAPO_INVALID_ARGUMENT for a signal that is none, or an onProgress that cannot be called. */
+export function checkCallOptions(options: CallOptions): void {
+  if (typeof options !== 'object' || options === null) invalid('options', options, 'an object')
+  const { signal, onProgress } = options
   if (signal !== undefined && !(typeof signal?.aborted === 'boolean' && signal.addEventListener)) {
     invalid('signal', signal, 'an AbortSignal')
   }

@@ -306,7 +306,6 @@ class NativePolicy implements Policy {
   /** Runs after the calls made before, whether those succeeded or not. */
   #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
     if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
-    fields('options', options, callFields)
     checkCallOptions(options)
     const result = this.#last.then(() => runCall(new this.#addon.Control(), options, run))
     this.#last = result.catch(() => {})
@@ -328,7 +327,6 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   cacheBytes: true,
   recompute: true,
 }
-const callFields: Record<keyof CallOptions, true> = { signal: true, onProgress: true }
 const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
 const batchFields: Record<keyof MicroBatch, true> = {
   sequences: true,
