@@ -2,7 +2,8 @@
 
 export { RapoError, type RapoErrorCode } from './base/errors.js'
 export { passAtK } from './base/stats.js'
-export { type Config, loadConfig, parseConfig } from './config/config.js'
+export type { Config } from './config/config.js'
+export { loadConfig, parseConfig } from './config/load.js'
 export { type Problem, readProblems } from './data/problems.js'
 export { evaluate } from './eval/evaluate.js'
 export type { EvalResult } from './eval/groups.js'

@@ -2,7 +2,7 @@
  * A measurement that a test starts in a process of its own: OUTPUT MODEL PROBLEMS [CALL]. It kills itself in the middle of
  * the call of generate with that number.
  */
-import { parseConfig } from '../lib/config/config.js'
+import { parseConfig } from '../lib/config/load.js'
 import { evaluate } from '../lib/eval/evaluate.js'
 import type { LoadPolicy } from '../lib/model/policy.js'
 import { loadFakePolicy } from './fake-policy.js'
