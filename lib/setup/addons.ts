@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
+import { isMainThread } from 'node:worker_threads'
 import { RapoError } from '../base/errors.js'
 import { packageRoot } from '../base/package.js'
 import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines } from './cache.js'
@@ -9,6 +10,7 @@ import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines } 
 /** The raw functions of bindings/kernels.cpp; lib/loss/kernels.ts gives them their types. */
 export interface KernelsAddon {
   setErrorClass(errorClass: typeof RapoError): void
+  setEnvironment(name: string, value: string): void
   setCudaLibrary(file: string): void
   readonly [name: string]: unknown
 }
@@ -54,6 +56,8 @@ export function loadEngine(): EngineAddon {
   // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
   // times the work itself as soon as another process wants the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
+  // A worker's process.env is a copy, which OpenMP does not see.
+  if (!isMainThread) loadKernels().setEnvironment('OMP_WAIT_POLICY', process.env.OMP_WAIT_POLICY)
   engine ??= load<EngineAddon>('engine', locateEngine())
   return engine
 }
