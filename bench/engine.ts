@@ -9,7 +9,7 @@
  */
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
-import { rapo } from '../lib/objective.js'
+import { rapo } from '../lib/loss/objective.js'
 import {
   type Completions,
   libtorchVersion,
@@ -18,7 +18,7 @@ import {
   type ModelDType,
   type PackedTokens,
   setEngineThreads,
-} from '../lib/policy.js'
+} from '../lib/model/engine.js'
 
 const { values: flags } = parseArgs({
   options: {

@@ -14,8 +14,14 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { rapo } from '../lib/objective.js'
-import { type Device, initializeModel, loadPolicy, type ModelDType, type Policy } from '../lib/policy.js'
+import { rapo } from '../lib/loss/objective.js'
+import {
+  type Device,
+  initializeModel,
+  loadPolicy,
+  type ModelDType,
+  type Policy,
+} from '../lib/model/engine.js'
 
 const { values: flags } = parseArgs({
   options: {

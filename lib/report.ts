@@ -3,7 +3,7 @@ import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { loadRuns } from './report/load.js'
 import { renderPage } from './report/page.js'
-import { asIoError, writeWhole } from './run.js'
+import { asIoError, writeWhole } from './train/run.js'
 
 export interface ReportOptions {
   /** Run directories (docs/files.md), in the order in which they are shown. */

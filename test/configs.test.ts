@@ -3,8 +3,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadConfig } from '../lib/config.js'
-import { promptStyles } from '../lib/prompt.js'
+import { loadConfig } from '../lib/config/config.js'
+import { promptStyles } from '../lib/data/prompts.js'
 import { verifierNames } from '../lib/reward/verifier.js'
 
 const dir = fileURLToPath(new URL('../configs', import.meta.url))

@@ -8,7 +8,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Device, type SamplingParams, saveLogits } from '../lib/policy.js'
+import { type Device, type SamplingParams, saveLogits } from '../lib/model/engine.js'
 import {
   loadPolicy,
   maxDifference,

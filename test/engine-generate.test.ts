@@ -3,7 +3,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Completions, type Policy, type SamplingParams, setEngineThreads } from '../lib/policy.js'
+import { type Completions, type Policy, type SamplingParams, setEngineThreads } from '../lib/model/engine.js'
 import {
   completionRows,
   loadPolicy,

@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadPolicy, type ModelDType } from '../lib/policy.js'
+import { loadPolicy, type ModelDType } from '../lib/model/engine.js'
 import { newDir, newModel, pack, readSafetensors, sampling, unpack } from './engine-util.js'
 
 const python = process.env.RAPO_TEST_PYTHON || 'python3'

@@ -3,8 +3,8 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { rapo } from '../lib/objective.js'
+import { RapoError } from '../lib/base/errors.js'
+import { rapo } from '../lib/loss/objective.js'
 import {
   type Completions,
   type Device,
@@ -15,7 +15,7 @@ import {
   type Policy,
   type PolicyOptions,
   type SamplingParams,
-} from '../lib/policy.js'
+} from '../lib/model/engine.js'
 
 const scratch = mkdtempSync(path.join(tmpdir(), 'rapo-engine-test-'))
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }))

@@ -3,8 +3,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { ObjectiveMetrics } from '../lib/metrics.js'
-import { grpo, gspo } from '../lib/objective.js'
+import { grpo, gspo } from '../lib/loss/objective.js'
 import {
   initializeModel,
   libtorchHasCuda,
@@ -13,7 +12,8 @@ import {
   type Policy,
   type PolicyOptions,
   saveGradients,
-} from '../lib/policy.js'
+} from '../lib/model/engine.js'
+import type { ObjectiveMetrics } from '../lib/train/metrics.js'
 import {
   loadPolicy,
   maxDifference,

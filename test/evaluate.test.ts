@@ -4,10 +4,17 @@ import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { parseConfig } from '../lib/config.js'
-import { bootstrapMeans, evaluate, formatPassAtK, listKs, passAtK, summarizeEval } from '../lib/evaluate.js'
-import type { LoadPolicy } from '../lib/policy.js'
-import { train } from '../lib/train.js'
+import { parseConfig } from '../lib/config/config.js'
+import {
+  bootstrapMeans,
+  evaluate,
+  formatPassAtK,
+  listKs,
+  passAtK,
+  summarizeEval,
+} from '../lib/eval/evaluate.js'
+import type { LoadPolicy } from '../lib/model/engine.js'
+import { train } from '../lib/train/train.js'
 import { evalConfig } from './eval-child.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 

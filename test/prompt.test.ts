@@ -2,8 +2,7 @@ import { rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import type { ModelInfo } from '../lib/policy.js'
+import { RapoError } from '../lib/base/errors.js'
 import {
   checkTokenizerFits,
   createTemplate,
@@ -11,7 +10,8 @@ import {
   loadTokenizer,
   readStopTokenIds,
   stopTokenIdsFor,
-} from '../lib/prompt.js'
+} from '../lib/data/prompts.js'
+import type { ModelInfo } from '../lib/model/engine.js'
 import { eosId, vocabSize } from '../scripts/countdown-tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 

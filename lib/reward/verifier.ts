@@ -1,7 +1,7 @@
 /** What a verifier is, and how one is found by its name. */
 import { distance } from 'fastest-levenshtein'
-import { RapoError } from '../errors.js'
-import { importModule } from '../module.js'
+import { RapoError } from '../base/errors.js'
+import { importModule } from '../base/module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 import { math } from './math.js'

@@ -13,7 +13,7 @@ import {
 import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
 import { join, resolve, sep } from 'node:path'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 import {
   type BuiltEngine,
   digest,
