@@ -9,8 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { type Batch, makeBatch, median, oracle, validate } from '../lib/bench/batch.js'
 import type { Logits } from '../lib/loss/kernels.js'
-import { rapo } from '../lib/loss/objective.js'
-import { emptyMetrics } from '../lib/train/metrics.js'
+import { emptyMetrics, rapo } from '../lib/loss/objective.js'
 // @ts-expect-error: no types
 import { hostTarget, prebuildPath } from '../scripts/prebuilds.mjs'
 

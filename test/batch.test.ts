@@ -11,7 +11,7 @@ import {
   tokenWeights,
   toSequence,
 } from '../lib/model/batch.js'
-import type { MicroBatch } from '../lib/model/engine.js'
+import type { MicroBatch } from '../lib/model/policy.js'
 
 const two: TrainSequence[] = [
   {

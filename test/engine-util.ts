@@ -5,17 +5,16 @@ import path from 'node:path'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
 import { rapo } from '../lib/loss/objective.js'
-import {
-  type Completions,
-  type Device,
-  initializeModel,
-  loadPolicy as loadPolicyOn,
-  type MicroBatch,
-  type PackedTokens,
-  type Policy,
-  type PolicyOptions,
-  type SamplingParams,
-} from '../lib/model/engine.js'
+import { initializeModel, loadPolicy as loadPolicyOn } from '../lib/model/engine.js'
+import type {
+  Completions,
+  Device,
+  MicroBatch,
+  PackedTokens,
+  Policy,
+  PolicyOptions,
+  SamplingParams,
+} from '../lib/model/policy.js'
 
 const scratch = mkdtempSync(path.join(tmpdir(), 'rapo-engine-test-'))
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }))

@@ -4,16 +4,11 @@ import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { bootstrapMeans, listKs, passAtK } from '../lib/base/stats.js'
 import { parseConfig } from '../lib/config/config.js'
-import {
-  bootstrapMeans,
-  evaluate,
-  formatPassAtK,
-  listKs,
-  passAtK,
-  summarizeEval,
-} from '../lib/eval/evaluate.js'
-import type { LoadPolicy } from '../lib/model/engine.js'
+import { evaluate } from '../lib/eval/evaluate.js'
+import { formatPassAtK, summarizeEval } from '../lib/eval/groups.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
 import { train } from '../lib/train/train.js'
 import { evalConfig } from './eval-child.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'

@@ -24,6 +24,7 @@ import {
   defineObjective,
   describeObjective,
   drGrpo,
+  emptyMetrics,
   grpo,
   gspo,
   type Objective,
@@ -31,7 +32,6 @@ import {
   sapo,
 } from '../lib/loss/objective.js'
 import { locateKernels } from '../lib/setup/addons.js'
-import { emptyMetrics } from '../lib/train/metrics.js'
 import { fromLogits, makeCase, oracle, raw, small } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 

@@ -2,9 +2,8 @@
 
 import { createRandom } from '../lib/base/random.js'
 import type { Logits, LogitsDType, LossBatch } from '../lib/loss/kernels.js'
-import type { Objective } from '../lib/loss/objective.js'
+import type { Objective, ObjectiveMetrics } from '../lib/loss/objective.js'
 import { loadKernels } from '../lib/setup/addons.js'
-import type { ObjectiveMetrics } from '../lib/train/metrics.js'
 import { exact, type FormulaRow, logSoftmax } from './kernels-formula.js'
 
 /** What the tests need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */

@@ -15,9 +15,9 @@ import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type LogitsDType, type LossBatch, policyLoss } from '../lib/loss/kernels.js'
+import type { ObjectiveMetrics } from '../lib/loss/objective.js'
 import { defineObjective, type Objective, penalties } from '../lib/loss/objective.js'
 import { type Aggregation, aggregations, tokenWeights } from '../lib/model/batch.js'
-import type { ObjectiveMetrics } from '../lib/train/metrics.js'
 import { fromLogits, raw, toLogits } from './kernels-cases.js'
 
 const dtypes = ['float32', 'bfloat16', 'float16'] as const

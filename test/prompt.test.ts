@@ -3,15 +3,10 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
-import {
-  checkTokenizerFits,
-  createTemplate,
-  encodePrompt,
-  loadTokenizer,
-  readStopTokenIds,
-  stopTokenIdsFor,
-} from '../lib/data/prompts.js'
-import type { ModelInfo } from '../lib/model/engine.js'
+import { encodePrompt } from '../lib/data/prompts.js'
+import type { ModelInfo } from '../lib/model/policy.js'
+import { createTemplate, stopTokenIdsFor } from '../lib/model/template.js'
+import { checkTokenizerFits, loadTokenizer, readStopTokenIds } from '../lib/model/tokenizer.js'
 import { eosId, vocabSize } from '../scripts/countdown-tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 

@@ -7,7 +7,7 @@
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { type Config, parseConfig } from '../lib/config/config.js'
-import type { LoadPolicy } from '../lib/model/engine.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { train } from '../lib/train/train.js'
 import { loadFakePolicy } from './fake-policy.js'

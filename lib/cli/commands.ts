@@ -2,19 +2,21 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { checkWritable, writeWhole } from '../base/files.js'
+import { moments } from '../base/stats.js'
 import { plainText } from '../base/text.js'
-import { type Config, fields, loadConfig } from '../config/config.js'
+import { type Config, fields, loadConfig, requireField } from '../config/config.js'
 import { readProblems } from '../data/problems.js'
-import { createTemplate, fitContext, loadTokenizer } from '../data/prompts.js'
-import { evaluate, formatPassAtK } from '../eval/evaluate.js'
-import { moments } from '../loss/advantage.js'
-import type { Device, ModelDType } from '../model/engine.js'
+import { fitContext } from '../data/prompts.js'
+import { evaluate } from '../eval/evaluate.js'
+import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
-import { loadVerifier } from '../reward/verifier.js'
+import type { Device, ModelDType } from '../model/policy.js'
+import { createTemplate } from '../model/template.js'
+import { loadTokenizer } from '../model/tokenizer.js'
+import { loadVerifier } from '../reward/load.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
-import { requireField } from '../train/open.js'
-import { checkWritable, writeWhole } from '../train/run.js'
 import { train } from '../train/train.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
@@ -265,7 +267,7 @@ export async function runReport(
   runs: readonly string[],
   values: { base?: string; output: string },
 ): Promise<void> {
-  const { writeReport } = await import('../report.js')
+  const { writeReport } = await import('../report/page.js')
   await writeReport({ runs, ...values })
   print(path.resolve(values.output))
 }

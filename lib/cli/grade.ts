@@ -1,12 +1,12 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
-
 import { RapoError } from '../base/errors.js'
-import { parseJsonLines, placeOf, readInput } from '../data/problems.js'
+import { checkWritable, writeWhole } from '../base/files.js'
+import { parseJsonLines, readInput, toJsonLines } from '../base/jsonl.js'
+import { placeOf } from '../data/problems.js'
 import { readRows } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
-import { loadVerifier } from '../reward/verifier.js'
-import { judge } from '../rollout/rollout.js'
-import { checkWritable, toJsonLines, writeWhole } from '../train/run.js'
+import { loadVerifier } from '../reward/load.js'
+import { judge } from '../reward/verifier.js'
 
 export interface GradeOptions {
   /** A verifier's name, or the path of a module. */

@@ -24,7 +24,7 @@ import {
   surrogates,
 } from '../loss/objective.js'
 import { type Aggregation, aggregations } from '../model/batch.js'
-import { devicePattern, deviceRange } from '../setup/addons.js'
+import { type Device, devicePattern, deviceRange, type PolicyOptions } from '../model/policy.js'
 
 const fraction = () => z.number().min(0).max(1)
 const count = (min = 1) => z.int().min(min)
@@ -655,4 +655,24 @@ function asText(value: unknown): string {
   } catch {
     return inspect(value, { breakLength: Infinity }) // a value that holds itself, or a bigint
   }
+}
+
+/** What the engine is told of a run. */
+export function trainingOptions(
+  { model, optimizer, objective }: Config,
+  referenceDir: string,
+): PolicyOptions {
+  const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
+  return {
+    dtype: model.dtype,
+    device: model.device as Device,
+    ...(objective.penalty !== 'none' && { referenceDir }),
+    adamw: { beta1, beta2, eps, weightDecay },
+    maxGradNorm,
+    recompute,
+  }
+}
+
+export function requireField(name: string, value: string, help: string): void {
+  if (!value) throw new RapoError('ERR_RAPO_CONFIG', `${name} is missing: ${help}`)
 }

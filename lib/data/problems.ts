@@ -1,10 +1,8 @@
 /** Problems from data files, and the order in which training takes them. */
-import { readFileSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
-import { createRandom, deriveSeed } from '../base/random.js'
+import type { Line } from '../base/jsonl.js'
 import type { HubOptions } from '../model/hub.js'
 import type { Verifier } from '../reward/verifier.js'
-import { digest } from '../setup/cache.js'
 
 /** One line of a problem file (docs/files.md). */
 export interface Problem {
@@ -14,43 +12,6 @@ export interface Problem {
   readonly answer: unknown
   /** Splits the evaluation. */
   readonly difficulty?: string
-}
-
-export interface Line {
-  readonly value: Readonly<Record<string, unknown>>
-  /** From 1. */
-  readonly number: number
-}
-
-/** The lines of a JSON Lines text, each an object; blank lines are skipped. Throws ERR_RAPO_DATA naming file, line, why. */
-export function parseJsonLines(content: Buffer, file: string): Line[] {
-  const decoder = new TextDecoder('utf-8', { fatal: true })
-  const lines: Line[] = []
-  let start = 0
-  for (let number = 1; start < content.length; number++) {
-    const newline = content.indexOf(0x0a, start)
-    const end = newline < 0 ? content.length : newline
-    const bytes = content.subarray(start, end)
-    start = end + 1
-    let text: string
-    try {
-      text = decoder.decode(bytes)
-    } catch {
-      throw lineError(file, number, 'is not UTF-8 text')
-    }
-    if (text.trim() === '') continue
-    let value: unknown
-    try {
-      value = JSON.parse(text)
-    } catch (error) {
-      throw lineError(file, number, `is not JSON: ${(error as Error).message}`)
-    }
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-      throw lineError(file, number, `must be a JSON object, not ${shorten(text)}`)
-    }
-    lines.push({ value: value as Record<string, unknown>, number })
-  }
-  return lines
 }
 
 /** The fields of config.data that say what a file's rows are. */
@@ -168,15 +129,6 @@ function chooseFields(rows: readonly Line[], file: string, options: DataOptions)
   }
 }
 
-/** A file's bytes, or ERR_RAPO_DATA saying why there are none. */
-export function readInput(file: string | number): Buffer {
-  try {
-    return readFileSync(file)
-  } catch (cause) {
-    throw new RapoError('ERR_RAPO_DATA', `cannot read ${file}: ${(cause as Error).message}`, { cause })
-  }
-}
-
 /** The problem, or why the row is none. */
 function parseProblem(value: Line['value'], number: number, fields: Fields): Problem | string {
   const { [fields.prompt]: prompt, [fields.answer]: answer } = value
@@ -194,67 +146,5 @@ function parseProblem(value: Line['value'], number: number, fields: Fields): Pro
     prompt,
     answer,
     ...(difficulty === undefined ? {} : { difficulty: String(difficulty) }),
-  }
-}
-
-function lineError(file: string, line: number, why: string): RapoError {
-  return new RapoError('ERR_RAPO_DATA', `${file}:${line}: line ${line} ${why}`)
-}
-
-function shorten(text: string): string {
-  return text.length > 40 ? `${text.slice(0, 40)}…` : text
-}
-
-/** Where a cursor stands; with the seed, all that decides which problems come next. */
-export interface CursorState {
-  /** Whole passes over the problems so far. */
-  readonly epoch: number
-  /** Problems taken in this pass. */
-  readonly position: number
-  /** Of the seed and the problems, so that a changed file is noticed. */
-  readonly fingerprint: string
-}
-
-export interface Cursor {
-  next(count: number): Problem[]
-  state(): CursorState
-}
-
-/**
- * Takes problems in an order that is a new seeded permutation each epoch; a batch may span two epochs. With the state
- * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where problems or seed are not those of that state.
- */
-export function createCursor(problems: readonly Problem[], seed: number, from?: CursorState): Cursor {
-  const fingerprint = digest([seed, problems])
-  if (from && from.fingerprint !== fingerprint) {
-    throw new RapoError(
-      'ERR_RAPO_DATA',
-      'the training problems or the seed are not those that the checkpoint was made with',
-    )
-  }
-  if (from && from.position > problems.length) {
-    throw new RapoError(
-      'ERR_RAPO_DATA',
-      `the checkpoint's position ${from.position} lies beyond the ${problems.length} training problems`,
-    )
-  }
-  const orderOf = (epoch: number) => createRandom(deriveSeed(seed, 'epoch', epoch)).shuffle(problems)
-  let epoch = from?.epoch ?? 0
-  let position = from?.position ?? 0
-  let order = orderOf(epoch)
-  return {
-    next(count) {
-      const taken: Problem[] = []
-      while (taken.length < count) {
-        if (position === order.length) {
-          epoch++
-          position = 0
-          order = orderOf(epoch)
-        }
-        taken.push(order[position++]!)
-      }
-      return taken
-    },
-    state: () => ({ epoch, position, fingerprint }),
   }
 }

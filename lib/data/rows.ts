@@ -1,8 +1,8 @@
 /** Rows of a data file, by its extension: JSON Lines, CSV, Parquet. */
 import type { AsyncBuffer } from 'hyparquet'
 import { RapoError } from '../base/errors.js'
+import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
 import { type HubOptions, resolveDataFile } from '../model/hub.js'
-import { type Line, parseJsonLines, readInput } from './problems.js'
 
 export interface Rows {
   /** At least one. */

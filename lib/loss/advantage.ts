@@ -1,5 +1,6 @@
 /** Rewards → advantages and reference weights φ(r), one a completion (docs/objective.md). */
 import { RapoError } from '../base/errors.js'
+import { moments } from '../base/stats.js'
 
 /** Keeps a group whose rewards hardly differ from exploding. */
 const STD_EPSILON = 1e-6
@@ -130,11 +131,4 @@ function invalid(message: string): never {
 
 function isUniform(group: readonly number[]): boolean {
   return group.every(reward => reward === group[0])
-}
-
-/** Mean, and standard deviation with count − correction in the denominator. */
-export function moments(values: readonly number[], correction = 0): { mean: number; std: number } {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length
-  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0)
-  return { mean, std: Math.sqrt(squares / Math.max(1, values.length - correction)) }
 }

@@ -4,7 +4,6 @@
  */
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
-import type { ObjectiveMetrics } from '../train/metrics.js'
 import {
   deviceNumber,
   type KernelDevice,
@@ -12,6 +11,7 @@ import {
   type LossResult,
   type PerToken,
 } from './kernels.js'
+import type { ObjectiveMetrics } from './objective.js'
 import { type Objective, validateObjective } from './objective.js'
 
 /** Element types, as their typed arrays hold them: the bits of bfloat16 and float16 numbers in a Uint16Array. */

@@ -5,8 +5,13 @@
  */
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
-import { emptyMetrics, type ObjectiveMetrics, readMetrics } from '../train/metrics.js'
-import { type Objective, validateObjective } from './objective.js'
+import {
+  emptyMetrics,
+  type Objective,
+  type ObjectiveMetrics,
+  readMetrics,
+  validateObjective,
+} from './objective.js'
 
 /** What the numbers of the logits are stored as. */
 export type LogitsDType = 'float32' | 'bfloat16' | 'float16'

@@ -3,7 +3,7 @@
  * at a position is the distribution of the *next* token), what is trained on, and how tokens are averaged.
  */
 import { RapoError } from '../base/errors.js'
-import type { MicroBatch, PackedTokens } from './engine.js'
+import type { MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
 /** How tokens are averaged: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */

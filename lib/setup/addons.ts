@@ -3,7 +3,8 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines, packageRoot } from './cache.js'
+import { packageRoot } from '../base/package.js'
+import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines } from './cache.js'
 
 /** The raw functions of bindings/kernels.cpp; lib/loss/kernels.ts gives them their types. */
 export interface KernelsAddon {
@@ -76,10 +77,6 @@ export function locateKernels(): string {
     throw new RapoError('ERR_RAPO_SETUP', explainMissingKernels(), { cause })
   }
 }
-
-/** What Device allows. */
-export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
-export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
 /** What rapo comes prebuilt for. */
 export const prebuiltPlatforms = ['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64']
