@@ -28,6 +28,11 @@ export function prebuildPath(target) {
   return join('prebuilds', `${platform}-${arch}`, `${['rapo', libc].filter(Boolean).join('.')}.node`)
 }
 
+/** What is beside it: the file's bytes and SHA-256, which lib/setup/addons.ts compares before it loads the file. */
+export function recordPath(target) {
+  return prebuildPath(target).replace(/\.node$/, '.json')
+}
+
 /** The target that this machine runs. */
 export function hostTarget() {
   const libc = process.report.getReport().header.glibcVersionRuntime ? 'glibc' : 'musl'
@@ -36,8 +41,8 @@ export function hostTarget() {
 
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
-  const [{ hashSources }, { work }, { findTools, requireTools }] = await Promise.all(
-    ['cache.ts', 'process.ts', 'tools.ts'].map(load),
+  const [{ describeFile }, { hashSources }, { work }, { findTools, requireTools }] = await Promise.all(
+    ['addons.ts', 'cache.ts', 'process.ts', 'tools.ts'].map(load),
   )
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
@@ -46,12 +51,16 @@ export async function prebuild(names = Object.keys(targets), report = console.er
       .digest('hex')
     const stamp = join(root, 'build', 'prebuilds', `${name}.sha256`)
     const addon = join(root, prebuildPath(name))
+    const record = join(root, recordPath(name))
     await locked(name, report, async () => {
-      if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) return
+      const isThere = [addon, record, stamp].every(existsSync)
+      if (isThere && readFileSync(stamp, 'utf8') === sources) return
       const start = performance.now()
       requireTools(await findTools(), ['cmake', 'python'])
       await prepareZig(report)
+      rmSync(record, { force: true })
       await compile(name, work)
+      writeFileSync(record, `${JSON.stringify(describeFile(addon))}\n`)
       writeFileSync(stamp, sources)
       report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
     })
