@@ -28,6 +28,7 @@ const options = {
 // Commands have no place in a bundle.
 const parts = options.entryPoints.filter(file => !/^lib.(bench|cli|report)\b/.test(file))
 await build({ ...options, entryPoints: parts, outdir: 'esm', format: 'esm', define })
+writeFileSync(join(root, 'esm', 'package.json'), '{ "type": "module", "sideEffects": false }\n')
 await build({
   ...options,
   outdir: 'dist',
