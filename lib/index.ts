@@ -3,7 +3,7 @@
 
 // Modules with large dependencies, or with effects on the process. scripts/build.mjs loads them when a function is first called.
 import type { Config } from './config/config.js'
-import * as configs from './config/config.js'
+import * as configs from './config/load.js'
 import type { Problem } from './data/problems.js'
 import type { EncodeContext, EncodedPrompt } from './data/prompts.js'
 import * as prompts from './data/prompts.js'

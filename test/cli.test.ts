@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { fields } from '../lib/config/config.js'
+import { fields } from '../lib/config/help.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
 import { makeTinyModel } from './tiny-model.js'

@@ -1,5 +1,5 @@
 /** A measurement that a test starts in a process of its own, to kill it: OUTPUT MODEL PROBLEMS. */
-import { parseConfig } from '../lib/config/config.js'
+import { parseConfig } from '../lib/config/load.js'
 import { evaluate } from '../lib/eval/evaluate.js'
 import type { LoadPolicy } from '../lib/model/policy.js'
 import { loadFakePolicy } from './fake-policy.js'

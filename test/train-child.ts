@@ -6,7 +6,8 @@
  */
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { type Config, parseConfig } from '../lib/config/config.js'
+import type { Config } from '../lib/config/config.js'
+import { parseConfig } from '../lib/config/load.js'
 import type { LoadPolicy } from '../lib/model/policy.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { train } from '../lib/train/train.js'

@@ -1,7 +1,8 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
 import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
-import { type Config, kernelObjective } from '../config/config.js'
+import type { Config } from '../config/config.js'
+import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
 import { groupAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
