@@ -6,6 +6,7 @@ import type { PromptTemplate } from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
 import { type DataOptions, type Problem, settleUnusable } from './problems.js'
 
+/** A problem and its prompt as token ids. */
 export interface EncodedPrompt {
   readonly problem: Problem
   readonly promptIds: readonly number[]
@@ -79,6 +80,7 @@ function usableOf<T>(
   return prompts
 }
 
+/** What turns a problem into token ids, and the room there is for them. */
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate

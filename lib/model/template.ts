@@ -18,6 +18,7 @@ export const promptStyles = {
   abel: { text: "Question:\n{prompt}\nAnswer:\nLet's think step by step.\n", stop: [] },
 } as const
 
+/** The text around a prompt. */
 export interface PromptTemplate {
   /** A problem's prompt with the text around it. */
   render(prompt: string): string

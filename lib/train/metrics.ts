@@ -52,6 +52,7 @@ export interface StepMetrics extends Remeasured {
 }
 
 /**
+ * A step's line of metrics.jsonl, but for what the caller knows.
  * @param sums over all micro-batches of the step
  * @param optimizerSteps results, one an optimizer step; loss and gradNorm are means over them
  */
