@@ -12,6 +12,7 @@ import {
   readFileSync,
   realpathSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -324,7 +325,7 @@ test('docs/api, the types and the exports name the same things', async () => {
 })
 
 test('esbuild bundles what needs no addon; where one is needed, the error says how', async () => {
-  const dir = unpack('bundle', ['node-gyp-build', 'pure-rand', 'fastest-levenshtein'])
+  const dir = unpack('bundle')
   const elsewhere = path.join(temporary, 'elsewhere')
   mkdirSync(elsewhere)
   const bundle = async (format: 'cjs' | 'esm', code: string, external: string[] = []) => {
@@ -378,14 +379,19 @@ test('what @vercel/nft traces runs elsewhere', async () => {
   }
 })
 
-/** An empty project with the package in node_modules, and some of its dependencies. */
-function unpack(name: string, dependencies: string[] = []): string {
+/** An empty project with the package in node_modules, and its dependencies: links to those here, and copies of some. */
+function unpack(name: string, copied: string[] = []): string {
   const dir = path.join(temporary, name)
   const modules = path.join(dir, 'node_modules')
   mkdirSync(path.join(modules, 'rapo'), { recursive: true })
   execFileSync('tar', ['-xzf', tarball, '-C', path.join(modules, 'rapo'), '--strip-components=1'])
-  for (const dependency of dependencies) {
-    cpSync(path.join(root, 'node_modules', dependency), path.join(modules, dependency), { recursive: true })
+  const { dependencies } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  for (const dependency of Object.keys(dependencies)) {
+    const from = path.join(root, 'node_modules', dependency)
+    const to = path.join(modules, dependency)
+    mkdirSync(path.dirname(to), { recursive: true })
+    if (copied.includes(dependency)) cpSync(from, to, { recursive: true })
+    else symlinkSync(from, to, 'junction')
   }
   return dir
 }
