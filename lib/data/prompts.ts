@@ -16,6 +16,7 @@ export function templateFor(
   return createTemplate(template, modelDir, { hasConversations, ...(systemPrompt && { systemPrompt }) })
 }
 
+/** A problem and its prompt as token ids. */
 export interface EncodedPrompt {
   readonly problem: Problem
   readonly promptIds: readonly number[]
@@ -91,6 +92,7 @@ function usableOf<T>(
   return prompts
 }
 
+/** What turns a problem into token ids, and the room there is for them. */
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate

@@ -22,6 +22,7 @@ import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress } from './journal.js'
 
+/** What is measured, and where the results go. */
 export interface EvaluateOptions {
   /** The model directory to measure. */
   readonly dir: string

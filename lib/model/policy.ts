@@ -74,12 +74,14 @@ export interface SamplingParams {
   /** Completions per prompt. */
   readonly n: number
   readonly maxNewTokens: number
-  /** 0 is greedy. */
-  readonly temperature: number
-  readonly topP: number
-  /** 0 is off. */
-  readonly topK: number
-  readonly minP: number
+  /** 0 is greedy. Default 1. */
+  readonly temperature?: number
+  /** Default 1: off. */
+  readonly topP?: number
+  /** Default 0: off. */
+  readonly topK?: number
+  /** Default 0: off. */
+  readonly minP?: number
   readonly stopTokenIds: readonly number[]
   /**
    * Safe integer ≥ 0: same seed, same prompts, same bits. Or one for each prompt: its completions then do not depend on

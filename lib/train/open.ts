@@ -19,6 +19,7 @@ import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { clearRun, createRunDir, lockRun } from './run.js'
 
+/** How a run is opened. */
 export interface OpenOptions {
   /** Go on from the newest checkpoint in config.run.output. */
   readonly resume?: boolean
