@@ -11,7 +11,8 @@ export async function importModule(field: string, name: string): Promise<{ defau
   if (!existsSync(file)) throw new RapoError('ERR_RAPO_CONFIG', `${field}: there is no file ${name}`)
   try {
     const never = new Error('its top-level await never ends')
-    return await waitFor(import(pathToFileURL(file).href), { fault: () => never })
+    const loading = import(/* webpackIgnore: true */ /* @vite-ignore */ pathToFileURL(file).href)
+    return await waitFor(loading, { fault: () => never })
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause)
     throw new RapoError('ERR_RAPO_CONFIG', `${field} ${name} did not load: ${why}`, { cause })

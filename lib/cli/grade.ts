@@ -1,8 +1,7 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { parseJsonLines, readInput } from '../base/jsonl.js'
-import { placeOf } from '../data/problems.js'
-import { readRows } from '../data/rows.js'
+import { readInput } from '../base/jsonl.js'
+import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
 import { judge } from '../reward/verifier.js'
@@ -33,13 +32,11 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
   const output = openOutput(options.output)
   const verifier = await loadVerifier(task)
   const name = input ?? 'standard input'
-  const { rows, unit } =
-    input === undefined
-      ? { rows: parseJsonLines(readInput(0), name), unit: 'line' as const }
-      : await readRows(input, onDownload)
+  const rows = input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, onDownload)
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
-  for (const { value, number } of rows) {
-    const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(name, unit, number)} ${why}`)
+  for (const row of rows) {
+    const { value } = row
+    const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(row)} ${why}`)
     const { completion, answer, reference } = value
     if (typeof completion !== 'string' && typeof answer !== 'string') {
       throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
@@ -50,12 +47,13 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
   }
   let correct = 0
   try {
-    for (const { value, number } of rows) {
+    for (const row of rows) {
+      const { value } = row
       const { completion, answer, reference } = value
       const verify =
         typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
       const text = (typeof completion === 'string' ? completion : answer) as string
-      const place = placeOf(name, unit, number)
+      const place = placeOf(row)
       signal?.throwIfAborted()
       const patience = { timeout: TIMEOUT_SECONDS, signal }
       const verdict = await judge(() => verify.call(verifier, text, reference), place, patience)
