@@ -3,6 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { invocation, invocation } from '../lib/cli/commands.js'
 import { fields } from '../lib/config/help.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
@@ -387,6 +388,19 @@ test('Ctrl-C ends what a verifier or a hook hangs in, and saves the steps that a
   assert.is(third.code, 130)
   assert.match(third.stderr, 'rapo: stopped by SIGINT')
   assert.not(existsSync(path.join(run('hanging-eval'), 'eval.lock')))
+})
+
+test('commands to paste are called as this one was: a TypeScript verifier needs tsx again', () => {
+  const bin = path.resolve('node_modules/.bin/rapo')
+  const loader = 'file:///p/node_modules/tsx/dist/loader.mjs'
+  const cases: [argv: string[], execArgv: string[], expected: string][] = [
+    [[process.execPath, bin], [], 'npx rapo'],
+    [[process.execPath, bin], ['--require', '/p/tsx.d/x.cjs'], 'npx rapo'],
+    [[process.execPath, bin], ['--import', loader], 'npx tsx node_modules/.bin/rapo'],
+    [[process.execPath, bin], ['--import', 'tsx'], 'npx tsx node_modules/.bin/rapo'],
+    [[process.execPath, path.resolve('lib/cli/cli.ts')], [], 'npx tsx lib/cli/cli.ts'],
+  ]
+  for (const [argv, execArgv, expected] of cases) assert.is(invocation({ argv, execArgv }), expected)
 })
 
 test('what a verifier leaves open keeps no finished command alive', async () => {

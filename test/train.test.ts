@@ -527,6 +527,9 @@ test('what a callback throws ends the run, and no finished step is lost', async 
     [{ onStart: fail }, undefined],
     [{ onStep: ({ step }) => step === 3 && fail() }, 3],
     [{ isStopping: fail }, 1],
+    [{ onStart: async () => fail() }, undefined],
+    [{ onStep: async ({ step }) => (step === 3 ? fail() : undefined) }, 3],
+    [{ isStopping: async () => fail() }, 1],
   ]
   for (const [options, step] of cases) {
     const output = path.join(makeTempDir(), 'run')

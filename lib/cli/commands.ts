@@ -387,10 +387,13 @@ function print(text: string): void {
   console.log(plainText(text))
 }
 
-/** How this process was called, for commands that a person can paste. */
-function invocation(): string {
-  const script = process.argv[1] ?? ''
-  return script.endsWith('.ts') ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+/** How this process was called, for commands that a person can paste; through tsx where that loads a TypeScript verifier. */
+export function invocation(
+  { argv, execArgv } = process as Pick<NodeJS.Process, 'argv' | 'execArgv'>,
+): string {
+  const script = argv[1] ?? ''
+  const hasTsx = execArgv.some(argument => /(^|[\\/])tsx([\\/]|$)/.test(argument))
+  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
 }
 
 function quote(text: string): string {

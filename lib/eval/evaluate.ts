@@ -95,9 +95,9 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     const perProblem: ProblemResult[] = []
     const report = (running = 0) => {
       const solved = perProblem.filter(({ correct }) => correct > 0).length
-      options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
+      return options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
     }
-    report()
+    await report()
     const { samplesPerCall, keepSamples } = config.eval
     const together = Math.max(1, Math.floor(samplesPerCall / n))
     for (let first = 0; first < prompts.length; first += together) {
@@ -144,7 +144,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         const hardForBase = hard && { hardForBase: hard.has(problem.id) }
         perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
       }
-      report()
+      await report()
     }
 
     const ks = listKs(n, config.eval.largestK)
@@ -181,12 +181,12 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
 }
 
 /** A function of somebody else's, called while work is running that must not be lost: what it throws is thrown later. */
-function postponed<A extends unknown[]>(told: (...args: A) => void) {
+function postponed<A extends unknown[]>(told: (...args: A) => unknown) {
   const failures: unknown[] = []
   return {
-    call(...args: A) {
+    async call(...args: A) {
       try {
-        if (failures.length === 0) told(...args)
+        if (failures.length === 0) await told(...args)
       } catch (error) {
         failures.push(error)
       }

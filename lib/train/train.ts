@@ -2,6 +2,7 @@
 import { RapoError } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
+import { waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
@@ -16,14 +17,17 @@ import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { learningRateAt } from './schedule.js'
 
-/** Hooks into train, beside what opening a run takes. What one of them throws ends the run, whose state is saved first. */
+/**
+ * Hooks into train, beside what opening a run takes. They are awaited; what one of them throws ends the run, whose state
+ * is saved first.
+ */
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void
   /** Called when a step's lines, and its checkpoint where one was due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
   /** Asked after every step: true saves and ends the run there. */
-  readonly isStopping?: () => boolean
+  readonly isStopping?: () => boolean | Promise<boolean>
 }
 
 /** An open run, and where it is. */
@@ -43,13 +47,13 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
   let stepSaved = run.state.step
   try {
-    options.onStart?.(run.state.step)
+    await told(options.onStart?.(run.state.step), run)
     let isStopping = false
     while (run.state.step < config.run.steps && !isStopping) {
       run.signal.throwIfAborted()
       const step = run.state.step + 1
       const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
-      const asked = ask(options.isStopping)
+      const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
       const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
@@ -65,7 +69,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       run.isMidStep = false
       if ('failure' in asked) throw asked.failure
       await run.observer.step(metrics, run.signal)
-      options.onStep?.(metrics)
+      await told(options.onStep?.(metrics), run)
     }
   } catch (error) {
     const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
@@ -77,10 +81,16 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   return run.state.step
 }
 
-/** The answer of somebody else's function; where that throws, the step is finished first. */
-function ask(isStopping: TrainOptions['isStopping']): { isStopping: boolean; failure?: unknown } {
+/** A callback of somebody else's may be async. */
+function told<T>(answer: T, { signal }: Run): Promise<Awaited<T>> {
+  const never = () => new RapoError('ERR_RAPO_INTERNAL', 'the promise of a callback can never settle')
+  return waitFor(answer as Awaited<T>, { signal, fault: never })
+}
+
+/** Where isStopping fails, the step is finished first. */
+async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
   try {
-    return { isStopping: isStopping?.() ?? false }
+    return { isStopping: (await told(isStopping?.(), run)) ?? false }
   } catch (failure) {
     return { isStopping: true, failure }
   }
