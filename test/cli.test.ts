@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { invocation, invocation } from '../lib/cli/commands.js'
+import { invocation } from '../lib/cli/commands.js'
 import { fields } from '../lib/config/help.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
