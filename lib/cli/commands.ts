@@ -244,7 +244,6 @@ async function withProgress(
   { model: given, input, output, device, dtype }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
-  const model = readLatestCheckpoint(given)?.dir ?? (await fetchModel(given))
   let progress: Progress | undefined
   const onProgress = (done: number, total: number) => {
     if (total === 0) return
@@ -252,9 +251,11 @@ async function withProgress(
     progress.update(done)
   }
   const files = { ...(input !== undefined && { input }), ...(output !== undefined && { output }) }
-  await untilStopped(signal => body({ model, ...files, device, dtype, onProgress, signal })).finally(() =>
-    progress?.stop(),
-  )
+  const working = untilStopped(async signal => {
+    const model = readLatestCheckpoint(given)?.dir ?? (await fetchModel(given))
+    await body({ model, ...files, device, dtype, onProgress, signal })
+  })
+  await working.finally(() => progress?.stop())
 }
 
 export async function runReport(

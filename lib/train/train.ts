@@ -96,14 +96,16 @@ async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
   }
 }
 
-/** Saves the state after the last whole step, where the weights are still those; what failed is to say so. */
+/**
+ * Saves the state after the last whole step, where the weights are still those; the error then says so. A gradient of the
+ * step that failed is no part of the state.
+ */
 async function rescue(run: Run, config: Config, error: unknown): Promise<unknown> {
   if (run.isMidStep || run.lock.lost.aborted) return error
   const { step } = run.state
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
-    await run.policy.zeroGrad()
     // Beside all others: this one may be what went wrong.
     const checkpoint = await save(run, config, run.state, Infinity)
     run.lock.check()
