@@ -99,7 +99,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       },
     })
   } catch (error) {
-    const checkpoint = progress && readLatestCheckpoint(output)
+    const checkpoint = progress && newestOf(output)
     if (isStopped(error) && checkpoint) {
       stepsDone = checkpoint.trainer.step
     } else {
@@ -120,6 +120,15 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     process.exitCode = stopping.exitCode
   } else {
     print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
+  }
+}
+
+/** Where the newest checkpoint is damaged, what failed before is to be told. */
+function newestOf(run: string) {
+  try {
+    return readLatestCheckpoint(run)
+  } catch {
+    return undefined
   }
 }
 
