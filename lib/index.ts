@@ -13,7 +13,7 @@ import type { EvalResult } from './eval/groups.js'
 import type { MemoryPrediction, RunShape } from './model/engine.js'
 import * as engine from './model/engine.js'
 import type { LoadPolicy, PolicyOptions } from './model/policy.js'
-import type { PromptTemplate } from './model/template.js'
+import type { PromptTemplate, TemplateOptions } from './model/template.js'
 import * as templates from './model/template.js'
 import type { Tokenizer } from './model/tokenizer.js'
 import * as tokenizers from './model/tokenizer.js'
@@ -90,6 +90,7 @@ export {
   type LossBatch,
   type LossOptions,
   type LossResult,
+  type LossRows,
   logSumExp,
   logSumExpAsync,
   type PerToken,
@@ -136,6 +137,7 @@ export type {
   Completions,
   Device,
   FinishReason,
+  LoadOptions,
   LoadPolicy,
   LogprobRows,
   MicroBatch,
@@ -148,7 +150,7 @@ export type {
   SaveOptions,
   StepResult,
 } from './model/policy.js'
-export type { PromptTemplate } from './model/template.js'
+export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export { loadVerifier } from './reward/load.js'
@@ -209,8 +211,12 @@ export function readStopTokenIds(modelDir: string): number[] {
  * template, with the prompt as the user's message), or a text in which {prompt} stands for the prompt. Throws
  * ERR_RAPO_FORMAT where the model has no chat template, or one that does not work.
  */
-export function createTemplate(template: string, modelDir: string): PromptTemplate {
-  return templates.createTemplate(template, modelDir)
+export function createTemplate(
+  template: string,
+  modelDir: string,
+  options: TemplateOptions = {},
+): PromptTemplate {
+  return templates.createTemplate(template, modelDir, options)
 }
 
 /**

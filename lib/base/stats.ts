@@ -13,10 +13,10 @@ export function moments(values: readonly number[], correction = 0): { mean: numb
  * (Chen et al. 2021): 1 − C(n−c, k) / C(n, k) = 1 − Π_{i=n−c+1..n} (1 − k/i). Exact to rounding for any n, k ≤ n.
  */
 export function passAtK(n: number, c: number, k: number): number {
-  if (!(k >= 1 && k <= n && c >= 0 && c <= n)) {
+  if (!([n, c, k].every(Number.isSafeInteger) && k >= 1 && k <= n && c >= 0 && c <= n)) {
     throw new RapoError(
       'ERR_RAPO_INVALID_ARGUMENT',
-      `passAtK(n=${n}, c=${c}, k=${k}) needs 1 ≤ k ≤ n, 0 ≤ c ≤ n`,
+      `passAtK(n=${n}, c=${c}, k=${k}) needs 1 ≤ k ≤ n, 0 ≤ c ≤ n, all of them whole numbers`,
     )
   }
   if (n - c < k) return 1

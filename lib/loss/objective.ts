@@ -234,23 +234,6 @@ export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   ratioMax: -Infinity,
 }
 
-/** From their values, in the order of the fields. */
-export function readMetrics(values: Float64Array): ObjectiveMetrics {
-  return {
-    tokens: values[0]!,
-    loss: values[1]!,
-    klSum: values[2]!,
-    entropySum: values[3]!,
-    ratioSum: values[4]!,
-    approxKlSum: values[5]!,
-    clippedLow: values[6]!,
-    clippedHigh: values[7]!,
-    klClamped: values[8]!,
-    ratioMin: values[9]!,
-    ratioMax: values[10]!,
-  }
-}
-
 /** The metrics of two parts of a batch as those of both. */
 export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveMetrics {
   return {

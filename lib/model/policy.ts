@@ -1,5 +1,8 @@
 /** The interface of a policy: what the training loop and the evaluation ask of a model. */
+import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
+
+export type { CallOptions }
 
 /** What Device allows. */
 export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
@@ -44,6 +47,9 @@ export interface PolicyOptions {
    */
   readonly cacheBytes?: number
 }
+
+/** What loadPolicy takes. */
+export interface LoadOptions extends PolicyOptions, Pick<CallOptions, 'signal'> {}
 
 /** How Policy.save writes a model. */
 export interface SaveOptions {
@@ -143,17 +149,10 @@ export interface ModelInfo {
   readonly dtype: ModelDType
 }
 
-/** Of every long call of a Policy. */
-export interface CallOptions {
-  /** Aborting rejects with the signal's reason once the native call has stopped: between tokens, or before gradients change. */
-  readonly signal?: AbortSignal
-  /** Called on the main thread a few times a second while the call runs. */
-  readonly onProgress?: (done: number, total: number) => void
-}
-
 /**
  * A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
- * that a call is given must not change before it settles.
+ * that a call is given must not change before it settles. An abort stops generate between tokens, logprobs between
+ * layers, accumulate before gradients begin to change.
  */
 export interface Policy {
   readonly info: ModelInfo
@@ -188,4 +187,4 @@ export interface Policy {
  * Loads config.json and model.safetensors (or its shards) from a Hugging Face directory.
  * Errors name the file and the tensor or field.
  */
-export type LoadPolicy = (dir: string, options?: PolicyOptions) => Promise<Policy>
+export type LoadPolicy = (dir: string, options?: LoadOptions) => Promise<Policy>

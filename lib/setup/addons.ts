@@ -9,6 +9,7 @@ import { isInPackage, packageRoot } from '../base/package.js'
 /** What both addons have. lib/loss/kernels.ts and lib/model/engine.ts give the other functions their types. */
 export interface Addon {
   setErrorClass(errorClass: typeof RapoError): void
+  setEnvironment(name: string, value: string): void
   setCudaLibrary(file: string): void
   readonly [name: string]: unknown
 }

@@ -1,8 +1,16 @@
 /** Finds and loads the engine addon that `rapo setup` built. */
 import { existsSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
+import { isMainThread } from 'node:worker_threads'
 import { RapoError } from '../base/errors.js'
-import { type Addon, loadAddon, locateCudaPackage, locateKernels, requirePackage } from './addons.js'
+import {
+  type Addon,
+  loadAddon,
+  loadKernels,
+  locateCudaPackage,
+  locateKernels,
+  requirePackage,
+} from './addons.js'
 import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines } from './cache.js'
 
 /** The raw functions of bindings/engine.cpp. */
@@ -18,6 +26,8 @@ export function loadEngine(): EngineAddon {
   // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
   // times the work itself as soon as another process wants the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
+  // A worker's process.env is a copy, which OpenMP does not see.
+  if (!isMainThread) loadKernels().setEnvironment('OMP_WAIT_POLICY', process.env.OMP_WAIT_POLICY)
   if (!engine) {
     const { file, record } = locate()
     engine = loadAddon('engine', file, record)
