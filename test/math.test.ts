@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { Budget } from '../lib/reward/math/tree.js'
+import { Budget } from '../lib/reward/math/budget.js'
 import { compareAnswers, extractBoxed, math, verifyMath } from '../lib/reward/math.js'
 
 interface Case {

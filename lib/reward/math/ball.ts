@@ -2,8 +2,9 @@
  * Real and complex numbers known to within a bound: mantissa · 2^exponent ± 2^error. Every operation carries the bound
  * along, so that two numbers whose difference excludes 0 are proved to differ.
  */
+
+import { type Budget, Unreadable } from './budget.js'
 import { bitLength, type Rational } from './rational.js'
-import { type Budget, Unreadable } from './tree.js'
 
 export interface Ball {
   readonly mantissa: bigint

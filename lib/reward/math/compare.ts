@@ -1,9 +1,11 @@
 /** Are an answer and the reference the same? Structure first, then the values in it. */
+
+import { Budget, Unreadable } from './budget.js'
 import { exactValue } from './evaluate.js'
 import { parseAnswer } from './parse.js'
 import { areSameSets, isSetLike, toSet } from './sets.js'
 import { MAX_ANSWER, type Reading, replaceUnicode } from './tokens.js'
-import { Budget, mapParts, type Node, type NodeOf, partsOf, some, Unreadable } from './tree.js'
+import { mapParts, type Node, type NodeOf, partsOf, some } from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
 import { areProportional, haveSameValue, order } from './value.js'
 

@@ -1,6 +1,7 @@
 /** The value of an expression in a field: exact rationals, fractions modulo a prime, or complex balls. */
 import { createHash } from 'node:crypto'
 import type { Complex } from './ball.js'
+import { type Budget, Unreadable } from './budget.js'
 import type { ComplexField } from './complex.js'
 import { LOG } from './parse.js'
 import {
@@ -11,7 +12,7 @@ import {
   type Rational,
   rational,
 } from './rational.js'
-import { type Budget, type Node, type NodeOf, Unreadable } from './tree.js'
+import type { Node, NodeOf } from './tree.js'
 
 /** What evaluate needs. A field without roots or functions leaves them out. */
 interface Field<T> {

@@ -1,7 +1,9 @@
 /** Tokens to a tree: recursive descent over the notation that answers use. */
+
+import { Budget, Unreadable } from './budget.js'
 import { powerRational, type Rational, rational } from './rational.js'
 import { type Reading, type Token, tokenize } from './tokens.js'
-import { Budget, type Connector, type Node, type NodeOf, type Relation, Unreadable } from './tree.js'
+import type { Connector, Node, NodeOf, Relation } from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
 
 /** log without a base: 10 or e, as the other side has it. */

@@ -1,5 +1,6 @@
 /** Sets of real numbers: intervals, unions, inequalities, as a sorted list of intervals. */
-import { type Budget, type Node, type NodeOf, type Relation, some, Unreadable } from './tree.js'
+import { type Budget, Unreadable } from './budget.js'
+import { type Node, type NodeOf, type Relation, some } from './tree.js'
 import { order } from './value.js'
 
 interface End {

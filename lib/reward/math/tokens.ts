@@ -1,5 +1,6 @@
 /** LaTeX, or plain text, of an answer as tokens: markup is dropped, spellings of the same thing become one. */
-import { type Connector, Unreadable } from './tree.js'
+import { Unreadable } from './budget.js'
+import type { Connector } from './tree.js'
 import { isUnitWord } from './units.js'
 
 export type Token = {

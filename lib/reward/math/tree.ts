@@ -1,4 +1,5 @@
 /** What an answer is read as. */
+import type { Budget } from './budget.js'
 import type { Rational } from './rational.js'
 
 export type Connector = ',' | 'and' | 'or'
@@ -60,28 +61,6 @@ export function mapParts(node: Node, change: (part: Node) => Node): Node {
 
 export function some(node: Node, test: (node: Node) => boolean): boolean {
   return test(node) || partsOf(node).some(part => some(part, test))
-}
-
-/** Why an answer, or its value, is beyond what the verifier does. No Error: a stack trace for each would cost more than the parse. */
-export class Unreadable {
-  constructor(readonly reason: string) {}
-}
-
-/**
- * The work that one comparison may do, counted in steps of a few microseconds: what is not decided by then is not
- * equal. A count, not a clock, so that a verdict does not depend on the machine.
- */
-export class Budget {
-  #left: number
-
-  constructor(steps: number) {
-    this.#left = steps
-  }
-
-  spend(steps: number): void {
-    this.#left -= steps
-    if (!(this.#left >= 0)) throw new Unreadable('more work than the verifier does')
-  }
 }
 
 /** The same expression, part by part. */

@@ -1,6 +1,7 @@
 /** Units of measurement: which there are, and what they are in others. */
+
+import { type Budget, Unreadable } from './budget.js'
 import { multiplyRational, type Rational, rational } from './rational.js'
-import { type Budget, Unreadable } from './tree.js'
 
 export interface Unit {
   /** Such as { length: 2 }; empty for counted things. */

@@ -1,6 +1,7 @@
 /** Do two expressions have the same value, whatever their variables are? */
 import type { Ball, Complex } from './ball.js'
 import { BallField, containsZero, logAbove } from './ball.js'
+import { type Budget, Unreadable } from './budget.js'
 import { ComplexField } from './complex.js'
 import {
   ballField,
@@ -14,7 +15,7 @@ import {
 } from './evaluate.js'
 import { LOG } from './parse.js'
 import { TooLarge } from './rational.js'
-import { type Budget, isSameTree, mapParts, type Node, some, Unreadable } from './tree.js'
+import { isSameTree, mapParts, type Node, some } from './tree.js'
 
 /** Precision of balls, raised until it decides. */
 const PRECISIONS = [320, 1280, 4096]
