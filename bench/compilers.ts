@@ -8,9 +8,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { type Batch, makeBatch, median, oracle, validate } from '../lib/bench/batch.js'
-import type { Logits } from '../lib/kernels.js'
-import { emptyMetrics } from '../lib/metrics.js'
-import { rapo } from '../lib/objective.js'
+import type { Logits } from '../lib/loss/kernels.js'
+import { emptyMetrics, rapo } from '../lib/loss/objective.js'
 // @ts-expect-error: no types
 import { hostTarget, prebuildPath } from '../scripts/prebuilds.mjs'
 

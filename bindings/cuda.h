@@ -1,5 +1,5 @@
 // The kernels addon's functions for CUDA: memory of a device, and calls whose arrays lie there. Addresses and
-// streams are BigInts; lib/device.ts keeps the memory that they point into.
+// streams are BigInts; lib/loss/cuda.ts keeps the memory that they point into.
 #pragma once
 
 #include <napi.h>

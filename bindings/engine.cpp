@@ -1,4 +1,4 @@
-// The engine addon. lib/policy.ts validates, orders the calls of a policy and disposes it; every call here
+// The engine addon. lib/model/engine.ts validates, orders the calls of a policy and disposes it; every call here
 // runs on the engine's thread and answers with a promise.
 #include <dlfcn.h>
 #include <napi.h>

@@ -1,4 +1,4 @@
-// The one place that turns native exceptions into JS errors: instances of lib/errors.ts's RapoError with a
+// The one place that turns native exceptions into JS errors: instances of lib/base/errors.ts's RapoError with a
 // code.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace rapo::bindings {
 
-/// Per-environment state (one per worker_thread): the RapoError constructor that lib/native.ts hands over.
+/// Per-environment state (one per worker_thread): the RapoError constructor that lib/setup/addons.ts hands over.
 struct AddonData {
   Napi::FunctionReference error_class;
 };

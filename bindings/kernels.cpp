@@ -1,4 +1,4 @@
-// The kernels addon: typed arrays in, typed arrays out; lib/kernels.ts allocates them all.
+// The kernels addon: typed arrays in, typed arrays out; lib/loss/kernels.ts allocates them all.
 #include <napi.h>
 
 #include <memory>

@@ -1,4 +1,4 @@
-// Objective, DType and Metrics between JS (lib/objective.ts, lib/metrics.ts) and the kernels' plain structs.
+// Objective, DType and Metrics between JS (lib/loss/objective.ts, lib/train/metrics.ts) and the kernels' plain structs.
 #pragma once
 
 #include <napi.h>
@@ -64,7 +64,7 @@ inline Napi::Value objective_to_js(Napi::Env env, const Objective& objective) {
                                         [](Napi::Env, Objective* held) { delete held; });
 }
 
-/// Calls set(name, value) for every field, in the order of lib/metrics.ts.
+/// Calls set(name, value) for every field, in the order of lib/train/metrics.ts.
 template <class Set>
 void each_metric(const Metrics& metrics, const Set& set) {
   set("tokens", static_cast<double>(metrics.tokens));

@@ -35,4 +35,4 @@ writeFileSync(
   `import cjs from './index.js'\nexport const {\n${names.map(name => `  ${name},\n`).join('')}} = cjs\n`,
 )
 writeFileSync(join(dist, 'index.d.mts'), "export * from './index.js'\n")
-chmodSync(join(dist, 'cli.js'), 0o755)
+chmodSync(join(dist, 'cli', 'cli.js'), 0o755)

@@ -1,7 +1,8 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { groupAdvantages, moments, referenceWeights, zeroAdvantageFraction } from '../lib/advantage.js'
-import { RapoError } from '../lib/errors.js'
+import { RapoError } from '../lib/base/errors.js'
+import { moments } from '../lib/base/stats.js'
+import { groupAdvantages, referenceWeights, zeroAdvantageFraction } from '../lib/loss/advantage.js'
 
 const isNear = (actual: number, expected: number, tolerance: number) =>
   assert.ok(Math.abs(actual - expected) <= tolerance, `${actual}, expected ${expected} ± ${tolerance}`)

@@ -1,5 +1,6 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { createRandom } from '../lib/base/random.js'
 import {
   type aggregations,
   packBatch,
@@ -9,9 +10,8 @@ import {
   type TrainSequence,
   tokenWeights,
   toSequence,
-} from '../lib/batch.js'
-import type { MicroBatch } from '../lib/policy.js'
-import { createRandom } from '../lib/random.js'
+} from '../lib/model/batch.js'
+import type { MicroBatch } from '../lib/model/policy.js'
 
 const two: TrainSequence[] = [
   {

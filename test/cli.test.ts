@@ -3,8 +3,8 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readLatestCheckpoint } from '../lib/checkpoint.js'
-import { fields } from '../lib/config.js'
+import { fields } from '../lib/config/config.js'
+import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
 import { makeTinyModel } from './tiny-model.js'
 
@@ -21,7 +21,7 @@ function start(
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
 ): { child: ChildProcess; done: Promise<Result> } {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', ...args], {
+  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', ...args], {
     env: { ...process.env, ...env },
   })
   const result: Result = { code: null, stdout: '', stderr: '' }
@@ -132,7 +132,10 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
 test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the command that was printed', async () => {
   const whole = await rapo('train', '-c', configFile, '--run.output', run('whole'))
   assert.is(whole.code, 0, whole.stderr)
-  assert.match(whole.stdout, `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli.ts eval --model`)
+  assert.match(
+    whole.stdout,
+    `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli/cli.ts eval --model`,
+  )
   assert.match(whole.stderr, /whole 30\/30 steps/)
 
   const { child, done } = start(['train', '-c', configFile, '--run.output', run('stopped')])
@@ -148,7 +151,7 @@ test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the co
   assert.match(stopped.stderr, 'finishing the step and saving')
   const [, step, command] = /^saved after step (\d+); to go on: (.*)$/m.exec(stopped.stdout) ?? []
   assert.ok(Number(step) < 30, stopped.stdout)
-  assert.is(command, `npx tsx lib/cli.ts train --resume ${run('stopped')}`)
+  assert.is(command, `npx tsx lib/cli/cli.ts train --resume ${run('stopped')}`)
   const resumed = await rapo(...command!.split(' ').slice(3))
   assert.is(resumed.code, 0, resumed.stderr)
   assert.ok(weights('stopped').equals(weights('whole')))
@@ -256,7 +259,7 @@ test('a fault in the middle of a run says how to go on', async () => {
   const { code, stderr } = await rapo('train', '-c', configFile, ...args)
   assert.is(code, 1)
   assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke\n/)
-  assert.match(stderr, `to go on from step 2: npx tsx lib/cli.ts train --resume ${run('failing')}\n`)
+  assert.match(stderr, `to go on from step 2: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
 })
 
 test('generate and logprobs agree, from standard input to standard output', async () => {

@@ -2,9 +2,9 @@ import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { fields, kernelObjective, loadConfig, parseConfig, stringifyConfig } from '../lib/config.js'
-import { RapoError } from '../lib/errors.js'
-import { dapo, drGrpo, grpo, rapo } from '../lib/objective.js'
+import { RapoError } from '../lib/base/errors.js'
+import { fields, kernelObjective, loadConfig, parseConfig, stringifyConfig } from '../lib/config/config.js'
+import { dapo, drGrpo, grpo, rapo } from '../lib/loss/objective.js'
 import { makeTempDir } from './fake-policy.js'
 
 const dir = makeTempDir()

@@ -1,7 +1,7 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Correction, importanceWeights, offPolicyMask } from '../lib/correction.js'
-import { adaptEntropyCoef, topEntropyWeights } from '../lib/entropy.js'
+import { type Correction, importanceWeights, offPolicyMask } from '../lib/loss/correction.js'
+import { adaptEntropyCoef, topEntropyWeights } from '../lib/loss/entropy.js'
 
 /** Ratios trainer / sampler 2, ½ | (no rows) | 1, 4, 1. */
 const rows = {

@@ -5,14 +5,14 @@
 
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { RapoError } from '../lib/base/errors.js'
 import {
   DeviceArray,
   deviceMemory,
   gatherLogprobsOnDevice,
   policyLossOnDevice,
   policyLossOnDeviceAsync,
-} from '../lib/device.js'
-import type { RapoError } from '../lib/errors.js'
+} from '../lib/loss/cuda.js'
 import {
   gatherLogprobs,
   gatherLogprobsAsync,
@@ -22,8 +22,8 @@ import {
   type LossBatch,
   policyLoss,
   policyLossAsync,
-} from '../lib/kernels.js'
-import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/objective.js'
+} from '../lib/loss/kernels.js'
+import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/loss/objective.js'
 import { buildBroken, emulated, run } from './cuda/library.js'
 import { fromLogits, makeCase, raw, small, toLogits } from './kernels-cases.js'
 import { check, dtypes, errorOf, expectedOf, objectiveFor } from './kernels-check.js'

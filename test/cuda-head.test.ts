@@ -9,6 +9,7 @@
  */
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { createRandom } from '../lib/base/random.js'
 import {
   DeviceArray,
   type DeviceHeadBatch,
@@ -16,10 +17,9 @@ import {
   fusedHeadLossOnDevice,
   fusedHeadLossOnDeviceAsync,
   fusedHeadWorkspace,
-} from '../lib/device.js'
-import type { LogitsDType } from '../lib/kernels.js'
-import { gspo, type Objective, penalties, rapo } from '../lib/objective.js'
-import { createRandom } from '../lib/random.js'
+} from '../lib/loss/cuda.js'
+import type { LogitsDType } from '../lib/loss/kernels.js'
+import { gspo, type Objective, penalties, rapo } from '../lib/loss/objective.js'
 import { emulated } from './cuda/library.js'
 import { fromLogits, normal, toLogits } from './kernels-cases.js'
 import { errorOf, objectiveFor } from './kernels-check.js'

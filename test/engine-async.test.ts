@@ -7,7 +7,8 @@ import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadPolicy, type Policy } from '../lib/policy.js'
+import { loadPolicy } from '../lib/model/engine.js'
+import type { Policy } from '../lib/model/policy.js'
 import { newModel, objective, pack, prompts, rejects, sampling, trainingBatch } from './engine-util.js'
 
 // Large enough that calls take some tenths of a second.

@@ -1,5 +1,5 @@
 /** Run by engine-async.test.ts: exits with status 3 in the middle of a call that would take long. */
-import { loadPolicy } from '../lib/policy.js'
+import { loadPolicy } from '../lib/model/engine.js'
 import { pack, sampling } from './engine-util.js'
 
 const policy = await loadPolicy(process.argv[2]!, { trainable: false })

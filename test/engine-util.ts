@@ -3,19 +3,18 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { rapo } from '../lib/objective.js'
-import {
-  type Completions,
-  type Device,
-  initializeModel,
-  loadPolicy as loadPolicyOn,
-  type MicroBatch,
-  type PackedTokens,
-  type Policy,
-  type PolicyOptions,
-  type SamplingParams,
-} from '../lib/policy.js'
+import { RapoError } from '../lib/base/errors.js'
+import { rapo } from '../lib/loss/objective.js'
+import { initializeModel, loadPolicy as loadPolicyOn } from '../lib/model/engine.js'
+import type {
+  Completions,
+  Device,
+  MicroBatch,
+  PackedTokens,
+  Policy,
+  PolicyOptions,
+  SamplingParams,
+} from '../lib/model/policy.js'
 
 const scratch = mkdtempSync(path.join(tmpdir(), 'rapo-engine-test-'))
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }))

@@ -1,6 +1,6 @@
 /** A worker thread of engine-async.test.ts: makes calls for workerData.rounds rounds (without: until terminated). */
 import { parentPort, workerData } from 'node:worker_threads'
-import { loadPolicy } from '../lib/policy.js'
+import { loadPolicy } from '../lib/model/engine.js'
 import { objective, pack, sampling, trainingBatch } from './engine-util.js'
 
 const policy = await loadPolicy(workerData.dir, { referenceDir: workerData.dir })

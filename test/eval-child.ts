@@ -1,7 +1,7 @@
 /** A measurement that a test starts in a process of its own, to kill it: OUTPUT MODEL PROBLEMS. */
-import { parseConfig } from '../lib/config.js'
-import { evaluate } from '../lib/evaluate.js'
-import type { LoadPolicy } from '../lib/policy.js'
+import { parseConfig } from '../lib/config/config.js'
+import { evaluate } from '../lib/eval/evaluate.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
 import { loadFakePolicy } from './fake-policy.js'
 
 export function evalConfig(model: string, problems: string, changes: object = {}) {

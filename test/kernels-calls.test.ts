@@ -5,7 +5,7 @@ import { inspect, promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
+import { RapoError } from '../lib/base/errors.js'
 import {
   entropy,
   entropyAsync,
@@ -17,21 +17,21 @@ import {
   policyLoss,
   policyLossAsync,
   setKernelThreads,
-} from '../lib/kernels.js'
-import { emptyMetrics } from '../lib/metrics.js'
-import { locateKernels } from '../lib/native.js'
+} from '../lib/loss/kernels.js'
 import {
   cispo,
   dapo,
   defineObjective,
   describeObjective,
   drGrpo,
+  emptyMetrics,
   grpo,
   gspo,
   type Objective,
   rapo,
   sapo,
-} from '../lib/objective.js'
+} from '../lib/loss/objective.js'
+import { locateKernels } from '../lib/setup/addons.js'
 import { fromLogits, makeCase, oracle, raw, small } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 
@@ -545,7 +545,7 @@ test('the pool ends with the last worker thread that loaded the addon', async ()
 })
 
 test('RAPO_KERNELS_ISA chooses the instruction set', async () => {
-  const file = fileURLToPath(new URL('../lib/kernels.ts', import.meta.url))
+  const file = fileURLToPath(new URL('../lib/loss/kernels.ts', import.meta.url))
   const program = `import { kernelsInfo } from ${JSON.stringify(file)}; console.log(kernelsInfo().isa)`
   const run = (isa: string) =>
     promisify(execFile)(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {

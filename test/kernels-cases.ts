@@ -1,12 +1,12 @@
 /** Batches that hold every kind of row at once, and the ways to call the kernels on them. */
-import type { Logits, LogitsDType, LossBatch } from '../lib/kernels.js'
-import type { ObjectiveMetrics } from '../lib/metrics.js'
-import { loadKernels } from '../lib/native.js'
-import type { Objective } from '../lib/objective.js'
-import { createRandom } from '../lib/random.js'
+
+import { createRandom } from '../lib/base/random.js'
+import type { Logits, LogitsDType, LossBatch } from '../lib/loss/kernels.js'
+import type { Objective, ObjectiveMetrics } from '../lib/loss/objective.js'
+import { loadKernels } from '../lib/setup/addons.js'
 import { exact, type FormulaRow, logSoftmax } from './kernels-formula.js'
 
-/** What the tests need of bindings/kernels.cpp beyond lib/kernels.ts. */
+/** What the tests need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */
 export const raw = loadKernels() as unknown as {
   policyLossReference(batch: object, objective: Objective, outputs: object): ObjectiveMetrics
   gatherLogprobsReference(batch: object, outputs: object): void

@@ -7,9 +7,9 @@
  * may be off by one more rounding of that type.
  */
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { type KernelDevice, type LogitsDType, policyLoss } from '../lib/kernels.js'
-import { type Objective, type Penalty, rapo } from '../lib/objective.js'
+import { RapoError } from '../lib/base/errors.js'
+import { type KernelDevice, type LogitsDType, policyLoss } from '../lib/loss/kernels.js'
+import { type Objective, type Penalty, rapo } from '../lib/loss/objective.js'
 import { type Case, fromLogits } from './kernels-cases.js'
 import { exact, type FormulaResult, float32, formula, u32 } from './kernels-formula.js'
 

@@ -3,7 +3,7 @@
  * `round`: with the identity it is the formula in double precision; with Math.fround it is what the plain float32
  * formula computes, and its distance from the former is how much float32 loses, which is what tolerances are made of.
  */
-import type { Objective, Penalty } from '../lib/objective.js'
+import type { Objective, Penalty } from '../lib/loss/objective.js'
 
 export type Round = (x: number) => number
 export const exact: Round = x => x

@@ -1,8 +1,8 @@
 /** The kernels against the formula in double precision, every instruction set, dtype, penalty and kind of row. */
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Logits, policyLoss } from '../lib/kernels.js'
-import { cispo, penalties, rapo, sapo } from '../lib/objective.js'
+import { type Logits, policyLoss } from '../lib/loss/kernels.js'
+import { cispo, penalties, rapo, sapo } from '../lib/loss/objective.js'
 import { fromLogits, makeCase, oracle, raw, toLogits } from './kernels-cases.js'
 import { check, dtypes, expectedOf, lossScale, objectiveFor, present } from './kernels-check.js'
 import { exact, formula } from './kernels-formula.js'

@@ -175,7 +175,7 @@ testInRoot('both kinds of import give the same objects; the command line too', a
   if (process.arch === 'x64') assert.is(isas, x86Isas().join())
   else assert.is(isas.split(',').at(-1), 'portable')
   const { version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
-  assert.is(await inRoot('/project/node_modules/rapo/dist/cli.js', '--version'), `${version}\n`)
+  assert.is(await inRoot('/project/node_modules/rapo/dist/cli/cli.js', '--version'), `${version}\n`)
 })
 
 testInRoot('its types are there for ES modules, CommonJS and bundlers, beside those of Node.js', async () => {

@@ -6,10 +6,16 @@ import './kernels.test.js'
 import { Worker } from 'node:worker_threads'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { kernelsInfo, type LossBatch, policyLoss, policyLossAsync, setKernelThreads } from '../lib/kernels.js'
-import { locateKernels } from '../lib/native.js'
-import { dapo, rapo } from '../lib/objective.js'
+import { RapoError } from '../lib/base/errors.js'
+import {
+  kernelsInfo,
+  type LossBatch,
+  policyLoss,
+  policyLossAsync,
+  setKernelThreads,
+} from '../lib/loss/kernels.js'
+import { dapo, rapo } from '../lib/loss/objective.js'
+import { locateKernels } from '../lib/setup/addons.js'
 import { makeCase } from './kernels-cases.js'
 
 const test = suite('prebuild')

@@ -2,16 +2,11 @@ import { rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import type { ModelInfo } from '../lib/policy.js'
-import {
-  checkTokenizerFits,
-  createTemplate,
-  encodePrompt,
-  loadTokenizer,
-  readStopTokenIds,
-  stopTokenIdsFor,
-} from '../lib/prompt.js'
+import { RapoError } from '../lib/base/errors.js'
+import { encodePrompt } from '../lib/data/prompts.js'
+import type { ModelInfo } from '../lib/model/policy.js'
+import { createTemplate, stopTokenIdsFor } from '../lib/model/template.js'
+import { checkTokenizerFits, loadTokenizer, readStopTokenIds } from '../lib/model/tokenizer.js'
 import { eosId, vocabSize } from '../scripts/countdown-tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 

@@ -6,10 +6,10 @@
  */
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { readLatestCheckpoint } from '../lib/checkpoint.js'
-import { type Config, parseConfig } from '../lib/config.js'
-import type { LoadPolicy } from '../lib/policy.js'
-import { train } from '../lib/train.js'
+import { type Config, parseConfig } from '../lib/config/config.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
+import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
+import { train } from '../lib/train/train.js'
 import { loadFakePolicy } from './fake-policy.js'
 
 /** A task that the fake model can learn: write the number 7 and stop. */

@@ -1,13 +1,14 @@
 /** What the benchmarks share: a batch, the oracle's verdict on a result, medians. */
-import { kernelsInfo, type Logits, type LogitsDType, type LossBatch } from '../kernels.js'
-import { loadKernels } from '../native.js'
-import type { Objective } from '../objective.js'
-import { createRandom } from '../random.js'
+
+import { createRandom } from '../base/random.js'
+import { kernelsInfo, type Logits, type LogitsDType, type LossBatch } from '../loss/kernels.js'
+import type { Objective } from '../loss/objective.js'
+import { loadKernels } from '../setup/addons.js'
 
 export type BenchDType = Exclude<LogitsDType, 'float16'>
 export type Batch = LossBatch & { dtype: BenchDType }
 
-/** What the benchmarks need of bindings/kernels.cpp beyond lib/kernels.ts. */
+/** What the benchmarks need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */
 export const raw = loadKernels() as unknown as {
   setIsa(name: string): void
   policyLossReference(batch: object, objective: object, outputs: object): { loss: number }
