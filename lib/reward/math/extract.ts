@@ -40,3 +40,10 @@ function matchBraces(text: string): Map<number, number> {
   }
   return closing
 }
+
+/** The final answer of a reference that is a whole solution: behind the last ####, or in its last box. */
+export function finalReference(reference: string): string {
+  const at = reference.lastIndexOf('####')
+  if (at >= 0) return reference.slice(at + 4).trim()
+  return /\\(?:boxed|fbox)(?![A-Za-z])/.test(reference) ? (extractBoxed(reference) ?? reference) : reference
+}
