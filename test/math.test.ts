@@ -66,7 +66,6 @@ test('the cases in the style of models: all but those that are known to be rejec
   assert.equal(
     wrong.map(({ answer, reference }) => [answer, reference]),
     [
-      ['2 \\pmod 5', '2'],
       // ABC might be a product.
       ['ABC_{16}', '2748_{10}'],
       // Or ⅕.
@@ -264,10 +263,8 @@ test('verdicts have reasons', () => {
   assert.equal(verifyMath('\\boxed{0.333}', '1/3').reason, 'not the same value')
   assert.is(math.checkAnswer(' '), 'answer must be a number or a text that is not empty')
   assert.is(math.checkAnswer(18), undefined)
-  assert.is(
-    math.checkAnswer('48/2 = 24 clips in May.\n#### 72'),
-    'answer must be the final answer alone: of a solution that ends in "#### 72", what follows ####',
-  )
+  assert.is(math.checkAnswer('48/2 = 24 clips in May.\n#### 72'), undefined)
+  assert.is(math.checkAnswer('48/2 = 24 clips in May.\n#### '), 'answer must have the final answer behind ####')
   assert.equal(math.verify('\\boxed{18.0}', 18), { reward: 1, reason: 'correct: the same value' })
 })
 

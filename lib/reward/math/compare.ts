@@ -28,6 +28,7 @@ const MAX_STEPS = 10_000
 /** Compares a final answer with the reference, both LaTeX or plain text. Never throws. */
 export function compareAnswers(answer: string, reference: string, options: CompareOptions = {}): Comparison {
   if (answer.trim() === '') return unequal('the answer is empty')
+  if (condense(answer) === condense(reference)) return equal('text')
   const judge = createJudge(new Budget(MAX_STEPS), options.tolerance)
   try {
     return compareTexts(plain(answer), plain(finalReference(reference)), judge)

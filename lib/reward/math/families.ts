@@ -1,5 +1,6 @@
 /** All values that an expression takes as k runs through the integers: π/6 + kπ, k ∈ ℤ. */
-import { Unreadable } from './budget.js'
+import { type Budget, Unreadable } from './budget.js'
+import { exactValue } from './evaluate.js'
 import { attempt, type Judge, unlessUnreadable } from './judge.js'
 import {
   differenceOf,
@@ -108,7 +109,7 @@ function progressionsOf({ item, parameter }: NodeOf<'family'>, { budget }: Judge
   if (some(item, part => isAlternating(part, parameter))) {
     const twice = productOf(integer(2), { type: 'variable', name: parameter })
     return [twice, sumOf(twice, integer(1))].flatMap((value, odd) => {
-      const halved = substitute(withSign(item, parameter, odd), parameter, value)
+      const halved = substitute(withSign(item, parameter, odd, budget), parameter, value)
       return progressionsOf({ type: 'family', item: halved, parameter, domain: 'integers' }, {
         budget,
       } as Judge)
@@ -133,14 +134,16 @@ function isAlternating(node: Node, parameter: string): boolean {
   )
 }
 
-function withSign(node: Node, parameter: string, odd: number): Node {
-  if (!isAlternating(node, parameter)) return mapParts(node, part => withSign(part, parameter, odd))
+function withSign(node: Node, parameter: string, odd: number, budget: Budget): Node {
+  if (!isAlternating(node, parameter)) return mapParts(node, part => withSign(part, parameter, odd, budget))
   const { right } = node as NodeOf<'power'>
-  return {
-    type: 'power',
-    left: (node as NodeOf<'power'>).left,
-    right: substitute(right, parameter, integer(odd)),
-  }
+  const signs = [odd, odd + 2].map(k => {
+    const exponent = exactValue(substitute(right, parameter, integer(k)), budget)
+    if (exponent?.denominator !== 1n) throw new Unreadable('a power of −1 that is no sign')
+    return exponent.numerator % 2n === 0n ? 1 : -1
+  })
+  if (signs[0] !== signs[1]) throw new Unreadable('a power of −1 that is no sign')
+  return integer(signs[0]!)
 }
 
 /** Offsets modulo a common period, each in the other's. Throws Unreadable where there is no common one. */

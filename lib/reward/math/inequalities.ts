@@ -12,6 +12,7 @@ import {
   type NodeOf,
   namesIn,
   negative,
+  partsOf,
   productOf,
   quotientOf,
   type Relation,
@@ -19,7 +20,7 @@ import {
   substitute,
   sumOf,
 } from './tree.js'
-import { haveSameValue, order } from './value.js'
+import { haveSameValue, order, ratioSign } from './value.js'
 
 /** The roots of a factor, in order, and its sign at +∞. */
 interface Factor {
@@ -203,11 +204,21 @@ export function absoluteOf(left: Node, sign: Relation, right: Node, budget: Budg
 export function haveSameSides(a: NodeOf<'relation'>, b: NodeOf<'relation'>, budget: Budget): boolean {
   const [x, y] = [upward(a), upward(b)]
   if (String(x.signs) !== String(y.signs) || x.items.length !== y.items.length) return false
-  return x.items.every(
-    (item, i) =>
-      isSameTree(item, y.items[i]!, budget) ||
-      unlessUnreadable(() => haveSameValue(item, y.items[i]!, budget), budget),
-  )
+  const isSame = (left: Node, right: Node) =>
+    isSameTree(left, right, budget) ||
+    unlessUnreadable(() => haveSameValue(left, right, budget), budget) === true
+  if (x.items.every((item, i) => isSame(item, y.items[i]!))) return true
+  if (x.items.length !== 2 || ![...x.items, ...y.items].every(isPolynomial)) return false
+  const [f, g] = [x, y].map(({ items }) => differenceOf(items[0]!, items[1]!)) as [Node, Node]
+  return unlessUnreadable(() => ratioSign(f, g, budget) > 0, budget) === true
+}
+
+/** Without a name below a line or in a function, so that a ratio at some points is one at all. */
+function isPolynomial(node: Node): boolean {
+  if (node.type === 'quotient') return isPolynomial(node.left) && namesIn(node.right).size === 0
+  if (node.type === 'power') return isPolynomial(node.left) && node.right.type === 'number'
+  if (node.type === 'call') return namesIn(node).size === 0
+  return partsOf(node).every(isPolynomial)
 }
 
 /** a > b as b < a. */

@@ -372,7 +372,12 @@ class Parser {
         const isVectors = isVector(right) && factors.some(isVector)
         if (isVectors) factors = [{ type: 'apply', name: '×', items: [join(), right] }]
         else factors.push(right)
-      } else if (this.#take('sign', '*') || this.#take('command', 'cdot')) factors.push(this.#signedFactor())
+      } else if (this.#take('command', 'cdot')) {
+        const right = this.#signedFactor()
+        const [left] = factors
+        if (factors.length === 1 && isTuple(left!) && isTuple(right)) factors = [apply('·', [left!, right])]
+        else factors.push(right)
+      } else if (this.#take('sign', '*')) factors.push(this.#signedFactor())
       else if (this.#take('sign', '/') || this.#take('command', 'div')) {
         factors = [quotientOf(join(), this.#signedFactor())]
       } else if (this.#take('command', 'mod')) {
@@ -446,7 +451,9 @@ class Parser {
     if (functionNames.has(name.name.replace(/['_].*/, ''))) return true
     if (name !== node || name.name.length > 2) return false
     const [argument, close] = [this.#peek(1), this.#peek(2)]
-    return close?.text === ')' && (argument?.type === 'number' || argument?.type === 'letter')
+    // P(3), u(x); A(1, 2) and C(9, 2)
+    const isClosed = close?.text === ')' || (close?.text === ',' && /^[A-Z]$/.test(name.name))
+    return isClosed && (argument?.type === 'number' || argument?.type === 'letter')
   }
 
   #called(name: Node): Node {
@@ -778,9 +785,7 @@ class Parser {
     const derivative = derivativeOf(left, right)
     if (!derivative) return quotientOf(left, right)
     const { name, of } = derivative
-    return apply(name, [
-      of ?? (this.#isFactor() ? this.#nested(() => this.#product()) : { type: 'text', text: '' }),
-    ])
+    return apply(name, [of ?? (this.#is('sign', '(') ? this.#factor() : this.#nested(() => this.#product()))])
   }
 
   /** \sum_{k=1}^{n} and what is added up; the same of products, integrals and limits. */
@@ -1068,6 +1073,10 @@ function isVector(node: Node): boolean {
   if (node.type === 'variable') return node.isVector === true
   if (node.type === 'apply') return node.name === '×'
   return node.type === 'matrix' || (node.type === 'brackets' && node.open === '(')
+}
+
+function isTuple(node: Node): boolean {
+  return node.type === 'brackets' && node.open === '(' && node.items.length > 1
 }
 
 /** A product in which the order counts: A⁻¹B, A^T B. */

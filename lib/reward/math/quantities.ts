@@ -90,10 +90,11 @@ function compareUnits(a: Node, b: Node, judge: Judge): boolean {
   }
   const [bare, unit] = given ? [y, given] : [x, wanted!]
   if (bare.type === 'percent' || bare.type === 'based') return false
-  if (bare.type === 'degrees') {
+  if (isMarked(bare, 'degrees')) {
     // 20° for 20 °C; π/4 radians are 45°, 40 radians are not 40°.
     const isTemperature = 'celsius' in unit.dimensions || 'fahrenheit' in unit.dimensions
-    if (isTemperature) return given ? judge.isEqual(x, bare.item) : judge.isEqual(bare.item, y)
+    if (isTemperature)
+      return given ? judge.isEqual(x, unmarked(y, 'degrees')) : judge.isEqual(unmarked(x, 'degrees'), y)
     return String(Object.keys(unit.dimensions)) === 'radian' && isSameValue(x, y, judge)
   }
   if (judge.isEqual(x, y)) return true

@@ -1,6 +1,7 @@
 /** What an answer's text may be read as. */
 import { type Budget, Unreadable } from './budget.js'
 import { workOut } from './closed.js'
+import { lastFormula } from './extract.js'
 import { familiesOf } from './families.js'
 import { parseAnswer } from './parse.js'
 import { isName } from './relations.js'
@@ -28,12 +29,9 @@ export function readAnyhow(source: string, budget: Budget): Node | string {
   if (typeof node !== 'string' || source.length > MAX_ANSWER) return node
   const { letter } = choiceOf(source) ?? {}
   if (letter) return { type: 'variable', name: letter }
-  const formulas = [...source.slice(-1000).matchAll(/\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]/gs)]
-  const last = formulas.at(-1)
-  const formula = last?.slice(1).find(Boolean)
-  if (!last || formula === undefined || formula.trim() === source.trim()) return node
-  if (isDoubtful(source.replace(last[0], ' '))) return node
-  const inner = read(formula, budget)
+  const formula = lastFormula(source)
+  if (!formula || formula.text.trim() === source.trim() || isDoubtful(formula.around)) return node
+  const inner = read(formula.text, budget)
   return typeof inner === 'string' ? node : inner
 }
 
@@ -73,9 +71,10 @@ const named = new RegExp(
 /** "(D) 12", "D. 12", "\textbf{(D)} 12", "Option D": the letter, and what stands behind it. */
 export function choiceOf(source: string): { letter: string; text: string } | undefined {
   if (source.length > MAX_ANSWER) return undefined
-  const alone = named.exec(source)
+  const text = source.trim().replaceAll(/\s+/g, ' ')
+  const alone = named.exec(text)
   if (alone) return { letter: alone[1]!.toUpperCase(), text: '' }
-  const match = marked.exec(source)
+  const match = marked.exec(text)
   if (!match) return undefined
   return { letter: (match[1] ?? match[2])!, text: match[3]!.replace(/^(?:\\[ ,;:!]|[\s~:.])+/, '').trim() }
 }
@@ -93,28 +92,43 @@ export function choicesOf(source: string): { letters: string; areApart: boolean 
 }
 
 /** "(1) 14; (2) 9" as "14, 9". */
-function withoutLabels(source: string): string {
-  const labels = [...source.matchAll(/(?:^|[\s,;]|\\\\|\\quad)\s*\(?(\d|[a-e]|i{1,3}|iv)\)\s*/g)]
+function withoutLabels(text: string): string {
+  const source = text.trim()
+  const labels = [...source.matchAll(/(?:^|[\s,;]|\\\\|\\quad)\(?(\d|[a-e]|i{1,3}|iv)\)\s*/g)]
   const names = labels.map(([, name]) => name!).join(' ')
   if (labels.length < 2 || labels[0]!.index > 0) return source
   if (!['1 2 3 4 5', 'a b c d e', 'i ii iii iv'].some(all => all.startsWith(names))) return source
   const parts = labels.map(({ index, 0: label }, i) =>
     source
       .slice(index + label.length, labels[i + 1]?.index)
+      .trimEnd()
       .replace(/(?:[\s,;.]|\\quad|\\text\{\s*(?:and)?\s*\}|\band\b)+$/, ''),
   )
   return parts.some(part => part.trim() === '') ? source : parts.join(', ')
 }
 
-/** "kπ, where k is an integer" as kπ, k ∈ ℤ. */
+/** "kπ, where k is an integer", "kπ (k ∈ ℤ)" as kπ, k ∈ ℤ. */
 function withClause(source: string): string {
-  if (!/integer|整数/.test(source)) return source
-  const tail =
-    /(?:[\s,;(~]|\\(?:text|mathrm|quad|[ ,;])|\{)*(?:\b(?:where|for|with|and|as|any|all|every|each|some)\b|[\s}$~]|\\(?:text|mathrm|quad|[ ,;])\{?)*\b(?:integers?)?\s*[\s$}{]*(?:\\text\s*\{)?\s*([a-zA-Z])[\s$}{]*(?:\\text\s*\{)?\s*(?:(?:is|are|be|being)\b|any|an|integers?|an? arbitrary|[\s})$.]|integer)*$/.exec(
-      source.slice(0, 600),
-    )
-  return tail ? `${source.slice(0, tail.index)}, ${tail[1]} \\in \\mathbb{Z}` : source
+  const tail = source.slice(-300)
+  const match = clause.exec(tail) ?? integerClause.exec(tail)
+  if (!match) return source
+  const head = source.slice(0, source.length - tail.length + match.index)
+  // A brace before the clause may close what is in front of it.
+  const open = (head.match(/(?<!\\)\{/g) ?? []).length - (head.match(/(?<!\\)\}/g) ?? []).length
+  const isBalanced = open >= 0 && (match[0].match(/(?<!\\)\}/g) ?? []).length >= open
+  const domain = /[Nℕ]/.test(match[2] ?? '') ? 'N' : 'Z'
+  return isBalanced ? `${head}${'}'.repeat(open)}, ${match[1]} \\in \\mathbb{${domain}}` : source
 }
+
+/** White space, brackets, dollar signs and words in front of a clause. */
+const lead =
+  '(?:[\\s,;($~{}]|\\\\(?:text|mathrm|quad|qquad|[ ,;])|\\b(?:where|for|with|and|as|any|all|every|each|some|an|integers?|numbers?)\\b)+'
+const clause = new RegExp(
+  `${lead}([a-zA-Z])\\s*(?:\\\\in|∈)\\s*(\\\\mathbb\\s*\\{?[ZN]\\}?|\\\\mathbf\\{[ZN]\\}|[ZNℤℕ])[\\s)$.}]*$`,
+)
+const integerClause = new RegExp(
+  `(?=.*integer)${lead}([a-zA-Z])(?:[\\s$~{})]|\\\\(?:text|mathrm|[ ,;])|\\b(?:is|are|be|being|an?|any|arbitrary|integers?)\\b)*\\.?$`,
+)
 
 /** Answers with ± as the list of what they stand for. ± and ∓ go together; without a ∓ each ± is on its own. */
 function expand(node: Node): Node {

@@ -100,6 +100,11 @@ export function toSet(node: Node, budget: Budget): RealSet {
       const sets = node.items.map(item => toSet(item, budget))
       if (node.connector === 'and' || node.connector === '∧')
         return sets.reduce((a, b) => intersect(a, b, budget), everything)
+      if (node.connector === ',' && node.items.every(({ type }) => type === 'relation')) {
+        // x ≥ −1, x ≠ 0 holds together, x < −3, x > 3 cannot.
+        const both = sets.reduce((a, b) => intersect(a, b, budget), everything)
+        if (both.length > 0) return both
+      }
       return unite(sets.flat(), budget)
     }
   }

@@ -342,22 +342,24 @@ class Tokenizer {
   }
 
   #number(): void {
-    const based = this.#match(digitsInBase)
+    const based = this.#isCombination() ? undefined : this.#match(digitsInBase)
     if (based && (based.length > 1 || this.#source[this.#at] === '_')) {
       this.#push({ type: 'number', text: based })
       return
     }
-    const mayGroup = this.#depth <= 0 && !this.#reading.commasSeparate && !this.#reading.commasAreDecimal
+    const start = this.#at
+    const mayGroup = this.#depth <= 0 && !this.#reading.commasSeparate
     const whole =
       this.#match(groupedExplicitly) ??
       (mayGroup ? this.#match(groupedByCommas) : undefined) ??
       this.#match(groupedBySpaces) ??
       this.#match(plainNumber) ??
       ''
+    const isGrouped = /^[1-9]\d{0,2},\d{3}(?!\d)/.test(this.#source.slice(start, start + 8))
     const fraction =
       this.#match(decimals) ??
       this.#match(decimalsByBracedComma) ??
-      (this.#reading.commasAreDecimal ? this.#match(decimalsByComma) : undefined)
+      (this.#reading.commasAreDecimal && !isGrouped ? this.#match(decimalsByComma) : undefined)
     const text =
       whole.replaceAll(/\D/g, '') +
       (fraction ?? '').replace(/^[,{}]+/, '.') +
@@ -365,6 +367,12 @@ class Tokenizer {
     this.#push({ type: 'number', text })
     // 4th
     if (/^\d+$/.test(text)) this.#match(/(?:st|nd|rd|th)(?![A-Za-z])/y)
+  }
+
+  /** 9C_2, whose digits would make no sense in base 2. */
+  #isCombination(): boolean {
+    const base = /^\d+[CP]_\{?(\d+)/.exec(this.#source.slice(this.#at, this.#at + 20))?.[1]
+    return base !== undefined && Number(base) < 13
   }
 
   #word(): void {
@@ -380,7 +388,7 @@ class Tokenizer {
       this.#text(half)
       return
     }
-    const word = this.#match(/[A-Za-z]+/y)!
+    const word = this.#match(/o['’]clock|[A-Za-z]+/y)!
     const lower = word.toLowerCase()
     const previous = this.#tokens.at(-1)
     if (lower === 'or' || lower === 'and') this.#connector(lower)

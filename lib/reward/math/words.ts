@@ -33,7 +33,7 @@ const nouns = list(`
   mile inch foot yard dollar cent degree percent
   element subset permutation combination arrangement outcome path route term factor multiple divisor zero zeros
   matrices indices data bacteria criteria radii foci hypotenuse
-  matches points heads tails
+  matches points heads tails oclock
   stück stueck personen leute kinder schüler äpfel tage wochen monate jahre jahr tag woche monat mann frau uhr eier
   personnes personne enfants enfant élèves élève jours jour semaines semaine mois ans années fois pommes œufs
   personas niños días semanas meses años veces manzanas huevos
@@ -68,6 +68,13 @@ function isNoun(word: string): boolean {
 /** Do the words of a sentence deny, hedge or compare what they are about? */
 export function isDoubtful(words: string): boolean {
   return doubts.test(words)
+}
+
+/** The same, of a denial alone. */
+export function isDenied(words: string): boolean {
+  return /n['’]t\b|\b(?:not|never|cannot|neither|nor|wrong|incorrect|false|invalid|mistaken|impossible|contradict\w*|rather than|instead of|unless|between|either|less than|more than|at (?:least|most))\b|不是|错/i.test(
+    words,
+  )
 }
 
 const doubts = new RegExp(
