@@ -240,7 +240,11 @@ test('exponents of units, and values that are rounded behind ≈', () => {
 test('the last box with balanced braces', () => {
   assert.is(extractBoxed('\\boxed{12}, within \\boxed{} or \\boxed{ }'), '12')
   assert.is(extractBoxed('\\boxed{} \\boxed{ }'), '')
-  assert.is(extractBoxed('so \\boxed{1} and \\boxed{\\frac{1}{2}}.'), '\\frac{1}{2}')
+  assert.is(extractBoxed('so \\boxed{1}, but then \\boxed{\\frac{1}{2}}.'), '\\frac{1}{2}')
+  assert.is(extractBoxed('so $\\boxed{-2}$ and $\\boxed{1}$.'), '-2, 1')
+  assert.is(extractBoxed('\\boxed{-2} or \\boxed{1}'), '-2 \\text{ or } 1')
+  assert.is(extractBoxed('\\boxed{1}, \\boxed{1}'), '1')
+  assert.is(extractBoxed('\\boxed{1}. \\boxed{2}'), '2')
   assert.is(extractBoxed('\\fbox{7}'), '7')
   assert.is(extractBoxed('\\boxed{x = \\boxed{3}}'), 'x = \\boxed{3}')
   assert.is(extractBoxed('\\boxed{1} then cut off \\boxed{\\frac{1}{2'), '1')

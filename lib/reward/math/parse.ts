@@ -799,7 +799,7 @@ class Parser {
       else break
     }
     if (kind === 'int') return this.#integral(from, to)
-    const body = this.#nested(() => this.#product())
+    const body = this.#nested(() => this.#signed())
     const name = from?.type === 'relation' ? nameOfBound(from.items[0]!) : undefined
     if (from?.type !== 'relation' || name === undefined) throw new Unreadable(`\\${kind} without a variable`)
     const bounds = [...from.items.slice(1), ...(to ? [to] : [])]

@@ -13,8 +13,8 @@ export function compareRelations(answer: Node, reference: Node, judge: Judge): b
   const [a, b] = [asEquation(answer), asEquation(reference)]
   // x = 10, y = 3 for (10, 3)
   const [tupleA, tupleB] = [namedTuple(a), namedTuple(b)]
-  if (tupleA && isTuple(b)) return judge.isEqual(tupleA, b)
-  if (tupleB && isTuple(a)) return judge.isEqual(a, tupleB)
+  const [valueA, valueB] = [tupleA ?? vectorOf(a), tupleB ?? vectorOf(b)]
+  if ((tupleA && valueB && !tupleB) || (tupleB && valueA && !tupleA)) return judge.isEqual(valueA!, valueB!)
   if (a.type === 'list' || b.type === 'list') return compareLists(a, b, judge)
   const ordered = [a, b].map(node => (isOrdered(node) ? node : undefined))
   if (ordered[0] || ordered[1])
@@ -186,6 +186,13 @@ function namedTuple(node: Node): NodeOf<'brackets'> | undefined {
     return undefined
   const items = pairs.toSorted((x, y) => (x.name < y.name ? -1 : 1)).map(({ value }) => value)
   return { type: 'brackets', open: '(', close: ')', items }
+}
+
+/** A tuple or vector, also behind its name: (x, y) = (1, 2). */
+function vectorOf(node: Node): Node | undefined {
+  if (isTuple(node) || node.type === 'matrix') return node
+  const isNamed = node.type === 'relation' && String(node.signs) === '=' && isName(node.items[0]!)
+  return isNamed ? vectorOf(node.items[1]!) : undefined
 }
 
 /** A residue with its modulus; the modulus may be left out. */

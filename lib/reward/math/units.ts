@@ -153,7 +153,8 @@ export function readUnit(text: string, budget: Budget, trusted: 'all' | readonly
       seen.push(word)
       const unit = find(word)
       if (!unit) {
-        if (!/^(of|the|a|an|in|each)$/i.test(word)) words.push(singular(word))
+        // Of what is counted in Chinese, the counter says nothing.
+        if (!/^(of|the|a|an|in|each)$/i.test(word) && /[a-z]/i.test(word)) words.push(singular(word))
         continue
       }
       const after = /^\s*\^?\s*(-?\d)/.exec(plain.slice(match.index + word.length))
