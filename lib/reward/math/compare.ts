@@ -8,6 +8,7 @@ import { condense, textOf } from './texts.js'
 import { MAX_ANSWER } from './tokens.js'
 import { type Node, some } from './tree.js'
 
+/** Whether two answers are equal, and why. */
 export interface Comparison {
   readonly isEqual: boolean
   /** One line for a person. */
