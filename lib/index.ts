@@ -152,7 +152,15 @@ export type { PromptTemplate } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export { loadVerifier } from './reward/load.js'
-export { type Comparison, compareAnswers, verifyMath } from './reward/math.js'
+export {
+  type CompareOptions,
+  type Comparison,
+  compareAnswers,
+  type Extraction,
+  type MathOptions,
+  type Tolerance,
+  verifyMath,
+} from './reward/math.js'
 export type { Verdict, Verifier } from './reward/verifier.js'
 export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
 export {

@@ -268,7 +268,10 @@ test('verdicts have reasons', () => {
   assert.is(math.checkAnswer(' '), 'answer must be a number or a text that is not empty')
   assert.is(math.checkAnswer(18), undefined)
   assert.is(math.checkAnswer('48/2 = 24 clips in May.\n#### 72'), undefined)
-  assert.is(math.checkAnswer('48/2 = 24 clips in May.\n#### '), 'answer must have the final answer behind ####')
+  assert.is(
+    math.checkAnswer('48/2 = 24 clips in May.\n#### '),
+    'answer must have the final answer behind ####',
+  )
   assert.equal(math.verify('\\boxed{18.0}', 18), { reward: 1, reason: 'correct: the same value' })
 })
 

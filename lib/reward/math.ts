@@ -9,7 +9,7 @@ export type { Tolerance } from './math/judge.js'
 
 export interface MathOptions extends CompareOptions {
   /** Where the answer is looked for. Default: boxed. */
-  readonly extract?: Extraction
+  readonly extract?: Extraction | undefined
 }
 
 /** The verifier with options of its own. */
@@ -26,6 +26,7 @@ export function createMath(options: MathOptions = {}): Verifier {
   }
 }
 
+/** Without options. */
 export const math: Verifier = createMath()
 
 const missing: Readonly<Record<Extraction, string>> = {

@@ -20,7 +20,7 @@ export interface CompareOptions {
    * Where one of two values is a decimal: a share of the reference in (0, 1), or 'digits', as many as the decimal shows.
    * Default: values are equal exactly.
    */
-  readonly tolerance?: Tolerance
+  readonly tolerance?: Tolerance | undefined
 }
 
 /** Of one comparison: budget.ts says what a step is. */

@@ -39,9 +39,8 @@ function isWithin(x: Node, y: Node, limit: Node, { budget }: Judge): boolean {
 
 /** Is a decimal another value, rounded or cut off behind the digits that it shows? */
 function isRoundedTo(rounded: Node, value: Node, judge: Judge): boolean {
-  const step = lastDigit(rounded)
-  if (!step || !some(rounded, node => significantDigits(node) >= MIN_DIGITS)) return false
-  return attempt(() => isWithin(rounded, value, step, judge), judge.budget)
+  if (!some(rounded, node => significantDigits(node) >= MIN_DIGITS)) return false
+  return attempt(() => isNear(rounded, value, judge), judge.budget)
 }
 
 /** Of a decimal; 0 of anything else. */
