@@ -154,7 +154,15 @@ export type { Message, PromptTemplate, TemplateOptions } from './model/template.
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export { loadVerifier } from './reward/load.js'
-export { type Comparison, compareAnswers, verifyMath } from './reward/math.js'
+export {
+  type CompareOptions,
+  type Comparison,
+  compareAnswers,
+  type Extraction,
+  type MathOptions,
+  type Tolerance,
+  verifyMath,
+} from './reward/math.js'
 export type { Verdict, Verifier } from './reward/verifier.js'
 export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
 export {

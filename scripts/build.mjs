@@ -11,7 +11,7 @@ import { build } from 'esbuild'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const dist = join(root, 'dist')
-const entries = ['index', 'kernels']
+const entries = ['index', 'kernels', 'math']
 const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 const define = { RAPO_VERSION: JSON.stringify(version) }
 
