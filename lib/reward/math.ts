@@ -7,6 +7,7 @@ export { type CompareOptions, type Comparison, compareAnswers } from './math/com
 export { type Extraction, extractAnswer, extractBoxed, extractions } from './math/extract.js'
 export type { Tolerance } from './math/judge.js'
 
+/** How verifyMath finds and compares an answer. */
 export interface MathOptions extends CompareOptions {
   /** Where the answer is looked for. Default: boxed. */
   readonly extract?: Extraction | undefined

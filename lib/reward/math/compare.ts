@@ -15,6 +15,7 @@ export interface Comparison {
   readonly reason: string
 }
 
+/** How compareAnswers compares. */
 export interface CompareOptions {
   /**
    * Where one of two values is a decimal: a share of the reference in (0, 1), or 'digits', as many as the decimal shows.
