@@ -12,6 +12,7 @@
 #include "arrays.h"
 #include "async.h"
 #include "cuda.h"
+#include "environment.h"
 #include "errors.h"
 #include "kernels/cpu/select.h"
 #include "kernels/cuda/calls.h"
@@ -314,6 +315,7 @@ Napi::Value lists(const Napi::CallbackInfo& info) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
+  exports.Set("setEnvironment", Napi::Function::New<set_environment>(env));
   exports.Set("Control", ControlObject::define(env));
   exports.Set("policyLoss", Napi::Function::New<policy_loss_sync>(env));
   exports.Set("policyLossAsync", Napi::Function::New<policy_loss_async>(env));

@@ -43,6 +43,12 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   if (data.shard >= data.shards) {
     faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
   }
+  if (data.systemPrompt !== '' && data.template !== 'chat') {
+    faults.push([
+      'data.systemPrompt',
+      `is given; it needs data.template chat, not ${JSON.stringify(data.template)}`,
+    ])
+  }
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
   }
@@ -107,6 +113,6 @@ export function trainingOptions(
   }
 }
 
-export function requireField(name: string, value: string, help: string): void {
+export function requireField(name: string, value: string | readonly string[], help: string): void {
   if (!value) throw new RapoError('ERR_RAPO_CONFIG', `${name} is missing: ${help}`)
 }

@@ -2,12 +2,15 @@
 import { z } from 'zod'
 import { count } from './values.js'
 
-export const data = z.strictObject({
-  train: z
-    .string()
+const files = (help: string) =>
+  z
+    .union([z.string(), z.array(z.string().min(1)).min(1)])
     .default('')
-    .describe('problem file to train on: JSON Lines, .csv or .parquet (docs/files.md)'),
-  eval: z.string().default('').describe('problem file that `rapo eval` measures'),
+    .meta({ range: 'a text or a list of texts', description: help })
+
+export const data = z.strictObject({
+  train: files('problem files to train on: a file, a glob or a list of them (docs/files.md)'),
+  eval: files('problem files that `rapo eval` measures'),
   template: z
     .string()
     .regex(/\{prompt\}|^(chat|qwen-boxed|abel)$/)
@@ -17,10 +20,17 @@ export const data = z.strictObject({
       description:
         "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
     }),
-  problemField: z.string().default('').describe('field with the problem (default: prompt, else problem)'),
-  answerField: z.string().default('').describe('field with the answer (default: answer)'),
-  idField: z.string().default('').describe("field with a problem's name (default: id, else its line)"),
-  difficultyField: z.string().default('').describe('field that splits the evaluation (default: difficulty)'),
+  systemPrompt: z
+    .string()
+    .default('')
+    .describe("the system's message before a problem that has none; with template chat"),
+  problemField: z
+    .string()
+    .default('')
+    .describe('column of the problem, such as prompt or extra.question (default: the usual names)'),
+  answerField: z.string().default('').describe('column of the answer (default: the usual names)'),
+  idField: z.string().default('').describe("column of a problem's name (default: id, else its line)"),
+  difficultyField: z.string().default('').describe('column that splits the evaluation (default: difficulty)'),
   dropUnusable: z
     .boolean()
     .default(false)

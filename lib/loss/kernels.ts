@@ -3,6 +3,7 @@
  * Needs no libtorch. N is the number of rows (completion tokens), V the vocabulary; row i of `logits` is the
  * distribution that `tokenIds[i]` was drawn from.
  */
+import { type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
 import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
@@ -71,12 +72,8 @@ export interface LossResult<G, P extends boolean> {
 
 /** Of the calls that run off the main thread. */
 export interface AsyncOptions {
-  /** Aborting rejects with ERR_RAPO_ABORTED within a few rows' time. */
+  /** Aborting rejects with the signal's reason, within a few rows' time; too late, it changes nothing. */
   readonly signal?: AbortSignal
-}
-
-interface RawControl {
-  cancel(): void
 }
 
 /** What a call of the addon is told: one object, made for the call. */
@@ -84,7 +81,7 @@ type RawCall = Readonly<Record<string, unknown>>
 
 /** The functions of bindings/kernels.cpp. */
 interface RawKernels extends KernelsAddon {
-  Control: new () => RawControl
+  Control: new () => Control
   policyLoss(call: RawCall): ObjectiveMetrics
   policyLossAsync(call: RawCall): Promise<ObjectiveMetrics>
   gatherLogprobs(call: RawCall): void
@@ -404,18 +401,10 @@ async function abortable<T>(
   start: (call: RawCall) => Promise<T>,
 ): Promise<T> {
   const checkBorrowed = watchBorrowed(call)
-  if (signal?.aborted) throw aborted(signal)
-  const control = new (addon().Control)()
-  const cancel = () => control.cancel()
-  signal?.addEventListener('abort', cancel, { once: true })
+  checkCallOptions({ signal })
   try {
-    return await start({ ...call, control })
-  } catch (error) {
-    if (signal?.aborted && error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')
-      throw aborted(signal)
-    throw error
+    return await runCall(new (addon().Control)(), { signal }, control => start({ ...call, control }))
   } finally {
-    signal?.removeEventListener('abort', cancel)
     checkBorrowed()
   }
 }
@@ -434,10 +423,6 @@ function watchBorrowed(call: RawCall): () => void {
     const moved = borrowed.find(({ array, bytes }) => array.byteLength < bytes)
     if (moved) invalid(`${moved.field} was transferred elsewhere while the call ran: its result is void`)
   }
-}
-
-function aborted(signal: AbortSignal): RapoError {
-  return new RapoError('ERR_RAPO_ABORTED', 'the call was aborted', { cause: signal.reason })
 }
 
 function invalid(message: string): never {

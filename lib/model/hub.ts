@@ -16,7 +16,7 @@ import { asIoError } from '../base/files.js'
 
 export interface HubOptions {
   /** HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as the hub's own programs read them. */
-  readonly env?: NodeJS.ProcessEnv
+  readonly env?: Readonly<Record<string, string | undefined>>
   /** Bytes of all files that are fetched, and what was asked for. */
   readonly onProgress?: (done: number, total: number, name: string) => void
 }
