@@ -164,7 +164,7 @@ export {
   type Tolerance,
   verifyMath,
 } from './reward/math.js'
-export type { Verdict, Verifier } from './reward/verifier.js'
+export type { Patience, Verdict, Verifier } from './reward/verifier.js'
 export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
 export {
   figure2,

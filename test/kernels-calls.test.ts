@@ -780,6 +780,31 @@ test('a process that loads the addon in workers alone, or exits in the middle of
   assert.is(error.code, 7, `${error.signal ?? ''} ${error.stderr}`)
 })
 
+test('once a process exits no call runs: none writes to an array any more', async () => {
+  const program = `
+    const addon = require(${JSON.stringify(locateKernels())})
+    addon.setThreads(1)
+    const rows = 256, vocabSize = 20000, one = new Float32Array(rows).fill(1)
+    const objective = ${JSON.stringify(dapo())}
+    const logits = new Float32Array(rows * vocabSize)
+    const batch = { objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+    const grads = Array.from({ length: 8 }, () => {
+      const gradLogits = new Float32Array(rows * vocabSize)
+      addon.policyLossAsync({ ...batch, gradLogits, gradDtype: 'float32' })
+      return gradLogits
+    })
+    const isWritten = () => grads.map(grad => Array.from({ length: rows }, (_, i) => grad[i * vocabSize] !== 0 ? 1 : 0).join(''))
+    process.on('exit', () => {
+      const before = isWritten()
+      for (const end = Date.now() + 100; Date.now() < end;);
+      process.exitCode = before.join() === isWritten().join() ? 7 : 8
+    })
+    process.exit()
+  `
+  const error = await promisify(execFile)(process.execPath, ['-e', program]).catch(e => e)
+  assert.is(error.code, 7, `${error.signal ?? ''} ${error.stderr}`)
+})
+
 test('the pool ends with the last worker thread that loaded the addon', async () => {
   if (process.platform !== 'linux') return
   const program = `

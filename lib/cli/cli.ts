@@ -26,7 +26,7 @@ export function createCli(): Command {
 
   const train = cli
     .command('train')
-    .description('train a model in a run directory; Ctrl-C finishes the step, saves, and says how to go on')
+    .description('train a model in a run directory; Ctrl-C stops, saves, and says how to go on')
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
@@ -244,11 +244,29 @@ if (isMain) {
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
+  let isEmptyAgain = false
   // Not awaited: CommonJS, which the package is built as, has no await at the top.
   createCli()
     .parseAsync()
     .catch(error => {
       console.error(describeError(error))
-      process.exitCode = 1
+      process.exitCode ||= 1
     })
+    .finally(() => {
+      process.off('beforeExit', onEmpty)
+      // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
+      setTimeout(() => process.stdout.write('', () => process.exit()), 500).unref()
+    })
+  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
+  function onEmpty() {
+    if (isEmptyAgain) {
+      console.error('rapo: the command cannot end: what it waits for will never come')
+      process.exitCode = 1
+      return
+    }
+    // Whoever else notices says more.
+    isEmptyAgain = true
+    setImmediate(() => {})
+  }
+  process.on('beforeExit', onEmpty)
 }

@@ -21,4 +21,14 @@ export const task = z.strictObject({
       description:
         'math: how far a decimal may be off, as a share of the reference, or to the digits that it shows (default: exact)',
     }),
+  timeout: z
+    .number()
+    .positive()
+    .max(1e6)
+    .default(600)
+    .describe('seconds that a verdict is waited for, where the verifier gives a promise'),
+  onTimeout: z
+    .enum(['error', 'zero'])
+    .default('error')
+    .describe('a verdict that takes longer ends the run, or is reward 0'),
 })
