@@ -8,6 +8,8 @@ import { packageVersion } from '../base/package.js'
 import { plainText } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
+import { extractions } from '../reward/math/extract.js'
+import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 
 /** The fields that a measurement reads. */
@@ -95,6 +97,16 @@ export function createCli(): Command {
     .command('grade')
     .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
+    .addOption(
+      new Option('--extract <where>', "math: where a completion's answer is: last box; else stated; else any")
+        .choices(extractions)
+        .default('boxed'),
+    )
+    .option(
+      '--tolerance <share>',
+      'math: how far a decimal may be off, in (0, 1), or digits (default: exact)',
+      tolerance,
+    )
     .option(
       '-i, --input <file>',
       'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
@@ -203,6 +215,11 @@ function device(text: string): string {
 
 function wholeNumbers(min: number) {
   return (text: string) => text.split(',').map(wholeNumber(min))
+}
+
+/** A share, or digits. */
+function tolerance(text: string): Tolerance {
+  return text === 'digits' ? text : decimal('> 0 and < 1, or digits', value => value > 0 && value < 1)(text)
 }
 
 function decimal(range: string, isInRange: (value: number) => boolean) {

@@ -5,9 +5,10 @@ import { readInput, toJsonLines } from '../base/jsonl.js'
 import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
+import type { MathOptions } from '../reward/math.js'
 import { judge } from '../reward/verifier.js'
 
-export interface GradeOptions {
+export interface GradeOptions extends MathOptions {
   /** A verifier's name, or the path of a module. */
   readonly task: string
   /** A file (JSON Lines, .csv or .parquet; here or on the hub); absent: JSON Lines from standard input. */
@@ -27,9 +28,10 @@ export async function gradeLines({
   input,
   output,
   onDownload,
+  ...options
 }: GradeOptions): Promise<{ correct: number; total: number }> {
   if (output !== undefined) checkWritable(output)
-  const verifier = await loadVerifier(task)
+  const verifier = await loadVerifier(task, options)
   const name = input ?? 'standard input'
   const rows = input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, onDownload)
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)

@@ -56,7 +56,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const verifier = await loadVerifier(config.task.verifier)
+  const verifier = await loadVerifier(config.task.verifier, config.task)
   const problems = await readProblems(data.eval, verifier, data)
   const tokenizer = loadTokenizer(options.dir)
   const template = templateFor(problems, data, options.dir)

@@ -169,7 +169,7 @@ struct Case {
     batch.token_ids = ids.get();
     batch.token_weights = weights.get();
     batch.advantages = advantages.get();
-    if (objective.penalty != Penalty::kNone && !is_reverse(objective.penalty)) batch.ref_weights = phi.get();
+    if (traits(objective.penalty).reweighted) batch.ref_weights = phi.get();
     batch.old_logprobs = old.get();
     batch.policy_weights = policy_weights.get();
     if (objective.surrogate == Surrogate::kGspo) {

@@ -120,9 +120,10 @@ RowStats stats(const void* data, std::int64_t n, float scale) {
   return row.stats;
 }
 
-template <class T, bool kReverse>
+template <class T, Penalty kPenalty>
 PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, float scale,
                      float ref_scale) {
+  constexpr bool kReverse = kPenalty == Penalty::kReverseFull;
   Row<T> p(policy, scale), r(reference, ref_scale);
   double cross = 0;
   const F vscale = set1(scale), vref_scale = set1(ref_scale);
@@ -222,9 +223,10 @@ void gradient(const void* data, void* out, std::int64_t n, const GradientTerms& 
   });
 }
 
-template <class In, class Out, bool kReverse>
+template <class In, class Out, Penalty kPenalty>
 void pair_gradient(const void* data, const void* ref_data, void* out, std::int64_t n,
                    const GradientTerms& terms, bool streaming) {
+  constexpr bool kReverse = kPenalty == Penalty::kReverseFull;
   const In* row = static_cast<const In*>(data);
   const In* ref = static_cast<const In*>(ref_data);
   const F scale = set1(terms.scale), offset = set1(terms.max);
@@ -246,17 +248,24 @@ const RowKernels kernels = {
     RAPO_NAME(RAPO_ISA),
     {stats<float, false>, stats<BF16, false>, stats<F16, false>},
     {stats<float, true>, stats<BF16, true>, stats<F16, true>},
-    {{pair_stats<float, false>, pair_stats<BF16, false>, pair_stats<F16, false>},
-     {pair_stats<float, true>, pair_stats<BF16, true>, pair_stats<F16, true>}},
+    {
+#define RAPO_PAIR(penalty)                                                  \
+  {pair_stats<float, Penalty::penalty>, pair_stats<BF16, Penalty::penalty>, \
+   pair_stats<F16, Penalty::penalty>},
+        RAPO_FULL_PENALTIES(RAPO_PAIR)
+#undef RAPO_PAIR
+    },
     {{gradient<float, float>, gradient<float, float>},
      {gradient<BF16, BF16>, gradient<BF16, float>},
      {gradient<F16, F16>, gradient<F16, float>}},
-    {{{pair_gradient<float, float, false>, pair_gradient<float, float, false>},
-      {pair_gradient<BF16, BF16, false>, pair_gradient<BF16, float, false>},
-      {pair_gradient<F16, F16, false>, pair_gradient<F16, float, false>}},
-     {{pair_gradient<float, float, true>, pair_gradient<float, float, true>},
-      {pair_gradient<BF16, BF16, true>, pair_gradient<BF16, float, true>},
-      {pair_gradient<F16, F16, true>, pair_gradient<F16, float, true>}}},
+    {
+#define RAPO_PAIR(penalty)                                                                         \
+  {{pair_gradient<float, float, Penalty::penalty>, pair_gradient<float, float, Penalty::penalty>}, \
+   {pair_gradient<BF16, BF16, Penalty::penalty>, pair_gradient<BF16, float, Penalty::penalty>},    \
+   {pair_gradient<F16, F16, Penalty::penalty>, pair_gradient<F16, float, Penalty::penalty>}},
+        RAPO_FULL_PENALTIES(RAPO_PAIR)
+#undef RAPO_PAIR
+    },
 };
 
 }  // namespace RAPO_ISA
