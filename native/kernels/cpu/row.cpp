@@ -1,26 +1,16 @@
-// The row kernels in terms of simd.h. Compiled once per instruction set with RAPO_ISA as its namespace and
-// name.
+// The row kernels in terms of native/simd. Compiled once per instruction set with RAPO_ISA as its namespace
+// and name.
 #include "row.h"
 
 #include <cmath>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
-#elif defined(RAPO_NEON)
-#include <arm_neon.h>
-#endif
-
-#ifndef RAPO_ISA
-#define RAPO_ISA portable
-#endif
-#define RAPO_NAME_(x) #x
-#define RAPO_NAME(x) RAPO_NAME_(x)
+#include "simd/exp.h"
 
 namespace rapo {
 namespace RAPO_ISA {
 namespace {
 
-#include "simd.h"
+using namespace simd::RAPO_ISA;
 
 // A block's terms are added up in floats, 64 to a sum, before the sums go into doubles.
 constexpr std::int64_t kPairBlock = 64 * kLanes;
@@ -243,20 +233,20 @@ void pair_gradient(const void* data, const void* ref_data, void* out, std::int64
 
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    RAPO_NAME(RAPO_ISA),
-    {stats<float, false>, stats<BF16, false>, stats<F16, false>},
-    {stats<float, true>, stats<BF16, true>, stats<F16, true>},
-    {{pair_stats<float, false>, pair_stats<BF16, false>, pair_stats<F16, false>},
-     {pair_stats<float, true>, pair_stats<BF16, true>, pair_stats<F16, true>}},
+    kName,
+    {stats<float, false>, stats<BFloat16, false>, stats<Float16, false>},
+    {stats<float, true>, stats<BFloat16, true>, stats<Float16, true>},
+    {{pair_stats<float, false>, pair_stats<BFloat16, false>, pair_stats<Float16, false>},
+     {pair_stats<float, true>, pair_stats<BFloat16, true>, pair_stats<Float16, true>}},
     {{gradient<float, float>, gradient<float, float>},
-     {gradient<BF16, BF16>, gradient<BF16, float>},
-     {gradient<F16, F16>, gradient<F16, float>}},
+     {gradient<BFloat16, BFloat16>, gradient<BFloat16, float>},
+     {gradient<Float16, Float16>, gradient<Float16, float>}},
     {{{pair_gradient<float, float, false>, pair_gradient<float, float, false>},
-      {pair_gradient<BF16, BF16, false>, pair_gradient<BF16, float, false>},
-      {pair_gradient<F16, F16, false>, pair_gradient<F16, float, false>}},
+      {pair_gradient<BFloat16, BFloat16, false>, pair_gradient<BFloat16, float, false>},
+      {pair_gradient<Float16, Float16, false>, pair_gradient<Float16, float, false>}},
      {{pair_gradient<float, float, true>, pair_gradient<float, float, true>},
-      {pair_gradient<BF16, BF16, true>, pair_gradient<BF16, float, true>},
-      {pair_gradient<F16, F16, true>, pair_gradient<F16, float, true>}}},
+      {pair_gradient<BFloat16, BFloat16, true>, pair_gradient<BFloat16, float, true>},
+      {pair_gradient<Float16, Float16, true>, pair_gradient<Float16, float, true>}}},
 };
 
 }  // namespace RAPO_ISA
