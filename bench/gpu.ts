@@ -9,6 +9,7 @@ import { spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { createRandom } from '../lib/base/random.js'
 import {
   DeviceArray,
   deviceMemory,
@@ -16,10 +17,9 @@ import {
   fusedHeadLossOnDeviceAsync,
   fusedHeadWorkspace,
   policyLossOnDevice,
-} from '../lib/device.js'
-import { kernelsInfo, policyLoss } from '../lib/kernels.js'
-import { type Objective, type Penalty, rapo } from '../lib/objective.js'
-import { createRandom } from '../lib/random.js'
+} from '../lib/loss/cuda.js'
+import { kernelsInfo, policyLoss } from '../lib/loss/kernels.js'
+import { type Objective, type Penalty, rapo } from '../lib/loss/objective.js'
 
 const { values: flags } = parseArgs({
   options: {

@@ -24,8 +24,8 @@ import {
   withIsa,
 } from '../lib/bench/batch.js'
 import { type Peer, startPeer } from '../lib/bench/peer.js'
-import { type GradMode, kernelsInfo, policyLoss, setKernelThreads } from '../lib/kernels.js'
-import { type Objective, penalties, rapo } from '../lib/objective.js'
+import { type GradMode, kernelsInfo, policyLoss, setKernelThreads } from '../lib/loss/kernels.js'
+import { type Objective, penalties, rapo } from '../lib/loss/objective.js'
 import { preparePython } from './peer.js'
 import { measureScaling } from './scaling.js'
 

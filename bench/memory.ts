@@ -6,8 +6,8 @@
  */
 import { writeFileSync } from 'node:fs'
 import { type BenchDType, makeBatch } from '../lib/bench/batch.js'
-import { policyLoss } from '../lib/kernels.js'
-import { type Penalty, rapo } from '../lib/objective.js'
+import { policyLoss } from '../lib/loss/kernels.js'
+import { type Penalty, rapo } from '../lib/loss/objective.js'
 
 const [dtype, rows, vocabSize, penalty] = process.argv.slice(2) as [BenchDType, string, string, Penalty]
 const batch = makeBatch(dtype, Number(rows), Number(vocabSize))

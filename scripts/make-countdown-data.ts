@@ -5,7 +5,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
-import { createRandom } from '../lib/random.js'
+import { createRandom } from '../lib/base/random.js'
 import { type CountdownProblem, listProblems, promptOf } from './countdown-solver.js'
 
 const { values } = parseArgs({

@@ -3,10 +3,14 @@ import { spawn } from 'node:child_process'
 import { bootstrap, root } from './bootstrap.mjs'
 
 await bootstrap()
-const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'demo', ...process.argv.slice(2)], {
-  cwd: root,
-  stdio: 'inherit',
-})
+const child = spawn(
+  process.execPath,
+  ['--import', 'tsx', 'lib/cli/cli.ts', 'demo', ...process.argv.slice(2)],
+  {
+    cwd: root,
+    stdio: 'inherit',
+  },
+)
 // A terminal sends Ctrl-C to both: the job decides when it ends. A signal to this process alone is passed on.
 process.on('SIGINT', () => {})
 process.on('SIGTERM', () => child.kill('SIGTERM'))

@@ -2,6 +2,7 @@ import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { RapoError } from '../lib/base/errors.js'
 import { makeBatch, oracle, spread, validate } from '../lib/bench/batch.js'
 import { benchChart } from '../lib/bench/chart.js'
 import { measureBench } from '../lib/bench/measure.js'
@@ -14,10 +15,9 @@ import {
   formatComparison,
   readBench,
 } from '../lib/bench/results.js'
-import { runBench } from '../lib/commands.js'
-import { RapoError } from '../lib/errors.js'
-import { policyLoss } from '../lib/kernels.js'
-import { rapo } from '../lib/objective.js'
+import { runBench } from '../lib/cli/commands.js'
+import { policyLoss } from '../lib/loss/kernels.js'
+import { rapo } from '../lib/loss/objective.js'
 import { makeTempDir } from './fake-policy.js'
 
 const dir = makeTempDir()

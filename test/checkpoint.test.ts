@@ -14,17 +14,11 @@ import path from 'node:path'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readLatestCheckpoint, removeStaleCheckpoints, writeCheckpoint } from '../lib/checkpoint.js'
-import { RapoError } from '../lib/errors.js'
-import {
-  appendJsonLines,
-  checkWritable,
-  clearRun,
-  createRunDir,
-  lockRun,
-  truncateJsonLines,
-  writeWhole,
-} from '../lib/run.js'
+import { RapoError } from '../lib/base/errors.js'
+import { checkWritable, writeWhole } from '../lib/base/files.js'
+import { appendJsonLines, truncateJsonLines } from '../lib/base/jsonl.js'
+import { readLatestCheckpoint, removeStaleCheckpoints, writeCheckpoint } from '../lib/train/checkpoint.js'
+import { clearRun, createRunDir, lockRun } from '../lib/train/run.js'
 import { makeFakeModel, makeTempDir } from './fake-policy.js'
 
 const model = makeFakeModel()
@@ -223,7 +217,7 @@ test('of many processes that find the lock of a dead one, one alone takes it ove
   const { stdout: dead } = spawnSync(process.execPath, ['-p', 'process.pid'])
   writeFileSync(path.join(dir, 'run.lock'), dead)
   const script = `
-    import { lockRun } from ${JSON.stringify(new URL('../lib/run.ts', import.meta.url).href)}
+    import { lockRun } from ${JSON.stringify(new URL('../lib/train/run.ts', import.meta.url).href)}
     process.stdin.once('data', () => {
       try {
         lockRun(${JSON.stringify(dir)}, 'train')

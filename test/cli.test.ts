@@ -3,8 +3,8 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readLatestCheckpoint } from '../lib/checkpoint.js'
-import { fields } from '../lib/config.js'
+import { fields } from '../lib/config/help.js'
+import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
 import { makeTinyModel } from './tiny-model.js'
 
@@ -21,7 +21,7 @@ function start(
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
 ): { child: ChildProcess; done: Promise<Result> } {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', ...args], {
+  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', ...args], {
     env: { ...process.env, ...env },
   })
   const result: Result = { code: null, stdout: '', stderr: '' }
@@ -132,23 +132,23 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
 test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the command that was printed', async () => {
   const whole = await rapo('train', '-c', configFile, '--run.output', run('whole'))
   assert.is(whole.code, 0, whole.stderr)
-  assert.match(whole.stdout, `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli.ts eval --model`)
+  assert.match(
+    whole.stdout,
+    `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli/cli.ts eval --model`,
+  )
   assert.match(whole.stderr, /whole 30\/30 steps/)
 
-  const { child, done } = start(['train', '-c', configFile, '--run.output', run('stopped')])
+  const hook = path.join(dir, 'interrupt.mjs')
+  writeFileSync(hook, "export default ({ step }) => step === 5 && process.kill(process.pid, 'SIGINT')")
   const metrics = path.join(run('stopped'), 'metrics.jsonl')
-  const timer = setInterval(() => {
-    if (!existsSync(metrics) || readFileSync(metrics, 'utf8') === '') return
-    clearInterval(timer)
-    child.kill('SIGINT')
-  }, 5)
-  const stopped = await done
-  clearInterval(timer)
+  const stopped = await rapo(
+    ...['train', '-c', configFile, '--run.output', run('stopped'), '--observe.hook', hook],
+  )
   assert.is(stopped.code, 130, stopped.stderr)
   assert.match(stopped.stderr, 'finishing the step and saving')
   const [, step, command] = /^saved after step (\d+); to go on: (.*)$/m.exec(stopped.stdout) ?? []
   assert.ok(Number(step) < 30, stopped.stdout)
-  assert.is(command, `npx tsx lib/cli.ts train --resume ${run('stopped')}`)
+  assert.is(command, `npx tsx lib/cli/cli.ts train --resume ${run('stopped')}`)
   const resumed = await rapo(...command!.split(' ').slice(3))
   assert.is(resumed.code, 0, resumed.stderr)
   assert.ok(weights('stopped').equals(weights('whole')))
@@ -214,14 +214,12 @@ test('a second Ctrl-C quits at once, and what is there can be resumed or replace
       child.kill('SIGINT')
     }
   }, 5)
-  const start_ = performance.now()
   const { code, signal } = await new Promise<{ code: number | null; signal: string | null }>(resolve =>
     child.on('exit', (code, signal) => resolve({ code, signal })),
   )
   clearInterval(timer)
   await done
   assert.ok(code === 130 || signal !== null, `${code} ${signal}`)
-  assert.ok(performance.now() - start_ < 60_000)
 })
 
 test('eval measures a run, prints the table, writes both files; report makes the page', async () => {
@@ -256,7 +254,7 @@ test('a fault in the middle of a run says how to go on', async () => {
   const { code, stderr } = await rapo('train', '-c', configFile, ...args)
   assert.is(code, 1)
   assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke\n/)
-  assert.match(stderr, `to go on from step 2: npx tsx lib/cli.ts train --resume ${run('failing')}\n`)
+  assert.match(stderr, `to go on from step 2: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
 })
 
 test('generate and logprobs agree, from standard input to standard output', async () => {

@@ -3,8 +3,8 @@ import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readProblems } from '../lib/data.js'
-import { createRandom } from '../lib/random.js'
+import { createRandom } from '../lib/base/random.js'
+import { readProblems } from '../lib/data/problems.js'
 import {
   type CountdownAnswer,
   countdown,

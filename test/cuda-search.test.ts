@@ -14,10 +14,10 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { doctor, formatDoctor } from '../lib/doctor.js'
-import type { CudaInfo } from '../lib/kernels.js'
-import { locateKernels } from '../lib/native.js'
-import { packageVersion } from '../lib/setup/cache.js'
+import { packageVersion } from '../lib/base/package.js'
+import { doctor, formatDoctor } from '../lib/cli/doctor.js'
+import type { CudaInfo } from '../lib/loss/kernels.js'
+import { locateKernels } from '../lib/setup/addons.js'
 import { makeTempDir } from './fake-policy.js'
 
 const run = promisify(execFile)
@@ -70,7 +70,7 @@ async function look(
   }
   place(beside, files.beside)
   place(packaged, files.packaged)
-  const program = `import { kernelsInfo } from ${JSON.stringify(path.join(root, 'lib', 'kernels.ts'))}
+  const program = `import { kernelsInfo } from ${JSON.stringify(path.join(root, 'lib', 'loss', 'kernels.ts'))}
     console.log(JSON.stringify(kernelsInfo().cuda))`
   return JSON.parse(await runProgram(program, env))
 }
@@ -134,7 +134,7 @@ testHere('RAPO_CUDA_LIBRARY names the only one', async () => {
 testHere('a device that the kernels are not compiled for is listed, and refused by name', async () => {
   const cuda = await look({ packaged: fake }, { FAKE_CUDA: '1 0 7' })
   assert.ok(cuda.available)
-  const program = `import { deviceMemory } from ${JSON.stringify(path.join(root, 'lib', 'device.ts'))}
+  const program = `import { deviceMemory } from ${JSON.stringify(path.join(root, 'lib', 'loss', 'cuda.ts'))}
     try { deviceMemory('cuda') } catch (error) { console.log(error.code, error.message) }`
   const stdout = await runProgram(program, { FAKE_CUDA: '1 0 7' })
   assert.match(

@@ -3,7 +3,7 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readLatestCheckpoint } from '../lib/checkpoint.js'
+import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
 
 const runs = ['countdown-base', 'countdown-grpo', 'countdown-rapo']
@@ -12,7 +12,7 @@ function start(output: string, ...args: string[]) {
   const child = spawn(process.execPath, [
     '--import',
     'tsx',
-    'lib/cli.ts',
+    'lib/cli/cli.ts',
     'demo',
     '--output',
     output,

@@ -8,7 +8,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Device, type SamplingParams, saveLogits } from '../lib/policy.js'
+import { saveLogits } from '../lib/model/engine.js'
+import type { Device, SamplingParams } from '../lib/model/policy.js'
 import {
   loadPolicy,
   maxDifference,

@@ -13,7 +13,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { initializeModel, loadPolicy } from '../lib/policy.js'
+import { initializeModel, loadPolicy } from '../lib/model/engine.js'
 import {
   newDir,
   newModel,

@@ -1,6 +1,6 @@
 /** Run by engine-files.test.ts under a limit on file sizes: loads argv[2], tries to save into argv[3]. */
 import path from 'node:path'
-import { loadPolicy } from '../lib/policy.js'
+import { loadPolicy } from '../lib/model/engine.js'
 
 const [dir, out] = process.argv.slice(2) as [string, string]
 const policy = await loadPolicy(dir)

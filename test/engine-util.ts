@@ -3,19 +3,18 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { rapo } from '../lib/objective.js'
-import {
-  type Completions,
-  type Device,
-  initializeModel,
-  loadPolicy as loadPolicyOn,
-  type MicroBatch,
-  type PackedTokens,
-  type Policy,
-  type PolicyOptions,
-  type SamplingParams,
-} from '../lib/policy.js'
+import { RapoError } from '../lib/base/errors.js'
+import { rapo } from '../lib/loss/objective.js'
+import { initializeModel, loadPolicy as loadPolicyOn } from '../lib/model/engine.js'
+import type {
+  Completions,
+  Device,
+  LoadOptions,
+  MicroBatch,
+  PackedTokens,
+  Policy,
+  SamplingParams,
+} from '../lib/model/policy.js'
 
 const scratch = mkdtempSync(path.join(tmpdir(), 'rapo-engine-test-'))
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }))
@@ -32,7 +31,7 @@ export function newDir(): string {
 export const testDevice = (process.env.RAPO_TEST_DEVICE || 'cpu') as Device
 
 /** loadPolicy on that device. */
-export function loadPolicy(dir: string, options: PolicyOptions = {}): Promise<Policy> {
+export function loadPolicy(dir: string, options: LoadOptions = {}): Promise<Policy> {
   return loadPolicyOn(dir, { device: testDevice, ...options })
 }
 
@@ -74,7 +73,7 @@ export function unpack({ tokenIds, offsets }: PackedTokens): number[][] {
   return Array.from(offsets.subarray(1), (end, i) => Array.from(tokenIds.subarray(offsets[i], end)))
 }
 
-export const sampling: SamplingParams = {
+export const sampling = {
   n: 1,
   maxNewTokens: 12,
   temperature: 1,
@@ -83,7 +82,16 @@ export const sampling: SamplingParams = {
   minP: 0,
   stopTokenIds: [0],
   seed: 7,
-}
+} satisfies SamplingParams
+
+/** For many prompts: takes longer than any test. */
+export const endless: SamplingParams = { ...sampling, n: 20_000, maxNewTokens: 40, stopTokenIds: [] }
+
+/** The code of a worker thread that runs engine-worker.ts. Node 20 does not hand tsx's hooks on to worker threads. */
+export const workerBootstrap = `import('tsx/esm/api').then(tsx => {
+  tsx.register()
+  return import(${JSON.stringify(new URL('engine-worker.ts', import.meta.url).href)})
+})`
 
 export const prompts = pack([[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]])
 

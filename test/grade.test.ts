@@ -4,7 +4,7 @@ import path from 'node:path'
 import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { gradeLines } from '../lib/grade.js'
+import { gradeLines } from '../lib/cli/grade.js'
 import { makeTempDir } from './fake-policy.js'
 
 const dir = makeTempDir()
@@ -136,7 +136,7 @@ test('CSV and Parquet are graded as JSON Lines are', async () => {
 test('the command', () => {
   write([{ answer: '2', reference: '2' }])
   const run = (...args: string[]) =>
-    spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'grade', ...args], { encoding: 'utf8' })
+    spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', 'grade', ...args], { encoding: 'utf8' })
   const { stdout, stderr, status } = run('--task', 'math', '-i', input)
   assert.equal(
     [stdout, stderr, status],

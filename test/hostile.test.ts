@@ -5,9 +5,9 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { describeError } from '../lib/cli.js'
-import { RapoError } from '../lib/errors.js'
-import { HIDDEN, plainLine, plainText } from '../lib/text.js'
+import { RapoError } from '../lib/base/errors.js'
+import { HIDDEN, plainLine, plainText } from '../lib/base/text.js'
+import { describeError } from '../lib/cli/cli.js'
 import { makeTempDir } from './fake-policy.js'
 import { makeTinyModel } from './tiny-model.js'
 
@@ -28,7 +28,7 @@ writeFileSync(problems, [0, 1].map(i => `${JSON.stringify(problem(i))}\n`).join(
 
 function rapo(...args: string[]) {
   const preload = ['--import', 'tsx', '--import', path.join(root, 'test', 'no-network.mjs')]
-  return spawnSync(process.execPath, [...preload, 'lib/cli.ts', ...args], {
+  return spawnSync(process.execPath, [...preload, 'lib/cli/cli.ts', ...args], {
     cwd: root,
     encoding: 'utf8',
     input: '',
@@ -134,7 +134,7 @@ test('only the hub’s client reaches the network, and pip, which rapo setup run
   const contentOf = (name: string) => readFileSync(path.join(lib, name), 'utf8')
   assert.equal(
     sources.filter(name => reaching.test(contentOf(name))),
-    ['hub.ts'],
+    [path.join('model', 'hub.ts')],
   )
   const installing = sources.filter(name => /'pip'|\bpip3?\b.*install/.test(contentOf(name)))
   assert.ok(

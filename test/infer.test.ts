@@ -2,8 +2,8 @@ import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { generateLines, logprobLines } from '../lib/infer.js'
-import { loadTokenizer } from '../lib/prompt.js'
+import { generateLines, logprobLines } from '../lib/cli/infer.js'
+import { loadTokenizer } from '../lib/model/tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
 /** Writes 7 (id 10) or 8 (id 11), then mostly the end (id 1). */

@@ -4,9 +4,9 @@
  */
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { policyLoss } from '../lib/kernels.js'
-import { type Penalty, penalties, rapo } from '../lib/objective.js'
-import { createRandom } from '../lib/random.js'
+import { createRandom } from '../lib/base/random.js'
+import { policyLoss } from '../lib/loss/kernels.js'
+import { type Penalty, penalties, rapo } from '../lib/loss/objective.js'
 import { normal } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 

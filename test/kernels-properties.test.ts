@@ -6,6 +6,7 @@
 import fc from 'fast-check'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { createRandom, type Random } from '../lib/base/random.js'
 import {
   gatherLogprobs,
   kernelsInfo,
@@ -14,10 +15,16 @@ import {
   type PerToken,
   policyLoss,
   setKernelThreads,
-} from '../lib/kernels.js'
-import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../lib/metrics.js'
-import { defineObjective, type Objective, penalties, surrogates } from '../lib/objective.js'
-import { createRandom, type Random } from '../lib/random.js'
+} from '../lib/loss/kernels.js'
+import {
+  addMetrics,
+  defineObjective,
+  emptyMetrics,
+  type Objective,
+  type ObjectiveMetrics,
+  penalties,
+  surrogates,
+} from '../lib/loss/objective.js'
 import { type Case, fromLogits, makeCase, raw, toLogits } from './kernels-cases.js'
 import { exact, type FormulaRow, float32, formula, u32 } from './kernels-formula.js'
 

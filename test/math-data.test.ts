@@ -7,7 +7,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readProblems } from '../lib/data.js'
+import { readProblems } from '../lib/data/problems.js'
 import { compareAnswers, math } from '../lib/reward/math.js'
 
 const beside = fileURLToPath(new URL('../../shared/data', import.meta.url))

@@ -4,9 +4,9 @@ import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { RapoError } from '../lib/errors.js'
-import { checkMemory, formatMemory, planMemory } from '../lib/memory.js'
-import { predictMemory, type RunShape } from '../lib/policy.js'
+import type { RapoError } from '../lib/base/errors.js'
+import { predictMemory, type RunShape } from '../lib/model/engine.js'
+import { checkMemory, formatMemory, planMemory } from '../lib/train/memory.js'
 import { newDir, tinyConfig } from './engine-util.js'
 import { makeFakeModel } from './fake-policy.js'
 
@@ -114,7 +114,7 @@ test('problems that will be left out do not count: rapo doctor --config', () => 
       data: { train, dropUnusable: true },
     }
     writeFileSync(file, JSON.stringify(config))
-    const doctor = ['--import', 'tsx', 'lib/cli.ts', 'doctor', '--json', '--config', file]
+    const doctor = ['--import', 'tsx', 'lib/cli/cli.ts', 'doctor', '--json', '--config', file]
     return JSON.parse(spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout).run
   }
   const expected = predict(short)

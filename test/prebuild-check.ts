@@ -6,10 +6,16 @@ import './kernels.test.js'
 import { Worker } from 'node:worker_threads'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { kernelsInfo, type LossBatch, policyLoss, policyLossAsync, setKernelThreads } from '../lib/kernels.js'
-import { locateKernels } from '../lib/native.js'
-import { dapo, rapo } from '../lib/objective.js'
+import { RapoError } from '../lib/base/errors.js'
+import {
+  kernelsInfo,
+  type LossBatch,
+  policyLoss,
+  policyLossAsync,
+  setKernelThreads,
+} from '../lib/loss/kernels.js'
+import { dapo, rapo } from '../lib/loss/objective.js'
+import { locateKernels } from '../lib/setup/addons.js'
 import { makeCase } from './kernels-cases.js'
 
 const test = suite('prebuild')
@@ -57,8 +63,9 @@ test('a worker thread ends in the middle of a call', async () => {
     const { parentPort, workerData } = require('node:worker_threads')
     const addon = require(workerData.addon)
     const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-    const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-    const run = () => addon.policyLossAsync(batch, workerData.objective, {}, new addon.Control()).then(run)
+    const { objective } = workerData
+    const batch = { objective, rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+    const run = () => addon.policyLossAsync({ ...batch, control: new addon.Control() }).then(run)
     run()
     setTimeout(() => parentPort.postMessage('running'), 20)`
   const workerData = { addon: locateKernels(), objective: { ...dapo() } }

@@ -4,7 +4,7 @@ import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { createMultiProgress, createProgress, type ProgressMessage } from '../lib/progress.js'
+import { createMultiProgress, createProgress, type ProgressMessage } from '../lib/cli/progress.js'
 
 /** A stream that keeps what is written, and says whether it is a terminal. */
 function fakeStream(isTTY: boolean, columns = 80) {

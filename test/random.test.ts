@@ -1,6 +1,6 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { createRandom, deriveSeed } from '../lib/random.js'
+import { createRandom, deriveSeed } from '../lib/base/random.js'
 
 test('a seed fixes the whole sequence, also on other machines and later versions', () => {
   const random = createRandom(1)

@@ -6,8 +6,8 @@ import path from 'node:path'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { RapoError } from '../lib/errors.js'
-import { createRandom } from '../lib/random.js'
+import { RapoError } from '../lib/base/errors.js'
+import { createRandom } from '../lib/base/random.js'
 import {
   figure2,
   logLambertW,
@@ -17,7 +17,7 @@ import {
   theoryObjectives,
   theoryOptimum,
   theoryValue,
-} from '../lib/theory.js'
+} from '../lib/theory/theory.js'
 
 const dir = mkdtempSync(path.join(tmpdir(), 'rapo-theory-'))
 test.after(() => rmSync(dir, { recursive: true, force: true }))
@@ -261,7 +261,7 @@ test('errors name field, value and range', () => {
 })
 
 const rapo = (...args: string[]) =>
-  promisify(execFile)(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'theory', ...args])
+  promisify(execFile)(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', 'theory', ...args])
 
 test('rapo theory prints the table and writes the figure of docs/theory.md', async () => {
   const file = path.join(dir, 'theory.svg')

@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { initializeModel } from '../lib/policy.js'
+import { initializeModel } from '../lib/model/engine.js'
 import { eosId, vocabSize, writeTokenizer } from '../scripts/countdown-tokenizer.js'
 import { makeTempDir } from './fake-policy.js'
 

@@ -1,7 +1,7 @@
 /** What `rapo bench` measured: its file, its table, and what differs between two of them. */
 import { readFileSync } from 'node:fs'
 import { z } from 'zod'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 
 const spreadSchema = z.object({ median: z.number().positive(), low: z.number(), high: z.number() })
 

@@ -1,6 +1,6 @@
 /** HTML by a template tag that escapes whatever is put in, so that nothing a model wrote becomes markup. */
 
-import { HIDDEN } from '../text.js'
+import { HIDDEN } from '../base/text.js'
 
 /** Text that is markup already. Only html`` and raw() make it. */
 export class Html {

@@ -3,7 +3,7 @@ import { createReadStream, existsSync, readFileSync, realpathSync, statSync } fr
 import path from 'node:path'
 import { parse as parseYaml } from 'yaml'
 import { z } from 'zod'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 
 export interface Run {
   /** Unlike that of every other run in the report. */

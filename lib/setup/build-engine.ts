@@ -13,17 +13,17 @@ import {
 import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
 import { join, resolve, sep } from 'node:path'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
+import { packageRoot, packageVersion } from '../base/package.js'
+import { digest } from '../base/random.js'
+import { describeFile } from './addons.js'
 import {
   type BuiltEngine,
-  digest,
   type EngineMarker,
   engineAddonName,
   hashSources,
   listEngines,
   markUsed,
-  packageRoot,
-  packageVersion,
 } from './cache.js'
 import type { TorchDir } from './inspect.js'
 import { ask, work } from './process.js'
@@ -116,7 +116,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
   const marker: EngineMarker = {
     ...key,
     sources,
-    bytes: statSync(addon).size,
+    ...describeFile(addon),
     seconds: (performance.now() - start) / 1000,
   }
   writeFileSync(join(dir, 'done.json.new'), `${JSON.stringify(marker, null, 2)}\n`)

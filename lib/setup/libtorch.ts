@@ -1,7 +1,7 @@
 /** Finds libtorch: RAPO_LIBTORCH, a python3 that imports torch, the system's CMake packages, a private environment. */
 import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 import { inspectLibtorch, type TorchDir } from './inspect.js'
 import { ask } from './process.js'
 import { findNvcc, type Tool } from './tools.js'

@@ -2,7 +2,7 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import lockfile from 'proper-lockfile'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 
 /** A lock that its owner has not refreshed for this long belongs to a process that is gone. */
 const STALE_MS = 10_000

@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process'
 import { createWriteStream, readFileSync } from 'node:fs'
 import { finished } from 'node:stream/promises'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 
 export interface Answer {
   /** It started and exited with 0. */

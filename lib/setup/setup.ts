@@ -1,6 +1,6 @@
 /** `rapo setup`: libtorch found or installed, the engine addon compiled against it. */
 
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 import { buildEngine } from './build-engine.js'
 import { type BuiltEngine, cacheDir, findEngine, markUsed } from './cache.js'
 import {

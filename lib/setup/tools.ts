@@ -1,6 +1,6 @@
 /** The programs that set-up needs from the machine, and one message for all that are missing. */
 import { join } from 'node:path'
-import { RapoError } from '../errors.js'
+import { RapoError } from '../base/errors.js'
 import { ask } from './process.js'
 
 export interface Tool {

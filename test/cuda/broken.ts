@@ -1,5 +1,5 @@
 /** Runs in a process of its own with a broken kernel behind RAPO_CUDA_LIBRARY; prints the error that the call throws. */
-import { gatherLogprobs } from '../../lib/kernels.js'
+import { gatherLogprobs } from '../../lib/loss/kernels.js'
 
 const rows = 3
 const V = 4000

@@ -1,0 +1,237 @@
+#!/usr/bin/env node
+/** The command line: every command declared here; what it does is in commands.ts, loaded when it runs. */
+import { realpathSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { RapoError } from '../base/errors.js'
+import { packageVersion } from '../base/package.js'
+import { plainText } from '../base/text.js'
+import { describePresets, type Field, fields } from '../config/help.js'
+import { devicePattern, deviceRange } from '../model/policy.js'
+import { figure2 } from '../theory/theory.js'
+
+/** The fields that a measurement reads. */
+const measuredFields =
+  /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
+
+/** The whole command line; nothing runs before parseAsync. */
+export function createCli(): Command {
+  const cli = new Command('rapo')
+    .description('Trains language models by reinforcement learning from verifiable rewards.')
+    .version(packageVersion)
+    .configureHelp({ showGlobalOptions: false })
+    .showSuggestionAfterError()
+
+  const train = cli
+    .command('train')
+    .description('train a model in a run directory; Ctrl-C finishes the step, saves, and says how to go on')
+    .option('-c, --config <file>', 'YAML or JSON file with the fields below')
+    .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
+    .option('--overwrite', 'replace the run that is in the run directory')
+    .addHelpText('after', () => `\nPresets of objective.preset:\n${describePresets()}`)
+    .action(async values => (await import('./commands.js')).runTrain(values))
+  addFields(train, fields)
+
+  const evaluate = cli
+    .command('eval')
+    .description(
+      'measure pass@k of a model or a run on a problem file; writes eval.json and eval-samples.jsonl',
+    )
+    .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
+    .option('-c, --config <file>', "YAML or JSON file with the fields below (default: a run's own)")
+    .option('-n, --n <count>', 'short for --eval.samples')
+    .option('--name <label>', 'what tables and reports call it (default: the directory name)')
+    .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
+    .option('--restart', 'do not go on with the interrupted measurement that is there')
+    .action(async values => (await import('./commands.js')).runEval(values))
+  addFields(
+    evaluate,
+    fields.filter(({ path }) => measuredFields.test(path)),
+  )
+
+  const generate = cli
+    .command('generate')
+    .description('complete prompts: lines { promptIds } or { prompt } get { completions }')
+    .option('--n <count>', 'completions a prompt', wholeNumber(1), 1)
+    .option('--max-new-tokens <count>', 'longest completion', wholeNumber(1), 64)
+    .option(
+      '--temperature <number>',
+      '0 is greedy',
+      decimal('≥ 0', value => value >= 0),
+      1,
+    )
+    .option(
+      '--top-p <number>',
+      'sample from the likeliest tokens with this mass',
+      decimal('> 0 and ≤ 1', value => value > 0 && value <= 1),
+      1,
+    )
+    .option('--top-k <count>', 'sample from this many likeliest tokens; 0 is off', wholeNumber(0), 0)
+    .option(
+      '--min-p <number>',
+      'drop tokens less likely than this times the likeliest',
+      decimal('≥ 0 and < 1', value => value >= 0 && value < 1),
+      0,
+    )
+    .option('--seed <number>', 'same seed, same bits', wholeNumber(0), 1)
+    .action(async values => (await import('./commands.js')).runGenerate(values))
+  addModelOptions(generate)
+
+  const logprobs = cli
+    .command('logprobs')
+    .description(
+      'score completions: lines { promptIds, completionIds } or { prompt, completion } get { logprobs, entropy }',
+    )
+    .option(
+      '--temperature <number>',
+      'the logits are divided by it',
+      decimal('> 0', value => value > 0),
+      1,
+    )
+    .action(async values => (await import('./commands.js')).runLogprobs(values))
+  addModelOptions(logprobs)
+
+  cli
+    .command('grade')
+    .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
+    .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
+    .option(
+      '-i, --input <file>',
+      'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
+    )
+    .option('-o, --output <file>', 'JSON Lines (default: standard output)')
+    .action(async values => (await import('./commands.js')).runGrade(values))
+
+  cli
+    .command('report')
+    .description('write one HTML file on some runs: pass@k, training curves, samples')
+    .argument('<run...>', 'run directories')
+    .option('--base <dir>', 'directory with the eval.json of the base model')
+    .option('-o, --output <file>', 'the HTML file', 'runs/report.html')
+    .action(async (runs, values) => (await import('./commands.js')).runReport(runs, values))
+
+  cli
+    .command('theory')
+    .description("solve the paper's Figure 2 in closed form and by gradient ascent (docs/theory.md)")
+    .option('--kl-coef <number>', 'α in [1e-6, 1e6]', Number, figure2.klCoef)
+    .option('--entropy-coef <number>', 'β in [1e-6, 1e6]', Number, figure2.entropyCoef)
+    .option('-o, --output <file>', 'also write the figure, as SVG')
+    .action(async values => (await import('./commands.js')).runTheory(values))
+
+  cli
+    .command('setup')
+    .description('find or install libtorch and build the engine; does nothing that is done already')
+    .option('--force', 'build anew')
+    .action(async values => (await import('./commands.js')).runSetup(values))
+
+  cli
+    .command('doctor')
+    .description('show what rapo found on this machine, and why not what it did not')
+    .option('--json', 'as one JSON object')
+    .option('-c, --config <file>', 'of a run: predict its memory too')
+    .action(async values => (await import('./commands.js')).runDoctor(values))
+
+  cli
+    .command('bench')
+    .description('time value and gradient of the objective on this machine, against torch where it is there')
+    .addOption(
+      new Option('--dtype <names>', 'of the logits: float32, bfloat16, or both')
+        .choices(['float32', 'bfloat16', 'float32,bfloat16'])
+        .default('float32,bfloat16'),
+    )
+    .option('--rows <counts>', 'tokens of a batch, such as 128,512', wholeNumbers(1), [128])
+    .option('--vocab <count>', 'words of the vocabulary', wholeNumber(2), 151936)
+    .option('--rounds <count>', 'calls of each', wholeNumber(6), 15)
+    .option('--threads <count>', 'of rapo and of torch; 0: one a core', wholeNumber(0), 0)
+    .option('--json <file>', 'write the results')
+    .option('--svg <file>', 'write a chart')
+    .option(
+      '--compare <a.json b.json...>',
+      'measure nothing: show what differs between two such files beyond noise',
+    )
+    .action(async values => (await import('./commands.js')).runBench(values))
+
+  cli
+    .command('demo')
+    .description(
+      'train the bundled model with GRPO and with RAPO, measure both, write the report (npm start)',
+    )
+    .option('--output <dir>', 'where the runs and the report go', 'runs')
+    .option('--steps <count>', 'training steps (default: as configured)', wholeNumber(1))
+    .option('--n <count>', 'samples a problem (default: as configured)', wholeNumber(2))
+    .option('--reuse', 'keep finished runs and measurements that are there already')
+    .action(async values => (await import('./demo.js')).demo(values))
+  return cli
+}
+
+/** One option a field of the configuration, as text: config.ts judges the values, whatever they come from. */
+function addFields(command: Command, shown: readonly Field[]): void {
+  for (const field of shown) {
+    const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
+    const option = new Option(`${field.option} <${field.type}>`, `${field.help} (${field.range}${initial})`)
+    command.addOption(option.helpGroup(`Fields of ${field.path.split('.')[0]}:`))
+  }
+}
+
+function addModelOptions(command: Command): void {
+  command
+    .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
+    .option('-i, --input <file>', 'JSON Lines (default: standard input)')
+    .option('-o, --output <file>', 'JSON Lines (default: standard output)')
+    .addOption(
+      new Option('--device <name>', `where the model lives: ${deviceRange}`).argParser(device).default('cpu'),
+    )
+    .addOption(
+      new Option('--dtype <name>', 'of weights and activations')
+        .choices(['float32', 'bfloat16'])
+        .default('float32'),
+    )
+}
+
+function wholeNumber(min: number) {
+  return (text: string) => {
+    const value = Number(text)
+    if (text.trim() !== '' && Number.isSafeInteger(value) && value >= min) return value
+    throw new InvalidArgumentError(`It must be a whole number ≥ ${min}.`)
+  }
+}
+
+function device(text: string): string {
+  if (devicePattern.test(text)) return text
+  throw new InvalidArgumentError(`It must be ${deviceRange}.`)
+}
+
+function wholeNumbers(min: number) {
+  return (text: string) => text.split(',').map(wholeNumber(min))
+}
+
+function decimal(range: string, isInRange: (value: number) => boolean) {
+  return (text: string) => {
+    const value = Number(text)
+    if (text.trim() !== '' && Number.isFinite(value) && isInRange(value)) return value
+    throw new InvalidArgumentError(`It must be a number ${range}.`)
+  }
+}
+
+/** What a person sees of an error: one clear message, the stack only with RAPO_DEBUG=1 or for a fault of rapo's own. */
+export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.env): string {
+  const isExpected = error instanceof RapoError && env.RAPO_DEBUG !== '1'
+  if (isExpected) return plainText(`rapo: ${error.message}`)
+  return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
+}
+
+const isMain =
+  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
+if (isMain) {
+  // A reader that has seen enough, such as head, is no error.
+  process.stdout.on('error', error => {
+    if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
+  })
+  // Not awaited: CommonJS, which the package is built as, has no await at the top.
+  createCli()
+    .parseAsync()
+    .catch(error => {
+      console.error(describeError(error))
+      process.exitCode = 1
+    })
+}

@@ -1,0 +1,405 @@
+/** What the commands of the command line do: options in, one call of the library, a few lines for a person out. */
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { RapoError } from '../base/errors.js'
+import { checkWritable, writeWhole } from '../base/files.js'
+import { moments } from '../base/stats.js'
+import { plainText } from '../base/text.js'
+import { type Config, requireField } from '../config/config.js'
+import { fields } from '../config/help.js'
+import { loadConfig } from '../config/load.js'
+import { readProblems } from '../data/problems.js'
+import { fitContext, templateFor } from '../data/prompts.js'
+import { evaluate } from '../eval/evaluate.js'
+import { formatPassAtK } from '../eval/groups.js'
+import { resolveModel } from '../model/hub.js'
+import type { Device, ModelDType } from '../model/policy.js'
+import { loadTokenizer } from '../model/tokenizer.js'
+import { loadVerifier } from '../reward/load.js'
+import { figure2 } from '../theory/theory.js'
+import { readLatestCheckpoint } from '../train/checkpoint.js'
+import { train } from '../train/train.js'
+import { generateLines, type InferOptions, logprobLines } from './infer.js'
+import { createProgress, type Progress } from './progress.js'
+
+/** By rapo demo, which names the run before each label and decides when it stops. */
+const isForked = process.send !== undefined
+
+type Values = Readonly<Record<string, unknown>>
+
+/** The fields of the configuration among a command's options. */
+function overridesOf(values: Values): Record<string, unknown> {
+  return Object.fromEntries(fields.map(({ path }) => [path, values[path]]))
+}
+
+/** A resumed run has them already; of the last two its config.yaml holds every field that they stand for. */
+const notWithResume = [
+  ...['config', 'overwrite', 'run.output', 'model.dir'],
+  ...['objective.preset', 'objective.surrogate'],
+]
+
+interface TrainValues {
+  readonly config?: string
+  readonly resume?: string
+  readonly overwrite?: boolean
+}
+
+export async function runTrain(values: TrainValues & Values): Promise<void> {
+  const { resume, config: file } = values
+  const overrides = overridesOf(values)
+  if (resume !== undefined) {
+    const clash = notWithResume.find(name => values[name] !== undefined)
+    if (clash) throw new RapoError('ERR_RAPO_CONFIG', `--${clash} does not go together with --resume`)
+    if (!existsSync(path.join(resume, 'config.yaml'))) {
+      throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
+    }
+    overrides['run.output'] = resume
+  }
+  const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
+  config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
+  const { output, steps } = config.run
+  if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `run.output is ${output}: the run would write its config.yaml over ${file}; choose another directory`,
+    )
+  }
+
+  let progress: Progress | undefined
+  const rewards: number[] = []
+  const stopping = listenForStop(signal => {
+    // Nothing to save before the first step.
+    if (!progress) process.exit(exitCodeOf(signal))
+    progress.log('finishing the step and saving; once more quits at once')
+  })
+  const resumeCommand = `${invocation()} train --resume ${quote(output)}`
+  const download = downloadProgress()
+  let stepsDone: number
+  try {
+    stepsDone = await train(config, {
+      onDownload: download.onProgress,
+      resume: resume !== undefined,
+      overwrite: values.overwrite ?? false,
+      onUnusable: listUnusable,
+      isStopping: () => stopping.signal !== undefined,
+      onStart: done => {
+        download.stop()
+        const label = isForked ? 'train' : path.basename(output)
+        progress = createProgress({ label, total: steps, unit: 'steps', done })
+      },
+      onStep: ({ step, rewardMean, kl, entropy, completionLengthMean: length }) => {
+        rewards.push(rewardMean)
+        progress?.update(step, { reward: moments(rewards.slice(-10)).mean, kl, entropy, length })
+      },
+    })
+  } catch (error) {
+    const checkpoint = progress && readLatestCheckpoint(output)
+    if (!checkpoint || !(error instanceof RapoError)) throw error
+    const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
+    throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
+  } finally {
+    download.stop()
+    progress?.stop()
+    stopping.release()
+  }
+  if (stepsDone < steps) {
+    print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
+    process.exitCode = exitCodeOf(stopping.signal)
+  } else {
+    print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
+  }
+}
+
+function exitCodeOf(signal: NodeJS.Signals | undefined): number {
+  return signal === 'SIGTERM' ? 143 : 130
+}
+
+/**
+ * The first SIGINT or SIGTERM asks the run to stop, the second quits at once. A forked run (rapo demo) is asked by its
+ * parent's message 'stop', or by the parent's end, instead of by the terminal.
+ */
+function listenForStop(onFirst: (signal: NodeJS.Signals) => void) {
+  const state: { signal: NodeJS.Signals | undefined; release(): void } = {
+    signal: undefined,
+    release: () => {},
+  }
+  const stop = (signal: NodeJS.Signals) => {
+    if (state.signal) process.exit(130)
+    state.signal = signal
+    onFirst(signal)
+  }
+  const onMessage = (message: unknown) => message === 'stop' && stop('SIGTERM')
+  const onDisconnect = () => stop('SIGTERM')
+  const ignore = () => {}
+  process.on('SIGINT', isForked ? ignore : stop)
+  process.on('SIGTERM', stop)
+  if (isForked) {
+    process.on('message', onMessage)
+    process.on('disconnect', onDisconnect)
+    process.channel?.unref()
+  }
+  state.release = () => {
+    process.off('SIGINT', isForked ? ignore : stop).off('SIGTERM', stop)
+    process.off('message', onMessage).off('disconnect', onDisconnect)
+  }
+  return state
+}
+
+interface EvalValues {
+  readonly model: string
+  readonly config?: string
+  readonly n?: string
+  readonly name?: string
+  readonly output?: string
+  readonly restart?: boolean
+}
+
+export async function runEval(values: EvalValues & Values): Promise<void> {
+  const { model: given, n } = values
+  const checkpoint = readLatestCheckpoint(given)
+  const isRun = checkpoint !== undefined
+  const overrides: Values = {
+    ...overridesOf(values),
+    'model.dir': given,
+    ...(n !== undefined && { 'eval.samples': n }),
+  }
+  const file = values.config ?? (isRun ? path.join(given, 'config.yaml') : undefined)
+  const config = loadConfig(file, overrides)
+  const name = values.name ?? path.basename(path.resolve(given))
+  const output = values.output ?? (isRun ? given : path.join('runs', name))
+
+  if (isForked) {
+    // Nothing is lost by ending at once.
+    process.on('message', message => message === 'stop' && process.exit(143))
+    process.on('disconnect', () => process.exit(143))
+    process.channel?.unref()
+  }
+  let progress: Progress | undefined
+  const download = downloadProgress()
+  const result = await evaluate(config, {
+    dir: checkpoint?.dir ?? (await fetchModel(given)),
+    model: given,
+    name,
+    output,
+    restart: values.restart ?? false,
+    onUnusable: listUnusable,
+    onDownload: download.onProgress,
+    onProgress: (done, total, solved) => {
+      download.stop()
+      const label = isForked ? 'eval' : `${name} eval`
+      progress ??= createProgress({ label, total, unit: 'completions', done })
+      progress.update(done, { 'problems solved': solved })
+    },
+  }).finally(() => {
+    download.stop()
+    progress?.stop()
+  })
+  print(formatPassAtK([result]))
+  print(
+    `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
+  )
+}
+
+function listUnusable(rows: readonly string[]): void {
+  console.error(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
+}
+
+interface GradeValues {
+  readonly task: string
+  readonly input?: string
+  readonly output?: string
+}
+
+export async function runGrade({ task, input, output }: GradeValues): Promise<void> {
+  const { gradeLines } = await import('./grade.js')
+  const download = downloadProgress()
+  const files = { ...(input && { input }), ...(output && { output }) }
+  const grading = gradeLines({ task, ...files, onDownload: download.onProgress })
+  const { correct, total } = await grading.finally(download.stop)
+  console.error(`${correct} of ${total} correct`)
+}
+
+interface InferValues {
+  readonly model: string
+  readonly input?: string
+  readonly output?: string
+  readonly device: Device
+  readonly dtype: ModelDType
+  readonly temperature: number
+}
+
+interface GenerateValues extends InferValues {
+  readonly n: number
+  readonly maxNewTokens: number
+  readonly topP: number
+  readonly topK: number
+  readonly minP: number
+  readonly seed: number
+}
+
+export async function runGenerate(values: GenerateValues): Promise<void> {
+  const { n, maxNewTokens, temperature, topP, topK, minP, seed } = values
+  const sampling = { n, maxNewTokens, temperature, topP, topK, minP, seed }
+  await withProgress('generate', 'tokens at most', values, options => generateLines(options, sampling))
+}
+
+export async function runLogprobs(values: InferValues): Promise<void> {
+  await withProgress('logprobs', 'lines', values, options => logprobLines(options, values.temperature))
+}
+
+async function withProgress(
+  label: string,
+  unit: string,
+  { model: given, input, output, device, dtype }: InferValues,
+  body: (options: InferOptions) => Promise<void>,
+): Promise<void> {
+  const model = readLatestCheckpoint(given)?.dir ?? (await fetchModel(given))
+  let progress: Progress | undefined
+  const onProgress = (done: number, total: number) => {
+    if (total === 0) return
+    progress ??= createProgress({ label, total, unit })
+    progress.update(done)
+  }
+  const files = { ...(input !== undefined && { input }), ...(output !== undefined && { output }) }
+  await body({ model, ...files, device, dtype, onProgress }).finally(() => progress?.stop())
+}
+
+export async function runReport(
+  runs: readonly string[],
+  values: { base?: string; output: string },
+): Promise<void> {
+  const { writeReport } = await import('../report/page.js')
+  await writeReport({ runs, ...values })
+  print(path.resolve(values.output))
+}
+
+interface TheoryValues {
+  readonly klCoef: number
+  readonly entropyCoef: number
+  readonly output?: string
+}
+
+export async function runTheory({ output, ...coefficients }: TheoryValues): Promise<void> {
+  const { theoryFigure, theoryTable } = await import('../theory/figure.js')
+  const problem = { ...figure2, ...coefficients }
+  print(theoryTable(problem))
+  if (output === undefined) return
+  writeWhole(output, theoryFigure(problem))
+  print(`\n${path.resolve(output)}`)
+}
+
+export async function runSetup({ force }: { force?: boolean }): Promise<void> {
+  const { setup } = await import('../setup/setup.js')
+  let progress: Progress | undefined
+  await setup({
+    force: force ?? false,
+    onProgress: ({ part, message, done, total, seconds }) => {
+      if (done !== undefined && total !== undefined) {
+        progress ??= createProgress({ label: part, total, unit: 'files' })
+        progress.update(done)
+        return
+      }
+      const line = `${part}: ${message}${seconds === undefined ? '' : ` (${seconds.toFixed(1)} s)`}`
+      if (progress) progress.log(line)
+      else console.error(plainText(line))
+    },
+  }).finally(() => progress?.stop())
+}
+
+export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
+  const { doctor, formatDoctor } = await import('./doctor.js')
+  const report = await doctor()
+  const run = config === undefined ? undefined : await predictRun(loadConfig(config))
+  if (json) {
+    print(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
+  } else {
+    print(formatDoctor(report))
+    const { formatMemory } = await import('../train/memory.js')
+    if (run) print(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+  }
+  if (!report.ok || (run && run.peak > report.memory.available)) process.exitCode = 1
+}
+
+async function predictRun(config: Config) {
+  const { planRun } = await import('../train/memory.js')
+  const { train: file } = config.data
+  requireField('data.train', file, 'the problem file to train on')
+  const download = downloadProgress()
+  const data = { ...config.data, onDownload: download.onProgress }
+  const problems = await readProblems(file, await loadVerifier(config.task.verifier), data).finally(
+    download.stop,
+  )
+  const modelDir = await fetchModel(config.model.dir)
+  const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
+  const tokenizer = loadTokenizer(modelDir)
+  const template = templateFor(problems, config.data, modelDir)
+  const { maxNewTokens } = config.sampling
+  const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
+  return planRun(config, { modelDir, referenceDir }, fitting)
+}
+
+/** A model's directory; one that is fetched from the hub shows how far it is. */
+async function fetchModel(model: string): Promise<string> {
+  const download = downloadProgress()
+  return resolveModel(model, download).finally(download.stop)
+}
+
+/** A bar for each thing that is fetched from the hub. */
+function downloadProgress() {
+  let progress: Progress | undefined
+  let shown: string | undefined
+  const onProgress = (done: number, total: number, name: string) => {
+    if (name !== shown) {
+      progress?.stop()
+      progress = createProgress({ label: name, total: Math.ceil(total / 1e6), unit: 'MB' })
+      shown = name
+    }
+    progress?.update(done < total ? Math.floor(done / 1e6) : Math.ceil(total / 1e6))
+  }
+  return { onProgress, stop: () => progress?.stop() }
+}
+
+interface BenchValues {
+  readonly dtype: string
+  readonly rows: readonly number[]
+  readonly vocab: number
+  readonly rounds: number
+  readonly threads: number
+  readonly json?: string
+  readonly svg?: string
+  readonly compare?: readonly string[]
+}
+
+export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: BenchValues): Promise<void> {
+  const { formatBench, formatComparison, readBench } = await import('../bench/results.js')
+  if (compare) {
+    const [a, b, ...more] = compare
+    if (a === undefined || b === undefined || more.length > 0) {
+      throw new RapoError('ERR_RAPO_CONFIG', `--compare takes two files, not ${compare.length}`)
+    }
+    print(formatComparison(readBench(a), readBench(b)))
+    return
+  }
+  for (const file of [json, svg]) if (file !== undefined) checkWritable(file)
+  const { measureBench } = await import('../bench/measure.js')
+  const dtypes = dtype.split(',') as ('float32' | 'bfloat16')[]
+  const onLine = (line: string) => console.error(plainText(line))
+  const report = await measureBench({ ...rest, dtypes, vocabSize: vocab, onLine })
+  print(formatBench(report))
+  if (json) writeWhole(json, `${JSON.stringify(report, null, 2)}\n`)
+  if (svg) writeWhole(svg, (await import('../bench/chart.js')).benchChart(report))
+}
+
+function print(text: string): void {
+  console.log(plainText(text))
+}
+
+/** How this process was called, for commands that a person can paste. */
+function invocation(): string {
+  const script = process.argv[1] ?? ''
+  return script.endsWith('.ts') ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+}
+
+function quote(text: string): string {
+  return /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`
+}

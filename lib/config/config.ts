@@ -1,0 +1,118 @@
+/**
+ * A run's configuration: every field once, with its default, range and help line. Files, command-line options, error
+ * messages and `--help` all come from this declaration.
+ */
+import { z } from 'zod'
+import { RapoError } from '../base/errors.js'
+import type { Correction } from '../loss/correction.js'
+import type { Device, PolicyOptions } from '../model/policy.js'
+import { correction, type ResolvedCorrection } from './correction.js'
+import { data } from './data.js'
+import { evaluation } from './eval.js'
+import { model } from './model.js'
+import { kernelObjective, objective, type ResolvedObjective } from './objective.js'
+import { observe } from './observe.js'
+import { optimizer } from './optimizer.js'
+import { run } from './run.js'
+import { sampling } from './sampling.js'
+import { task } from './task.js'
+
+export const schema = z.strictObject({
+  model,
+  data: data.prefault({}),
+  task,
+  sampling: sampling.prefault({}),
+  objective: objective.prefault({}),
+  correction: correction.prefault({}),
+  optimizer: optimizer.prefault({}),
+  run: run.prefault({}),
+  observe: observe.prefault({}),
+  eval: evaluation.prefault({}),
+})
+
+/** A whole configuration, defaults filled in. */
+export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> & {
+  objective: ResolvedObjective
+  correction: ResolvedCorrection
+}
+
+/** What no single field can say. */
+export function crossFaults(config: Config): [path: string, text: string][] {
+  const { objective: o, correction, optimizer, sampling, data } = config
+  const faults: [string, string][] = []
+  if (data.shard >= data.shards) {
+    faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
+  }
+  if (data.systemPrompt !== '' && data.template !== 'chat') {
+    faults.push([
+      'data.systemPrompt',
+      `is given; it needs data.template chat, not ${JSON.stringify(data.template)}`,
+    ])
+  }
+  if (o.penalty === 'none' && o.klCoef !== 0) {
+    faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
+  }
+  if (o.phiMin > o.phiMax)
+    faults.push(['objective.phiMin', `is ${o.phiMin}; it must be ≤ objective.phiMax, ${o.phiMax}`])
+  if (o.phi === 'linear' && o.rMin! >= o.rMax)
+    faults.push(['objective.rMin', `is ${o.rMin}; it must be < objective.rMax, ${o.rMax}`])
+  if (o.phi === 'step' && o.rMin !== undefined)
+    faults.push(['objective.rMin', `is ${o.rMin}; a step has objective.rMax alone`])
+  if (!o.penalty.startsWith('forward') && (o.phiMin !== 1 || o.phiMax !== 1)) {
+    const why =
+      o.penalty === 'none' ? 'there is no reference' : 'reverse penalties take the reference as it is'
+    faults.push(['objective.phiMin', `is ${o.phiMin}; it must be 1 with penalty ${o.penalty}: ${why}`])
+  }
+  if (o.entropyStep !== undefined && o.entropyTarget === undefined)
+    faults.push(['objective.entropyStep', `is ${o.entropyStep}; it needs objective.entropyTarget`])
+  if (correction.level === 'off') {
+    const bounds: Partial<Correction> = correction as object
+    for (const field of ['outside', 'low', 'high'] as const) {
+      if (bounds[field] === undefined) continue
+      const text = `is ${bounds[field]}; it needs correction.level token or sequence`
+      faults.push([`correction.${field}`, text])
+    }
+  }
+  // gspo has one ratio, and so one weight, a sequence.
+  if (o.surrogate === 'gspo' && o.topEntropyFraction < 1) {
+    faults.push([
+      'objective.topEntropyFraction',
+      `is ${o.topEntropyFraction}; it must be 1 with surrogate gspo`,
+    ])
+  }
+  if (o.surrogate === 'gspo' && correction.level === 'token')
+    faults.push(['correction.level', 'is token; it must be off or sequence with surrogate gspo'])
+  if (optimizer.stepsPerBatch > sampling.promptsPerStep) {
+    faults.push([
+      'optimizer.stepsPerBatch',
+      `is ${optimizer.stepsPerBatch}; it must be ≤ sampling.promptsPerStep, ${sampling.promptsPerStep}`,
+    ])
+  }
+  if (faults.length > 0) return faults
+  try {
+    kernelObjective(config)
+  } catch (error) {
+    faults.push(['objective:', (error as Error).message])
+  }
+  return faults
+}
+
+/** What the engine is told of a run. */
+export function trainingOptions(
+  { model, optimizer, objective }: Config,
+  referenceDir: string,
+): PolicyOptions {
+  const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
+  return {
+    dtype: model.dtype,
+    device: model.device as Device,
+    ...(objective.penalty !== 'none' && { referenceDir }),
+    adamw: { beta1, beta2, eps, weightDecay },
+    maxGradNorm,
+    recompute,
+  }
+}
+
+export function requireField(name: string, value: string | readonly string[], help: string): void {
+  if (!value) throw new RapoError('ERR_RAPO_CONFIG', `${name} is missing: ${help}`)
+}

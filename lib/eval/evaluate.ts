@@ -1,0 +1,197 @@
+/** pass@k of a model on a problem file, with intervals, split by difficulty. */
+import { mkdirSync } from 'node:fs'
+import path from 'node:path'
+import { RapoError } from '../base/errors.js'
+import { asIoError, writeWhole } from '../base/files.js'
+import { readInput } from '../base/jsonl.js'
+import { deriveSeed } from '../base/random.js'
+import { listKs } from '../base/stats.js'
+import type { Config } from '../config/config.js'
+import { requireField } from '../config/config.js'
+import { type Problem, readProblems } from '../data/problems.js'
+import { fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { nameOf } from '../data/rows.js'
+import { openPolicy } from '../model/engine.js'
+import type { HubOptions } from '../model/hub.js'
+import type { Device, LoadPolicy, Policy } from '../model/policy.js'
+import { stopTokenIdsFor } from '../model/template.js'
+import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
+import { loadVerifier } from '../reward/load.js'
+import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
+import { lockRun } from '../train/run.js'
+import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
+import { listCalls, openProgress } from './journal.js'
+
+/** What is measured, and where the results go. */
+export interface EvaluateOptions {
+  /** The model directory to measure. */
+  readonly dir: string
+  /** What eval.json calls it: the run or directory as the person named it. */
+  readonly model: string
+  /** Label in tables and reports. */
+  readonly name: string
+  /** Where eval.json and eval-samples.jsonl go; made where missing. */
+  readonly output: string
+  /** Completions there are, of all; before the first is sampled, and by the share of tokens while they are. solved: problems with a right one. */
+  readonly onProgress?: (done: number, total: number, solved: number) => void
+  /** Told of the rows that config.data.dropUnusable leaves out. */
+  readonly onUnusable?: (rows: readonly string[]) => void
+  /** Bytes of data that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
+  /** Discard what an interrupted measurement left in output, instead of going on with it. */
+  readonly restart?: boolean
+  /** Default: the engine's. */
+  readonly loadPolicy?: LoadPolicy
+}
+
+/**
+ * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
+ * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
+ * One measurement at a time may write to an output directory. Throws RapoError.
+ */
+export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
+  const { sampling } = config
+  const { samples: n, bootstrap, seed } = config.eval
+  requireField('data.eval', config.data.eval, 'the problem file to measure')
+  const { onUnusable, onDownload } = options
+  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
+  const verifier = await loadVerifier(config.task.verifier)
+  const problems = await readProblems(data.eval, verifier, data)
+  const tokenizer = loadTokenizer(options.dir)
+  const template = templateFor(problems, data, options.dir)
+  const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
+  const encode = { tokenizer, template, maxNewTokens: sampling.maxNewTokens }
+  const fitting = fitContext(problems, options.dir, encode, data)
+  const hard = readHardProblems(
+    config,
+    fitting.map(({ problem }) => problem),
+  )
+  makeDir(options.output)
+  const unlock = lockRun(options.output, 'eval')
+
+  const { dtype, device } = config.model
+  const inference = { dtype, device: device as Device, trainable: false }
+  let policy: Policy | undefined
+  try {
+    policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
+    checkTokenizerFits(tokenizer, policy.info, options.dir)
+    const { maxNewTokens, temperature } = sampling
+    const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
+    const progress = openProgress(config, options, prompts)
+
+    const perProblem: ProblemResult[] = []
+    const report = (running = 0) => {
+      const solved = perProblem.filter(({ correct }) => correct > 0).length
+      options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
+    }
+    report()
+    const { samplesPerCall, keepSamples } = config.eval
+    const together = Math.max(1, Math.floor(samplesPerCall / n))
+    for (let first = 0; first < prompts.length; first += together) {
+      const some = prompts.slice(first, first + together)
+      for (const call of listCalls(n, samplesPerCall)) {
+        const missing = some.filter(({ problem }) => !progress.has(problem.id, call.index))
+        if (missing.length === 0) continue
+        const start = performance.now()
+        // Each problem's random stream is its own, whatever else is measured.
+        const seeds = missing.map(({ problem }) =>
+          deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
+        )
+        const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
+        const sampled = missing.length * call.count
+        const rollouts = await rolloutGroups(policy, tokenizer, missing, params, {
+          // The last one counts when it is judged.
+          onProgress: (tokens, most) => report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
+        })
+        const scored = await score(rollouts, verifier)
+        const seconds = (performance.now() - start) / 1000 / missing.length
+        for (const [i, { problem }] of missing.entries()) {
+          const group = scored.slice(i * call.count, (i + 1) * call.count)
+          const kept = group.slice(0, Math.max(0, keepSamples - call.first))
+          progress.add({
+            problemId: problem.id,
+            call: call.index,
+            n: call.count,
+            correct: group.filter(rollout => rollout.reward >= 1).length,
+            tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
+            seconds,
+            samples: kept.map(({ completion, reward, reason, finishReason }) => ({
+              ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+            })),
+          })
+        }
+      }
+      for (const { problem } of some) {
+        const correct = progress.sum(problem.id, 'correct')
+        const hardForBase = hard && { hardForBase: hard.has(problem.id) }
+        perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
+      }
+      report()
+    }
+
+    const ks = listKs(n, config.eval.largestK)
+    const result: EvalResult = {
+      model: options.model,
+      name: options.name,
+      problems: nameOf(data.eval),
+      samplesPerProblem: n,
+      temperature,
+      topP: sampling.topP,
+      topK: sampling.topK,
+      minP: sampling.minP,
+      seed,
+      maxNewTokens,
+      k: ks,
+      groups: summarizeEval(perProblem, ks, bootstrap, seed),
+      perProblem,
+      seconds: progress.sum(undefined, 'seconds'),
+      tokens: progress.sum(undefined, 'tokens'),
+    }
+    writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
+    writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
+    progress.remove()
+    return result
+  } finally {
+    await policy?.dispose()
+    unlock()
+  }
+}
+
+/** The ids of the problems that config.eval.base solved never, or less often than hardBelow; undefined without a base. */
+function readHardProblems(
+  { eval: { base, hardBelow } }: Config,
+  problems: readonly Problem[],
+): Set<string> | undefined {
+  if (base === '') return undefined
+  const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `eval.base: ${base} ${why}`)
+  let perProblem: readonly ProblemResult[] | undefined
+  try {
+    perProblem = (JSON.parse(readInput(base).toString('utf8')) as Partial<EvalResult> | null)?.perProblem
+  } catch (error) {
+    if (error instanceof RapoError) throw error
+    throw fault(`is not JSON: ${(error as Error).message}`)
+  }
+  if (!Array.isArray(perProblem)) throw fault('is no eval.json: it has no perProblem')
+  const measured = new Map(perProblem.map(result => [String(result.id), result]))
+  const missing = problems.filter(({ id }) => !measured.has(id))
+  if (missing.length > 0) {
+    throw fault(
+      `has no result for ${missing.length} of ${problems.length} problems, such as "${missing[0]!.id}"`,
+    )
+  }
+  const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow
+  return new Set(problems.filter(({ id }) => isHard(measured.get(id)!)).map(({ id }) => id))
+}
+
+function difficultyOf({ difficulty }: Problem) {
+  return difficulty === undefined ? {} : { difficulty }
+}
+
+function makeDir(dir: string): void {
+  try {
+    mkdirSync(dir, { recursive: true })
+  } catch (error) {
+    throw asIoError(`cannot make the directory ${dir}`, error)
+  }
+}

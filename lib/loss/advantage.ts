@@ -1,0 +1,156 @@
+/** Rewards → advantages and reference weights φ(r), one a completion (docs/objective.md). */
+import { RapoError } from '../base/errors.js'
+import { moments } from '../base/stats.js'
+
+/** Keeps a group whose rewards hardly differ from exploding. */
+const STD_EPSILON = 1e-6
+
+/** What is subtracted from a reward: the mean of its group (GRPO), or of the others in it (RLOO, arXiv 2402.14740). */
+export const advantageBaselines = ['group-mean', 'leave-one-out'] as const
+/** A baseline by its name. */
+export type AdvantageBaseline = (typeof advantageBaselines)[number]
+
+/**
+ * What the difference is divided by, plus 1e-6: the group's standard deviation with n − 1 (SimpleRL, TRL, verl) or with n
+ * (DeepSeekMath); or by nothing (Dr. GRPO, RLOO).
+ */
+export const advantageScales = ['sample-std', 'population-std', 'none'] as const
+/** A scale by its name. */
+export type AdvantageScale = (typeof advantageScales)[number]
+
+/** How groupAdvantages compares a reward with its group. */
+export interface AdvantageOptions {
+  /** Default group-mean. */
+  readonly baseline?: AdvantageBaseline
+  /** Default sample-std. */
+  readonly scale?: AdvantageScale
+}
+
+/**
+ * A_i = (r_i − baseline) / (scale + 1e-6). A group whose rewards are all equal gets exactly 0.
+ *
+ * groupAdvantages([1, 0], 2): mean .5, std √½ → [.7071, −.7071] (to 1e-6)
+ *
+ * @param rewards one a completion, group after group: length = groups × groupSize
+ * Throws ERR_RAPO_INVALID_ARGUMENT where they are not whole groups, or a group of one leaves none for leave-one-out.
+ */
+export function groupAdvantages(
+  rewards: readonly number[],
+  groupSize: number,
+  { baseline = 'group-mean', scale = 'sample-std' }: AdvantageOptions = {},
+): number[] {
+  oneOf('baseline', baseline, advantageBaselines)
+  oneOf('scale', scale, advantageScales)
+  checkGroups(rewards, groupSize)
+  checkRewards(rewards)
+  if (groupSize === 1 && baseline === 'leave-one-out') {
+    invalid('groupSize is 1, but leave-one-out needs groups of 2 or more')
+  }
+  // r − mean of the others = (r − mean) · G / (G − 1)
+  const stretch = baseline === 'leave-one-out' ? groupSize / (groupSize - 1) : 1
+  const advantages: number[] = []
+  for (let start = 0; start < rewards.length; start += groupSize) {
+    const group = rewards.slice(start, start + groupSize)
+    if (isUniform(group)) {
+      advantages.push(...group.map(() => 0))
+      continue
+    }
+    const { mean, std } = moments(group, scale === 'sample-std' ? 1 : 0)
+    if (!Number.isFinite(mean) || !Number.isFinite(std)) {
+      invalid(`rewards[${start}] and those of its group are too large: ${group.join(', ')}`)
+    }
+    const divisor = scale === 'none' ? 1 : std + STD_EPSILON
+    advantages.push(...group.map(reward => ((reward - mean) * stretch) / divisor))
+  }
+  return advantages
+}
+
+/** Share of the groups whose rewards are all equal: they teach nothing but the penalty. Without groups 0. */
+export function zeroAdvantageFraction(rewards: readonly number[], groupSize: number): number {
+  checkGroups(rewards, groupSize)
+  let groups = 0
+  let uniform = 0
+  for (let start = 0; start < rewards.length; start += groupSize) {
+    groups++
+    if (isUniform(rewards.slice(start, start + groupSize))) uniform++
+  }
+  return uniform / Math.max(1, groups)
+}
+
+export const phiShapes = ['linear', 'step'] as const
+
+/** φ(r), the reference weight of a completion by its reward. */
+export type PhiRange =
+  | {
+      /** From phiMin at rMin to phiMax at rMax, constant outside. */
+      readonly shape?: 'linear'
+      /** φ of a completion with reward rMin or less, in [0, 1]. */
+      readonly phiMin: number
+      /** φ of a completion with reward rMax or more, in [phiMin, 1]. */
+      readonly phiMax: number
+      readonly rMin: number
+      readonly rMax: number
+    }
+  | {
+      /** phiMin below rMax, phiMax from there on. */
+      readonly shape: 'step'
+      readonly phiMin: number
+      readonly phiMax: number
+      readonly rMax: number
+    }
+
+/**
+ * φ(r) for each reward: linear, a step, or a function of your own. Throws ERR_RAPO_INVALID_ARGUMENT where a reward is not
+ * finite, a value is outside [0, 1], the shape is unknown or the range is not ascending.
+ *
+ * referenceWeights([0, .5], { phiMin: .6, phiMax: 1, rMin: 0, rMax: 1 }) → [.6, .8]
+ */
+export function referenceWeights(
+  rewards: readonly number[],
+  phi: PhiRange | ((reward: number) => number),
+): number[] {
+  const weightOf = typeof phi === 'function' ? phi : phiFunction(phi)
+  checkRewards(rewards)
+  return rewards.map(reward => {
+    const weight = weightOf(reward)
+    if (!(weight >= 0 && weight <= 1)) invalid(`φ(${reward}) is ${weight}, expected a number in [0, 1]`)
+    return weight
+  })
+}
+
+function phiFunction(phi: PhiRange): (reward: number) => number {
+  const { shape = 'linear', phiMin, phiMax, rMax } = phi
+  oneOf('shape', shape, phiShapes)
+  if (!(phiMin <= phiMax)) invalid(`phiMin is ${phiMin}, expected at most phiMax = ${phiMax}`)
+  if (!(phiMin >= 0)) invalid(`phiMin is ${phiMin}, expected a number in [0, 1]`)
+  if (!(phiMax <= 1)) invalid(`phiMax is ${phiMax}, expected a number in [0, 1]`)
+  if (!Number.isFinite(rMax)) invalid(`rMax is ${rMax}, expected a finite number`)
+  if (phi.shape === 'step') return reward => (reward >= rMax ? phiMax : phiMin)
+  const { rMin } = phi
+  if (!Number.isFinite(rMin)) invalid(`rMin is ${rMin}, expected a finite number`)
+  if (!(rMin < rMax)) invalid(`rMin is ${rMin}, expected less than rMax = ${rMax}`)
+  return reward => phiMin + (phiMax - phiMin) * Math.min(1, Math.max(0, (reward - rMin) / (rMax - rMin)))
+}
+
+function checkGroups(rewards: readonly number[], groupSize: number): void {
+  if (!(Number.isSafeInteger(groupSize) && groupSize >= 1) || rewards.length % groupSize !== 0) {
+    invalid(`${rewards.length} rewards are not whole groups of groupSize ${groupSize}`)
+  }
+}
+
+function checkRewards(rewards: readonly number[]): void {
+  const bad = rewards.findIndex(reward => !Number.isFinite(reward))
+  if (bad >= 0) invalid(`rewards[${bad}] is ${rewards[bad]}; it must be a finite number`)
+}
+
+function oneOf(field: string, value: string, names: readonly string[]): void {
+  if (!names.includes(value)) invalid(`${field} is ${value}, expected one of ${names.join(', ')}`)
+}
+
+function invalid(message: string): never {
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
+}
+
+function isUniform(group: readonly number[]): boolean {
+  return group.every(reward => reward === group[0])
+}

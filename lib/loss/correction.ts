@@ -1,0 +1,146 @@
+/**
+ * Off-policy correction, for rollouts whose sampler is not quite the policy that is trained: another engine, another
+ * precision, older weights. Weights of the policy term, one a row (LossBatch.policyWeights). Rows are laid out as in
+ * LossBatch: sequence b has those from sequenceOffsets[b] up to sequenceOffsets[b + 1].
+ */
+import { RapoError } from '../base/errors.js'
+
+export const correctionLevels = ['token', 'sequence'] as const
+export const outsideChoices = ['truncate', 'mask'] as const
+
+/** How ratios between the policy that is trained and the one that sampled are bounded: see importanceWeights. */
+export interface Correction {
+  /** The ratio trainer / sampler of each token, or the product of them over its sequence. */
+  readonly level: (typeof correctionLevels)[number]
+  /** A ratio outside the bounds is moved to the bound (truncated importance sampling), or gets weight 0. */
+  readonly outside: (typeof outsideChoices)[number]
+  /** Bounds of the ratio, 0 ≤ low ≤ 1 ≤ high. */
+  readonly low: number
+  readonly high: number
+}
+
+/** Two opinions on the same tokens. */
+export interface SampledRows {
+  /** (N) log-probs by the policy that is trained, before its first step on the batch. */
+  readonly logprobs: Float32Array
+  /** (N) log-probs recorded by the sampler. */
+  readonly samplerLogprobs: Float32Array
+  /** (B + 1) ascending from 0 to N. */
+  readonly sequenceOffsets: Int32Array
+}
+
+/** What importanceWeights returns. */
+export interface ImportanceWeights {
+  /** (N) ≥ 0, for LossBatch.policyWeights. */
+  readonly weights: Float32Array
+  /** Of the ratios before bounding, over rows (level token) or sequences; 1 where there are none. */
+  readonly mean: number
+  readonly min: number
+  readonly max: number
+  /** Share of the ratios that a bound changed; 0 where there are none. */
+  readonly truncatedFraction: number
+}
+
+/** exp beyond this says nothing that a bound would not replace. */
+const MAX_LOG_RATIO = 20
+
+/**
+ * Bounded importance weights exp(logprobs − samplerLogprobs), per token or multiplied up per sequence.
+ * Throws ERR_RAPO_INVALID_ARGUMENT: lengths, offsets, bounds, log-probs that are not finite.
+ */
+export function importanceWeights(rows: SampledRows, correction: Correction): ImportanceWeights {
+  const { level, outside: choice, low, high } = correction
+  if (!correctionLevels.includes(level)) invalid('level', level, `one of ${correctionLevels.join(', ')}`)
+  if (!outsideChoices.includes(choice)) invalid('outside', choice, `one of ${outsideChoices.join(', ')}`)
+  if (!(low >= 0 && low <= 1)) invalid('low', low, 'a number in [0, 1]')
+  if (!(high >= 1)) invalid('high', high, 'a number ≥ 1')
+  const logRatios = differences(rows)
+  const weights = new Float32Array(logRatios.length)
+  let [count, sum, min, max, outside] = [0, 0, Infinity, -Infinity, 0]
+  const weigh = (logRatio: number) => {
+    const ratio = Math.exp(Math.min(logRatio, MAX_LOG_RATIO))
+    count++
+    sum += ratio
+    min = Math.min(min, ratio)
+    max = Math.max(max, ratio)
+    if (ratio >= low && ratio <= high) return ratio
+    outside++
+    return choice === 'mask' ? 0 : Math.min(high, Math.max(low, ratio))
+  }
+  for (const [begin, end] of spans(rows.sequenceOffsets)) {
+    if (begin === end) continue
+    const ratios = logRatios.subarray(begin, end)
+    if (level === 'token') {
+      for (let i = begin; i < end; ++i) weights[i] = weigh(logRatios[i]!)
+    } else {
+      weights.fill(weigh(ratios.reduce((x, y) => x + y)), begin, end)
+    }
+  }
+  if (count === 0) return { weights, mean: 1, min: 1, max: 1, truncatedFraction: 0 }
+  return { weights, mean: sum / count, min, max, truncatedFraction: outside / count }
+}
+
+/**
+ * Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): weight 0 for the rows of a sequence with a negative
+ * advantage and a mean of samplerLogprobs − logprobs above maxDivergence, 1 elsewhere. What the policy would hardly
+ * write any more need not be pushed down.
+ *
+ * @param rows their advantages (N) are the same within a sequence
+ * Throws ERR_RAPO_INVALID_ARGUMENT as importanceWeights does, and where the advantages are not so.
+ */
+export function offPolicyMask(
+  rows: SampledRows & { readonly advantages: Float32Array },
+  maxDivergence: number,
+): { readonly weights: Float32Array; readonly maskedFraction: number } {
+  if (!(maxDivergence >= 0)) invalid('maxDivergence', maxDivergence, 'a number ≥ 0')
+  const logRatios = differences(rows)
+  checkLength('advantages', rows.advantages, logRatios.length)
+  rows.advantages.forEach((advantage, i) => {
+    if (!Number.isFinite(advantage)) invalid(`advantages[${i}]`, advantage, 'a finite number')
+  })
+  const weights = new Float32Array(logRatios.length).fill(1)
+  let [sequences, masked] = [0, 0]
+  for (const [begin, end] of spans(rows.sequenceOffsets)) {
+    if (begin === end) continue
+    sequences++
+    const other = rows.advantages.subarray(begin, end).findIndex(x => x !== rows.advantages[begin])
+    if (other >= 0) {
+      const expected = `${rows.advantages[begin]}, as in the other rows of its sequence`
+      invalid(`advantages[${begin + other}]`, rows.advantages[begin + other]!, expected)
+    }
+    const sum = logRatios.subarray(begin, end).reduce((x, y) => x + y)
+    if (!(rows.advantages[begin]! < 0 && -sum / (end - begin) > maxDivergence)) continue
+    masked++
+    weights.fill(0, begin, end)
+  }
+  return { weights, maskedFraction: sequences === 0 ? 0 : masked / sequences }
+}
+
+/** logprobs − samplerLogprobs in double. */
+function differences({ logprobs, samplerLogprobs, sequenceOffsets }: SampledRows): Float64Array {
+  checkLength('samplerLogprobs', samplerLogprobs, logprobs.length)
+  const ends = Array.from(sequenceOffsets)
+  const ascends = ends.every((offset, b) => offset >= (b === 0 ? 0 : ends[b - 1]!))
+  if (ends[0] !== 0 || !ascends || ends.at(-1) !== logprobs.length) {
+    invalid('sequenceOffsets', `[${ends.join(', ')}]`, `ascending from 0 to ${logprobs.length}`)
+  }
+  return Float64Array.from(logprobs, (lp, i) => {
+    if (!Number.isFinite(lp)) invalid(`logprobs[${i}]`, lp, 'a finite number')
+    if (!Number.isFinite(samplerLogprobs[i])) {
+      invalid(`samplerLogprobs[${i}]`, samplerLogprobs[i]!, 'a finite number')
+    }
+    return lp - samplerLogprobs[i]!
+  })
+}
+
+function* spans(offsets: Int32Array): Generator<[begin: number, end: number]> {
+  for (let b = 0; b + 1 < offsets.length; ++b) yield [offsets[b]!, offsets[b + 1]!]
+}
+
+function checkLength(field: string, array: Float32Array, rows: number): void {
+  if (array.length !== rows) invalid(field, `${array.length} entries long`, `${rows}, as long as logprobs`)
+}
+
+function invalid(field: string, value: string | number, expected: string): never {
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${field} is ${value}, expected ${expected}`)
+}

@@ -1,0 +1,438 @@
+/** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
+import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
+import { RapoError } from '../base/errors.js'
+import type { ObjectiveMetrics } from '../loss/objective.js'
+import { type Objective, validateObjective } from '../loss/objective.js'
+import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
+import {
+  type AdamW,
+  type Completions,
+  devicePattern,
+  deviceRange,
+  type LoadOptions,
+  type LoadPolicy,
+  type LogprobRows,
+  type MicroBatch,
+  type ModelDType,
+  type ModelInfo,
+  type PackedTokens,
+  type Policy,
+  type PolicyOptions,
+  type SamplingParams,
+  type SaveOptions,
+  type StepResult,
+} from './policy.js'
+
+export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
+  text('dir', dir)
+  fields('options', options, { ...optionFields, signal: true })
+  const { signal, ...rest } = options
+  checkCallOptions({ signal })
+  const native = checkOptions(rest)
+  const addon = engine()
+  if (native.device !== 'cpu') nameCudaLibrary(addon)
+  const loaded = await runCall(new addon.Control(), { signal }, control => addon.load(dir, native, control))
+  return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
+}
+
+/** The options with their defaults. */
+function checkOptions(options: PolicyOptions) {
+  fields('options', options, optionFields)
+  const { dtype = 'float32', device = 'cpu', trainable = true, referenceDir } = options
+  const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30 } = options
+  oneOf('dtype', dtype, ['float32', 'bfloat16'])
+  if (!devicePattern.test(device)) invalid('device', device, deviceRange)
+  if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
+  if (referenceDir !== undefined) text('referenceDir', referenceDir)
+  range('maxGradNorm', maxGradNorm, '> 0', x => x > 0)
+  integer('headRows', headRows, 0)
+  integer('cacheBytes', cacheBytes, 1)
+  if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
+  fields('adamw', options.adamw ?? {}, adamwDefaults)
+  const adamw = { ...adamwDefaults, ...options.adamw }
+  range('adamw.beta1', adamw.beta1, 'in [0, 1)', x => x >= 0 && x < 1)
+  range('adamw.beta2', adamw.beta2, 'in [0, 1)', x => x >= 0 && x < 1)
+  range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
+  range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
+  return { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute, cacheBytes }
+}
+
+/** What a policy will be used for, as far as its memory depends on it. */
+export interface RunShape {
+  /** Of the longest prompt. */
+  readonly promptTokens: number
+  readonly maxNewTokens: number
+  /** Completions asked for in one call of generate. */
+  readonly sequences: number
+  /** As in SamplingParams. */
+  readonly maxBatch?: number
+}
+
+/**
+ * Bytes. All the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In training besides:
+ * activations, and logits (of a chunk of the head). In generation besides: cache (keys and values), and sampling (logits,
+ * and what passes through a layer).
+ */
+export interface MemoryPrediction {
+  readonly weights: number
+  readonly masters: number
+  readonly moments: number
+  readonly gradients: number
+  readonly reference: number
+  readonly activations: number
+  readonly logits: number
+  readonly cache: number
+  readonly sampling: number
+}
+
+/** What loadPolicy(dir, options) and its use would take, from config.json alone: no weights are read. */
+export async function predictMemory(
+  dir: string,
+  options: PolicyOptions,
+  shape: RunShape,
+): Promise<MemoryPrediction> {
+  text('dir', dir)
+  const { promptTokens, maxNewTokens, sequences, maxBatch = 0 } = shape
+  integer('promptTokens', promptTokens, 1)
+  integer('maxNewTokens', maxNewTokens, 1)
+  integer('sequences', sequences, 1)
+  integer('maxBatch', maxBatch, 0)
+  const native = checkOptions(options)
+  return engine().predictMemory(dir, native, { promptTokens, maxNewTokens, sequences, maxBatch })
+}
+
+/**
+ * Writes random weights (normal with the config's initializer_range; norms 1, biases 0) for the config.json in
+ * `dir`, as model.safetensors beside it. Same seed, same bits on the same machine.
+ */
+export async function initializeModel(dir: string, seed: number): Promise<void> {
+  text('dir', dir)
+  integer('seed', seed, 0)
+  await engine().initialize(dir, seed)
+}
+
+/** Threads that the engine uses in this process, from its next call on; 0 restores the default. */
+export function setEngineThreads(threads: number): void {
+  integer('threads', threads, 0, 1024)
+  engine().setThreads(threads)
+}
+
+/** Writes the accumulated gradients (float32, by the weights' names) as a safetensors file: for tests and debugging. */
+export async function saveGradients(policy: Policy, file: string): Promise<void> {
+  if (!(policy instanceof NativePolicy)) invalid('policy', policy, 'a policy from loadPolicy')
+  return policy.saveGradients(file)
+}
+
+/** Writes the logits at the given positions, (rows × vocabulary) float32, as a safetensors file: for tests. */
+export async function saveLogits(
+  policy: Policy,
+  sequences: PackedTokens,
+  rowPositions: Int32Array,
+  file: string,
+): Promise<void> {
+  if (!(policy instanceof NativePolicy)) invalid('policy', policy, 'a policy from loadPolicy')
+  return policy.saveLogits(sequences, rowPositions, file)
+}
+
+/** Whether the libtorch that the engine was compiled against has CUDA. */
+export function libtorchHasCuda(): boolean {
+  return engine().libtorchCuda
+}
+
+/** The version of libtorch that the engine was compiled against. */
+export function libtorchVersion(): string {
+  return engine().libtorchVersion
+}
+
+// What bindings/engine.cpp exports. Handles are opaque.
+type Handle = { readonly policy: unique symbol }
+
+interface Engine extends EngineAddon {
+  readonly libtorchVersion: string
+  readonly libtorchCuda: boolean
+  readonly Control: new () => Control
+  setThreads(threads: number): void
+  initialize(dir: string, seed: number): Promise<void>
+  predictMemory(dir: string, options: object, shape: RunShape): Promise<MemoryPrediction>
+  load(dir: string, options: object, control: Control): Promise<{ handle: Handle; info: ModelInfo }>
+  dispose(handle: Handle): Promise<void>
+  generate(
+    handle: Handle,
+    prompts: PackedTokens,
+    sampling: object,
+    control: Control,
+  ): Promise<{ tokenIds: Int32Array; offsets: Int32Array; logprobs: Float32Array; stopped: Uint8Array }>
+  logprobs(
+    handle: Handle,
+    sequences: PackedTokens,
+    rowPositions: Int32Array,
+    tokenIds: Int32Array,
+    temperature: number,
+    control: Control,
+  ): Promise<LogprobRows>
+  accumulate(
+    handle: Handle,
+    batch: MicroBatch,
+    objective: Objective,
+    control: Control,
+  ): Promise<ObjectiveMetrics>
+  step(handle: Handle, learningRate: number): Promise<StepResult>
+  zeroGrad(handle: Handle): Promise<void>
+  save(handle: Handle, dir: string, dtype: ModelDType, maxShardBytes: number): Promise<void>
+  saveLogits(handle: Handle, sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void>
+  saveState(handle: Handle, file: string): Promise<void>
+  loadState(handle: Handle, file: string): Promise<void>
+  saveGradients(handle: Handle, file: string): Promise<void>
+}
+
+function engine(): Engine {
+  return loadEngine() as Engine
+}
+
+class NativePolicy implements Policy {
+  readonly info: ModelInfo
+  readonly #addon: Engine
+  readonly #handle: Handle
+  /** Settles when the call made last is over. */
+  #last: Promise<unknown> = Promise.resolve()
+  #disposed: Promise<void> | undefined
+
+  constructor(addon: Engine, handle: Handle, info: ModelInfo) {
+    this.#addon = addon
+    this.#handle = handle
+    this.info = info
+  }
+
+  async generate(
+    prompts: PackedTokens,
+    sampling: SamplingParams,
+    options?: CallOptions,
+  ): Promise<Completions> {
+    packed('prompts', prompts)
+    const native = checkSampling(sampling)
+    const out = await this.#call(options, control =>
+      this.#addon.generate(this.#handle, prompts, native, control),
+    )
+    return {
+      tokens: { tokenIds: out.tokenIds, offsets: out.offsets },
+      logprobs: out.logprobs,
+      finishReasons: Array.from(out.stopped, stopped => (stopped ? 'stop' : 'length')),
+    }
+  }
+
+  async logprobs(
+    sequences: PackedTokens,
+    rows: { readonly rowPositions: Int32Array; readonly tokenIds: Int32Array },
+    temperature: number,
+    options?: CallOptions,
+  ): Promise<LogprobRows> {
+    packed('sequences', sequences)
+    typed('rowPositions', rows?.rowPositions, Int32Array)
+    typed('tokenIds', rows.tokenIds, Int32Array, rows.rowPositions.length)
+    range('temperature', temperature, 'in [1e-6, 1e6]', x => x >= 1e-6 && x <= 1e6)
+    return this.#call(options, control =>
+      this.#addon.logprobs(this.#handle, sequences, rows.rowPositions, rows.tokenIds, temperature, control),
+    )
+  }
+
+  async accumulate(
+    batch: MicroBatch,
+    objective: Objective,
+    options?: CallOptions,
+  ): Promise<ObjectiveMetrics> {
+    fields('batch', batch, batchFields)
+    packed('sequences', batch.sequences)
+    typed('rowPositions', batch.rowPositions, Int32Array)
+    const rows = batch.rowPositions.length
+    typed('tokenIds', batch.tokenIds, Int32Array, rows)
+    typed('tokenWeights', batch.tokenWeights, Float32Array, rows)
+    typed('advantages', batch.advantages, Float32Array, rows)
+    if (batch.refWeights !== undefined) typed('refWeights', batch.refWeights, Float32Array, rows)
+    if (batch.oldLogprobs !== undefined) typed('oldLogprobs', batch.oldLogprobs, Float32Array, rows)
+    if (batch.policyWeights !== undefined) typed('policyWeights', batch.policyWeights, Float32Array, rows)
+    validateObjective(objective)
+    return this.#call(options, control => this.#addon.accumulate(this.#handle, batch, objective, control))
+  }
+
+  async step(learningRate: number): Promise<StepResult> {
+    range('learningRate', learningRate, '≥ 0', x => x >= 0 && x < Infinity)
+    return this.#call(undefined, () => this.#addon.step(this.#handle, learningRate))
+  }
+
+  async zeroGrad(): Promise<void> {
+    return this.#call(undefined, () => this.#addon.zeroGrad(this.#handle))
+  }
+
+  async saveGradients(file: string): Promise<void> {
+    text('file', file)
+    return this.#call(undefined, () => this.#addon.saveGradients(this.#handle, file))
+  }
+
+  async save(dir: string, options: SaveOptions = {}): Promise<void> {
+    text('dir', dir)
+    fields('options', options, saveFields)
+    const { dtype = this.info.dtype, maxShardBytes = 5e9 } = options
+    oneOf('dtype', dtype, ['float32', 'bfloat16'])
+    integer('maxShardBytes', maxShardBytes, 1)
+    return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes))
+  }
+
+  async saveLogits(sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void> {
+    packed('sequences', sequences)
+    typed('rowPositions', rowPositions, Int32Array)
+    text('file', file)
+    return this.#call(undefined, () => this.#addon.saveLogits(this.#handle, sequences, rowPositions, file))
+  }
+
+  async saveState(file: string): Promise<void> {
+    text('file', file)
+    return this.#call(undefined, () => this.#addon.saveState(this.#handle, file))
+  }
+
+  async loadState(file: string): Promise<void> {
+    text('file', file)
+    return this.#call(undefined, () => this.#addon.loadState(this.#handle, file))
+  }
+
+  dispose(): Promise<void> {
+    this.#disposed ??= this.#last.then(() => this.#addon.dispose(this.#handle))
+    return this.#disposed
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose()
+  }
+
+  /** Runs after the calls made before, whether those succeeded or not. */
+  #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
+    if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
+    checkCallOptions(options)
+    const result = this.#last.then(() => runCall(new this.#addon.Control(), options, run))
+    this.#last = result.catch(() => {})
+    return result
+  }
+}
+
+const adamwDefaults: AdamW = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 }
+
+// Known names, so that a misspelt field is an error and not a default.
+const optionFields: Record<keyof PolicyOptions, true> = {
+  dtype: true,
+  device: true,
+  trainable: true,
+  referenceDir: true,
+  adamw: true,
+  maxGradNorm: true,
+  headRows: true,
+  cacheBytes: true,
+  recompute: true,
+}
+const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
+const batchFields: Record<keyof MicroBatch, true> = {
+  sequences: true,
+  rowPositions: true,
+  tokenIds: true,
+  tokenWeights: true,
+  advantages: true,
+  refWeights: true,
+  oldLogprobs: true,
+  policyWeights: true,
+}
+const samplingFields: Record<keyof SamplingParams, true> = {
+  n: true,
+  maxNewTokens: true,
+  temperature: true,
+  topP: true,
+  topK: true,
+  minP: true,
+  stopTokenIds: true,
+  seed: true,
+  maxBatch: true,
+}
+
+function checkSampling(sampling: SamplingParams) {
+  fields('sampling', sampling, samplingFields)
+  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, ...rest } = sampling
+  integer('n', sampling.n, 1)
+  integer('maxNewTokens', sampling.maxNewTokens, 1)
+  range('temperature', temperature, '0 (greedy) or in [1e-6, 1e6]', x => x === 0 || (x >= 1e-6 && x <= 1e6))
+  range('topP', topP, 'in (0, 1]', x => x > 0 && x <= 1)
+  integer('topK', topK, 0)
+  range('minP', minP, 'in [0, 1)', x => x >= 0 && x < 1)
+  const seeds: readonly number[] = Array.isArray(seed) ? seed : [seed]
+  for (const one of seeds) integer('seed', one, 0)
+  integer('maxBatch', maxBatch, 0)
+  if (!Array.isArray(sampling.stopTokenIds))
+    invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
+  for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
+  return {
+    ...rest,
+    ...{ temperature, topP, topK, minP, maxBatch },
+    seeds: Float64Array.from(seeds),
+    stopTokenIds: Int32Array.from(sampling.stopTokenIds),
+  }
+}
+
+function packed(name: string, value: PackedTokens): void {
+  if (typeof value !== 'object' || value === null) invalid(name, value, 'packed tokens')
+  typed(`${name}.tokenIds`, value.tokenIds, Int32Array)
+  typed(`${name}.offsets`, value.offsets, Int32Array)
+}
+
+function fields(name: string, value: object, known: object): void {
+  if (typeof value !== 'object' || value === null) invalid(name, value, 'an object')
+  for (const field of Object.keys(value)) {
+    if (!(field in known)) {
+      throw new RapoError(
+        'ERR_RAPO_INVALID_ARGUMENT',
+        `${name} has no field ${field}; its fields are ${Object.keys(known).join(', ')}`,
+      )
+    }
+  }
+}
+
+function typed(
+  name: string,
+  value: unknown,
+  type: Int32ArrayConstructor | Float32ArrayConstructor,
+  length?: number,
+): void {
+  if (!(value instanceof type)) invalid(name, Object.prototype.toString.call(value), `of type ${type.name}`)
+  if (length !== undefined && value.length !== length) {
+    invalid(name, `${value.length} entries long`, `${length}, as long as rowPositions`)
+  }
+}
+
+function integer(name: string, value: unknown, least: number, most = Number.MAX_SAFE_INTEGER): void {
+  const what =
+    most === Number.MAX_SAFE_INTEGER ? `an integer ≥ ${least}` : `an integer in [${least}, ${most}]`
+  range(name, value, what, x => Number.isSafeInteger(x) && x >= least && x <= most)
+}
+
+function range(name: string, value: unknown, what: string, fits: (x: number) => boolean): void {
+  if (typeof value !== 'number' || !fits(value)) invalid(name, value, what)
+}
+
+function oneOf(name: string, value: unknown, names: readonly string[]): void {
+  if (!names.includes(value as string)) invalid(name, value, `one of ${names.join(', ')}`)
+}
+
+function text(name: string, value: unknown): void {
+  if (typeof value !== 'string' || value === '') invalid(name, value, 'a path')
+}
+
+function invalid(name: string, value: unknown, expected: string): never {
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is ${String(value)}, expected ${expected}`)
+}
+
+/** Loads a model with the engine, or with the loader given. threads: 0 leaves the engine's default. */
+export async function openPolicy(
+  dir: string,
+  options: LoadOptions,
+  threads: number,
+  given?: LoadPolicy,
+): Promise<Policy> {
+  if (given) return given(dir, options)
+  await setEngineThreads(threads)
+  return loadPolicy(dir, options)
+}

@@ -1,0 +1,82 @@
+/** A group of completions for each problem, and their rewards. */
+import type { Problem } from '../data/problems.js'
+import type { EncodedPrompt } from '../data/prompts.js'
+import { packTokens } from '../model/batch.js'
+import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
+import type { Tokenizer } from '../model/tokenizer.js'
+import { judge, type Verifier } from '../reward/verifier.js'
+
+/** A prompt and one completion of it. */
+export interface Rollout {
+  readonly problem: Problem
+  readonly promptIds: readonly number[]
+  /** The stop token included. */
+  readonly completionIds: Int32Array
+  /** log π of each completion token when it was sampled. */
+  readonly logprobs: Float32Array
+  readonly finishReason: FinishReason
+  /** The completion as text, without the stop token. */
+  readonly completion: string
+}
+
+export interface ScoredRollout extends Rollout {
+  readonly reward: number
+  readonly reason: string
+}
+
+/** What the engine is told of the configuration's sampling fields. */
+export function samplingParams(
+  {
+    temperature,
+    topP,
+    topK,
+    minP,
+    maxNewTokens,
+  }: Omit<Required<SamplingParams>, 'n' | 'seed' | 'stopTokenIds' | 'maxBatch'>,
+  rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+): SamplingParams {
+  return { temperature, topP, topK, minP, maxNewTokens, ...rest }
+}
+
+/** sampling.n completions of each prompt, group after group, in the order of the prompts. */
+export async function rolloutGroups(
+  policy: Policy,
+  tokenizer: Pick<Tokenizer, 'decode'>,
+  prompts: readonly EncodedPrompt[],
+  sampling: SamplingParams,
+  options?: CallOptions,
+): Promise<Rollout[]> {
+  const packed = packTokens(prompts.map(prompt => prompt.promptIds))
+  const { tokens, logprobs, finishReasons } = await policy.generate(packed, sampling, options)
+  return finishReasons.map((finishReason, i) => {
+    const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
+    const completionIds = tokens.tokenIds.slice(start, end)
+    const text = finishReason === 'stop' ? completionIds.subarray(0, -1) : completionIds
+    return {
+      ...prompts[Math.floor(i / sampling.n)]!,
+      completionIds,
+      logprobs: logprobs.slice(start, end),
+      finishReason,
+      completion: tokenizer.decode(text),
+    }
+  })
+}
+
+/**
+ * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, or a reward that
+ * is no number, ends the run with the problem named.
+ */
+export async function score(rollouts: readonly Rollout[], verifier: Verifier): Promise<ScoredRollout[]> {
+  const verdicts = await Promise.all(
+    rollouts.map(({ problem, completion }) =>
+      judge(
+        () => verifier.verify(completion, problem.answer),
+        `problem "${problem.id}", completion ${JSON.stringify(completion)}`,
+      ),
+    ),
+  )
+  return rollouts.map((rollout, i) => {
+    const { reward, reason } = verdicts[i]!
+    return { ...rollout, reward, reason }
+  })
+}

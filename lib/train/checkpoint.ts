@@ -1,0 +1,167 @@
+/**
+ * Checkpoints: whole model directories with all that an exact resume needs beside the weights (docs/files.md). They are
+ * written under a temporary name and renamed, so that a kill or a full disk at any moment leaves the previous one whole.
+ */
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
+import path from 'node:path'
+import { RapoError } from '../base/errors.js'
+import { asIoError, writeWhole } from '../base/files.js'
+import type { CursorState } from '../data/cursor.js'
+import type { Policy } from '../model/policy.js'
+import { copyTokenizer } from '../model/tokenizer.js'
+
+/** rapo/trainer.json. */
+export interface TrainerState {
+  /** Steps done. */
+  readonly step: number
+  readonly cursor: CursorState
+  /** β of the next step, which objective.entropyTarget moves. */
+  readonly entropyCoef?: number
+}
+
+export interface Checkpoint {
+  /** A model directory. */
+  readonly dir: string
+  /** Masters and moments, for Policy.loadState. */
+  readonly stateFile: string
+  readonly trainer: TrainerState
+}
+
+const TEMPORARY = '.tmp'
+const stateFileOf = (dir: string) => path.join(dir, 'rapo', 'state.safetensors')
+const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
+
+/**
+ * Writes a checkpoint beside the others; only the returned commit() makes it the newest, and removes all but the
+ * newest `keep`. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
+ *
+ * @param modelDir where the tokenizer is copied from
+ */
+export async function writeCheckpoint(
+  runDir: string,
+  modelDir: string,
+  policy: Pick<Policy, 'save' | 'saveState'>,
+  trainer: TrainerState,
+  keep: number,
+): Promise<{ commit(): void }> {
+  const root = path.join(runDir, 'checkpoints')
+  const name = `step-${String(trainer.step).padStart(6, '0')}`
+  const dir = path.join(root, name)
+  const temporary = dir + TEMPORARY
+  const guard = async (body: () => void | Promise<void>) => {
+    try {
+      await body()
+    } catch (error) {
+      rmSync(temporary, { recursive: true, force: true })
+      const previous = latestName(runDir)
+      const what = `the checkpoint of step ${trainer.step} could not be written to ${root}`
+      const rest = previous ? `; the previous one, ${previous}, is whole` : ''
+      const { message, cause } = asIoError(what, error)
+      throw new RapoError('ERR_RAPO_IO', message + rest, { cause })
+    }
+  }
+  await guard(async () => {
+    rmSync(temporary, { recursive: true, force: true })
+    mkdirSync(path.join(temporary, 'rapo'), { recursive: true })
+    await policy.save(temporary)
+    await policy.saveState(stateFileOf(temporary))
+    copyTokenizer(modelDir, temporary)
+    writeFileSync(trainerFileOf(temporary), `${JSON.stringify(trainer, null, 2)}\n`)
+    syncTree(temporary)
+  })
+  return {
+    commit() {
+      // Only a run that was resumed from an earlier step can find this step's directory.
+      rmSync(dir, { recursive: true, force: true })
+      renameSync(temporary, dir)
+      writeWhole(path.join(root, 'latest'), `${name}\n`)
+      const names = listCheckpoints(runDir)
+      for (const old of names.slice(0, Math.max(0, names.length - keep))) {
+        rmSync(path.join(root, old), { recursive: true, force: true })
+      }
+    },
+  }
+}
+
+/** The newest whole checkpoint, or undefined where the run has none yet. Throws ERR_RAPO_FORMAT where it is damaged. */
+export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
+  const name = latestName(runDir)
+  if (name === undefined) return undefined
+  const dir = path.join(runDir, 'checkpoints', name)
+  try {
+    const trainer = JSON.parse(readFileSync(trainerFileOf(dir), 'utf8')) as TrainerState
+    const { epoch, position, fingerprint } = trainer.cursor ?? {}
+    if (![trainer.step, epoch, position].every(isCount) || typeof fingerprint !== 'string')
+      throw new Error('step or cursor is missing')
+    const { entropyCoef = 0 } = trainer
+    if (!(Number.isFinite(entropyCoef) && entropyCoef >= 0)) throw new Error('entropyCoef is no number ≥ 0')
+    return { dir, stateFile: stateFileOf(dir), trainer }
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_FORMAT', `the checkpoint ${dir} is damaged: ${(cause as Error).message}`, {
+      cause,
+    })
+  }
+}
+
+/** Removes what a killed process left: unfinished checkpoints, and finished ones that never became the newest. */
+export function removeStaleCheckpoints(runDir: string): void {
+  const root = path.join(runDir, 'checkpoints')
+  if (!existsSync(root)) return
+  const latest = latestName(runDir)
+  for (const name of readdirSync(root)) {
+    const isLater = /^step-\d+$/.test(name) && (latest === undefined || stepOf(name) > stepOf(latest))
+    if (name.endsWith(TEMPORARY) || isLater) rmSync(path.join(root, name), { recursive: true, force: true })
+  }
+}
+
+const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0
+
+function latestName(runDir: string): string | undefined {
+  const file = path.join(runDir, 'checkpoints', 'latest')
+  if (!existsSync(file)) return undefined
+  const name = readFileSync(file, 'utf8').trim()
+  if (/^step-\d+$/.test(name)) return name
+  throw new RapoError(
+    'ERR_RAPO_FORMAT',
+    `${file} holds ${JSON.stringify(name)}, which is no checkpoint's name`,
+  )
+}
+
+/** Ascending by step. */
+function listCheckpoints(runDir: string): string[] {
+  return readdirSync(path.join(runDir, 'checkpoints'))
+    .filter(name => /^step-\d+$/.test(name))
+    .sort((a, b) => stepOf(a) - stepOf(b))
+}
+
+function stepOf(name: string): number {
+  return Number(name.slice('step-'.length))
+}
+
+/** Without this a rename could reach the disk before the files' content does. */
+function syncTree(dir: string): void {
+  for (const entry of readdirSync(dir, { withFileTypes: true })) {
+    const file = path.join(dir, entry.name)
+    if (entry.isDirectory()) {
+      syncTree(file)
+      continue
+    }
+    const descriptor = openSync(file, 'r+')
+    try {
+      fsyncSync(descriptor)
+    } finally {
+      closeSync(descriptor)
+    }
+  }
+}

@@ -1,0 +1,78 @@
+/** What a run will need of the machine's memory, part by part, before anything is loaded. */
+import { freemem } from 'node:os'
+import { RapoError } from '../base/errors.js'
+import type { Config } from '../config/config.js'
+import { trainingOptions } from '../config/config.js'
+import type { EncodedPrompt } from '../data/prompts.js'
+import type { MemoryPrediction } from '../model/engine.js'
+
+/** Bytes of Node, libtorch's code and the problems, as measured with an empty run. */
+const PROGRAM_BYTES = 3.5e8
+
+export interface MemoryPlan extends MemoryPrediction {
+  readonly program: number
+  /** Bytes at the worst moment: what is held all the time and the larger of what training and generation add. */
+  readonly peak: number
+}
+
+/** The sum over parts: see MemoryPrediction for which are held when. */
+export function planMemory(m: MemoryPrediction): MemoryPlan {
+  const program = PROGRAM_BYTES
+  const held = program + m.weights + m.masters + m.moments + m.gradients + m.reference
+  return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
+}
+
+/** The plan of a training run on these prompts, all of which it will use. */
+export async function planRun(
+  config: Config,
+  dirs: { readonly modelDir: string; readonly referenceDir: string },
+  prompts: readonly EncodedPrompt[],
+): Promise<MemoryPlan> {
+  const engine = await import('../model/engine.js')
+  const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
+  const promptTokens = prompts.reduce((longest, { promptIds }) => Math.max(longest, promptIds.length), 0)
+  const shape = { promptTokens, maxNewTokens, sequences: promptsPerStep * groupSize }
+  return planMemory(
+    await engine.predictMemory(dirs.modelDir, trainingOptions(config, dirs.referenceDir), shape),
+  )
+}
+
+/** Bytes that this process may still take. */
+export function availableMemory(): number {
+  return process.availableMemory?.() ?? freemem()
+}
+
+/** Throws ERR_RAPO_OUT_OF_MEMORY, with the parts and what would help, where the plan does not fit. */
+export function checkMemory(plan: MemoryPlan, available = availableMemory()): void {
+  if (plan.peak <= available) return
+  throw new RapoError(
+    'ERR_RAPO_OUT_OF_MEMORY',
+    `the run needs ${gigabytes(plan.peak)} of memory, ${gigabytes(available)} are available\n${formatMemory(plan)}\n` +
+      'less of it: model.dtype bfloat16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
+  )
+}
+
+const labels: Record<keyof MemoryPlan, string> = {
+  program: 'program',
+  weights: 'weights',
+  masters: 'masters (float32)',
+  moments: 'moments (float32)',
+  gradients: 'gradients (float32)',
+  reference: 'reference',
+  activations: 'activations, in training',
+  logits: 'logits of a chunk, in training',
+  cache: 'key/value cache, in generation',
+  sampling: 'logits and layers, in generation',
+  peak: 'peak',
+}
+
+/** The plan as lines for people. */
+export function formatMemory(plan: MemoryPlan): string {
+  return Object.entries(labels)
+    .map(([part, label]) => `  ${label.padEnd(33)}${gigabytes(plan[part as keyof MemoryPlan]).padStart(9)}`)
+    .join('\n')
+}
+
+function gigabytes(bytes: number): string {
+  return `${(bytes / 1e9).toFixed(2)} GB`
+}

@@ -1,0 +1,83 @@
+/** What a step measured: sums from the kernels, one line of metrics.jsonl from them (docs/files.md, docs/metrics.md). */
+import { moments } from '../base/stats.js'
+import { zeroAdvantageFraction } from '../loss/advantage.js'
+import { meanMetrics, type ObjectiveMetrics } from '../loss/objective.js'
+import type { StepResult } from '../model/policy.js'
+import type { ScoredRollout } from '../rollout/rollout.js'
+
+/** Seconds of wall clock by phase. */
+export interface PhaseSeconds {
+  rollout: number
+  score: number
+  train: number
+  save: number
+}
+
+/** What remeasure reports, each only with the option that it belongs to. */
+export interface Remeasured {
+  /** With objective.entropyTarget: β of this step. */
+  entropyCoef?: number
+  /** With correction.level: of the ratios trainer / sampler before bounding. */
+  importanceMean?: number
+  importanceMin?: number
+  importanceMax?: number
+  /** Share of them that a bound changed. */
+  importanceTruncatedFraction?: number
+  /** With correction.maxDivergence: share of the completions that were left out of the policy term. */
+  maskedFraction?: number
+}
+
+/** A line of metrics.jsonl. */
+export interface StepMetrics extends Remeasured {
+  step: number
+  rewardMean: number
+  rewardStd: number
+  zeroAdvantageFraction: number
+  loss: number
+  kl: number
+  entropy: number
+  clipFractionLow: number
+  clipFractionHigh: number
+  ratioMean: number
+  approxKl: number
+  gradNorm: number
+  learningRate: number
+  completionLengthMean: number
+  completionLengthMin: number
+  completionLengthMax: number
+  truncatedFraction: number
+  tokens: number
+  skippedSteps: number
+  seconds: PhaseSeconds
+}
+
+/**
+ * A step's line of metrics.jsonl, but for what the caller knows.
+ * @param sums over all micro-batches of the step
+ * @param optimizerSteps results, one an optimizer step; loss and gradNorm are means over them
+ */
+export function summarizeStep(
+  rollouts: readonly ScoredRollout[],
+  groupSize: number,
+  sums: ObjectiveMetrics,
+  optimizerSteps: readonly StepResult[],
+): Omit<StepMetrics, 'step' | 'learningRate' | 'seconds'> {
+  const rewards = rollouts.map(rollout => rollout.reward)
+  const lengths = rollouts.map(rollout => rollout.completionIds.length)
+  const { mean: rewardMean, std: rewardStd } = moments(rewards)
+  const truncated = rollouts.filter(rollout => rollout.finishReason === 'length').length
+  return {
+    rewardMean,
+    rewardStd,
+    zeroAdvantageFraction: zeroAdvantageFraction(rewards, groupSize),
+    loss: sums.loss / optimizerSteps.length,
+    ...meanMetrics(sums),
+    gradNorm: moments(optimizerSteps.map(result => result.gradNorm)).mean,
+    completionLengthMean: moments(lengths).mean,
+    completionLengthMin: lengths.reduce((a, b) => Math.min(a, b)),
+    completionLengthMax: lengths.reduce((a, b) => Math.max(a, b)),
+    truncatedFraction: truncated / rollouts.length,
+    tokens: sums.tokens,
+    skippedSteps: optimizerSteps.filter(result => result.skipped).length,
+  }
+}

@@ -1,0 +1,65 @@
+/** Where a run's metrics go besides metrics.jsonl: the configuration's group observe (docs/observe.md). */
+import path from 'node:path'
+import { RapoError } from '../../base/errors.js'
+import { checkWritable } from '../../base/files.js'
+import { importModule } from '../../base/module.js'
+import type { Config } from '../../config/config.js'
+import type { StepMetrics } from '../metrics.js'
+import { writePrometheus } from './prometheus.js'
+import { openTensorBoard } from './tensorboard.js'
+
+/** The default export of the module that observe.hook names. Awaited after every step; what it throws ends the run. */
+export type Hook = (metrics: StepMetrics, run: { readonly config: Config }) => void | Promise<void>
+
+export interface Observer {
+  /** Called when a step's lines are on disk. */
+  step(metrics: StepMetrics): Promise<void>
+  close(): void
+}
+
+/**
+ * Everything that observe asks for. The hook is loaded at once; files are opened by the first step, so that nothing is
+ * written before one is done. stepsDone: those of a resumed run. Throws ERR_RAPO_CONFIG.
+ */
+export async function openObserver(config: Config, stepsDone: number): Promise<Observer> {
+  const { observe, run } = config
+  if (observe.prometheus) checkWritable(observe.prometheus)
+  const hook = observe.hook ? await loadHook(observe.hook) : undefined
+  let board: ReturnType<typeof openTensorBoard> | undefined
+  return {
+    async step(metrics) {
+      if (observe.tensorboard) {
+        board ??= openTensorBoard(path.join(run.output, 'tensorboard'), stepsDone)
+        board.add(metrics.step, flatten(metrics, '/'))
+      }
+      if (observe.prometheus) writePrometheus(observe.prometheus, metrics, { run: run.output })
+      await callHook(hook, metrics, config)
+    },
+    close: () => board?.close(),
+  }
+}
+
+async function loadHook(name: string): Promise<Hook> {
+  const { default: hook } = await importModule('observe.hook', name)
+  if (typeof hook === 'function') return hook as Hook
+  throw new RapoError('ERR_RAPO_CONFIG', `observe.hook ${name}: its default export must be a function`)
+}
+
+async function callHook(hook: Hook | undefined, metrics: StepMetrics, config: Config): Promise<void> {
+  try {
+    await hook?.(metrics, { config })
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause)
+    const message = `observe.hook ${config.observe.hook} failed on step ${metrics.step}: ${why}`
+    throw new RapoError('ERR_RAPO_INTERNAL', message, { cause })
+  }
+}
+
+/** { kl: 1, seconds: { train: 2 } } → [['kl', 1], ['seconds/train', 2]]; the step, and what is no number, left out. */
+export function flatten(metrics: object, separator: string): [name: string, value: number][] {
+  return Object.entries(metrics).flatMap(([name, value]): [string, number][] => {
+    if (typeof value === 'number') return name === 'step' ? [] : [[name, value]]
+    if (typeof value !== 'object' || value === null) return []
+    return flatten(value, separator).map(([inner, number]) => [`${name}${separator}${inner}`, number])
+  })
+}

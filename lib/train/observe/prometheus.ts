@@ -1,0 +1,45 @@
+/** The newest step as a file in Prometheus' text format, for the textfile collector of node-exporter. */
+import { writeWhole } from '../../base/files.js'
+import type { StepMetrics } from '../metrics.js'
+
+/**
+ * Replaces the file at once, so that the collector, which reads *.prom, never sees a part of it.
+ * Throws ERR_RAPO_IO; then the old file stays.
+ */
+export function writePrometheus(
+  file: string,
+  metrics: StepMetrics,
+  labels: Readonly<Record<string, string>>,
+): void {
+  writeWhole(file, formatPrometheus(metrics, labels))
+}
+
+/** One gauge a metric: rewardMean → rapo_reward_mean; seconds has its phase as a label. */
+export function formatPrometheus(metrics: object, labels: Readonly<Record<string, string>>): string {
+  return Object.entries(metrics)
+    .map(([name, value]) => {
+      const gauge = `rapo_${name.replace(/[A-Z]/g, letter => `_${letter.toLowerCase()}`)}`
+      const samples =
+        typeof value === 'object' && value !== null
+          ? Object.entries(value).map(([phase, inner]) => sample(gauge, { ...labels, phase }, inner))
+          : [sample(gauge, labels, value)]
+      return `# HELP ${gauge} ${name} of metrics.jsonl\n# TYPE ${gauge} gauge\n${samples.join('')}`
+    })
+    .join('')
+}
+
+function sample(gauge: string, labels: Readonly<Record<string, string>>, value: unknown): string {
+  const pairs = Object.entries(labels).map(([name, text]) => `${name}="${escapeLabel(text)}"`)
+  return `${gauge}{${pairs.join(',')}} ${formatNumber(value)}\n`
+}
+
+function escapeLabel(text: string): string {
+  return text.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('\n', '\\n')
+}
+
+/** What is no number is NaN, as null is in metrics.jsonl. */
+function formatNumber(value: unknown): string {
+  if (typeof value !== 'number' || Number.isNaN(value)) return 'NaN'
+  if (Number.isFinite(value)) return String(value)
+  return value > 0 ? '+Inf' : '-Inf'
+}

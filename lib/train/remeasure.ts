@@ -1,0 +1,98 @@
+/**
+ * What a batch of rollouts needs beside the sampler's own log-probs: those, and the entropies, of the policy that is about
+ * to be trained on it. One forward pass more, and only for the options that ask for it.
+ */
+import type { Config } from '../config/config.js'
+import { importanceWeights, offPolicyMask } from '../loss/correction.js'
+import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
+import { packBatch, type TrainSequence, trainedLength } from '../model/batch.js'
+import type { Policy } from '../model/policy.js'
+import type { Remeasured as Metrics } from './metrics.js'
+
+export interface Remeasured {
+  /** With policy weights, and the policy's own log-probs as the old ones, where the configuration asks for them. */
+  readonly sequences: readonly TrainSequence[]
+  /** β of this batch, and what is carried to the next. */
+  readonly entropyCoef: number
+  readonly nextEntropyCoef: number
+  readonly metrics: Metrics
+}
+
+/**
+ * @param sequences whole groups, with the sampler's log-probs
+ * @param entropyCoef as carried from the batch before
+ */
+export async function remeasure(
+  policy: Policy,
+  sequences: readonly TrainSequence[],
+  config: Config,
+  entropyCoef: number,
+): Promise<Remeasured> {
+  const { correction, objective } = config
+  const { entropyTarget: target, topEntropyFraction } = objective
+  const isCorrected = correction.level !== 'off'
+  const isNeeded =
+    isCorrected || correction.maxDivergence !== undefined || target !== undefined || topEntropyFraction < 1
+  if (!isNeeded) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
+
+  const batch = packBatch(
+    sequences,
+    sequences.map(() => 1),
+  )
+  const { logprobs, entropy } = await policy.logprobs(batch.sequences, batch, config.sampling.temperature)
+  const sequenceOffsets = rowOffsets(sequences)
+  const rows = {
+    logprobs,
+    samplerLogprobs: batch.oldLogprobs!,
+    sequenceOffsets,
+    advantages: batch.advantages,
+  }
+  const weights = topEntropyWeights(entropy, topEntropyFraction)
+  const multiply = (factors: Float32Array) => {
+    for (const [i, factor] of factors.entries()) weights[i]! *= factor
+  }
+  const metrics: Metrics = {}
+  if (correction.level !== 'off') {
+    const importance = importanceWeights(rows, correction)
+    multiply(importance.weights)
+    metrics.importanceMean = importance.mean
+    metrics.importanceMin = importance.min
+    metrics.importanceMax = importance.max
+    metrics.importanceTruncatedFraction = importance.truncatedFraction
+  }
+  if (correction.maxDivergence !== undefined) {
+    const mask = offPolicyMask(rows, correction.maxDivergence)
+    multiply(mask.weights)
+    metrics.maskedFraction = mask.maskedFraction
+  }
+  let next = { entropyCoef, next: entropyCoef }
+  if (target !== undefined) {
+    const mean = entropy.reduce((sum, x) => sum + x, 0) / Math.max(1, entropy.length)
+    next = adaptEntropyCoef(entropyCoef, mean, { target, step: objective.entropyStep! })
+    metrics.entropyCoef = next.entropyCoef
+  }
+  const isWeighted = weights.some(weight => weight !== 1)
+  const remeasured = sequences.map((sequence, b) => {
+    const spread = (values: Float32Array) =>
+      spreadRows(sequence, values.subarray(sequenceOffsets[b], sequenceOffsets[b + 1]))
+    return {
+      ...sequence,
+      ...(isCorrected && { oldLogprobs: spread(logprobs) }),
+      ...(isWeighted && { policyWeights: spread(weights) }),
+    }
+  })
+  return { sequences: remeasured, entropyCoef: next.entropyCoef, nextEntropyCoef: next.next, metrics }
+}
+
+/** Where each sequence's rows begin and end in packBatch's arrays: (B + 1). */
+function rowOffsets(sequences: readonly TrainSequence[]): Int32Array {
+  const offsets = new Int32Array(sequences.length + 1)
+  for (const [b, sequence] of sequences.entries()) offsets[b + 1] = offsets[b]! + trainedLength(sequence)
+  return offsets
+}
+
+/** One value a trained token → one a token, 0 where nothing is trained. */
+function spreadRows({ completionMask }: TrainSequence, values: Float32Array): number[] {
+  let row = 0
+  return completionMask.map(mask => (mask ? values[row++]! : 0))
+}
