@@ -842,7 +842,7 @@ test('RAPO_KERNELS_ISA chooses the instruction set', async () => {
     })
   assert.is((await run('portable')).stdout, 'portable\n')
   const error = await run('mmx').catch(e => e)
-  assert.match(error.stderr, /RAPO_KERNELS_ISA is mmx, expected one that this machine has: .*portable/)
+  assert.match(error.stderr, /RAPO_KERNELS_ISA is "mmx", expected one that this machine has: .*portable/)
 })
 
 test('the oracle and the fast path count the same', () => {
