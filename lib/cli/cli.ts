@@ -8,6 +8,8 @@ import { packageVersion } from '../base/package.js'
 import { plainText } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
+import { extractions } from '../reward/math/extract.js'
+import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 
 /** The fields that a measurement reads. */
@@ -95,6 +97,16 @@ export function createCli(): Command {
     .command('grade')
     .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
+    .addOption(
+      new Option('--extract <where>', "math: where a completion's answer is: last box; else stated; else any")
+        .choices(extractions)
+        .default('boxed'),
+    )
+    .option(
+      '--tolerance <share>',
+      'math: how far a decimal may be off, in (0, 1), or digits (default: exact)',
+      tolerance,
+    )
     .option(
       '-i, --input <file>',
       'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
@@ -205,6 +217,11 @@ function wholeNumbers(min: number) {
   return (text: string) => text.split(',').map(wholeNumber(min))
 }
 
+/** A share, or digits. */
+function tolerance(text: string): Tolerance {
+  return text === 'digits' ? text : decimal('> 0 and < 1, or digits', value => value > 0 && value < 1)(text)
+}
+
 function decimal(range: string, isInRange: (value: number) => boolean) {
   return (text: string) => {
     const value = Number(text)
@@ -220,36 +237,21 @@ export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.e
   return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-const isMain =
-  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
-if (isMain) {
+/** Runs the command line of this process. */
+export async function main(): Promise<void> {
   // A reader that has seen enough, such as head, is no error.
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
-  let isEmptyAgain = false
-  // Not awaited: CommonJS, which the package is built as, has no await at the top.
-  createCli()
-    .parseAsync()
-    .catch(error => {
-      console.error(describeError(error))
-      process.exitCode ||= 1
-    })
-    .finally(() => {
-      process.off('beforeExit', onEmpty)
-      // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
-      setTimeout(() => process.stdout.write('', () => process.exit()), 500).unref()
-    })
-  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
-  function onEmpty() {
-    if (isEmptyAgain) {
-      console.error('rapo: the command cannot end: what it waits for will never come')
-      process.exitCode = 1
-      return
-    }
-    // Whoever else notices says more.
-    isEmptyAgain = true
-    setImmediate(() => {})
+  try {
+    await createCli().parseAsync()
+  } catch (error) {
+    console.error(describeError(error))
+    process.exitCode = 1
   }
-  process.on('beforeExit', onEmpty)
 }
+
+const isMain =
+  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
+// Not awaited: CommonJS, which the package is built as, has no await at the top.
+if (isMain) void main()

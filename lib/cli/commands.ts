@@ -16,6 +16,7 @@ import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
+import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
@@ -204,16 +205,18 @@ function listUnusable(rows: readonly string[]): void {
 
 interface GradeValues {
   readonly task: string
+  readonly extract: Extraction
+  readonly tolerance?: Tolerance
   readonly input?: string
   readonly output?: string
 }
 
-export async function runGrade({ task, input, output }: GradeValues): Promise<void> {
+export async function runGrade({ input, output, ...options }: GradeValues): Promise<void> {
   const { gradeLines } = await import('./grade.js')
   const download = downloadProgress()
   const files = { ...(input && { input }), ...(output && { output }) }
   const grading = untilStopped(signal =>
-    gradeLines({ task, ...files, onDownload: download.onProgress, signal }),
+    gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
   )
   const { correct, total } = await grading.finally(download.stop)
   console.error(`${correct} of ${total} correct`)
@@ -329,9 +332,11 @@ async function predictRun(config: Config) {
   requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
   const data = { ...config.data, onDownload: download.onProgress }
-  const problems = await readProblems(file, await loadVerifier(config.task.verifier), data).finally(
-    download.stop,
-  )
+  const problems = await readProblems(
+    file,
+    await loadVerifier(config.task.verifier, config.task),
+    data,
+  ).finally(download.stop)
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)

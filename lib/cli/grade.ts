@@ -4,13 +4,14 @@ import { readInput } from '../base/jsonl.js'
 import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
+import type { MathOptions } from '../reward/math.js'
 import { judge } from '../reward/verifier.js'
 import { openOutput } from './output.js'
 
 /** That a verdict is waited for: the default of task.timeout. */
 const TIMEOUT_SECONDS = 600
 
-export interface GradeOptions {
+export interface GradeOptions extends MathOptions {
   /** A verifier's name, or the path of a module. */
   readonly task: string
   /** A file (JSON Lines, .csv or .parquet; here or on the hub); absent: JSON Lines from standard input. */
@@ -28,9 +29,9 @@ export interface GradeOptions {
  * writes it, or its final answer alone. Throws RapoError naming the line: where a row is unusable, before any is judged.
  */
 export async function gradeLines(options: GradeOptions): Promise<{ correct: number; total: number }> {
-  const { task, input, onDownload, signal } = options
-  const output = openOutput(options.output)
-  const verifier = await loadVerifier(task)
+  const { task, input, output: wanted, onDownload, signal, ...mathOptions } = options
+  const output = openOutput(wanted)
+  const verifier = await loadVerifier(task, mathOptions)
   const name = input ?? 'standard input'
   const rows = input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, onDownload)
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)

@@ -62,9 +62,9 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const verifier = await loadVerifier(config.task.verifier)
+  const verifier = await loadVerifier(config.task.verifier, config.task)
   const never = () =>
-    new RapoError('ERR_RAPO_INTERNAL', `${data.eval} is never read: a promise cannot settle`)
+    new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
   const reading = readProblems(data.eval, verifier, data)
   const problems = await waitFor(reading, { signal: options.signal, fault: never })
   const tokenizer = loadTokenizer(options.dir)

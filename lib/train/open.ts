@@ -67,7 +67,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
-  const verifier = await loadVerifier(config.task.verifier)
+  const verifier = await loadVerifier(config.task.verifier, config.task)
   const { onUnusable, onDownload } = options
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const problems = await withSignal(readProblems(data.train, verifier, data), options.signal)
