@@ -1,26 +1,16 @@
-// The row kernels in terms of simd.h. Compiled once per instruction set with RAPO_ISA as its namespace and
-// name.
+// The row kernels in terms of native/simd. Compiled once per instruction set with RAPO_ISA as its namespace
+// and name.
 #include "row.h"
 
 #include <cmath>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
-#elif defined(RAPO_NEON)
-#include <arm_neon.h>
-#endif
-
-#ifndef RAPO_ISA
-#define RAPO_ISA portable
-#endif
-#define RAPO_NAME_(x) #x
-#define RAPO_NAME(x) RAPO_NAME_(x)
+#include "simd/exp.h"
 
 namespace rapo {
 namespace RAPO_ISA {
 namespace {
 
-#include "simd.h"
+using namespace simd::RAPO_ISA;
 
 // A block's terms are added up in floats, 64 to a sum, before the sums go into doubles.
 constexpr std::int64_t kPairBlock = 64 * kLanes;
@@ -245,24 +235,24 @@ void pair_gradient(const void* data, const void* ref_data, void* out, std::int64
 
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    RAPO_NAME(RAPO_ISA),
-    {stats<float, false>, stats<BF16, false>, stats<F16, false>},
-    {stats<float, true>, stats<BF16, true>, stats<F16, true>},
+    kName,
+    {stats<float, false>, stats<BFloat16, false>, stats<Float16, false>},
+    {stats<float, true>, stats<BFloat16, true>, stats<Float16, true>},
     {
-#define RAPO_PAIR(penalty)                                                  \
-  {pair_stats<float, Penalty::penalty>, pair_stats<BF16, Penalty::penalty>, \
-   pair_stats<F16, Penalty::penalty>},
+#define RAPO_PAIR(penalty)                                                      \
+  {pair_stats<float, Penalty::penalty>, pair_stats<BFloat16, Penalty::penalty>, \
+   pair_stats<Float16, Penalty::penalty>},
         RAPO_FULL_PENALTIES(RAPO_PAIR)
 #undef RAPO_PAIR
     },
     {{gradient<float, float>, gradient<float, float>},
-     {gradient<BF16, BF16>, gradient<BF16, float>},
-     {gradient<F16, F16>, gradient<F16, float>}},
+     {gradient<BFloat16, BFloat16>, gradient<BFloat16, float>},
+     {gradient<Float16, Float16>, gradient<Float16, float>}},
     {
-#define RAPO_PAIR(penalty)                                                                         \
-  {{pair_gradient<float, float, Penalty::penalty>, pair_gradient<float, float, Penalty::penalty>}, \
-   {pair_gradient<BF16, BF16, Penalty::penalty>, pair_gradient<BF16, float, Penalty::penalty>},    \
-   {pair_gradient<F16, F16, Penalty::penalty>, pair_gradient<F16, float, Penalty::penalty>}},
+#define RAPO_PAIR(penalty)                                                                                  \
+  {{pair_gradient<float, float, Penalty::penalty>, pair_gradient<float, float, Penalty::penalty>},          \
+   {pair_gradient<BFloat16, BFloat16, Penalty::penalty>, pair_gradient<BFloat16, float, Penalty::penalty>}, \
+   {pair_gradient<Float16, Float16, Penalty::penalty>, pair_gradient<Float16, float, Penalty::penalty>}},
         RAPO_FULL_PENALTIES(RAPO_PAIR)
 #undef RAPO_PAIR
     },
