@@ -145,8 +145,8 @@ export function resolveObjective(given: ObjectiveInput): ResolvedObjective {
   const preset = { ...presets[given.preset] }
   if (given.surrogate && given.surrogate !== preset.surrogate) {
     // Bounds are made for a surrogate: those of another would cut it to pieces.
-    const { clipLow, clipHigh } = given.surrogate === 'clip' ? presets.grpo : presets[given.surrogate]
-    Object.assign(preset, { clipLow, clipHigh })
+    const { [given.surrogate as keyof typeof presets]: own = presets.grpo } = presets
+    Object.assign(preset, { clipLow: own.clipLow, clipHigh: own.clipHigh })
   }
   const isForward = (given.penalty ?? preset.penalty).startsWith('forward')
   const resolved = {
