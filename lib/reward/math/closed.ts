@@ -42,7 +42,7 @@ export function workOut(node: Node, budget: Budget): Node {
     case 'power':
     case 'minus':
     case 'apply':
-      return some(changed, isArray) ? (arrayOf(changed, budget) ?? changed) : changed
+      return some(changed, isArray) ? (arrayOf(changed, budget) ?? changed) : (inBasis(changed) ?? changed)
     default:
       return changed
   }
@@ -165,6 +165,36 @@ function vectorOf(node: Node): readonly Node[] | undefined {
 function rootOfSquares(entries: readonly Node[]): Node {
   const squares = entries.map((item): Node => ({ type: 'power', left: item, right: integer(2) }))
   return { type: 'call', name: 'sqrt', items: [sumOf(...squares)] }
+}
+
+/** 2i + 3j, where the letters are vectors, as (2, 3). */
+function inBasis(node: Node): Node | undefined {
+  const terms = node.type === 'sum' ? node.items : []
+  const entries = new Map<string, Node>()
+  for (const term of terms) {
+    const isNegative = term.type === 'minus'
+    const inner = isNegative ? term.item : term
+    const factors = inner.type === 'product' ? inner.items : [inner]
+    const directions = factors.flatMap(factor => directionOf(factor) ?? [])
+    const [direction] = directions
+    if (directions.length !== 1 || entries.has(direction!)) return undefined
+    const size = productOf(integer(1), ...factors.filter(factor => directionOf(factor) === undefined))
+    entries.set(direction!, isNegative ? negative(size) : size)
+  }
+  if (entries.size < 2) return undefined
+  const names = entries.has('k') ? ['i', 'j', 'k'] : ['i', 'j']
+  return {
+    type: 'brackets',
+    open: '(',
+    close: ')',
+    items: names.map(name => entries.get(name) ?? integer(0)),
+  }
+}
+
+/** \vec{i}, \hat{\jmath}, \mathbf{k} */
+function directionOf(node: Node): string | undefined {
+  if (node.type !== 'variable' || !node.isVector) return undefined
+  return /^(?:\\\w+\()?(?:\\?([ij])(?:math)?|(k))\)?$/.exec(node.name)?.slice(1).find(Boolean)
 }
 
 /** The value of an expression with vectors or matrices in it; undefined where it has none that this knows. */

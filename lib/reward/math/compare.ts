@@ -64,7 +64,7 @@ function compareTexts(answer: string, reference: string, judge: Judge): Comparis
   const wanted = typeof second === 'string' ? (wantedUnit ?? second) : second
   if (typeof given === 'string' || typeof wanted === 'string' || wanted.type === 'text') {
     const text = textOf(answer)
-    if (text !== '' && text === textOf(reference) && !/\d/.test(text)) return equal('text')
+    if (text !== '' && text === textOf(reference) && haveSameNumbers(answer, reference)) return equal('text')
     if (typeof given === 'string') return unequal(`the answer cannot be read: ${given}`)
     if (typeof wanted === 'string')
       return unequal(`not the text of the reference, which cannot be read: ${wanted}`)
@@ -99,6 +99,12 @@ function compareTexts(answer: string, reference: string, judge: Judge): Comparis
   return unequal(
     name === wantedName ? `not the same ${name}` : `${article(name)} ${name}, not the ${wantedName} wanted`,
   )
+}
+
+/** "October 30" may be in other type, but its numbers and signs stay. */
+function haveSameNumbers(a: string, b: string): boolean {
+  const bare = (text: string) => text.replaceAll(/\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm)|[\s{}$]/g, '')
+  return !/\d/.test(a + b) || bare(a).toLowerCase() === bare(b).toLowerCase()
 }
 
 /** (D) 12 is D, or 12; where both have a letter and a text, neither may differ. */

@@ -1,5 +1,5 @@
 /** The final answer in a completion. */
-import { isDenied } from './words.js'
+import { isDenied, wordsOfAmount } from './words.js'
 
 /** Where the answer is looked for: in the last box; else where the text states it; else in its last formula or number. */
 export type Extraction = 'boxed' | 'final' | 'any'
@@ -76,14 +76,16 @@ export function finalReference(reference: string): string {
 }
 
 const statement =
-  /(?:####|\b(?:answer|solution|result)s?\b(?:\s+(?:to|of|for)\b[^.:=\n]{0,80}?)?\**\s*(?:\bis\b|\bare\b|\bequals\b|=|:)|答案(?:是|为|：|:)?)/gi
+  /(?:####|\b(?:ans|answer|solution|result|option|choice)s?\b(?:\s+(?:to|of|for)\b[^.:=\n]{0,80}?)?\**\s*(?:\bis\b|\bare\b|\bequals\b|=|:)|答案(?:是|为|：|:)?)/gi
 
 /** "The answer is 5", "Answer: 5", "#### 5": what follows, up to the end of the sentence. */
 function statedAnswer(text: string): string | undefined {
+  const tagged = [...text.matchAll(/<answer>((?:(?!<answer>)[\s\S])*?)<\/answer>/gi)].at(-1)
+  if (tagged) return tagged[1]!.trim() || undefined
   const last = [...text.matchAll(statement)].at(-1)
   if (!last) return undefined
   if (isDenied(sentenceBefore(text, last.index))) return undefined
-  const rest = text.slice(last.index + last[0].length).replace(/^[\s*:]+/, '')
+  const rest = text.slice(last.index + last[0].length).replace(/^[\s*:}]+/, '')
   const formula = /^(?:\$\$[^$]*\$\$|\$[^$]*\$|\\\[[\s\S]*?\\\]|\\\([\s\S]*?\\\))/.exec(rest)?.[0] ?? ''
   const after = rest.slice(formula.length)
   const stop = /\n|[.!?](?=\s|\**$|$)|。/.exec(after)?.index ?? after.length
@@ -103,15 +105,22 @@ function lastAnswer(text: string): string | undefined {
   const line = text
     .slice(text.lastIndexOf('\n') + 1)
     .replaceAll('**', '')
+    .replaceAll(/\b(?:equals|is equal to)\b/gi, '=')
+    .replace(introduction, '')
     .trim()
   if (!/[a-z]{3,}\s+[a-z]{2,}/i.test(line)) return line === '' ? undefined : line
   const number = [...line.matchAll(/(?<![\w.])[-−]?(?:\$\s?)?\d[\d,]*(?:\.\d+)?(?:\s?\/\s?\d+)?\s?%?/g)].at(
     -1,
   )
-  const sentence =
-    number && `${sentenceBefore(line, number.index)} ${line.slice(number.index + number[0].length)}`
-  return number && !isDenied(sentence!) ? number[0] : undefined
+  if (!number) return undefined
+  const after = line.slice(number.index + number[0].length)
+  if (isDenied(`${sentenceBefore(line, number.index)} ${after}`)) return undefined
+  const end = /[.!?,;:](?:\s|$)/.exec(after)?.index
+  return `${number[0]} ${wordsOfAmount(after.slice(0, end))}`.trim()
 }
+
+const introduction =
+  /^(?:(?:so|thus|hence|therefore|then|finally|we (?:get|have|find)|it is|it['’]s|that is|this is|there (?:are|is)),?\s+)+/i
 
 export interface Formula {
   readonly text: string
@@ -125,6 +134,8 @@ export function lastFormula(text: string): Formula | undefined {
   const formulas = [
     ...tail.matchAll(/\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[[\]]).)+)\\\]/gs),
   ]
+  // The exponent of a unit in "10 cm$^2$" is no answer.
+  while (/^\$\s*[\^_]/.test(formulas.at(-1)?.[0] ?? '')) formulas.pop()
   const last = formulas.at(-1)
   if (!last) return undefined
   const contentOf = (match: RegExpExecArray) => match.slice(1).find(Boolean) ?? ''

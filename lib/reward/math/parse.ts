@@ -25,6 +25,7 @@ import {
   type Relation,
 } from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
+import { isDenied } from './words.js'
 
 /** Deeper nesting is refused. */
 const MAX_DEPTH = 60
@@ -66,6 +67,14 @@ const numberSets: Readonly<Record<string, NumberSet>> = {
   Q: 'rationals',
   C: 'complexes',
 }
+/** Commands that are names; others may be relations or operations, of which nothing is known. */
+const symbols = new Set(
+  (
+    'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi chi psi ' +
+    'omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar imath jmath partial nabla aleph top ' +
+    'square star bullet dagger infty'
+  ).split(' '),
+)
 const inverses: Readonly<Record<string, string>> = {
   sin: 'arcsin',
   cos: 'arccos',
@@ -285,7 +294,11 @@ class Parser {
     const value = numberInWords(word)
     if (value !== undefined) return value
     if (/^(?:all |the )?real numbers$|^all reals?$/.test(word)) return { type: 'constant', name: 'reals' }
-    if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set|null set)$/.test(word))
+    if (
+      /^(?:(?:there (?:is|are) )?no (?:real )?solutions?(?: exists?)?|none|(?:the )?empty set|null set)$/.test(
+        word,
+      )
+    )
       return { type: 'constant', name: 'empty' }
     return { type: 'text', text }
   }
@@ -777,6 +790,7 @@ class Parser {
     if (set && Object.hasOwn(numberSets, set)) return { type: 'constant', name: numberSets[set]! }
     if (accents.has(name)) return this.#accented(name)
     if (functions.has(name)) return this.#function(name)
+    if (!symbols.has(name)) throw new Unreadable(`\\${name}`)
     return this.#variable(`\\${name}`)
   }
 
@@ -1110,10 +1124,7 @@ function derivativeOf(above: Node, below: Node): { name: string; of?: Node } | u
 
 /** "The answer is", "x equals", 答案是 */
 function isIntroduction(text: string): boolean {
-  return (
-    /(?:\b(?:is|are|equals?|be)|[:=])\s*$|(?:是|为|等于)$/i.test(text) &&
-    !/\b(?:not|n't|never|cannot|maybe|perhaps)\b|n't|不/i.test(text)
-  )
+  return /(?:\b(?:is|are|equals?|be)|[:=])\s*$|(?:是|为|等于)$/i.test(text) && !isDenied(text)
 }
 
 function marked(type: 'percent' | 'degrees', item: Node): Node {

@@ -16,7 +16,7 @@ const MAX_PLUS_MINUS = 4
 export function read(source: string, budget: Budget, reading?: Reading): Node | string {
   try {
     const text = source.length > MAX_ANSWER ? source : withoutLabels(withClause(source))
-    return workOut(familiesOf(expand(membersOf(parseAnswer(text, reading)))), budget)
+    return workOut(familiesOf(expand(spread(membersOf(parseAnswer(text, reading))))), budget)
   } catch (error) {
     if (error instanceof Unreadable) return error.reason
     throw error
@@ -129,6 +129,20 @@ const clause = new RegExp(
 const integerClause = new RegExp(
   `(?=.*integer)${lead}([a-zA-Z])(?:[\\s$~{})]|\\\\(?:text|mathrm|[ ,;])|\\b(?:is|are|be|being|an?|any|arbitrary|integers?)\\b)*\\.?$`,
 )
+
+/** x ≠ 1, 2 as x ≠ 1 and x ≠ 2. */
+function spread(node: Node): Node {
+  if (node.type !== 'list') return node
+  const [first, ...rest] = node.items
+  if (
+    first?.type !== 'relation' ||
+    String(first.signs) !== '!=' ||
+    rest.some(({ type }) => type === 'relation')
+  )
+    return node
+  const relations = rest.map((value): Node => ({ ...first, items: [first.items[0]!, value] }))
+  return { type: 'list', connector: 'and', items: [first, ...relations] }
+}
 
 /** Answers with ± as the list of what they stand for. ± and ∓ go together; without a ∓ each ± is on its own. */
 function expand(node: Node): Node {

@@ -135,15 +135,33 @@ export function isName(node: Node): boolean {
  * equation of a line or plane, 2x + z.
  */
 function isExpressionName(node: Node): boolean {
+  if (node.type === 'bound') return true
+  if (node.type === 'power') return isCapital(node.left) && ['minus', 'variable'].includes(node.right.type)
+  if (node.type === 'call') {
+    if (/^(?:det|determinant|max|min|Re|Im|arg|norm)$/.test(node.name)) return true
+    const [inner] = node.items
+    if (node.name === 'abs' && inner?.type === 'variable' && (inner.isVector || /^[zw]$/.test(inner.name)))
+      return true
+  }
   const names = [...namesIn(node)]
   const isAngle = node.type === 'call' && /^(?:sin|cos|tan|cot|sec|csc)$/.test(node.name)
   const letters = names.reduce(
-    (sum, name) => sum + (/^[A-Z]{2,}$|^\\(?:gcd|lcm|max|min)$/.test(name) ? 2 : 1),
+    (sum, name) => sum + (/^[A-Z]{2,}$|^\\(?:gcd|lcm|max|min|det)$/.test(name) ? 2 : 1),
     0,
   )
-  if (letters < (isAngle ? 1 : 2)) return false
+  // x + 1/x
+  const isReciprocal = node.type === 'sum' && node.items.some(part => some(part, isOverName))
+  if (letters < (isAngle || isReciprocal ? 1 : 2)) return false
   const hasCoordinates = names.some(name => /^[xyz]$/.test(name))
   return !(hasCoordinates && some(node, part => part.type === 'product' && part.items.some(isFactorOfMany)))
+}
+
+function isCapital(node: Node): boolean {
+  return node.type === 'variable' && /^[A-Z]$/.test(node.name)
+}
+
+function isOverName(node: Node): boolean {
+  return node.type === 'quotient' && namesIn(node.right).size > 0
 }
 
 function isFactorOfMany(node: Node): boolean {

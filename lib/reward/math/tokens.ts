@@ -211,6 +211,8 @@ const plainCommands = new Set(
 const currencies = new Map([
   ['USD', 'dollar'],
   ['EUR', 'euro'],
+  ['Rs', 'rupee'],
+  ['INR', 'rupee'],
 ])
 /** Words that are read as words although they are short. */
 const shortWords = new Set(
@@ -230,7 +232,20 @@ export interface Reading {
 /** Throws Unreadable. */
 export function tokenize(source: string, reading: Reading = {}): Token[] {
   if (source.length > MAX_ANSWER) throw new Unreadable(`longer than ${MAX_ANSWER} characters`)
-  return new Tokenizer(replaceUnicode(source), reading).run()
+  // ]1, 2[ for (1, 2)
+  const text = replaceUnicode(source)
+    .replace(/^\s*\](?=[^[\]]*[,;])/, '(')
+    .replace(/(?<=[,;][^[\]]*)\[\s*$/, ')')
+  return joinedByOr(new Tokenizer(text, reading).run())
+}
+
+/** x < −3 ∪ x > 3, where ∪ stands between inequalities. */
+function joinedByOr(tokens: Token[]): Token[] {
+  const isSign = (texts: string) => (token: Token) =>
+    token.type !== 'text' && texts.split(' ').includes(token.text)
+  if (!tokens.some(isSign('cup')) || !tokens.some(isSign('< > le ge')) || tokens.some(isSign('( [ \\{')))
+    return tokens
+  return tokens.map(token => (token.text === 'cup' ? { ...token, type: 'connector', text: 'or' } : token))
 }
 
 /** Typographic characters in LaTeX's spelling. */
@@ -249,7 +264,7 @@ export function replaceUnicode(source: string): string {
   return text
 }
 
-const groupedExplicitly = /[1-9]\d{0,2}(?:(?:,\\!\s*|\\!,|\{,\}|\\,\s*|,\\[,;:]\s*)\d{3})+(?!\d)/y
+const groupedExplicitly = /[1-9]\d{0,2}(?:(?:,\\!\s*|\\!,|\{,\}|\\,\s*|,\\[,;:]\s*|')\d{3})+(?!\d)/y
 const groupedByCommas = /[1-9]\d{0,2}(?:,\d{3})+(?!\d)/y
 const groupedBySpaces = /[1-9]\d{0,2}(?: \d{3})+(?!\d)/y
 const plainNumber = /\d+/y
@@ -257,6 +272,8 @@ const decimals = /\.\d+/y
 /** 2{,}74, as LaTeX in German and French has it. */
 const decimalsByBracedComma = /\{,\}\d+/y
 const decimalsByComma = /(?:,|\{,\})\d+(?![,.\d])/y
+const numberWord =
+  /(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)-(?:one|two|three|four|five|six|seven|eight|nine)(?![a-z])/iy
 const foreignWord = /[A-Za-z\u00c0-\u024f]+/y
 const powerOfTen = /[eE][+-]?\d{1,9}(?![\d.])/y
 const digitsInBase = /[0-9A-Z]+(?=_\{?\d)/y
@@ -388,7 +405,7 @@ class Tokenizer {
       this.#text(half)
       return
     }
-    const word = this.#match(/o['’]clock|[A-Za-z]+/y)!
+    const word = this.#match(numberWord) ?? this.#match(/o['’]clock|[A-Za-z]+/y)!
     const lower = word.toLowerCase()
     const previous = this.#tokens.at(-1)
     if (lower === 'or' || lower === 'and') this.#connector(lower)
@@ -396,6 +413,7 @@ class Tokenizer {
       this.#push({ type: 'command', text: 'cup' })
     else if (this.#isPlainUnit(word)) this.#unit(word)
     else if (plainCommands.has(word)) this.#named(word)
+    else if (this.#tokens.length === 0 && /^(?:minus|negative)$/.test(lower)) this.#sign('-')
     else if (currencies.has(word) && !(previous && isAfterNumber(previous))) this.#text(word)
     else if (word === 'to' && previous?.type === 'number') this.#sign(':')
     else if (lower.length > 1 && previous && isAfterNumber(previous) && isUnitWord(word)) this.#unit(word)
@@ -543,6 +561,8 @@ class Tokenizer {
       else if (text === ',' || text === ';') this.#connector(',')
       else if (word === 'and' || word === 'or') this.#connector(word)
       else if (word === 'to') this.#sign(':')
+      else if (/^\(\s*mod$/.test(text))
+        for (const token of new Tokenizer('(\\mod', this.#reading).run()) this.#tokens.push(token)
       else if (/^[\d\s.:+\-*/^=$()]+$/.test(text)) this.#inline(text)
       else if (/^[\d.:/]+\s+\D+$/.test(text)) {
         // \text{9:30 a.m.}
@@ -557,6 +577,7 @@ class Tokenizer {
   #fontGroup(content: string, isBold: boolean): void {
     const word = content.trim()
     if (this.#isFunction(word)) this.#named(word)
+    else if (this.#isUnitLetter(word)) this.#text(word)
     else if (/^[A-Za-z]$/.test(word)) {
       this.#push({ type: 'letter', text: word })
       const letter = this.#tokens.pop() as Token & { type: 'letter' }
@@ -564,6 +585,12 @@ class Tokenizer {
     } else if (/[A-Za-z]{2}/.test(word) && !word.includes('\\')) this.#textGroup(content)
     else if (/^\([A-Z]\)$/.test(word)) this.#text(word)
     else this.#inline(content)
+  }
+
+  /** The h of km / \mathrm{h}. */
+  #isUnitLetter(word: string): boolean {
+    const [amount, previous] = this.#tokens.slice(-2)
+    return amount?.type === 'text' && previous?.text === '/' && isUnitWord(word)
   }
 
   /** 45 \text{ sec} is a time: nothing follows that it could be the secant of. */

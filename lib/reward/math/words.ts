@@ -11,7 +11,7 @@ const around = list(`
   total different distinct possible real positive negative whole complete full ordered unordered unique exact
   right equilateral isosceles acute obtuse regular congruent similar equal parallel prime even odd consecutive
   red blue green yellow black white brown pink purple orange grey gray silver golden
-  big small large little long short tall wide high deep old young new fresh hot cold free extra additional remaining
+  more big small large little long short tall wide high deep old young new fresh hot cold free extra additional remaining
   integer rational irrational natural complex binary single double triple favorable valid such altogether
   left round straight empty heavy light male female adult square cubic linear unit human working school boxed
   the der die das le la les un une des de du d los las el
@@ -65,6 +65,24 @@ function isNoun(word: string): boolean {
   return /^[a-z]{2,}[^siu]s$/.test(lower) && !notPlural.has(lower)
 }
 
+/** Of the words behind a number in a sentence, those that belong to it: all, where the next one may change its value. */
+export function wordsOfAmount(text: string): string {
+  const words = text.trim().split(/\s+/)
+  const isIdle = (word: string) => isNoun(word) || around.has(word.toLowerCase())
+  const end = words.findIndex(word => !isIdle(word))
+  if (end < 0 || changers.has(words[end]!.toLowerCase())) return text
+  const own = words.slice(0, end)
+  while (own.length > 0 && !isNoun(own.at(-1)!) && !last.has(own.at(-1)!.toLowerCase())) own.pop()
+  return own.join(' ')
+}
+
+const changers = list(`
+  times squared cubed plus minus percent pct percentage dozen hundred thousand million billion trillion thirds halves
+  quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths less fewer larger smaller
+  greater bigger longer shorter higher lower than as per and or to factorial degrees radians divided multiplied over
+  in of short off
+`)
+
 /** Do the words of a sentence deny, hedge or compare what they are about? */
 export function isDoubtful(words: string): boolean {
   return doubts.test(words)
@@ -72,10 +90,11 @@ export function isDoubtful(words: string): boolean {
 
 /** The same, of a denial alone. */
 export function isDenied(words: string): boolean {
-  return /n['’]t\b|\b(?:not|never|cannot|neither|nor|wrong|incorrect|false|invalid|mistaken|impossible|contradict\w*|rather than|instead of|unless|between|either|less than|more than|at (?:least|most))\b|不是|错/i.test(
-    words,
-  )
+  return denial.test(words)
 }
+
+const denial =
+  /n['’]t\b|\b(?:not|never|no|none|nothing|nobody|cannot|neither|nor|wrong|wrongly|incorrect|false|invalid|mistaken|impossible|contradict\w*|rather than|instead of|unless|less than|more than|at (?:least|most)|maybe|perhaps|possibly|probably|guess\w*|bound|upper|lower)\b|不|错/i
 
 const doubts = new RegExp(
   `n['’]t\\b|\\b(?:${`
