@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
-import { plainText } from '../base/text.js'
+import { plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/config.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
 import { figure2 } from '../theory/theory.js'
@@ -20,6 +20,7 @@ export function createCli(): Command {
     .description('Trains language models by reinforcement learning from verifiable rewards.')
     .version(packageVersion)
     .configureHelp({ showGlobalOptions: false })
+    .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
 
   const train = cli
@@ -231,7 +232,7 @@ if (isMain) {
   createCli()
     .parseAsync()
     .catch(error => {
-      console.error(describeError(error))
+      printError(describeError(error))
       process.exitCode = 1
     })
 }

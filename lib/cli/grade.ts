@@ -2,6 +2,7 @@
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { parseJsonLines, readInput, toJsonLines } from '../base/jsonl.js'
+import { printLine } from '../base/text.js'
 import { placeOf } from '../data/problems.js'
 import { readRows } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
@@ -57,7 +58,7 @@ export async function gradeLines({
     results.push({ ...value, correct: isCorrect, reason: verdict.reason })
   }
   const lines = toJsonLines(results)
-  if (output === undefined) for (const line of lines) process.stdout.write(line)
+  if (output === undefined) for (const line of lines) printLine(line.trimEnd())
   else writeWhole(output, lines)
   return { correct, total: rows.length }
 }

@@ -2,7 +2,7 @@
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { type Line, parseJsonLines, readInput, toJsonLines } from '../base/jsonl.js'
-import { plainText } from '../base/text.js'
+import { printLine } from '../base/text.js'
 import { packTokens } from '../model/batch.js'
 import { openPolicy } from '../model/engine.js'
 import type {
@@ -137,7 +137,7 @@ async function withModel(
     const results = await body(policy, tokenizer, lines, fault)
     const made = toJsonLines(results)
     // Still the same JSON, but what a model wrote cannot steer a terminal.
-    if (output === undefined) for (const line of made) process.stdout.write(plainText(line))
+    if (output === undefined) for (const line of made) printLine(line.trimEnd())
     else writeWhole(output, made)
   } finally {
     await policy.dispose()
