@@ -18,7 +18,7 @@ import { join } from 'node:path'
 import { build } from 'esbuild'
 import { tsImport } from 'tsx/esm/api'
 import { bootstrap, load, root } from './bootstrap.mjs'
-import { prebuild, prebuildPath } from './prebuilds.mjs'
+import { hostTarget, prebuild, prebuildPath } from './prebuilds.mjs'
 
 const TIMEOUT_MS = 30 * 60_000 // QEMU takes twenty times as long as the processor
 const ARM64_ROOT = '/usr/aarch64-linux-gnu'
@@ -30,14 +30,19 @@ await prebuild()
 const { cacheDir } = await load('cache.ts')
 const { x86Isas } = await tsImport('../test/machine.ts', import.meta.url)
 const work = join(root, 'build', 'prebuilds')
-const check = join(work, 'check.cjs')
+const [check, worker] = ['prebuild-check', 'prebuild-worker'].map(name => join(work, `${name}.mjs`))
 await build({
-  entryPoints: [join(root, 'test', 'prebuild-check.ts')],
-  outfile: check,
+  entryPoints: ['prebuild-check', 'prebuild-worker'].map(name => join(root, 'test', `${name}.ts`)),
+  outdir: work,
+  outExtension: { '.js': '.mjs' },
   bundle: true,
   platform: 'node',
-  define: { 'import.meta.url': 'importMetaUrl' },
-  banner: { js: "const importMetaUrl = require('node:url').pathToFileURL(__filename).href" },
+  format: 'esm',
+  define: { RAPO_VERSION: '"0"' }, // else importing would look for package.json
+  // For packages that are CommonJS.
+  banner: {
+    js: "import { createRequire as inModule } from 'node:module'; const require = inModule(import.meta.url)",
+  },
   logLevel: 'warning',
 })
 
@@ -49,15 +54,23 @@ await test('files', true, () =>
 )
 for (const major of [20, 22, 24]) {
   const canRun = process.platform === 'linux' && process.arch === 'x64'
-  await test(`linux-x64-glibc on Node ${major}`, canRun, () =>
-    run(nodeFor('linux-x64', major), [check], addon('linux-x64-glibc')),
+  await testBoth(`linux-x64-glibc on Node ${major}`, canRun, program =>
+    run(nodeFor('linux-x64', major), [program], addon('linux-x64-glibc')),
   )
 }
-await test('linux-arm64-glibc in qemu-user', existsSync(ARM64_ROOT) && has('qemu-aarch64'), () =>
-  run('qemu-aarch64', ['-L', ARM64_ROOT, nodeFor('linux-arm64', 20), check], addon('linux-arm64-glibc')),
+// The call tests of the addon that a compiler made here, with the one that is shipped.
+await test("the kernels' calls on this machine's addon", true, () =>
+  run(
+    process.execPath,
+    ['--import', 'tsx', join(root, 'test', 'kernels-calls.test.ts')],
+    addon(hostTarget()),
+  ),
 )
-await test('win32-x64 in Wine', existsSync(WINE), () =>
-  run(WINE, [nodeFor('win-x64', 20), check], {
+await testBoth('linux-arm64-glibc in qemu-user', existsSync(ARM64_ROOT) && has('qemu-aarch64'), program =>
+  run('qemu-aarch64', ['-L', ARM64_ROOT, nodeFor('linux-arm64', 20), program], addon('linux-arm64-glibc')),
+)
+await testBoth('win32-x64 in Wine', existsSync(WINE), program =>
+  run(WINE, [nodeFor('win-x64', 20), program], {
     ...addon('win32-x64'),
     RAPO_KERNELS_ADDON: `Z:${join(root, prebuildPath('win32-x64'))}`,
     WINEPREFIX: join(work, 'wine'),
@@ -73,6 +86,12 @@ await test('linux-x64-musl in the loader of musl', existsSync(MUSL), async () =>
 })
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`)
 process.exitCode = totals.failed ? 1 : 0
+
+/** What must come out of the kernels, and what must not be left of them. */
+async function testBoth(name, canRun, runProgram) {
+  await test(name, canRun, () => runProgram(check))
+  await test(`${name}, in worker threads alone`, canRun, () => runProgram(worker))
+}
 
 async function test(name, canRun, body) {
   if (!canRun) {

@@ -3,7 +3,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadConfig } from '../lib/config/config.js'
+import { loadConfig } from '../lib/config/load.js'
 import { promptStyles } from '../lib/model/template.js'
 import { verifierNames } from '../lib/reward/load.js'
 

@@ -169,7 +169,10 @@ test('greedy takes the most probable token, whatever the seed and the neighbours
 })
 
 /** The distribution after top-k, top-p and min-p, by the definitions. */
-function filtered(logp: Float32Array, { topK, topP, minP }: SamplingParams): Float64Array {
+function filtered(
+  logp: Float32Array,
+  { topK, topP, minP }: Pick<Required<SamplingParams>, 'topK' | 'topP' | 'minP'>,
+): Float64Array {
   let left = Array.from(logp, (l, id) => ({ id, p: Math.exp(l) })).sort((a, b) => b.p - a.p || a.id - b.id)
   if (topK > 0) left = left.slice(0, topK)
   const total = left.reduce((sum, { p }) => sum + p, 0)

@@ -9,10 +9,10 @@ import { initializeModel, loadPolicy as loadPolicyOn } from '../lib/model/engine
 import type {
   Completions,
   Device,
+  LoadOptions,
   MicroBatch,
   PackedTokens,
   Policy,
-  PolicyOptions,
   SamplingParams,
 } from '../lib/model/policy.js'
 
@@ -31,7 +31,7 @@ export function newDir(): string {
 export const testDevice = (process.env.RAPO_TEST_DEVICE || 'cpu') as Device
 
 /** loadPolicy on that device. */
-export function loadPolicy(dir: string, options: PolicyOptions = {}): Promise<Policy> {
+export function loadPolicy(dir: string, options: LoadOptions = {}): Promise<Policy> {
   return loadPolicyOn(dir, { device: testDevice, ...options })
 }
 
@@ -73,7 +73,7 @@ export function unpack({ tokenIds, offsets }: PackedTokens): number[][] {
   return Array.from(offsets.subarray(1), (end, i) => Array.from(tokenIds.subarray(offsets[i], end)))
 }
 
-export const sampling: SamplingParams = {
+export const sampling = {
   n: 1,
   maxNewTokens: 12,
   temperature: 1,
@@ -82,7 +82,16 @@ export const sampling: SamplingParams = {
   minP: 0,
   stopTokenIds: [0],
   seed: 7,
-}
+} satisfies SamplingParams
+
+/** For many prompts: takes longer than any test. */
+export const endless: SamplingParams = { ...sampling, n: 20_000, maxNewTokens: 40, stopTokenIds: [] }
+
+/** The code of a worker thread that runs engine-worker.ts. Node 20 does not hand tsx's hooks on to worker threads. */
+export const workerBootstrap = `import('tsx/esm/api').then(tsx => {
+  tsx.register()
+  return import(${JSON.stringify(new URL('engine-worker.ts', import.meta.url).href)})
+})`
 
 export const prompts = pack([[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]])
 

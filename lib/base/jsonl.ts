@@ -10,7 +10,11 @@ export interface Line {
 }
 
 /** The lines of a JSON Lines text, each an object; blank lines are skipped. Throws ERR_RAPO_DATA naming file, line, why. */
-export function parseJsonLines(content: Buffer, file: string): Line[] {
+export function parseJsonLines(
+  content: Buffer,
+  file: string,
+  parse: (text: string) => unknown = JSON.parse,
+): Line[] {
   const decoder = new TextDecoder('utf-8', { fatal: true })
   const lines: Line[] = []
   let start = 0
@@ -28,7 +32,7 @@ export function parseJsonLines(content: Buffer, file: string): Line[] {
     if (text.trim() === '') continue
     let value: unknown
     try {
-      value = JSON.parse(text)
+      value = parse(text)
     } catch (error) {
       throw lineError(file, number, `is not JSON: ${(error as Error).message}`)
     }

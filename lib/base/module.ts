@@ -9,7 +9,7 @@ export async function importModule(field: string, name: string): Promise<{ defau
   const file = path.resolve(name)
   if (!existsSync(file)) throw new RapoError('ERR_RAPO_CONFIG', `${field}: there is no file ${name}`)
   try {
-    return await import(pathToFileURL(file).href)
+    return await import(/* webpackIgnore: true */ /* @vite-ignore */ pathToFileURL(file).href)
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause)
     throw new RapoError('ERR_RAPO_CONFIG', `${field} ${name} did not load: ${why}`, { cause })

@@ -6,7 +6,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { plainText, printError } from '../base/text.js'
-import { describePresets, type Field, fields } from '../config/config.js'
+import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
 import { figure2 } from '../theory/theory.js'
 

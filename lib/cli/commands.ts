@@ -5,14 +5,15 @@ import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
 import { printError, printLine } from '../base/text.js'
-import { type Config, fields, loadConfig, requireField } from '../config/config.js'
+import { type Config, requireField } from '../config/config.js'
+import { fields } from '../config/help.js'
+import { loadConfig } from '../config/load.js'
 import { readProblems } from '../data/problems.js'
-import { fitContext } from '../data/prompts.js'
+import { fitContext, templateFor } from '../data/prompts.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
-import { createTemplate } from '../model/template.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import { figure2 } from '../theory/theory.js'
@@ -323,7 +324,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
 
 async function predictRun(config: Config) {
   const { planRun } = await import('../train/memory.js')
-  const { train: file, template: text } = config.data
+  const { train: file } = config.data
   requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
   const data = { ...config.data, onDownload: download.onProgress }
@@ -333,7 +334,7 @@ async function predictRun(config: Config) {
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const template = createTemplate(text, modelDir)
+  const template = templateFor(problems, config.data, modelDir)
   const { maxNewTokens } = config.sampling
   const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
   return planRun(config, { modelDir, referenceDir }, fitting)

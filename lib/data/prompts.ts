@@ -2,10 +2,21 @@
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import type { ModelInfo } from '../model/policy.js'
-import type { PromptTemplate } from '../model/template.js'
+import { createTemplate, type PromptTemplate } from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
 import { type DataOptions, type Problem, settleUnusable } from './problems.js'
 
+/** The template of the section `data` for these problems. Throws as createTemplate does. */
+export function templateFor(
+  problems: readonly Problem[],
+  { template, systemPrompt }: { readonly template: string; readonly systemPrompt?: string },
+  modelDir: string,
+): PromptTemplate {
+  const hasConversations = problems.some(({ messages }) => messages !== undefined)
+  return createTemplate(template, modelDir, { hasConversations, ...(systemPrompt && { systemPrompt }) })
+}
+
+/** A problem and its prompt as token ids. */
 export interface EncodedPrompt {
   readonly problem: Problem
   readonly promptIds: readonly number[]
@@ -17,7 +28,9 @@ export interface EncodedPrompt {
  */
 export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
   const { tokenizer, template } = context
-  const promptIds = atProblem(problem, () => tokenizer.encode(template.render(problem.prompt)))
+  const promptIds = atProblem(problem, () =>
+    tokenizer.encode(template.render(problem.messages ?? problem.prompt)),
+  )
   if (promptIds.length === 0) throw new RapoError('ERR_RAPO_DATA', `problem "${problem.id}": no tokens`)
   return checkFits({ problem, promptIds }, context)
 }
@@ -79,6 +92,7 @@ function usableOf<T>(
   return prompts
 }
 
+/** What turns a problem into token ids, and the room there is for them. */
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate

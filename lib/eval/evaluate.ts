@@ -9,11 +9,12 @@ import { listKs } from '../base/stats.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
 import { type Problem, readProblems } from '../data/problems.js'
-import { fitContext, fitModel } from '../data/prompts.js'
+import { fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { nameOf } from '../data/rows.js'
 import { openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import type { Device, LoadPolicy, Policy } from '../model/policy.js'
-import { createTemplate, stopTokenIdsFor } from '../model/template.js'
+import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
@@ -21,6 +22,7 @@ import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress } from './journal.js'
 
+/** What is measured, and where the results go. */
 export interface EvaluateOptions {
   /** The model directory to measure. */
   readonly dir: string
@@ -57,7 +59,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const verifier = await loadVerifier(config.task.verifier)
   const problems = await readProblems(data.eval, verifier, data)
   const tokenizer = loadTokenizer(options.dir)
-  const template = createTemplate(data.template, options.dir)
+  const template = templateFor(problems, data, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: sampling.maxNewTokens }
   const fitting = fitContext(problems, options.dir, encode, data)
@@ -132,7 +134,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     const result: EvalResult = {
       model: options.model,
       name: options.name,
-      problems: data.eval,
+      problems: nameOf(data.eval),
       samplesPerProblem: n,
       temperature,
       topP: sampling.topP,

@@ -219,6 +219,7 @@ export interface ObjectiveMetrics {
   ratioMax: number
 }
 
+/** What addMetrics starts from. */
 export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   tokens: 0,
   loss: 0,
@@ -233,23 +234,7 @@ export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   ratioMax: -Infinity,
 }
 
-/** From their values, in the order of the fields. */
-export function readMetrics(values: Float64Array): ObjectiveMetrics {
-  return {
-    tokens: values[0]!,
-    loss: values[1]!,
-    klSum: values[2]!,
-    entropySum: values[3]!,
-    ratioSum: values[4]!,
-    approxKlSum: values[5]!,
-    clippedLow: values[6]!,
-    clippedHigh: values[7]!,
-    klClamped: values[8]!,
-    ratioMin: values[9]!,
-    ratioMax: values[10]!,
-  }
-}
-
+/** The metrics of two parts of a batch as those of both. */
 export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveMetrics {
   return {
     tokens: a.tokens + b.tokens,
@@ -263,5 +248,28 @@ export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveM
     klClamped: a.klClamped + b.klClamped,
     ratioMin: Math.min(a.ratioMin, b.ratioMin),
     ratioMax: Math.max(a.ratioMax, b.ratioMax),
+  }
+}
+
+/** Means over the trained tokens, as a line of metrics.jsonl has them; 0 when no token was trained. */
+export interface MeanMetrics {
+  readonly kl: number
+  readonly entropy: number
+  readonly clipFractionLow: number
+  readonly clipFractionHigh: number
+  readonly ratioMean: number
+  readonly approxKl: number
+}
+
+/** The means that the sums of a call or of a whole batch (addMetrics) stand for. */
+export function meanMetrics(sums: ObjectiveMetrics): MeanMetrics {
+  const perToken = (sum: number) => sum / Math.max(1, sums.tokens)
+  return {
+    kl: perToken(sums.klSum),
+    entropy: perToken(sums.entropySum),
+    clipFractionLow: perToken(sums.clippedLow),
+    clipFractionHigh: perToken(sums.clippedHigh),
+    ratioMean: perToken(sums.ratioSum),
+    approxKl: perToken(sums.approxKlSum),
   }
 }

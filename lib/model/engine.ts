@@ -1,14 +1,15 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
+import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
-import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/addons.js'
+import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
 import {
   type AdamW,
-  type CallOptions,
   type Completions,
   devicePattern,
   deviceRange,
+  type LoadOptions,
   type LoadPolicy,
   type LogprobRows,
   type MicroBatch,
@@ -24,10 +25,13 @@ import {
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
-  const native = checkOptions(options)
+  fields('options', options, { ...optionFields, signal: true })
+  const { signal, ...rest } = options
+  checkCallOptions({ signal })
+  const native = checkOptions(rest)
   const addon = engine()
   if (native.device !== 'cpu') nameCudaLibrary(addon)
-  const loaded = await addon.load(dir, native, new addon.Control())
+  const loaded = await runCall(new addon.Control(), { signal }, control => addon.load(dir, native, control))
   return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
 }
 
@@ -143,26 +147,20 @@ export function libtorchVersion(): string {
 // What bindings/engine.cpp exports. Handles are opaque.
 type Handle = { readonly policy: unique symbol }
 
-interface NativeControl {
-  cancel(): void
-  readonly done: number
-  readonly total: number
-}
-
 interface Engine extends EngineAddon {
   readonly libtorchVersion: string
   readonly libtorchCuda: boolean
-  readonly Control: new () => NativeControl
+  readonly Control: new () => Control
   setThreads(threads: number): void
   initialize(dir: string, seed: number): Promise<void>
   predictMemory(dir: string, options: object, shape: RunShape): Promise<MemoryPrediction>
-  load(dir: string, options: object, control: NativeControl): Promise<{ handle: Handle; info: ModelInfo }>
+  load(dir: string, options: object, control: Control): Promise<{ handle: Handle; info: ModelInfo }>
   dispose(handle: Handle): Promise<void>
   generate(
     handle: Handle,
     prompts: PackedTokens,
     sampling: object,
-    control: NativeControl,
+    control: Control,
   ): Promise<{ tokenIds: Int32Array; offsets: Int32Array; logprobs: Float32Array; stopped: Uint8Array }>
   logprobs(
     handle: Handle,
@@ -170,13 +168,13 @@ interface Engine extends EngineAddon {
     rowPositions: Int32Array,
     tokenIds: Int32Array,
     temperature: number,
-    control: NativeControl,
+    control: Control,
   ): Promise<LogprobRows>
   accumulate(
     handle: Handle,
     batch: MicroBatch,
     objective: Objective,
-    control: NativeControl,
+    control: Control,
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
   zeroGrad(handle: Handle): Promise<void>
@@ -190,8 +188,6 @@ interface Engine extends EngineAddon {
 function engine(): Engine {
   return loadEngine() as Engine
 }
-
-const progressInterval = 200 // milliseconds
 
 class NativePolicy implements Policy {
   readonly info: ModelInfo
@@ -308,44 +304,12 @@ class NativePolicy implements Policy {
   }
 
   /** Runs after the calls made before, whether those succeeded or not. */
-  #call<T>(options: CallOptions = {}, run: (control: NativeControl) => Promise<T>): Promise<T> {
+  #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
     if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
-    const result = this.#last.then(() => watched(new this.#addon.Control(), options, run))
+    checkCallOptions(options)
+    const result = this.#last.then(() => runCall(new this.#addon.Control(), options, run))
     this.#last = result.catch(() => {})
     return result
-  }
-}
-
-const running = new Set<NativeControl>()
-// process.exit() waits for calls in progress: they are asked to stop.
-process.on('exit', () => {
-  for (const control of running) control.cancel()
-})
-
-/** Runs a native call under its control: abort goes in, progress comes out. */
-async function watched<T>(
-  control: NativeControl,
-  { signal, onProgress }: CallOptions,
-  run: (control: NativeControl) => Promise<T>,
-): Promise<T> {
-  signal?.throwIfAborted()
-  const abort = () => control.cancel()
-  signal?.addEventListener('abort', abort, { once: true })
-  const report = onProgress && (() => onProgress(control.done, control.total))
-  const timer = report && setInterval(report, progressInterval)
-  running.add(control)
-  try {
-    const result = await run(control)
-    report?.()
-    return result
-  } catch (error) {
-    if (signal?.aborted && error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')
-      throw signal.reason
-    throw error
-  } finally {
-    running.delete(control)
-    clearInterval(timer)
-    signal?.removeEventListener('abort', abort)
   }
 }
 
@@ -388,29 +352,23 @@ const samplingFields: Record<keyof SamplingParams, true> = {
 
 function checkSampling(sampling: SamplingParams) {
   fields('sampling', sampling, samplingFields)
+  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, ...rest } = sampling
   integer('n', sampling.n, 1)
   integer('maxNewTokens', sampling.maxNewTokens, 1)
-  range(
-    'temperature',
-    sampling.temperature,
-    '0 (greedy) or in [1e-6, 1e6]',
-    x => x === 0 || (x >= 1e-6 && x <= 1e6),
-  )
-  range('topP', sampling.topP, 'in (0, 1]', x => x > 0 && x <= 1)
-  integer('topK', sampling.topK, 0)
-  range('minP', sampling.minP, 'in [0, 1)', x => x >= 0 && x < 1)
-  const { seed, ...rest } = sampling
+  range('temperature', temperature, '0 (greedy) or in [1e-6, 1e6]', x => x === 0 || (x >= 1e-6 && x <= 1e6))
+  range('topP', topP, 'in (0, 1]', x => x > 0 && x <= 1)
+  integer('topK', topK, 0)
+  range('minP', minP, 'in [0, 1)', x => x >= 0 && x < 1)
   const seeds: readonly number[] = Array.isArray(seed) ? seed : [seed]
   for (const one of seeds) integer('seed', one, 0)
-  const maxBatch = sampling.maxBatch ?? 0
   integer('maxBatch', maxBatch, 0)
   if (!Array.isArray(sampling.stopTokenIds))
     invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
   return {
     ...rest,
+    ...{ temperature, topP, topK, minP, maxBatch },
     seeds: Float64Array.from(seeds),
-    maxBatch,
     stopTokenIds: Int32Array.from(sampling.stopTokenIds),
   }
 }
@@ -470,7 +428,7 @@ function invalid(name: string, value: unknown, expected: string): never {
 /** Loads a model with the engine, or with the loader given. threads: 0 leaves the engine's default. */
 export async function openPolicy(
   dir: string,
-  options: PolicyOptions,
+  options: LoadOptions,
   threads: number,
   given?: LoadPolicy,
 ): Promise<Policy> {

@@ -6,6 +6,8 @@ import { pipeline } from 'node:stream/promises'
 import { RapoError } from '../base/errors.js'
 import { asIoError, io } from '../base/files.js'
 
+export type Env = Readonly<Record<string, string | undefined>>
+
 /** What is wanted of a repository. */
 export interface Wanted {
   readonly type: 'model' | 'dataset'
@@ -67,7 +69,7 @@ function reasonOf(error: Error): string {
   return error.message || ((error as NodeJS.ErrnoException).code ?? String(error))
 }
 
-export async function connect(env: NodeJS.ProcessEnv, token: string | undefined): Promise<Hub> {
+export async function connect(env: Env, token: string | undefined): Promise<Hub> {
   const url = (env.HF_ENDPOINT || 'https://huggingface.co').replace(/\/+$/, '')
   const {
     protocol = '',
@@ -104,7 +106,7 @@ export async function connect(env: NodeJS.ProcessEnv, token: string | undefined)
 }
 
 /** fetch through the environment's proxies, which the fetch of Node.js 20 ignores; undefined where there are none. */
-async function proxyOf(env: NodeJS.ProcessEnv): Promise<typeof fetch | undefined> {
+async function proxyOf(env: Env): Promise<typeof fetch | undefined> {
   const read = (name: string) => env[name.toLowerCase()] || env[name] || ''
   const addressOf = (name: string) => read(name).replace(/^(?!.*:\/\/)(?=.)/, 'http://')
   const [httpProxy, httpsProxy] = [addressOf('HTTP_PROXY'), addressOf('HTTPS_PROXY')]

@@ -14,6 +14,7 @@ import { plainLine } from '../base/text.js'
 import {
   connect,
   download,
+  type Env,
   type HubFile,
   listWanted,
   sizeOf,
@@ -26,7 +27,7 @@ export interface HubOptions {
    * HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as the hub's own programs read them;
    * HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
    */
-  readonly env?: NodeJS.ProcessEnv
+  readonly env?: Readonly<Record<string, string | undefined>>
   /** Bytes of all files that are fetched, and what was asked for. */
   readonly onProgress?: (done: number, total: number, name: string) => void
 }
@@ -153,7 +154,7 @@ function staysBelow(name: string): boolean {
 async function fetchSnapshot(
   wanted: Needed,
   folder: string,
-  env: NodeJS.ProcessEnv,
+  env: Env,
   onProgress: HubOptions['onProgress'],
 ): Promise<string> {
   const { type, repo: name, revision, given } = wanted
@@ -258,16 +259,16 @@ function isWholeModel(snapshot: string, has: (file: string) => boolean): boolean
   }
 }
 
-function homeOf(env: NodeJS.ProcessEnv): string {
+function homeOf(env: Env): string {
   return env.HF_HOME || path.join(env.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'huggingface')
 }
 
-function cacheOf(env: NodeJS.ProcessEnv): string {
+function cacheOf(env: Env): string {
   return env.HF_HUB_CACHE || env.HUGGINGFACE_HUB_CACHE || path.join(homeOf(env), 'hub')
 }
 
 /** HF_TOKEN, or what `hf auth login` left. */
-function tokenOf(env: NodeJS.ProcessEnv): string | undefined {
+function tokenOf(env: Env): string | undefined {
   if (env.HF_TOKEN) return env.HF_TOKEN.trim()
   const file = env.HF_TOKEN_PATH || path.join(homeOf(env), 'token')
   return (existsSync(file) && readFileSync(file, 'utf8').trim()) || undefined

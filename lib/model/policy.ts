@@ -1,5 +1,8 @@
 /** The interface of a policy: what the training loop and the evaluation ask of a model. */
+import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
+
+export type { CallOptions }
 
 /** What Device allows. */
 export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
@@ -45,6 +48,9 @@ export interface PolicyOptions {
   readonly cacheBytes?: number
 }
 
+/** What loadPolicy takes. */
+export interface LoadOptions extends PolicyOptions, Pick<CallOptions, 'signal'> {}
+
 /** How Policy.save writes a model. */
 export interface SaveOptions {
   /**
@@ -68,12 +74,14 @@ export interface SamplingParams {
   /** Completions per prompt. */
   readonly n: number
   readonly maxNewTokens: number
-  /** 0 is greedy. */
-  readonly temperature: number
-  readonly topP: number
-  /** 0 is off. */
-  readonly topK: number
-  readonly minP: number
+  /** 0 is greedy. Default 1. */
+  readonly temperature?: number
+  /** Default 1: off. */
+  readonly topP?: number
+  /** Default 0: off. */
+  readonly topK?: number
+  /** Default 0: off. */
+  readonly minP?: number
   readonly stopTokenIds: readonly number[]
   /**
    * Safe integer ≥ 0: same seed, same prompts, same bits. Or one for each prompt: its completions then do not depend on
@@ -141,17 +149,10 @@ export interface ModelInfo {
   readonly dtype: ModelDType
 }
 
-/** Of every long call of a Policy. */
-export interface CallOptions {
-  /** Aborting rejects with the signal's reason once the native call has stopped: between tokens, or before gradients change. */
-  readonly signal?: AbortSignal
-  /** Called on the main thread a few times a second while the call runs. */
-  readonly onProgress?: (done: number, total: number) => void
-}
-
 /**
  * A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
- * that a call is given must not change before it settles.
+ * that a call is given must not change before it settles. An abort stops generate between tokens, logprobs between
+ * layers, accumulate before gradients begin to change.
  */
 export interface Policy {
   readonly info: ModelInfo
@@ -186,4 +187,4 @@ export interface Policy {
  * Loads config.json and model.safetensors (or its shards) from a Hugging Face directory.
  * Errors name the file and the tensor or field.
  */
-export type LoadPolicy = (dir: string, options?: PolicyOptions) => Promise<Policy>
+export type LoadPolicy = (dir: string, options?: LoadOptions) => Promise<Policy>

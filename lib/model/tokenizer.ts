@@ -86,12 +86,22 @@ export function checkTokenizerFits(tokenizer: Tokenizer, info: ModelInfo, modelD
 
 /**
  * The ids that end a completion: eos_token_id of generation_config.json, else of config.json, else the tokenizer's
- * eos_token. Empty where none is declared.
+ * eos_token. Empty where none is declared; -1 declares none. Throws ERR_RAPO_FORMAT, naming the file, for an id beyond the
+ * vocabulary that config.json declares.
  */
 export function readStopTokenIds(modelDir: string): number[] {
+  const vocabSize = readJson(path.join(modelDir, 'config.json'))?.vocab_size
   for (const name of ['generation_config.json', 'config.json']) {
-    const ids = [readJson(path.join(modelDir, name))?.eos_token_id ?? []].flat()
-    if (ids.length > 0 && ids.every(id => Number.isSafeInteger(id))) return ids as number[]
+    const file = path.join(modelDir, name)
+    const declared = [readJson(file)?.eos_token_id ?? []].flat().filter(id => id !== -1)
+    if (declared.length === 0 || !declared.every(id => Number.isSafeInteger(id))) continue
+    const ids = declared as number[]
+    const wrong = ids.find(id => id < 0 || (typeof vocabSize === 'number' && id >= vocabSize))
+    if (wrong === undefined) return ids
+    throw new RapoError(
+      'ERR_RAPO_FORMAT',
+      `${file}: eos_token_id has ${wrong}, outside the model's vocabulary of ${vocabSize} tokens`,
+    )
   }
   const token = readJson(path.join(modelDir, 'tokenizer_config.json'))?.eos_token
   const content = typeof token === 'object' ? (token as { content?: unknown } | null)?.content : token

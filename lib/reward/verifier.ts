@@ -1,4 +1,4 @@
-/** What a verifier is, and how one is found by its name. */
+/** What a verifier is, and how its verdicts are checked. */
 import { RapoError } from '../base/errors.js'
 
 /** What a verifier makes of a completion. */

@@ -26,7 +26,13 @@ export interface ScoredRollout extends Rollout {
 
 /** What the engine is told of the configuration's sampling fields. */
 export function samplingParams(
-  { temperature, topP, topK, minP, maxNewTokens }: Omit<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+  {
+    temperature,
+    topP,
+    topK,
+    minP,
+    maxNewTokens,
+  }: Omit<Required<SamplingParams>, 'n' | 'seed' | 'stopTokenIds' | 'maxBatch'>,
   rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
 ): SamplingParams {
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }

@@ -3,14 +3,15 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
-import { type Config, requireField, stringifyConfig, trainingOptions } from '../config/config.js'
+import { type Config, requireField, trainingOptions } from '../config/config.js'
+import { stringifyConfig } from '../config/load.js'
 import { type Cursor, createCursor } from '../data/cursor.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodeContext, fitContext, fitModel } from '../data/prompts.js'
+import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
-import { createTemplate, stopTokenIdsFor } from '../model/template.js'
+import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Verifier } from '../reward/verifier.js'
@@ -18,6 +19,7 @@ import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { clearRun, createRunDir, lockRun } from './run.js'
 
+/** How a run is opened. */
 export interface OpenOptions {
   /** Go on from the newest checkpoint in config.run.output. */
   readonly resume?: boolean
@@ -65,7 +67,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const modelDir = await resolveModel(model.dir, hub)
   const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const template = createTemplate(config.data.template, modelDir)
+  const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)

@@ -1,7 +1,8 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
 import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
-import { type Config, kernelObjective } from '../config/config.js'
+import type { Config } from '../config/config.js'
+import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
 import { groupAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
@@ -12,6 +13,7 @@ import { type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
+import { learningRateAt } from './schedule.js'
 
 /** Hooks into train, beside what opening a run takes. */
 export interface TrainOptions extends OpenOptions {
@@ -115,16 +117,6 @@ async function update(
     results.push(await policy.step(learningRate))
   }
   return { sums, results, remeasured: metrics, nextEntropyCoef }
-}
-
-/** Linear warm-up to the peak, then the schedule. step counts from 1. */
-export function learningRateAt(step: number, optimizer: Config['optimizer'], steps: number): number {
-  const { learningRate, warmupSteps, schedule } = optimizer
-  if (step <= warmupSteps) return (learningRate * step) / warmupSteps
-  const progress = (step - 1 - warmupSteps) / Math.max(1, steps - warmupSteps)
-  if (schedule === 'linear') return learningRate * (1 - progress)
-  if (schedule === 'cosine') return (learningRate * (1 + Math.cos(Math.PI * progress))) / 2
-  return learningRate
 }
 
 function save({ policy, modelDir }: OpenRun, { run }: Config, state: TrainerState) {

@@ -49,7 +49,7 @@ Optimizer::Optimizer(const Layout& layout, const AdamW& params, double max_grad_
       m_(at::zeros_like(master_)),
       v_(at::zeros_like(master_)) {}
 
-StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
+StepResult Optimizer::step(at::Tensor& grad, double learning_rate, const Control& control) {
   StepResult result;
   result.grad_norm = norm_of(grad);
   if (!std::isfinite(result.grad_norm)) {
@@ -77,6 +77,7 @@ StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
       result.grad_norm > max_grad_norm_ ? static_cast<float>(max_grad_norm_ / result.grad_norm) : 1.0f;
   const auto* g = grad.data_ptr<float>();
   for (const Layout::Entry& entry : layout_.entries()) {
+    control.check();
     step.weight_decay = entry.is_matrix() ? static_cast<float>(params_.weight_decay) : 0.0f;
     for_blocks(entry.offset, entry.offset + entry.size, [&](std::int64_t begin, std::int64_t end) {
       loops::table().adamw(master_.data_ptr<float>() + begin, g + begin, m_.data_ptr<float>() + begin,
@@ -119,7 +120,7 @@ void Optimizer::publish() {
   });
 }
 
-void Optimizer::save(const std::string& file) const {
+void Optimizer::save(const std::string& file, const Control& control) const {
   std::vector<StoredTensor> tensors;
   std::vector<at::Tensor> held;  // what tensors point into
   for (const auto& [prefix, flat] :
@@ -127,10 +128,10 @@ void Optimizer::save(const std::string& file) const {
     held.push_back(flat.to(at::kCPU));
     for (auto& tensor : layout_.stored(held.back(), prefix)) tensors.push_back(std::move(tensor));
   }
-  write_safetensors(file, tensors, {{"format", "rapo-state-1"}, {"steps", std::to_string(steps_)}});
+  write_safetensors(file, tensors, {{"format", "rapo-state-1"}, {"steps", std::to_string(steps_)}}, control);
 }
 
-void Optimizer::load(const std::string& file) {
+void Optimizer::load(const std::string& file, const Control& control) {
   const SafetensorsFile state(file);
   const auto fail = [&](const std::string& message) {
     throw Error(ErrorCode::kFormat, file + ": " + message);
@@ -159,7 +160,10 @@ void Optimizer::load(const std::string& file) {
     }
   }
   if (copies.size() != state.tensors().size()) fail("holds tensors that this model does not have");
-  for (const auto& [to, from] : copies) std::memcpy(to, from->data, from->bytes);
+  for (const auto& [to, from] : copies) {
+    control.check();
+    std::memcpy(to, from->data, from->bytes);
+  }
   std::size_t next = 0;
   for (at::Tensor* flat : {&master_, &m_, &v_}) {
     if (!flat->is_cpu()) flat->copy_(held[next]);

@@ -99,8 +99,10 @@ Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const
 }
 
 /// Copies the stored numbers into a flat buffer, converted to its dtype.
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat) {
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
+                  const Control& control) {
   for (const Layout::Entry& entry : layout.entries()) {
+    control.check();
     const StoredTensor& from = checkpoint.tensors().at(entry.name);
     const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
     auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
@@ -214,11 +216,11 @@ struct Policy::Impl {
     at::Tensor flat;  // (flat_size), of the policy's dtype
     ModelTensors weights;
 
-    Model(const std::string& dir, DType dtype, at::Device device)
+    Model(const std::string& dir, DType dtype, at::Device device, const Control& control)
         : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
       flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
       weights = net.layout().map(flat);
-      read_weights(checkpoint, net.layout(), flat);
+      read_weights(checkpoint, net.layout(), flat, control);
       ready();
     }
 
@@ -269,7 +271,7 @@ struct Policy::Impl {
   }
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
-                           const std::vector<double>& sequence_ratios, const Control& control);
+                           const std::vector<double>& sequence_ratios, Control& control);
   std::vector<double> sequence_ratios(const MicroBatch& batch, double temperature, Control& control);
   LogprobRows logprobs(const MicroBatch& batch, double temperature, Control& control);
 };
@@ -277,7 +279,8 @@ struct Policy::Impl {
 Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Policy::~Policy() = default;
 
-std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options) {
+std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options,
+                                     const Control& control) {
   return translated("loading a model", [&] {
     const at::Device device = device::open(options.device);
     if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
@@ -285,13 +288,13 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
-    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype, device);
+    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype, device, control);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
       if (options.dtype != DType::kFloat32) {
         master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
-        read_weights(impl->policy->checkpoint, layout, master);
+        read_weights(impl->policy->checkpoint, layout, master, control);
       }
       impl->grad = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
       impl->grads = layout.map(impl->grad);
@@ -300,7 +303,7 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype, device);
+      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype, device, control);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -322,13 +325,14 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
   });
 }
 
-void Policy::initialize(const std::string& dir, std::uint64_t seed) {
+void Policy::initialize(const std::string& dir, std::uint64_t seed, const Control& control) {
   translated("initializing a model", [&] {
     const ModelConfig config = read_config(dir);
     const Layout layout(config);
     auto flat = at::zeros({layout.flat_size()}, at::kFloat);
     auto* data = flat.data_ptr<float>();
     for (std::size_t e = 0; e < layout.entries().size(); ++e) {
+      control.check();
       const Layout::Entry& entry = layout.entries()[e];
       const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
       ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
@@ -347,7 +351,7 @@ void Policy::initialize(const std::string& dir, std::uint64_t seed) {
     }
     const bool bf16 = config.dtype == "bfloat16";
     if (bf16) flat = flat.to(at::kBFloat16);
-    write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}});
+    write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
     write_text_file(dir + "/config.json", config_text(config, bf16 ? "bfloat16" : "float32"));
   });
 }
@@ -483,12 +487,10 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
 
 Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch,
                                        const Objective& objective, const std::vector<double>& sequence_ratios,
-                                       const Control& control) {
+                                       Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
-  static const Control never;  // once gradients have changed, stopping would spoil them
-  const Control& stop = grad_broken ? never : control;
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, stop, keep),
+    return ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control, keep),
                             chunk.positions.data(), rows);
   };
   at::Tensor ref_hidden;
@@ -500,7 +502,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   TrunkActivations kept;
   kept.inputs_only = options.recompute;
   const auto hidden = hidden_rows(*policy, &kept);
-  stop.check();
+  control.check();
 
   const auto take = [&](const auto& values) {
     std::decay_t<decltype(values)> taken;
@@ -521,13 +523,13 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   head.batch.row_names = chunk.rows.data();
   head.batch.sequence_log_ratios = ratios.empty() ? nullptr : ratios.data();
 
-  grad_broken = true;  // until the last chunk is through
+  grad_broken = control.committed = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
-  const Metrics metrics =
-      fused_head_loss(head, policy->ready().head, ref_head, objective, head_rows(), dhidden, grads.head);
+  const Metrics metrics = fused_head_loss(head, policy->ready().head, ref_head, objective, head_rows(),
+                                          control, dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
   policy->net.backward(policy->weights, policy->ready(), grads, chunk.input, kept,
-                       ops::spread_rows(dhidden, chunk.positions, tokens));
+                       ops::spread_rows(dhidden, chunk.positions, tokens), control);
   return metrics;
 }
 
@@ -535,12 +537,13 @@ Metrics Policy::accumulate(const MicroBatch& batch, const Objective& objective, 
   return translated("accumulating gradients", [&] { return impl_->accumulate(batch, objective, control); });
 }
 
-StepResult Policy::step(double learning_rate) {
+StepResult Policy::step(double learning_rate, Control& control) {
   return translated("stepping", [&] {
     impl_->need_trainable("step()");
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
-    const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate);
+    control.committed = true;
+    const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate, control);
     impl_->policy->changed();
     impl_->grad.zero_();
     return result;
@@ -555,15 +558,16 @@ void Policy::zero_grad() {
   });
 }
 
-void Policy::save_gradients(const std::string& file) const {
+void Policy::save_gradients(const std::string& file, const Control& control) const {
   translated("saving gradients", [&] {
     impl_->need_trainable("saveGradients()");
     const auto grad = impl_->grad.to(at::kCPU);
-    write_safetensors(file, impl_->policy->net.layout().stored(grad), {});
+    write_safetensors(file, impl_->policy->net.layout().stored(grad), {}, control);
   });
 }
 
-void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const {
+void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes,
+                  const Control& control) const {
   translated("saving a model", [&] {
     if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
     if (max_shard_bytes < 1)
@@ -577,29 +581,30 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     const auto type = scalar_type(dtype);
     const auto stored = net.layout().stored(flat);
     if (flat.scalar_type() == type) {
-      write_model(dir, stored, max_shard_bytes);
+      write_model(dir, stored, max_shard_bytes, control);
     } else {  // converted a tensor at a time, as it is written
-      write_model(dir, stored, max_shard_bytes, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
-        std::int64_t count = 1;
-        for (const auto size : tensor.shape) count *= size;
-        auto converted = std::make_shared<at::Tensor>(
-            at::from_blob(const_cast<std::byte*>(tensor.data), {count}, at::TensorOptions(flat.scalar_type()))
-                .to(type));
-        return std::shared_ptr<const void>(converted, converted->data_ptr());
-      });
+      write_model(
+          dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
+            std::int64_t count = 1;
+            for (const auto size : tensor.shape) count *= size;
+            auto converted =
+                std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                                           at::TensorOptions(flat.scalar_type()))
+                                                 .to(type));
+            return std::shared_ptr<const void>(converted, converted->data_ptr());
+          });
     }
     write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
   });
 }
 
 void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
-                         const std::string& file) {
+                         const std::string& file, const Control& control) {
   translated("computing logits", [&] {
     check_sequences(sequences, impl_->config(), "sequences");
     check_positions(sequences, row_positions);
     auto& model = *impl_->policy;
     const auto input = plain_input(sequences, 0, sequences.offsets.size() - 1);
-    const Control control;
     const auto rows = static_cast<std::int64_t>(row_positions.size());
     const auto hidden = ops::gather_rows(model.net.forward(model.weights, model.ready(), input, control),
                                          row_positions.data(), rows);
@@ -610,21 +615,21 @@ void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::i
     tensor.shape = {rows, impl_->config().vocab_size};
     tensor.data = static_cast<const std::byte*>(logits.data_ptr());
     tensor.bytes = logits.nbytes();
-    write_safetensors(file, {tensor}, {});
+    write_safetensors(file, {tensor}, {}, control);
   });
 }
 
-void Policy::save_state(const std::string& file) const {
+void Policy::save_state(const std::string& file, const Control& control) const {
   translated("saving the optimizer's state", [&] {
     impl_->need_trainable("saveState()");
-    impl_->optimizer->save(file);
+    impl_->optimizer->save(file, control);
   });
 }
 
-void Policy::load_state(const std::string& file) {
+void Policy::load_state(const std::string& file, const Control& control) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
-    impl_->optimizer->load(file);
+    impl_->optimizer->load(file, control);
     impl_->policy->changed();
   });
 }

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "../control.h"
+
 namespace rapo {
 
 /// A tensor inside a mapped file, or one to be written. Row-major, little-endian.
@@ -66,9 +68,9 @@ class Checkpoint {
 };
 
 /// Writes to a temporary name in the same directory, syncs, renames: the path holds the old content or the
-/// new, never a part. Throws Error(kIo), and then nothing of the attempt is left.
+/// new, never a part. Throws Error: kIo, or kAborted between tensors; nothing of the attempt is left then.
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata);
+                       const std::map<std::string, std::string>& metadata, const Control& control = {});
 
 /// A model's tensors in dir: model.safetensors, or shards of at most max_shard_bytes (a larger tensor alone)
 /// and their model.safetensors.index.json, named as transformers does; the same promise for each file, and
@@ -76,7 +78,7 @@ void write_safetensors(const std::string& path, const std::vector<StoredTensor>&
 /// its turn comes, so that no second copy of all is held; absent: as they are. metadata.total_size counts
 /// bytes.
 void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
-                 const std::string& dtype = "",
+                 const Control& control, const std::string& dtype = "",
                  const std::function<std::shared_ptr<const void>(const StoredTensor&)>& convert = {});
 
 /// The same promise for a small text file.

@@ -7,6 +7,7 @@ import { Budget, mapParts, type Node, type NodeOf, partsOf, some, Unreadable } f
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
 import { areProportional, haveSameValue, order } from './value.js'
 
+/** Whether two answers are equal, and why. */
 export interface Comparison {
   readonly isEqual: boolean
   /** One line for a person. */
