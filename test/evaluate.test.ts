@@ -174,6 +174,25 @@ test("a problem's result depends on the seed and the problem, not on the others"
   assert.equal(apart.perProblem, both.perProblem)
 })
 
+test('each call for each problem samples with a seed of its own', async () => {
+  const seeds: number[] = []
+  const loadPolicy: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate: (prompts, params) => {
+        seeds.push(...[params.seed].flat())
+        return policy.generate(prompts, params)
+      },
+    }
+  }
+  const config = evalConfig(model, problems, { samples: 12, samplesPerCall: 4 })
+  const output = path.join(dir, 'seeds')
+  await evaluate(config, { dir: model, model: 'm', name: 'n', output, loadPolicy })
+  assert.is(seeds.length, 6)
+  assert.is(new Set(seeds).size, 6)
+})
+
 test('an evaluation that cannot begin writes nothing', async () => {
   const broken = path.join(dir, 'broken.jsonl')
   writeFileSync(broken, '{"prompt": "7=7:", "answer": {"numbers": [7]}}\n')
