@@ -13,7 +13,7 @@ import type { EvalResult } from './eval/groups.js'
 import type { MemoryPrediction, RunShape } from './model/engine.js'
 import * as engine from './model/engine.js'
 import type { LoadPolicy, PolicyOptions } from './model/policy.js'
-import type { PromptTemplate } from './model/template.js'
+import type { PromptTemplate, TemplateOptions } from './model/template.js'
 import * as templates from './model/template.js'
 import type { Tokenizer } from './model/tokenizer.js'
 import * as tokenizers from './model/tokenizer.js'
@@ -24,7 +24,8 @@ export { RapoError, type RapoErrorCode } from './base/errors.js'
 export { passAtK } from './base/stats.js'
 export type { Config } from './config/config.js'
 export { type Cursor, type CursorState, createCursor } from './data/cursor.js'
-export { type DataOptions, type Problem, readProblems } from './data/problems.js'
+export type { DataOptions } from './data/fields.js'
+export { type Problem, readProblems } from './data/problems.js'
 export type { EncodeContext, EncodedPrompt } from './data/prompts.js'
 export type { EvaluateOptions } from './eval/evaluate.js'
 export type { EvalResult } from './eval/groups.js'
@@ -90,6 +91,7 @@ export {
   type LossBatch,
   type LossOptions,
   type LossResult,
+  type LossRows,
   logSumExp,
   logSumExpAsync,
   type PerToken,
@@ -136,6 +138,7 @@ export type {
   Completions,
   Device,
   FinishReason,
+  LoadOptions,
   LoadPolicy,
   LogprobRows,
   MicroBatch,
@@ -148,12 +151,20 @@ export type {
   SaveOptions,
   StepResult,
 } from './model/policy.js'
-export type { PromptTemplate } from './model/template.js'
+export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export { loadVerifier } from './reward/load.js'
-export { type Comparison, compareAnswers, verifyMath } from './reward/math.js'
-export type { Verdict, Verifier } from './reward/verifier.js'
+export {
+  type CompareOptions,
+  type Comparison,
+  compareAnswers,
+  type Extraction,
+  type MathOptions,
+  type Tolerance,
+  verifyMath,
+} from './reward/math.js'
+export type { Patience, Verdict, Verifier } from './reward/verifier.js'
 export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
 export {
   figure2,
@@ -209,8 +220,12 @@ export function readStopTokenIds(modelDir: string): number[] {
  * template, with the prompt as the user's message), or a text in which {prompt} stands for the prompt. Throws
  * ERR_RAPO_FORMAT where the model has no chat template, or one that does not work.
  */
-export function createTemplate(template: string, modelDir: string): PromptTemplate {
-  return templates.createTemplate(template, modelDir)
+export function createTemplate(
+  template: string,
+  modelDir: string,
+  options: TemplateOptions = {},
+): PromptTemplate {
+  return templates.createTemplate(template, modelDir, options)
 }
 
 /**

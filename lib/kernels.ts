@@ -1,16 +1,12 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-/** What `import 'rapo/kernels'` gives: the objective on this machine's processor or GPU, for a trainer of your own. Few modules, no dependencies but the addon. */
+/** What `import 'rapo/kernels'` gives: the objective on this machine's processor or GPU, for a trainer of your own. */
+
+// Loaded when a function is first called: scripts/build.mjs sees to it.
+import * as advantages from './loss/advantage.js'
+import * as entropies from './loss/entropy.js'
 
 export { RapoError, type RapoErrorCode } from './base/errors.js'
-export {
-  type AdvantageBaseline,
-  type AdvantageOptions,
-  type AdvantageScale,
-  groupAdvantages,
-  type PhiRange,
-  referenceWeights,
-  zeroAdvantageFraction,
-} from './loss/advantage.js'
+export type { AdvantageBaseline, AdvantageOptions, AdvantageScale, PhiRange } from './loss/advantage.js'
 export {
   type Correction,
   type ImportanceWeights,
@@ -40,6 +36,7 @@ export {
   policyLossOnDeviceAsync,
   type StreamOptions,
 } from './loss/cuda.js'
+export type { EntropyControl } from './loss/entropy.js'
 export {
   type AsyncOptions,
   type CudaDevice,
@@ -63,6 +60,7 @@ export {
   type LossBatch,
   type LossOptions,
   type LossResult,
+  type LossRows,
   logSumExp,
   logSumExpAsync,
   type PerToken,
@@ -92,3 +90,14 @@ export {
   surrogates,
   validateObjective,
 } from './loss/objective.js'
+
+export const groupAdvantages: typeof advantages.groupAdvantages = (...args) =>
+  advantages.groupAdvantages(...args)
+export const referenceWeights: typeof advantages.referenceWeights = (...args) =>
+  advantages.referenceWeights(...args)
+export const zeroAdvantageFraction: typeof advantages.zeroAdvantageFraction = (...args) =>
+  advantages.zeroAdvantageFraction(...args)
+export const adaptEntropyCoef: typeof entropies.adaptEntropyCoef = (...args) =>
+  entropies.adaptEntropyCoef(...args)
+export const topEntropyWeights: typeof entropies.topEntropyWeights = (...args) =>
+  entropies.topEntropyWeights(...args)

@@ -11,7 +11,7 @@ import { build } from 'esbuild'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const dist = join(root, 'dist')
-const entries = ['index', 'kernels']
+const entries = ['index', 'kernels', 'math']
 const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 const define = { RAPO_VERSION: JSON.stringify(version) }
 
@@ -33,8 +33,7 @@ await build({
   ...options,
   outdir: 'dist',
   format: 'cjs',
-  define: { ...define, 'import.meta.url': 'importMetaUrl', 'import.meta.dirname': '__dirname' },
-  banner: { js: "'use strict'; const importMetaUrl = require('node:url').pathToFileURL(__filename).href" },
+  define: { ...define, 'import.meta.dirname': '__dirname' },
   plugins: [{ name: 'commonjs', setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, load) }],
 })
 writeFileSync(join(dist, 'package.json'), '{ "type": "commonjs" }\n')
@@ -56,6 +55,11 @@ chmodSync(join(dist, 'cli', 'cli.js'), 0o755)
 function load({ path }) {
   const contents = readFileSync(path, 'utf8')
     .replace(/^ *const require = createRequire\(.*\n/m, '')
+    // A bundler may put CommonJS into an ES module, which has no __filename.
+    .replaceAll(
+      'import.meta.url',
+      "(typeof __filename === 'string' ? require('node:url').pathToFileURL(__filename).href : '')",
+    )
     .replace(
       /^import \* as (\w+) from ('\.[^']*')$/gm,
       'const $1 = new Proxy({}, { get: (_, name) => require($2)[name] })',

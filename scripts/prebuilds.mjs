@@ -74,9 +74,10 @@ export async function prepareZig(report = console.error) {
 }
 
 async function locked(what, report, body) {
-  const { withLock } = await load('lock.ts')
-  const lock = join(root, 'build', 'prebuilds', 'locks', what)
-  return withLock(lock, () => report(`waiting for another run: ${what}`), body)
+  const { withLock } = await load('../base/lock.ts')
+  const locks = join(root, 'build', 'prebuilds', 'locks')
+  mkdirSync(locks, { recursive: true })
+  return withLock(join(locks, `${what}.lock`), () => report(`waiting for another run: ${what}`), body)
 }
 
 /**

@@ -53,6 +53,13 @@ test('the same seed gives the same bits, another seed other tokens', async () =>
   assert.ok(new Set(unpack(first.tokens).slice(0, 5).map(String)).size > 1)
 })
 
+test('what is left out of the sampling parameters is off', async () => {
+  const { n, maxNewTokens, stopTokenIds, seed } = sampling
+  const full = { temperature: 1, topP: 1, topK: 0, minP: 0, maxBatch: 0 }
+  const made = await policy.generate(prompts, { n, maxNewTokens, stopTokenIds, seed })
+  assert.equal(made, await policy.generate(prompts, { n, maxNewTokens, stopTokenIds, seed, ...full }))
+})
+
 test('with a seed for each prompt, its completions do not depend on the other prompts', async () => {
   const all = unpack(prompts)
   const seeds = all.map((_, p) => 40 + p)

@@ -138,8 +138,8 @@ test('commands print by way of lib/base/text.ts alone', () => {
   const sources = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.ts'))
   assert.equal(
     sources.filter(name => printing.test(readFileSync(path.join(lib, name), 'utf8'))).sort(),
-    // The second holds programs for a child process, whose output is read.
-    [path.join('base', 'text.ts'), path.join('cli', 'doctor.ts')],
+    // The first knows no module but its own, and shows an error of the caller's; the last holds programs for a child process.
+    [path.join('base', 'call.ts'), path.join('base', 'text.ts'), path.join('cli', 'doctor.ts')],
   )
 })
 

@@ -1,6 +1,6 @@
 /** Where the files of this package are, and its version. */
 import { readFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 /** scripts/build.mjs puts the version in, so that importing rapo reads no file. */
@@ -11,7 +11,7 @@ declare const RAPO_VERSION: string | undefined
  * some other directory, or '' where the bundler knows no import.meta.url.
  */
 export const packageRoot: string = import.meta.url
-  ? resolve(fileURLToPath(new URL('../..', import.meta.url)))
+  ? resolve(dirname(fileURLToPath(import.meta.url)), '../..')
   : ''
 
 export const packageVersion: string = typeof RAPO_VERSION === 'string' ? RAPO_VERSION : readPackage().version

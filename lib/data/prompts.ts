@@ -4,7 +4,8 @@ import { RapoError } from '../base/errors.js'
 import type { ModelInfo } from '../model/policy.js'
 import { createTemplate, type PromptTemplate } from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
-import { type DataOptions, type Problem, settleUnusable } from './problems.js'
+import type { DataOptions } from './fields.js'
+import { type Problem, settleUnusable } from './problems.js'
 
 /** The template of the section `data` for these problems. Throws as createTemplate does. */
 export function templateFor(

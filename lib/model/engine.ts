@@ -3,6 +3,7 @@ import { type CallOptions, type Control, checkCallOptions, runCall } from '../ba
 import { RapoError } from '../base/errors.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
+import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
 import {
   type AdamW,
@@ -244,12 +245,10 @@ class NativePolicy implements Policy {
     packed('sequences', batch.sequences)
     typed('rowPositions', batch.rowPositions, Int32Array)
     const rows = batch.rowPositions.length
-    typed('tokenIds', batch.tokenIds, Int32Array, rows)
-    typed('tokenWeights', batch.tokenWeights, Float32Array, rows)
-    typed('advantages', batch.advantages, Float32Array, rows)
-    if (batch.refWeights !== undefined) typed('refWeights', batch.refWeights, Float32Array, rows)
-    if (batch.oldLogprobs !== undefined) typed('oldLogprobs', batch.oldLogprobs, Float32Array, rows)
-    if (batch.policyWeights !== undefined) typed('policyWeights', batch.policyWeights, Float32Array, rows)
+    for (const [name, { dtype, required }] of entriesOf(rowArrays)) {
+      if (!required && batch[name] === undefined) continue
+      typed(name, batch[name], dtype === 'int32' ? Int32Array : Float32Array, rows)
+    }
     validateObjective(objective)
     return this.#call(options, control => this.#addon.accumulate(this.#handle, batch, objective, control))
   }
@@ -331,12 +330,7 @@ const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes
 const batchFields: Record<keyof MicroBatch, true> = {
   sequences: true,
   rowPositions: true,
-  tokenIds: true,
-  tokenWeights: true,
-  advantages: true,
-  refWeights: true,
-  oldLogprobs: true,
-  policyWeights: true,
+  ...mapRows(rowArrays, () => true as const),
 }
 const samplingFields: Record<keyof SamplingParams, true> = {
   n: true,

@@ -7,9 +7,9 @@ import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
 import { copyFile, mkdir, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
-import lockfile from 'proper-lockfile'
 import { RapoError } from '../base/errors.js'
 import { io } from '../base/files.js'
+import { withLock } from '../base/lock.js'
 import { plainLine } from '../base/text.js'
 import {
   connect,
@@ -174,29 +174,27 @@ async function fetchSnapshot(
       ),
     )
     // One process at a time writes to a file; the others find it done.
-    const release = await lockfile.lock(folder, {
-      stale: 10_000,
-      retries: { forever: true, factor: 1, retries: 1 },
-    })
-    try {
-      const total = missing.reduce((sum, file) => sum + file.size, 0)
-      let before = 0
-      for (const file of missing) {
-        const blob = blobOf(file)
-        if (sizeOf(blob) !== file.size) {
-          const encoded = file.path.split('/').map(encodeURIComponent).join('/')
-          const url = `${hub.url}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
-          await download(hub, url, file, blob, done => onProgress?.(before + done, total, given))
+    await withLock(
+      path.join(folder, 'rapo.lock'),
+      () => {},
+      async () => {
+        const total = missing.reduce((sum, file) => sum + file.size, 0)
+        let before = 0
+        for (const file of missing) {
+          const blob = blobOf(file)
+          if (sizeOf(blob) !== file.size) {
+            const encoded = file.path.split('/').map(encodeURIComponent).join('/')
+            const url = `${hub.url}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
+            await download(hub, url, file, blob, done => onProgress?.(before + done, total, given))
+          }
+          if (!isThere(file)) {
+            await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
+          }
+          before += file.size
+          onProgress?.(before, total, given)
         }
-        if (!isThere(file)) {
-          await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
-        }
-        before += file.size
-        onProgress?.(before, total, given)
-      }
-    } finally {
-      await release()
-    }
+      },
+    )
   }
   if (cachedSnapshot(folder, revision) !== snapshot) {
     const ref = path.join(folder, 'refs', revision)

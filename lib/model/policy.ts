@@ -1,6 +1,7 @@
 /** The interface of a policy: what the training loop and the evaluation ask of a model. */
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
+import type { LossRows } from '../loss/rows.js'
 
 export type { CallOptions }
 
@@ -104,21 +105,12 @@ export interface Completions {
 }
 
 /** Whole sequences, and one row per trained token. Built by batch.ts alone, which settles the shift by one. */
-export interface MicroBatch {
+export interface MicroBatch extends LossRows {
   readonly sequences: PackedTokens
   /** (N) index into sequences.tokenIds of the token *before* the predicted one. */
   readonly rowPositions: Int32Array
   /** (N) the predicted token. */
   readonly tokenIds: Int32Array
-  /** (N) mask × aggregation weight, over the whole batch; the rest one entry a row too. */
-  readonly tokenWeights: Float32Array
-  readonly advantages: Float32Array
-  /** Absent: 1. */
-  readonly refWeights?: Float32Array
-  /** Absent: ratio 1. */
-  readonly oldLogprobs?: Float32Array
-  /** What the policy term is multiplied with. Absent: 1. */
-  readonly policyWeights?: Float32Array
 }
 
 /** (N) each, in nats: log p of the rows' tokens, and the entropy of their distributions. */

@@ -33,6 +33,7 @@ export interface PromptTemplate {
   readonly stop: readonly string[]
 }
 
+/** What createTemplate is told of conversations. */
 export interface TemplateOptions {
   /** The system's message before conversations that have none; chat templates only. */
   readonly systemPrompt?: string

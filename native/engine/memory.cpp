@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "../kernels/parallel.h"
-#include "cpu/loops.h"
+#include "ops/cpu/loops.h"
 #include "qwen2.h"
 
 namespace rapo {

@@ -1,4 +1,4 @@
-// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by cpu/loops
+// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by ops/cpu/loops
 // and elsewhere by ops_aten. On the CPU every function returns the same bits for any number of threads.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 #include "../kernels/parallel.h"
 #include "aten.h"
-#include "cpu/loops.h"
+#include "ops/cpu/loops.h"
 #include "packing.h"
 
 namespace rapo::ops {

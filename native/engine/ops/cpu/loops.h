@@ -7,11 +7,11 @@
 
 #include <cstdint>
 
+#include "simd/half.h"
+
 namespace rapo::loops {
 
-struct BFloat16 {
-  std::uint16_t bits;
-};
+using rapo::BFloat16;
 
 constexpr std::int64_t kCacheBlock = 16;
 constexpr std::int64_t kSumBlock = 1024;

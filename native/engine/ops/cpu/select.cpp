@@ -1,0 +1,48 @@
+#include "simd/select.h"
+
+#include "loops.h"
+
+namespace rapo::loops {
+
+#ifdef RAPO_X86_ISAS
+namespace avx512 {
+const Table& table();
+}
+namespace avx2 {
+const Table& table();
+}
+#endif
+namespace baseline {
+const Table& table();
+}
+
+namespace {
+
+// In the order of preference.
+const simd::Entry<const Table& (*)()> kEntries[] = {
+#ifdef RAPO_X86_ISAS
+    {"avx512", &simd::Features::avx512, &avx512::table},
+    {"avx2", &simd::Features::avx2, &avx2::table},
+#endif
+    {"baseline", nullptr, &baseline::table},
+};
+
+const Table& choose() {
+  const std::string wanted = simd::from_environment("RAPO_ENGINE_ISA");
+  return simd::select(kEntries, wanted == "aten" ? "" : wanted, "RAPO_ENGINE_ISA", ErrorCode::kUnsupported)();
+}
+
+}  // namespace
+
+const Table& table() {
+  static const Table& chosen = choose();
+  return chosen;
+}
+
+bool has_product(bool is_bf16) {
+  static const bool library_multiplies_bf16 =
+      table().name == std::string("avx512") && simd::processor().avx512bf16;
+  return table().has_product && !(is_bf16 && library_multiplies_bf16);
+}
+
+}  // namespace rapo::loops
