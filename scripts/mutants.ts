@@ -98,7 +98,12 @@ export function drawTypeScript(file: string, source: string): Mutant[] {
       const twin = twins.get(node.name.text)
       if (twin) replace(node.name, twin, 'twin')
     }
-    if (ts.isCallExpression(node) && node.arguments.length >= 2) {
+    // The order says nothing to Math.max and its like.
+    if (
+      ts.isCallExpression(node) &&
+      node.arguments.length >= 2 &&
+      !/^Math\.(min|max|hypot)$/.test(node.expression.getText())
+    ) {
       const [a, b] = node.arguments
       if (
         a!.getText() !== b!.getText() &&

@@ -318,7 +318,8 @@ function coverage(tree: string, usual: Map<string, number>): (file: string) => s
       .filter(({ distance }) => distance < Infinity)
       .sort((a, b) => a.distance - b.distance || timeOf(a.test) - timeOf(b.test))
       .map(({ test }) => test)
-    return [...new Set([...byImport.slice(0, ASKED - extra.length), ...extra])]
+    const near = byImport.slice(0, extra.length > 0 ? 1 : ASKED)
+    return [...new Set([...near, ...extra])]
   }
 }
 

@@ -325,7 +325,7 @@ test('progress counts completions: within a call, and those that an interrupted 
       ...policy,
       async generate(prompts, sampling, told) {
         if (++calls === 4) throw new Error('stop')
-        told?.onProgress?.(1, 2)
+        told?.onProgress?.(3, 4)
         return policy.generate(prompts, sampling, told)
       },
     }
@@ -335,12 +335,12 @@ test('progress counts completions: within a call, and those that an interrupted 
     () => assert.unreachable(),
     error => assert.is(error.message, 'stop'),
   )
-  // Calls of 16, half of whose tokens there are, rounded down.
+  // Calls of 16, three quarters of whose tokens there are: of 15, rounded down.
   assert.equal(seen, [
     [0, 600, 0],
-    [7, 600, 0],
-    [23, 600, 0],
-    [39, 600, 0],
+    [11, 600, 0],
+    [27, 600, 0],
+    [43, 600, 0],
   ])
   seen = []
   const { perProblem } = await measureTen(output, {}, options)

@@ -12,7 +12,9 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
+import promises from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { syncBuiltinESMExports } from 'node:module'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
 import { parquetWriteBuffer } from 'hyparquet-writer'
@@ -737,6 +739,28 @@ test('a copy without its tokenizer or with a shard elsewhere is not whole; the w
   delete files['generation_config.json']
   const snapshot = path.join(folder(), 'snapshots', sha)
   assert.equal(readdirSync(snapshot).sort(), ['config.json', 'generation_config.json', 'tokenizer.json'])
+})
+
+test('where links are not allowed, a snapshot holds copies', async () => {
+  const { symlink } = promises
+  const refuse = (code: string) => {
+    promises.symlink = () => Promise.reject(Object.assign(new Error(code), { code }))
+    syncBuiltinESMExports()
+  }
+  try {
+    refuse('ENOSPC')
+    await fails('o/m', /the disk is full/)
+    refuse('EPERM')
+    const dir = await resolveModel('o/m', { env })
+    assert.ok(lstatSync(path.join(dir, 'config.json')).isFile())
+    assert.equal(readFileSync(path.join(dir, 'model.safetensors')), weights)
+  } finally {
+    promises.symlink = symlink
+    syncBuiltinESMExports()
+  }
+  requests = []
+  await resolveModel('o/m', { env })
+  assert.not(requests.some(({ url }) => url.includes('/resolve/')))
 })
 
 test('what onProgress throws comes back as it is, and a cache that is whole may be read-only', async () => {
