@@ -50,6 +50,15 @@ test('a broken line: file, line number, why', async () => {
   assert.match(await messageOf(Buffer.from([0x7b, 0xff, 0x7d])), `${file}:1: line 1 is not UTF-8 text`)
 })
 
+test('a line that is no object is shown, a long one by its beginning', async () => {
+  writeFileSync(named('lines.jsonl'), `"${'0123456789'.repeat(5)}"\n`)
+  const error = await readRows(named('lines.jsonl')).catch(error => error)
+  assert.match(error.message, 'line 1 must be a JSON object, not "012345678901234567890123456789012345678…')
+  writeFileSync(named('lines.jsonl'), '[1]\n')
+  const short = await readRows(named('lines.jsonl')).catch(error => error)
+  assert.ok(short.message.endsWith('must be a JSON object, not [1]'))
+})
+
 test('a problem with a wrong field', async () => {
   assert.match(await messageOf(`{"answer":"x"}\n${good}`), 'line 1 prompt must be a text that is not empty')
   assert.match(
