@@ -259,7 +259,7 @@ test('alone, a bar ends its line and lets the signal end the process', async () 
     import { createProgress } from './lib/cli/progress.ts'
     const stream = Object.assign(new Writable({ write: (chunk, _, done) => done() }), { isTTY: true, columns: 80 })
     createProgress({ label: 'x', total: 2, stream, env: {} })
-    setInterval(() => {}, 1000)
+    setTimeout(() => process.exit(7), 20_000)
     process.kill(process.pid, 'SIGTERM')`
   const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', bar], {
     cwd: fileURLToPath(new URL('..', import.meta.url)),
