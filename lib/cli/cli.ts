@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
-import { plainText } from '../base/text.js'
+import { plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
@@ -22,6 +22,7 @@ export function createCli(): Command {
     .description('Trains language models by reinforcement learning from verifiable rewards.')
     .version(packageVersion)
     .configureHelp({ showGlobalOptions: false })
+    .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
 
   const train = cli
@@ -247,7 +248,7 @@ export async function main(): Promise<void> {
   /** A command that waits for what cannot come any more would end the process here, as if all were done. */
   const onEmpty = () => {
     if (isEmptyAgain) {
-      console.error('rapo: the command cannot end: what it waits for will never come')
+      printError('rapo: the command cannot end: what it waits for will never come')
       process.exitCode = 1
       return
     }
@@ -259,7 +260,7 @@ export async function main(): Promise<void> {
   try {
     await createCli().parseAsync()
   } catch (error) {
-    console.error(describeError(error))
+    printError(describeError(error))
     process.exitCode ||= 1
   } finally {
     process.off('beforeExit', onEmpty)
