@@ -8,18 +8,18 @@
 #include <cmath>
 #include <cstring>
 
-#include "../kernels/parallel.h"
-#include "../kernels/sequence.h"
-#include "../kernels/validate.h"
-#include "aten.h"
-#include "blocks.h"
 #include "cuda/device.h"
-#include "fused_head.h"
-#include "generate.h"
-#include "memory.h"
-#include "optimizer.h"
-#include "qwen2.h"
-#include "sampler.h"
+#include "generate/generate.h"
+#include "generate/sampler.h"
+#include "kernels/parallel.h"
+#include "kernels/sequence.h"
+#include "kernels/validate.h"
+#include "model/fused_head.h"
+#include "model/memory.h"
+#include "model/optimizer.h"
+#include "model/qwen2.h"
+#include "ops/aten.h"
+#include "ops/blocks.h"
 
 namespace rapo {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "../control.h"
-#include "../kernels/objective.h"
+#include "control.h"
+#include "kernels/objective.h"
 
 namespace rapo {
 

@@ -1,4 +1,4 @@
-#include "device.h"
+#include "cuda/device.h"
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>

@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "../aten.h"
+#include "ops/aten.h"
 
 namespace rapo::device {
 

@@ -1,4 +1,4 @@
-#include "ops_aten.h"
+#include "ops/ops_aten.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_backward.h>

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "aten.h"
+#include "ops/aten.h"
 
 namespace rapo {
 

@@ -1,4 +1,4 @@
-#include "ops.h"
+#include "ops/ops.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <cstring>
 #include <functional>
 
-#include "ops_aten.h"
+#include "ops/ops_aten.h"
 
 namespace rapo::ops {
 namespace {

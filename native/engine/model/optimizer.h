@@ -1,9 +1,9 @@
 // AdamW over a model's flat buffers.
 #pragma once
 
-#include "aten.h"
+#include "model/qwen2.h"
+#include "ops/aten.h"
 #include "policy.h"
-#include "qwen2.h"
 
 namespace rapo {
 

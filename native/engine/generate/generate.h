@@ -1,8 +1,8 @@
 // The decoding loop: prefill once a prompt, a paged key/value cache, finished sequences replaced at once.
 #pragma once
 
+#include "model/qwen2.h"
 #include "policy.h"
-#include "qwen2.h"
 
 namespace rapo {
 

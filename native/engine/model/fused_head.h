@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "../control.h"
-#include "../kernels/objective.h"
-#include "aten.h"
-#include "ops.h"
+#include "control.h"
+#include "kernels/objective.h"
+#include "ops/aten.h"
+#include "ops/ops.h"
 
 namespace rapo {
 

@@ -1,4 +1,4 @@
-#include "packing.h"
+#include "model/packing.h"
 
 #include <algorithm>
 #include <numeric>

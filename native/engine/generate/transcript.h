@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "../control.h"
+#include "control.h"
+#include "generate/sampler.h"
 #include "policy.h"
-#include "sampler.h"
 
 namespace rapo {
 

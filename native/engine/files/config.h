@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "json.h"
+#include "files/json.h"
 
 namespace rapo {
 

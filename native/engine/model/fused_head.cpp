@@ -1,13 +1,13 @@
-#include "fused_head.h"
+#include "model/fused_head.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "../kernels/cuda/calls.h"
-#include "../kernels/loss.h"
-#include "../kernels/rows.h"
 #include "cuda/device.h"
-#include "ops.h"
+#include "kernels/cuda/calls.h"
+#include "kernels/loss.h"
+#include "kernels/rows.h"
+#include "ops/ops.h"
 
 namespace rapo {
 namespace {

@@ -11,13 +11,13 @@
 #include <utility>
 #include <vector>
 
-#include "../control.h"
-#include "aten.h"
-#include "config.h"
-#include "ops.h"
-#include "ops_aten.h"
-#include "packing.h"
-#include "safetensors.h"
+#include "control.h"
+#include "files/config.h"
+#include "files/safetensors.h"
+#include "model/packing.h"
+#include "ops/aten.h"
+#include "ops/ops.h"
+#include "ops/ops_aten.h"
 
 namespace rapo {
 

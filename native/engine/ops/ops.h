@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "../kernels/parallel.h"
-#include "aten.h"
 #include "cpu/loops.h"
-#include "packing.h"
+#include "kernels/parallel.h"
+#include "model/packing.h"
+#include "ops/aten.h"
 
 namespace rapo::ops {
 

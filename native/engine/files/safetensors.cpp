@@ -1,4 +1,4 @@
-#include "safetensors.h"
+#include "files/safetensors.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -16,7 +16,7 @@
 #include <system_error>
 
 #include "error.h"
-#include "json.h"
+#include "files/json.h"
 
 namespace rapo {
 namespace {
@@ -90,7 +90,7 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail_io("cannot open", path);
-  struct stat status{};
+  struct stat status {};
   if (::fstat(file.fd, &status) != 0) fail_io("cannot read", path);
   if (!S_ISREG(status.st_mode)) fail_format(path + ": not a regular file");
   size_ = static_cast<std::size_t>(status.st_size);

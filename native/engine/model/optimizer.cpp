@@ -1,4 +1,4 @@
-#include "optimizer.h"
+#include "model/optimizer.h"
 
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/full.h>
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "ops_aten.h"
+#include "ops/ops_aten.h"
 
 namespace rapo {
 namespace {

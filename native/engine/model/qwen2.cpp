@@ -1,4 +1,4 @@
-#include "qwen2.h"
+#include "model/qwen2.h"
 
 #include <algorithm>
 

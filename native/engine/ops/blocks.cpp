@@ -1,4 +1,4 @@
-#include "blocks.h"
+#include "ops/blocks.h"
 
 #include <c10/core/CPUAllocator.h>
 #include <sys/mman.h>

@@ -1,12 +1,12 @@
-#include "generate.h"
+#include "generate/generate.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "cache.h"
-#include "memory.h"
-#include "sampler.h"
-#include "transcript.h"
+#include "generate/cache.h"
+#include "generate/sampler.h"
+#include "generate/transcript.h"
+#include "model/memory.h"
 
 namespace rapo {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "config.h"
+#include "files/config.h"
 #include "policy.h"
 
 namespace rapo {

@@ -5,11 +5,11 @@
 #include <string>
 
 #include "cuda/device.h"
-#include "generate.h"
-#include "memory.h"
-#include "ops_aten.h"
-#include "sampler.h"
-#include "transcript.h"
+#include "generate/generate.h"
+#include "generate/sampler.h"
+#include "generate/transcript.h"
+#include "model/memory.h"
+#include "ops/ops_aten.h"
 
 namespace rapo {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "ops.h"
+#include "ops/ops.h"
 #include "policy.h"
 
 namespace rapo::ops {

@@ -1,9 +1,9 @@
-#include "config.h"
+#include "files/config.h"
 
 #include <cmath>
 
 #include "error.h"
-#include "safetensors.h"
+#include "files/safetensors.h"
 
 namespace rapo {
 namespace {
