@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "cpu/loops.h"
+#include "ops/cpu/loops.h"
 
 namespace rapo {
 namespace {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "cpu/loops.h"
 #include "kernels/parallel.h"
 #include "model/qwen2.h"
+#include "ops/cpu/loops.h"
 
 namespace rapo {
 

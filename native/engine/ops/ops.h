@@ -1,4 +1,4 @@
-// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by cpu/loops
+// The engine's operations on tensors: checked nothing, spread over threads, run on the CPU by ops/cpu/loops
 // and elsewhere by ops_aten. On the CPU every function returns the same bits for any number of threads.
 #pragma once
 
@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/loops.h"
 #include "kernels/parallel.h"
 #include "model/packing.h"
 #include "ops/aten.h"
+#include "ops/cpu/loops.h"
 
 namespace rapo::ops {
 
