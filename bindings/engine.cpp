@@ -15,6 +15,7 @@
 #include "async.h"
 #include "cuda_library.h"
 #include "engine/executor.h"
+#include "engine/model/memory.h"
 #include "engine/policy.h"
 #include "errors.h"
 #include "objective.h"

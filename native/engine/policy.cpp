@@ -6,27 +6,23 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "cuda/device.h"
+#include "files/write.h"
 #include "generate/generate.h"
-#include "generate/sampler.h"
 #include "kernels/parallel.h"
 #include "kernels/sequence.h"
-#include "kernels/validate.h"
+#include "model/checks.h"
 #include "model/fused_head.h"
 #include "model/memory.h"
 #include "model/optimizer.h"
 #include "model/qwen2.h"
+#include "model/weights.h"
 #include "ops/aten.h"
 #include "ops/blocks.h"
 
 namespace rapo {
 namespace {
-
-[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
-at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
 
 /// Runs a call's body; what libtorch throws becomes an Error that says what was being done.
 template <class F>
@@ -50,191 +46,9 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
-std::string show(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
-/// Opens a directory's weights and checks that they are this model's: every tensor, no other, each of its
-/// shape. Comes before any memory is taken for them.
-Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout) {
-  Checkpoint checkpoint(dir);
-  const auto& tensors = checkpoint.tensors();
-  const auto what = [&](const std::string& name) {
-    return checkpoint.file_of(name) + ": tensor \"" + name + "\"";
-  };
-  for (const Layout::Entry& entry : layout.entries()) {
-    const auto found = tensors.find(entry.name);
-    if (found == tensors.end()) throw Error(ErrorCode::kFormat, what(entry.name) + " is missing");
-    const StoredTensor& tensor = found->second;
-    if (tensor.shape != entry.shape) {
-      throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show(tensor.shape) +
-                                          ", config.json asks for " + show(entry.shape));
-    }
-    if (tensor.dtype != "F32" && tensor.dtype != "BF16" && tensor.dtype != "F16") {
-      throw Error(ErrorCode::kUnsupported,
-                  what(entry.name) + " has the dtype " + tensor.dtype + "; F32, BF16 and F16 are supported");
-    }
-  }
-  if (tensors.size() == layout.entries().size()) return checkpoint;
-  for (const auto& [name, tensor] : tensors) {
-    bool known = false;
-    for (const Layout::Entry& entry : layout.entries()) known = known || entry.name == name;
-    if (known) continue;
-    if (!config.tied_embeddings || name != "lm_head.weight") {
-      throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
-    }
-    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another
-    // model.
-    const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
-    if (tensor.dtype != embed.dtype || tensor.shape != embed.shape ||
-        std::memcmp(tensor.data, embed.data, embed.bytes) != 0) {
-      throw Error(ErrorCode::kFormat,
-                  what(name) + " differs from model.embed_tokens.weight, though config.json says " +
-                      "tie_word_embeddings");
-    }
-  }
-  return checkpoint;
-}
-
-/// Copies the stored numbers into a flat buffer, converted to its dtype.
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat) {
-  for (const Layout::Entry& entry : layout.entries()) {
-    const StoredTensor& from = checkpoint.tensors().at(entry.name);
-    const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
-    auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
-    if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
-      source = at::empty({entry.size}, type);
-      std::memcpy(source.data_ptr(), from.data, from.bytes);
-    }
-    flat.narrow(0, entry.offset, entry.size).copy_(source);
-    checkpoint.release(from);
-  }
-}
-
-void check_sequences(const PackedTokens& packed, const ModelConfig& config, const char* what) {
-  const auto& offsets = packed.offsets;
-  const std::string name(what);
-  if (offsets.size() < 2 || offsets.front() != 0 ||
-      offsets.back() != static_cast<std::int64_t>(packed.token_ids.size())) {
-    invalid(name + ".offsets must go from 0 to the number of token ids, " +
-            std::to_string(packed.token_ids.size()) + ", with at least one sequence");
-  }
-  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
-    const std::int64_t length = offsets[b + 1] - offsets[b];
-    if (length < 1) invalid(name + "[" + std::to_string(b) + "] must hold at least one token");
-    if (length > config.max_position_embeddings) {
-      invalid(name + "[" + std::to_string(b) + "] has " + std::to_string(length) +
-              " tokens, the model's context is " + std::to_string(config.max_position_embeddings));
-    }
-  }
-  for (std::size_t i = 0; i < packed.token_ids.size(); ++i) {
-    if (packed.token_ids[i] < 0 || packed.token_ids[i] >= config.vocab_size) {
-      invalid(name + ".tokenIds[" + std::to_string(i) + "] is " + std::to_string(packed.token_ids[i]) +
-              ", the vocabulary has " + std::to_string(config.vocab_size));
-    }
-  }
-}
-
-void check_positions(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions) {
-  const auto total = static_cast<std::int64_t>(sequences.token_ids.size());
-  for (std::size_t i = 0; i < row_positions.size(); ++i) {
-    if (row_positions[i] < 0 || row_positions[i] >= total) {
-      invalid("rowPositions[" + std::to_string(i) + "] is " + std::to_string(row_positions[i]) +
-              ", there are " + std::to_string(total) + " tokens");
-    }
-  }
-}
-
-/// As many entries as rows.
-template <class T>
-void check_length(const std::vector<T>& values, const char* name, std::size_t rows, bool optional = false) {
-  if (values.size() == rows || (optional && values.empty())) return;
-  invalid(std::string(name) + " has " + std::to_string(values.size()) + " entries, rowPositions " +
-          std::to_string(rows));
-}
-
-/// The kernels' own checks, made before anything is computed, so that errors count rows as the caller does.
-/// Where each sequence's rows begin and end, for gspo.
-std::vector<std::int32_t> sequence_offsets(const MicroBatch& batch) {
-  std::vector<std::int32_t> offsets{0};
-  std::size_t row = 0;
-  for (std::size_t b = 0; b + 1 < batch.sequences.offsets.size(); ++b) {
-    while (row < batch.row_positions.size() && batch.row_positions[row] < batch.sequences.offsets[b + 1]) {
-      if (row > 0 && batch.row_positions[row] < batch.row_positions[row - 1]) {
-        invalid("rowPositions[" + std::to_string(row) + "] is " + std::to_string(batch.row_positions[row]) +
-                ", less than the one before it: gspo needs them in the order of the sequences");
-      }
-      ++row;
-    }
-    offsets.push_back(static_cast<std::int32_t>(row));
-  }
-  return offsets;
-}
-
-/// The per-row arrays as the kernels take them.
-Batch rows_of(const MicroBatch& batch) {
-  Batch b;
-  b.rows = static_cast<std::int64_t>(batch.token_ids.size());
-  b.token_ids = batch.token_ids.data();
-  b.token_weights = batch.token_weights.data();
-  b.advantages = batch.advantages.data();
-  b.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
-  b.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
-  b.policy_weights = batch.policy_weights.empty() ? nullptr : batch.policy_weights.data();
-  return b;
-}
-
-void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_t vocab_size) {
-  const std::size_t rows = batch.row_positions.size();
-  check_length(batch.token_ids, "tokenIds", rows);
-  check_length(batch.token_weights, "tokenWeights", rows);
-  check_length(batch.advantages, "advantages", rows);
-  check_length(batch.ref_weights, "refWeights", rows, true);
-  check_length(batch.old_logprobs, "oldLogprobs", rows, true);
-  check_length(batch.policy_weights, "policyWeights", rows, true);
-  const float logits = 0;  // only the presence of these two is looked at
-  const double ratios = 0;
-  Batch b = rows_of(batch);
-  b.vocab_size = b.logits_stride = b.ref_stride = vocab_size;
-  b.logits = &logits;
-  b.ref_logits = objective.penalty == Penalty::kNone ? nullptr : &logits;
-  b.sequence_log_ratios = objective.surrogate == Surrogate::kGspo ? &ratios : nullptr;
-  validate_loss(b, objective, {}, false);
-}
-
 }  // namespace
 
 struct Policy::Impl {
-  /// A model with its weights.
-  struct Model {
-    Qwen2 net;
-    Checkpoint checkpoint;
-    at::Tensor flat;  // (flat_size), of the policy's dtype
-    ModelTensors weights;
-
-    Model(const std::string& dir, DType dtype, at::Device device)
-        : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
-      flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
-      weights = net.layout().map(flat);
-      read_weights(checkpoint, net.layout(), flat);
-      ready();
-    }
-
-    /// Of the current weights.
-    const ReadyWeights& ready() {
-      if (!ready_) ready_ = std::make_unique<ReadyWeights>(weights);
-      return *ready_;
-    }
-
-    /// After every change of the weights: what was made of the old ones is gone before memory is taken anew.
-    void changed() { ready_.reset(); }
-
-   private:
-    std::unique_ptr<ReadyWeights> ready_;
-  };
-
   PolicyOptions options;
   ModelInfo info;
   std::unique_ptr<Model> policy, reference;
@@ -256,17 +70,16 @@ struct Policy::Impl {
   }
 
   std::int64_t head_rows() const {
-    return options.head_rows > 0 ? options.head_rows
-                                 : default_head_rows(config().vocab_size,
-                                                     static_cast<std::int64_t>(policy->flat.element_size()),
-                                                     policy->flat.is_cpu());
+    return options.head_rows > 0
+               ? options.head_rows
+               : default_head_rows(config().vocab_size, policy->element_size(), policy->flat.is_cpu());
   }
 
   std::int64_t chunk_tokens() const {
-    return train_chunk_tokens(config(), policy->net.layout().parameters(),
-                              static_cast<std::int64_t>(policy->flat.element_size()), options.recompute,
-                              policy->flat.is_cpu());
+    return train_chunk_tokens(config(), policy->net.layout().parameters(), policy->element_size(),
+                              options.recompute, policy->flat.is_cpu());
   }
+
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
                            const std::vector<double>& sequence_ratios, const Control& control);
@@ -285,7 +98,7 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
-    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype, device);
+    impl->policy = std::make_unique<Model>(dir, options.dtype, device);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
@@ -300,7 +113,7 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype, device);
+      impl->reference = std::make_unique<Model>(options.reference_dir, options.dtype, device);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -326,25 +139,7 @@ void Policy::initialize(const std::string& dir, std::uint64_t seed) {
   translated("initializing a model", [&] {
     const ModelConfig config = read_config(dir);
     const Layout layout(config);
-    auto flat = at::zeros({layout.flat_size()}, at::kFloat);
-    auto* data = flat.data_ptr<float>();
-    for (std::size_t e = 0; e < layout.entries().size(); ++e) {
-      const Layout::Entry& entry = layout.entries()[e];
-      const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
-      ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-          float& x = data[entry.offset + i];
-          if (is_norm) {
-            x = 1;
-          } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
-            const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
-            const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
-            const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
-            x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
-          }
-        }
-      });
-    }
+    auto flat = random_weights(config, layout, seed);
     const bool bf16 = config.dtype == "bfloat16";
     if (bf16) flat = flat.to(at::kBFloat16);
     write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}});
@@ -357,39 +152,7 @@ const ModelInfo& Policy::info() const { return impl_->info; }
 Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
   return translated("generating", [&] {
     const ModelConfig& c = impl_->config();
-    check_sequences(prompts, c, "prompts");
-    if (sampling.n < 1) invalid("n must be at least 1, got " + std::to_string(sampling.n));
-    if (sampling.max_new_tokens < 1)
-      invalid("maxNewTokens must be at least 1, got " + std::to_string(sampling.max_new_tokens));
-    if (!(sampling.temperature >= 0) || std::isinf(sampling.temperature)) invalid("temperature must be >= 0");
-    if (!(sampling.top_p > 0 && sampling.top_p <= 1)) invalid("topP must be in (0, 1]");
-    if (sampling.top_k < 0) invalid("topK must be at least 0");
-    if (!(sampling.min_p >= 0 && sampling.min_p < 1)) invalid("minP must be in [0, 1)");
-    if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
-    const std::size_t prompt_count = prompts.offsets.size() - 1;
-    if (sampling.seeds.size() != 1 && sampling.seeds.size() != prompt_count) {
-      invalid("seed has " + std::to_string(sampling.seeds.size()) + " entries, there are " +
-              std::to_string(prompt_count) + " prompts");
-    }
-    for (const auto id : sampling.stop_token_ids) {
-      if (id < 0 || id >= c.vocab_size) {
-        invalid("stopTokenIds contains " + std::to_string(id) + ", the vocabulary has " +
-                std::to_string(c.vocab_size));
-      }
-    }
-    const auto count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
-    std::int64_t total = 0;
-    if (__builtin_mul_overflow(count, sampling.n, &total) || total > (std::int64_t{1} << 31)) {
-      invalid("n is " + std::to_string(sampling.n) + ": more than 2^31 completions");
-    }
-    for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
-      const std::int64_t length = prompts.offsets[p + 1] - prompts.offsets[p];
-      if (sampling.max_new_tokens > c.max_position_embeddings - length) {
-        invalid("prompts[" + std::to_string(p) + "] has " + std::to_string(length) +
-                " tokens; with maxNewTokens = " + std::to_string(sampling.max_new_tokens) +
-                " that exceeds the model's context of " + std::to_string(c.max_position_embeddings));
-      }
-    }
+    check_sampling(prompts, sampling, c);
     return rapo::generate(impl_->policy->net, impl_->policy->weights, impl_->policy->ready(), prompts,
                           sampling, impl_->options.cache_bytes, control);
   });
@@ -399,16 +162,7 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
                              const std::vector<std::int32_t>& token_ids, double temperature,
                              Control& control) {
   return translated("computing log-probs", [&] {
-    check_sequences(sequences, impl_->config(), "sequences");
-    check_positions(sequences, row_positions);
-    check_length(token_ids, "tokenIds", row_positions.size());
-    for (std::size_t i = 0; i < token_ids.size(); ++i) {
-      if (token_ids[i] < 0 || token_ids[i] >= impl_->config().vocab_size) {
-        invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) +
-                ", the vocabulary has " + std::to_string(impl_->config().vocab_size));
-      }
-    }
-    if (!(temperature > 0) || std::isinf(temperature)) invalid("temperature must be > 0");
+    check_rows(sequences, row_positions, token_ids, temperature, impl_->config());
     MicroBatch batch;
     batch.sequences = sequences;
     batch.row_positions = row_positions;

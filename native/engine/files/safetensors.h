@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,6 +19,9 @@ struct StoredTensor {
   const std::byte* data = nullptr;
   std::size_t bytes = 0;
 };
+
+/// Bytes of one element of a dtype as the format spells it; 0 for an unknown one.
+std::size_t width_of(const std::string& dtype);
 
 /// A read-only mapping of one file. Every offset, length and product in the header is checked against the
 /// file before a tensor is handed out. A file that another process truncates later faults on access, as any
@@ -64,23 +66,6 @@ class Checkpoint {
   std::map<std::string, StoredTensor> tensors_;
   std::map<std::string, std::size_t> file_index_;
 };
-
-/// Writes to a temporary name in the same directory, syncs, renames: the path holds the old content or the
-/// new, never a part. Throws Error(kIo), and then nothing of the attempt is left.
-void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata);
-
-/// A model's tensors in dir: model.safetensors, or shards of at most max_shard_bytes (a larger tensor alone)
-/// and their model.safetensors.index.json, named as transformers does; the same promise for each file, and
-/// what an earlier call left under other names is removed. convert: gives each tensor's bytes in `dtype` when
-/// its turn comes, so that no second copy of all is held; absent: as they are. metadata.total_size counts
-/// bytes.
-void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
-                 const std::string& dtype = "",
-                 const std::function<std::shared_ptr<const void>(const StoredTensor&)>& convert = {});
-
-/// The same promise for a small text file.
-void write_text_file(const std::string& path, const std::string& text);
 
 /// The whole of a small text file. Throws Error(kIo), and kFormat beyond max_bytes.
 std::string read_text_file(const std::string& path, std::size_t max_bytes);

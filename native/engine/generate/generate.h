@@ -2,7 +2,7 @@
 #pragma once
 
 #include "model/qwen2.h"
-#include "policy.h"
+#include "types.h"
 
 namespace rapo {
 

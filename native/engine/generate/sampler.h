@@ -1,20 +1,12 @@
 // Choosing the next token from a row of logits.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
-#include "policy.h"
+#include "types.h"
 
 namespace rapo {
-
-/// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"): four random words from a key
-/// and a counter, with no state in between.
-std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t counter_high, std::uint64_t counter_low);
-
-/// In [0, 1), 53 bits.
-double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index);
 
 struct Choice {
   std::int32_t token = 0;

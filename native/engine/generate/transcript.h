@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "control.h"
-#include "generate/sampler.h"
-#include "policy.h"
+#include "ops/philox.h"
+#include "types.h"
 
 namespace rapo {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "files/config.h"
-#include "policy.h"
+#include "types.h"
 
 namespace rapo {
 
@@ -34,5 +34,8 @@ std::int64_t running_limit(const ModelConfig& c, std::int64_t parameters, std::i
 /// The same on another device: as many as `bytes` hold of keys, values and what sampling takes, 512 at most.
 std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std::int64_t positions,
                                   std::int64_t bytes);
+
+/// From dir/config.json and the reference's; no weights are read. Throws as Policy::load does for a config.
+MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& options, const RunShape& shape);
 
 }  // namespace rapo

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "files/write.h"
 #include "ops/ops_aten.h"
 
 namespace rapo {

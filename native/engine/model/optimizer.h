@@ -3,7 +3,7 @@
 
 #include "model/qwen2.h"
 #include "ops/aten.h"
-#include "policy.h"
+#include "types.h"
 
 namespace rapo {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "ops/ops.h"
-#include "policy.h"
+#include "types.h"
 
 namespace rapo::ops {
 
