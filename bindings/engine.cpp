@@ -126,6 +126,7 @@ PolicyOptions options_from(const Napi::Object& o) {
   PolicyOptions options;
   options.dtype = dtype_from(string(o, "dtype"), "dtype");
   options.device = string(o, "device");
+  if (present(o.Get("backend"))) options.backend = string(o, "backend");
   options.trainable = boolean(o, "trainable");
   if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
   const auto adamw = object_from(o.Get("adamw"), "adamw");

@@ -16,6 +16,7 @@
 #include "model/fused_head.h"
 #include "model/memory.h"
 #include "model/optimizer.h"
+#include "model/packing.h"
 #include "model/qwen2.h"
 #include "model/weights.h"
 #include "ops/aten.h"
@@ -24,10 +25,10 @@
 namespace rapo {
 namespace {
 
-/// Runs a call's body; what libtorch throws becomes an Error that says what was being done.
+/// Runs a call's body and turns libtorch's exceptions into Errors that say what was being done.
 template <class F>
 auto translated(const char* doing, F&& body) -> decltype(body()) {
-  // Nothing here is differentiated by libtorch: no version counters, no graph.
+  // libtorch need not record anything for autograd: the backward pass is written out in qwen2.cpp.
   const c10::InferenceMode guard;
   const ReuseBlocks reuse;
   try {
@@ -60,6 +61,7 @@ struct Policy::Impl {
   bool grad_broken = false;  // an accumulate() failed half-way
 
   const ModelConfig& config() const { return policy->net.config(); }
+  const ops::Backend& ops() const { return policy->net.ops(); }
 
   void need_trainable(const char* call) const {
     if (!options.trainable) invalid(std::string(call) + " needs a policy loaded with trainable: true");
@@ -98,7 +100,8 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
-    impl->policy = std::make_unique<Model>(dir, options.dtype, device);
+    const ops::Backend& backend = ops::backend_of(options.backend, device);
+    impl->policy = std::make_unique<Model>(dir, options.dtype, device, backend);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
@@ -108,12 +111,12 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
       }
       impl->grad = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
       impl->grads = layout.map(impl->grad);
-      impl->optimizer = std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master,
-                                                    impl->policy->flat);
+      impl->optimizer = std::make_unique<Optimizer>(backend, layout, options.adamw, options.max_grad_norm,
+                                                    master, impl->policy->flat);
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Model>(options.reference_dir, options.dtype, device);
+      impl->reference = std::make_unique<Model>(options.reference_dir, options.dtype, device, backend);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -151,10 +154,8 @@ const ModelInfo& Policy::info() const { return impl_->info; }
 
 Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
   return translated("generating", [&] {
-    const ModelConfig& c = impl_->config();
-    check_sampling(prompts, sampling, c);
-    return rapo::generate(impl_->policy->net, impl_->policy->weights, impl_->policy->ready(), prompts,
-                          sampling, impl_->options.cache_bytes, control);
+    check_sampling(prompts, sampling, impl_->config());
+    return rapo::generate(*impl_->policy, prompts, sampling, impl_->options.cache_bytes, control);
   });
 }
 
@@ -173,7 +174,7 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
   });
 }
 
-/// Rows of weight 0 are left out; they get 0.
+/// Rows of weight 0 are not computed; their results are 0.
 LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, Control& control) {
   LogprobRows out;
   out.logprobs.resize(batch.token_ids.size());
@@ -182,14 +183,14 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     const std::size_t rows = chunk.rows.size();
     const auto hidden =
-        ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
-                         chunk.positions.data(), static_cast<std::int64_t>(rows));
+        ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
+                          chunk.positions.data(), static_cast<std::int64_t>(rows));
     std::vector<std::int32_t> ids;
     ids.reserve(rows);
     for (const std::int64_t row : chunk.rows) ids.push_back(batch.token_ids[row]);
     std::vector<float> logprobs(rows), entropy(rows);
-    fused_head_logprobs(hidden, model.ready().head, ids.data(), chunk.rows.data(), temperature, head_rows(),
-                        control, logprobs.data(), entropy.data());
+    fused_head_logprobs(ops(), hidden, model.ready().head, ids.data(), chunk.rows.data(), temperature,
+                        head_rows(), control, logprobs.data(), entropy.data());
     for (std::size_t i = 0; i < rows; ++i) {
       out.logprobs[chunk.rows[i]] = logprobs[i];
       out.entropy[chunk.rows[i]] = entropy[i];
@@ -199,7 +200,7 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
   return out;
 }
 
-/// gspo's ratios need every log-prob of a sequence before the first gradient of it: one more forward pass.
+/// gspo's ratios need all log-probs of a sequence before its first gradient, and so one more forward pass.
 std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, double temperature,
                                                   Control& control) {
   const auto offsets = sequence_offsets(batch);
@@ -242,8 +243,8 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   static const Control never;  // once gradients have changed, stopping would spoil them
   const Control& stop = grad_broken ? never : control;
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, stop, keep),
-                            chunk.positions.data(), rows);
+    return ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, stop, keep),
+                             chunk.positions.data(), rows);
   };
   at::Tensor ref_hidden;
   ops::Linear ref_head;
@@ -277,11 +278,11 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
 
   grad_broken = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
-  const Metrics metrics =
-      fused_head_loss(head, policy->ready().head, ref_head, objective, head_rows(), dhidden, grads.head);
+  const Metrics metrics = fused_head_loss(ops(), head, policy->ready().head, ref_head, objective, head_rows(),
+                                          dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
   policy->net.backward(policy->weights, policy->ready(), grads, chunk.input, kept,
-                       ops::spread_rows(dhidden, chunk.positions, tokens));
+                       ops().spread_rows(dhidden, chunk.positions, tokens));
   return metrics;
 }
 
@@ -325,14 +326,14 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     const auto& net = impl_->policy->net;
     const bool bf16 = dtype == DType::kBFloat16;
     at::Tensor flat = impl_->policy->flat;
-    // What is written in full precision comes from the masters where there are some.
+    // float32 files of a policy that trains are written from its masters.
     if (!bf16 && impl_->optimizer) flat = impl_->optimizer->master();
     flat = flat.to(at::kCPU);
     const auto type = scalar_type(dtype);
     const auto stored = net.layout().stored(flat);
     if (flat.scalar_type() == type) {
       write_model(dir, stored, max_shard_bytes);
-    } else {  // converted a tensor at a time, as it is written
+    } else {  // each tensor is converted when it is written
       write_model(dir, stored, max_shard_bytes, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
         std::int64_t count = 1;
         for (const auto size : tensor.shape) count *= size;
@@ -355,9 +356,10 @@ void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::i
     const auto input = plain_input(sequences, 0, sequences.offsets.size() - 1);
     const Control control;
     const auto rows = static_cast<std::int64_t>(row_positions.size());
-    const auto hidden = ops::gather_rows(model.net.forward(model.weights, model.ready(), input, control),
-                                         row_positions.data(), rows);
-    const auto logits = ops::linear(hidden, model.ready().head).to(at::kCPU, at::kFloat);
+    const auto& ops = impl_->ops();
+    const auto hidden = ops.gather_rows(model.net.forward(model.weights, model.ready(), input, control),
+                                        row_positions.data(), rows);
+    const auto logits = ops.linear(hidden, model.ready().head, {}).to(at::kCPU, at::kFloat);
     StoredTensor tensor;
     tensor.name = "logits";
     tensor.dtype = "F32";

@@ -28,19 +28,20 @@ class Policy {
 
   const ModelInfo& info() const;
 
-  /// control: one unit a generated token, total = prompts x n x max_new_tokens.
+  /// control counts generated tokens; their total is prompts x n x max_new_tokens.
   Completions generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
 
-  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature). control: a
-  /// unit a row.
+  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature). control
+  /// counts rows.
   LogprobRows logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
                        const std::vector<std::int32_t>& token_ids, double temperature, Control& control);
 
-  /// Policy and reference forward, head fused with the objective, backward: gradients are added to those
-  /// held.
+  /// Forward passes of policy and reference, the head fused with the objective, and the backward pass. The
+  /// gradients are added to those accumulated before.
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
 
-  /// Clips the accumulated gradient's norm, AdamW on float32 masters, gradients back to zero.
+  /// Clips the norm of the accumulated gradient, takes one AdamW step on the float32 masters and sets the
+  /// gradient to zero.
   StepResult step(double learning_rate);
 
   /// Drops the accumulated gradients.
@@ -50,10 +51,10 @@ class Policy {
   /// debugging.
   void save_gradients(const std::string& file) const;
 
-  /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.
-  /// In one file, or, where that would be larger than max_shard_bytes, in shards with an index; an earlier
-  /// save's other files are removed. dtype: float32 (a bfloat16 policy's masters, where it has them) or
-  /// bfloat16.
+  /// Writes the weights and config.json as loaded, which is everything that transformers needs except for the
+  /// tokenizer's files. dir must exist. A model larger than max_shard_bytes is written in shards with an
+  /// index; files of an earlier save that are not overwritten are removed. dtype: float32 (the masters of a
+  /// bfloat16 policy, where it has them) or bfloat16.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const;
 
   /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
@@ -70,7 +71,7 @@ class Policy {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Threads libtorch and the kernels use; 0 leaves the default.
+/// The number of threads that libtorch and the kernels use; 0 restores the default.
 void set_engine_threads(int threads);
 std::string libtorch_version();
 bool libtorch_has_cuda();

@@ -16,6 +16,7 @@ struct AdamW {
 struct PolicyOptions {
   DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
   std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
+  std::string backend;            // whose operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
   bool trainable = true;          // false: no gradients, masters or moments are held
   std::string reference_dir;      // the frozen reference's directory; empty: no reference
   AdamW adamw;
@@ -33,9 +34,9 @@ struct SamplingParams {
   double top_p = 1;                          // (0, 1]
   std::int64_t top_k = 0;                    // 0: off
   double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
-  std::vector<std::int32_t> stop_token_ids;  // a completion that emits one ends, the id included
-  /// One: token t of completion i draws from the stream (seed, i, t). Or one a prompt, and i counts its
-  /// completions.
+  std::vector<std::int32_t> stop_token_ids;  // a completion ends with the first of these, which is part of it
+  /// Either one seed, and token t of completion i draws from the stream (seed, i, t); or a seed for each
+  /// prompt, and i counts the completions of that prompt.
   std::vector<std::uint64_t> seeds{0};
   std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
 };
@@ -93,9 +94,9 @@ struct RunShape {
   std::int64_t max_batch = 0;                          // as in SamplingParams
 };
 
-/// Bytes. Held all the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In
-/// training besides: activations, logits (of a chunk of the head). In generation besides: cache (keys and
-/// values), sampling (logits and what passes through a layer).
+/// Bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference. Added in
+/// training: activations, and logits of a chunk of the head. Added in generation: cache (keys and values),
+/// and sampling (logits and the activations of one layer).
 struct MemoryPrediction {
   std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
   std::int64_t activations = 0, logits = 0;

@@ -68,8 +68,8 @@ class Reader {
     return value->boolean;
   }
 
-  /// Rotary embeddings as they are. transformers takes the kind from rope_type or, where that is absent, from
-  /// type.
+  /// Only rotary embeddings without scaling. transformers reads the kind from rope_type, or from type where
+  /// that is absent.
   void only_unscaled(const Json& rope, const std::string& field) const {
     if (rope.type != Json::Type::kObject) {
       fail(ErrorCode::kFormat, field, "must be an object, got " + show(rope));
@@ -78,7 +78,7 @@ class Reader {
     only(rope, "type", "default", field + ".type");
   }
 
-  /// The field, where present, must be this text.
+  /// Where the field is present, its value must be this text.
   void only(const Json& object, const char* field, const std::string& supported,
             const std::string& shown) const {
     const Json* value = get(object, field);

@@ -1,5 +1,5 @@
-// The safetensors format: 8 bytes little-endian header length, a JSON header, the tensors' bytes without
-// holes.
+// The safetensors format: the header's length in 8 bytes (little-endian), a JSON header, and the tensors'
+// bytes without gaps.
 #pragma once
 
 #include <cstddef>
@@ -57,7 +57,7 @@ class Checkpoint {
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
   /// The file a tensor lies in.
   const std::string& file_of(const std::string& tensor) const;
-  /// The tensor's pages need not stay in memory: it was read, and is read from the file if it is again.
+  /// Lets the system free the tensor's pages. The file is read again where the tensor is.
   void release(const StoredTensor& tensor) const;
 
  private:

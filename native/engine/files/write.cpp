@@ -95,14 +95,14 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
   });
 }
 
-/// Whether transformers or we gave a model's file this name.
+/// Whether the name is one that transformers or write_model() gives to a file of a model.
 bool is_model_file(const std::string& name) {
   static const std::regex shard("model-\\d{5,}-of-\\d{5,}\\.safetensors");
   return name == "model.safetensors" || name == "model.safetensors.index.json" ||
          std::regex_match(name, shard);
 }
 
-/// Removes the files of an earlier model in dir, where others than those written had been.
+/// Removes files of an earlier model from dir, except for those just written.
 void remove_stale(const std::string& dir, const std::set<std::string>& written) {
   std::error_code error;
   std::filesystem::directory_iterator entry(dir, error);

@@ -17,16 +17,16 @@ namespace rapo {
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
 
-/// A model's tensors in dir: model.safetensors, or shards of at most max_shard_bytes (a larger tensor alone)
-/// and their model.safetensors.index.json, named as transformers does; the same promise for each file, and
-/// what an earlier call left under other names is removed. convert: gives each tensor's bytes in `dtype` when
-/// its turn comes, so that no second copy of all is held; absent: as they are. metadata.total_size counts
-/// bytes.
+/// Writes a model's tensors into dir: as model.safetensors, or as shards of at most max_shard_bytes (a larger
+/// tensor has a shard of its own) with model.safetensors.index.json, named as transformers names them. Each
+/// file is written as by write_safetensors(); files of an earlier model under other names are removed.
+/// convert returns a tensor's bytes in `dtype` when the tensor is written, so that no second copy of the
+/// model is held; without it the bytes are written as they are. metadata.total_size counts bytes.
 void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
                  const std::string& dtype = "",
                  const std::function<std::shared_ptr<const void>(const StoredTensor&)>& convert = {});
 
-/// The same promise for a small text file.
+/// Writes a small text file in the same way.
 void write_text_file(const std::string& path, const std::string& text);
 
 }  // namespace rapo

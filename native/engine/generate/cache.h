@@ -1,67 +1,67 @@
-// The key/value cache's memory: pages of kCacheBlock positions of every layer, taken as sequences grow and
-// shared by completions of one prompt.
+// Keys and values of the sequences being decoded. The decoder (generate.cpp) takes a prompt's, branches a
+// sequence off them for each completion, steps all sequences at once and drops those that have ended. Where a
+// cache puts things is its own affair: paged_cache.cpp on the CPU, block_cache.cpp on a device.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "ops/aten.h"
+#include "generate/sampler.h"
+#include "model/qwen2.h"
+#include "model/weights.h"
+#include "types.h"
 
 namespace rapo {
 
-class CachePages {
+class Cache {
  public:
-  /// elements: of a page. chunk_pages: pages that memory is asked for at once.
-  CachePages(std::int64_t elements, std::int64_t chunk_pages, at::TensorOptions options)
-      : elements_(elements), chunk_pages_(chunk_pages), options_(options) {}
+  /// A name for the keys and values of a prompt or of a sequence.
+  using Id = std::int64_t;
 
-  /// A page with one owner; its content is undefined.
-  void* take() {
-    if (free_.empty()) grow();
-    const std::size_t page = free_.back();
-    free_.pop_back();
-    owners_[page] = 1;
-    return data(page);
-  }
-  /// One owner more, or less: without any it is free again.
-  void share(void* page) { ++owners_[index(page)]; }
-  void drop(void* page) {
-    const std::size_t i = index(page);
-    if (--owners_[i] == 0) free_.push_back(i);
-  }
+  /// A running sequence before a step.
+  struct Row {
+    Id sequence;
+    std::int64_t length;  // tokens in the cache
+    std::int32_t token;   // sampled, not yet in the cache
+    double u;             // in [0, 1): decides about the next token
+  };
 
-  /// Pages with an owner.
-  std::int64_t used() const { return static_cast<std::int64_t>(owners_.size() - free_.size()); }
-  std::size_t bytes() const { return static_cast<std::size_t>(elements_) * options_.dtype().itemsize(); }
+  virtual ~Cache() = default;
 
- private:
-  void grow() {
-    chunks_.push_back(at::empty({chunk_pages_, elements_}, options_));
-    const std::size_t first = owners_.size();
-    owners_.resize(first + static_cast<std::size_t>(chunk_pages_));
-    for (std::size_t i = owners_.size(); i-- > first;) free_.push_back(i);
-  }
-  void* data(std::size_t page) const {
-    const auto per_chunk = static_cast<std::size_t>(chunk_pages_);
-    return static_cast<std::byte*>(chunks_[page / per_chunk].data_ptr()) + page % per_chunk * bytes();
-  }
-  std::size_t index(const void* page) const {
-    const auto* at = static_cast<const std::byte*>(page);
-    for (std::size_t c = 0; c < chunks_.size(); ++c) {
-      const auto* begin = static_cast<const std::byte*>(chunks_[c].data_ptr());
-      if (at >= begin && at < begin + chunks_[c].nbytes()) {
-        return c * static_cast<std::size_t>(chunk_pages_) + static_cast<std::size_t>(at - begin) / bytes();
-      }
-    }
-    return owners_.size();  // not ours: no caller does that
-  }
+  /// Sequences that may run at once.
+  virtual std::int64_t limit() const = 0;
+  /// Memory in units of the cache's own: what so many positions of a sequence take, what is taken, and what
+  /// may be. A cache that has a place for every sequence counts nothing.
+  virtual std::int64_t units_for(std::int64_t /*positions*/) const { return 0; }
+  virtual std::int64_t units_used() const { return 0; }
+  virtual std::int64_t unit_limit() const { return INT64_MAX; }
 
-  std::int64_t elements_, chunk_pages_;
-  at::TensorOptions options_;
-  std::vector<at::Tensor> chunks_;
-  std::vector<std::int64_t> owners_;  // by page
-  std::vector<std::size_t> free_;
+  /// The keys and values of prompts that one forward pass computed: prompt i is rows [begin, begin + length)
+  /// of each layer's.
+  struct Span {
+    std::int64_t begin, length;
+  };
+  virtual std::vector<Id> take(const KeyValues& layers, const std::vector<Span>& prompts) = 0;
+  /// A sequence that begins with the prompt. is_last: the prompt is not asked for again.
+  virtual Id branch(Id prompt, bool is_last) = 0;
+  virtual void drop(const std::vector<Id>& sequences) = 0;
+  /// Puts every row's token into the cache and samples the one behind it. Rows are all running sequences.
+  virtual std::vector<Choice> step(const std::vector<Row>& rows) = 0;
+  /// The first token of each sequence, from the logits (B, V) behind its prompt.
+  virtual std::vector<Choice> sample(const at::Tensor& logits, const std::vector<double>& uniforms) = 0;
 };
+
+/// What a call of generate asks of its cache.
+struct CacheDemand {
+  std::int64_t completions;  // in all
+  std::int64_t positions;    // of the longest sequence
+  std::int64_t bytes;        // PolicyOptions::cache_bytes
+};
+
+std::unique_ptr<Cache> make_paged_cache(Model& model, const SamplingParams& sampling,
+                                        const CacheDemand& demand);
+std::unique_ptr<Cache> make_block_cache(Model& model, const SamplingParams& sampling,
+                                        const CacheDemand& demand);
 
 }  // namespace rapo

@@ -2,13 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
-#include "error.h"
-#include "ops/cpu/loops.h"
+#include "ops/ops.h"
 
 namespace rapo {
 namespace {
+
+/// What choose() reuses from row to row; one per thread.
+struct SamplerScratch {
+  std::vector<float> p;
+  std::vector<double> block_sums;
+  std::vector<std::int32_t> order;
+};
 
 float widen(float x) { return x; }
 float widen(loops::BFloat16 x) {
@@ -122,8 +129,6 @@ std::int64_t draw(const SamplerScratch& scratch, double u) {
   return token;
 }
 
-}  // namespace
-
 template <class T>
 Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& params, double u,
               SamplerScratch& scratch) {
@@ -135,9 +140,7 @@ Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& pa
       loops::table().ops<T>().exp_row(logits, vocab_size, scale, scratch.p.data(), scratch.block_sums.data());
   const double sum = std::accumulate(scratch.block_sums.begin(), scratch.block_sums.end(), 0.0);
   // A NaN reaches the sum, an infinite logit the maximum.
-  if (!std::isfinite(max) || !std::isfinite(sum)) {
-    throw Error(ErrorCode::kNonFinite, "the model's logits hold NaN or an infinity");
-  }
+  if (!std::isfinite(max) || !std::isfinite(sum)) return {0, std::numeric_limits<float>::quiet_NaN()};
 
   std::int64_t token = 0;
   if (greedy) {
@@ -152,8 +155,43 @@ Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& pa
   return {static_cast<std::int32_t>(token), std::min(0.0f, z - max - static_cast<float>(std::log(sum)))};
 }
 
-template Choice choose<float>(const float*, std::int64_t, const SamplingParams&, double, SamplerScratch&);
-template Choice choose<loops::BFloat16>(const loops::BFloat16*, std::int64_t, const SamplingParams&, double,
-                                        SamplerScratch&);
+}  // namespace
+
+at::Tensor sample_cpu(const at::Tensor& logits, const at::Tensor& u, const SamplingParams& params) {
+  const std::int64_t rows = logits.size(0), vocab = logits.size(1);
+  auto sampled = at::empty({2, rows}, at::kDouble);
+  auto* out = ops::data<double>(sampled);
+  const auto* decide = ops::data<double>(u);
+  ops::by_dtype(logits, [&](auto tag) {
+    const auto* all = ops::data<decltype(tag)>(logits);
+    const std::int64_t grain = std::max<std::int64_t>(1, 16384 / vocab);
+    ops::for_ranges(rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      static thread_local SamplerScratch scratch;
+      for (std::int64_t i = begin; i < end; ++i) {
+        const Choice choice = choose(all + i * vocab, vocab, params, decide[i], scratch);
+        out[i] = static_cast<double>(choice.token);
+        out[rows + i] = static_cast<double>(choice.logprob);
+      }
+    });
+  });
+  return sampled;
+}
+
+std::vector<Choice> choices_of(const at::Tensor& sampled) {
+  const auto host = sampled.to(at::kCPU).contiguous();
+  const std::int64_t count = host.size(1);
+  const auto* values = ops::data<double>(host);
+  std::vector<Choice> choices;
+  choices.reserve(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    choices.push_back({static_cast<std::int32_t>(values[i]), static_cast<float>(values[count + i])});
+  }
+  return choices;
+}
+
+at::Tensor tensor_of(const std::vector<double>& values) {
+  return at::from_blob(const_cast<double*>(values.data()), {static_cast<std::int64_t>(values.size())},
+                       at::kDouble);
+}
 
 }  // namespace rapo

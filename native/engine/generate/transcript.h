@@ -1,4 +1,4 @@
-// What a call of generate has made so far, whichever decoder makes it.
+// The completions of one call of generate, as far as they have been made.
 #pragma once
 
 #include <algorithm>
@@ -39,13 +39,13 @@ class Transcript {
     return uniform(sampling_.seeds[is_shared ? 0 : c / n], is_shared ? c : c % n, tokens_[c].size());
   }
 
-  /// From several threads at once for different completions; tell control of them afterwards.
+  /// Appends a token. The caller counts it in control.
   void add(std::int64_t completion, std::int32_t token, float logprob) {
     tokens_[index(completion)].push_back(token);
     logprobs_[index(completion)].push_back(logprob);
   }
 
-  /// Drops a completion's tokens: it will be made again, of the same random numbers.
+  /// Drops a completion's tokens. It will be made again from the same random numbers.
   void restart(std::int64_t completion) {
     control_.done -= length(completion);
     tokens_[index(completion)].clear();
@@ -59,7 +59,7 @@ class Transcript {
         std::find(stops.begin(), stops.end(), tokens_[index(completion)].back()) != stops.end();
     if (!stopped && length(completion) < sampling_.max_new_tokens) return false;
     if (stopped) reasons_[index(completion)] = FinishReason::kStop;
-    // What will not be generated counts as done.
+    // Tokens that will not be generated count as done.
     control_.done += sampling_.max_new_tokens - length(completion);
     return true;
   }

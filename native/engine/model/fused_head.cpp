@@ -41,18 +41,18 @@ Batch batch_on_device(const Batch& host, const at::Tensor& x, std::vector<at::Te
 
 }  // namespace
 
-Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const ops::Linear& ref_weight,
-                        const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,
-                        at::Tensor& dweight) {
+Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops::Linear& weight,
+                        const ops::Linear& ref_weight, const Objective& objective, std::int64_t chunk_rows,
+                        at::Tensor& dhidden, at::Tensor& dweight) {
   Metrics total;
   std::vector<at::Tensor> held;
   const Batch batch = batch_on_device(rows.batch, rows.hidden, held);
   for (std::int64_t at = 0; at < rows.batch.rows; at += chunk_rows) {
     const std::int64_t n = std::min(chunk_rows, rows.batch.rows - at);
     const auto hidden = rows.hidden.narrow(0, at, n);
-    auto logits = ops::linear(hidden, weight);
+    auto logits = ops.linear(hidden, weight, {});
     at::Tensor ref_logits;
-    if (rows.ref_hidden.defined()) ref_logits = ops::linear(rows.ref_hidden.narrow(0, at, n), ref_weight);
+    if (rows.ref_hidden.defined()) ref_logits = ops.linear(rows.ref_hidden.narrow(0, at, n), ref_weight, {});
 
     Batch part = rows_from(batch, at, n);
     part.dtype = dtype_of(logits);
@@ -71,22 +71,22 @@ Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const o
                   : cuda::policy_loss_of_device_arrays(logits.get_device(), device::stream(logits.device()),
                                                        part, objective, outputs));
 
-    dhidden.narrow(0, at, n).copy_(ops::linear_backward(logits, weight.weight));
-    ops::add_weight_grad(dweight, logits, hidden);
+    dhidden.narrow(0, at, n).copy_(ops.linear_backward(logits, weight.weight));
+    ops.add_weight_grad(dweight, logits, hidden);
   }
   return total;
 }
 
-void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, const std::int32_t* token_ids,
-                         const std::int64_t* row_names, double temperature, std::int64_t chunk_rows,
-                         const Control& control, float* logprobs, float* entropy) {
+void fused_head_logprobs(const ops::Backend& ops, const at::Tensor& hidden, const ops::Linear& weight,
+                         const std::int32_t* token_ids, const std::int64_t* row_names, double temperature,
+                         std::int64_t chunk_rows, const Control& control, float* logprobs, float* entropy) {
   const std::int64_t total = hidden.size(0);
   std::vector<at::Tensor> held;
   const std::int32_t* ids = hidden.is_cpu() ? token_ids : on_device(token_ids, total, hidden, held);
   for (std::int64_t at = 0; at < total; at += chunk_rows) {
     control.check();
     const std::int64_t n = std::min(chunk_rows, total - at);
-    const auto logits = ops::linear(hidden.narrow(0, at, n), weight);
+    const auto logits = ops.linear(hidden.narrow(0, at, n), weight, {});
     LogitRows rows;
     rows.rows = n;
     rows.vocab_size = weight.weight.size(0);

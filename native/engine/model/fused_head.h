@@ -12,7 +12,7 @@
 
 namespace rapo {
 
-/// The rows' arrays as in Batch (logits and their strides are filled in here).
+/// What the head is given. The batch's logits and their strides are filled in by fused_head_loss().
 struct HeadRows {
   const at::Tensor& hidden;      // (N, C) of the policy
   const at::Tensor& ref_hidden;  // (N, C') of the reference; undefined without one
@@ -20,14 +20,14 @@ struct HeadRows {
 };
 
 /// Loss and metrics of the rows; dhidden (N, C) is written and dweight (V, C, float32) added to.
-Metrics fused_head_loss(const HeadRows& rows, const ops::Linear& weight, const ops::Linear& ref_weight,
-                        const Objective& objective, std::int64_t chunk_rows, at::Tensor& dhidden,
-                        at::Tensor& dweight);
+Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops::Linear& weight,
+                        const ops::Linear& ref_weight, const Objective& objective, std::int64_t chunk_rows,
+                        at::Tensor& dhidden, at::Tensor& dweight);
 
 /// log p(token_ids[i]) and entropy of every row, under softmax(logits / temperature). row_names (N): what
 /// errors call the rows.
-void fused_head_logprobs(const at::Tensor& hidden, const ops::Linear& weight, const std::int32_t* token_ids,
-                         const std::int64_t* row_names, double temperature, std::int64_t chunk_rows,
-                         const Control& control, float* logprobs, float* entropy);
+void fused_head_logprobs(const ops::Backend& ops, const at::Tensor& hidden, const ops::Linear& weight,
+                         const std::int32_t* token_ids, const std::int64_t* row_names, double temperature,
+                         std::int64_t chunk_rows, const Control& control, float* logprobs, float* entropy);
 
 }  // namespace rapo

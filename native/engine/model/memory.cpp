@@ -69,7 +69,8 @@ MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& opt
         std::min(std::max(train_chunk_tokens(c, parameters, width, options.recompute, on_cpu), longest),
                  shape.sequences * longest);
     const std::int64_t kept = options.recompute ? c.layers * c.hidden_size + layer : c.layers * layer;
-    // Beside what the layers keep: the gradients of one of them, and its widest factor packed for a product.
+    // In addition to what all layers keep: the gradients of one layer, and its widest factor packed for a
+    // product.
     const std::int64_t passing = (4 * c.hidden_size + 3 * c.intermediate_size) * width + wide * 4;
     m.activations = tokens * (kept * width + passing);
     const std::int64_t rows = std::min(

@@ -1,123 +1,44 @@
 #include "model/optimizer.h"
 
-#include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/full.h>
-
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "files/write.h"
-#include "ops/ops_aten.h"
 
 namespace rapo {
-namespace {
 
-constexpr std::int64_t kBlock = 65536;
-
-/// Calls f(begin, end) for blocks of at most kBlock elements, over threads.
-template <class F>
-void for_blocks(std::int64_t begin, std::int64_t end, const F& f) {
-  const std::int64_t blocks = (end - begin + kBlock - 1) / kBlock;
-  ops::for_ranges(blocks, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t b = first; b < last; ++b)
-      f(begin + b * kBlock, std::min(end, begin + (b + 1) * kBlock));
-  });
-}
-
-}  // namespace
-
-double norm_of(const at::Tensor& flat) {
-  if (ops::on_aten(flat)) return ops::aten::norm_of(flat);
-  const auto* x = flat.data_ptr<float>();
-  const std::int64_t n = flat.numel();
-  std::vector<double> sums(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
-  for_blocks(0, n, [&](std::int64_t begin, std::int64_t end) {
-    sums[static_cast<std::size_t>(begin / kBlock)] = loops::table().sum_squares(x + begin, end - begin);
-  });
-  double total = 0;
-  for (const double s : sums) total += s;
-  return std::sqrt(total);
-}
-
-Optimizer::Optimizer(const Layout& layout, const AdamW& params, double max_grad_norm, at::Tensor master,
-                     at::Tensor weights)
-    : layout_(layout),
+Optimizer::Optimizer(const ops::Backend& ops, const Layout& layout, const AdamW& params, double max_grad_norm,
+                     at::Tensor master, at::Tensor weights)
+    : ops_(ops),
+      layout_(layout),
       params_(params),
       max_grad_norm_(max_grad_norm),
       master_(std::move(master)),
       weights_(std::move(weights)),
       m_(at::zeros_like(master_)),
-      v_(at::zeros_like(master_)) {}
+      v_(at::zeros_like(master_)) {
+  for (const Layout::Entry& entry : layout.entries()) {
+    ranges_.push_back({entry.offset, entry.size, entry.is_matrix()});
+  }
+}
 
 StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
   StepResult result;
-  result.grad_norm = norm_of(grad);
+  result.grad_norm = ops_.norm_of(grad);
   if (!std::isfinite(result.grad_norm)) {
     result.skipped = true;
     return result;
   }
   ++steps_;
-  const double t = static_cast<double>(steps_);
-  if (ops::on_aten(grad)) {
-    step_fused(grad, result.grad_norm > max_grad_norm_ ? max_grad_norm_ / result.grad_norm : 1,
-               learning_rate);
-    publish();
-    return result;
-  }
-  loops::AdamWStep step{};
-  step.beta1 = static_cast<float>(params_.beta1);
-  step.beta2 = static_cast<float>(params_.beta2);
-  step.rest1 = static_cast<float>(1 - params_.beta1);
-  step.rest2 = static_cast<float>(1 - params_.beta2);
-  step.eps = static_cast<float>(params_.eps);
-  step.learning_rate = static_cast<float>(learning_rate);
-  step.bias1 = static_cast<float>(1 - std::pow(params_.beta1, t));
-  step.bias2 = static_cast<float>(1 - std::pow(params_.beta2, t));
-  step.grad_scale =
-      result.grad_norm > max_grad_norm_ ? static_cast<float>(max_grad_norm_ / result.grad_norm) : 1.0f;
-  const auto* g = grad.data_ptr<float>();
-  for (const Layout::Entry& entry : layout_.entries()) {
-    step.weight_decay = entry.is_matrix() ? static_cast<float>(params_.weight_decay) : 0.0f;
-    for_blocks(entry.offset, entry.offset + entry.size, [&](std::int64_t begin, std::int64_t end) {
-      loops::table().adamw(master_.data_ptr<float>() + begin, g + begin, m_.data_ptr<float>() + begin,
-                           v_.data_ptr<float>() + begin, end - begin, step);
-    });
-  }
+  const double scale = result.grad_norm > max_grad_norm_ ? max_grad_norm_ / result.grad_norm : 1;
+  ops::AdamWBuffers buffers{master_, grad, m_, v_};
+  ops_.adamw(buffers, ranges_, {params_, learning_rate, scale, steps_});
   publish();
   return result;
 }
 
-void Optimizer::step_fused(at::Tensor& grad, double grad_scale, double learning_rate) {
-  if (grad_scale != 1) grad.mul_(grad_scale);
-  const auto t = at::full({}, static_cast<double>(steps_), grad.options());
-  for (const bool matrices : {true, false}) {
-    std::vector<at::Tensor> weights, grads, means, squares, steps;
-    for (const Layout::Entry& entry : layout_.entries()) {
-      if (entry.is_matrix() != matrices) continue;
-      const auto of = [&](const at::Tensor& flat) { return flat.narrow(0, entry.offset, entry.size); };
-      weights.push_back(of(master_));
-      grads.push_back(of(grad));
-      means.push_back(of(m_));
-      squares.push_back(of(v_));
-      steps.push_back(t);
-    }
-    at::_fused_adamw_(weights, grads, means, squares, {}, steps, learning_rate, params_.beta1, params_.beta2,
-                      matrices ? params_.weight_decay : 0, params_.eps, false, false);
-  }
-}
-
 void Optimizer::publish() {
-  if (weights_.scalar_type() == at::kFloat) return;
-  if (ops::on_aten(weights_)) {
-    weights_.copy_(master_);
-    return;
-  }
-  const auto* from = master_.data_ptr<float>();
-  auto* to = static_cast<loops::BFloat16*>(weights_.data_ptr());
-  for_blocks(0, master_.numel(), [&](std::int64_t begin, std::int64_t end) {
-    loops::table().to_bf16(from + begin, to + begin, end - begin);
-  });
+  if (weights_.scalar_type() != at::kFloat) ops_.round_weights(master_, weights_);
 }
 
 void Optimizer::save(const std::string& file) const {

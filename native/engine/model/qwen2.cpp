@@ -1,11 +1,43 @@
 #include "model/qwen2.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace rapo {
 namespace {
 
 constexpr std::int64_t kAlign = 32;  // elements: matrices begin at 64 bytes also in bfloat16
+
+/// A tensor of a layer. Neighbours with the same member lie end to end in it and are one matrix, so that q, k
+/// and v (gate and up) are one product. A family of models is such a table: one whose q, k and v have no
+/// biases leaves those three out, and one with further norms names them, with members of LayerTensors that
+/// layer_forward() and backward() use where they are defined.
+struct LayerPart {
+  const char* name;  // behind "model.layers.N."
+  at::Tensor LayerTensors::* member;
+  std::int64_t (*rows)(const ModelConfig&);
+  std::int64_t (*columns)(const ModelConfig&);  // null: a vector
+};
+
+std::int64_t hidden(const ModelConfig& c) { return c.hidden_size; }
+std::int64_t wide(const ModelConfig& c) { return c.intermediate_size; }
+std::int64_t queries(const ModelConfig& c) { return c.q_size(); }
+std::int64_t keys(const ModelConfig& c) { return c.kv_size(); }
+
+const LayerPart kQwen2[] = {
+    {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
+    {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
+    {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
+    {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
+    {"self_attn.q_proj.bias", &LayerTensors::qkv_bias, queries, nullptr},
+    {"self_attn.k_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
+    {"self_attn.v_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
+    {"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
+    {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
+    {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
+    {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
+    {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide},
+};
 
 }  // namespace
 
@@ -13,19 +45,13 @@ Layout::Layout(const ModelConfig& config) : config_(config) {
   const auto& c = config_;
   add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
   for (std::int64_t i = 0; i < c.layers; ++i) {
-    const std::string layer = "model.layers." + std::to_string(i) + ".";
-    add(layer + "input_layernorm.weight", {c.hidden_size});
-    add(layer + "self_attn.q_proj.weight", {c.q_size(), c.hidden_size});
-    add(layer + "self_attn.k_proj.weight", {c.kv_size(), c.hidden_size}, false);
-    add(layer + "self_attn.v_proj.weight", {c.kv_size(), c.hidden_size}, false);
-    add(layer + "self_attn.q_proj.bias", {c.q_size()});
-    add(layer + "self_attn.k_proj.bias", {c.kv_size()}, false);
-    add(layer + "self_attn.v_proj.bias", {c.kv_size()}, false);
-    add(layer + "self_attn.o_proj.weight", {c.hidden_size, c.q_size()});
-    add(layer + "post_attention_layernorm.weight", {c.hidden_size});
-    add(layer + "mlp.gate_proj.weight", {c.intermediate_size, c.hidden_size});
-    add(layer + "mlp.up_proj.weight", {c.intermediate_size, c.hidden_size}, false);
-    add(layer + "mlp.down_proj.weight", {c.hidden_size, c.intermediate_size});
+    at::Tensor LayerTensors::* last = nullptr;
+    for (const LayerPart& part : kQwen2) {
+      std::vector<std::int64_t> shape{part.rows(c)};
+      if (part.columns) shape.push_back(part.columns(c));
+      add("model.layers." + std::to_string(i) + "." + part.name, std::move(shape), part.member != last);
+      last = part.member;
+    }
   }
   add("model.norm.weight", {c.hidden_size});
   if (!c.tied_embeddings) add("lm_head.weight", {c.vocab_size, c.hidden_size});
@@ -68,13 +94,12 @@ ModelTensors Layout::map(const at::Tensor& flat) const {
   out.embed = take(1);
   for (std::int64_t i = 0; i < config_.layers; ++i) {
     LayerTensors layer;
-    layer.input_norm = take(1);
-    layer.qkv = take(3);
-    layer.qkv_bias = take(3);
-    layer.o = take(1);
-    layer.post_norm = take(1);
-    layer.gate_up = take(2);
-    layer.down = take(1);
+    for (auto part = std::begin(kQwen2); part != std::end(kQwen2);) {
+      const auto end = std::find_if(part, std::end(kQwen2),
+                                    [&](const LayerPart& other) { return other.member != part->member; });
+      layer.*part->member = take(static_cast<std::size_t>(end - part));
+      part = end;
+    }
     out.layers.push_back(std::move(layer));
   }
   out.norm = take(1);
@@ -108,38 +133,41 @@ const ops::Rope& Qwen2::rope(std::int64_t positions, const at::Tensor& like) {
   return rope_;
 }
 
-ReadyWeights::ReadyWeights(const ModelTensors& w) : head(ops::prepare(w.head)) {
+ReadyWeights::ReadyWeights(const ops::Backend& ops, const ModelTensors& w) : head(ops.prepare(w.head)) {
   for (const LayerTensors& layer : w.layers) {
-    layers.push_back({ops::prepare(layer.qkv), ops::prepare(layer.o), ops::prepare(layer.gate_up),
-                      ops::prepare(layer.down)});
+    layers.push_back(
+        {ops.prepare(layer.qkv), ops.prepare(layer.o), ops.prepare(layer.gate_up), ops.prepare(layer.down)});
   }
 }
 
 at::Tensor Qwen2::layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
-                                const TrunkInput& input, const ops::Rope& rotation, LayerActivations& a,
-                                bool keep, at::Tensor* kv, bool whole) {
-  a.normed = ops::rms_norm(a.x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
-  a.qkv = ops::linear(a.normed, linear.qkv, layer.qkv_bias);
-  a.attended = ops::attention(head_shape(), input, rotation, a.qkv, keep ? &a.lse : nullptr, kv);
-  a.middle = ops::linear(a.attended, linear.o, a.x);
-  a.normed2 = ops::rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
-  a.gate_up = ops::linear(a.normed2, linear.gate_up);
-  a.gated = ops::swiglu(a.gate_up);
-  return whole ? ops::linear(a.gated, linear.down, a.middle) : at::Tensor();
+                                const std::function<at::Tensor(const at::Tensor& qkv)>& attend,
+                                LayerActivations& a, bool keep, bool whole) {
+  a.normed = ops_.rms_norm(a.x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
+  a.qkv = ops_.linear(a.normed, linear.qkv, layer.qkv_bias);
+  a.attended = attend(a.qkv);
+  a.middle = ops_.linear(a.attended, linear.o, a.x);
+  a.normed2 = ops_.rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
+  a.gate_up = ops_.linear(a.normed2, linear.gate_up, {});
+  a.gated = ops_.swiglu(a.gate_up);
+  return whole ? ops_.linear(a.gated, linear.down, a.middle) : at::Tensor();
 }
 
 at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, const TrunkInput& input,
                           const Control& control, TrunkActivations* keep, KeyValues* key_values) {
   const auto& rotation = rope(input.longest, w.embed);
-  auto x =
-      ops::gather_rows(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
+  auto x = ops_.embed(w.embed, input.token_ids.data(), static_cast<std::int64_t>(input.token_ids.size()));
   const bool keep_all = keep && !keep->inputs_only;
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
     control.check();
     LayerActivations a;
     a.x = x;
     at::Tensor kv;
-    x = layer_forward(w.layers[i], ready.layers[i], input, rotation, a, keep_all, key_values ? &kv : nullptr);
+    const auto attend = [&](const at::Tensor& qkv) {
+      return ops_.attention(head_shape(), input, rotation, qkv, keep_all ? &a.lse : nullptr,
+                            key_values ? &kv : nullptr);
+    };
+    x = layer_forward(w.layers[i], ready.layers[i], attend, a, keep_all);
     if (key_values) key_values->push_back(std::move(kv));
     if (!keep) continue;
     if (keep_all) {
@@ -150,69 +178,52 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, cons
     }
   }
   if (keep) keep->x = x;
-  return ops::rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
+  return ops_.rms_norm(x, w.norm, config_.rms_norm_eps, keep ? &keep->rstd : nullptr);
 }
 
 void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
                      const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden) {
   auto dx = at::zeros_like(kept.x);
-  ops::rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
+  ops_.rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
   for (std::size_t i = w.layers.size(); i-- > 0;) {
     const LayerTensors& layer = w.layers[i];
     LayerTensors& grad = grads.layers[i];
     LayerActivations a = std::move(kept.layers[i]);
-    if (kept.inputs_only) layer_forward(layer, ready.layers[i], input, rope_, a, true, nullptr, false);
+    if (kept.inputs_only) {
+      const auto attend = [&](const at::Tensor& qkv) {
+        return ops_.attention(head_shape(), input, rope_, qkv, &a.lse, nullptr);
+      };
+      layer_forward(layer, ready.layers[i], attend, a, true, false);
+    }
 
     // dx flows unchanged along the residual; each branch adds its share to it.
-    ops::add_weight_grad(grad.down, dx, a.gated);
-    const auto dgate_up = ops::swiglu_backward(a.gate_up, ops::linear_backward(dx, layer.down));
-    ops::add_weight_grad(grad.gate_up, dgate_up, a.normed2);
-    ops::rms_norm_backward(a.middle, layer.post_norm, a.rstd2, ops::linear_backward(dgate_up, layer.gate_up),
+    ops_.add_weight_grad(grad.down, dx, a.gated);
+    const auto dgate_up = ops_.swiglu_backward(a.gate_up, ops_.linear_backward(dx, layer.down));
+    ops_.add_weight_grad(grad.gate_up, dgate_up, a.normed2);
+    ops_.rms_norm_backward(a.middle, layer.post_norm, a.rstd2, ops_.linear_backward(dgate_up, layer.gate_up),
                            dx, grad.post_norm);
 
-    ops::add_weight_grad(grad.o, dx, a.attended);
-    const auto dqkv = ops::attention_backward(head_shape(), input, rope_, a.qkv, a.attended, a.lse,
-                                              ops::linear_backward(dx, layer.o));
-    ops::add_weight_grad(grad.qkv, dqkv, a.normed);
-    ops::add_bias_grad(grad.qkv_bias, dqkv);
-    ops::rms_norm_backward(a.x, layer.input_norm, a.rstd, ops::linear_backward(dqkv, layer.qkv), dx,
+    ops_.add_weight_grad(grad.o, dx, a.attended);
+    const auto dqkv = ops_.attention_backward(head_shape(), input, rope_, a.qkv, a.attended, a.lse,
+                                              ops_.linear_backward(dx, layer.o));
+    ops_.add_weight_grad(grad.qkv, dqkv, a.normed);
+    if (grad.qkv_bias.defined()) ops::add_bias_grad(grad.qkv_bias, dqkv);
+    ops_.rms_norm_backward(a.x, layer.input_norm, a.rstd, ops_.linear_backward(dqkv, layer.qkv), dx,
                            grad.input_norm);
   }
-  ops::scatter_add_rows(grads.embed, input.token_ids.data(), dx);
+  ops_.embed_backward(grads.embed, input.token_ids.data(), dx);
 }
 
-at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready,
-                         const std::vector<std::int32_t>& token_ids, const DecodeRows& rows) {
-  const auto last = *std::max_element(rows.positions.begin(), rows.positions.end());
-  const auto& rotation = rope(last + 1, w.embed);
-  const auto x = ops::gather_rows(w.embed, token_ids.data(), static_cast<std::int64_t>(token_ids.size()));
-  return decode_layers(w, ready, x, [&](std::int64_t layer, const at::Tensor& qkv) {
-    return ops::decode_attention(head_shape(), rows.blocks, rows.positions, rotation, qkv,
-                                 layer * cache_block_size());
-  });
-}
-
-at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready, ops::DecodeBatch batch,
-                         const ops::Cache& cache) {
-  ops::aten::place_batch(batch, cache, rope(batch.longest + 1, w.embed));
-  return decode_layers(w, ready, w.embed.index_select(0, batch.token_ids),
-                       [&](std::int64_t layer, const at::Tensor& qkv) {
-                         return ops::aten::decode_attention(head_shape(), cache, layer, batch, qkv);
-                       });
-}
-
-at::Tensor Qwen2::decode_layers(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x,
-                                const std::function<at::Tensor(std::int64_t, const at::Tensor&)>& attend) {
+at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x,
+                         const Attend& attend) {
   for (std::size_t i = 0; i < w.layers.size(); ++i) {
-    const LayerTensors& layer = w.layers[i];
-    const ReadyWeights::Layer& linear = ready.layers[i];
-    auto normed = ops::rms_norm(x, layer.input_norm, config_.rms_norm_eps);
-    const auto qkv = ops::linear(normed, linear.qkv, layer.qkv_bias);
-    x = ops::linear(attend(static_cast<std::int64_t>(i), qkv), linear.o, x);
-    normed = ops::rms_norm(x, layer.post_norm, config_.rms_norm_eps);
-    x = ops::linear(ops::swiglu(ops::linear(normed, linear.gate_up)), linear.down, x);
+    LayerActivations a;
+    a.x = std::move(x);
+    x = layer_forward(
+        w.layers[i], ready.layers[i],
+        [&](const at::Tensor& qkv) { return attend(static_cast<std::int64_t>(i), qkv); }, a, false);
   }
-  return ops::rms_norm(x, w.norm, config_.rms_norm_eps);
+  return ops_.rms_norm(x, w.norm, config_.rms_norm_eps, nullptr);
 }
 
 }  // namespace rapo

@@ -1,9 +1,10 @@
 // The Qwen2 decoder: its parameters, the trunk (embedding to final norm) forward and backward over packed
-// sequences, and one decoding step with a key/value cache. The head is fused_head's.
+// sequences, and one decoding step with a key/value cache. The head is in fused_head.h.
 //
-// The backward pass is written out rather than recorded: a layer is nine operations, what it keeps is
-// visible, and weight gradients are added straight into their float32 buffers. Symbols: R rows (tokens), C
-// hidden, H query heads, K key/value heads, D head width, I intermediate, V vocabulary.
+// The backward pass is written out rather than recorded by autograd: a layer is nine operations, the code
+// shows what it keeps, and weight gradients are added straight into their float32 buffers. Symbols: R rows
+// (tokens), C hidden size, H query heads, K key/value heads, D head width, I intermediate size, V vocabulary
+// size.
 #pragma once
 
 #include <functional>
@@ -14,10 +15,8 @@
 #include "control.h"
 #include "files/config.h"
 #include "files/safetensors.h"
-#include "model/packing.h"
 #include "ops/aten.h"
 #include "ops/ops.h"
-#include "ops/ops_aten.h"
 
 namespace rapo {
 
@@ -30,7 +29,8 @@ struct LayerTensors {
   at::Tensor down;           // (C, I)
 };
 
-/// Views of one flat buffer: of the weights, or of anything with one number a weight (gradients, moments).
+/// Views of one flat buffer that holds one number for each weight: the weights themselves, or their
+/// gradients.
 struct ModelTensors {
   at::Tensor embed;  // (V, C)
   std::vector<LayerTensors> layers;
@@ -38,8 +38,7 @@ struct ModelTensors {
   at::Tensor head;  // (V, C); the same view as embed when tied
 };
 
-/// Where each tensor lies in a flat buffer. q, k, v and gate, up are neighbours, so that each is one matrix
-/// product.
+/// Where each tensor lies in a flat buffer.
 class Layout {
  public:
   struct Entry {
@@ -88,22 +87,21 @@ struct ReadyWeights {
   std::vector<Layer> layers;
   ops::Linear head;
 
-  explicit ReadyWeights(const ModelTensors& w);
+  ReadyWeights(const ops::Backend& ops, const ModelTensors& w);
 };
 
-/// What a decoding step is told of each row's sequence.
-struct DecodeRows {
-  std::vector<const std::vector<void*>*> blocks;  // its cache, see CachePages
-  std::vector<std::int64_t> positions;            // of its next token
-};
+/// Attention of layer number `layer` for qkv (R, (H + 2K) D) -> (R, H D).
+using Attend = std::function<at::Tensor(std::int64_t layer, const at::Tensor& qkv)>;
 
 class Qwen2 {
  public:
-  explicit Qwen2(ModelConfig config) : config_(std::move(config)), layout_(config_) {}
+  Qwen2(ModelConfig config, const ops::Backend& ops)
+      : config_(std::move(config)), layout_(config_), ops_(ops) {}
 
+  const ops::Backend& ops() const { return ops_; }
   const ModelConfig& config() const { return config_; }
   const Layout& layout() const { return layout_; }
-  loops::HeadShape head_shape() const { return {config_.heads, config_.kv_heads, config_.head_dim}; }
+  ops::HeadShape head_shape() const { return {config_.heads, config_.kv_heads, config_.head_dim}; }
 
   /// -> (R, C) after the final norm. keep: activations for backward(); key_values: for a cache. Throws
   /// kAborted between layers.
@@ -115,31 +113,23 @@ class Qwen2 {
   void backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
                 const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden);
 
-  /// One token for each row -> (B, C) after the final norm.
-  at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready,
-                    const std::vector<std::int32_t>& token_ids, const DecodeRows& rows);
-  /// The same on any device. Where it is captured in a graph, reserve_positions() comes first.
-  at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready, ops::DecodeBatch batch,
-                    const ops::Cache& cache);
-  /// Makes the rotary embedding's tables for so many positions, so that no later call moves them.
-  void reserve_positions(const ModelTensors& w, std::int64_t positions) { rope(positions, w.embed); }
-  /// Elements of one layer's part of a cache block, which holds the layers' one after another.
-  std::int64_t cache_block_size() const { return 2 * config_.kv_size() * loops::kCacheBlock; }
+  /// Embedded tokens x (B, C), one of each sequence -> (B, C) after the final norm. attend: from and to a
+  /// cache.
+  at::Tensor decode(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x, const Attend& attend);
+  /// The rotary embedding's tables of at least so many positions, for weights like `like`. They stay where
+  /// they are until more positions are asked for.
+  const ops::Rope& rope(std::int64_t positions, const at::Tensor& like);
 
  private:
-  /// One layer: x (R, C) -> (R, C). keep: what its backward pass needs. Without `whole` the last product,
-  /// which only the output needs, is left out.
+  /// One layer: a.x (R, C) -> (R, C). keep: a holds what its backward pass needs. Without `whole` the last
+  /// product, which only the output needs, is left out.
   at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
-                           const TrunkInput& input, const ops::Rope& rotation, LayerActivations& a, bool keep,
-                           at::Tensor* kv, bool whole = true);
-  /// attend(layer's number, qkv) -> (B, H D)
-  at::Tensor decode_layers(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x,
-                           const std::function<at::Tensor(std::int64_t, const at::Tensor&)>& attend);
-  /// For activations like `like`.
-  const ops::Rope& rope(std::int64_t positions, const at::Tensor& like);
+                           const std::function<at::Tensor(const at::Tensor& qkv)>& attend,
+                           LayerActivations& a, bool keep, bool whole = true);
 
   ModelConfig config_;
   Layout layout_;
+  const ops::Backend& ops_;
   ops::Rope rope_;
 };
 

@@ -95,8 +95,8 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
   return flat;
 }
 
-Model::Model(const std::string& dir, DType dtype, at::Device device)
-    : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
+Model::Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops)
+    : net(read_config(dir), ops), checkpoint(open_weights(dir, net.config(), net.layout())) {
   flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
   weights = net.layout().map(flat);
   read_weights(checkpoint, net.layout(), flat);
@@ -104,7 +104,7 @@ Model::Model(const std::string& dir, DType dtype, at::Device device)
 }
 
 const ReadyWeights& Model::ready() {
-  if (!ready_) ready_ = std::make_unique<ReadyWeights>(weights);
+  if (!ready_) ready_ = std::make_unique<ReadyWeights>(net.ops(), weights);
   return *ready_;
 }
 

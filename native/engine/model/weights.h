@@ -13,8 +13,8 @@ namespace rapo {
 
 at::ScalarType scalar_type(DType dtype);
 
-/// Opens a directory's weights and checks that they are this model's: every tensor, no other, each of its
-/// shape. Comes before any memory is taken for them.
+/// Opens a directory's weights and checks that it holds exactly this model's tensors, each of the right
+/// shape, before memory is taken for them.
 Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout);
 
 /// Copies the stored numbers into a flat buffer, converted to its dtype.
@@ -26,10 +26,10 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
 /// A model with its weights.
 class Model {
  public:
-  Model(const std::string& dir, DType dtype, at::Device device);
+  Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops);
 
   Qwen2 net;
-  Checkpoint checkpoint;  // may be closed once the masters are read too
+  Checkpoint checkpoint;  // the caller closes it once the masters have been read
   at::Tensor flat;        // (flat_size), of the policy's dtype
   ModelTensors weights;   // views of flat
 
@@ -37,7 +37,7 @@ class Model {
 
   /// The current weights, ready for products.
   const ReadyWeights& ready();
-  /// After every change of the weights: what was made of the old ones is gone before memory is taken anew.
+  /// To be called after every change of the weights: frees what was made of the old ones.
   void changed() { ready_.reset(); }
 
  private:

@@ -14,7 +14,7 @@
 namespace rapo {
 namespace {
 
-constexpr std::size_t kLeast = std::size_t{1} << 20;  // smaller tensors are left to libtorch
+constexpr std::size_t kLeast = std::size_t{1} << 20;  // smaller blocks come from libtorch's own allocator
 constexpr std::size_t kPage = std::size_t{2} << 20;   // a huge page
 
 class Blocks : public c10::Allocator {
@@ -31,7 +31,7 @@ class Blocks : public c10::Allocator {
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
 
-  /// oneDNN's scratch memory comes and goes as bare pointers.
+  /// oneDNN takes and frees its scratch memory as bare pointers.
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
 
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
@@ -55,7 +55,7 @@ class Blocks : public c10::Allocator {
 
   void* take(std::size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    // A block twice as large would be wasted on this tensor.
+    // A block of twice the size or more would waste memory on this tensor.
     const auto fit = free_.lower_bound(bytes);
     if (fit != free_.end() && fit->first < 2 * bytes) {
       const auto [size, block] = *fit;
@@ -95,7 +95,7 @@ class Blocks : public c10::Allocator {
     all.held_ += bytes;
   }
 
-  /// Frees held blocks of at least so many bytes in all, the largest first.
+  /// Frees kept blocks, the largest first, until they add up to at least so many bytes.
   void drop(std::size_t bytes) {
     for (std::size_t dropped = 0; dropped < bytes && !free_.empty();) {
       const auto largest = std::prev(free_.end());

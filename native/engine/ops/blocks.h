@@ -1,12 +1,12 @@
-// Large tensors' memory. Fresh pages cost a fault and zeros each, a tenth of a training step; so blocks are
-// asked for in huge pages where the system has them, and those freed within a call are used again by the same
-// call.
+// The allocator of large tensors. A fresh page costs a fault and is filled with zeros, which would take a
+// tenth of a training step. Blocks are therefore requested in huge pages where the system has them, and a
+// block that is freed during a call is used again by the same call.
 #pragma once
 
 namespace rapo {
 
-/// While one exists, freed blocks are kept for the next tensor; never more than the call's tensors took
-/// together at their peak. Calls do not nest.
+/// While an object of this class exists, freed blocks are kept for later tensors, up to the largest amount
+/// that the call's tensors took at one time. Only one may exist at a time.
 class ReuseBlocks {
  public:
   ReuseBlocks();

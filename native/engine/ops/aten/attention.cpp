@@ -1,92 +1,42 @@
-#include "ops/ops_aten.h"
-
+// Attention over packed segments: libtorch's flash attention where it takes them, plain products elsewhere.
 #include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/full_like.h>
 #include <ATen/ops/logsumexp.h>
-#include <ATen/ops/minimum.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/sort.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/topk.h>
-#include <ATen/ops/where.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
 
-namespace rapo::ops::aten {
+#include "ops/aten/ops.h"
+
+namespace rapo::ops {
+
+/// Which attention of `keys` a range of queries takes: query i of a segment sees the segment's keys up to and
+/// with keys - queries + i, so that its last one sees them all.
+struct Segment {
+  std::int64_t query, queries;  // first row, number of rows
+  std::int64_t key, keys;
+};
+
+/// What the operations need of a TrunkInput, on its device: made once and kept by it.
+struct AtenInput {
+  at::Tensor positions;             // (R) int64
+  std::vector<Segment> segments;    // in the order of their queries; keys count in rows of key_rows
+  at::Tensor key_rows;              // (keys of all segments) int64; undefined where it would be 0 .. R - 1
+  at::Tensor query_ends, key_ends;  // (segments + 1) int32: where each segment begins, and the end
+  std::int64_t most_queries = 0, most_keys = 0;
+};
+
+namespace aten {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-at::Tensor wide(const at::Tensor& x) { return x.to(at::kFloat); }
-
-at::TensorOptions options_of(const at::Tensor& like, at::ScalarType type) {
-  return like.options().dtype(type);
-}
-
-/// table[rows[i]] += x[i] in the order of i: index_add_'s order is fixed on the CPU alone, index_put_'s on
-/// CUDA.
-void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& x) {
-  if (table.is_cpu()) {
-    table.index_add_(0, rows, x);
-  } else {
-    table.index_put_({rows}, x, true);
-  }
-}
-
-}  // namespace
-
-at::Tensor indices(const std::int64_t* ids, std::int64_t count, const at::Tensor& like) {
-  const auto host = at::from_blob(const_cast<std::int64_t*>(ids), {count}, at::kLong);
-  return host.to(like.device(), at::kLong, false, true);
-}
-
-at::Tensor indices(const std::int32_t* ids, std::int64_t count, const at::Tensor& like) {
-  const auto host = at::from_blob(const_cast<std::int32_t*>(ids), {count}, at::kInt);
-  return host.to(like.device(), at::kLong, false, true);
-}
-
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd) {
-  const auto v = wide(x);
-  const auto r = v.square().mean({1}).add_(eps).rsqrt_();
-  if (rstd) *rstd = r;
-  return v.mul(r.unsqueeze(1)).mul_(wide(w)).to(x.scalar_type());
-}
-
-void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd, const at::Tensor& dy,
-                       at::Tensor& dx, at::Tensor& dw) {
-  const auto r = rstd.unsqueeze(1);
-  const auto normed = wide(x).mul(r), g = wide(dy);
-  dw.add_(g.mul(normed).sum({0}));
-  const auto gw = g.mul(wide(w));
-  const auto pull = gw.mul(normed).mean({1}, true);
-  dx.add_(gw.sub_(normed.mul(pull)).mul_(r));
-}
-
-at::Tensor swiglu(const at::Tensor& gate_up) {
-  const auto width = gate_up.size(1) / 2;
-  const auto gate = gate_up.narrow(1, 0, width), up = gate_up.narrow(1, width, width);
-  return at::silu(wide(gate)).mul_(up).to(gate_up.scalar_type());
-}
-
-at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout) {
-  const auto width = gate_up.size(1) / 2;
-  const auto gate = wide(gate_up.narrow(1, 0, width)), up = gate_up.narrow(1, width, width), d = wide(dout);
-  auto dgate_up = at::empty_like(gate_up);
-  dgate_up.narrow(1, 0, width).copy_(at::silu_backward(d.mul(up), gate));
-  dgate_up.narrow(1, width, width).copy_(at::silu(gate).mul_(d));
-  return dgate_up;
-}
-
-namespace {
 
 /// The segments of a family: its prefix, whose keys are its own, and the branches, whose keys are the
 /// prefix's and their own. Kept by the input, for the layers and for the backward pass.
@@ -148,11 +98,9 @@ struct Heads {
   }
 };
 
-/// Whether libtorch's flash attention takes these. RAPO_ENGINE_ISA=aten keeps to plain operations here too.
+/// Whether libtorch's flash attention takes these.
 bool has_flash(const at::Tensor& x, std::int64_t head_dim) {
-  static const at::Tensor host = at::empty({0}, at::kFloat);
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && head_dim % 8 == 0 && head_dim <= 256 &&
-         !on_aten(host);
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && head_dim % 8 == 0 && head_dim <= 256;
 }
 
 double scale_of(const loops::HeadShape& s) { return 1 / std::sqrt(static_cast<double>(s.head_dim)); }
@@ -306,14 +254,14 @@ at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& i
   return dqkv;
 }
 
-void place_batch(DecodeBatch& batch, const Cache& cache, const Rope& rope) {
+void place_batch(DecodeBatch& batch, const Block& cache, const Rope& rope) {
   const auto places = at::arange(batch.lengths.size(0), batch.lengths.options());
   batch.rows = places.mul_(cache.positions()).add_(batch.lengths);
   batch.cos = rope.cos.index_select(0, batch.lengths);
   batch.sin = rope.sin.index_select(0, batch.lengths);
 }
 
-at::Tensor decode_attention(const loops::HeadShape& shape, const Cache& cache, std::int64_t layer,
+at::Tensor decode_attention(const loops::HeadShape& shape, const Block& cache, std::int64_t layer,
                             const DecodeBatch& batch, const at::Tensor& qkv) {
   const Heads heads(shape, qkv);
   const std::int64_t n = qkv.size(0), positions = cache.positions(), share = shape.heads / shape.kv_heads;
@@ -343,115 +291,5 @@ at::Tensor decode_attention(const loops::HeadShape& shape, const Cache& cache, s
   return at::bmm(at::softmax(p, 2), visible(values)).view({n, -1}).to(qkv.scalar_type());
 }
 
-at::Tensor spread_rows(const at::Tensor& rows, const std::vector<std::int64_t>& positions,
-                       std::int64_t total) {
-  auto out = at::zeros({total, rows.size(1)}, options_of(rows, at::kFloat));
-  add_rows(out, indices(positions.data(), static_cast<std::int64_t>(positions.size()), rows), wide(rows));
-  return out.to(rows.scalar_type());
-}
-
-void scatter_add_rows(at::Tensor& table, const std::int32_t* ids, const at::Tensor& x) {
-  add_rows(table, indices(ids, x.size(0), x), wide(x));
-}
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias_or_residual) {
-  return bias_or_residual.defined() ? at::addmm(bias_or_residual, x, w.t()) : at::mm(x, w.t());
-}
-
-at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) { return at::mm(dy, w); }
-
-void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
-  if (x.scalar_type() == at::kFloat) {
-    grad.addmm_(dy.t(), x);
-  } else {
-    grad.add_(at::mm(dy.t(), x));
-  }
-}
-
-namespace {
-
-/// Where, in each row of p (B, n), ascending sums first exceed `left` (B, 1); n where they do not.
-at::Tensor passed(const at::Tensor& sums, const at::Tensor& left) { return sums.le(left).sum({1}, true); }
-
-/// A token of each row of p (B, blocks * kSumBlock), in the order of ids.
-at::Tensor draw(const at::Tensor& p, const at::Tensor& u) {
-  const std::int64_t rows = p.size(0), blocks = p.size(1) / loops::kSumBlock;
-  const auto by_block = p.view({rows, blocks, loops::kSumBlock});
-  const auto sums = by_block.sum({2}, false, at::kDouble);
-  const auto ends = sums.cumsum(1);
-  const auto left = ends.narrow(1, blocks - 1, 1).mul(u);
-  const auto block = passed(ends, left).clamp_max_(blocks - 1);  // (B, 1)
-  const auto before = ends.gather(1, block).sub_(sums.gather(1, block));
-  const auto inner = by_block.gather(1, block.unsqueeze(2).expand({rows, 1, loops::kSumBlock})).squeeze(1);
-  auto at = passed(inner.to(at::kDouble).cumsum(1), left.sub(before));
-  // Where rounding keeps the sum below, the block's last word that has a probability, or the best of all.
-  const auto numbers = at::arange(1, loops::kSumBlock + 1, block.options());
-  const auto last = inner.gt(0).mul(numbers).amax({1}, true).sub_(1);
-  at = at::minimum(at, last).add_(block.mul(loops::kSumBlock));
-  return at::where(last.lt(0), p.argmax(1, true), at);
-}
-
-/// A token of each row of p (B, V) after top-k, top-p and min-p, in the order of probabilities; equal ones
-/// go by id. total (B, 1): of p.
-at::Tensor draw_filtered(const at::Tensor& p, const at::Tensor& total, const at::Tensor& u,
-                         const SamplingParams& params) {
-  constexpr std::int64_t kLow = 0xffffffff;
-  const std::int64_t size = p.size(1);
-  const bool has_top_k = params.top_k > 0 && params.top_k < size;
-  // A probability's bits, then the id from the end: one number by which to sort, as no float's sign is set.
-  const auto numbers = at::arange(size, options_of(p, at::kLong)).neg_().add_(kLow);
-  auto sorted = p.contiguous().view(at::kInt).to(at::kLong).bitwise_left_shift_(32).bitwise_or_(numbers);
-  sorted = has_top_k ? std::get<0>(at::topk(sorted, params.top_k, 1, true, true))
-                     : std::get<0>(at::sort(sorted, 1, true));
-  const auto ids = sorted.bitwise_and(kLow).neg_().add_(kLow);
-  auto q = sorted.bitwise_right_shift(32).to(at::kInt).view(at::kFloat).to(at::kDouble);
-  auto keep = q.ge(params.min_p);
-  if (params.top_p < 1) {
-    const auto sums = q.cumsum(1), all = has_top_k ? sums.narrow(1, sums.size(1) - 1, 1) : total;
-    keep.logical_and_(sums.sub(q).lt(all.mul(params.top_p)));
-  }
-  keep.narrow(1, 0, 1).fill_(true);
-  q = q.mul_(keep);
-  const auto sums = q.cumsum(1);
-  const auto at = passed(sums, sums.narrow(1, sums.size(1) - 1, 1).mul(u));
-  const auto last = q.gt(0).sum({1}, true).sub_(1).clamp_min_(0);  // those that are kept come first
-  return ids.gather(1, at::minimum(at, last));
-}
-
-}  // namespace
-
-at::Tensor sample_rows(const at::Tensor& logits, const at::Tensor& u, const SamplingParams& params) {
-  const std::int64_t rows = logits.size(0), size = logits.size(1);
-  const std::int64_t padded = (size + loops::kSumBlock - 1) / loops::kSumBlock * loops::kSumBlock;
-  const bool greedy = params.temperature == 0;
-  const auto z = wide(logits).mul(greedy ? 1.0f : static_cast<float>(1 / params.temperature));
-  const auto max = z.amax({1}, true);
-  auto p = at::zeros({rows, padded}, z.options());
-  p.narrow(1, 0, size).copy_(z.sub(max).exp_());
-  const auto sum = p.sum({1}, true, at::kDouble);
-  const auto words = p.narrow(1, 0, size), decide = u.unsqueeze(1);
-  at::Tensor token;
-  if (greedy) {
-    token = logits.argmax(1, true);
-  } else if (params.top_p < 1 || (params.top_k > 0 && params.top_k < size)) {
-    token = draw_filtered(words, sum, decide, params);
-  } else {
-    if (params.min_p > 0) p.masked_fill_(p.lt(params.min_p), 0);
-    token = draw(p, decide);
-  }
-  token.clamp_(0, size - 1);  // rows of NaN lead anywhere
-  auto logprob = z.gather(1, token).sub_(max).sub_(sum.log().to(at::kFloat)).clamp_max_(0).to(at::kDouble);
-  logprob.masked_fill_(max.isfinite().logical_and_(sum.isfinite()).logical_not_(), std::nan(""));
-  return at::stack({token.squeeze(1).to(at::kDouble), logprob.squeeze(1)});
-}
-
-double norm_of(const at::Tensor& flat) {
-  constexpr std::int64_t kPart = 1 << 24;  // bounds what is widened at once
-  auto total = at::zeros({}, options_of(flat, at::kDouble));
-  for (std::int64_t at = 0; at < flat.numel(); at += kPart) {
-    total.add_(flat.narrow(0, at, std::min(kPart, flat.numel() - at)).to(at::kDouble).square_().sum());
-  }
-  return std::sqrt(total.item<double>());
-}
-
-}  // namespace rapo::ops::aten
+}  // namespace aten
+}  // namespace rapo::ops
