@@ -10,7 +10,6 @@ import { parseArgs } from 'node:util'
 import { type Batch, makeBatch, median, oracle, validate } from '../lib/bench/batch.js'
 import type { Logits } from '../lib/loss/kernels.js'
 import { rapo } from '../lib/loss/objective.js'
-import { emptyMetrics } from '../lib/train/metrics.js'
 // @ts-expect-error: no types
 import { hostTarget, prebuildPath } from '../scripts/prebuilds.mjs'
 
@@ -18,8 +17,7 @@ interface Addon {
   isas(): string[]
   setIsa(name: string): void
   setThreads(n: number): void
-  makeObjective(objective: object): object
-  policyLoss(...args: unknown[]): void
+  policyLoss(call: object): { loss: number }
 }
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -37,7 +35,6 @@ const addons = [load(fileA), load(fileB)] as const
 const rows = Number(flags.rows)
 const V = Number(flags.vocab)
 const objective = rapo()
-const metricNames = Object.keys(emptyMetrics)
 
 console.log(`A ${fileA}\nB ${fileB}\n${rows} × ${V}, one thread, medians of ${flags.rounds} rounds in turns`)
 console.log('dtype     isa          A cpu ms  B cpu ms  A / B (quartiles)')
@@ -69,11 +66,5 @@ for (const dtype of ['float32', 'bfloat16'] as const) {
 
 /** Returns the loss. */
 function call(addon: Addon, batch: Batch, grad: Logits): number {
-  const metrics = new Float64Array(metricNames.length)
-  addon.policyLoss(
-    ...[addon.makeObjective(objective), metrics, rows, V, batch.dtype, batch.logits, batch.refLogits],
-    ...[batch.tokenIds, batch.tokenWeights, batch.advantages, batch.refWeights, batch.oldLogprobs],
-    ...[undefined, undefined, grad, batch.dtype],
-  )
-  return metrics[metricNames.indexOf('loss')]!
+  return addon.policyLoss({ ...batch, objective, rows, gradLogits: grad, gradDtype: batch.dtype }).loss
 }

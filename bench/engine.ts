@@ -10,15 +10,8 @@
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
 import { rapo } from '../lib/loss/objective.js'
-import {
-  type Completions,
-  libtorchVersion,
-  loadPolicy,
-  type MicroBatch,
-  type ModelDType,
-  type PackedTokens,
-  setEngineThreads,
-} from '../lib/model/engine.js'
+import { libtorchVersion, loadPolicy, setEngineThreads } from '../lib/model/engine.js'
+import type { Completions, MicroBatch, ModelDType, PackedTokens } from '../lib/model/policy.js'
 
 const { values: flags } = parseArgs({
   options: {

@@ -15,13 +15,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { rapo } from '../lib/loss/objective.js'
-import {
-  type Device,
-  initializeModel,
-  loadPolicy,
-  type ModelDType,
-  type Policy,
-} from '../lib/model/engine.js'
+import { initializeModel, loadPolicy } from '../lib/model/engine.js'
+import type { Device, ModelDType, Policy } from '../lib/model/policy.js'
 
 const { values: flags } = parseArgs({
   options: {

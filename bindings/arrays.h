@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -114,43 +113,15 @@ Napi::Value to_js(Napi::Env env, const std::vector<T>& values) {
   return array;
 }
 
-/// Values by name: the properties of an object, or the arguments of a call from the one called names[0] on.
-/// Looking up a property from C++ takes a good part of a microsecond, reading an argument next to nothing.
-class Fields {
- public:
-  explicit Fields(const Napi::Object& object) : object_(object) {}
-  template <std::size_t kCount>
-  Fields(const Napi::CallbackInfo& info, std::size_t first, const char* const (&names)[kCount])
-      : info_(&info), first_(first), names_(names), count_(kCount) {}
-
-  Napi::Value Get(const char* name) const {
-    if (!info_) return object_.Get(name);
-    for (std::size_t i = 0; i < count_; ++i) {
-      if (names_[i] == name || (names_[i][0] == name[0] && std::strcmp(names_[i], name) == 0))
-        return (*info_)[first_ + i];
-    }
-    throw std::logic_error(std::string("no argument is called ") + name);
-  }
-
- private:
-  Napi::Object object_;
-  const Napi::CallbackInfo* info_ = nullptr;
-  std::size_t first_ = 0;
-  const char* const* names_ = nullptr;
-  std::size_t count_ = 0;
-};
-
 inline bool present(const Napi::Value& value) { return !value.IsUndefined() && !value.IsNull(); }
 
-template <class Object>
-double number(const Object& object, const char* name) {
+inline double number(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsNumber()) invalid(std::string(name) + " must be a number");
   return value.As<Napi::Number>().DoubleValue();
 }
 
-template <class Object>
-std::int64_t integer(const Object& object, const char* name) {
+inline std::int64_t integer(const Napi::Object& object, const char* name) {
   const double value = number(object, name);
   if (!(value >= -9007199254740991.0 && value <= 9007199254740991.0) || value != std::trunc(value)) {
     invalid(std::string(name) + " must be an integer, got " + std::to_string(value));
@@ -158,15 +129,13 @@ std::int64_t integer(const Object& object, const char* name) {
   return static_cast<std::int64_t>(value);
 }
 
-template <class Object>
-std::string string(const Object& object, const char* name) {
+inline std::string string(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsString()) invalid(std::string(name) + " must be a string");
   return value.As<Napi::String>().Utf8Value();
 }
 
-template <class Object>
-bool boolean(const Object& object, const char* name) {
+inline bool boolean(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsBoolean()) invalid(std::string(name) + " must be true or false");
   return value.As<Napi::Boolean>().Value();

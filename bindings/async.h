@@ -1,16 +1,22 @@
-// One promise worker for every asynchronous call, and the JS face of Control (cancel and progress).
+// Asynchronous calls: their promises, the threads they run on, their end with the environment; and the JS
+// face of Control (cancel and progress).
 #pragma once
 
 #include <napi.h>
 
+#include <condition_variable>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "control.h"
 #include "errors.h"
+#include "executor.h"
 
 namespace rapo::bindings {
 
@@ -55,79 +61,188 @@ class ControlObject : public Napi::ObjectWrap<ControlObject> {
   std::shared_ptr<Control> control_ = std::make_shared<Control>();
 };
 
-/// Runs work() off the JS thread, then to_js(env, result) on it; resolves or rejects the promise it returns.
-/// keep: JS objects (borrowed arrays) that must outlive the work. When the environment is torn down meanwhile
-/// (worker.terminate(), process.exit()), Node drops what is still queued and waits for what is running: no
-/// hook of N-API comes early enough to cancel it.
-template <class Result>
-class PromiseWorker : public Napi::AsyncWorker {
+/// An asynchronous call on its way to another thread and back.
+class Call {
  public:
-  static Napi::Value run(Napi::Env env, std::shared_ptr<Control> control,
-                         const std::vector<Napi::Object>& keep, std::function<Result()> work,
-                         std::function<Napi::Value(Napi::Env, Result&)> to_js) {
-    auto* worker = new PromiseWorker(env, std::move(control), std::move(work), std::move(to_js));
-    for (auto& object : keep) worker->kept_.push_back(Napi::Persistent(object));
-    const Napi::Value promise(env, worker->promise_);
-    worker->Queue();
-    return promise;
+  explicit Call(std::shared_ptr<Control> control) : control_(std::move(control)) {}
+  virtual ~Call() = default;
+  Control& control() { return *control_; }
+  virtual void execute() = 0;              // on the other thread
+  virtual void settle(Napi::Env env) = 0;  // on the JS thread
+  virtual void drop() = 0;                 // on the JS thread: nobody will settle the call
+
+ private:
+  std::shared_ptr<Control> control_;
+};
+
+/// The asynchronous calls of one environment. No thread of libuv waits for them, so that nothing holds up the
+/// environment's end: they are cancelled then, and once the end is through, none of them runs.
+class Calls : public std::enable_shared_from_this<Calls> {
+ public:
+  static Calls& of(Napi::Env env) {
+    auto& calls = env.GetInstanceData<AddonData>()->calls;
+    if (!calls) calls = std::make_shared<Calls>(env);
+    return *calls;
   }
 
- protected:
-  void Execute() override {
-    try {
-      result_ = std::make_unique<Result>(work_());
-    } catch (...) {
-      failure_ = describe(std::current_exception());
-      SetError(failure_.message.empty() ? "failed" : failure_.message);
+  explicit Calls(Napi::Env env) : wake_(Wake::New(env, "rapo", 0, 1, this)) {
+    wake_.Unref(env);
+    // Hooks run in the reverse order: this one before Node's own, after which wake_ must not be used.
+    const auto hook = [](void* calls) { static_cast<Calls*>(calls)->close(); };
+    if (napi_add_env_cleanup_hook(env, hook, this) != napi_ok) throw Napi::Error::New(env);
+    // process.exit() runs no hook of the main thread. It runs static destructors, libtorch's for instance,
+    // which no call survives.
+    const auto process = env.Global().Get("process");
+    const auto on = process.IsObject() ? process.As<Napi::Object>().Get("on") : process;
+    if (!on.IsFunction()) return;
+    const auto stop = Napi::Function::New(env, [](const Napi::CallbackInfo& info) { of(info.Env()).stop(); });
+    on.As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), stop});
+  }
+
+  /// executor: absent for threads of the environment's own.
+  void start(Napi::Env env, const std::shared_ptr<Call>& call, Executor* executor) {
+    if (!executor) {
+      if (!own_) own_ = std::make_unique<Executor>(kOwnThreads);
+      executor = own_.get();
     }
-  }
-
-  void OnOK() override {
-    settle([&] {
-      try {
-        napi_resolve_deferred(Env(), deferred_, to_js_(Env(), *result_));
-      } catch (const Napi::Error&) {
-        throw;
-      } catch (...) {
-        napi_reject_deferred(Env(), deferred_, make_js_error(Env(), describe(std::current_exception())));
-      }
-    });
-  }
-
-  void OnError(const Napi::Error&) override {
-    settle([&] { napi_reject_deferred(Env(), deferred_, make_js_error(Env(), failure_)); });
+    executor->post([self = shared_from_this(), call] { self->run(call); });
+    if (pending_.empty()) wake_.Ref(env);
+    pending_.insert(call);
   }
 
  private:
-  PromiseWorker(Napi::Env env, std::shared_ptr<Control> control, std::function<Result()> work,
+  static void on_wake(Napi::Env env, Napi::Function, Calls* calls, void*) {
+    // Without an environment, the calls are gone as well.
+    if (static_cast<napi_env>(env) != nullptr) calls->settle_next(env);
+  }
+  using Wake = Napi::TypedThreadSafeFunction<Calls, void, &Calls::on_wake>;
+
+  void run(const std::shared_ptr<Call>& call) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (closed_) return;
+      ++running_;
+    }
+    call->execute();
+    std::lock_guard<std::mutex> lock(mutex_);
+    --running_;
+    idle_.notify_all();
+    if (closed_) return;
+    finished_.push_back(call);
+    wake_.NonBlockingCall();
+  }
+
+  void settle_next(Napi::Env env) {
+    std::shared_ptr<Call> call;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (finished_.empty()) return;
+      call = std::move(finished_.front());
+      finished_.pop_front();
+    }
+    pending_.erase(call);
+    if (pending_.empty()) wake_.Unref(env);
+    call->settle(env);
+    call->drop();  // here: the other thread may be the last to hold the call
+  }
+
+  /// Cancels all calls and waits for those that run.
+  void stop(bool close = false) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    closed_ = closed_ || close;
+    for (const auto& call : pending_) call->control().abandoned = true;
+    idle_.wait(lock, [this] { return running_ == 0; });
+  }
+
+  void close() {
+    stop(true);
+    wake_.Release();
+    own_.reset();
+    for (const auto& call : pending_) call->drop();
+    pending_.clear();
+    finished_.clear();
+  }
+
+  static constexpr std::size_t kOwnThreads = 4;  // as many as libuv has for such work
+
+  // Of the JS thread:
+  std::unordered_set<std::shared_ptr<Call>> pending_;  // started and not settled
+  std::unique_ptr<Executor> own_;
+  // Of all:
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  std::deque<std::shared_ptr<Call>> finished_;  // to be settled, each after a call of wake_
+  int running_ = 0;
+  bool closed_ = false;
+  Wake wake_;
+};
+
+/// Runs work() off the JS thread, then to_js(env, result) on it; resolves or rejects the promise it returns.
+/// keep: JS objects (borrowed arrays) that must outlive the work. executor: whose threads do the work; the
+/// environment's own where absent.
+template <class Result>
+class PromiseWorker : public Call {
+ public:
+  static Napi::Value run(Napi::Env env, std::shared_ptr<Control> control,
+                         const std::vector<Napi::Object>& keep, std::function<Result()> work,
+                         std::function<Napi::Value(Napi::Env, Result&)> to_js, Executor* executor = nullptr) {
+    auto worker = std::make_shared<PromiseWorker>(std::move(control), std::move(work), std::move(to_js));
+    for (auto& object : keep) worker->kept_.push_back(Napi::Persistent(object));
+    Calls& calls = Calls::of(env);
+    napi_value promise = nullptr;
+    if (napi_create_promise(env, &worker->deferred_, &promise) != napi_ok) throw Napi::Error::New(env);
+    calls.start(env, worker, executor);
+    return Napi::Value(env, promise);
+  }
+
+  PromiseWorker(std::shared_ptr<Control> control, std::function<Result()> work,
                 std::function<Napi::Value(Napi::Env, Result&)> to_js)
-      : Napi::AsyncWorker(env),
-        control_(std::move(control)),
-        work_(std::move(work)),
-        to_js_(std::move(to_js)) {
-    if (napi_create_promise(env, &deferred_, &promise_) != napi_ok) throw Napi::Error::New(env);
+      : Call(std::move(control)), work_(std::move(work)), to_js_(std::move(to_js)) {}
+
+  void execute() override {
+    try {
+      control().check();  // aborted while it waited for its turn
+      result_ = std::make_unique<Result>(work_());
+    } catch (...) {
+      failure_ = describe(std::current_exception());
+    }
+    work_ = nullptr;
   }
 
   // JS may be refusing calls already (worker.terminate()); then there is nobody left to tell, and an
   // exception that left a callback would abort the process.
-  template <class F>
-  void settle(F&& body) {
+  void settle(Napi::Env env) override {
     try {
-      body();
+      try {
+        if (!result_) return reject(env, make_js_error(env, failure_));
+        const Napi::Value value = to_js_(env, *result_);
+        napi_resolve_deferred(env, deferred_, value);
+      } catch (const Napi::Error&) {
+        throw;
+      } catch (...) {
+        reject(env, make_js_error(env, describe(std::current_exception())));
+      }
     } catch (const Napi::Error& error) {
-      if (!error.IsEmpty()) napi_reject_deferred(Env(), deferred_, error.Value());
+      if (!error.IsEmpty()) reject(env, error.Value());
     } catch (...) {
     }
   }
 
-  std::shared_ptr<Control> control_;
+  void drop() override {
+    kept_.clear();
+    work_ = nullptr;
+    result_.reset();
+  }
+
+ private:
+  void reject(Napi::Env env, const Napi::Value& error) { napi_reject_deferred(env, deferred_, error); }
+
   std::function<Result()> work_;
   std::function<Napi::Value(Napi::Env, Result&)> to_js_;
   std::vector<Napi::ObjectReference> kept_;
   std::unique_ptr<Result> result_;
   Failure failure_;
   napi_deferred deferred_ = nullptr;
-  napi_value promise_ = nullptr;  // valid while the handle scope of run() is
 };
 
 }  // namespace rapo::bindings

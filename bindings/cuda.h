@@ -165,40 +165,14 @@ Napi::Value device_copy(const Napi::CallbackInfo& info) {
   });
 }
 
-inline Napi::Object object_at(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
-  if (!info[index].IsObject()) invalid(std::string(name) + " must be an object");
-  return info[index].As<Napi::Object>();
+/// The one argument of the calls below: { ...batch, ...outputs, device, stream }, and the objective of a
+/// loss.
+inline Napi::Object device_call(const Napi::CallbackInfo& info) {
+  if (!info[0].IsObject()) invalid("the argument must be an object");
+  return info[0].As<Napi::Object>();
 }
 
-/// The arrays of a batch with one entry a row, and its sizes.
-inline Batch device_rows(const Napi::Object& b) {
-  Batch batch;
-  batch.rows = integer(b, "rows");
-  batch.vocab_size = integer(b, "vocabSize");
-  batch.dtype = dtype_from(string(b, "dtype"), "dtype");
-  batch.token_ids = optional_address<std::int32_t>(b, "tokenIds");
-  batch.token_weights = optional_address<float>(b, "tokenWeights");
-  batch.advantages = optional_address<float>(b, "advantages");
-  batch.ref_weights = optional_address<float>(b, "refWeights");
-  batch.old_logprobs = optional_address<float>(b, "oldLogprobs");
-  batch.policy_weights = optional_address<float>(b, "policyWeights");
-  batch.sequence_offsets = optional_address<std::int32_t>(b, "sequenceOffsets");
-  if (batch.sequence_offsets) batch.sequences = integer(b, "sequences");
-  return batch;
-}
-
-inline Outputs device_outputs(const Napi::Object& o) {
-  Outputs outputs;
-  outputs.logprobs = optional_address<float>(o, "logprobs");
-  outputs.ref_logprobs = optional_address<float>(o, "refLogprobs");
-  outputs.kl = optional_address<float>(o, "kl");
-  outputs.entropy = optional_address<float>(o, "entropy");
-  outputs.ratio = optional_address<float>(o, "ratio");
-  outputs.clipped = optional_address<std::uint8_t>(o, "clipped");
-  return outputs;
-}
-
-/// What the two losses on device arrays have in common: (batch, objective, outputs, device, stream).
+/// What the two losses on device arrays have in common.
 struct DeviceCall {
   Batch batch;
   Objective objective;
@@ -206,25 +180,34 @@ struct DeviceCall {
   int device;
   void* stream;
 
-  explicit DeviceCall(const Napi::CallbackInfo& info)
-      : batch(device_rows(object_at(info, 0, "batch"))),
-        objective(objective_from(info[1])),
-        outputs(device_outputs(object_at(info, 2, "outputs"))),
-        device(device_argument(info[3])),
-        stream(address(info[4], "stream")) {}
+  explicit DeviceCall(const Napi::Object& call)
+      : objective(objective_from(call.Get("objective"))),
+        device(device_argument(call.Get("device"))),
+        stream(address(call.Get("stream"), "stream")) {
+    batch.rows = integer(call, "rows");
+    batch.vocab_size = integer(call, "vocabSize");
+    batch.dtype = dtype_from(string(call, "dtype"), "dtype");
+#define RAPO_ADDRESS(name, type, js, ...) batch.name = optional_address<type>(call, js);
+    RAPO_ROW_ARRAYS(RAPO_ADDRESS)
+#undef RAPO_ADDRESS
+    batch.sequence_offsets = optional_address<std::int32_t>(call, "sequenceOffsets");
+    if (batch.sequence_offsets) batch.sequences = integer(call, "sequences");
+#define RAPO_ADDRESS(name, type, js) outputs.name = optional_address<type>(call, js);
+    RAPO_ROW_OUTPUTS(RAPO_ADDRESS)
+#undef RAPO_ADDRESS
+  }
 };
 
 struct DeviceLossCall : DeviceCall {
-  explicit DeviceLossCall(const Napi::CallbackInfo& info) : DeviceCall(info) {
-    const auto b = object_at(info, 0, "batch"), o = object_at(info, 2, "outputs");
-    batch.logits = address(b.Get("logits"), "logits");
-    batch.logits_stride = integer(b, "logitsStride");
-    batch.ref_logits = optional_address<void>(b, "refLogits");
-    batch.ref_stride = batch.ref_logits ? integer(b, "refStride") : batch.vocab_size;
-    outputs.grad_logits = optional_address<void>(o, "gradLogits");
+  explicit DeviceLossCall(const Napi::Object& call) : DeviceCall(call) {
+    batch.logits = address(call.Get("logits"), "logits");
+    batch.logits_stride = integer(call, "logitsStride");
+    batch.ref_logits = optional_address<void>(call, "refLogits");
+    batch.ref_stride = batch.ref_logits ? integer(call, "refStride") : batch.vocab_size;
+    outputs.grad_logits = optional_address<void>(call, "gradLogits");
     if (outputs.grad_logits) {
-      outputs.grad_dtype = dtype_from(string(o, "gradDtype"), "gradDtype");
-      outputs.grad_stride = integer(o, "gradStride");
+      outputs.grad_dtype = dtype_from(string(call, "gradDtype"), "gradDtype");
+      outputs.grad_stride = integer(call, "gradStride");
     }
   }
 
@@ -238,31 +221,30 @@ struct FusedHeadCall : DeviceCall {
   std::int64_t chunk_rows;
   cuda::HeadWorkspace workspace;
 
-  explicit FusedHeadCall(const Napi::CallbackInfo& info) : DeviceCall(info) {
-    const auto b = object_at(info, 0, "batch"), o = object_at(info, 2, "outputs");
+  explicit FusedHeadCall(const Napi::Object& call) : DeviceCall(call) {
     head.batch = batch;
-    head.channels = integer(b, "channels");
-    head.hidden = address(b.Get("hidden"), "hidden");
-    head.hidden_stride = integer(b, "hiddenStride");
-    head.weight = address(b.Get("weight"), "weight");
-    head.weight_stride = integer(b, "weightStride");
-    head.ref_hidden = optional_address<void>(b, "refHidden");
+    head.channels = integer(call, "channels");
+    head.hidden = address(call.Get("hidden"), "hidden");
+    head.hidden_stride = integer(call, "hiddenStride");
+    head.weight = address(call.Get("weight"), "weight");
+    head.weight_stride = integer(call, "weightStride");
+    head.ref_hidden = optional_address<void>(call, "refHidden");
     if (head.ref_hidden) {
-      head.ref_channels = integer(b, "refChannels");
-      head.ref_hidden_stride = integer(b, "refHiddenStride");
-      head.ref_weight = address(b.Get("refWeight"), "refWeight");
-      head.ref_weight_stride = integer(b, "refWeightStride");
+      head.ref_channels = integer(call, "refChannels");
+      head.ref_hidden_stride = integer(call, "refHiddenStride");
+      head.ref_weight = address(call.Get("refWeight"), "refWeight");
+      head.ref_weight_stride = integer(call, "refWeightStride");
     }
-    head.grad_hidden = optional_address<void>(o, "gradHidden");
+    head.grad_hidden = optional_address<void>(call, "gradHidden");
     if (head.grad_hidden) {
-      head.grad_hidden_dtype = dtype_from(string(o, "gradHiddenDtype"), "gradHiddenDtype");
-      head.grad_hidden_stride = integer(o, "gradHiddenStride");
+      head.grad_hidden_dtype = dtype_from(string(call, "gradHiddenDtype"), "gradHiddenDtype");
+      head.grad_hidden_stride = integer(call, "gradHiddenStride");
     }
-    head.grad_weight = optional_address<float>(o, "gradWeight");
-    if (head.grad_weight) head.grad_weight_stride = integer(o, "gradWeightStride");
-    chunk_rows = integer(o, "chunkRows");
-    workspace.data = optional_address<void>(o, "workspace");
-    if (workspace.data) workspace.bytes = static_cast<std::size_t>(integer(o, "workspaceBytes"));
+    head.grad_weight = optional_address<float>(call, "gradWeight");
+    if (head.grad_weight) head.grad_weight_stride = integer(call, "gradWeightStride");
+    chunk_rows = integer(call, "chunkRows");
+    workspace.data = optional_address<void>(call, "workspace");
+    if (workspace.data) workspace.bytes = static_cast<std::size_t>(integer(call, "workspaceBytes"));
   }
 
   Metrics run() const {
@@ -271,49 +253,49 @@ struct FusedHeadCall : DeviceCall {
   }
 };
 
-/// fusedHeadWorkspace(batch, objective, outputs, device, stream) -> bytes for outputs.chunkRows
+/// fusedHeadWorkspace(call) -> bytes for its chunkRows
 inline Napi::Value fused_head_workspace(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const FusedHeadCall call(info);
+    const FusedHeadCall call(device_call(info));
     const auto bytes = cuda::fused_head_workspace_bytes(call.device, call.head, call.chunk_rows);
     return Napi::Number::New(info.Env(), static_cast<double>(bytes));
   });
 }
 
-/// policyLossOnDevice and fusedHeadLossOnDevice(batch, objective, outputs, device, stream) -> metrics
+/// policyLossOnDevice(call) and fusedHeadLossOnDevice(call) -> metrics
 template <class Call>
 Napi::Value device_loss(const Napi::CallbackInfo& info) {
-  return guarded(info, [&] { return metrics_to_js(info.Env(), Call(info).run()); });
+  return guarded(info, [&] { return metrics_to_js(info.Env(), Call(device_call(info)).run()); });
 }
 
 /// The same with Async -> Promise<metrics>
 template <class Call>
 Napi::Value device_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    auto call = std::make_shared<Call>(info);
+    auto call = std::make_shared<Call>(device_call(info));
     return PromiseWorker<Metrics>::run(
         info.Env(), std::make_shared<Control>(), {}, [call] { return call->run(); },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
 }
 
-/// gatherLogprobsOnDevice(batch, outputs, device, stream): undefined
+/// gatherLogprobsOnDevice(call): undefined
 inline Napi::Value device_gather(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const auto b = object_at(info, 0, "batch"), o = object_at(info, 1, "outputs");
+    const auto call = device_call(info);
     LogitRows logits;
-    logits.rows = integer(b, "rows");
-    logits.vocab_size = integer(b, "vocabSize");
-    logits.dtype = dtype_from(string(b, "dtype"), "dtype");
-    logits.data = address(b.Get("logits"), "logits");
-    logits.stride = integer(b, "logitsStride");
+    logits.rows = integer(call, "rows");
+    logits.vocab_size = integer(call, "vocabSize");
+    logits.dtype = dtype_from(string(call, "dtype"), "dtype");
+    logits.data = address(call.Get("logits"), "logits");
+    logits.stride = integer(call, "logitsStride");
     GatherOutputs outputs;
-    outputs.logprobs = optional_address<float>(o, "logprobs");
-    outputs.entropy = optional_address<float>(o, "entropy");
-    outputs.log_sum_exp = optional_address<float>(o, "logSumExp");
-    cuda::gather_logprobs_of_device_arrays(device_argument(info[2]), address(info[3], "stream"), logits,
-                                           optional_address<std::int32_t>(b, "tokenIds"),
-                                           number(b, "temperature"), outputs);
+    outputs.logprobs = optional_address<float>(call, "logprobs");
+    outputs.entropy = optional_address<float>(call, "entropy");
+    outputs.log_sum_exp = optional_address<float>(call, "logSumExp");
+    cuda::gather_logprobs_of_device_arrays(
+        device_argument(call.Get("device")), address(call.Get("stream"), "stream"), logits,
+        optional_address<std::int32_t>(call, "tokenIds"), number(call, "temperature"), outputs);
     return info.Env().Undefined();
   });
 }

@@ -1,5 +1,5 @@
-// The engine addon. lib/model/engine.ts validates, orders the calls of a policy and disposes it; every call here
-// runs on the engine's thread and answers with a promise.
+// The engine addon. lib/model/engine.ts validates, orders the calls of a policy and disposes it; every call
+// here runs on the engine's thread and answers with a promise.
 #include <dlfcn.h>
 #include <napi.h>
 
@@ -14,10 +14,10 @@
 #include "arrays.h"
 #include "async.h"
 #include "cuda_library.h"
-#include "engine/executor.h"
 #include "engine/model/memory.h"
 #include "engine/policy.h"
 #include "errors.h"
+#include "executor.h"
 #include "objective.h"
 
 namespace rapo::bindings {
@@ -78,27 +78,31 @@ std::atomic<int>& wanted_threads() {
   return threads;
 }
 
-/// Runs work() on the engine's thread.
-template <class Result>
-Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::function<Result()> work,
-                      std::function<Napi::Value(Napi::Env, Result&)> to_js) {
-  auto run = [control, work = std::move(work)] {
-    return Executor::instance().run([&] {
-      const int threads = wanted_threads().exchange(-1);
-      if (threads >= 0) set_engine_threads(threads);
-      control->check();  // aborted while it waited for its turn
-      return work();
-    });
-  };
-  return PromiseWorker<Result>::run(env, control, {}, std::move(run), std::move(to_js));
+/// The one thread that all libtorch work of the process runs on, so that there is one OpenMP team, whichever
+/// environment a call came from. Never destroyed: the thread lives as long as the process.
+Executor& engine_thread() {
+  static auto* executor = new Executor(1);
+  return *executor;
 }
 
-/// The same for work without a result.
-Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::function<void()> work) {
+/// Runs work(control) on the engine's thread, after the calls that came before.
+template <class Result>
+Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::function<Result(Control&)> work,
+                      std::function<Napi::Value(Napi::Env, Result&)> to_js) {
+  auto run = [control, work = std::move(work)] {
+    const int threads = wanted_threads().exchange(-1);
+    if (threads >= 0) set_engine_threads(threads);
+    return work(*control);
+  };
+  return PromiseWorker<Result>::run(env, control, {}, std::move(run), std::move(to_js), &engine_thread());
+}
+
+/// The same for work without a result, which nobody but the environment's end cancels.
+Napi::Value on_engine(Napi::Env env, std::function<void(Control&)> work) {
   return on_engine<bool>(
-      env, std::move(control),
-      [work = std::move(work)] {
-        work();
+      env, std::make_shared<Control>(),
+      [work = std::move(work)](Control& control) {
+        work(control);
         return true;
       },
       [](Napi::Env e, bool&) { return e.Undefined(); });
@@ -149,7 +153,7 @@ Napi::Value predict(const Napi::CallbackInfo& info) {
                             integer(s, "maxBatch")};
     return on_engine<MemoryPrediction>(
         info.Env(), std::make_shared<Control>(),
-        [dir, options, shape] { return predict_memory(dir, options, shape); },
+        [dir, options, shape](Control&) { return predict_memory(dir, options, shape); },
         [](Napi::Env env, MemoryPrediction& m) {
           auto object = Napi::Object::New(env);
           const auto set = [&](const char* name, std::int64_t value) {
@@ -177,21 +181,23 @@ Napi::Value load(const Napi::CallbackInfo& info) {
     const auto options = options_from(o);
     return on_engine<std::shared_ptr<Policy>>(
         info.Env(), ControlObject::get(info[2]),
-        [dir, options] { return std::shared_ptr<Policy>(Policy::load(dir, options)); },
+        [dir, options](Control& control) {
+          return std::shared_ptr<Policy>(Policy::load(dir, options, control));
+        },
         [options](Napi::Env env, std::shared_ptr<Policy>& policy) {
-          auto* handle = new Handle{std::move(policy), 0};  // deleted by the External's finalizer
+          auto handle = std::make_unique<Handle>(Handle{std::move(policy), 0});
           const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
           const std::int64_t copies = 1 + (options.reference_dir.empty() ? 0 : 1);
           // Gradients and two moments, and the masters of a bfloat16 model.
           const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
           handle->bytes = handle->policy->info().parameters * (copies * width + training);
-          Napi::MemoryManagement::AdjustExternalMemory(env, handle->bytes);
           auto result = Napi::Object::New(env);
           result.Set("info", info_to_js(env, handle->policy->info()));
-          auto external = Napi::External<Handle>::New(env, handle, [](Napi::Env e, Handle* h) {
+          auto external = Napi::External<Handle>::New(env, handle.get(), [](Napi::Env e, Handle* h) {
             Napi::MemoryManagement::AdjustExternalMemory(e, -h->bytes);
             delete h;
           });
+          Napi::MemoryManagement::AdjustExternalMemory(env, handle.release()->bytes);
           external.TypeTag(&kPolicyTag);
           result.Set("handle", external);
           return result;
@@ -206,7 +212,7 @@ Napi::Value dispose(const Napi::CallbackInfo& info) {
     auto policy = std::make_shared<std::shared_ptr<Policy>>(std::move(handle.policy));
     Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -handle.bytes);
     handle.bytes = 0;
-    return on_engine(info.Env(), std::make_shared<Control>(), [policy] { policy->reset(); });
+    return on_engine(info.Env(), [policy](Control&) { policy->reset(); });
   });
 }
 
@@ -214,7 +220,7 @@ Napi::Value initialize(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto dir = string_argument(info, 0, "dir");
     const auto seed = static_cast<std::uint64_t>(number_argument(info, 1, "seed"));
-    return on_engine(info.Env(), std::make_shared<Control>(), [dir, seed] { Policy::initialize(dir, seed); });
+    return on_engine(info.Env(), [dir, seed](Control& control) { Policy::initialize(dir, seed, control); });
   });
 }
 
@@ -235,11 +241,10 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     const auto seeds = copy<double>(o.Get("seeds"), "seeds");  // whole numbers: checked in policy.ts
     sampling.seeds.assign(seeds.begin(), seeds.end());
     sampling.max_batch = integer(o, "maxBatch");
-    auto control = ControlObject::get(info[3]);
     return on_engine<Completions>(
-        info.Env(), control,
-        [policy, prompts = std::move(prompts), sampling = std::move(sampling), control] {
-          return policy->generate(prompts, sampling, *control);
+        info.Env(), ControlObject::get(info[3]),
+        [policy, prompts = std::move(prompts), sampling = std::move(sampling)](Control& control) {
+          return policy->generate(prompts, sampling, control);
         },
         [](Napi::Env env, Completions& completions) {
           auto result = Napi::Object::New(env);
@@ -268,11 +273,10 @@ Napi::Value logprobs(const Napi::CallbackInfo& info) {
     auto rows = copy_indices(info[2], "rowPositions");
     auto ids = copy<std::int32_t>(info[3], "tokenIds");
     const double temperature = number_argument(info, 4, "temperature");
-    auto control = ControlObject::get(info[5]);
     return on_engine<LogprobRows>(
-        info.Env(), control,
-        [policy, sequences = std::move(sequences), rows = std::move(rows), ids = std::move(ids), temperature,
-         control] { return policy->logprobs(sequences, rows, ids, temperature, *control); },
+        info.Env(), ControlObject::get(info[5]),
+        [policy, sequences = std::move(sequences), rows = std::move(rows), ids = std::move(ids), temperature](
+            Control& control) { return policy->logprobs(sequences, rows, ids, temperature, control); },
         [](Napi::Env env, LogprobRows& out) {
           auto result = Napi::Object::New(env);
           result.Set("logprobs", to_js(env, out.logprobs));
@@ -298,11 +302,10 @@ Napi::Value accumulate(const Napi::CallbackInfo& info) {
     if (present(b.Get("policyWeights")))
       batch.policy_weights = copy<float>(b.Get("policyWeights"), "policyWeights");
     const auto objective = objective_from(info[2]);
-    auto control = ControlObject::get(info[3]);
     return on_engine<Metrics>(
-        info.Env(), control,
-        [policy, batch = std::move(batch), objective, control] {
-          return policy->accumulate(batch, objective, *control);
+        info.Env(), ControlObject::get(info[3]),
+        [policy, batch = std::move(batch), objective](Control& control) {
+          return policy->accumulate(batch, objective, control);
         },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
@@ -315,7 +318,7 @@ Napi::Value step(const Napi::CallbackInfo& info) {
     const double learning_rate = number_argument(info, 1, "learningRate");
     return on_engine<StepResult>(
         info.Env(), std::make_shared<Control>(),
-        [policy, learning_rate] { return policy->step(learning_rate); },
+        [policy, learning_rate](Control& control) { return policy->step(learning_rate, control); },
         [](Napi::Env env, StepResult& result) {
           auto object = Napi::Object::New(env);
           object.Set("gradNorm", result.grad_norm);
@@ -328,7 +331,7 @@ Napi::Value step(const Napi::CallbackInfo& info) {
 Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
-    return on_engine(info.Env(), std::make_shared<Control>(), [policy] { policy->zero_grad(); });
+    return on_engine(info.Env(), [policy](Control&) { policy->zero_grad(); });
   });
 }
 
@@ -339,8 +342,9 @@ Napi::Value save(const Napi::CallbackInfo& info) {
     const auto dir = string_argument(info, 1, "dir");
     const DType dtype = dtype_from(string_argument(info, 2, "dtype"), "dtype");
     const auto max_shard_bytes = static_cast<std::int64_t>(number_argument(info, 3, "maxShardBytes"));
-    return on_engine(info.Env(), std::make_shared<Control>(),
-                     [policy, dir, dtype, max_shard_bytes] { policy->save(dir, dtype, max_shard_bytes); });
+    return on_engine(info.Env(), [policy, dir, dtype, max_shard_bytes](Control& control) {
+      policy->save(dir, dtype, max_shard_bytes, control);
+    });
   });
 }
 
@@ -351,8 +355,8 @@ Napi::Value save_logits(const Napi::CallbackInfo& info) {
     auto sequences = packed_from(object_from(info[1], "sequences"), "sequences");
     auto positions = copy_indices(info[2], "rowPositions");
     const auto file = string_argument(info, 3, "file");
-    return on_engine(info.Env(), std::make_shared<Control>(), [policy, sequences, positions, file] {
-      policy->save_logits(sequences, positions, file);
+    return on_engine(info.Env(), [policy, sequences, positions, file](Control& control) {
+      policy->save_logits(sequences, positions, file, control);
     });
   });
 }
@@ -363,7 +367,7 @@ Napi::Value with_path(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
     const auto path = string_argument(info, 1, "path");
-    return on_engine(info.Env(), std::make_shared<Control>(), [policy, path] { ((*policy).*method)(path); });
+    return on_engine(info.Env(), [policy, path](Control& control) { ((*policy).*method)(path, control); });
   });
 }
 

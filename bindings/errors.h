@@ -1,10 +1,11 @@
-// The one place that turns native exceptions into JS errors: instances of lib/base/errors.ts's RapoError with a
-// code.
+// The one place that turns native exceptions into JS errors: instances of lib/base/errors.ts's RapoError with
+// a code.
 #pragma once
 
 #include <napi.h>
 
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 #include <utility>
@@ -13,9 +14,12 @@
 
 namespace rapo::bindings {
 
-/// Per-environment state (one per worker_thread): the RapoError constructor that lib/setup/addons.ts hands over.
+class Calls;
+
+/// Per-environment state (one per worker_thread).
 struct AddonData {
-  Napi::FunctionReference error_class;
+  Napi::FunctionReference error_class;  // the RapoError constructor that lib/setup/addons.ts hands over
+  std::shared_ptr<Calls> calls;         // async.h's; absent before the first asynchronous call
 };
 
 inline Napi::Value set_error_class(const Napi::CallbackInfo& info) {

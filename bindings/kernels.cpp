@@ -1,20 +1,25 @@
 // The kernels addon: typed arrays in, typed arrays out; lib/loss/kernels.ts allocates them all.
 #include <napi.h>
 
+#include <cmath>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #include "arrays.h"
 #include "async.h"
 #include "cuda.h"
+#include "environment.h"
 #include "errors.h"
 #include "kernels/cpu/select.h"
 #include "kernels/cuda/calls.h"
 #include "kernels/loss.h"
 #include "kernels/parallel.h"
+#include "kernels/row_vectors.h"
+#include "kernels/validate.h"
 #include "objective.h"
 
 namespace rapo::bindings {
@@ -32,26 +37,40 @@ void* matrix(const Napi::Value& value, const char* name, DType dtype, std::int64
   }
 }
 
-/// Int32Array is borrowed; BigInt64Array is copied into `copy`.
-const std::int32_t* token_ids(const Napi::Value& value, std::int64_t rows, std::vector<std::int32_t>& copy) {
-  if (!value.IsTypedArray() || raw_view(value, "tokenIds").type != napi_bigint64_array) {
-    return view<std::int32_t>(value, "tokenIds", rows).data;
-  }
-  const auto ids = view<std::int64_t>(value, "tokenIds", rows);
-  copy.reserve(static_cast<std::size_t>(rows));
-  for (std::int64_t i = 0; i < rows; ++i) {
-    // Ids beyond 32 bits would wrap round to valid ones; -1 is refused like any other negative id, where it
-    // matters.
-    const bool fits = ids.data[i] >= 0 && ids.data[i] <= INT32_MAX;
-    copy.push_back(fits ? static_cast<std::int32_t>(ids.data[i]) : -1);
-  }
-  return copy.data();
-}
+/// The token ids of a BigInt64Array, in 32 bits and as they were given: those beyond would wrap round to
+/// valid ones.
+struct WideIds {
+  std::vector<std::int64_t> given;
+  std::vector<std::int32_t> ids;
+  Extent extent = {"tokenIds", nullptr, 0};
 
+  const std::int32_t* read(const Napi::Value& value, std::int64_t rows) {
+    const auto v = view<std::int64_t>(value, "tokenIds", rows);
+    extent.data = v.data;
+    extent.bytes = rows * std::int64_t{sizeof(std::int64_t)};
+    given.assign(v.data, v.data + v.size);
+    for (const auto id : given) ids.push_back(static_cast<std::int32_t>(id));
+    return ids.data();
+  }
+
+  /// Throws for an id beyond 32 bits in a row that is not masked.
+  void check(std::int64_t vocab_size, const float* token_weights) const {
+    for (std::size_t i = 0; i < given.size(); ++i) {
+      if (given[i] == ids[i] || (token_weights && token_weights[i] == 0)) continue;
+      invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(given[i]) + ", outside [0, " +
+              std::to_string(vocab_size) + ")");
+    }
+  }
+};
+
+/// A row array where it is. Token ids may be a BigInt64Array, too.
 template <class T>
-T* optional(const Fields& object, const char* name, std::int64_t elements) {
-  const auto value = object.Get(name);
-  return present(value) ? view<T>(value, name, elements).data : nullptr;
+const T* row_array(const Napi::Value& value, const char* name, std::int64_t rows, WideIds& wide) {
+  if constexpr (std::is_same_v<T, std::int32_t>) {
+    if (value.IsTypedArray() && raw_view(value, name).type == napi_bigint64_array)
+      return wide.read(value, rows);
+  }
+  return view<T>(value, name, rows).data;
 }
 
 std::int64_t shape_product(std::int64_t rows, std::int64_t vocab_size) {
@@ -62,121 +81,125 @@ std::int64_t shape_product(std::int64_t rows, std::int64_t vocab_size) {
   return rows * vocab_size;
 }
 
-Fields object_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
-  if (!info[index].IsObject()) invalid(std::string(name) + " must be an object");
-  return Fields(info[index].As<Napi::Object>());
+/// The elements of an array that may be left out.
+template <class T>
+T* optional(const Napi::Value& value, const char* name, std::int64_t elements) {
+  return present(value) ? view<T>(value, name, elements).data : nullptr;
 }
 
-/// Every typed array of a call, so that an asynchronous one keeps them alive.
-void keep_arrays(const Napi::Object& object, std::vector<Napi::Object>& kept) {
-  const auto names = object.GetPropertyNames();
+/// Every typed array of a call, which an asynchronous one keeps alive.
+std::vector<Napi::Object> arrays_of(const Napi::Object& call) {
+  std::vector<Napi::Object> arrays;
+  const auto names = call.GetPropertyNames();
   for (std::uint32_t i = 0; i < names.Length(); ++i) {
-    const Napi::Value value = object.Get(Napi::Value(names[i]));
-    if (value.IsTypedArray()) kept.push_back(value.As<Napi::Object>());
+    const Napi::Value value = call.Get(Napi::Value(names[i]));
+    if (value.IsTypedArray()) arrays.push_back(value.As<Napi::Object>());
   }
+  return arrays;
 }
 
-/// The order of policyLoss's arguments after objective and metrics.
-constexpr const char* kLossFields[] = {"rows",       "vocabSize",   "dtype",         "logits",
-                                       "refLogits",  "tokenIds",    "tokenWeights",  "advantages",
-                                       "refWeights", "oldLogprobs", "policyWeights", "sequenceOffsets",
-                                       "gradLogits", "gradDtype",   "logprobs",      "refLogprobs",
-                                       "kl",         "entropy",     "ratio",         "clipped",
-                                       "device"};
-
-/// A policy_loss call: the structs and what they point into that is not a JS array.
+/// A policy_loss call. Logits and outputs are borrowed. The row arrays and the sequences' offsets are copies:
+/// JS, or another thread that shares their memory, may write to them after they were checked, and an id or an
+/// offset that has changed since would be read as an index.
 struct LossCall {
   Batch batch;
   Objective objective;
   Outputs outputs;
-  std::vector<std::int32_t> ids;
+  RowVectors rows;
+  std::vector<std::int32_t> offsets;
 
-  /// (batch, objective, outputs, ...)
-  explicit LossCall(const Napi::CallbackInfo& info)
-      : LossCall(object_argument(info, 0, "batch"), info[1], object_argument(info, 2, "outputs")) {}
+  LossCall(const LossCall&) = delete;  // the batch points into it
 
-  LossCall(const Fields& b, const Napi::Value& wanted, const Fields& o) {
-    objective = objective_from(wanted);
-    batch.rows = integer(b, "rows");
-    batch.vocab_size = integer(b, "vocabSize");
-    batch.dtype = dtype_from(string(b, "dtype"), "dtype");
-    const auto rows = batch.rows, elements = shape_product(rows, batch.vocab_size);
-    batch.logits = matrix(b.Get("logits"), "logits", batch.dtype, elements);
-    const auto ref = b.Get("refLogits");
+  /// lib/loss/kernels.ts makes the object, so that no getter runs between two of these reads.
+  explicit LossCall(const Napi::Object& call) {
+    objective = objective_from(call.Get("objective"));
+    batch.rows = integer(call, "rows");
+    batch.vocab_size = integer(call, "vocabSize");
+    batch.dtype = dtype_from(string(call, "dtype"), "dtype");
+    const auto n = batch.rows, elements = shape_product(n, batch.vocab_size);
+    batch.logits = matrix(call.Get("logits"), "logits", batch.dtype, elements);
+    const auto ref = call.Get("refLogits");
     if (present(ref)) batch.ref_logits = matrix(ref, "refLogits", batch.dtype, elements);
     batch.logits_stride = batch.ref_stride = batch.vocab_size;
-    batch.token_ids = token_ids(b.Get("tokenIds"), rows, ids);
-    batch.token_weights = view<float>(b.Get("tokenWeights"), "tokenWeights", rows).data;
-    batch.advantages = view<float>(b.Get("advantages"), "advantages", rows).data;
-    batch.ref_weights = optional<float>(b, "refWeights", rows);
-    batch.old_logprobs = optional<float>(b, "oldLogprobs", rows);
-    batch.policy_weights = optional<float>(b, "policyWeights", rows);
-    const auto offsets = b.Get("sequenceOffsets");
-    if (present(offsets)) {
-      const auto v = view<std::int32_t>(offsets, "sequenceOffsets");
-      if (v.size < 1) invalid("sequenceOffsets is empty, expected one entry more than there are sequences");
-      batch.sequences = v.size - 1;
-      batch.sequence_offsets = v.data;
-    }
-    const auto grad = o.Get("gradLogits");
+    const auto grad = call.Get("gradLogits");
     if (present(grad)) {
-      outputs.grad_dtype = dtype_from(string(o, "gradDtype"), "gradDtype");
+      outputs.grad_dtype = dtype_from(string(call, "gradDtype"), "gradDtype");
       outputs.grad_logits = matrix(grad, "gradLogits", outputs.grad_dtype, elements);
       outputs.grad_stride = batch.vocab_size;
     }
-    outputs.logprobs = optional<float>(o, "logprobs", rows);
-    outputs.ref_logprobs = optional<float>(o, "refLogprobs", rows);
-    outputs.kl = optional<float>(o, "kl", rows);
-    outputs.entropy = optional<float>(o, "entropy", rows);
-    outputs.ratio = optional<float>(o, "ratio", rows);
-    outputs.clipped = optional<std::uint8_t>(o, "clipped", rows);
+#define RAPO_OUTPUT(name, type, js) outputs.name = optional<type>(call.Get(js), js, n);
+    RAPO_ROW_OUTPUTS(RAPO_OUTPUT)
+#undef RAPO_OUTPUT
+
+    WideIds wide;
+#define RAPO_READ(name, type, js, required, ...)                 \
+  if (const auto name = call.Get(js); required || present(name)) \
+    batch.name = row_array<type>(name, js, n, wide);
+    RAPO_ROW_ARRAYS(RAPO_READ)
+#undef RAPO_READ
+    const auto sequences = call.Get("sequenceOffsets");
+    if (present(sequences)) {
+      const auto v = view<std::int32_t>(sequences, "sequenceOffsets");
+      if (v.size < 1) invalid("sequenceOffsets is empty, expected one entry more than there are sequences");
+      batch.sequences = v.size - 1;
+      batch.sequence_offsets = v.data;
+      offsets.assign(v.data, v.data + v.size);
+    }
+    // While the batch still points at the arrays that were given.
+    auto extents = extents_of(batch, outputs);
+    extents.push_back(wide.extent);
+    check_overlaps(extents);
+    rows = RowVectors(batch);
+    rows.attach(batch);
+    if (batch.sequence_offsets) batch.sequence_offsets = offsets.data();
+    wide.check(batch.vocab_size, batch.token_weights);
+  }
+
+  /// On the CPU, or on the CUDA device of that number.
+  Metrics run(std::optional<int> device, const Control* control) const {
+    return device ? cuda::policy_loss_of_host_arrays(*device, batch, objective, outputs, control)
+                  : policy_loss(batch, objective, outputs, control);
   }
 };
 
-/// On the CPU, or on the CUDA device of that number.
-Metrics run(const LossCall& call, std::optional<int> device, const Control* control) {
-  return device ? cuda::policy_loss_of_host_arrays(*device, call.batch, call.objective, call.outputs, control)
-                : policy_loss(call.batch, call.objective, call.outputs, control);
+Napi::Object call_argument(const Napi::CallbackInfo& info) {
+  if (!info[0].IsObject()) invalid("the argument must be an object");
+  return info[0].As<Napi::Object>();
 }
 
-/// policyLoss(objective, metrics, ...kLossFields): writes metrics, a Float64Array
+/// policyLoss({ objective, ...batch, ...outputs, device? }) -> metrics
 Napi::Value policy_loss_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const Fields fields(info, 2, kLossFields);
-    const LossCall call(fields, info[0], fields);
-    write_metrics(run(call, optional_device(fields.Get("device")), nullptr), info[1]);
-    return info.Env().Undefined();
+    const auto object = call_argument(info);
+    const LossCall call(object);
+    return metrics_to_js(info.Env(), call.run(optional_device(object.Get("device")), nullptr));
   });
 }
 
-/// makeObjective(objective) -> what the functions here take in its place
-Napi::Value make_objective(const Napi::CallbackInfo& info) {
-  return guarded(info, [&] { return objective_to_js(info.Env(), objective_from(info[0])); });
-}
-
-/// policyLossReference(batch, objective, outputs) -> metrics, by the oracle; takes float64 too.
+/// policyLossReference of the same object -> metrics, by the oracle; takes float64 too.
 Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const LossCall call(info);
+    const LossCall call(call_argument(info));
     return metrics_to_js(info.Env(), reference::policy_loss(call.batch, call.objective, call.outputs));
   });
 }
 
-/// policyLossAsync(batch, objective, outputs, control, device?) -> Promise<metrics>
+/// policyLossAsync of the same object, with control? -> Promise<metrics>
 Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    auto call = std::make_shared<LossCall>(info);
-    auto control = ControlObject::get(info[3]);
-    std::vector<Napi::Object> kept;
-    keep_arrays(info[0].As<Napi::Object>(), kept);
-    keep_arrays(info[2].As<Napi::Object>(), kept);
+    const auto object = call_argument(info);
+    auto call = std::make_shared<LossCall>(object);
+    auto control = ControlObject::get(object.Get("control"));
     return PromiseWorker<Metrics>::run(
-        info.Env(), control, kept,
-        [call, control, device = optional_device(info[4])] { return run(*call, device, control.get()); },
+        info.Env(), control, arrays_of(object),
+        [call, control, device = optional_device(object.Get("device"))] {
+          return call->run(device, control.get());
+        },
         [](Napi::Env env, Metrics& metrics) { return metrics_to_js(env, metrics); });
   });
 }
 
+/// A gather_logprobs call; what is borrowed and what is copied as in LossCall.
 struct GatherCall {
   LogitRows logits;
   const std::int32_t* token_ids = nullptr;
@@ -184,61 +207,67 @@ struct GatherCall {
   GatherOutputs outputs;
   std::vector<std::int32_t> ids;
 
-  explicit GatherCall(const Napi::CallbackInfo& info) {
-    const auto b = object_argument(info, 0, "batch");
-    const auto o = object_argument(info, 1, "outputs");
-    logits.rows = integer(b, "rows");
-    logits.vocab_size = integer(b, "vocabSize");
-    logits.dtype = dtype_from(string(b, "dtype"), "dtype");
-    logits.data =
-        matrix(b.Get("logits"), "logits", logits.dtype, shape_product(logits.rows, logits.vocab_size));
+  GatherCall(const GatherCall&) = delete;
+
+  explicit GatherCall(const Napi::Object& call) {
+    const auto n = logits.rows = integer(call, "rows");
+    logits.vocab_size = integer(call, "vocabSize");
+    logits.dtype = dtype_from(string(call, "dtype"), "dtype");
+    logits.data = matrix(call.Get("logits"), "logits", logits.dtype, shape_product(n, logits.vocab_size));
     logits.stride = logits.vocab_size;
-    temperature = number(b, "temperature");
-    const auto wanted = b.Get("tokenIds");
-    if (present(wanted)) token_ids = bindings::token_ids(wanted, logits.rows, ids);
-    outputs.logprobs = optional<float>(o, "logprobs", logits.rows);
-    outputs.entropy = optional<float>(o, "entropy", logits.rows);
-    outputs.log_sum_exp = optional<float>(o, "logSumExp", logits.rows);
+    temperature = number(call, "temperature");
+    outputs.logprobs = optional<float>(call.Get("logprobs"), "logprobs", n);
+    outputs.entropy = optional<float>(call.Get("entropy"), "entropy", n);
+    outputs.log_sum_exp = optional<float>(call.Get("logSumExp"), "logSumExp", n);
+    WideIds wide;
+    const auto given = call.Get("tokenIds");
+    if (present(given)) token_ids = row_array<std::int32_t>(given, "tokenIds", n, wide);
+    auto extents = extents_of(logits, token_ids, outputs);
+    extents.push_back(wide.extent);
+    check_overlaps(extents);
+    if (token_ids) {
+      ids.assign(token_ids, token_ids + n);
+      token_ids = ids.data();
+    }
+    wide.check(logits.vocab_size, nullptr);
+  }
+
+  void run(std::optional<int> device, const Control* control) const {
+    if (device) {
+      cuda::gather_logprobs_of_host_arrays(*device, logits, token_ids, temperature, outputs, control);
+    } else {
+      gather_logprobs(logits, token_ids, temperature, outputs, control);
+    }
   }
 };
 
-void run(const GatherCall& call, std::optional<int> device, const Control* control) {
-  if (device) {
-    cuda::gather_logprobs_of_host_arrays(*device, call.logits, call.token_ids, call.temperature, call.outputs,
-                                         control);
-  } else {
-    gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs, control);
-  }
-}
-
-/// gatherLogprobs(batch, outputs, device?): undefined
+/// gatherLogprobs({ ...batch, ...outputs, device? }): undefined
 Napi::Value gather_sync(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    run(GatherCall(info), optional_device(info[2]), nullptr);
+    const auto object = call_argument(info);
+    GatherCall(object).run(optional_device(object.Get("device")), nullptr);
     return info.Env().Undefined();
   });
 }
 
 Napi::Value gather_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const GatherCall call(info);
+    const GatherCall call(call_argument(info));
     reference::gather_logprobs(call.logits, call.token_ids, call.temperature, call.outputs);
     return info.Env().Undefined();
   });
 }
 
-/// gatherLogprobsAsync(batch, outputs, control, device?) -> Promise<undefined>
+/// gatherLogprobsAsync of the same object, with control? -> Promise<undefined>
 Napi::Value gather_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    auto call = std::make_shared<GatherCall>(info);
-    auto control = ControlObject::get(info[2]);
-    std::vector<Napi::Object> kept;
-    keep_arrays(info[0].As<Napi::Object>(), kept);
-    keep_arrays(info[1].As<Napi::Object>(), kept);
+    const auto object = call_argument(info);
+    auto call = std::make_shared<GatherCall>(object);
+    auto control = ControlObject::get(object.Get("control"));
     return PromiseWorker<bool>::run(
-        info.Env(), control, kept,
-        [call, control, device = optional_device(info[3])] {
-          run(*call, device, control.get());
+        info.Env(), control, arrays_of(object),
+        [call, control, device = optional_device(object.Get("device"))] {
+          call->run(device, control.get());
           return true;
         },
         [](Napi::Env env, bool&) { return env.Undefined(); });
@@ -282,8 +311,8 @@ Napi::Value set_threads(const Napi::CallbackInfo& info) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
+  exports.Set("setEnvironment", Napi::Function::New<set_environment>(env));
   exports.Set("Control", ControlObject::define(env));
-  exports.Set("makeObjective", Napi::Function::New<make_objective>(env));
   exports.Set("policyLoss", Napi::Function::New<policy_loss_sync>(env));
   exports.Set("policyLossAsync", Napi::Function::New<policy_loss_async>(env));
   exports.Set("policyLossReference", Napi::Function::New<policy_loss_reference>(env));

@@ -1,4 +1,5 @@
-// Objective, DType and Metrics between JS (lib/loss/objective.ts, lib/train/metrics.ts) and the kernels' plain structs.
+// Objective, DType and Metrics between JS (lib/loss/objective.ts, lib/train/metrics.ts) and the kernels'
+// plain structs.
 #pragma once
 
 #include <napi.h>
@@ -37,10 +38,8 @@ inline Surrogate surrogate_from(const std::string& name) {
   invalid("surrogate is \"" + name + "\", expected clip, cispo, sapo or gspo");
 }
 
-/// Fields without a default here are required. Ranges are checked by the kernels. Takes what objective_to_js
-/// made, too.
+/// Fields without a default here are required. Ranges are checked by the kernels.
 inline Objective objective_from(const Napi::Value& value) {
-  if (value.IsExternal()) return *value.As<Napi::External<Objective>>().Data();
   if (!value.IsObject()) invalid("objective must be an object");
   const auto object = value.As<Napi::Object>();
   Objective objective;
@@ -58,42 +57,21 @@ inline Objective objective_from(const Napi::Value& value) {
   return objective;
 }
 
-/// The objective as one opaque value: its properties need no looking up again.
-inline Napi::Value objective_to_js(Napi::Env env, const Objective& objective) {
-  return Napi::External<Objective>::New(env, new Objective(objective),
-                                        [](Napi::Env, Objective* held) { delete held; });
-}
-
-/// Calls set(name, value) for every field, in the order of lib/train/metrics.ts.
-template <class Set>
-void each_metric(const Metrics& metrics, const Set& set) {
-  set("tokens", static_cast<double>(metrics.tokens));
-  set("loss", metrics.loss);
-  set("klSum", metrics.kl_sum);
-  set("entropySum", metrics.entropy_sum);
-  set("ratioSum", metrics.ratio_sum);
-  set("approxKlSum", metrics.approx_kl_sum);
-  set("clippedLow", static_cast<double>(metrics.clipped_low));
-  set("clippedHigh", static_cast<double>(metrics.clipped_high));
-  set("klClamped", static_cast<double>(metrics.kl_clamped));
-  set("ratioMin", metrics.ratio_min);
-  set("ratioMax", metrics.ratio_max);
-}
-
+/// The fields of ObjectiveMetrics in TypeScript.
 inline Napi::Value metrics_to_js(Napi::Env env, const Metrics& metrics) {
   auto object = Napi::Object::New(env);
-  each_metric(metrics, [&](const char* name, double value) { object.Set(name, value); });
+  object.Set("tokens", static_cast<double>(metrics.tokens));
+  object.Set("loss", metrics.loss);
+  object.Set("klSum", metrics.kl_sum);
+  object.Set("entropySum", metrics.entropy_sum);
+  object.Set("ratioSum", metrics.ratio_sum);
+  object.Set("approxKlSum", metrics.approx_kl_sum);
+  object.Set("clippedLow", static_cast<double>(metrics.clipped_low));
+  object.Set("clippedHigh", static_cast<double>(metrics.clipped_high));
+  object.Set("klClamped", static_cast<double>(metrics.kl_clamped));
+  object.Set("ratioMin", metrics.ratio_min);
+  object.Set("ratioMax", metrics.ratio_max);
   return object;
-}
-
-/// Into a Float64Array with an element for each field.
-inline void write_metrics(const Metrics& metrics, const Napi::Value& array) {
-  const auto out = view<double>(array, "metrics");
-  std::int64_t i = 0;
-  each_metric(metrics, [&](const char*, double value) {
-    if (i == out.size) invalid("metrics has too few elements");
-    out.data[i++] = value;
-  });
 }
 
 }  // namespace rapo::bindings

@@ -10,12 +10,19 @@ namespace rapo {
 
 struct Control {
   std::atomic<bool> cancelled{false};
+  /// The environment that asked is ending: nobody will see the result, nor what the call leaves in memory.
+  std::atomic<bool> abandoned{false};
+  /// Set by a call that has begun to change what outlives it: an abort would leave half of the change.
+  std::atomic<bool> committed{false};
   std::atomic<std::int64_t> done{0};   // units finished; what a unit is, the call documents
   std::atomic<std::int64_t> total{0};  // 0 while unknown
 
-  /// Throws Error(kAborted) once the caller has raised the flag.
+  /// Throws Error(kAborted) where the call is to stop.
   void check() const {
-    if (cancelled.load(std::memory_order_relaxed)) throw Error(ErrorCode::kAborted, "the call was aborted");
+    const auto is = [](const std::atomic<bool>& flag) { return flag.load(std::memory_order_relaxed); };
+    if (is(abandoned) || (is(cancelled) && !is(committed))) {
+      throw Error(ErrorCode::kAborted, "the call was aborted");
+    }
   }
 };
 

@@ -2,9 +2,10 @@
  * `npm run fuzz -- [TARGET …] [--seconds N]`: the engine's file readers under libFuzzer, AddressSanitizer and
  * UndefinedBehaviorSanitizer (needs clang with its sanitizer runtimes; RAPO_CLANG names another). What it finds ends in
  * build/fuzz/, where the grown corpus is too; --merge makes test/fuzz/corpus/ anew: few inputs that reach all that any did.
+ * A corpus is one file a target, an input a line in base64.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -29,8 +30,9 @@ async function main(): Promise<number> {
   for (const target of chosen) {
     const binary = compile(target)
     const own = join('build', 'fuzz', 'corpus', target)
-    const committed = join('test', 'fuzz', 'corpus', target)
-    for (const dir of [own, committed]) mkdirSync(join(root, dir), { recursive: true })
+    const committed = join('build', 'fuzz', 'committed', target)
+    mkdirSync(join(root, own), { recursive: true })
+    unpackCorpus(target, join(root, committed))
     const limits = ['-max_len=2048', '-timeout=10', '-rss_limit_mb=2048']
     if (values.merge) {
       const chosen = join('build', 'fuzz', 'chosen')
@@ -44,17 +46,42 @@ async function main(): Promise<number> {
         own,
         committed,
       ])
-      rmSync(join(root, committed), { recursive: true })
-      renameSync(join(root, chosen), join(root, committed))
+      packCorpus(target, join(root, chosen))
     } else {
       const dictionary = '-dict=test/fuzz/dictionary.txt'
       const finds = `-artifact_prefix=build/fuzz/${target}-`
       const time = [`-max_total_time=${values.seconds}`, '-print_final_stats=1']
       failed += await fuzz(binary, [dictionary, finds, ...limits, ...time, own, committed])
     }
-    console.log(`${target}: ${readdirSync(join(root, committed)).length} inputs committed`)
+    console.log(`${target}: ${readCorpus(target).length} inputs committed`)
   }
   return failed ? 1 : 0
+}
+
+const corpusFile = (target: string) => join(root, 'test', 'fuzz', 'corpus', `${target}.txt`)
+
+/** The committed inputs of a target. */
+export function readCorpus(target: string): Buffer[] {
+  const lines = readFileSync(corpusFile(target), 'utf8').split('\n').slice(0, -1)
+  return lines.map(line => Buffer.from(line, 'base64'))
+}
+
+/** Writes the committed inputs of a target as files, as libFuzzer reads them, into a directory that is made anew. */
+export function unpackCorpus(target: string, dir: string): void {
+  rmSync(dir, { recursive: true, force: true })
+  mkdirSync(dir, { recursive: true })
+  for (const [i, input] of readCorpus(target).entries()) writeFileSync(join(dir, `${i}`), input)
+}
+
+function packCorpus(target: string, dir: string): void {
+  const inputs = readdirSync(dir).map(name => readFileSync(join(dir, name)).toString('base64'))
+  writeFileSync(
+    corpusFile(target),
+    inputs
+      .map(input => `${input}\n`)
+      .sort()
+      .join(''),
+  )
 }
 
 function compile(target: string): string {

@@ -1,7 +1,8 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
-import { groupAdvantages, moments, referenceWeights, zeroAdvantageFraction } from '../lib/loss/advantage.js'
+import { moments } from '../lib/base/stats.js'
+import { groupAdvantages, referenceWeights, zeroAdvantageFraction } from '../lib/loss/advantage.js'
 
 const isNear = (actual: number, expected: number, tolerance: number) =>
   assert.ok(Math.abs(actual - expected) <= tolerance, `${actual}, expected ${expected} ± ${tolerance}`)
@@ -58,7 +59,20 @@ test('rewards that are not whole groups', () => {
   }
 })
 
+test('rewards too large to average are refused, not turned into 0 or NaN', () => {
+  assert.throws(
+    () => groupAdvantages([0, 0, 1e200, 0], 2),
+    /rewards\[2\] and those of its group are too large/,
+  )
+  const none = { scale: 'none' } as const
+  assert.throws(() => groupAdvantages([1.7e308, 1.7e308, 0], 3, none), /rewards\[0\] .* too large/)
+  assert.equal(groupAdvantages([], 4), [])
+})
+
 test('share of groups that teach nothing', () => {
+  assert.is(zeroAdvantageFraction([], 4), 0)
+  for (const size of [0, -1, 1.5, Number.NaN, 3])
+    assert.throws(() => zeroAdvantageFraction([1, 0], size), /2 rewards are not whole groups of groupSize/)
   assert.is(zeroAdvantageFraction([1, 1, 0, 1, 0, 0, 1, 0], 2), 0.5)
   assert.is(zeroAdvantageFraction([1, 0], 2), 0)
 })
@@ -78,6 +92,40 @@ test('a φ of your own is checked for its range', () => {
   for (const bad of [1.01, -0.01, Number.NaN, Infinity]) {
     assert.throws(() => referenceWeights([3], () => bad), /φ\(3\) is .*, expected a number in \[0, 1\]/)
   }
+})
+
+test('φ of what is no number, no shape or no range', () => {
+  const linear = { phiMin: 0, phiMax: 1, rMin: 0, rMax: 1 }
+  const step = { shape: 'step', phiMin: 0, phiMax: 1, rMax: 1 } as const
+  assert.equal(referenceWeights([], linear), [])
+  assert.throws(
+    () => referenceWeights([1], { ...linear, shape: 'cubic' as never }),
+    /shape is cubic, expected one of linear, step/,
+  )
+  for (const phi of [linear, step, (x: number) => (x > 0 ? 1 : 0)]) {
+    for (const reward of [Number.NaN, Infinity, -Infinity])
+      assert.throws(() => referenceWeights([0, reward], phi), new RegExp(`rewards\\[1\\] is ${reward}`))
+  }
+  for (const phi of [linear, step]) {
+    // Also where no reward is there to show it.
+    assert.throws(
+      () => referenceWeights([], { ...phi, phiMin: -0.1 }),
+      /phiMin is -0.1, expected a number in \[0, 1\]/,
+    )
+    assert.throws(
+      () => referenceWeights([], { ...phi, phiMax: 1.1 }),
+      /phiMax is 1.1, expected a number in \[0, 1\]/,
+    )
+    assert.throws(() => referenceWeights([], { ...phi, phiMin: Number.NaN }), /phiMin is NaN/)
+    assert.throws(
+      () => referenceWeights([], { ...phi, rMax: Number.NaN }),
+      /rMax is NaN, expected a finite number/,
+    )
+  }
+  assert.throws(
+    () => referenceWeights([], { ...linear, rMin: -Infinity }),
+    /rMin is -Infinity, expected a finite/,
+  )
 })
 
 test('φ as a step, and ranges that are none', () => {

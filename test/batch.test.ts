@@ -11,7 +11,7 @@ import {
   tokenWeights,
   toSequence,
 } from '../lib/model/batch.js'
-import type { MicroBatch } from '../lib/model/engine.js'
+import type { MicroBatch } from '../lib/model/policy.js'
 
 const two: TrainSequence[] = [
   {
@@ -198,6 +198,50 @@ test('arrays that do not fit each other', () => {
   assert.throws(pack({ completionMask: [1, 1] }), /nothing predicts the first token/)
   const { oldLogprobs: _, ...without } = two[1]!
   assert.throws(() => packBatch([two[0]!, without], [1, 1]), /for all sequences or for none/)
+})
+
+test('an unknown aggregation, a maxLength that is none', () => {
+  const weights = (aggregation: string, maxLength: number) => () =>
+    tokenWeights(two, aggregation as never, maxLength)
+  assert.throws(weights('sum', 4), /aggregation is sum, expected one of sequence-mean, token-mean, constant/)
+  for (const maxLength of [0, -1, Number.NaN, Infinity])
+    assert.throws(weights('constant', maxLength), /maxLength is .*, expected a number >= 1/)
+  assert.equal(tokenWeights([], 'token-mean', 4), [])
+  for (const aggregation of ['sequence-mean', 'token-mean', 'constant'] as const)
+    assert.equal(tokenWeights([{ completionMask: [0, 0] }], aggregation, 4), [0])
+})
+
+test('weights, masks, ids and budgets that are none', () => {
+  for (const weights of [[], [1], [1, 1, 1]]) {
+    assert.throws(() => packBatch(two, weights), /weights has \d entries for 2 sequences/)
+    assert.throws(() => splitBatch(two, weights, 10), /weights has \d entries for 2 sequences/)
+  }
+  for (const weight of [Number.NaN, Infinity, undefined as never])
+    assert.throws(
+      () => packBatch(two, [1, weight]),
+      /sequence 1: its token weight is .*, expected a finite number/,
+    )
+  for (const mask of [2, 0.5, Number.NaN, true as never]) {
+    const wrong = [{ tokenIds: [1, 2], completionMask: [0, mask], advantage: 1 }]
+    assert.throws(() => packBatch(wrong, [1]), /sequence 0: completionMask\[1\] is .*, expected 0 or 1/)
+    assert.throws(() => splitBatch(wrong, [1], 10), /sequence 0: completionMask\[1\] is .*, expected 0 or 1/)
+  }
+  for (const id of [2 ** 31, -1, 1.5, Number.NaN]) {
+    assert.throws(
+      () => packTokens([[1], [2, id]]),
+      /sequence 1: tokenIds\[1\] is .*, expected a whole number in/,
+    )
+    const wrong = [{ tokenIds: [1, id], completionMask: [0, 1], advantage: 1 }]
+    assert.throws(() => packBatch(wrong, [1]), /sequence 0: tokenIds\[1\] is .*, expected a whole number in/)
+  }
+  for (const budget of [0, -5, Number.NaN])
+    assert.throws(() => splitBatch(two, [1, 1], budget), /maxTokens is .*, expected a number >= 1/)
+  for (const parts of [0, -1, 1.5, Number.NaN])
+    assert.throws(() => splitEvenly([1, 2], parts), /parts is .*, expected a whole number >= 1/)
+  assert.equal(splitBatch([], [], 10), [])
+  assert.is(packBatch([], []).tokenIds.length, 0)
+  assert.equal(splitEvenly([], 0), [])
+  assert.equal(splitEvenly([], 2), [[], []])
 })
 
 test('packTokens, also of nothing', () => {

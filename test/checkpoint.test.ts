@@ -15,16 +15,10 @@ import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
+import { checkWritable, writeWhole } from '../lib/base/files.js'
+import { appendJsonLines, truncateJsonLines } from '../lib/base/jsonl.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, writeCheckpoint } from '../lib/train/checkpoint.js'
-import {
-  appendJsonLines,
-  checkWritable,
-  clearRun,
-  createRunDir,
-  lockRun,
-  truncateJsonLines,
-  writeWhole,
-} from '../lib/train/run.js'
+import { clearRun, createRunDir, lockRun } from '../lib/train/run.js'
 import { makeFakeModel, makeTempDir } from './fake-policy.js'
 
 const model = makeFakeModel()

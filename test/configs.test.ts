@@ -3,9 +3,9 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadConfig } from '../lib/config/config.js'
-import { promptStyles } from '../lib/data/prompts.js'
-import { verifierNames } from '../lib/reward/verifier.js'
+import { loadConfig } from '../lib/config/load.js'
+import { promptStyles } from '../lib/model/template.js'
+import { verifierNames } from '../lib/reward/load.js'
 
 const dir = fileURLToPath(new URL('../configs', import.meta.url))
 const files = readdirSync(dir).filter(name => name.endsWith('.yaml'))

@@ -52,6 +52,28 @@ test('masked are sequences with a negative advantage that the policy has left', 
   assert.equal(mask(1, 0.4), { weights: new Float32Array(5).fill(1), maskedFraction: 0 })
 })
 
+test('no rows: every ratio is 1', () => {
+  const none = new Float32Array(0)
+  for (const sequenceOffsets of [Int32Array.of(0), Int32Array.of(0, 0, 0)]) {
+    const empty = { logprobs: none, samplerLogprobs: none, sequenceOffsets }
+    for (const level of ['token', 'sequence'] as const) {
+      const result = importanceWeights(empty, { ...token, level })
+      assert.equal(result, { weights: none, mean: 1, min: 1, max: 1, truncatedFraction: 0 })
+    }
+    assert.equal(offPolicyMask({ ...empty, advantages: none }, 1), { weights: none, maskedFraction: 0 })
+  }
+})
+
+test('advantages that are no numbers, or differ within a sequence', () => {
+  const mask = (advantages: number[]) => () =>
+    offPolicyMask({ ...rows, advantages: Float32Array.from(advantages) }, 1)
+  assert.throws(mask([1, 1, 1, Number.NaN, 1]), /advantages\[3\] is NaN, expected a finite number/)
+  assert.throws(
+    mask([1, 1, -1, -1, 1]),
+    /advantages\[4\] is 1, expected -1, as in the other rows of its sequence/,
+  )
+})
+
 test('what does not fit is named', () => {
   const bad = (changes: object, correction: object, message: RegExp) =>
     assert.throws(() => importanceWeights({ ...rows, ...changes }, { ...token, ...correction }), message)
@@ -85,7 +107,29 @@ test('the entropy coefficient moves towards the target, and acts at or below it'
   assert.equal(adaptEntropyCoef(0.1, 1.5, control), { entropyCoef: 0, next: 0 })
 })
 
+test('the entropy coefficient of what is no number', () => {
+  const control = { target: 1, step: 0.25, max: 0.6 }
+  assert.throws(
+    () => adaptEntropyCoef(Number.NaN, 1, control),
+    /coefficient is NaN, expected a finite number >= 0/,
+  )
+  assert.throws(() => adaptEntropyCoef(-0.1, 1, control), /coefficient is -0.1/)
+  assert.throws(() => adaptEntropyCoef(0, Number.NaN, control), /entropy is NaN, expected a finite number/)
+  assert.throws(() => adaptEntropyCoef(0, 1, { ...control, target: Infinity }), /target is Infinity/)
+  for (const step of [0, -1, Number.NaN])
+    assert.throws(
+      () => adaptEntropyCoef(0, 1, { ...control, step }),
+      /step is .*, expected a finite number > 0/,
+    )
+  assert.throws(() => adaptEntropyCoef(0, 1, { ...control, max: Number.NaN }), /max is NaN/)
+})
+
 test('the rows of the highest entropy, ties in', () => {
+  for (const bad of [Number.NaN, Infinity])
+    assert.throws(
+      () => topEntropyWeights(Float32Array.of(1, bad), 0.5),
+      /entropies\[1\] is .*, expected a finite/,
+    )
   const entropies = Float32Array.of(0.1, 2, 0.3, 1)
   assert.equal(topEntropyWeights(entropies, 0.5), Float32Array.of(0, 1, 0, 1))
   assert.equal(topEntropyWeights(entropies, 0.51), Float32Array.of(0, 1, 1, 1))

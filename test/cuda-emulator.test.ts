@@ -23,7 +23,7 @@ import {
   policyLoss,
   policyLossAsync,
 } from '../lib/loss/kernels.js'
-import { cispo, gspo, type Objective, type Penalty, penalties, rapo, sapo } from '../lib/loss/objective.js'
+import { cispo, gspo, type Penalty, penalties, rapo, sapo } from '../lib/loss/objective.js'
 import { buildBroken, emulated, run } from './cuda/library.js'
 import { fromLogits, makeCase, raw, small, toLogits } from './kernels-cases.js'
 import { check, dtypes, errorOf, expectedOf, objectiveFor } from './kernels-check.js'
@@ -489,6 +489,61 @@ test('mistakes with device arrays are named', () => {
   })
 })
 
+test('device arrays that are written and overlap others are refused', () => {
+  onDevice(small(), arrays => {
+    const { logits, refLogits, tokenIds, advantages, oldLogprobs } = arrays as Record<string, DeviceArray>
+    const before = advantages!.download()
+    const shared = DeviceArray.allocate('float32', [8])
+    const fails = (options: object, message: RegExp) => {
+      const { code, message: got } = errorOf(() => policyLossOnDevice(arrays as never, objective, options))
+      assert.is(code, 'ERR_RAPO_INVALID_ARGUMENT')
+      assert.match(got, message)
+    }
+    const as = (array: DeviceArray, dtype: 'float32' | 'uint8', shape: number[]) => {
+      const type = { float32: { code: 2, bits: 32 }, uint8: { code: 1, bits: 8 } }[dtype]
+      const strides = shape.map((_, i) => shape.slice(i + 1).reduce((x, y) => x * y, 1))
+      return DeviceArray.wrap({ ...array.toDLPack(), dtype: { ...type, lanes: 1 }, shape, strides })
+    }
+    fails({ grad: refLogits }, /gradLogits overlaps refLogits/)
+    fails({ perToken: { kl: advantages } }, /kl overlaps advantages/)
+    fails({ perToken: { logprobs: oldLogprobs } }, /logprobs overlaps oldLogprobs/)
+    fails({ perToken: { entropy: as(logits!, 'float32', [2]) } }, /(entropy overlaps|gradLogits overlaps)/)
+    fails({ perToken: { ratio: as(tokenIds!, 'float32', [2]) }, grad: 'none' }, /ratio overlaps tokenIds/)
+    fails({ perToken: { kl: shared.view(0, [2]), entropy: shared.view(1, [2]) } }, /kl overlaps entropy/)
+    const clipped = as(shared.view(2, [2]), 'uint8', [2])
+    fails({ perToken: { kl: shared.view(1, [2]), clipped } }, /kl overlaps clipped/)
+    assert.equal(advantages!.download(), before)
+    const gather = (outputs: object) => () =>
+      gatherLogprobsOnDevice({ logits: logits!, tokenIds: tokenIds! }, outputs)
+    const two = { logprobs: shared.view(0, [2]), entropy: shared.view(1, [2]) }
+    assert.match(errorOf(gather(two)).message, /logprobs overlaps entropy/)
+    assert.match(errorOf(gather({ entropy: as(logits!, 'float32', [2]) })).message, /entropy overlaps logits/)
+    // Columns of one matrix beside each other overlap nothing.
+    const wide = DeviceArray.from(new Float32Array(14).fill(1), { shape: [2, 7] })
+    const columns = (from: number) => wide.view(from, [2, 3], [7, 1])
+    columns(0)
+      .view(0, [3])
+      .upload(small().logits.slice(0, 3) as Float32Array)
+    columns(0)
+      .view(7, [3])
+      .upload(small().logits.slice(3) as Float32Array)
+    const want = policyLoss(small(), objective, { device })
+    policyLossOnDevice({ ...arrays, logits: columns(0) } as never, objective, { grad: columns(4) })
+    for (const row of [0, 1]) {
+      same(
+        columns(4)
+          .view(7 * row, [3])
+          .download(),
+        want.gradLogits.slice(3 * row, 3 * row + 3),
+      )
+    }
+    const call = () =>
+      policyLossOnDevice({ ...arrays, logits: columns(0) } as never, objective, { grad: columns(2) })
+    assert.match(errorOf(call).message, /gradLogits overlaps logits without being the same array/)
+    for (const array of [shared, wide]) array.dispose()
+  })
+})
+
 test('arrays in use cannot be disposed', async () => {
   const { batch } = makeCase(1000, 24, 'float32', objective, 1)
   const made: DeviceArray[] = []
@@ -599,7 +654,7 @@ test('the same case by the oracle', () => {
   const { batch, rows } = makeCase(17, 24, 'float32', objective, 3)
   const grad = new Float32Array(rows.length * 17)
   const outputs = { gradLogits: grad, gradDtype: 'float32' }
-  const want = raw.policyLossReference({ ...batch, rows: rows.length }, objective as Objective, outputs)
+  const want = raw.policyLossReference({ ...batch, ...outputs, objective, rows: rows.length })
   const got = policyLoss(batch, objective, { device })
   close(Float64Array.from(got.gradLogits as Float32Array), Float64Array.from(grad), 17, 'gradient')
   assert.is(got.metrics.tokens, want.tokens)

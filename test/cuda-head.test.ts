@@ -544,6 +544,16 @@ test('mistakes are named before anything is written', () => {
     fails({}, { gradWeight: array('float32', [C, V]) }, /gradWeight has the shape/)
     for (const chunkRows of [0, 1.5, -1])
       fails({}, { chunkRows }, /chunkRows is .*, expected a whole number >= 1/)
+    const overlaps = (options: object, names: string) =>
+      fails({}, options, new RegExp(`${names.replace(' ', ' overlaps ')}$`))
+    const wide = DeviceArray.allocate('float32', [N, C])
+    temporary.push(wide)
+    overlaps({ perToken: { kl: batch.advantages } }, 'kl advantages')
+    overlaps({ perToken: { ratio: batch.oldLogprobs } }, 'ratio oldLogprobs')
+    overlaps({ perToken: { kl: wide.view(0, [N]), entropy: wide.view(1, [N]) } }, 'kl entropy')
+    overlaps({ perToken: { kl: gradWeight.view(0, [N]) } }, 'gradWeight kl')
+    const bytes = { dtype: { code: 1, bits: 8, lanes: 1 }, shape: [4 * V * C], strides: [1] } as const
+    overlaps({ workspace: DeviceArray.wrap({ ...gradWeight.toDLPack(), ...bytes }) }, 'gradWeight workspace')
     // In the last chunk: nothing of those before it has been added.
     const ids = head.tokenIds.slice()
     ids[N - 1] = V

@@ -14,10 +14,10 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { packageVersion } from '../lib/base/package.js'
 import { doctor, formatDoctor } from '../lib/cli/doctor.js'
 import type { CudaInfo } from '../lib/loss/kernels.js'
 import { locateKernels } from '../lib/setup/addons.js'
-import { packageVersion } from '../lib/setup/cache.js'
 import { makeTempDir } from './fake-policy.js'
 
 const run = promisify(execFile)

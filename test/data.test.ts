@@ -1,11 +1,15 @@
 import { writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { gzipSync } from 'node:zlib'
 import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
-import { createCursor, type DataOptions, type Problem, readProblems } from '../lib/data/problems.js'
+import { createCursor } from '../lib/data/cursor.js'
+import { type DataOptions, type Problem, readProblems } from '../lib/data/problems.js'
+import { readRows } from '../lib/data/rows.js'
 import { exact } from '../lib/reward/exact.js'
+import { loadVerifier } from '../lib/reward/load.js'
 import { makeTempDir } from './fake-policy.js'
 
 const dir = makeTempDir()
@@ -45,12 +49,12 @@ test('a broken line: file, line number, why', async () => {
 })
 
 test('a problem with a wrong field', async () => {
-  assert.match(await messageOf('{"answer":"x"}'), 'line 1 prompt must be a text that is not empty')
+  assert.match(await messageOf(`{"answer":"x"}\n${good}`), 'line 1 prompt must be a text that is not empty')
   assert.match(
     await messageOf('{"prompt":"","answer":"x"}'),
     'line 1 prompt must be a text that is not empty',
   )
-  assert.match(await messageOf('{"prompt":"p"}'), 'line 1 answer is missing')
+  assert.match(await messageOf(`{"prompt":"p"}\n${good}`), 'line 1 answer is missing')
   assert.match(await messageOf('{"prompt":"p","answer":3}'), 'line 1 answer must be a text that is not empty')
   assert.match(await messageOf('{"prompt":"p","answer":"x","id":[]}'), 'line 1 id must be a text or a number')
   assert.match(
@@ -214,6 +218,235 @@ test('a cursor notices that the problems changed', () => {
   const changed = [...problems.slice(0, 6), { ...problems[6]!, answer: 'y' }]
   assert.throws(() => createCursor(changed, 1, state), /not those that the checkpoint was made with/)
   assert.throws(() => createCursor(problems, 2, state), /not those that the checkpoint was made with/)
+})
+
+const named = (name: string) => path.join(dir, name)
+
+test('digits are kept: integers and decimals that a double would round stay texts', async () => {
+  const content =
+    '{"prompt":"a","answer":"x","id":9007199254740995}\n{"prompt":"b","answer":"x","id":9007199254740996}'
+  assert.equal(ids(await read(content)), ['9007199254740995', '9007199254740996'])
+  const answers = async (texts: string[]) => {
+    const lines = texts.map((text, i) => `{"prompt":"p${i}","answer":${text}}`)
+    writeFileSync(file, lines.join('\n'))
+    const anything = { checkAnswer: () => undefined }
+    return (await readProblems(file, anything)).map(({ answer }) => answer)
+  }
+  assert.equal(
+    await answers([
+      '12157665459056928802',
+      '0.12345678901234567890',
+      '1e400',
+      '1.50',
+      '-0.1',
+      '100000000000000000',
+    ]),
+    ['12157665459056928802', '0.12345678901234567890', '1e400', 1.5, -0.1, '100000000000000000'],
+  )
+  assert.equal(await answers(['{"deep":[9007199254740995,"9007199254740995"]}']), [
+    { deep: ['9007199254740995', '9007199254740995'] },
+  ])
+})
+
+test('digits are kept in Parquet: 64-bit integers, decimals, float32', async () => {
+  const parquet = parquetWriteBuffer({
+    columnData: [
+      { name: 'id', data: [9007199254740995n, 9007199254740996n] },
+      { name: 'prompt', data: ['a', 'b'] },
+      { name: 'answer', data: [0.1, 16777216], type: 'FLOAT' },
+    ],
+  })
+  writeFileSync(named('digits.parquet'), Buffer.from(parquet))
+  const anything = { checkAnswer: () => undefined }
+  const read = await readProblems(named('digits.parquet'), anything)
+  assert.equal(
+    read.map(({ id, answer }) => [id, answer]),
+    [
+      ['9007199254740995', 0.1],
+      ['9007199254740996', 16777216],
+    ],
+  )
+  for (const type of ['INT32', 'FIXED_LEN_BYTE_ARRAY'] as const) {
+    writeFileSync(named('decimals.parquet'), decimalFile(3, [-1250, 7, 123456], type))
+    const rows = await readRows(named('decimals.parquet'))
+    assert.equal(
+      rows.map(({ value }) => value.answer),
+      ['-1.250', '0.007', '123.456'],
+    )
+  }
+})
+
+/** A Parquet file with one column `answer` of decimals with that scale, stored as that type. */
+function decimalFile(scale: number, data: readonly number[], type: 'INT32' | 'FIXED_LEN_BYTE_ARRAY'): Buffer {
+  const column = {
+    name: 'answer',
+    // The writer scales the numbers.
+    data: data.map(value => value / 10 ** scale),
+  }
+  const schema = [
+    { name: 'root', num_children: 1 },
+    {
+      ...{ name: 'answer', type, repetition_type: 'REQUIRED' as const },
+      ...(type === 'FIXED_LEN_BYTE_ARRAY' && { type_length: 4 }),
+      ...{ converted_type: 'DECIMAL' as const, scale, precision: 9 },
+    },
+  ]
+  return Buffer.from(parquetWriteBuffer({ columnData: [column], schema } as never))
+}
+
+test('a column named twice is refused; an empty id is none', async () => {
+  const csv = 'problem,answer,answer\np,21,wrong\n'
+  assert.match(
+    await messageOf(csv, {}, named('double.csv')),
+    'double.csv is no readable CSV file: two columns are named "answer"',
+  )
+  assert.equal(ids(await read('id,problem,answer\n,p,21\n,q,22\n', {}, named('ids.csv'))), ['2', '3'])
+})
+
+test('columns by their usual names; where there is none, the columns there are', async () => {
+  assert.equal(await read('ID,Question,Answer\nx-1,Add 8 and 13.,021\n', {}, named('usual.csv')), [
+    { id: 'x-1', prompt: 'Add 8 and 13.', answer: '021' },
+  ])
+  assert.match(
+    await messageOf('Aufgabe,answer\np,1\n', {}, named('other.csv')),
+    /no row has a column prompt, problem, .*; it has Aufgabe, answer: data\.problemField names the column with the problem/,
+  )
+  assert.match(
+    await messageOf('prompt,Loesung\np,1\n', {}, named('other.csv')),
+    /it has prompt, Loesung: data\.answerField names the column with the answer/,
+  )
+})
+
+test('dots lead into nested objects, unless a column has that very name', async () => {
+  const line = '{"prompt":"p","extra":{"value":"deep"},"flat.value":"flat"}'
+  assert.equal((await read(line, { answerField: 'extra.value' }))[0]!.answer, 'deep')
+  assert.equal((await read(line, { answerField: 'flat.value' }))[0]!.answer, 'flat')
+  assert.match(
+    await messageOf(line, { answerField: 'extra.other' }),
+    'has no field "extra.other" (data.answerField)',
+  )
+})
+
+test('JSON arrays, tables with tabs, compressed files, globs and lists of files', async () => {
+  const rows = [
+    { id: 'a', prompt: 'p', answer: 'x' },
+    { id: 'b', prompt: 'q', answer: 'y' },
+  ]
+  const lines = rows.map(row => JSON.stringify(row)).join('\n')
+  assert.equal(await read(JSON.stringify(rows, null, 2), {}, named('array.json')), rows)
+  assert.equal(await read(lines, {}, named('lines.json')), rows)
+  assert.equal(await read('id\tprompt\tanswer\na\tp\tx\nb\tq\ty\n', {}, named('table.tsv')), rows)
+  assert.equal(await read(gzipSync(lines), {}, named('lines.jsonl.gz')), rows)
+  assert.equal(await read(Buffer.from(ZSTD_OF_TWO_ROWS, 'base64'), {}, named('lines.jsonl.zst')), rows)
+  assert.match(await messageOf('no gzip', {}, named('broken.jsonl.gz')), 'is no readable gzip file: ')
+  assert.match(await messageOf('no zstd', {}, named('broken.jsonl.zst')), 'is no readable Zstandard file: ')
+  assert.match(
+    await messageOf('[{"prompt":"p"}, 3]', {}, named('broken.json')),
+    'is no readable JSON array of objects: entry 2 is not an object',
+  )
+  assert.match(
+    await messageOf('[{"prompt":"p"}', {}, named('broken.json')),
+    'is no readable JSON array of objects: ',
+  )
+
+  for (const [i, row] of rows.entries()) writeFileSync(named(`part-${i}.jsonl`), JSON.stringify(row))
+  assert.equal(await readProblems(named('part-*.jsonl'), exact), rows)
+  assert.equal(await readProblems([named('part-1.jsonl'), named('part-0.jsonl')], exact), [...rows].reverse())
+  assert.match(
+    await readProblems(named('none-*.jsonl'), exact).catch(error => error.message),
+    'no file matches ',
+  )
+  const twice = await readProblems([named('part-0.jsonl'), named('array.json')], exact).catch(
+    error => error.message,
+  )
+  assert.match(
+    twice,
+    `${named('array.json')}: row 1 has the id "a" that ${named('part-0.jsonl')}:1: line 1 has already`,
+  )
+  // Without ids of their own, rows of several files are told apart by file and line.
+  for (const name of ['one', 'two'])
+    writeFileSync(named(`${name}.jsonl`), `{"prompt":"${name}","answer":"x"}`)
+  assert.equal(ids(await readProblems([named('one.jsonl'), named('two.jsonl')], exact)), [
+    `${named('one.jsonl')}:1`,
+    `${named('two.jsonl')}:1`,
+  ])
+})
+
+const ZSTD_OF_TWO_ROWS =
+  'KLUv/QRYrQEApAJ7ImlkIjoiYSIsInByb21wdCI6InAiLCJhbnN3ZXIiOiJ4In0KYnF5In0DAIATwG9Rpp7O7pqH'
+
+test('an answer whose LaTeX lost a backslash is named', async () => {
+  for (const [answer, command] of [
+    ['\frac{3}{4}', '\\frac'],
+    ['\text{even}', '\\text'],
+    ['\boxed{8}', '\\boxed'],
+    ['x \neq 2', '\\neq'],
+    ['\right)', '\\right'],
+  ] as const) {
+    const message = await messageOf(JSON.stringify({ prompt: 'p', answer }))
+    assert.ok(
+      message.includes(`answer holds a control character where ${command} lost its backslash`),
+      message,
+    )
+  }
+  for (const answer of ['two\nlines', 'a\ttab', 'windows\r\nline', '\\frac{1}{2}']) {
+    assert.is((await read(JSON.stringify({ prompt: 'p', answer })))[0]!.answer, answer)
+  }
+})
+
+test('prompts as lists of messages', async () => {
+  const messages = [
+    { role: 'system', content: 'Be brief.' },
+    { role: 'user', content: 'Add 8 and 13.' },
+  ]
+  assert.equal(await read(JSON.stringify({ prompt: messages, answer: '21' })), [
+    { id: '1', prompt: 'Add 8 and 13.', messages, answer: '21' },
+  ])
+  const wrong: unknown[] = [[], [{ role: 'user' }], [{ role: 'system', content: 's' }], ['text']]
+  wrong.push([...messages, { role: 'assistant', content: 'a' }])
+  for (const prompt of wrong) {
+    assert.match(
+      await messageOf(JSON.stringify({ prompt, answer: '21' })),
+      'prompt must be a text, or a list of messages',
+    )
+  }
+})
+
+test('a list of one answer is that answer', async () => {
+  assert.is((await read('{"prompt":"p","answer":["21"]}'))[0]!.answer, '21')
+})
+
+test('many rows that cannot be used: the first few, then how many of each kind', async () => {
+  const line = (i: number) => `{"prompt":"p","answer":"x","id":"${i}"}`
+  const content = [...Array.from({ length: 30 }, (_, i) => line(i)), '{"prompt":"","answer":"x"}'].join('\n')
+  const lines = (await messageOf(content)).split('\n')
+  assert.is(lines.length, 8)
+  assert.match(lines[0]!, 'line 2 has the problem that line 1 has already')
+  assert.equal(lines.slice(5), [
+    'and 24 more: has the problem that line … has already',
+    'and 1 more: prompt must be a text that is not empty',
+    '30 of 31 cannot be used; data.dropUnusable: true leaves them out',
+  ])
+  // Nothing would be left.
+  assert.match(await messageOf('{"prompt":"p","answer":""}'), /\n1 of 1 cannot be used$/)
+})
+
+test('several answers: the built-in verifiers take any of them', async () => {
+  for (const name of ['exact', 'math']) {
+    const verifier = await loadVerifier(name)
+    assert.is(verifier.checkAnswer(['2', '7']), undefined)
+    assert.match(
+      verifier.checkAnswer(['2', '']) ?? '',
+      'answer has several entries, of which number 2: answer must be',
+    )
+    assert.match(verifier.checkAnswer([]) ?? '', 'answer is an empty list')
+    const text = (value: string) => (name === 'math' ? `\\boxed{${value}}` : value)
+    const rewards = await Promise.all(['7', '2', '3'].map(value => verifier.verify(text(value), ['2', '7'])))
+    assert.equal(
+      rewards.map(({ reward }) => reward),
+      [1, 1, 0],
+    )
+  }
 })
 
 test.run()

@@ -6,7 +6,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type PolicyOptions, type SamplingParams, saveLogits } from '../lib/model/engine.js'
+import { saveLogits } from '../lib/model/engine.js'
+import type { PolicyOptions, SamplingParams } from '../lib/model/policy.js'
 import {
   loadPolicy,
   maxDifference,

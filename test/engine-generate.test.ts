@@ -3,7 +3,8 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Completions, type Policy, type SamplingParams, setEngineThreads } from '../lib/model/engine.js'
+import { setEngineThreads } from '../lib/model/engine.js'
+import type { Completions, Policy, SamplingParams } from '../lib/model/policy.js'
 import {
   completionRows,
   loadPolicy,

@@ -4,7 +4,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type MicroBatch, saveGradients } from '../lib/model/engine.js'
+import { saveGradients } from '../lib/model/engine.js'
+import type { MicroBatch } from '../lib/model/policy.js'
 import { loadPolicy, maxDifference, newDir, pack, readSafetensors } from './engine-util.js'
 
 const root = fileURLToPath(new URL('golden/', import.meta.url))

@@ -8,7 +8,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { loadPolicy, type ModelDType, saveGradients, saveLogits } from '../lib/model/engine.js'
+import { loadPolicy, saveGradients, saveLogits } from '../lib/model/engine.js'
+import type { ModelDType } from '../lib/model/policy.js'
 import { newDir, newModel, objective, pack, readSafetensors } from './engine-util.js'
 
 /** Sizes that are no multiples of the product's blocks (6, 12, 16, 96, 256), and one row alone. */

@@ -5,17 +5,16 @@ import path from 'node:path'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
 import { rapo } from '../lib/loss/objective.js'
-import {
-  type Completions,
-  type Device,
-  initializeModel,
-  loadPolicy as loadPolicyOn,
-  type MicroBatch,
-  type PackedTokens,
-  type Policy,
-  type PolicyOptions,
-  type SamplingParams,
-} from '../lib/model/engine.js'
+import { initializeModel, loadPolicy as loadPolicyOn } from '../lib/model/engine.js'
+import type {
+  Completions,
+  Device,
+  LoadOptions,
+  MicroBatch,
+  PackedTokens,
+  Policy,
+  SamplingParams,
+} from '../lib/model/policy.js'
 
 const scratch = mkdtempSync(path.join(tmpdir(), 'rapo-engine-test-'))
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }))
@@ -32,10 +31,10 @@ export function newDir(): string {
 export const testDevice = (process.env.RAPO_TEST_DEVICE || 'cpu') as Device
 
 /** `aten` where the operations of other devices are tested on the CPU: engine-isa.test.ts sets it for its children. */
-export const testBackend = process.env.RAPO_TEST_BACKEND as PolicyOptions['backend']
+export const testBackend = process.env.RAPO_TEST_BACKEND as LoadOptions['backend']
 
 /** loadPolicy on that device, with those operations. */
-export function loadPolicy(dir: string, options: PolicyOptions = {}): Promise<Policy> {
+export function loadPolicy(dir: string, options: LoadOptions = {}): Promise<Policy> {
   return loadPolicyOn(dir, { device: testDevice, ...(testBackend && { backend: testBackend }), ...options })
 }
 
@@ -87,6 +86,15 @@ export const sampling: SamplingParams = {
   stopTokenIds: [0],
   seed: 7,
 }
+
+/** For many prompts: takes longer than any test. */
+export const endless: SamplingParams = { ...sampling, n: 20_000, maxNewTokens: 40, stopTokenIds: [] }
+
+/** The code of a worker thread that runs engine-worker.ts. Node 20 does not hand tsx's hooks on to worker threads. */
+export const workerBootstrap = `import('tsx/esm/api').then(tsx => {
+  tsx.register()
+  return import(${JSON.stringify(new URL('engine-worker.ts', import.meta.url).href)})
+})`
 
 export const prompts = pack([[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]])
 

@@ -3,17 +3,10 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { ObjectiveMetrics } from '../lib/loss/objective.js'
 import { grpo, gspo } from '../lib/loss/objective.js'
-import {
-  initializeModel,
-  libtorchHasCuda,
-  type MicroBatch,
-  type ModelDType,
-  type Policy,
-  type PolicyOptions,
-  saveGradients,
-} from '../lib/model/engine.js'
-import type { ObjectiveMetrics } from '../lib/train/metrics.js'
+import { initializeModel, libtorchHasCuda, saveGradients } from '../lib/model/engine.js'
+import type { MicroBatch, ModelDType, Policy, PolicyOptions } from '../lib/model/policy.js'
 import {
   loadPolicy,
   maxDifference,

@@ -1,7 +1,10 @@
-/** A measurement that a test starts in a process of its own, to kill it: OUTPUT MODEL PROBLEMS. */
-import { parseConfig } from '../lib/config/config.js'
+/**
+ * A measurement that a test starts in a process of its own: OUTPUT MODEL PROBLEMS [CALL]. It kills itself in the middle of
+ * the call of generate with that number.
+ */
+import { parseConfig } from '../lib/config/load.js'
 import { evaluate } from '../lib/eval/evaluate.js'
-import type { LoadPolicy } from '../lib/model/engine.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
 import { loadFakePolicy } from './fake-policy.js'
 
 export function evalConfig(model: string, problems: string, changes: object = {}) {
@@ -14,19 +17,19 @@ export function evalConfig(model: string, problems: string, changes: object = {}
   })
 }
 
-const [output, model, problems] = process.argv.slice(2)
+const [output, model, problems, last] = process.argv.slice(2)
 if (process.argv[1]?.endsWith('eval-child.ts')) {
-  // Slow enough to be killed in the middle.
-  const slow: LoadPolicy = async (dir, options) => {
+  let calls = 0
+  const mortal: LoadPolicy = async (dir, options) => {
     const policy = await loadFakePolicy(dir, options)
     return {
       ...policy,
       async generate(...call) {
-        await new Promise(resolve => setTimeout(resolve, 20))
+        if (++calls === Number(last)) process.kill(process.pid, 'SIGKILL')
         return policy.generate(...call)
       },
     }
   }
-  const options = { dir: model!, model: 'm', name: 'n', output: output!, loadPolicy: slow }
+  const options = { dir: model!, model: 'm', name: 'n', output: output!, loadPolicy: mortal }
   await evaluate(evalConfig(model!, problems!), options)
 }

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { packageVersion } from '../lib/setup/cache.js'
+import { packageVersion } from '../lib/base/package.js'
 import { makeTempDir } from './fake-policy.js'
 import { installPacked } from './packed.js'
 

@@ -6,9 +6,9 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createRandom, deriveSeed } from '../lib/base/random.js'
+import { emptyMetrics } from '../lib/loss/objective.js'
 import { packTokens } from '../lib/model/batch.js'
-import type { FinishReason, LoadPolicy, PackedTokens, Policy } from '../lib/model/engine.js'
-import { emptyMetrics } from '../lib/train/metrics.js'
+import type { FinishReason, LoadPolicy, PackedTokens, Policy } from '../lib/model/policy.js'
 import { vocabSize, writeTokenizer } from '../scripts/countdown-tokenizer.js'
 
 const tempDirs: string[] = []

@@ -1,11 +1,11 @@
 /** The corpus that `npm run fuzz` grew, through each target in an ordinary build of the readers. */
 import { execFileSync, spawnSync } from 'node:child_process'
-import { readdirSync, statSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { includes, readers, targets } from '../scripts/fuzz.js'
+import { includes, readCorpus, readers, targets, unpackCorpus } from '../scripts/fuzz.js'
 import { makeTempDir } from './fake-policy.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -34,10 +34,11 @@ const compile = (source: string) => {
 const shared = [...readers, 'test/fuzz/replay.cpp'].map(compile)
 
 for (const target of targets) {
-  const corpus = path.join(root, 'test', 'fuzz', 'corpus', target)
-  const count = readdirSync(corpus).length
+  const corpus = path.join(dir, 'corpus', target)
+  const count = readCorpus(target).length
 
   test(`${target}: every input of the corpus is a value or an error`, () => {
+    unpackCorpus(target, corpus)
     const binary = path.join(dir, target)
     const objects = [compile(`test/fuzz/${target}.cpp`), ...shared]
     execFileSync(compiler, [...flags, ...objects, '-o', binary], { cwd: root, stdio: 'inherit' })
@@ -49,10 +50,7 @@ for (const target of targets) {
 }
 
 test('the corpus is small', () => {
-  const sizes = targets.flatMap(target => {
-    const corpus = path.join(root, 'test', 'fuzz', 'corpus', target)
-    return readdirSync(corpus).map(name => statSync(path.join(corpus, name)).size)
-  })
+  const sizes = targets.flatMap(target => readCorpus(target).map(input => input.length))
   const bytes = sizes.reduce((sum, size) => sum + size, 0)
   assert.ok(bytes < 200_000, `${bytes} bytes`)
 })

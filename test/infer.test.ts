@@ -3,7 +3,7 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { generateLines, logprobLines } from '../lib/cli/infer.js'
-import { loadTokenizer } from '../lib/data/prompts.js'
+import { loadTokenizer } from '../lib/model/tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
 /** Writes 7 (id 10) or 8 (id 11), then mostly the end (id 1). */

@@ -1,5 +1,7 @@
 /** The kernels' calls: where gradients go, threads, splits, errors, buffers of every kind, promises and their end. */
 import { execFile } from 'node:child_process'
+import { setMaxListeners } from 'node:events'
+import { readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { inspect, promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
@@ -24,14 +26,15 @@ import {
   defineObjective,
   describeObjective,
   drGrpo,
+  emptyMetrics,
   grpo,
   gspo,
   type Objective,
   rapo,
   sapo,
 } from '../lib/loss/objective.js'
+import { rowArrays, rowOutputs } from '../lib/loss/rows.js'
 import { locateKernels } from '../lib/setup/addons.js'
-import { emptyMetrics } from '../lib/train/metrics.js'
 import { fromLogits, makeCase, oracle, raw, small } from './kernels-cases.js'
 import { exact, logSoftmax } from './kernels-formula.js'
 
@@ -117,9 +120,19 @@ test('no rows at all', () => {
 test('BigInt64 token ids', () => {
   const want = policyLoss(small(), objective)
   assert.equal(policyLoss({ ...small(), tokenIds: BigInt64Array.of(2n, 0n) }, objective), want)
-  const wraps = () => policyLoss({ ...small(), tokenIds: BigInt64Array.of(2n, 1n << 32n) }, objective)
-  throws(wraps, 'ERR_RAPO_INVALID_ARGUMENT', /tokenIds\[1\]/)
+  for (const id of [1n << 32n, (1n << 32n) + 1n, -(1n << 40n), (1n << 63n) - 1n, 3n, -1n]) {
+    const batch = { ...small(), tokenIds: BigInt64Array.of(2n, id) }
+    const message = new RegExp(`tokenIds\\[1\\] is ${id}, outside \\[0, 3\\)`)
+    throws(() => policyLoss(batch, objective), 'ERR_RAPO_INVALID_ARGUMENT', message)
+    throws(() => gatherLogprobs(pick(batch)), 'ERR_RAPO_INVALID_ARGUMENT', message)
+    const masked = { ...batch, tokenWeights: Float32Array.of(0.5, 0) }
+    assert.ok(Number.isFinite(policyLoss(masked, objective).loss))
+  }
 })
+
+function pick({ vocabSize, logits, tokenIds }: LossBatch) {
+  return { vocabSize, logits, tokenIds }
+}
 
 const invalid = 'ERR_RAPO_INVALID_ARGUMENT'
 const wrong: [string, Partial<Record<keyof LossBatch, unknown>>, RegExp][] = [
@@ -209,6 +222,126 @@ test('errors of objective and options', () => {
     invalid,
     /gradLogits overlaps logits/,
   )
+})
+
+/** Every array of a call, each on a part of one buffer of its own. */
+function whole(change: Record<string, unknown> = {}): Record<string, unknown> {
+  const outputs = {
+    gradLogits: new Float32Array(6),
+    ...Object.fromEntries(Object.keys(rowOutputs).map(name => [name, new Float32Array(2)])),
+    clipped: new Uint8Array(2),
+  }
+  const policyWeights = Float32Array.of(1, 2)
+  const call = { ...small(), policyWeights, ...outputs, rows: 2, dtype: 'float32', gradDtype: 'float32' }
+  return { ...call, objective, ...change }
+}
+
+const outputNames = ['gradLogits', ...Object.keys(rowOutputs)]
+const inputNames = ['logits', 'refLogits', ...Object.keys(rowArrays)]
+
+test('an output that overlaps an input or another output is refused', async () => {
+  const arrays = whole() as Record<string, Float32Array>
+  raw.policyLoss(whole())
+  for (const output of outputNames) {
+    for (const other of [...inputNames, ...outputNames]) {
+      if (other === output) continue
+      // The last entry of the one is the first of the other.
+      const bytes = new ArrayBuffer(64)
+      const one = arrays[output]!
+      const two = arrays[other]!
+      const width = Math.max(one.BYTES_PER_ELEMENT, two.BYTES_PER_ELEMENT)
+      const lastOf = (array: Float32Array) => Math.ceil(array.byteLength / width) * width - width
+      const place = (array: Float32Array, at: number) => {
+        const moved = new (array.constructor as Float32ArrayConstructor)(bytes, at, array.length)
+        moved.set(array)
+        return moved
+      }
+      for (const [first, second] of [
+        [0, lastOf(one)],
+        [lastOf(two), 0],
+      ] as const) {
+        const later = { [other]: place(two, second), [output]: place(one, first) }
+        const call = whole(later)
+        const message = new RegExp(`(${output} overlaps ${other}|${other} overlaps ${output})`)
+        throws(() => raw.policyLoss(call), invalid, message)
+        throws(() => raw.policyLossReference(call), invalid, message)
+        await rejects(new Promise(resolve => resolve(raw.policyLossAsync(call))), invalid, message)
+      }
+    }
+  }
+})
+
+test('a gradient over refLogits, advantages or any input but the logits is refused', async () => {
+  for (const name of inputNames) {
+    const memory = new ArrayBuffer(32)
+    const grad = new Float32Array(memory, 0, 6)
+    const given = { ...small(), policyWeights: Float32Array.of(1, 2) } as Record<string, unknown>
+    const array = given[name] as Float32Array
+    const moved = new (array.constructor as Float32ArrayConstructor)(memory, 0, array.length)
+    moved.set(array)
+    const batch = { ...given, [name]: moved } as never
+    if (name === 'logits') {
+      const want = policyLoss(given as never, objective)
+      assert.equal(policyLoss(batch, objective, { grad }).gradLogits, want.gradLogits)
+      continue
+    }
+    const message = new RegExp(`gradLogits overlaps ${name}`)
+    throws(() => policyLoss(batch, objective, { grad }), invalid, message)
+    await rejects(policyLossAsync(batch, objective, { grad }), invalid, message)
+  }
+  const ids = new BigInt64Array(3)
+  const batch = { ...small(), tokenIds: ids.subarray(0, 2) }
+  throws(
+    () => policyLoss(batch, objective, { grad: new Float32Array(ids.buffer) }),
+    invalid,
+    /overlaps tokenIds/,
+  )
+  const same = { ...small(), refLogits: small().logits }
+  const shared = { ...same, refLogits: same.logits }
+  throws(() => policyLoss(shared, objective, { grad: 'in-place' }), invalid, /gradLogits overlaps refLogits/)
+  assert.ok(policyLoss(shared, objective).loss)
+  const offsets = new Int32Array(7)
+  const sequences = { ...small(), refWeights: Float32Array.of(1, 1), sequenceOffsets: offsets.subarray(0, 3) }
+  offsets.set([0, 1, 2])
+  const grad = new Float32Array(offsets.buffer, 4)
+  throws(
+    () => policyLoss(sequences, rapo({ surrogate: 'gspo' }), { grad }),
+    invalid,
+    /gradLogits overlaps sequenceOffsets/,
+  )
+})
+
+test('what gatherLogprobs writes may overlap nothing', () => {
+  const names = ['logprobs', 'entropy', 'logSumExp']
+  for (const output of names) {
+    for (const other of ['logits', 'tokenIds', ...names]) {
+      if (other === output) continue
+      const memory = new ArrayBuffer(24)
+      const call = Object.fromEntries(names.map(name => [name, new Float32Array(2)]))
+      const { logits, tokenIds } = small()
+      const arrays: Record<string, Float32Array> = { logits, tokenIds: tokenIds as never, ...call }
+      const moved = new (arrays[other]!.constructor as Float32ArrayConstructor)(
+        memory,
+        0,
+        arrays[other]!.length,
+      )
+      moved.set(arrays[other]!)
+      const wrong = { ...arrays, [other]: moved, [output]: new Float32Array(memory, 4, 2) }
+      const rest = { rows: 2, vocabSize: 3, dtype: 'float32', temperature: 1 }
+      const message = new RegExp(`(${output} overlaps ${other}|${other} overlaps ${output})`)
+      throws(() => raw.gatherLogprobs({ ...wrong, ...rest }), invalid, message)
+      throws(() => raw.gatherLogprobsReference({ ...wrong, ...rest }), invalid, message)
+    }
+  }
+})
+
+test('the addon takes nothing but an object for a call, and for an objective', () => {
+  for (const call of [undefined, null, 1, 'call'])
+    throws(() => raw.policyLoss(call as never), invalid, /the argument must be an object/)
+  for (const objective of [undefined, null, 1, 'rapo'])
+    throws(() => raw.policyLoss(whole({ objective })), invalid, /objective must be an object/)
+  throws(() => raw.gatherLogprobs(undefined as never), invalid, /the argument must be an object/)
+  throws(() => raw.policyLossOnDevice(null as never), invalid, /the argument must be an object/)
 })
 
 test('presets are complete, frozen and checked', () => {
@@ -355,7 +488,7 @@ test('gatherLogprobs', () => {
       entropy: new Float32Array(kept.length),
       logSumExp: new Float32Array(kept.length),
     }
-    raw.gatherLogprobsReference({ ...gather, rows: kept.length }, want)
+    raw.gatherLogprobsReference({ ...gather, ...want, rows: kept.length })
     for (const isa of raw.isas()) {
       raw.setIsa(isa)
       const got = gatherLogprobs(gather)
@@ -418,6 +551,128 @@ test('detached and resized buffers throw', async () => {
   throws(() => policyLoss({ ...small(), logits }, objective), invalid, /logits has 4 elements, expected 6/)
 })
 
+/** A batch whose arrays are written to as soon as a call has them. */
+function written() {
+  const { batch } = makeCase(1000, 48, 'float32', objective, 3)
+  const rows = batch.tokenIds.length
+  const spoil = () => {
+    for (const name of Object.keys(rowArrays) as (keyof LossBatch)[]) {
+      const array = batch[name] as Float32Array | undefined
+      array?.fill(2 ** 30 + 7) // as an id far outside of the logits' memory; as a weight it unmasks the row
+    }
+    batch.sequenceOffsets?.fill(2 ** 30)
+  }
+  return { batch, rows, spoil }
+}
+
+test('writing to the row arrays during an asynchronous call changes nothing', async () => {
+  for (const surrogate of ['clip', 'gspo'] as const) {
+    const changed = { ...objective, surrogate }
+    const make = () => {
+      const { batch, rows, spoil } = written()
+      const one = Float32Array.from(batch.tokenWeights, n => (n === 0 ? 0 : 0.5))
+      const offsets = { sequenceOffsets: Int32Array.of(0, rows) }
+      if (surrogate === 'gspo') {
+        Object.assign(batch, { ...offsets, tokenWeights: one })
+        batch.advantages.fill(1)
+        batch.policyWeights!.fill(1)
+      }
+      return { batch, spoil }
+    }
+    const want = policyLoss(make().batch, changed, { perToken: true })
+    for (const wide of [false, true]) {
+      const { batch, spoil } = make()
+      const ids = BigInt64Array.from(batch.tokenIds as Int32Array, BigInt)
+      const call = policyLossAsync(wide ? { ...batch, tokenIds: ids } : batch, changed, { perToken: true })
+      ids.fill(1n << 30n)
+      spoil()
+      assert.equal(await call, want)
+    }
+  }
+  const gather = () => ({ ...pick(lasting()), tokenIds: new Int32Array(2000).fill(3) })
+  const batch = gather()
+  const call = gatherLogprobsAsync(batch)
+  batch.tokenIds.fill(2 ** 30)
+  assert.equal(await call, gatherLogprobs(gather()))
+})
+
+test('row arrays may be resized or transferred during an asynchronous call', async () => {
+  const want = policyLoss(small(), objective)
+  for (const name of Object.keys(rowArrays) as (keyof LossBatch)[]) {
+    const batch = small() as unknown as Record<string, Float32Array>
+    if (!batch[name]) continue
+    const buffer = batch[name].buffer as ArrayBuffer
+    const call = policyLossAsync(batch as never, objective)
+    structuredClone(buffer, { transfer: [buffer] })
+    assert.is(batch[name].length, 0)
+    assert.equal(await call, want)
+  }
+})
+
+test('transferring a matrix during an asynchronous call makes its result void', async () => {
+  for (const name of ['logits', 'refLogits', 'gradLogits'] as const) {
+    const batch = small()
+    const grad = new Float32Array(6)
+    const array = name === 'gradLogits' ? grad : (batch[name] as Float32Array)
+    const call = policyLossAsync(batch, objective, { grad })
+    const kept = structuredClone(array.buffer, { transfer: [array.buffer as ArrayBuffer] })
+    await rejects(call, invalid, new RegExp(`${name} was transferred elsewhere while the call ran`))
+    assert.is(kept.byteLength, 24) // the memory's new owner, alive until the call is over
+  }
+  const { logits, vocabSize } = small()
+  const call = entropyAsync({ logits, vocabSize })
+  const kept = structuredClone(logits.buffer, { transfer: [logits.buffer as ArrayBuffer] })
+  await rejects(call, invalid, /logits was transferred elsewhere while the call ran/)
+  assert.is(kept.byteLength, 24)
+})
+
+/** Runs in a worker: writes valid and invalid ids, weights and offsets to shared memory until it is ended. */
+const writer = `
+  const { parentPort, workerData } = require('node:worker_threads')
+  const { ids, weights, offsets } = workerData
+  parentPort.postMessage('writing')
+  for (;;) {
+    ids.fill(2 ** 30); weights.fill(1); offsets[1] = 2 ** 30
+    ids.fill(1); offsets[1] = 8; weights.fill(0)
+  }
+`
+
+test('another thread may write to shared row arrays at any time', async () => {
+  const rows = 16
+  const sharedBytes = () => new SharedArrayBuffer(4 * rows)
+  const ids = new Int32Array(sharedBytes())
+  const weights = new Float32Array(sharedBytes())
+  const offsets = new Int32Array(sharedBytes(), 0, 3)
+  offsets.set([0, 8, rows])
+  const batch = {
+    vocabSize: 3,
+    logits: new Float32Array(3 * rows),
+    tokenIds: ids,
+    tokenWeights: weights,
+    advantages: new Float32Array(rows).fill(1),
+    oldLogprobs: new Float32Array(rows).fill(-1),
+  }
+  const worker = new Worker(writer, { eval: true, workerData: { ids, weights, offsets } })
+  await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
+  let outcomes = 0
+  for (let i = 0; i < 3000; ++i) {
+    for (const run of [
+      () => policyLoss(batch, dapo()),
+      () => policyLoss({ ...batch, sequenceOffsets: offsets }, gspo()),
+      () => gatherLogprobs(pick(batch)),
+    ]) {
+      try {
+        run()
+      } catch (error) {
+        assert.is((error as RapoError).code, invalid)
+      }
+      ++outcomes
+    }
+  }
+  await worker.terminate()
+  assert.is(outcomes, 9000)
+})
+
 test('async gives what sync gives, also several at once', async () => {
   const batches = [large(16), large(3, 50), large(40, 3001)]
   const want = batches.map(batch => policyLoss(batch, objective, { perToken: true }))
@@ -429,40 +684,45 @@ test('async gives what sync gives, also several at once', async () => {
   assert.equal(await gatherLogprobsAsync(gather), gatherLogprobs(gather))
 })
 
-test('an AbortSignal stops a call', async () => {
+/** Starts more calls than run at once, so that the last one waits for others; each tells `order` how it ended. */
+function startMany(order: unknown[], signal?: AbortSignal): Promise<unknown>[] {
   const batch = lasting()
-  const objective = dapo()
-  await rejects(
-    policyLossAsync(batch, objective, { signal: AbortSignal.abort() }),
-    'ERR_RAPO_ABORTED',
-    /aborted/,
+  if (signal) setMaxListeners(50, signal)
+  return Array.from({ length: 50 }, () =>
+    policyLossAsync(batch, dapo(), { grad: 'none', ...(signal && { signal }) }).then(
+      () => order.push('done'),
+      error => order.push(error),
+    ),
   )
-  setKernelThreads(1)
+}
+
+test('an AbortSignal stops a call, which rejects with its reason', async () => {
+  const early: unknown[] = []
+  await Promise.all(startMany(early, AbortSignal.abort('no')))
+  assert.ok(early.every(reason => reason === 'no'))
+  const order: unknown[] = []
   const controller = new AbortController()
-  const start = performance.now()
-  await policyLossAsync(batch, objective, { grad: 'none' })
-  const whole = performance.now() - start
-  const call = policyLossAsync(batch, objective, { signal: controller.signal, grad: 'none' })
-  const aborting = performance.now()
-  controller.abort(new Error('enough')) // the call's thread has begun, or will find the flag when it does
-  const error = await call.then(
-    () => assert.unreachable('the call ended before it could be aborted'),
-    e => e as RapoError,
-  )
-  assert.is((error as RapoError).code, 'ERR_RAPO_ABORTED')
-  assert.match(String((error as RapoError).cause), /enough/)
-  assert.ok(performance.now() - aborting < whole, 'aborting took as long as the whole call')
+  const reason = new Error('enough')
+  setKernelThreads(1)
+  const calls = startMany(order, controller.signal)
+  controller.abort(reason)
+  await Promise.all(calls)
   setKernelThreads(0)
+  assert.is(order.at(-1), reason)
+  for (const each of order) assert.ok(each === reason || each === 'done', String(each))
+  await rejects(policyLossAsync(small(), objective, { signal: 1 as never }), invalid, /signal is 1/)
 })
 
-test('the event loop runs on during an async call', async () => {
-  setKernelThreads(1)
-  let ticks = 0
-  const timer = setInterval(() => ticks++, 1)
-  await policyLossAsync(lasting(), dapo())
-  setKernelThreads(0)
-  clearInterval(timer)
-  assert.ok(ticks > 0)
+test('async calls leave the event loop, and the threads that files need, to others', async () => {
+  const order: unknown[] = []
+  const controller = new AbortController()
+  const calls = startMany(order, controller.signal)
+  await new Promise(setImmediate)
+  await readFile(fileURLToPath(import.meta.url))
+  order.push('read')
+  controller.abort('aborted')
+  await Promise.all(calls)
+  assert.is(order.at(-1), 'aborted')
 })
 
 /** Runs in a worker: starts async calls without end and says so. */
@@ -472,8 +732,9 @@ const busyWorker = `
   const rows = 256, vocabSize = 20000
   const logits = new Float32Array(rows * vocabSize)
   const one = new Float32Array(rows).fill(1)
-  const batch = { rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-  const run = () => addon.policyLossAsync(batch, workerData.objective, {}, new addon.Control()).then(run)
+  const { objective } = workerData
+  const batch = { objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+  const run = () => addon.policyLossAsync({ ...batch, control: new addon.Control() }).then(run)
   for (let i = 0; i < 3; ++i) run()
   setTimeout(() => parentPort.postMessage('running'), 20)
 `
@@ -503,20 +764,19 @@ test('a process that loads the addon in workers alone, or exits in the middle of
     })
   `
   for (const end of ['exit', 'return']) {
-    const error = await promisify(execFile)(process.execPath, ['-e', program, end], {
-      timeout: 60_000,
-    }).catch(e => e)
+    const error = await promisify(execFile)(process.execPath, ['-e', program, end]).catch(e => e)
     assert.is(error.code, 7, `${end}: ${error.signal ?? ''} ${error.stderr}`)
   }
   const main = `
     const addon = require(${JSON.stringify(locateKernels())})
     const rows = 256, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-    const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-    const run = () => addon.policyLossAsync(batch, ${JSON.stringify(dapo())}, {}, undefined).then(run)
+    const objective = ${JSON.stringify(dapo())}
+    const batch = { objective, rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+    const run = () => addon.policyLossAsync(batch).then(run)
     run(); run()
     setTimeout(() => process.exit(7), 20)
   `
-  const error = await promisify(execFile)(process.execPath, ['-e', main], { timeout: 60_000 }).catch(e => e)
+  const error = await promisify(execFile)(process.execPath, ['-e', main]).catch(e => e)
   assert.is(error.code, 7, `${error.signal ?? ''} ${error.stderr}`)
 })
 
@@ -532,8 +792,8 @@ test('the pool ends with the last worker thread that loaded the addon', async ()
       const addon = require(workerData.addon)
       addon.setThreads(5)
       const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-      const logits = new Float32Array(rows * vocabSize), metrics = new Float64Array(11)
-      addon.policyLoss(workerData.objective, metrics, rows, vocabSize, 'float32', logits, undefined, new Int32Array(rows), one, one)\`
+      const { objective } = workerData, logits = new Float32Array(rows * vocabSize)
+      addon.policyLoss({ objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one })\`
     const run = code => new Promise(resolve => new Worker(code, { eval: true, workerData }).once('exit', resolve))
     run('').then(() => {
       const before = count()

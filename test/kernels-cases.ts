@@ -2,15 +2,18 @@
 
 import { createRandom } from '../lib/base/random.js'
 import type { Logits, LogitsDType, LossBatch } from '../lib/loss/kernels.js'
-import type { Objective } from '../lib/loss/objective.js'
+import type { Objective, ObjectiveMetrics } from '../lib/loss/objective.js'
 import { loadKernels } from '../lib/setup/addons.js'
-import type { ObjectiveMetrics } from '../lib/train/metrics.js'
 import { exact, type FormulaRow, logSoftmax } from './kernels-formula.js'
 
 /** What the tests need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */
 export const raw = loadKernels() as unknown as {
-  policyLossReference(batch: object, objective: Objective, outputs: object): ObjectiveMetrics
-  gatherLogprobsReference(batch: object, outputs: object): void
+  policyLoss(call: object): ObjectiveMetrics
+  policyLossAsync(call: object): Promise<ObjectiveMetrics>
+  policyLossReference(call: object): ObjectiveMetrics
+  policyLossOnDevice(call: object): ObjectiveMetrics
+  gatherLogprobs(call: object): void
+  gatherLogprobsReference(call: object): void
   setIsa(name: string): void
   isas(): string[]
 }
@@ -188,17 +191,16 @@ export function oracle(
   const V = batch.vocabSize
   const wide = (array: Logits) => fromLogits(array, batch.dtype)
   const grad = new Float64Array(rows.length * V)
-  const metrics = raw.policyLossReference(
-    {
-      ...batch,
-      rows: rows.length,
-      dtype: 'float64',
-      logits: logits ?? wide(batch.logits),
-      ...(batch.refLogits && { refLogits: wide(batch.refLogits) }),
-    },
+  const metrics = raw.policyLossReference({
+    ...batch,
     objective,
-    { gradLogits: grad, gradDtype: 'float64' },
-  )
+    rows: rows.length,
+    dtype: 'float64',
+    logits: logits ?? wide(batch.logits),
+    ...(batch.refLogits && { refLogits: wide(batch.refLogits) }),
+    gradLogits: grad,
+    gradDtype: 'float64',
+  })
   return { metrics, grad }
 }
 

@@ -3,7 +3,7 @@
  * `round`: with the identity it is the formula in double precision; with Math.fround it is what the plain float32
  * formula computes, and its distance from the former is how much float32 loses, which is what tolerances are made of.
  */
-import type { Objective, Penalty } from '../lib/loss/objective.js'
+import type { Objective, ObjectiveMetrics, Penalty } from '../lib/loss/objective.js'
 
 export type Round = (x: number) => number
 export const exact: Round = x => x
@@ -33,6 +33,10 @@ export interface FormulaResult {
   ratio: number
   loss: number
   clipped: number
+  /** ρ − 1 − log ρ of the token itself, also under gspo. */
+  approxKl: number
+  /** Whether the penalty's d was beyond maxLogRatio. */
+  klClamped: boolean
   grad: Float64Array
   /** What D and its slope move by when log-probs do, times the size of the log-probs. */
   klScale: number
@@ -81,6 +85,7 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
 
   let kl = 0
   let s = 0
+  let klClamped = false
   let full: (v: number) => number = () => 0
   let fullScale: (v: number) => number = () => 0
   if (q && penalty === 'forward-full') {
@@ -103,7 +108,8 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
     const d = takesExp.has(penalty) ? Math.min(raw, maxLogRatio) : raw
     const term = sampled[penalty]!(d, r(Math.exp(d)), ratio, r)
     kl = term.value
-    s = d < raw ? 0 : term.slope
+    klClamped = d < raw
+    s = klClamped ? 0 : term.slope
   }
 
   const slope = r(c - r(klCoef * s))
@@ -129,7 +135,40 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
   }
   const loss = -row.weight * (surrogate - klCoef * kl + entropyCoef * entropy)
   const refLogprob = q?.[a] ?? 0
-  return { logprob, refLogprob, kl, entropy, ratio: clippedRatio, loss, clipped, grad, gradScale, klScale }
+  const approxKl = r(r(ratio - 1) - logRatio)
+  const values = { logprob, refLogprob, kl, entropy, ratio: clippedRatio, loss, clipped, approxKl, klClamped }
+  return { ...values, grad, gradScale, klScale }
+}
+
+/** The metrics of rows, masked ones left out, each by its definition in docs/metrics.md. */
+export function formulaMetrics(rows: readonly FormulaResult[]): ObjectiveMetrics {
+  const metrics: ObjectiveMetrics = {
+    tokens: 0,
+    loss: 0,
+    klSum: 0,
+    entropySum: 0,
+    ratioSum: 0,
+    approxKlSum: 0,
+    clippedLow: 0,
+    clippedHigh: 0,
+    klClamped: 0,
+    ratioMin: Infinity,
+    ratioMax: -Infinity,
+  }
+  for (const row of rows) {
+    metrics.tokens++
+    metrics.loss += row.loss
+    metrics.klSum += row.kl
+    metrics.entropySum += row.entropy
+    metrics.ratioSum += row.ratio
+    metrics.approxKlSum += row.approxKl
+    if (row.clipped === 1) metrics.clippedLow++
+    if (row.clipped === 2) metrics.clippedHigh++
+    if (row.klClamped) metrics.klClamped++
+    if (row.ratio < metrics.ratioMin) metrics.ratioMin = row.ratio
+    if (row.ratio > metrics.ratioMax) metrics.ratioMax = row.ratio
+  }
+  return metrics
 }
 
 function policyTerm(objective: Objective, ratio: number, A: number, logprob: number, r: Round) {

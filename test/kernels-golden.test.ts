@@ -15,9 +15,9 @@ import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type LogitsDType, type LossBatch, policyLoss } from '../lib/loss/kernels.js'
+import type { ObjectiveMetrics } from '../lib/loss/objective.js'
 import { defineObjective, type Objective, penalties } from '../lib/loss/objective.js'
 import { type Aggregation, aggregations, tokenWeights } from '../lib/model/batch.js'
-import type { ObjectiveMetrics } from '../lib/train/metrics.js'
 import { fromLogits, raw, toLogits } from './kernels-cases.js'
 
 const dtypes = ['float32', 'bfloat16', 'float16'] as const
@@ -122,8 +122,8 @@ const spell = (tau: number) => (Number.isInteger(tau) ? tau.toFixed(1) : String(
 
 function oracle(batch: WideBatch, objective: Objective) {
   const gradLogits = new Float64Array(batch.logits.length)
-  const call = { ...batch, rows: batch.tokenIds.length, dtype: 'float64' }
-  const metrics = raw.policyLossReference(call, objective, { gradLogits, gradDtype: 'float64' })
+  const call = { ...batch, objective, rows: batch.tokenIds.length, dtype: 'float64' }
+  const metrics = raw.policyLossReference({ ...call, gradLogits, gradDtype: 'float64' })
   return { metrics, gradLogits }
 }
 
@@ -170,7 +170,7 @@ function checkOracleRows(
   }
   const rows = batch.tokenIds.length
   const outputs = Object.fromEntries(perTokenFields.map(field => [field, new Float32Array(rows)]))
-  raw.policyLossReference({ ...batch, rows, dtype: 'float64' }, objective, outputs)
+  raw.policyLossReference({ ...batch, ...outputs, objective, rows, dtype: 'float64' })
   for (const field of perTokenFields) {
     perToken[field].forEach((want, i) => {
       const got = outputs[field]![i]!
@@ -297,8 +297,8 @@ test('the goldens hold every combination, and rows on each side of every bound',
     for (const { objective, aggregation, batch } of goldens(file)) {
       seen.add(`${objective.penalty} ${aggregation}`)
       const outputs = { clipped: new Uint8Array(batch.tokenIds.length) }
-      const call = { ...batch, rows: batch.tokenIds.length, dtype: 'float64' }
-      const metrics: ObjectiveMetrics = raw.policyLossReference(call, objective, outputs)
+      const call = { ...batch, ...outputs, objective, rows: batch.tokenIds.length, dtype: 'float64' }
+      const metrics: ObjectiveMetrics = raw.policyLossReference(call)
       for (const kind of outputs.clipped) clipped.add(kind)
       clamped += metrics.klClamped
     }

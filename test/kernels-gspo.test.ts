@@ -3,8 +3,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { createRandom } from '../lib/base/random.js'
 import { type LossBatch, policyLoss, policyLossAsync } from '../lib/loss/kernels.js'
-import { gspo, type Objective } from '../lib/loss/objective.js'
-import { addMetrics, emptyMetrics } from '../lib/train/metrics.js'
+import { addMetrics, emptyMetrics, gspo, type Objective } from '../lib/loss/objective.js'
 import { normal, raw } from './kernels-cases.js'
 import { exact, type FormulaRow, float32, formula, logSoftmax, u32 } from './kernels-formula.js'
 
@@ -133,11 +132,11 @@ test('the gradient is the slope of the loss, through the mean over the sequence'
       })
       const logits = Float64Array.from(batch.logits)
       const grad = new Float64Array(rows * V)
-      raw.policyLossReference(wideBatch(logits), objective, { gradLogits: grad, gradDtype: 'float64' })
+      raw.policyLossReference({ ...wideBatch(logits), objective, gradLogits: grad, gradDtype: 'float64' })
       const lossAt = (at: number, h: number) => {
         const moved = logits.slice()
         moved[at]! += h
-        return raw.policyLossReference(wideBatch(moved), objective, {}).loss
+        return raw.policyLossReference({ ...wideBatch(moved), objective }).loss
       }
       for (let at = 0; at < logits.length; at += 3) {
         if (Number.isNaN(logits[at]!)) continue

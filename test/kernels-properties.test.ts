@@ -16,8 +16,15 @@ import {
   policyLoss,
   setKernelThreads,
 } from '../lib/loss/kernels.js'
-import { defineObjective, type Objective, penalties, surrogates } from '../lib/loss/objective.js'
-import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../lib/train/metrics.js'
+import {
+  addMetrics,
+  defineObjective,
+  emptyMetrics,
+  type Objective,
+  type ObjectiveMetrics,
+  penalties,
+  surrogates,
+} from '../lib/loss/objective.js'
 import { type Case, fromLogits, makeCase, raw, toLogits } from './kernels-cases.js'
 import { exact, type FormulaRow, float32, formula, u32 } from './kernels-formula.js'
 

@@ -1,14 +1,9 @@
 import { readFileSync } from 'node:fs'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../lib/loss/objective.js'
 import type { ScoredRollout } from '../lib/rollout/rollout.js'
-import {
-  addMetrics,
-  emptyMetrics,
-  type ObjectiveMetrics,
-  type Remeasured,
-  summarizeStep,
-} from '../lib/train/metrics.js'
+import { type Remeasured, summarizeStep } from '../lib/train/metrics.js'
 
 const rollout = (reward: number, length: number, finishReason: 'stop' | 'length'): ScoredRollout => ({
   problem: { id: 'p', prompt: 'p', answer: 'a' },

@@ -7,9 +7,9 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { packageVersion } from '../lib/base/package.js'
 import { doctor, formatDoctor } from '../lib/cli/doctor.js'
 import { explainLoadFailure, explainMissingKernels, locateKernels } from '../lib/setup/addons.js'
-import { packageVersion } from '../lib/setup/cache.js'
 
 const isLinux = process.platform === 'linux'
 const addon = readFileSync(locateKernels())

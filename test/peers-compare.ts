@@ -1,7 +1,7 @@
 /** The oracle, in double precision, on the inputs that scripts/peers/run_peers.py gave to the peers. */
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { defineObjective, type Objective } from '../lib/loss/objective.js'
+import type { Objective } from '../lib/loss/objective.js'
 import { type Aggregation, tokenWeights } from '../lib/model/batch.js'
 import { raw } from './kernels-cases.js'
 
@@ -139,7 +139,7 @@ function oracle(shape: Shape, inputs: PeerInputs, part: Part): LossAndGradient {
   const batch = batchOf(shape, inputs, part)
   const gradLogits = new Float64Array(batch.logits.length)
   const outputs = { gradLogits, gradDtype: 'float64' }
-  const { loss } = raw.policyLossReference(batch, defineObjective(part.objective), outputs)
+  const { loss } = raw.policyLossReference({ ...batch, ...outputs, objective: part.objective })
   return { loss, gradLogits }
 }
 

@@ -63,8 +63,9 @@ test('a worker thread ends in the middle of a call', async () => {
     const { parentPort, workerData } = require('node:worker_threads')
     const addon = require(workerData.addon)
     const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
-    const batch = { rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
-    const run = () => addon.policyLossAsync(batch, workerData.objective, {}, new addon.Control()).then(run)
+    const { objective } = workerData
+    const batch = { objective, rows, vocabSize, dtype: 'float32', logits: new Float32Array(rows * vocabSize), tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one }
+    const run = () => addon.policyLossAsync({ ...batch, control: new addon.Control() }).then(run)
     run()
     setTimeout(() => parentPort.postMessage('running'), 20)`
   const workerData = { addon: locateKernels(), objective: { ...dapo() } }

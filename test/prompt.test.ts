@@ -1,17 +1,12 @@
-import { rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
-import {
-  checkTokenizerFits,
-  createTemplate,
-  encodePrompt,
-  loadTokenizer,
-  readStopTokenIds,
-  stopTokenIdsFor,
-} from '../lib/data/prompts.js'
-import type { ModelInfo } from '../lib/model/engine.js'
+import { encodePrompt, templateFor } from '../lib/data/prompts.js'
+import type { ModelInfo } from '../lib/model/policy.js'
+import { createTemplate, stopTokenIdsFor } from '../lib/model/template.js'
+import { checkTokenizerFits, loadTokenizer, readStopTokenIds } from '../lib/model/tokenizer.js'
 import { eosId, vocabSize } from '../scripts/countdown-tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
@@ -166,6 +161,110 @@ test('what ends a completion: generation_config.json, else config.json, else the
   assert.equal(readStopTokenIds(dir), [2])
   write('tokenizer_config.json', {})
   assert.equal(readStopTokenIds(dir), [])
+})
+
+test('an end-of-sequence id beyond the vocabulary names its file; -1 is none', () => {
+  const dir = makeFakeModel()
+  const write = (name: string, value: object) => writeFileSync(path.join(dir, name), JSON.stringify(value))
+  write('config.json', { vocab_size: vocabSize, eos_token_id: 1 })
+  write('generation_config.json', { eos_token_id: [1, 40000] })
+  assert.throws(
+    () => readStopTokenIds(dir),
+    new RegExp(
+      `generation_config.json: eos_token_id has 40000, outside the model's vocabulary of ${vocabSize} tokens`,
+    ),
+  )
+  write('generation_config.json', { eos_token_id: vocabSize - 1 })
+  assert.equal(readStopTokenIds(dir), [vocabSize - 1])
+  write('generation_config.json', { eos_token_id: vocabSize })
+  assert.throws(() => readStopTokenIds(dir), /outside the model's vocabulary/)
+  write('generation_config.json', { eos_token_id: [-1, 3] })
+  assert.equal(readStopTokenIds(dir), [3])
+  write('generation_config.json', { eos_token_id: -1 })
+  assert.equal(readStopTokenIds(dir), [1])
+})
+
+test('a model for which nothing ends a completion is refused', () => {
+  const dir = makeFakeModel()
+  for (const name of ['config.json', 'generation_config.json', 'tokenizer_config.json'])
+    writeFileSync(path.join(dir, name), '{}')
+  assert.throws(() => stopTokenIdsFor(dir, tokenizer, plain), /nothing ends a completion of the model in /)
+  assert.equal(stopTokenIdsFor(dir, tokenizer, { ...plain, stop: ['<eos>'] }), [eosId])
+})
+
+/** A model directory with a chat template, and the special tokens of tokenizer.json that it names. */
+function chatModel(template: string, config: object = {}, special: readonly string[] = []): string {
+  const dir = makeFakeModel()
+  const file = path.join(dir, 'tokenizer.json')
+  const tokenizer = JSON.parse(readFileSync(file, 'utf8'))
+  const added = special.map((content, i) => ({ id: vocabSize + i, content, special: true }))
+  writeFileSync(file, JSON.stringify({ ...tokenizer, added_tokens: [...tokenizer.added_tokens, ...added] }))
+  writeFileSync(
+    path.join(dir, 'tokenizer_config.json'),
+    JSON.stringify({ ...config, chat_template: template }),
+  )
+  return dir
+}
+
+const chatml =
+  '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+
+test("the special token behind an assistant's message ends a completion, too", () => {
+  const tokens = ['<|im_start|>', '<|im_end|>']
+  const dir = chatModel(chatml, { eos_token: '<eos>' }, tokens)
+  assert.equal(createTemplate('chat', dir).stop, ['<eos>', '<|im_end|>'])
+  // A text that is no special token does not.
+  assert.equal(createTemplate('chat', chatModel(chatml, { eos_token: '<eos>' }, ['<|im_start|>'])).stop, [
+    '<eos>',
+  ])
+})
+
+test("a chat template gets transformers' variables", () => {
+  const template =
+    '{% for m in messages %}{{ pad_token }}[{{ m.role }}]{{ m.content }}{{ unk_token }}{% endfor %}{{ additional_special_tokens[0] }}{% if tools is none and documents is none %}none{% endif %}'
+  const config = {
+    pad_token: '<pad>',
+    unk_token: { content: '<unk>' },
+    additional_special_tokens: ['<more>'],
+  }
+  assert.is(createTemplate('chat', chatModel(template, config)).render('x'), '<pad>[user]x<unk><more>none')
+})
+
+test('a template that loses the message to {% break %} says so', () => {
+  const template =
+    '{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if loop.last %}<end>{% break %}{% endif %}{% endfor %}'
+  assert.throws(
+    () => createTemplate('chat', chatModel(template)),
+    /leaves out the user's message \(\{% break %\} may be the cause/,
+  )
+})
+
+test('conversations go through the chat template, system messages kept', () => {
+  const dir = chatModel(chatml)
+  const conversation = [
+    { role: 'system', content: 'S' },
+    { role: 'user', content: 'U' },
+  ]
+  const expected = '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n'
+  assert.is(createTemplate('chat', dir).render(conversation), expected)
+  assert.is(createTemplate('{prompt}', dir, { hasConversations: true }).render(conversation), expected)
+  // The configuration's system message stands before what has none.
+  const withSystem = createTemplate('chat', dir, { systemPrompt: 'S' })
+  assert.is(withSystem.render('U'), expected)
+  assert.is(withSystem.render(conversation), expected)
+  // Other templates take the text of a single user's message.
+  const style = createTemplate('Q: {prompt}', dir, { hasConversations: true })
+  assert.is(style.render([{ role: 'user', content: 'U' }]), 'Q: U')
+  assert.throws(
+    () => style.render(conversation),
+    /has the messages system, user, which only data.template: chat can render/,
+  )
+  const problems = [{ ...problem, messages: conversation }]
+  assert.is(templateFor(problems, { template: '{prompt}' }, dir).render(conversation), expected)
+  assert.throws(
+    () => templateFor(problems, { template: '{prompt}' }, model),
+    /^the prompts are lists of messages, but .* has no chat template/,
+  )
 })
 
 test.run()

@@ -9,14 +9,16 @@ import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
-import { fields, loadConfig, parseConfig, stringifyConfig } from '../lib/config/config.js'
-import { createCursor, type Problem, parseJsonLines, readProblems } from '../lib/data/problems.js'
-import { loadTokenizer, readStopTokenIds } from '../lib/data/prompts.js'
+import { parseJsonLines, truncateJsonLines } from '../lib/base/jsonl.js'
+import { fields } from '../lib/config/help.js'
+import { loadConfig, parseConfig, stringifyConfig } from '../lib/config/load.js'
+import { createCursor } from '../lib/data/cursor.js'
+import { type Problem, readProblems } from '../lib/data/problems.js'
 import { readRows } from '../lib/data/rows.js'
-import { writeReport } from '../lib/report.js'
+import { loadTokenizer, readStopTokenIds } from '../lib/model/tokenizer.js'
+import { writeReport } from '../lib/report/page.js'
 import { countdown, verifyCountdown } from '../lib/reward/countdown.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
-import { truncateJsonLines } from '../lib/train/run.js'
 import { makeFakeModel, makeTempDir } from './fake-policy.js'
 import { writeThreeRuns } from './report-fixture.js'
 
@@ -250,7 +252,7 @@ const parquetFile = path.join(dir, 'rows.parquet')
 test('the Parquet files that are damaged next are whole', async () => {
   for (const file of parquetFiles) {
     writeFileSync(parquetFile, file)
-    assert.is((await readRows(parquetFile)).rows.length, 4)
+    assert.is((await readRows(parquetFile)).length, 4)
   }
 })
 
@@ -260,7 +262,7 @@ holds(
   async content => {
     writeFileSync(parquetFile, content)
     try {
-      const { rows } = await readRows(parquetFile)
+      const rows = await readRows(parquetFile)
       assert.ok(rows.length > 0)
       for (const { value } of rows) assert.type(value, 'object')
     } catch (error) {

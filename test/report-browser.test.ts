@@ -4,7 +4,7 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { writeReport } from '../lib/report.js'
+import { writeReport } from '../lib/report/page.js'
 import { type Browser, findChromium, launchChromium } from './chromium.js'
 import {
   evaluationOf,

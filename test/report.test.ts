@@ -7,8 +7,8 @@ import { configDifferences } from '../lib/report/compare.js'
 import { duration, number, percent, percentRange } from '../lib/report/format.js'
 import { html, visibleText } from '../lib/report/html.js'
 import { loadRuns } from '../lib/report/load.js'
+import { writeReport } from '../lib/report/page.js'
 import { decimate, innerRange, movingMean } from '../lib/report/series.js'
-import { writeReport } from '../lib/report.js'
 import {
   evaluationOf,
   metricsOf,

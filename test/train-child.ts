@@ -2,12 +2,14 @@
  * Training runs that a test starts in a process of its own, to fill its disk or to kill it:
  *
  *     grow DIR MODEL    checkpoints of 100 KB, 200 KB, then 2 MB; prints what became of them
- *     run DIR MODEL     40 steps in DIR, resumed where there is a checkpoint
+ *     run DIR MODEL [PLACE COUNT]    40 steps in DIR, resumed where there is a checkpoint; kills itself in the middle of
+ *                                    that method of the policy, or after a step's lines (onStep), the COUNT-th time
  */
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { type Config, parseConfig } from '../lib/config/config.js'
-import type { LoadPolicy } from '../lib/model/engine.js'
+import type { Config } from '../lib/config/config.js'
+import { parseConfig } from '../lib/config/load.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { train } from '../lib/train/train.js'
 import { loadFakePolicy } from './fake-policy.js'
@@ -36,7 +38,7 @@ export function makeConfig(
   })
 }
 
-const [what, dir, model] = process.argv.slice(2)
+const [what, dir, model, place, count] = process.argv.slice(2)
 if (what === 'grow') {
   let saves = 0
   const growing: LoadPolicy = async (from, options) => {
@@ -53,5 +55,31 @@ if (what === 'grow') {
   console.log(JSON.stringify({ message, names, step: trainer.step, state: statSync(stateFile).size }))
 } else if (what === 'run') {
   const isStarted = readLatestCheckpoint(dir!) !== undefined
-  await train(makeConfig(dir!, model!), { resume: isStarted, overwrite: true, loadPolicy: loadFakePolicy })
+  let times = 0
+  const dieAt = (here: string) =>
+    here === place && ++times === Number(count) && process.kill(process.pid, 'SIGKILL')
+  const mortal: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate: (...call) => {
+        dieAt('generate')
+        return policy.generate(...call)
+      },
+      accumulate: (...call) => {
+        dieAt('accumulate')
+        return policy.accumulate(...call)
+      },
+      step: (...call) => {
+        dieAt('step')
+        return policy.step(...call)
+      },
+      save: async (...call) => {
+        await policy.save(...call)
+        dieAt('save')
+      },
+    }
+  }
+  const options = { resume: isStarted, overwrite: true, loadPolicy: mortal, onStep: () => dieAt('onStep') }
+  await train(makeConfig(dir!, model!), options)
 }

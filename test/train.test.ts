@@ -1,10 +1,11 @@
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { RapoError } from '../lib/base/errors.js'
-import type { LoadPolicy, MicroBatch, Policy, PolicyOptions, SamplingParams } from '../lib/model/engine.js'
+import type { LoadPolicy, MicroBatch, Policy, PolicyOptions, SamplingParams } from '../lib/model/policy.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import type { StepMetrics } from '../lib/train/metrics.js'
 import { learningRateAt, type TrainOptions, train } from '../lib/train/train.js'
@@ -166,44 +167,25 @@ test('killed again and again, resumed each time: equal bits, nothing half-writte
   const [whole, killed] = [path.join(makeTempDir(), 'a'), path.join(makeTempDir(), 'b')]
   await train(makeConfig(whole, model), fake)
   mkdirSync(killed)
-  let kills = 0
-  for (let isDone = false; !isDone; ) {
-    const child = spawn(process.execPath, ['--import', 'tsx', 'test/train-child.ts', 'run', killed, model], {
-      stdio: 'inherit',
-    })
-    // Killed after some lines of progress, at whatever it is doing then; the later the less often.
-    isDone = await killSoon(child, killed, kills < 4 ? 3 + 4 * kills : Infinity)
-    if (!isDone) kills++
+  // A checkpoint comes every 4 steps.
+  const deaths = [
+    ['onStep', 9],
+    ['generate', 3],
+    ['save', 2],
+    ['accumulate', 2],
+    ['step', 7],
+    ['onStep', 2],
+    [],
+  ]
+  for (const death of deaths) {
+    const args = ['--import', 'tsx', 'test/train-child.ts', 'run', killed, model, ...death.map(String)]
+    const [code, signal] = await once(spawn(process.execPath, args, { stdio: 'inherit' }), 'exit')
+    assert.equal([code, signal], death.length ? [null, 'SIGKILL'] : [0, null], String(death))
   }
-  assert.ok(kills >= 2, `${kills} kills`)
   assert.equal(fingerprint(killed), fingerprint(whole))
   assert.equal(readdirSync(killed).sort(), ['checkpoints', 'config.yaml', 'metrics.jsonl', 'samples.jsonl'])
   assert.equal(readdirSync(path.join(killed, 'checkpoints')).sort(), ['latest', 'step-000036', 'step-000040'])
 })
-
-/** 0 where there is no file: a run that goes on may just be replacing it. */
-function countLines(file: string): number {
-  try {
-    return readFileSync(file, 'utf8').split('\n').length - 1
-  } catch {
-    return 0
-  }
-}
-
-/** Kills the child once the run has this many lines; true if it came to its end before. */
-function killSoon(child: ChildProcess, run: string, lines: number): Promise<boolean> {
-  const file = path.join(run, 'metrics.jsonl')
-  const timer = setInterval(() => {
-    if (countLines(file) >= lines) child.kill('SIGKILL')
-  }, 1)
-  return new Promise((resolve, reject) => {
-    child.on('exit', (code, signal) => {
-      clearInterval(timer)
-      if (signal !== 'SIGKILL' && code !== 0) reject(new Error(`the child ended with ${code ?? signal}`))
-      resolve(code === 0)
-    })
-  })
-}
 
 test('every optimizer step sees its share of the groups, with weights of its own', async () => {
   const { steps } = await spy({

@@ -1,4 +1,5 @@
 /** Seeded randomness. Nothing in rapo calls Math.random. */
+import { createHash } from 'node:crypto'
 import { uniformFloat64 } from 'pure-rand/distribution/uniformFloat64'
 import { uniformInt } from 'pure-rand/distribution/uniformInt'
 import { xoroshiro128plusFromState } from 'pure-rand/generator/xoroshiro128plus'
@@ -62,4 +63,9 @@ function mix(value: bigint): bigint {
   z = ((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n) & MASK64
   z = ((z ^ (z >> 27n)) * 0x94d049bb133111ebn) & MASK64
   return z ^ (z >> 31n)
+}
+
+/** A short name of a value, by its JSON: equal values have equal names. */
+export function digest(value: unknown): string {
+  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
 }

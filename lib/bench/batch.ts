@@ -11,7 +11,7 @@ export type Batch = LossBatch & { dtype: BenchDType }
 /** What the benchmarks need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */
 export const raw = loadKernels() as unknown as {
   setIsa(name: string): void
-  policyLossReference(batch: object, objective: object, outputs: object): { loss: number }
+  policyLossReference(call: object): { loss: number }
 }
 
 /** Bell-shaped logits, φ of 0.7 and 1, ratios about 1: a batch in the middle of training. */
@@ -54,7 +54,10 @@ export interface Verdict {
 
 export function oracle(batch: Batch, objective: Objective): Verdict {
   const grad = new Float32Array(batch.logits.length)
-  const { loss } = raw.policyLossReference({ ...batch, rows: batch.tokenIds.length }, objective, {
+  const { loss } = raw.policyLossReference({
+    ...batch,
+    objective,
+    rows: batch.tokenIds.length,
     gradLogits: grad,
     gradDtype: 'float32',
   })

@@ -1,9 +1,9 @@
 /** Value and gradient of the rapo preset: rapo against torch where it is there, same batch, same threads, in turns. */
 import { cpus } from 'node:os'
 import { RapoError } from '../base/errors.js'
+import { packageVersion } from '../base/package.js'
 import { type GradMode, kernelsInfo, policyLoss, setKernelThreads } from '../loss/kernels.js'
 import { rapo } from '../loss/objective.js'
-import { packageVersion } from '../setup/cache.js'
 import { type Batch, type BenchDType, makeBatch, oracle, spread, timed, validate } from './batch.js'
 import { findPython, type Peer, startPeer } from './peer.js'
 import type { BenchReport, BenchResult, Machine } from './results.js'

@@ -4,10 +4,10 @@ import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
+import { packageVersion } from '../base/package.js'
 import { plainText } from '../base/text.js'
-import { describePresets, type Field, fields } from '../config/config.js'
-import { devicePattern, deviceRange } from '../setup/addons.js'
-import { packageVersion } from '../setup/cache.js'
+import { describePresets, type Field, fields } from '../config/help.js'
+import { devicePattern, deviceRange } from '../model/policy.js'
 import { figure2 } from '../theory/theory.js'
 
 /** The fields that a measurement reads. */

@@ -2,19 +2,22 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { checkWritable, writeWhole } from '../base/files.js'
+import { moments } from '../base/stats.js'
 import { plainText } from '../base/text.js'
-import { type Config, fields, loadConfig } from '../config/config.js'
+import { type Config, requireField } from '../config/config.js'
+import { fields } from '../config/help.js'
+import { loadConfig } from '../config/load.js'
 import { readProblems } from '../data/problems.js'
-import { createTemplate, fitContext, loadTokenizer } from '../data/prompts.js'
-import { evaluate, formatPassAtK } from '../eval/evaluate.js'
-import { moments } from '../loss/advantage.js'
-import type { Device, ModelDType } from '../model/engine.js'
+import { fitContext, templateFor } from '../data/prompts.js'
+import { evaluate } from '../eval/evaluate.js'
+import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
-import { loadVerifier } from '../reward/verifier.js'
+import type { Device, ModelDType } from '../model/policy.js'
+import { loadTokenizer } from '../model/tokenizer.js'
+import { loadVerifier } from '../reward/load.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
-import { requireField } from '../train/open.js'
-import { checkWritable, writeWhole } from '../train/run.js'
 import { train } from '../train/train.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
@@ -265,7 +268,7 @@ export async function runReport(
   runs: readonly string[],
   values: { base?: string; output: string },
 ): Promise<void> {
-  const { writeReport } = await import('../report.js')
+  const { writeReport } = await import('../report/page.js')
   await writeReport({ runs, ...values })
   print(path.resolve(values.output))
 }
@@ -319,7 +322,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
 
 async function predictRun(config: Config) {
   const { planRun } = await import('../train/memory.js')
-  const { train: file, template: text } = config.data
+  const { train: file } = config.data
   requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
   const data = { ...config.data, onDownload: download.onProgress }
@@ -329,7 +332,7 @@ async function predictRun(config: Config) {
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const template = createTemplate(text, modelDir)
+  const template = templateFor(problems, config.data, modelDir)
   const { maxNewTokens } = config.sampling
   const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
   return planRun(config, { modelDir, referenceDir }, fitting)

@@ -2,16 +2,10 @@
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
 import { join } from 'node:path'
+import { packageRoot, packageVersion } from '../base/package.js'
 import type { CudaInfo } from '../loss/kernels.js'
 import { explainLoadFailure, locateCudaPackage, locateEngine, locateKernels } from '../setup/addons.js'
-import {
-  cacheDir,
-  engineMismatch,
-  listBrokenEngines,
-  listEngines,
-  packageRoot,
-  packageVersion,
-} from '../setup/cache.js'
+import { cacheDir, engineMismatch, listBrokenEngines, listEngines } from '../setup/cache.js'
 import { type Candidate, findLibtorch } from '../setup/libtorch.js'
 import { ask } from '../setup/process.js'
 import { findTools, type Tools } from '../setup/tools.js'

@@ -1,12 +1,11 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
-
 import { RapoError } from '../base/errors.js'
-import { parseJsonLines, placeOf, readInput } from '../data/problems.js'
-import { readRows } from '../data/rows.js'
+import { checkWritable, writeWhole } from '../base/files.js'
+import { readInput, toJsonLines } from '../base/jsonl.js'
+import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
-import { loadVerifier } from '../reward/verifier.js'
-import { judge } from '../rollout/rollout.js'
-import { checkWritable, toJsonLines, writeWhole } from '../train/run.js'
+import { loadVerifier } from '../reward/load.js'
+import { judge } from '../reward/verifier.js'
 
 export interface GradeOptions {
   /** A verifier's name, or the path of a module. */
@@ -32,15 +31,13 @@ export async function gradeLines({
   if (output !== undefined) checkWritable(output)
   const verifier = await loadVerifier(task)
   const name = input ?? 'standard input'
-  const { rows, unit } =
-    input === undefined
-      ? { rows: parseJsonLines(readInput(0), name), unit: 'line' as const }
-      : await readRows(input, onDownload)
+  const rows = input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, onDownload)
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   const results: object[] = []
   let correct = 0
-  for (const { value, number } of rows) {
-    const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(name, unit, number)} ${why}`)
+  for (const row of rows) {
+    const { value } = row
+    const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(row)} ${why}`)
     const { completion, answer, reference } = value
     if (typeof completion !== 'string' && typeof answer !== 'string') {
       throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
@@ -51,7 +48,7 @@ export async function gradeLines({
     const verify =
       typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
     const text = (completion ?? answer) as string
-    const verdict = await judge(() => verify.call(verifier, text, reference), placeOf(name, unit, number))
+    const verdict = await judge(() => verify.call(verifier, text, reference), placeOf(row))
     const isCorrect = verdict.reward >= 1
     if (isCorrect) correct++
     results.push({ ...value, correct: isCorrect, reason: verdict.reason })

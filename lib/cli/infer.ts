@@ -1,16 +1,10 @@
 /** `rapo generate` and `rapo logprobs`: the engine for scripts, one JSON object a line in and out (docs/files.md). */
-
 import { RapoError } from '../base/errors.js'
+import { checkWritable, writeWhole } from '../base/files.js'
+import { type Line, parseJsonLines, readInput, toJsonLines } from '../base/jsonl.js'
 import { plainText } from '../base/text.js'
-import { type Line, parseJsonLines, readInput } from '../data/problems.js'
-import {
-  checkTokenizerFits,
-  hasTokenizer,
-  loadTokenizer,
-  readStopTokenIds,
-  type Tokenizer,
-} from '../data/prompts.js'
 import { packTokens } from '../model/batch.js'
+import { openPolicy } from '../model/engine.js'
 import type {
   CallOptions,
   LoadPolicy,
@@ -18,9 +12,14 @@ import type {
   Policy,
   PolicyOptions,
   SamplingParams,
-} from '../model/engine.js'
-import { openPolicy } from '../train/open.js'
-import { checkWritable, toJsonLines, writeWhole } from '../train/run.js'
+} from '../model/policy.js'
+import {
+  checkTokenizerFits,
+  hasTokenizer,
+  loadTokenizer,
+  readStopTokenIds,
+  type Tokenizer,
+} from '../model/tokenizer.js'
 
 export interface InferOptions extends CallOptions {
   readonly model: string

@@ -1,61 +1,27 @@
-/** Problems from data files, and the order in which training takes them. */
-import { readFileSync } from 'node:fs'
+/** Problems from data files. */
 import { RapoError } from '../base/errors.js'
-import { createRandom, deriveSeed } from '../base/random.js'
 import type { HubOptions } from '../model/hub.js'
+import type { Message } from '../model/template.js'
 import type { Verifier } from '../reward/verifier.js'
-import { digest } from '../setup/cache.js'
+import { chooseColumns } from './fields.js'
+import { nameOf, placeOf, type Row, readRows } from './rows.js'
 
-/** One line of a problem file (docs/files.md). */
+/** One row of a problem file (docs/files.md). */
 export interface Problem {
   readonly id: string
+  /** The problem's text; of a conversation, the last message of the user. */
   readonly prompt: string
+  /** The conversation, where the row has one instead of a text. */
+  readonly messages?: readonly Message[]
   /** What the task's verifier expects. */
   readonly answer: unknown
   /** Splits the evaluation. */
   readonly difficulty?: string
 }
 
-export interface Line {
-  readonly value: Readonly<Record<string, unknown>>
-  /** From 1. */
-  readonly number: number
-}
-
-/** The lines of a JSON Lines text, each an object; blank lines are skipped. Throws ERR_RAPO_DATA naming file, line, why. */
-export function parseJsonLines(content: Buffer, file: string): Line[] {
-  const decoder = new TextDecoder('utf-8', { fatal: true })
-  const lines: Line[] = []
-  let start = 0
-  for (let number = 1; start < content.length; number++) {
-    const newline = content.indexOf(0x0a, start)
-    const end = newline < 0 ? content.length : newline
-    const bytes = content.subarray(start, end)
-    start = end + 1
-    let text: string
-    try {
-      text = decoder.decode(bytes)
-    } catch {
-      throw lineError(file, number, 'is not UTF-8 text')
-    }
-    if (text.trim() === '') continue
-    let value: unknown
-    try {
-      value = JSON.parse(text)
-    } catch (error) {
-      throw lineError(file, number, `is not JSON: ${(error as Error).message}`)
-    }
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-      throw lineError(file, number, `must be a JSON object, not ${shorten(text)}`)
-    }
-    lines.push({ value: value as Record<string, unknown>, number })
-  }
-  return lines
-}
-
 /** The fields of config.data that say what a file's rows are. */
 export interface DataOptions {
-  /** Column of the problem's text; '': prompt, or problem where there is none. */
+  /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
   readonly problemField?: string
   readonly answerField?: string
   readonly idField?: string
@@ -72,61 +38,68 @@ export interface DataOptions {
 }
 
 /**
- * Reads a problem file (JSON Lines, .csv or .parquet; here or on the hub); every answer is checked by the verifier. A row cannot be used
- * whose problem is missing or empty, whose answer the verifier refuses, or whose id or problem an earlier row has.
- * Throws ERR_RAPO_DATA for such rows unless they are to be dropped, for a file that is missing, broken or empty, and
- * for a field that no row has: the message names file, row and why.
+ * Reads problem files (rows.ts says which); every answer is checked by the verifier. A row cannot be used
+ *
+ * - whose problem is missing or empty,
+ * - whose answer is missing, refused by the verifier, or has lost a backslash,
+ * - whose id or problem an earlier row has.
+ *
+ * Throws ERR_RAPO_DATA for such rows unless they are to be dropped, for a file that is missing, broken or empty, and for a
+ * column that no row has: the message names file, row and why.
  */
 export async function readProblems(
-  file: string,
+  files: string | readonly string[],
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const { readRows } = await import('./rows.js')
-  const { rows, unit } = await readRows(file, options.onDownload)
-  const fields = chooseFields(rows, file, options)
-  const firstWith = { id: new Map<string, number>(), prompt: new Map<string, number>() }
+  const rows = await readRows(files, options.onDownload)
+  const name = nameOf(files)
+  const columns = chooseColumns(rows, name, options)
+  const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)
+  const earlier = { id: new Map<string, Row>(), prompt: new Map<string, Row>() }
   const problems: Problem[] = []
   const unusable: string[] = []
-  for (const { value, number } of rows) {
-    const problem = parseProblem(value, number, fields)
-    const earlier = (what: 'id' | 'prompt') =>
-      typeof problem !== 'string' && firstWith[what].get(problem[what])
-    let fault: string | undefined
-    if (typeof problem === 'string') fault = problem
-    else if (earlier('id')) fault = `has the id "${problem.id}" that ${unit} ${earlier('id')} has already`
-    else if (earlier('prompt')) fault = `has the problem that ${unit} ${earlier('prompt')} has already`
-    else fault = verifier.checkAnswer(problem.answer)
-    if (typeof problem === 'string' || fault !== undefined) {
-      unusable.push(`${placeOf(file, unit, number)} ${fault}`)
+  for (const row of rows) {
+    const { file, unit, number } = row
+    const problem = parseProblem(row, columns, areSeveral ? `${file}:${number}` : String(number))
+    const refuse = (fault: string) => unusable.push(`${placeOf(row)} ${fault}`)
+    if (typeof problem === 'string') {
+      refuse(problem)
       continue
     }
-    firstWith.id.set(problem.id, number)
-    firstWith.prompt.set(problem.prompt, number)
+    const asked = JSON.stringify(problem.messages ?? problem.prompt)
+    const rowOf = (other: Row) => (other.file === file ? `${unit} ${other.number}` : placeOf(other))
+    const [sameId, samePrompt] = [earlier.id.get(problem.id), earlier.prompt.get(asked)]
+    const fault = sameId
+      ? `has the id "${problem.id}" that ${rowOf(sameId)} has already`
+      : samePrompt
+        ? `has the problem that ${rowOf(samePrompt)} has already`
+        : verifier.checkAnswer(problem.answer)
+    if (fault !== undefined) {
+      refuse(fault)
+      continue
+    }
+    earlier.id.set(problem.id, row)
+    earlier.prompt.set(asked, row)
     problems.push(problem)
   }
   settleUnusable(unusable, rows.length, options)
-  if (problems.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} holds no problem that can be used`)
+  if (problems.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} holds no problem that can be used`)
   const { shards = 1, shard = 0 } = options
   const own = problems.filter((_, i) => i % shards === shard)
   if (own.length === 0) {
     throw new RapoError(
       'ERR_RAPO_DATA',
-      `${file} has ${problems.length} problems: shard ${shard} of ${shards} is empty`,
+      `${name} has ${problems.length} problems: shard ${shard} of ${shards} is empty`,
     )
   }
   return own
 }
 
-/** A row, as messages name it. */
-export function placeOf(file: string, unit: 'line' | 'row', number: number): string {
-  return unit === 'line' ? `${file}:${number}: line ${number}` : `${file}: row ${number}`
-}
+/** How many rows are spelled out in an error. */
+const SHOWN = 5
 
-/** How many are spelled out in an error. */
-const SHOWN = 20
-
-/** Drops rows that cannot be used, telling of them, or throws ERR_RAPO_DATA with the list. */
+/** Drops rows that cannot be used, telling of them, or throws ERR_RAPO_DATA with the first few and a count of each kind. */
 export function settleUnusable(
   unusable: readonly string[],
   count: number,
@@ -137,124 +110,96 @@ export function settleUnusable(
     onUnusable?.(unusable)
     return
   }
-  const more = unusable.length > SHOWN ? [`… and ${unusable.length - SHOWN} more`] : []
-  const hint = `${unusable.length} of ${count} cannot be used; data.dropUnusable: true leaves them out`
-  throw new RapoError('ERR_RAPO_DATA', [...unusable.slice(0, SHOWN), ...more, hint].join('\n'))
+  throw new RapoError('ERR_RAPO_DATA', summarizeUnusable(unusable, count).join('\n'))
 }
 
-interface Fields {
-  readonly prompt: string
-  readonly answer: string
-  readonly id: string
-  readonly difficulty: string
-}
-
-/** Throws ERR_RAPO_DATA for a named field that no row has. */
-function chooseFields(rows: readonly Line[], file: string, options: DataOptions): Fields {
-  const names = new Set(rows.flatMap(({ value }) => Object.keys(value)))
-  const choose = (option: 'problemField' | 'answerField' | 'idField' | 'difficultyField', usual: string) => {
-    const name = options[option] || usual
-    if (!options[option] || name === usual || names.has(name)) return name
-    throw new RapoError(
-      'ERR_RAPO_DATA',
-      `${file} has no field "${name}" (data.${option}); it has ${[...names].join(', ')}`,
-    )
+/** The lines of an error about `unusable.length` of `count` rows. */
+function summarizeUnusable(unusable: readonly string[], count: number): string[] {
+  const shown = unusable.slice(0, SHOWN)
+  const rest = unusable.slice(SHOWN)
+  const advice = unusable.length < count ? '; data.dropUnusable: true leaves them out' : ''
+  const kinds = new Map<string, number>()
+  for (const fault of rest) {
+    const kind = fault.replace(/^.*?: (?:line|row) \d+ /s, '').replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
+    kinds.set(kind, (kinds.get(kind) ?? 0) + 1)
   }
-  return {
-    prompt: choose('problemField', names.has('prompt') || !names.has('problem') ? 'prompt' : 'problem'),
-    answer: choose('answerField', 'answer'),
-    id: choose('idField', 'id'),
-    difficulty: choose('difficultyField', 'difficulty'),
-  }
-}
-
-/** A file's bytes, or ERR_RAPO_DATA saying why there are none. */
-export function readInput(file: string | number): Buffer {
-  try {
-    return readFileSync(file)
-  } catch (cause) {
-    throw new RapoError('ERR_RAPO_DATA', `cannot read ${file}: ${(cause as Error).message}`, { cause })
-  }
+  const more = [...kinds].map(([kind, number]) => `and ${number} more: ${kind}`)
+  return [...shown, ...more, `${unusable.length} of ${count} cannot be used${advice}`]
 }
 
 /** The problem, or why the row is none. */
-function parseProblem(value: Line['value'], number: number, fields: Fields): Problem | string {
-  const { [fields.prompt]: prompt, [fields.answer]: answer } = value
-  const id = value[fields.id] ?? number
-  const difficulty = value[fields.difficulty] ?? undefined
-  if (typeof id !== 'string' && typeof id !== 'number') return `${fields.id} must be a text or a number`
-  if (typeof prompt !== 'string' || prompt === '') return `${fields.prompt} must be a text that is not empty`
-  if (answer === undefined || answer === null) return `${fields.answer} is missing`
+function parseProblem(
+  row: Row,
+  columns: ReturnType<typeof chooseColumns>,
+  defaultId: string,
+): Problem | string {
+  const cell = (part: keyof typeof columns) => columns[part].valueIn(row.value) ?? undefined
+  const prompt = cell('problem')
+  const answer = onlyEntry(cell('answer'))
+  const [id = defaultId, difficulty] = [emptyAsAbsent(cell('id')), cell('difficulty')]
+  if (typeof id !== 'string' && typeof id !== 'number') return `${columns.id.name} must be a text or a number`
+  const isChat = Array.isArray(prompt)
+  const fault = isChat ? messagesFault(prompt) : undefined
+  if (fault) return `${columns.problem.name} ${fault}`
+  if (!isChat && (typeof prompt !== 'string' || prompt === ''))
+    return `${columns.problem.name} must be a text that is not empty`
+  if (answer === undefined) return `${columns.answer.name} is missing`
+  const lost = lostBackslash(answer)
+  if (lost) return `${columns.answer.name} ${lost}`
   if (difficulty !== undefined && (!['string', 'number'].includes(typeof difficulty) || difficulty === '')) {
-    return `${fields.difficulty} must be a text or a number`
+    return `${columns.difficulty.name} must be a text or a number`
   }
-  if (difficulty === 'all') return `${fields.difficulty} "all" is the name of the whole set; choose another`
+  if (difficulty === 'all')
+    return `${columns.difficulty.name} "all" is the name of the whole set; choose another`
   return {
     id: String(id),
-    prompt,
+    ...(isChat
+      ? { prompt: lastUserText(prompt as Message[]), messages: prompt.map(toMessage) }
+      : { prompt: prompt as string }),
     answer,
     ...(difficulty === undefined ? {} : { difficulty: String(difficulty) }),
   }
 }
 
-function lineError(file: string, line: number, why: string): RapoError {
-  return new RapoError('ERR_RAPO_DATA', `${file}:${line}: line ${line} ${why}`)
-}
+const emptyAsAbsent = (value: unknown) => (value === '' ? undefined : value)
 
-function shorten(text: string): string {
-  return text.length > 40 ? `${text.slice(0, 40)}…` : text
-}
+/** A list of one answer is that answer; what several mean is the verifier's to say. */
+const onlyEntry = (answer: unknown) => (Array.isArray(answer) && answer.length === 1 ? answer[0] : answer)
 
-/** Where a cursor stands; with the seed, all that decides which problems come next. */
-export interface CursorState {
-  /** Whole passes over the problems so far. */
-  readonly epoch: number
-  /** Problems taken in this pass. */
-  readonly position: number
-  /** Of the seed and the problems, so that a changed file is noticed. */
-  readonly fingerprint: string
-}
-
-export interface Cursor {
-  next(count: number): Problem[]
-  state(): CursorState
-}
-
-/**
- * Takes problems in an order that is a new seeded permutation each epoch; a batch may span two epochs. With the state
- * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where problems or seed are not those of that state.
- */
-export function createCursor(problems: readonly Problem[], seed: number, from?: CursorState): Cursor {
-  const fingerprint = digest([seed, problems])
-  if (from && from.fingerprint !== fingerprint) {
-    throw new RapoError(
-      'ERR_RAPO_DATA',
-      'the training problems or the seed are not those that the checkpoint was made with',
-    )
+function messagesFault(messages: readonly unknown[]): string | undefined {
+  const wanted =
+    "must be a text, or a list of messages { role, content } of which the last is not the assistant's"
+  const isMessage = (message: unknown) => {
+    const { role, content } = (message ?? {}) as Partial<Message>
+    return typeof role === 'string' && typeof content === 'string'
   }
-  if (from && from.position > problems.length) {
-    throw new RapoError(
-      'ERR_RAPO_DATA',
-      `the checkpoint's position ${from.position} lies beyond the ${problems.length} training problems`,
-    )
+  if (messages.length === 0 || !messages.every(isMessage)) return wanted
+  const roles = (messages as Message[]).map(({ role }) => role)
+  if (roles.at(-1) === 'assistant' || !roles.includes('user')) return wanted
+  return undefined
+}
+
+const toMessage = ({ role, content }: Message): Message => ({ role, content })
+
+function lastUserText(messages: readonly Message[]): string {
+  return messages.findLast(({ role }) => role === 'user')!.content
+}
+
+/** The control characters that \b, \v, \f, \t, \r and \n become where a backslash is not doubled. */
+const controls: Readonly<Record<string, string>> = {
+  ...{ '\b': 'b', '\v': 'v', '\f': 'f' },
+  ...{ '\t': 't', '\r': 'r', '\n': 'n' },
+}
+const lostCommand =
+  /[\b\v\f][A-Za-z]*|\t(?:ext|frac|imes|heta|riangle|binom|ilde|au)(?![a-z])|\r(?:ight|angle)(?![a-z])|\n(?:eq|abla|otin)(?![a-z])/
+
+/** Why an answer in which a command of LaTeX lost its backslash cannot be right: nothing would ever equal it. */
+function lostBackslash(answer: unknown): string | undefined {
+  for (const text of [answer].flat()) {
+    const found = typeof text === 'string' ? lostCommand.exec(text)?.[0] : undefined
+    if (found === undefined) continue
+    const command = `\\${controls[found[0]!]}${found.slice(1)}`
+    return `holds a control character where ${command} lost its backslash: write \\${command} in the file's escaped text`
   }
-  const orderOf = (epoch: number) => createRandom(deriveSeed(seed, 'epoch', epoch)).shuffle(problems)
-  let epoch = from?.epoch ?? 0
-  let position = from?.position ?? 0
-  let order = orderOf(epoch)
-  return {
-    next(count) {
-      const taken: Problem[] = []
-      while (taken.length < count) {
-        if (position === order.length) {
-          epoch++
-          position = 0
-          order = orderOf(epoch)
-        }
-        taken.push(order[position++]!)
-      }
-      return taken
-    },
-    state: () => ({ epoch, position, fingerprint }),
-  }
+  return undefined
 }

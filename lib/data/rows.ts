@@ -1,71 +1,133 @@
-/** Rows of a data file, by its extension: JSON Lines, CSV, Parquet. */
-import type { AsyncBuffer } from 'hyparquet'
+/** Rows of data files, by their extensions: JSON Lines, JSON arrays, CSV, TSV and Parquet, compressed or not. */
+import { existsSync } from 'node:fs'
+import { gunzipSync } from 'node:zlib'
+import * as lossless from 'lossless-json'
 import { RapoError } from '../base/errors.js'
+import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
 import { type HubOptions, resolveDataFile } from '../model/hub.js'
-import { type Line, parseJsonLines, readInput } from './problems.js'
 
-export interface Rows {
-  /** At least one. */
-  readonly rows: readonly Line[]
-  /** What a row's number counts. */
+export interface Row extends Line {
+  /** The file as it was named. */
+  readonly file: string
+  /** What `number` counts. */
   readonly unit: 'line' | 'row'
 }
 
-/**
- * The rows of a local file, or of hf://datasets/OWNER/NAME/PATH on the hub (hub.ts). Throws ERR_RAPO_DATA, naming the
- * file, for one that is missing, broken or empty, and ERR_RAPO_IO where the hub cannot be read.
- */
-export async function readRows(file: string, onDownload?: HubOptions['onProgress']): Promise<Rows> {
-  const place = await resolveDataFile(file, onDownload ? { onProgress: onDownload } : {})
-  const { rows, unit } = await read(file, readInput(place))
-  if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
-  return { rows, unit }
+/** A row, as messages name it. */
+export function placeOf({ file, unit, number }: Omit<Row, 'value'>): string {
+  return unit === 'line' ? `${file}:${number}: line ${number}` : `${file}: row ${number}`
 }
 
-async function read(file: string, content: Buffer): Promise<Rows> {
-  if (/\.csv$/i.test(file)) return { rows: await parseCsv(content, file), unit: 'line' }
-  if (/\.parquet$/i.test(file)) return { rows: await parseParquet(content, file), unit: 'row' }
-  return { rows: parseJsonLines(content, file), unit: 'line' }
+/** The files that a field of the configuration names, for messages. */
+export function nameOf(files: string | readonly string[]): string {
+  return typeof files === 'string' ? files : files.join(', ')
+}
+
+/**
+ * The rows of one or several files, one after another. A name is a local file, a glob such as data/train-*.parquet, whose
+ * files are read in the order of their names, or hf://datasets/OWNER/NAME/PATH on the hub. Extensions: .jsonl (also the
+ * default), .json (an array, or lines), .csv, .tsv, .parquet, each but the last also with .gz or .zst. Throws
+ * ERR_RAPO_DATA, naming the file, for one that is missing, broken or empty, and ERR_RAPO_IO where the hub cannot be read.
+ */
+export async function readRows(
+  files: string | readonly string[],
+  onDownload?: HubOptions['onProgress'],
+): Promise<Row[]> {
+  const rows: Row[] = []
+  for (const name of [files].flat()) {
+    for (const file of await expand(name)) {
+      const place = await resolveDataFile(file, onDownload ? { onProgress: onDownload } : {})
+      const found = await read(file, readInput(place))
+      if (found.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
+      for (const row of found) rows.push(row)
+    }
+  }
+  return rows
+}
+
+/** The rows of JSON Lines that came from elsewhere, such as standard input. */
+export function rowsOfLines(content: Uint8Array, file: string): Row[] {
+  return parseJsonLines(Buffer.from(content), file, parseJson).map(line => ({ ...line, file, unit: 'line' }))
+}
+
+async function expand(name: string): Promise<readonly string[]> {
+  if (name.startsWith('hf://') || !/[*?{[]/.test(name) || existsSync(name)) return [name]
+  const { globSync } = await import('tinyglobby')
+  const files = globSync(name, { expandDirectories: false, dot: true }).sort()
+  if (files.length === 0) throw new RapoError('ERR_RAPO_DATA', `no file matches ${name}`)
+  return files
+}
+
+async function read(file: string, content: Buffer): Promise<Row[]> {
+  const [, base = file, compression] = /^(.*)\.(gz|zst)$/i.exec(file) ?? []
+  const bytes = compression ? await decompress(content, file, compression.toLowerCase()) : content
+  const numbered = (values: readonly unknown[]) =>
+    values.map((value, i) => ({ value: value as Line['value'], number: i + 1, file, unit: 'row' as const }))
+  if (/\.[ct]sv$/i.test(base)) return parseTable(bytes, file, /\.csv$/i.test(base) ? ',' : '\t')
+  if (/\.parquet$/i.test(base)) {
+    const { readParquet } = await import('./parquet.js')
+    return numbered(await readable(file, 'Parquet file', () => readParquet(bytes)))
+  }
+  if (/\.json$/i.test(base) && /^\s*\[/.test(bytes.toString('utf8', 0, 1000).replace(/^\ufeff/, ''))) {
+    return numbered(await readable(file, 'JSON array of objects', () => parseArray(bytes)))
+  }
+  return rowsOfLines(bytes, file)
+}
+
+async function decompress(content: Buffer, file: string, compression: string): Promise<Buffer> {
+  if (compression === 'gz') return readable(file, 'gzip file', () => gunzipSync(content))
+  const { decompress } = await import('fzstd')
+  return readable(file, 'Zstandard file', () => Buffer.from(decompress(content)))
+}
+
+async function readable<T>(file: string, what: string, body: () => T | Promise<T>): Promise<T> {
+  try {
+    return await body()
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable ${what}: ${(cause as Error).message}`, {
+      cause,
+    })
+  }
+}
+
+const textOf = (bytes: Uint8Array) => new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+
+function parseArray(bytes: Uint8Array): unknown[] {
+  const values = parseJson(textOf(bytes)) as unknown[]
+  const other = values.findIndex(value => typeof value !== 'object' || value === null || Array.isArray(value))
+  if (other >= 0) throw new Error(`entry ${other + 1} is not an object`)
+  return values
 }
 
 /** The first line names the columns; every value is a text. */
-async function parseCsv(content: Buffer, file: string): Promise<Line[]> {
+async function parseTable(content: Buffer, file: string, delimiter: string): Promise<Row[]> {
   const { parse } = await import('csv-parse/sync')
-  try {
-    const text = new TextDecoder('utf-8', { fatal: true }).decode(content)
-    const records = parse(text, { columns: true, info: true, skip_empty_lines: true }) as unknown as {
-      record: Record<string, string>
-      info: { lines: number }
-    }[]
-    return records.map(({ record, info }) => ({ value: record, number: info.lines }))
-  } catch (cause) {
-    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable CSV file: ${(cause as Error).message}`, {
-      cause,
-    })
-  }
+  return readable(file, delimiter === ',' ? 'CSV file' : 'TSV file', () => {
+    const records = parse(textOf(content), {
+      delimiter,
+      columns: checkColumns,
+      info: true,
+      skip_empty_lines: true,
+    }) as unknown as { record: Record<string, string>; info: { lines: number } }[]
+    return records.map(({ record, info }) => ({ value: record, number: info.lines, file, unit: 'line' }))
+  })
 }
 
-async function parseParquet(content: Buffer, file: string): Promise<Line[]> {
-  const { parquetReadObjects } = await import('hyparquet')
-  const { compressors } = await import('hyparquet-compressors')
-  // A copy of its own: a small Buffer is a part of a shared one.
-  const bytes = Uint8Array.from(content).buffer
-  const source: AsyncBuffer = { byteLength: bytes.byteLength, slice: (start, end) => bytes.slice(start, end) }
-  try {
-    const rows = await parquetReadObjects({ file: source, compressors })
-    return rows.map((row, i) => ({ value: plain(row) as Line['value'], number: i + 1 }))
-  } catch (cause) {
-    throw new RapoError('ERR_RAPO_DATA', `${file} is no readable Parquet file: ${(cause as Error).message}`, {
-      cause,
-    })
-  }
+function checkColumns(names: string[]): string[] {
+  const double = names.find((name, i) => names.indexOf(name) < i)
+  if (double !== undefined) throw new Error(`two columns are named "${double}"`)
+  return names
 }
 
-/** 64-bit integers as numbers, as JSON has them. */
-function plain(value: unknown): unknown {
-  if (typeof value === 'bigint') return Number(value)
-  if (Array.isArray(value)) return value.map(plain)
-  if (typeof value !== 'object' || value === null || value instanceof Date || ArrayBuffer.isView(value))
-    return value
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, plain(item)]))
+/** A number that JSON.parse might round has this many digits, or so large an exponent. */
+const MAY_ROUND = /\d[\d.]{15}|\d[eE][+-]?\d{3}/
+
+/** As JSON.parse, but a number whose digits a double does not keep stays the text that it was. */
+function parseJson(text: string): unknown {
+  const value: unknown = JSON.parse(text)
+  return MAY_ROUND.test(text) ? lossless.parse(text, undefined, keepDigits) : value
+}
+
+function keepDigits(text: string): number | string {
+  return lossless.isSafeNumber(text) ? Number(text) : text
 }

@@ -1,5 +1,6 @@
 /** Rewards → advantages and reference weights φ(r), one a completion (docs/objective.md). */
 import { RapoError } from '../base/errors.js'
+import { moments } from '../base/stats.js'
 
 /** Keeps a group whose rewards hardly differ from exploding. */
 const STD_EPSILON = 1e-6
@@ -37,11 +38,8 @@ export function groupAdvantages(
 ): number[] {
   oneOf('baseline', baseline, advantageBaselines)
   oneOf('scale', scale, advantageScales)
-  if (!(Number.isSafeInteger(groupSize) && groupSize >= 1) || rewards.length % groupSize !== 0) {
-    invalid(`${rewards.length} rewards are not whole groups of groupSize ${groupSize}`)
-  }
-  const bad = rewards.findIndex(reward => !Number.isFinite(reward))
-  if (bad >= 0) invalid(`rewards[${bad}] is ${rewards[bad]}; it must be a finite number`)
+  checkGroups(rewards, groupSize)
+  checkRewards(rewards)
   if (groupSize === 1 && baseline === 'leave-one-out') {
     invalid('groupSize is 1, but leave-one-out needs groups of 2 or more')
   }
@@ -55,21 +53,25 @@ export function groupAdvantages(
       continue
     }
     const { mean, std } = moments(group, scale === 'sample-std' ? 1 : 0)
+    if (!Number.isFinite(mean) || !Number.isFinite(std)) {
+      invalid(`rewards[${start}] and those of its group are too large: ${group.join(', ')}`)
+    }
     const divisor = scale === 'none' ? 1 : std + STD_EPSILON
     advantages.push(...group.map(reward => ((reward - mean) * stretch) / divisor))
   }
   return advantages
 }
 
-/** Share of the groups whose rewards are all equal: they teach nothing but the penalty. */
+/** Share of the groups whose rewards are all equal: they teach nothing but the penalty. Without groups 0. */
 export function zeroAdvantageFraction(rewards: readonly number[], groupSize: number): number {
+  checkGroups(rewards, groupSize)
   let groups = 0
   let uniform = 0
   for (let start = 0; start < rewards.length; start += groupSize) {
     groups++
     if (isUniform(rewards.slice(start, start + groupSize))) uniform++
   }
-  return uniform / groups
+  return uniform / Math.max(1, groups)
 }
 
 export const phiShapes = ['linear', 'step'] as const
@@ -94,8 +96,8 @@ export type PhiRange =
     }
 
 /**
- * φ(r) for each reward: linear, a step, or a function of your own. Throws ERR_RAPO_INVALID_ARGUMENT where a value is
- * outside [0, 1], or the range is not ascending.
+ * φ(r) for each reward: linear, a step, or a function of your own. Throws ERR_RAPO_INVALID_ARGUMENT where a reward is not
+ * finite, a value is outside [0, 1], the shape is unknown or the range is not ascending.
  *
  * referenceWeights([0, .5], { phiMin: .6, phiMax: 1, rMin: 0, rMax: 1 }) → [.6, .8]
  */
@@ -104,6 +106,7 @@ export function referenceWeights(
   phi: PhiRange | ((reward: number) => number),
 ): number[] {
   const weightOf = typeof phi === 'function' ? phi : phiFunction(phi)
+  checkRewards(rewards)
   return rewards.map(reward => {
     const weight = weightOf(reward)
     if (!(weight >= 0 && weight <= 1)) invalid(`φ(${reward}) is ${weight}, expected a number in [0, 1]`)
@@ -112,12 +115,28 @@ export function referenceWeights(
 }
 
 function phiFunction(phi: PhiRange): (reward: number) => number {
-  const { phiMin, phiMax, rMax } = phi
+  const { shape = 'linear', phiMin, phiMax, rMax } = phi
+  oneOf('shape', shape, phiShapes)
   if (!(phiMin <= phiMax)) invalid(`phiMin is ${phiMin}, expected at most phiMax = ${phiMax}`)
+  if (!(phiMin >= 0)) invalid(`phiMin is ${phiMin}, expected a number in [0, 1]`)
+  if (!(phiMax <= 1)) invalid(`phiMax is ${phiMax}, expected a number in [0, 1]`)
+  if (!Number.isFinite(rMax)) invalid(`rMax is ${rMax}, expected a finite number`)
   if (phi.shape === 'step') return reward => (reward >= rMax ? phiMax : phiMin)
   const { rMin } = phi
+  if (!Number.isFinite(rMin)) invalid(`rMin is ${rMin}, expected a finite number`)
   if (!(rMin < rMax)) invalid(`rMin is ${rMin}, expected less than rMax = ${rMax}`)
   return reward => phiMin + (phiMax - phiMin) * Math.min(1, Math.max(0, (reward - rMin) / (rMax - rMin)))
+}
+
+function checkGroups(rewards: readonly number[], groupSize: number): void {
+  if (!(Number.isSafeInteger(groupSize) && groupSize >= 1) || rewards.length % groupSize !== 0) {
+    invalid(`${rewards.length} rewards are not whole groups of groupSize ${groupSize}`)
+  }
+}
+
+function checkRewards(rewards: readonly number[]): void {
+  const bad = rewards.findIndex(reward => !Number.isFinite(reward))
+  if (bad >= 0) invalid(`rewards[${bad}] is ${rewards[bad]}; it must be a finite number`)
 }
 
 function oneOf(field: string, value: string, names: readonly string[]): void {
@@ -130,11 +149,4 @@ function invalid(message: string): never {
 
 function isUniform(group: readonly number[]): boolean {
   return group.every(reward => reward === group[0])
-}
-
-/** Mean, and standard deviation with count − correction in the denominator. */
-export function moments(values: readonly number[], correction = 0): { mean: number; std: number } {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length
-  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0)
-  return { mean, std: Math.sqrt(squares / Math.max(1, values.length - correction)) }
 }

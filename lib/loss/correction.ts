@@ -33,11 +33,11 @@ export interface SampledRows {
 export interface ImportanceWeights {
   /** (N) ≥ 0, for LossBatch.policyWeights. */
   readonly weights: Float32Array
-  /** Of the ratios before bounding, over rows (level token) or sequences. */
+  /** Of the ratios before bounding, over rows (level token) or sequences; 1 where there are none. */
   readonly mean: number
   readonly min: number
   readonly max: number
-  /** Share of the ratios that a bound changed. */
+  /** Share of the ratios that a bound changed; 0 where there are none. */
   readonly truncatedFraction: number
 }
 
@@ -76,6 +76,7 @@ export function importanceWeights(rows: SampledRows, correction: Correction): Im
       weights.fill(weigh(ratios.reduce((x, y) => x + y)), begin, end)
     }
   }
+  if (count === 0) return { weights, mean: 1, min: 1, max: 1, truncatedFraction: 0 }
   return { weights, mean: sum / count, min, max, truncatedFraction: outside / count }
 }
 
@@ -85,6 +86,7 @@ export function importanceWeights(rows: SampledRows, correction: Correction): Im
  * write any more need not be pushed down.
  *
  * @param rows their advantages (N) are the same within a sequence
+ * Throws ERR_RAPO_INVALID_ARGUMENT as importanceWeights does, and where the advantages are not so.
  */
 export function offPolicyMask(
   rows: SampledRows & { readonly advantages: Float32Array },
@@ -93,11 +95,19 @@ export function offPolicyMask(
   if (!(maxDivergence >= 0)) invalid('maxDivergence', maxDivergence, 'a number ≥ 0')
   const logRatios = differences(rows)
   checkLength('advantages', rows.advantages, logRatios.length)
+  rows.advantages.forEach((advantage, i) => {
+    if (!Number.isFinite(advantage)) invalid(`advantages[${i}]`, advantage, 'a finite number')
+  })
   const weights = new Float32Array(logRatios.length).fill(1)
   let [sequences, masked] = [0, 0]
   for (const [begin, end] of spans(rows.sequenceOffsets)) {
     if (begin === end) continue
     sequences++
+    const other = rows.advantages.subarray(begin, end).findIndex(x => x !== rows.advantages[begin])
+    if (other >= 0) {
+      const expected = `${rows.advantages[begin]}, as in the other rows of its sequence`
+      invalid(`advantages[${begin + other}]`, rows.advantages[begin + other]!, expected)
+    }
     const sum = logRatios.subarray(begin, end).reduce((x, y) => x + y)
     if (!(rows.advantages[begin]! < 0 && -sum / (end - begin) > maxDivergence)) continue
     masked++

@@ -4,15 +4,9 @@
  */
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
-import type { ObjectiveMetrics } from '../train/metrics.js'
-import {
-  deviceNumber,
-  type KernelDevice,
-  type LogitsDType,
-  type LossResult,
-  type PerToken,
-} from './kernels.js'
-import { type Objective, validateObjective } from './objective.js'
+import { deviceNumber, type KernelDevice, type LogitsDType, type LossResult } from './kernels.js'
+import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
+import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './rows.js'
 
 /** Element types, as their typed arrays hold them: the bits of bfloat16 and float16 numbers in a Uint16Array. */
 const arrays = {
@@ -57,14 +51,15 @@ interface RawCuda extends KernelsAddon {
   cudaMemory(device: number): { free: number; total: number }
   deviceUpload(device: number, address: bigint, array: HostArray, stream: bigint): void
   deviceDownload(device: number, address: bigint, array: HostArray, stream: bigint): void
-  policyLossOnDevice(...call: RawLossCall): ObjectiveMetrics
-  policyLossOnDeviceAsync(...call: RawLossCall): Promise<ObjectiveMetrics>
-  fusedHeadWorkspace(...call: RawLossCall): number
-  fusedHeadLossOnDevice(...call: RawLossCall): ObjectiveMetrics
-  fusedHeadLossOnDeviceAsync(...call: RawLossCall): Promise<ObjectiveMetrics>
-  gatherLogprobsOnDevice(batch: object, outputs: object, device: number, stream: bigint): void
+  policyLossOnDevice(call: RawCall): ObjectiveMetrics
+  policyLossOnDeviceAsync(call: RawCall): Promise<ObjectiveMetrics>
+  fusedHeadWorkspace(call: RawCall): number
+  fusedHeadLossOnDevice(call: RawCall): ObjectiveMetrics
+  fusedHeadLossOnDeviceAsync(call: RawCall): Promise<ObjectiveMetrics>
+  gatherLogprobsOnDevice(call: RawCall): void
 }
-type RawLossCall = [batch: object, objective: Objective, outputs: object, device: number, stream: bigint]
+/** One object a call: addresses, sizes and strides. */
+type RawCall = Readonly<Record<string, unknown>>
 
 const addon = () => loadKernels() as RawCuda
 
@@ -260,16 +255,8 @@ export function deviceMemory(device: KernelDevice = 'cuda'): { free: number; tot
   return addon().cudaMemory(cudaNumber(device))
 }
 
-/** What LossBatch has for each row, on one device. */
-export interface DeviceRows {
-  /** (N) int32 */
-  readonly tokenIds: DeviceArray
-  /** (N) float32, as those that follow */
-  readonly tokenWeights: DeviceArray
-  readonly advantages: DeviceArray
-  readonly refWeights?: DeviceArray
-  readonly oldLogprobs?: DeviceArray
-  readonly policyWeights?: DeviceArray
+/** The arrays of LossBatch with an entry a row, on one device; tokenIds int32, the others float32. */
+export type DeviceRows = { readonly [K in keyof LossRows]: DeviceArray } & {
   /** (B + 1) int32 */
   readonly sequenceOffsets?: DeviceArray
 }
@@ -306,18 +293,21 @@ export function policyLossOnDevice(
   objective: Objective,
   options: DeviceLossOptions = {},
 ): DeviceLossResult {
-  const metrics = addon().policyLossOnDevice(...lossCall(batch, objective, options))
+  const metrics = addon().policyLossOnDevice(lossCall(batch, objective, options))
   return { loss: metrics.loss, metrics }
 }
 
-/** policyLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. */
+/**
+ * policyLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. Do not write to them before:
+ * the device checks token ids and offsets once and then uses them as indices.
+ */
 export async function policyLossOnDeviceAsync(
   batch: DeviceLossBatch,
   objective: Objective,
   options: DeviceLossOptions = {},
 ): Promise<DeviceLossResult> {
   const call = lossCall(batch, objective, options)
-  return settled(addon().policyLossOnDeviceAsync(...call), { ...batch, ...options, ...options.perToken })
+  return settled(addon().policyLossOnDeviceAsync(call), { ...batch, ...options, ...options.perToken })
 }
 
 /** The head's inputs, on one device: logits = hidden × weightᵀ. Rows of the matrices may lie apart. */
@@ -366,7 +356,7 @@ export function fusedHeadLossOnDevice(
   objective: Objective,
   options: FusedHeadOptions = {},
 ): DeviceLossResult {
-  const metrics = addon().fusedHeadLossOnDevice(...headCall(batch, objective, options))
+  const metrics = addon().fusedHeadLossOnDevice(headCall(batch, objective, options))
   return { loss: metrics.loss, metrics }
 }
 
@@ -376,17 +366,17 @@ export function fusedHeadWorkspace(
   objective: Objective,
   { chunkRows }: { readonly chunkRows: number },
 ): number {
-  return addon().fusedHeadWorkspace(...headCall(batch, objective, { chunkRows }))
+  return addon().fusedHeadWorkspace(headCall(batch, objective, { chunkRows }))
 }
 
-/** fusedHeadLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. */
+/** fusedHeadLossOnDevice off the main thread; what policyLossOnDeviceAsync says of arrays goes here too. */
 export async function fusedHeadLossOnDeviceAsync(
   batch: DeviceHeadBatch,
   objective: Objective,
   options: FusedHeadOptions = {},
 ): Promise<DeviceLossResult> {
   const call = headCall(batch, objective, options)
-  return settled(addon().fusedHeadLossOnDeviceAsync(...call), { ...batch, ...options, ...options.perToken })
+  return settled(addon().fusedHeadLossOnDeviceAsync(call), { ...batch, ...options, ...options.perToken })
 }
 
 /** What a call under way comes to; until then none of its device arrays can be disposed. */
@@ -418,27 +408,23 @@ export function gatherLogprobsOnDevice(
 ): void {
   const { device, rows, vocabSize, dtype } = logitsOf(batch.logits)
   const pointer = pointers(device, rows)
-  addon().gatherLogprobsOnDevice(
-    {
-      rows,
-      vocabSize,
-      dtype,
-      logits: batch.logits.pointer,
-      logitsStride: batch.logits.strides[0],
-      tokenIds: pointer('tokenIds', batch.tokenIds, 'int32'),
-      temperature: batch.temperature ?? 1,
-    },
-    {
-      logprobs: pointer('logprobs', outputs.logprobs, 'float32'),
-      entropy: pointer('entropy', outputs.entropy, 'float32'),
-      logSumExp: pointer('logSumExp', outputs.logSumExp, 'float32'),
-    },
+  addon().gatherLogprobsOnDevice({
+    rows,
+    vocabSize,
+    dtype,
+    logits: batch.logits.pointer,
+    logitsStride: batch.logits.strides[0],
+    tokenIds: pointer('tokenIds', batch.tokenIds, 'int32'),
+    temperature: batch.temperature ?? 1,
+    logprobs: pointer('logprobs', outputs.logprobs, 'float32'),
+    entropy: pointer('entropy', outputs.entropy, 'float32'),
+    logSumExp: pointer('logSumExp', outputs.logSumExp, 'float32'),
     device,
     stream,
-  )
+  })
 }
 
-function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceLossOptions): RawLossCall {
+function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceLossOptions): RawCall {
   validateObjective(objective)
   const { logits, refLogits } = batch
   const { grad = 'in-place', perToken = {}, stream = 0n } = options
@@ -449,25 +435,24 @@ function lossCall(batch: DeviceLossBatch, objective: Objective, options: DeviceL
     invalid(`grad is ${target}, expected in-place, none or a DeviceArray`)
   }
   if (target) checkMatrix('grad', target, device, rows, vocabSize, [dtype, 'float32'])
-  const raw = {
-    ...rowPointers(batch, device, rows),
+  return {
+    ...rowPointers(batch, perToken, device, rows),
     vocabSize,
     dtype,
     logits: logits.pointer,
     logitsStride: logits.strides[0],
     refLogits: refLogits?.pointer,
     refStride: refLogits?.strides[0],
-  }
-  const outputs = {
-    ...perTokenPointers(perToken, device, rows),
     gradLogits: target?.pointer,
     gradDtype: target?.dtype,
     gradStride: target?.strides[0],
+    objective,
+    device,
+    stream,
   }
-  return [raw, objective, outputs, device, stream]
 }
 
-function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHeadOptions): RawLossCall {
+function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHeadOptions): RawCall {
   validateObjective(objective)
   const { hidden, weight, refHidden, refWeight } = batch
   const { gradHidden, gradWeight, chunkRows, workspace, perToken = {}, stream = 0n } = options
@@ -489,8 +474,8 @@ function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHe
   if (chunkRows !== undefined && !(Number.isSafeInteger(chunkRows) && chunkRows >= 1)) {
     invalid(`chunkRows is ${chunkRows}, expected a whole number >= 1`)
   }
-  const raw = {
-    ...rowPointers(batch, device, rows),
+  return {
+    ...rowPointers(batch, perToken, device, rows),
     vocabSize,
     dtype,
     channels,
@@ -503,9 +488,6 @@ function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHe
     refHiddenStride: refHidden?.strides[0],
     refWeight: refWeight?.pointer,
     refWeightStride: refWeight?.strides[0],
-  }
-  const outputs = {
-    ...perTokenPointers(perToken, device, rows),
     gradHidden: gradHidden?.pointer,
     gradHiddenDtype: gradHidden?.dtype,
     gradHiddenStride: gradHidden?.strides[0],
@@ -514,11 +496,13 @@ function headCall(batch: DeviceHeadBatch, objective: Objective, options: FusedHe
     chunkRows: chunkRows ?? 0,
     workspace: pointers(device, rows)('workspace', workspace, 'uint8', workspace?.length),
     workspaceBytes: workspace?.length,
+    objective,
+    device,
+    stream,
   }
-  return [raw, objective, outputs, device, stream]
 }
 
-function rowPointers(batch: DeviceRows, device: number, rows: number) {
+function rowPointers(batch: DeviceRows, perToken: DevicePerToken, device: number, rows: number) {
   const pointer = pointers(device, rows)
   const { sequenceOffsets } = batch
   if (sequenceOffsets && !(sequenceOffsets.shape.length === 1 && sequenceOffsets.length >= 1)) {
@@ -526,26 +510,10 @@ function rowPointers(batch: DeviceRows, device: number, rows: number) {
   }
   return {
     rows,
-    tokenIds: pointer('tokenIds', batch.tokenIds, 'int32'),
-    tokenWeights: pointer('tokenWeights', batch.tokenWeights, 'float32'),
-    advantages: pointer('advantages', batch.advantages, 'float32'),
-    refWeights: pointer('refWeights', batch.refWeights, 'float32'),
-    oldLogprobs: pointer('oldLogprobs', batch.oldLogprobs, 'float32'),
-    policyWeights: pointer('policyWeights', batch.policyWeights, 'float32'),
+    ...mapRows(rowArrays, (field, dtype) => pointer(field, batch[field], dtype)),
     sequenceOffsets: pointer('sequenceOffsets', sequenceOffsets, 'int32', sequenceOffsets?.length),
     sequences: sequenceOffsets && sequenceOffsets.length - 1,
-  }
-}
-
-function perTokenPointers(perToken: DevicePerToken, device: number, rows: number) {
-  const pointer = pointers(device, rows)
-  return {
-    logprobs: pointer('logprobs', perToken.logprobs, 'float32'),
-    refLogprobs: pointer('refLogprobs', perToken.refLogprobs, 'float32'),
-    kl: pointer('kl', perToken.kl, 'float32'),
-    entropy: pointer('entropy', perToken.entropy, 'float32'),
-    ratio: pointer('ratio', perToken.ratio, 'float32'),
-    clipped: pointer('clipped', perToken.clipped, 'uint8'),
+    ...mapRows(rowOutputs, (field, dtype) => pointer(field, perToken[field], dtype)),
   }
 }
 

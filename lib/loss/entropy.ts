@@ -17,12 +17,18 @@ export interface EntropyControl {
  * the target.
  *
  * @param entropy of the policy on this step's tokens, before its update: mean, in nats
+ * Throws ERR_RAPO_INVALID_ARGUMENT for what is not a number or outside its range.
  */
 export function adaptEntropyCoef(
   coefficient: number,
   entropy: number,
   { target, step, max = 1 }: EntropyControl,
 ): { readonly entropyCoef: number; readonly next: number } {
+  check('coefficient', coefficient, 'a finite number >= 0', x => x >= 0)
+  check('entropy', entropy, 'a finite number')
+  check('target', target, 'a finite number')
+  check('step', step, 'a finite number > 0', x => x > 0)
+  check('max', max, 'a finite number >= 0', x => x >= 0)
   const moved = entropy < target ? coefficient + step : entropy > target ? coefficient - step : coefficient
   return {
     entropyCoef: entropy <= target ? coefficient : 0,
@@ -37,13 +43,24 @@ export function adaptEntropyCoef(
  *
  * topEntropyWeights(Float32Array.of(.1, 2, .3, 1), .5) → 0 1 0 1
  *
- * Throws ERR_RAPO_INVALID_ARGUMENT where fraction is outside (0, 1].
+ * Throws ERR_RAPO_INVALID_ARGUMENT where fraction is outside (0, 1] or an entropy is not finite.
  */
 export function topEntropyWeights(entropies: Float32Array, fraction: number): Float32Array {
-  if (!(fraction > 0 && fraction <= 1)) {
-    throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `fraction is ${fraction}, expected a number in (0, 1]`)
-  }
+  check('fraction', fraction, 'a number in (0, 1]', x => x > 0 && x <= 1)
+  entropies.forEach((entropy, i) => {
+    check(`entropies[${i}]`, entropy, 'a finite number')
+  })
   const kept = Math.ceil(fraction * entropies.length)
   const threshold = entropies.slice().sort().at(-kept) ?? 0
   return entropies.map(entropy => (entropy >= threshold ? 1 : 0))
+}
+
+function check(
+  field: string,
+  value: number,
+  expected: string,
+  fits: (x: number) => boolean = () => true,
+): void {
+  if (Number.isFinite(value) && fits(value)) return
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${field} is ${value}, expected ${expected}`)
 }

@@ -3,18 +3,21 @@
  * Needs no libtorch. N is the number of rows (completion tokens), V the vocabulary; row i of `logits` is the
  * distribution that `tokenIds[i]` was drawn from.
  */
+import { type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
-import { emptyMetrics, type ObjectiveMetrics, readMetrics } from '../train/metrics.js'
-import { type Objective, validateObjective } from './objective.js'
+import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
+import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './rows.js'
+
+export type { LossRows, PerToken } from './rows.js'
 
 /** What the numbers of the logits are stored as. */
 export type LogitsDType = 'float32' | 'bfloat16' | 'float16'
 /** Float32Array, or Uint16Array holding the bits of bfloat16 or float16 numbers. */
 export type Logits = Float32Array | Uint16Array
 
-/** Arrays are borrowed for the call. An entry a row unless it says otherwise. */
-export interface LossBatch<L extends Logits = Logits> {
+/** The matrices are borrowed for the call, the other arrays are copied. */
+export interface LossBatch<L extends Logits = Logits> extends LossRows {
   readonly vocabSize: number
   /** Of logits and refLogits. Default float32. */
   readonly dtype?: LogitsDType
@@ -22,17 +25,6 @@ export interface LossBatch<L extends Logits = Logits> {
   readonly logits: L
   /** (N × V) the reference's; left out without a penalty. */
   readonly refLogits?: L
-  /** In [0, V). */
-  readonly tokenIds: Int32Array | BigInt64Array
-  /** n_t, mask × aggregation weight over the whole batch. 0 masks the row: nothing else in it is looked at. */
-  readonly tokenWeights: Float32Array
-  readonly advantages: Float32Array
-  /** φ in [0, 1], for the forward penalties. Left out: 1. */
-  readonly refWeights?: Float32Array
-  /** log π_old(token). Left out: the policy's own, so that every ratio is 1. */
-  readonly oldLogprobs?: Float32Array
-  /** ≥ 0, what the policy term g is multiplied with (importanceWeights, topEntropyWeights). Left out: 1. */
-  readonly policyWeights?: Float32Array
   /**
    * (B + 1) ascending from 0 to N: sequence b has the rows from entry b up to entry b + 1. For `gspo` alone; the unmasked
    * rows of a sequence must agree in tokenWeights, advantages and policyWeights.
@@ -67,21 +59,6 @@ export interface LossOptions<M extends GradMode = GradMode, P extends boolean = 
   readonly perToken?: P
 }
 
-/** An entry a row; 0 in masked rows. */
-export interface PerToken {
-  /** log p of the token. */
-  readonly logprobs: Float32Array
-  /** q of the token: the reference's log-prob after reweighting; 0 without a penalty. */
-  readonly refLogprobs: Float32Array
-  /** The penalty D. */
-  readonly kl: Float32Array
-  readonly entropy: Float32Array
-  /** ρ; under `gspo` the sequence's ratio. */
-  readonly ratio: Float32Array
-  /** 0 not clipped, 1 cut off at the lower bound, 2 at the upper. */
-  readonly clipped: Uint8Array
-}
-
 type GradOf<L, M> = M extends 'none' ? undefined : M extends Logits ? M : L
 
 /** What policyLoss returns. */
@@ -95,48 +72,20 @@ export interface LossResult<G, P extends boolean> {
 
 /** Of the calls that run off the main thread. */
 export interface AsyncOptions {
-  /** Aborting rejects with ERR_RAPO_ABORTED within a few rows' time. */
+  /** Aborting rejects with the signal's reason, within a few rows' time; too late, it changes nothing. */
   readonly signal?: AbortSignal
 }
 
-interface RawControl {
-  cancel(): void
-}
-
-interface RawOutputs extends Partial<PerToken> {
-  gradLogits?: Logits | undefined
-  gradDtype?: LogitsDType
-}
-
-/** An objective that the addon has read already. */
-type RawObjective = { readonly __rawObjective: never }
-
-interface RawGatherOutputs {
-  logprobs?: Float32Array
-  entropy?: Float32Array
-  logSumExp?: Float32Array
-}
+/** What a call of the addon is told: one object, made for the call. */
+type RawCall = Readonly<Record<string, unknown>>
 
 /** The functions of bindings/kernels.cpp. */
 interface RawKernels extends KernelsAddon {
-  Control: new () => RawControl
-  makeObjective(objective: Objective): RawObjective
-  /** Objective, metrics in the order of ObjectiveMetrics, then kLossFields. */
-  policyLoss(objective: Objective | RawObjective, metrics: Float64Array, ...fields: unknown[]): void
-  policyLossAsync(
-    batch: object,
-    objective: Objective,
-    outputs: RawOutputs,
-    control: RawControl,
-    device?: number,
-  ): Promise<ObjectiveMetrics>
-  gatherLogprobs(batch: object, outputs: RawGatherOutputs, device?: number): void
-  gatherLogprobsAsync(
-    batch: object,
-    outputs: RawGatherOutputs,
-    control: RawControl,
-    device?: number,
-  ): Promise<void>
+  Control: new () => Control
+  policyLoss(call: RawCall): ObjectiveMetrics
+  policyLossAsync(call: RawCall): Promise<ObjectiveMetrics>
+  gatherLogprobs(call: RawCall): void
+  gatherLogprobsAsync(call: RawCall): Promise<void>
   cudaInfo(): {
     available: boolean
     lacks: 'library' | 'driver' | 'device'
@@ -163,33 +112,18 @@ export function policyLoss<L extends Logits, M extends GradMode = 'new', P exten
   objective: Objective,
   options: LossOptions<M, P> = {},
 ): LossResult<GradOf<L, M>, P> {
-  const { rows, dtype, outputs: o } = prepareLoss(batch, objective, options)
-  // biome-ignore format: the order of kLossFields in bindings/kernels.cpp
-  addon().policyLoss(rawObjective(objective), rawMetrics,
-    rows, batch.vocabSize, dtype, batch.logits, batch.refLogits, batch.tokenIds, batch.tokenWeights,
-    batch.advantages, batch.refWeights, batch.oldLogprobs, batch.policyWeights, batch.sequenceOffsets,
-    o.gradLogits, o.gradDtype, o.logprobs, o.refLogprobs, o.kl, o.entropy, o.ratio, o.clipped, deviceNumber(options.device))
-  return lossResult(o, options, readMetrics(rawMetrics))
-}
-
-/** policyLoss's; read out before the next call. */
-const rawMetrics = new Float64Array(Object.keys(emptyMetrics).length)
-const rawObjectives = new WeakMap<Objective, RawObjective>()
-
-/** What can still change is read by the addon at every call. */
-function rawObjective(objective: Objective): Objective | RawObjective {
-  if (!Object.isFrozen(objective)) return objective
-  let raw = rawObjectives.get(objective)
-  if (!raw) {
-    raw = addon().makeObjective(objective)
-    rawObjectives.set(objective, raw)
-  }
-  return raw
+  const { call, result } = prepareLoss(batch, objective, options)
+  return result(addon().policyLoss(call))
 }
 
 /**
- * policyLoss off the main thread. Until it settles, leave the arrays alone: writing to them changes the result, and
- * transferring one to another thread frees memory in use. Arrays on resizable buffers throw.
+ * policyLoss off the main thread. Until it settles, logits, refLogits and a gradient array that was given belong to the
+ * call: writing to them gives unspecified numbers. The other arrays were copied before this returned.
+ *
+ * Do not transfer the buffers of those three (postMessage, structuredClone, ArrayBuffer.transfer) before the call has
+ * settled: Node-API cannot keep the memory of a buffer that is transferred, and the new owner may free it while it is read and
+ * written here. The call then rejects with ERR_RAPO_INVALID_ARGUMENT where the process still runs. A SharedArrayBuffer cannot
+ * be transferred. An array on a resizable buffer, which could shrink, is refused.
  */
 export async function policyLossAsync<
   L extends Logits,
@@ -200,13 +134,8 @@ export async function policyLossAsync<
   objective: Objective,
   options: LossOptions<M, P> & AsyncOptions = {},
 ): Promise<LossResult<GradOf<L, M>, P>> {
-  const { signal, ...rest } = options
-  const { rows, dtype, outputs } = prepareLoss(batch, objective, rest as LossOptions<M, P>)
-  const call = { ...batch, rows, dtype }
-  const metrics = await abortable(signal, [call, outputs], control =>
-    addon().policyLossAsync(call, objective, outputs, control, deviceNumber(options.device)),
-  )
-  return lossResult(outputs, options, metrics)
+  const { call, result } = prepareLoss(batch, objective, options)
+  return result(await abortable(options.signal, call, call => addon().policyLossAsync(call)))
 }
 
 /** Rows of logits, each a distribution over V words. */
@@ -236,9 +165,9 @@ export interface GatherResult {
 
 /** Each row's log-prob of its token, entropy and log-sum-exp, in one pass. Throws as policyLoss does. */
 export function gatherLogprobs(batch: GatherBatch, options: DeviceOptions = {}): GatherResult {
-  const call = prepareGather(batch)
-  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
-  return call.outputs
+  const { call, outputs } = prepareGather(batch, options)
+  addon().gatherLogprobs(call)
+  return outputs
 }
 
 /** gatherLogprobs off the main thread; what policyLossAsync says of arrays goes here too. */
@@ -246,25 +175,14 @@ export async function gatherLogprobsAsync(
   batch: GatherBatch,
   options: AsyncOptions & DeviceOptions = {},
 ): Promise<GatherResult> {
-  const call = prepareGather(batch)
-  await gatherAsync(call, options)
-  return call.outputs
-}
-
-function gatherAsync(
-  { batch, outputs }: ReturnType<typeof prepareRows>,
-  { signal, device }: AsyncOptions & DeviceOptions,
-) {
-  return abortable(signal, [batch, outputs], control =>
-    addon().gatherLogprobsAsync(batch, outputs, control, deviceNumber(device)),
-  )
+  const { call, outputs } = prepareGather(batch, options)
+  await abortable(options.signal, call, call => addon().gatherLogprobsAsync(call))
+  return outputs
 }
 
 /** (N) each row's entropy −Σ p log p, in nats. Throws as policyLoss does. */
 export function entropy(rows: LogitRows, options: DeviceOptions = {}): Float32Array {
-  const call = prepareRows(rows, 'entropy')
-  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
-  return call.outputs.entropy!
+  return oneOfRows('entropy', rows, options)
 }
 
 /** entropy off the main thread; what policyLossAsync says of arrays goes here too. */
@@ -272,16 +190,12 @@ export async function entropyAsync(
   rows: LogitRows,
   options: AsyncOptions & DeviceOptions = {},
 ): Promise<Float32Array> {
-  const call = prepareRows(rows, 'entropy')
-  await gatherAsync(call, options)
-  return call.outputs.entropy!
+  return oneOfRowsAsync('entropy', rows, options)
 }
 
 /** (N) each row's log Σ exp(logits / temperature). Throws as policyLoss does. */
 export function logSumExp(rows: LogitRows, options: DeviceOptions = {}): Float32Array {
-  const call = prepareRows(rows, 'logSumExp')
-  addon().gatherLogprobs(call.batch, call.outputs, deviceNumber(options.device))
-  return call.outputs.logSumExp!
+  return oneOfRows('logSumExp', rows, options)
 }
 
 /** logSumExp off the main thread; what policyLossAsync says of arrays goes here too. */
@@ -289,9 +203,7 @@ export async function logSumExpAsync(
   rows: LogitRows,
   options: AsyncOptions & DeviceOptions = {},
 ): Promise<Float32Array> {
-  const call = prepareRows(rows, 'logSumExp')
-  await gatherAsync(call, options)
-  return call.outputs.logSumExp!
+  return oneOfRowsAsync('logSumExp', rows, options)
 }
 
 /** A CUDA device of this machine. */
@@ -362,38 +274,49 @@ export function setKernelThreads(threads: number): void {
   addon().setThreads(threads)
 }
 
-const batchFields = new Set<string>([
+const batchFields = new Set([
   'vocabSize',
   'dtype',
   'logits',
   'refLogits',
-  'tokenIds',
-  'tokenWeights',
-  'advantages',
-  'refWeights',
-  'oldLogprobs',
-  'policyWeights',
+  ...Object.keys(rowArrays),
   'sequenceOffsets',
 ])
 
-function prepareLoss(batch: LossBatch, objective: Objective, options: LossOptions) {
+/** The call that the addon is given, and what is made of its answer. */
+function prepareLoss<L extends Logits, M extends GradMode, P extends boolean>(
+  batch: LossBatch<L>,
+  objective: Objective,
+  { grad = 'new' as M, perToken, device }: LossOptions<M, P>,
+) {
   validateObjective(objective)
-  for (const field in batch) {
+  const given = { ...batch } // a getter runs once
+  for (const field of Object.keys(given)) {
     if (!batchFields.has(field)) {
       invalid(`batch has no field ${field}; its fields are ${[...batchFields].join(', ')}`)
     }
   }
-  const { grad = 'new', perToken = false } = options
-  const { logits, dtype = 'float32' } = batch
-  const rows = countRows(batch)
+  const { logits, tokenIds, dtype = 'float32' } = given
+  const rows = countRows(logits, tokenIds)
   const gradLogits = grad === 'none' ? undefined : gradArray(grad, logits)
-  const gradDtype: LogitsDType = gradLogits instanceof Float32Array ? 'float32' : dtype
-  const outputs: RawOutputs = { ...(perToken && perTokenArrays(rows)), gradLogits, gradDtype }
-  return { rows, dtype, outputs }
+  const values = perToken ? perTokenArrays(rows) : undefined
+  const call = {
+    ...given,
+    ...values,
+    objective,
+    rows,
+    dtype,
+    gradLogits,
+    gradDtype: gradLogits instanceof Float32Array ? 'float32' : dtype,
+    device: deviceNumber(device),
+  }
+  const result = (metrics: ObjectiveMetrics) =>
+    ({ loss: metrics.loss, gradLogits, metrics, perToken: values }) as unknown as LossResult<GradOf<L, M>, P>
+  return { call, result }
 }
 
 /** The rest of the arrays is checked by the addon against this number. */
-function countRows({ logits, tokenIds }: { logits: unknown; tokenIds: unknown }): number {
+function countRows(logits: unknown, tokenIds: unknown): number {
   checkLogits(logits)
   if (!(tokenIds instanceof Int32Array || tokenIds instanceof BigInt64Array)) {
     invalid('tokenIds must be an Int32Array or a BigInt64Array')
@@ -415,85 +338,91 @@ function gradArray(grad: GradMode, logits: Logits): Logits {
 }
 
 function perTokenArrays(rows: number): PerToken {
-  return {
-    logprobs: new Float32Array(rows),
-    refLogprobs: new Float32Array(rows),
-    kl: new Float32Array(rows),
-    entropy: new Float32Array(rows),
-    ratio: new Float32Array(rows),
-    clipped: new Uint8Array(rows),
-  }
+  return mapRows(rowOutputs, (_, type) =>
+    type === 'uint8' ? new Uint8Array(rows) : new Float32Array(rows),
+  ) as Record<keyof PerToken, Float32Array & Uint8Array>
 }
 
-function perTokenOf({ gradLogits: _, gradDtype: __, ...perToken }: RawOutputs): PerToken {
-  return perToken as PerToken
-}
-
-function lossResult<G, P extends boolean>(
-  outputs: RawOutputs,
-  options: LossOptions,
-  metrics: ObjectiveMetrics,
-): LossResult<G, P> {
-  return {
-    loss: metrics.loss,
-    gradLogits: outputs.gradLogits as G,
-    metrics,
-    perToken: (options.perToken ? perTokenOf(outputs) : undefined) as LossResult<G, P>['perToken'],
-  }
-}
-
-function prepareGather({ vocabSize, dtype = 'float32', logits, tokenIds, temperature = 1 }: GatherBatch) {
-  const rows = countRows({ logits, tokenIds })
+function prepareGather(batch: GatherBatch, { device }: DeviceOptions) {
+  const { vocabSize, dtype = 'float32', logits, tokenIds, temperature = 1 } = batch
+  const rows = countRows(logits, tokenIds)
   const outputs = {
     logprobs: new Float32Array(rows),
     entropy: new Float32Array(rows),
     logSumExp: new Float32Array(rows),
   }
-  return { batch: { rows, vocabSize, dtype, logits, tokenIds, temperature }, outputs }
+  const call = {
+    rows,
+    vocabSize,
+    dtype,
+    logits,
+    tokenIds,
+    temperature,
+    ...outputs,
+    device: deviceNumber(device),
+  }
+  return { call, outputs }
 }
 
-function prepareRows(
-  { vocabSize, dtype = 'float32', logits, temperature = 1 }: LogitRows,
-  output: 'entropy' | 'logSumExp',
-) {
+type RowValue = 'entropy' | 'logSumExp'
+
+function oneOfRows(output: RowValue, rows: LogitRows, options: DeviceOptions): Float32Array {
+  const { call, values } = prepareRows(output, rows, options)
+  addon().gatherLogprobs(call)
+  return values
+}
+
+async function oneOfRowsAsync(
+  output: RowValue,
+  rows: LogitRows,
+  options: AsyncOptions & DeviceOptions,
+): Promise<Float32Array> {
+  const { call, values } = prepareRows(output, rows, options)
+  await abortable(options.signal, call, call => addon().gatherLogprobsAsync(call))
+  return values
+}
+
+function prepareRows(output: RowValue, batch: LogitRows, { device }: DeviceOptions) {
+  const { vocabSize, dtype = 'float32', logits, temperature = 1 } = batch
   checkLogits(logits)
   if (!Number.isSafeInteger(vocabSize) || vocabSize < 1 || logits.length % vocabSize !== 0) {
     invalid(`logits has ${logits.length} elements, expected whole rows of vocabSize = ${vocabSize}`)
   }
   const rows = logits.length / vocabSize
-  const outputs: RawGatherOutputs = { [output]: new Float32Array(rows) }
-  return { batch: { rows, vocabSize, dtype, logits, temperature }, outputs }
+  const values = new Float32Array(rows)
+  const call = { rows, vocabSize, dtype, logits, temperature, [output]: values, device: deviceNumber(device) }
+  return { call, values }
 }
 
+/** Runs an asynchronous call of the addon, which the signal cancels. */
 async function abortable<T>(
   signal: AbortSignal | undefined,
-  arguments_: readonly object[],
-  start: (control: RawControl) => Promise<T>,
+  call: RawCall,
+  start: (call: RawCall) => Promise<T>,
 ): Promise<T> {
-  const arrays = arguments_.flatMap(object => Object.entries(object)).filter(([, x]) => ArrayBuffer.isView(x))
-  for (const [field, { buffer }] of arrays as [
-    string,
-    ArrayBufferView & { buffer: { resizable?: boolean } },
-  ][]) {
-    if (buffer.resizable) invalid(`${field} is on a resizable buffer, which could shrink while the call runs`)
-  }
-  if (signal?.aborted) throw aborted(signal)
-  const control = new (addon().Control)()
-  const cancel = () => control.cancel()
-  signal?.addEventListener('abort', cancel, { once: true })
+  const checkBorrowed = watchBorrowed(call)
+  checkCallOptions({ signal })
   try {
-    return await start(control)
-  } catch (error) {
-    if (signal?.aborted && error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')
-      throw aborted(signal)
-    throw error
+    return await runCall(new (addon().Control)(), { signal }, control => start({ ...call, control }))
   } finally {
-    signal?.removeEventListener('abort', cancel)
+    checkBorrowed()
   }
 }
 
-function aborted(signal: AbortSignal): RapoError {
-  return new RapoError('ERR_RAPO_ABORTED', 'the call was aborted', { cause: signal.reason })
+/** Refuses arrays that could shrink under an asynchronous call; what is returned throws if one has been detached since. */
+function watchBorrowed(call: RawCall): () => void {
+  const borrowed = (['logits', 'refLogits', 'gradLogits'] as const).flatMap(field => {
+    const array = call[field]
+    if (!ArrayBuffer.isView(array)) return []
+    if ((array.buffer as { resizable?: boolean }).resizable) {
+      invalid(`${field} is on a resizable buffer, which could shrink while the call runs`)
+    }
+    return [{ field, array, bytes: array.byteLength }]
+  })
+  return () => {
+    const moved = borrowed.find(({ array, bytes }) => array.byteLength < bytes)
+    if (moved) invalid(`${moved.field} was transferred elsewhere while the call ran: its result is void`)
+  }
 }
 
 function invalid(message: string): never {

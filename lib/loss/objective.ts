@@ -202,3 +202,49 @@ export function validateObjective(objective: Objective): void {
 function invalid(message: string): never {
   throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }
+
+/** Sums over the trained tokens, as the kernels return them; those of any split of a batch add up (addMetrics). */
+export interface ObjectiveMetrics {
+  tokens: number
+  loss: number
+  klSum: number
+  entropySum: number
+  ratioSum: number
+  approxKlSum: number
+  clippedLow: number
+  clippedHigh: number
+  klClamped: number
+  /** Infinity and −Infinity when no token was trained. */
+  ratioMin: number
+  ratioMax: number
+}
+
+export const emptyMetrics: Readonly<ObjectiveMetrics> = {
+  tokens: 0,
+  loss: 0,
+  klSum: 0,
+  entropySum: 0,
+  ratioSum: 0,
+  approxKlSum: 0,
+  clippedLow: 0,
+  clippedHigh: 0,
+  klClamped: 0,
+  ratioMin: Infinity,
+  ratioMax: -Infinity,
+}
+
+export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveMetrics {
+  return {
+    tokens: a.tokens + b.tokens,
+    loss: a.loss + b.loss,
+    klSum: a.klSum + b.klSum,
+    entropySum: a.entropySum + b.entropySum,
+    ratioSum: a.ratioSum + b.ratioSum,
+    approxKlSum: a.approxKlSum + b.approxKlSum,
+    clippedLow: a.clippedLow + b.clippedLow,
+    clippedHigh: a.clippedHigh + b.clippedHigh,
+    klClamped: a.klClamped + b.klClamped,
+    ratioMin: Math.min(a.ratioMin, b.ratioMin),
+    ratioMax: Math.max(a.ratioMax, b.ratioMax),
+  }
+}

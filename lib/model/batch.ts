@@ -3,7 +3,7 @@
  * at a position is the distribution of the *next* token), what is trained on, and how tokens are averaged.
  */
 import { RapoError } from '../base/errors.js'
-import type { MicroBatch, PackedTokens } from './engine.js'
+import type { MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
 /** How tokens are averaged: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */
@@ -46,7 +46,7 @@ export function toSequence(
 
 /**
  * Lays sequences end to end and makes one row per trained token. weights: one per sequence, what each of its trained
- * tokens counts (tokenWeights).
+ * tokens counts (tokenWeights). Throws ERR_RAPO_INVALID_ARGUMENT, naming the sequence, for what does not fit.
  *
  * packBatch([{ tokenIds: [5, 6, 7, 2], completionMask: [0, 0, 1, 1], oldLogprobs: [0, 0, -1, -2], advantage: .7 },
  *            { tokenIds: [5, 2],       completionMask: [0, 1],       oldLogprobs: [0, -3],        advantage: -.7 }],
@@ -61,6 +61,7 @@ export function toSequence(
  *     oldLogprobs   -1   -2   -3
  */
 export function packBatch(sequences: readonly TrainSequence[], weights: readonly number[]): MicroBatch {
+  checkWeights(sequences, weights)
   const rowPositions: number[] = []
   const tokenIds: number[] = []
   const rowWeights: number[] = []
@@ -84,10 +85,7 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
     offset += sequence.tokenIds.length
   }
   if (oldLogprobs.length !== 0 && oldLogprobs.length !== tokenIds.length) {
-    throw new RapoError(
-      'ERR_RAPO_INVALID_ARGUMENT',
-      'oldLogprobs must be given for all sequences or for none',
-    )
+    throw invalid('oldLogprobs must be given for all sequences or for none')
   }
   return {
     sequences: packTokens(sequences.map(sequence => sequence.tokenIds)),
@@ -105,10 +103,17 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
   }
 }
 
+/** An Int32Array would wrap larger ids round to other ones. */
+const MOST_ID = 2 ** 31 - 1
+
 /** packTokens([[5, 6], [7]]) → tokenIds 5 6 7, offsets 0 2 3 */
 export function packTokens(lists: readonly (readonly number[])[]): PackedTokens {
   const offsets = new Int32Array(lists.length + 1)
-  for (const [b, list] of lists.entries()) offsets[b + 1] = offsets[b]! + list.length
+  for (const [b, list] of lists.entries()) {
+    const bad = list.findIndex(id => !(Number.isInteger(id) && id >= 0 && id <= MOST_ID))
+    if (bad >= 0) throw faultOf(b, `tokenIds[${bad}] is ${list[bad]}, expected a whole number in [0, 2^31)`)
+    offsets[b + 1] = offsets[b]! + list.length
+  }
   const tokenIds = new Int32Array(offsets[lists.length]!)
   for (const [b, list] of lists.entries()) tokenIds.set(list, offsets[b])
   return { tokenIds, offsets }
@@ -124,7 +129,8 @@ export function packTokens(lists: readonly (readonly number[])[]): PackedTokens 
  *     token-mean      1/4,       1/4          every token counts the same
  *     constant        1/2 · 1/4, 1/2 · 1/4    as token-mean, but for a fixed length
  *
- * A sequence's own weight multiplies its share; the denominators do not depend on it.
+ * A sequence's own weight multiplies its share; the denominators do not depend on it. Throws ERR_RAPO_INVALID_ARGUMENT for
+ * an unknown aggregation, a weight that is not finite, and a maxLength below 1 where it is read.
  *
  * @param maxLength sampling.maxNewTokens; only `constant` reads it
  */
@@ -133,6 +139,12 @@ export function tokenWeights(
   aggregation: Aggregation,
   maxLength: number,
 ): number[] {
+  if (!aggregations.includes(aggregation)) {
+    throw invalid(`aggregation is ${aggregation}, expected one of ${aggregations.join(', ')}`)
+  }
+  if (aggregation === 'constant' && !(maxLength >= 1 && maxLength < Infinity)) {
+    throw invalid(`maxLength is ${maxLength}, expected a number >= 1`)
+  }
   const lengths = sequences.map(trainedLength)
   const total = lengths.reduce((sum, length) => sum + length, 0)
   return lengths.map((length, b) => {
@@ -154,6 +166,9 @@ export function splitBatch(
   weights: readonly number[],
   maxTokens: number,
 ): MicroBatch[] {
+  if (!(maxTokens >= 1)) throw invalid(`maxTokens is ${maxTokens}, expected a number >= 1`)
+  checkWeights(sequences, weights)
+  for (const [b, sequence] of sequences.entries()) checkSequence(sequence, b)
   const parts: number[][] = []
   let tokens = 0
   let prompt: readonly number[] = []
@@ -181,6 +196,9 @@ export function splitBatch(
 
 /** Cuts items into `parts` runs, sizes equal or differing by one: the mini-batches of several optimizer steps. */
 export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
+  if (!(Number.isSafeInteger(parts) && parts >= 0 && (parts > 0 || items.length === 0))) {
+    throw invalid(`parts is ${parts}, expected a whole number >= 1`)
+  }
   const cut = (part: number) => Math.round((part * items.length) / parts)
   return Array.from({ length: parts }, (_, part) => items.slice(cut(part), cut(part + 1)))
 }
@@ -198,9 +216,24 @@ function checkSequence(sequence: TrainSequence, b: number): void {
       throw faultOf(b, `${field} has ${length} entries for ${tokenIds.length} tokens`)
     }
   }
+  const bad = completionMask.findIndex(mask => mask !== 0 && mask !== 1)
+  if (bad >= 0) throw faultOf(b, `completionMask[${bad}] is ${completionMask[bad]}, expected 0 or 1`)
   if (completionMask[0]) throw faultOf(b, 'completionMask[0] must be 0: nothing predicts the first token')
 }
 
+function checkWeights(sequences: readonly TrainSequence[], weights: readonly number[]): void {
+  if (weights.length !== sequences.length) {
+    throw invalid(`weights has ${weights.length} entries for ${sequences.length} sequences`)
+  }
+  for (const [b, weight] of weights.entries()) {
+    if (!Number.isFinite(weight)) throw faultOf(b, `its token weight is ${weight}, expected a finite number`)
+  }
+}
+
 function faultOf(b: number, why: string): RapoError {
-  return new RapoError('ERR_RAPO_INVALID_ARGUMENT', `sequence ${b}: ${why}`)
+  return invalid(`sequence ${b}: ${why}`)
+}
+
+function invalid(message: string): RapoError {
+  return new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }

@@ -1,201 +1,37 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
+import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
+import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
-import { devicePattern, deviceRange, type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/addons.js'
-import type { ObjectiveMetrics } from '../train/metrics.js'
-
-/** Of weights and activations. */
-export type ModelDType = 'float32' | 'bfloat16'
-/** Where a model lives: its weights, optimizer state, gradients and key/value cache. */
-export type Device = 'cpu' | 'cuda' | `cuda:${number}`
-
-/** AdamW (arXiv 1711.05101): weight decay apart from the gradient. Defaults 0.9, 0.999, 1e-8 and 0. */
-export interface AdamW {
-  readonly beta1: number
-  readonly beta2: number
-  readonly eps: number
-  readonly weightDecay: number
-}
-
-/** How loadPolicy loads a model. Defaults: float32, on the CPU. */
-export interface PolicyOptions {
-  readonly dtype?: ModelDType
-  readonly device?: Device
-  /**
-   * Whose operations compute: the CPU's own (cpu), or libtorch's (aten), which every other device takes. For tests of
-   * those on the CPU. Default: the device's.
-   */
-  readonly backend?: 'cpu' | 'aten'
-  /** false: inference only, no gradients or optimizer state are held. Default true. */
-  readonly trainable?: boolean
-  /** Directory of the frozen reference; none when absent. */
-  readonly referenceDir?: string
-  readonly adamw?: Partial<AdamW>
-  /** The gradient's norm is clipped to this; > 0. Default 1. */
-  readonly maxGradNorm?: number
-  /** Rows of a chunk in the fused head; 0 (default) chooses. */
-  readonly headRows?: number
-  /**
-   * Activation checkpointing: each layer keeps its input only and computes the rest again in the backward pass. The same
-   * gradients from some thirtieth of the memory, for a forward pass more. Default false.
-   */
-  readonly recompute?: boolean
-  /**
-   * Bytes that the keys and values of generate may take on the CPU, unless a single sequence needs more or maxBatch is
-   * given. Where running sequences would need more, the youngest are stopped and started again later. Default 2^30.
-   */
-  readonly cacheBytes?: number
-}
-
-/** How Policy.save writes a model. */
-export interface SaveOptions {
-  /**
-   * Default: the policy's. Of a bfloat16 policy that trains, float32 writes the masters. bfloat16 makes a file half as
-   * large of a float32 policy, but rounds away updates that are smaller than its steps (0.4 % of a weight).
-   */
-  readonly dtype?: ModelDType
-  /** A larger model is written in shards with an index. Default 5e9. */
-  readonly maxShardBytes?: number
-}
-
-/** Token sequences laid end to end: sequence b is tokenIds[offsets[b] .. offsets[b + 1]). */
-export interface PackedTokens {
-  readonly tokenIds: Int32Array
-  /** (B + 1), ascending from 0. */
-  readonly offsets: Int32Array
-}
-
-/** How completions are sampled from softmax(logits / temperature). */
-export interface SamplingParams {
-  /** Completions per prompt. */
-  readonly n: number
-  readonly maxNewTokens: number
-  /** 0 is greedy. */
-  readonly temperature: number
-  readonly topP: number
-  /** 0 is off. */
-  readonly topK: number
-  readonly minP: number
-  readonly stopTokenIds: readonly number[]
-  /**
-   * Safe integer ≥ 0: same seed, same prompts, same bits. Or one for each prompt: its completions then do not depend on
-   * the other prompts.
-   */
-  readonly seed: number | readonly number[]
-  /** Sequences decoded at once; 0 chooses. */
-  readonly maxBatch?: number
-}
-
-/** stop: the last token is one of stopTokenIds; length: it was cut off. */
-export type FinishReason = 'stop' | 'length'
-
-/** In the order prompt 0 sample 0, prompt 0 sample 1, …; the stop token is part of the completion. */
-export interface Completions {
-  readonly tokens: PackedTokens
-  /** One per token: log-prob under softmax(logits / temperature) before top-k/top-p/min-p (greedy: temperature 1). */
-  readonly logprobs: Float32Array
-  readonly finishReasons: readonly FinishReason[]
-}
-
-/** Whole sequences, and one row per trained token. Built by batch.ts alone, which settles the shift by one. */
-export interface MicroBatch {
-  readonly sequences: PackedTokens
-  /** (N) index into sequences.tokenIds of the token *before* the predicted one. */
-  readonly rowPositions: Int32Array
-  /** (N) the predicted token. */
-  readonly tokenIds: Int32Array
-  /** (N) mask × aggregation weight, over the whole batch; the rest one entry a row too. */
-  readonly tokenWeights: Float32Array
-  readonly advantages: Float32Array
-  /** Absent: 1. */
-  readonly refWeights?: Float32Array
-  /** Absent: ratio 1. */
-  readonly oldLogprobs?: Float32Array
-  /** What the policy term is multiplied with. Absent: 1. */
-  readonly policyWeights?: Float32Array
-}
-
-/** (N) each, in nats: log p of the rows' tokens, and the entropy of their distributions. */
-export interface LogprobRows {
-  readonly logprobs: Float32Array
-  readonly entropy: Float32Array
-}
-
-/** What an optimizer step did. */
-export interface StepResult {
-  /** Before clipping. */
-  readonly gradNorm: number
-  /** The norm was not finite: gradients dropped, weights untouched. */
-  readonly skipped: boolean
-}
-
-/** Sizes of the model, from its config.json. */
-export interface ModelInfo {
-  readonly vocabSize: number
-  readonly hiddenSize: number
-  readonly layers: number
-  readonly heads: number
-  readonly kvHeads: number
-  readonly headDim: number
-  readonly maxPositionEmbeddings: number
-  readonly parameters: number
-  readonly tiedEmbeddings: boolean
-  readonly dtype: ModelDType
-}
-
-/** Of every long call of a Policy. */
-export interface CallOptions {
-  /** Aborting rejects with the signal's reason once the native call has stopped: between tokens, or before gradients change. */
-  readonly signal?: AbortSignal
-  /** Called on the main thread a few times a second while the call runs. */
-  readonly onProgress?: (done: number, total: number) => void
-}
-
-/**
- * A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
- * that a call is given must not change before it settles.
- */
-export interface Policy {
-  readonly info: ModelInfo
-  /** Samples sampling.n completions of each prompt. */
-  generate(prompts: PackedTokens, sampling: SamplingParams, options?: CallOptions): Promise<Completions>
-  /** Log-probs and entropies (N) of rows.tokenIds, each after its rows.rowPositions, under softmax(logits / temperature). */
-  logprobs(
-    sequences: PackedTokens,
-    rows: { readonly rowPositions: Int32Array; readonly tokenIds: Int32Array },
-    temperature: number,
-    options?: CallOptions,
-  ): Promise<LogprobRows>
-  /** Adds the gradient of a micro-batch to what is held; the parts of a batch add up. Returns the metrics of the part. */
-  accumulate(batch: MicroBatch, objective: Objective, options?: CallOptions): Promise<ObjectiveMetrics>
-  /** Clips the gradient held, takes an AdamW step with learningRate ≥ 0, and drops the gradient. */
-  step(learningRate: number): Promise<StepResult>
-  /** Drops the gradient held. */
-  zeroGrad(): Promise<void>
-  /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */
-  save(dir: string, options?: SaveOptions): Promise<void>
-  /** Masters, moments and step count, as one safetensors file. */
-  saveState(file: string): Promise<void>
-  /** Reads what saveState wrote; throws where it is of another model. */
-  loadState(file: string): Promise<void>
-  /** Frees the native memory; later calls throw. Waits for a call in progress. */
-  dispose(): Promise<void>
-  /** As dispose. */
-  [Symbol.asyncDispose](): Promise<void>
-}
-
-/**
- * Loads config.json and model.safetensors (or its shards) from a Hugging Face directory.
- * Errors name the file and the tensor or field.
- */
-export type LoadPolicy = (dir: string, options?: PolicyOptions) => Promise<Policy>
+import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/addons.js'
+import {
+  type AdamW,
+  type Completions,
+  devicePattern,
+  deviceRange,
+  type LoadOptions,
+  type LoadPolicy,
+  type LogprobRows,
+  type MicroBatch,
+  type ModelDType,
+  type ModelInfo,
+  type PackedTokens,
+  type Policy,
+  type PolicyOptions,
+  type SamplingParams,
+  type SaveOptions,
+  type StepResult,
+} from './policy.js'
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
-  const native = checkOptions(options)
+  fields('options', options, { ...optionFields, signal: true })
+  const { signal, ...rest } = options
+  checkCallOptions({ signal })
+  const native = checkOptions(rest)
   const addon = engine()
   if (native.device !== 'cpu') nameCudaLibrary(addon)
-  const loaded = await addon.load(dir, native, new addon.Control())
+  const loaded = await runCall(new addon.Control(), { signal }, control => addon.load(dir, native, control))
   return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
 }
 
@@ -323,26 +159,20 @@ export function libtorchVersion(): string {
 // What bindings/engine.cpp exports. Handles are opaque.
 type Handle = { readonly policy: unique symbol }
 
-interface NativeControl {
-  cancel(): void
-  readonly done: number
-  readonly total: number
-}
-
 interface Engine extends EngineAddon {
   readonly libtorchVersion: string
   readonly libtorchCuda: boolean
-  readonly Control: new () => NativeControl
+  readonly Control: new () => Control
   setThreads(threads: number): void
   initialize(dir: string, seed: number): Promise<void>
   predictMemory(dir: string, options: object, shape: RunShape): Promise<MemoryPrediction>
-  load(dir: string, options: object, control: NativeControl): Promise<{ handle: Handle; info: ModelInfo }>
+  load(dir: string, options: object, control: Control): Promise<{ handle: Handle; info: ModelInfo }>
   dispose(handle: Handle): Promise<void>
   generate(
     handle: Handle,
     prompts: PackedTokens,
     sampling: object,
-    control: NativeControl,
+    control: Control,
   ): Promise<{ tokenIds: Int32Array; offsets: Int32Array; logprobs: Float32Array; stopped: Uint8Array }>
   logprobs(
     handle: Handle,
@@ -350,13 +180,13 @@ interface Engine extends EngineAddon {
     rowPositions: Int32Array,
     tokenIds: Int32Array,
     temperature: number,
-    control: NativeControl,
+    control: Control,
   ): Promise<LogprobRows>
   accumulate(
     handle: Handle,
     batch: MicroBatch,
     objective: Objective,
-    control: NativeControl,
+    control: Control,
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
   zeroGrad(handle: Handle): Promise<void>
@@ -370,8 +200,6 @@ interface Engine extends EngineAddon {
 function engine(): Engine {
   return loadEngine() as Engine
 }
-
-const progressInterval = 200 // milliseconds
 
 class NativePolicy implements Policy {
   readonly info: ModelInfo
@@ -488,44 +316,12 @@ class NativePolicy implements Policy {
   }
 
   /** Runs after the calls made before, whether those succeeded or not. */
-  #call<T>(options: CallOptions = {}, run: (control: NativeControl) => Promise<T>): Promise<T> {
+  #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
     if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
-    const result = this.#last.then(() => watched(new this.#addon.Control(), options, run))
+    checkCallOptions(options)
+    const result = this.#last.then(() => runCall(new this.#addon.Control(), options, run))
     this.#last = result.catch(() => {})
     return result
-  }
-}
-
-const running = new Set<NativeControl>()
-// process.exit() waits for calls in progress: they are asked to stop.
-process.on('exit', () => {
-  for (const control of running) control.cancel()
-})
-
-/** Runs a native call under its control: abort goes in, progress comes out. */
-async function watched<T>(
-  control: NativeControl,
-  { signal, onProgress }: CallOptions,
-  run: (control: NativeControl) => Promise<T>,
-): Promise<T> {
-  signal?.throwIfAborted()
-  const abort = () => control.cancel()
-  signal?.addEventListener('abort', abort, { once: true })
-  const report = onProgress && (() => onProgress(control.done, control.total))
-  const timer = report && setInterval(report, progressInterval)
-  running.add(control)
-  try {
-    const result = await run(control)
-    report?.()
-    return result
-  } catch (error) {
-    if (signal?.aborted && error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')
-      throw signal.reason
-    throw error
-  } finally {
-    running.delete(control)
-    clearInterval(timer)
-    signal?.removeEventListener('abort', abort)
   }
 }
 
@@ -646,4 +442,16 @@ function text(name: string, value: unknown): void {
 
 function invalid(name: string, value: unknown, expected: string): never {
   throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is ${String(value)}, expected ${expected}`)
+}
+
+/** Loads a model with the engine, or with the loader given. threads: 0 leaves the engine's default. */
+export async function openPolicy(
+  dir: string,
+  options: LoadOptions,
+  threads: number,
+  given?: LoadPolicy,
+): Promise<Policy> {
+  if (given) return given(dir, options)
+  await setEngineThreads(threads)
+  return loadPolicy(dir, options)
 }

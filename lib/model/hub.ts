@@ -12,7 +12,7 @@ import { pipeline } from 'node:stream/promises'
 import type { ReadableStream } from 'node:stream/web'
 import lockfile from 'proper-lockfile'
 import { RapoError } from '../base/errors.js'
-import { asIoError } from '../train/run.js'
+import { asIoError } from '../base/files.js'
 
 export interface HubOptions {
   /** HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as the hub's own programs read them. */

@@ -1,5 +1,5 @@
 /** What differs between runs: configurations, and the conditions under which they were evaluated. */
-import { isInGroup } from '../eval/evaluate.js'
+import { isInGroup } from '../eval/groups.js'
 import type { Evaluation, Run } from './load.js'
 
 /** A field that not all configurations agree on; one text a configuration, undefined where it lacks the field. */

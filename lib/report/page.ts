@@ -1,9 +1,12 @@
-/** The whole page: sections in the order in which a reader asks. */
+/** The report on one or more runs: one HTML file that needs nothing else. Its sections stand in the order in which a reader asks. */
+import { mkdirSync } from 'node:fs'
+import path from 'node:path'
+import { asIoError, writeWhole } from '../base/files.js'
 import { looks } from './chart.js'
 import { configDifferences, evaluationConflicts } from './compare.js'
 import { count, duration } from './format.js'
 import { type Content, type Html, html, raw } from './html.js'
-import type { Run, StepMetrics } from './load.js'
+import { loadRuns, type Run, type StepMetrics } from './load.js'
 import { missing, runName, type ShownRun } from './parts.js'
 import { passAtKSection } from './passk.js'
 import { samplesSection } from './samples.js'
@@ -23,6 +26,28 @@ const SECTIONS = [
   ['runs', 'Runs'],
   ['samples', 'Samples'],
 ] as const
+
+export interface ReportOptions {
+  /** Run directories (docs/files.md), in the order in which they are shown. */
+  readonly runs: readonly string[]
+  /** Directory with the base model's eval.json. Default: the only run without metrics.jsonl, where there is one. */
+  readonly base?: string
+  /** The HTML file; replaced where it exists, its directory is made where it does not. */
+  readonly output: string
+  /** What the page says about when it was made. Default: now. */
+  readonly made?: Date
+}
+
+/** Throws RapoError naming the file, and the line or field, that cannot be read; then output is left as it was. */
+export async function writeReport({ runs, base, output, made = new Date() }: ReportOptions): Promise<void> {
+  const page = renderPage(await loadRuns(runs, base), made)
+  try {
+    mkdirSync(path.dirname(output), { recursive: true })
+  } catch (error) {
+    throw asIoError(`cannot make the directory of ${output}`, error)
+  }
+  writeWhole(output, page)
+}
 
 export function renderPage(runs: readonly Run[], made: Date): string {
   const looksOfRuns = looks(runs.map(run => run.isBase))

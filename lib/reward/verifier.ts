@@ -1,10 +1,5 @@
-/** What a verifier is, and how one is found by its name. */
-import { distance } from 'fastest-levenshtein'
+/** What a verifier is, and how its verdicts are checked. */
 import { RapoError } from '../base/errors.js'
-import { importModule } from '../base/module.js'
-import { countdown } from './countdown.js'
-import { exact } from './exact.js'
-import { math } from './math.js'
 
 /** What a verifier makes of a completion. */
 export interface Verdict {
@@ -27,27 +22,16 @@ export interface Verifier {
   verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
 }
 
-const verifiers: Readonly<Record<string, Verifier>> = { countdown, exact, math }
-export const verifierNames = Object.keys(verifiers)
-
-/** A built-in verifier by its name, or the default export of a module by its path. Throws ERR_RAPO_CONFIG. */
-export async function loadVerifier(name: string): Promise<Verifier> {
-  const builtIn = Object.hasOwn(verifiers, name) ? verifiers[name] : undefined
-  if (builtIn) return builtIn
-  if (!/[\\/]|\.[cm]?[jt]s$/.test(name)) {
-    const nearest = verifierNames.toSorted((a, b) => distance(name, a) - distance(name, b))[0]
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.verifier "${name}" is not known: did you mean "${nearest}"? Known: ${verifierNames.join(', ')}, or the path of a module`,
-    )
+/** What a verifier says. Whatever it throws, or a reward that is no number, is a RapoError that names `what` it judged. */
+export async function judge(verify: () => Verdict | Promise<Verdict>, what: string): Promise<Verdict> {
+  const fault = (why: string, cause?: unknown) =>
+    new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on ${what}: ${why}`, { cause })
+  let verdict: Verdict
+  try {
+    verdict = await verify()
+  } catch (cause) {
+    throw fault(cause instanceof Error ? cause.message : String(cause), cause)
   }
-  const module = await importModule('task.verifier', name)
-  const verifier = module.default as Partial<Verifier> | undefined
-  if (typeof verifier?.verify !== 'function' || typeof verifier.checkAnswer !== 'function') {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.verifier ${name}: its default export must have the functions verify(completion, answer) and checkAnswer(answer)`,
-    )
-  }
-  return verifier as Verifier
+  if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
+  return verdict
 }

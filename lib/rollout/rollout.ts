@@ -1,11 +1,10 @@
 /** A group of completions for each problem, and their rewards. */
-
-import { RapoError } from '../base/errors.js'
 import type { Problem } from '../data/problems.js'
-import type { EncodedPrompt, Tokenizer } from '../data/prompts.js'
+import type { EncodedPrompt } from '../data/prompts.js'
 import { packTokens } from '../model/batch.js'
-import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/engine.js'
-import type { Verdict, Verifier } from '../reward/verifier.js'
+import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
+import type { Tokenizer } from '../model/tokenizer.js'
+import { judge, type Verifier } from '../reward/verifier.js'
 
 /** A prompt and one completion of it. */
 export interface Rollout {
@@ -74,18 +73,4 @@ export async function score(rollouts: readonly Rollout[], verifier: Verifier): P
     const { reward, reason } = verdicts[i]!
     return { ...rollout, reward, reason }
   })
-}
-
-/** What a verifier says. Whatever it throws, or a reward that is no number, is a RapoError that names `what` it judged. */
-export async function judge(verify: () => Verdict | Promise<Verdict>, what: string): Promise<Verdict> {
-  const fault = (why: string, cause?: unknown) =>
-    new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on ${what}: ${why}`, { cause })
-  let verdict: Verdict
-  try {
-    verdict = await verify()
-  } catch (cause) {
-    throw fault(cause instanceof Error ? cause.message : String(cause), cause)
-  }
-  if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
-  return verdict
 }

@@ -2,12 +2,15 @@
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
+import { isMainThread } from 'node:worker_threads'
 import { RapoError } from '../base/errors.js'
-import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines, packageRoot } from './cache.js'
+import { packageRoot } from '../base/package.js'
+import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines } from './cache.js'
 
 /** The raw functions of bindings/kernels.cpp; lib/loss/kernels.ts gives them their types. */
 export interface KernelsAddon {
   setErrorClass(errorClass: typeof RapoError): void
+  setEnvironment(name: string, value: string): void
   setCudaLibrary(file: string): void
   readonly [name: string]: unknown
 }
@@ -53,6 +56,8 @@ export function loadEngine(): EngineAddon {
   // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
   // times the work itself as soon as another process wants the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
+  // A worker's process.env is a copy, which OpenMP does not see.
+  if (!isMainThread) loadKernels().setEnvironment('OMP_WAIT_POLICY', process.env.OMP_WAIT_POLICY)
   engine ??= load<EngineAddon>('engine', locateEngine())
   return engine
 }
@@ -76,10 +81,6 @@ export function locateKernels(): string {
     throw new RapoError('ERR_RAPO_SETUP', explainMissingKernels(), { cause })
   }
 }
-
-/** What Device allows. */
-export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
-export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
 /** What rapo comes prebuilt for. */
 export const prebuiltPlatforms = ['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64']

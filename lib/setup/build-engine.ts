@@ -14,16 +14,15 @@ import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
 import { join, resolve, sep } from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { packageRoot, packageVersion } from '../base/package.js'
+import { digest } from '../base/random.js'
 import {
   type BuiltEngine,
-  digest,
   type EngineMarker,
   engineAddonName,
   hashSources,
   listEngines,
   markUsed,
-  packageRoot,
-  packageVersion,
 } from './cache.js'
 import type { TorchDir } from './inspect.js'
 import { ask, work } from './process.js'

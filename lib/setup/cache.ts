@@ -3,15 +3,8 @@ import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, realpathSync, statSync, utimesSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join, relative, resolve } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { packageRoot, packageVersion } from '../base/package.js'
 import { inspectLibtorch } from './inspect.js'
-
-/** The package's directory; the same from lib/setup/ and from dist/setup/. */
-export const packageRoot = resolve(fileURLToPath(new URL('../..', import.meta.url)))
-
-export const packageVersion: string = JSON.parse(
-  readFileSync(join(packageRoot, 'package.json'), 'utf8'),
-).version
 
 /** $RAPO_CACHE, else the platform's per-user cache directory. Not created here. */
 export function cacheDir(env: NodeJS.ProcessEnv = process.env): string {
@@ -135,9 +128,4 @@ function realpathOr(path: string): string {
   } catch {
     return resolve(path)
   }
-}
-
-/** A short name of a value, by its JSON: equal values have equal names. */
-export function digest(value: unknown): string {
-  return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
 }

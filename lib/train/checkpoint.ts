@@ -16,10 +16,10 @@ import {
 } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import type { CursorState } from '../data/problems.js'
-import { copyTokenizer } from '../data/prompts.js'
-import type { Policy } from '../model/engine.js'
-import { asIoError, writeWhole } from './run.js'
+import { asIoError, writeWhole } from '../base/files.js'
+import type { CursorState } from '../data/cursor.js'
+import type { Policy } from '../model/policy.js'
+import { copyTokenizer } from '../model/tokenizer.js'
 
 /** rapo/trainer.json. */
 export interface TrainerState {

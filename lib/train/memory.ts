@@ -2,9 +2,9 @@
 import { freemem } from 'node:os'
 import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
+import { trainingOptions } from '../config/config.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import type { MemoryPrediction } from '../model/engine.js'
-import { trainingOptions } from './open.js'
 
 /** Bytes of Node, libtorch's code and the problems, as measured with an empty run. */
 const PROGRAM_BYTES = 3.5e8

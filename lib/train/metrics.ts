@@ -1,70 +1,9 @@
 /** What a step measured: sums from the kernels, one line of metrics.jsonl from them (docs/files.md, docs/metrics.md). */
-import { moments, zeroAdvantageFraction } from '../loss/advantage.js'
-import type { StepResult } from '../model/engine.js'
+import { moments } from '../base/stats.js'
+import { zeroAdvantageFraction } from '../loss/advantage.js'
+import type { ObjectiveMetrics } from '../loss/objective.js'
+import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
-
-/** Sums over the trained tokens, as the kernels return them; those of any split of a batch add up (addMetrics). */
-export interface ObjectiveMetrics {
-  tokens: number
-  loss: number
-  klSum: number
-  entropySum: number
-  ratioSum: number
-  approxKlSum: number
-  clippedLow: number
-  clippedHigh: number
-  klClamped: number
-  /** Infinity and −Infinity when no token was trained. */
-  ratioMin: number
-  ratioMax: number
-}
-
-export const emptyMetrics: Readonly<ObjectiveMetrics> = {
-  tokens: 0,
-  loss: 0,
-  klSum: 0,
-  entropySum: 0,
-  ratioSum: 0,
-  approxKlSum: 0,
-  clippedLow: 0,
-  clippedHigh: 0,
-  klClamped: 0,
-  ratioMin: Infinity,
-  ratioMax: -Infinity,
-}
-
-/** From their values, in the order of the fields. */
-export function readMetrics(values: Float64Array): ObjectiveMetrics {
-  return {
-    tokens: values[0]!,
-    loss: values[1]!,
-    klSum: values[2]!,
-    entropySum: values[3]!,
-    ratioSum: values[4]!,
-    approxKlSum: values[5]!,
-    clippedLow: values[6]!,
-    clippedHigh: values[7]!,
-    klClamped: values[8]!,
-    ratioMin: values[9]!,
-    ratioMax: values[10]!,
-  }
-}
-
-export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveMetrics {
-  return {
-    tokens: a.tokens + b.tokens,
-    loss: a.loss + b.loss,
-    klSum: a.klSum + b.klSum,
-    entropySum: a.entropySum + b.entropySum,
-    ratioSum: a.ratioSum + b.ratioSum,
-    approxKlSum: a.approxKlSum + b.approxKlSum,
-    clippedLow: a.clippedLow + b.clippedLow,
-    clippedHigh: a.clippedHigh + b.clippedHigh,
-    klClamped: a.klClamped + b.klClamped,
-    ratioMin: Math.min(a.ratioMin, b.ratioMin),
-    ratioMax: Math.max(a.ratioMax, b.ratioMax),
-  }
-}
 
 /** Seconds of wall clock by phase. */
 export interface PhaseSeconds {

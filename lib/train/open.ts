@@ -1,23 +1,23 @@
 /** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { type Config, stringifyConfig } from '../config/config.js'
-import { type Cursor, createCursor, readProblems } from '../data/problems.js'
-import {
-  checkTokenizerFits,
-  createTemplate,
-  type EncodeContext,
-  fitContext,
-  fitModel,
-  loadTokenizer,
-  stopTokenIdsFor,
-} from '../data/prompts.js'
-import type { Device, LoadPolicy, Policy, PolicyOptions } from '../model/engine.js'
+import { writeWhole } from '../base/files.js'
+import { truncateJsonLines } from '../base/jsonl.js'
+import { type Config, requireField, trainingOptions } from '../config/config.js'
+import { stringifyConfig } from '../config/load.js'
+import { type Cursor, createCursor } from '../data/cursor.js'
+import { readProblems } from '../data/problems.js'
+import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
-import { loadVerifier, type Verifier } from '../reward/verifier.js'
+import type { LoadPolicy, Policy } from '../model/policy.js'
+import { stopTokenIdsFor } from '../model/template.js'
+import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
+import { loadVerifier } from '../reward/load.js'
+import type { Verifier } from '../reward/verifier.js'
 import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import { clearRun, createRunDir, lockRun, truncateJsonLines, writeWhole } from './run.js'
+import { clearRun, createRunDir, lockRun } from './run.js'
 
 export interface OpenOptions {
   /** Go on from the newest checkpoint in config.run.output. */
@@ -66,7 +66,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const modelDir = await resolveModel(model.dir, hub)
   const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const template = createTemplate(config.data.template, modelDir)
+  const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
@@ -122,39 +122,5 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     await policy?.dispose()
     unlock()
     throw error
-  }
-}
-
-/** Loads a model with the engine, or with the given loader. threads: 0 leaves the engine's default. */
-export async function openPolicy(
-  dir: string,
-  options: PolicyOptions,
-  threads: number,
-  loadPolicy?: LoadPolicy,
-): Promise<Policy> {
-  if (loadPolicy) return loadPolicy(dir, options)
-  // Loaded only now, so that everything else works without libtorch.
-  const engine = await import('../model/engine.js')
-  await engine.setEngineThreads(threads)
-  return engine.loadPolicy(dir, options)
-}
-
-export function requireField(name: string, value: string, help: string): void {
-  if (!value) throw new RapoError('ERR_RAPO_CONFIG', `${name} is missing: ${help}`)
-}
-
-/** What the engine is told of a run. */
-export function trainingOptions(
-  { model, optimizer, objective }: Config,
-  referenceDir: string,
-): PolicyOptions {
-  const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
-  return {
-    dtype: model.dtype,
-    device: model.device as Device,
-    ...(objective.penalty !== 'none' && { referenceDir }),
-    adamw: { beta1, beta2, eps, weightDecay },
-    maxGradNorm,
-    recompute,
   }
 }

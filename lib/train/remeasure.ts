@@ -2,12 +2,11 @@
  * What a batch of rollouts needs beside the sampler's own log-probs: those, and the entropies, of the policy that is about
  * to be trained on it. One forward pass more, and only for the options that ask for it.
  */
-
 import type { Config } from '../config/config.js'
 import { importanceWeights, offPolicyMask } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
 import { packBatch, type TrainSequence, trainedLength } from '../model/batch.js'
-import type { Policy } from '../model/engine.js'
+import type { Policy } from '../model/policy.js'
 import type { Remeasured as Metrics } from './metrics.js'
 
 export interface Remeasured {

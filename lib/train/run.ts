@@ -1,22 +1,8 @@
 /** A run's directory: who may write to it, its JSON Lines files, and what a resumed run finds there (docs/files.md). */
-import {
-  accessSync,
-  appendFileSync,
-  closeSync,
-  constants,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { asIoError, ioGuard } from '../base/files.js'
 
 const locks = { train: 'run.lock', eval: 'eval.lock' } as const
 /** Lock files of this process. */
@@ -117,96 +103,4 @@ function isAlive(pid: number): boolean {
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
-}
-
-/** Appends objects as lines. Throws ERR_RAPO_IO. */
-export function appendJsonLines(file: string, values: readonly object[]): void {
-  const text = [...toJsonLines(values)].join('')
-  ioGuard(`cannot write ${file}`, () => appendFileSync(file, text))
-}
-
-/** Drops the lines of later steps, and a last line that a killed process left half-written. */
-export function truncateJsonLines(file: string, lastStep: number): void {
-  if (!existsSync(file)) return
-  writeWhole(file, linesUpTo(lastStep, readFileSync(file)))
-}
-
-function* linesUpTo(lastStep: number, content: Buffer): Iterable<string> {
-  for (let start = 0, end: number; start < content.length; start = end + 1) {
-    end = content.indexOf(0x0a, start)
-    if (end < 0) end = content.length
-    const line = content.toString('utf8', start, end)
-    if (stepOf(line) <= lastStep) yield `${line}\n`
-  }
-}
-
-function stepOf(line: string): number {
-  try {
-    return (JSON.parse(line) as { step: number }).step
-  } catch {
-    return Number.NaN
-  }
-}
-
-/** Objects as lines, one at a time: together they may be longer than a text can be. */
-export function* toJsonLines(values: Iterable<object>): Iterable<string> {
-  for (const value of values) yield `${JSON.stringify(value)}\n`
-}
-
-/**
- * Writes a file, one part after the other, so that whatever happens it holds either the old content or the new; through
- * links, and straight into what is no file (a pipe, a device). Throws ERR_RAPO_IO.
- */
-export function writeWhole(file: string, content: string | Iterable<string>): void {
-  const parts = typeof content === 'string' ? [content] : content
-  ioGuard(`cannot write ${file}`, () => {
-    const found = statSync(file, { throwIfNoEntry: false })
-    if (found && !found.isFile()) {
-      writeParts(file, parts)
-      return
-    }
-    const target = found ? realpathSync(file) : file
-    const temporary = `${target}.tmp`
-    try {
-      writeParts(temporary, parts, fsyncSync)
-      renameSync(temporary, target)
-    } catch (error) {
-      rmSync(temporary, { force: true })
-      throw error
-    }
-  })
-}
-
-function writeParts(file: string, parts: Iterable<string>, sync = (_descriptor: number) => {}): void {
-  const descriptor = openSync(file, 'w')
-  try {
-    for (const part of parts) writeFileSync(descriptor, part)
-    sync(descriptor)
-  } finally {
-    closeSync(descriptor)
-  }
-}
-
-/** Throws ERR_RAPO_IO where writeWhole could not write a file: before the work whose result it is to hold. */
-export function checkWritable(file: string): void {
-  ioGuard(`cannot write ${file}`, () => {
-    const found = statSync(file, { throwIfNoEntry: false })
-    if (found?.isDirectory()) throw new Error('it is a directory')
-    accessSync(found && !found.isFile() ? file : path.dirname(file), constants.W_OK)
-  })
-}
-
-function ioGuard(what: string, body: () => void): void {
-  try {
-    body()
-  } catch (error) {
-    if (error instanceof RapoError) throw error
-    throw asIoError(what, error)
-  }
-}
-
-export function asIoError(what: string, error: unknown): RapoError {
-  const isFull = (error as NodeJS.ErrnoException).code === 'ENOSPC'
-  const why = isFull ? 'the disk is full' : (error as Error).message
-  return new RapoError('ERR_RAPO_IO', `${what}: ${why}`, { cause: error })
 }

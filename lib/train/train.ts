@@ -1,17 +1,18 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
-
+import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
-import { type Config, kernelObjective } from '../config/config.js'
+import type { Config } from '../config/config.js'
+import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
 import { groupAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
+import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
-import type { Policy, StepResult } from '../model/engine.js'
+import type { Policy, StepResult } from '../model/policy.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, score } from '../rollout/rollout.js'
 import { type TrainerState, writeCheckpoint } from './checkpoint.js'
-import { addMetrics, emptyMetrics, type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
+import { type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
-import { appendJsonLines } from './run.js'
 
 /** Hooks into train, beside what opening a run takes. */
 export interface TrainOptions extends OpenOptions {

@@ -84,7 +84,7 @@ struct Policy::Impl {
 
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
-                           const std::vector<double>& sequence_ratios, const Control& control);
+                           const std::vector<double>& sequence_ratios, Control& control);
   std::vector<double> sequence_ratios(const MicroBatch& batch, double temperature, Control& control);
   LogprobRows logprobs(const MicroBatch& batch, double temperature, Control& control);
 };
@@ -92,7 +92,8 @@ struct Policy::Impl {
 Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Policy::~Policy() = default;
 
-std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options) {
+std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options,
+                                     const Control& control) {
   return translated("loading a model", [&] {
     const at::Device device = device::open(options.device);
     if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
@@ -101,13 +102,13 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     auto impl = std::make_unique<Impl>();
     impl->options = options;
     const ops::Backend& backend = ops::backend_of(options.backend, device);
-    impl->policy = std::make_unique<Model>(dir, options.dtype, device, backend);
+    impl->policy = std::make_unique<Model>(dir, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
       if (options.dtype != DType::kFloat32) {
         master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
-        read_weights(impl->policy->checkpoint, layout, master);
+        read_weights(impl->policy->checkpoint, layout, master, control);
       }
       impl->grad = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
       impl->grads = layout.map(impl->grad);
@@ -116,7 +117,8 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Model>(options.reference_dir, options.dtype, device, backend);
+      impl->reference =
+          std::make_unique<Model>(options.reference_dir, options.dtype, device, backend, control);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -138,14 +140,14 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
   });
 }
 
-void Policy::initialize(const std::string& dir, std::uint64_t seed) {
+void Policy::initialize(const std::string& dir, std::uint64_t seed, const Control& control) {
   translated("initializing a model", [&] {
     const ModelConfig config = read_config(dir);
     const Layout layout(config);
-    auto flat = random_weights(config, layout, seed);
+    auto flat = random_weights(config, layout, seed, control);
     const bool bf16 = config.dtype == "bfloat16";
     if (bf16) flat = flat.to(at::kBFloat16);
-    write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}});
+    write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
     write_text_file(dir + "/config.json", config_text(config, bf16 ? "bfloat16" : "float32"));
   });
 }
@@ -238,12 +240,10 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
 
 Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch,
                                        const Objective& objective, const std::vector<double>& sequence_ratios,
-                                       const Control& control) {
+                                       Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
-  static const Control never;  // once gradients have changed, stopping would spoil them
-  const Control& stop = grad_broken ? never : control;
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, stop, keep),
+    return ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control, keep),
                              chunk.positions.data(), rows);
   };
   at::Tensor ref_hidden;
@@ -255,7 +255,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   TrunkActivations kept;
   kept.inputs_only = options.recompute;
   const auto hidden = hidden_rows(*policy, &kept);
-  stop.check();
+  control.check();
 
   const auto take = [&](const auto& values) {
     std::decay_t<decltype(values)> taken;
@@ -276,13 +276,13 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   head.batch.row_names = chunk.rows.data();
   head.batch.sequence_log_ratios = ratios.empty() ? nullptr : ratios.data();
 
-  grad_broken = true;  // until the last chunk is through
+  grad_broken = control.committed = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
   const Metrics metrics = fused_head_loss(ops(), head, policy->ready().head, ref_head, objective, head_rows(),
-                                          dhidden, grads.head);
+                                          control, dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
   policy->net.backward(policy->weights, policy->ready(), grads, chunk.input, kept,
-                       ops().spread_rows(dhidden, chunk.positions, tokens));
+                       ops().spread_rows(dhidden, chunk.positions, tokens), control);
   return metrics;
 }
 
@@ -290,12 +290,13 @@ Metrics Policy::accumulate(const MicroBatch& batch, const Objective& objective, 
   return translated("accumulating gradients", [&] { return impl_->accumulate(batch, objective, control); });
 }
 
-StepResult Policy::step(double learning_rate) {
+StepResult Policy::step(double learning_rate, Control& control) {
   return translated("stepping", [&] {
     impl_->need_trainable("step()");
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
-    const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate);
+    control.committed = true;
+    const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate, control);
     impl_->policy->changed();
     impl_->grad.zero_();
     return result;
@@ -310,15 +311,16 @@ void Policy::zero_grad() {
   });
 }
 
-void Policy::save_gradients(const std::string& file) const {
+void Policy::save_gradients(const std::string& file, const Control& control) const {
   translated("saving gradients", [&] {
     impl_->need_trainable("saveGradients()");
     const auto grad = impl_->grad.to(at::kCPU);
-    write_safetensors(file, impl_->policy->net.layout().stored(grad), {});
+    write_safetensors(file, impl_->policy->net.layout().stored(grad), {}, control);
   });
 }
 
-void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const {
+void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes,
+                  const Control& control) const {
   translated("saving a model", [&] {
     if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
     if (max_shard_bytes < 1)
@@ -332,29 +334,30 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     const auto type = scalar_type(dtype);
     const auto stored = net.layout().stored(flat);
     if (flat.scalar_type() == type) {
-      write_model(dir, stored, max_shard_bytes);
+      write_model(dir, stored, max_shard_bytes, control);
     } else {  // each tensor is converted when it is written
-      write_model(dir, stored, max_shard_bytes, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
-        std::int64_t count = 1;
-        for (const auto size : tensor.shape) count *= size;
-        auto converted = std::make_shared<at::Tensor>(
-            at::from_blob(const_cast<std::byte*>(tensor.data), {count}, at::TensorOptions(flat.scalar_type()))
-                .to(type));
-        return std::shared_ptr<const void>(converted, converted->data_ptr());
-      });
+      write_model(
+          dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
+            std::int64_t count = 1;
+            for (const auto size : tensor.shape) count *= size;
+            auto converted =
+                std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                                           at::TensorOptions(flat.scalar_type()))
+                                                 .to(type));
+            return std::shared_ptr<const void>(converted, converted->data_ptr());
+          });
     }
     write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
   });
 }
 
 void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
-                         const std::string& file) {
+                         const std::string& file, const Control& control) {
   translated("computing logits", [&] {
     check_sequences(sequences, impl_->config(), "sequences");
     check_positions(sequences, row_positions);
     auto& model = *impl_->policy;
     const auto input = plain_input(sequences, 0, sequences.offsets.size() - 1);
-    const Control control;
     const auto rows = static_cast<std::int64_t>(row_positions.size());
     const auto& ops = impl_->ops();
     const auto hidden = ops.gather_rows(model.net.forward(model.weights, model.ready(), input, control),
@@ -366,21 +369,21 @@ void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::i
     tensor.shape = {rows, impl_->config().vocab_size};
     tensor.data = static_cast<const std::byte*>(logits.data_ptr());
     tensor.bytes = logits.nbytes();
-    write_safetensors(file, {tensor}, {});
+    write_safetensors(file, {tensor}, {}, control);
   });
 }
 
-void Policy::save_state(const std::string& file) const {
+void Policy::save_state(const std::string& file, const Control& control) const {
   translated("saving the optimizer's state", [&] {
     impl_->need_trainable("saveState()");
-    impl_->optimizer->save(file);
+    impl_->optimizer->save(file, control);
   });
 }
 
-void Policy::load_state(const std::string& file) {
+void Policy::load_state(const std::string& file, const Control& control) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
-    impl_->optimizer->load(file);
+    impl_->optimizer->load(file, control);
     impl_->policy->changed();
   });
 }

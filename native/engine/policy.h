@@ -17,12 +17,13 @@ namespace rapo {
 class Policy {
  public:
   /// Loads config.json and model.safetensors (or its sharded form). Errors name the file and the tensor or
-  /// field.
-  static std::unique_ptr<Policy> load(const std::string& dir, const PolicyOptions& options);
+  /// field. control: looked at between tensors, as in the other calls that read or write files.
+  static std::unique_ptr<Policy> load(const std::string& dir, const PolicyOptions& options,
+                                      const Control& control);
 
   /// Writes a Hugging Face directory with random weights (normal, 0.02; norms 1; biases 0) for the
   /// config.json in it.
-  static void initialize(const std::string& dir, std::uint64_t seed);
+  static void initialize(const std::string& dir, std::uint64_t seed, const Control& control);
 
   ~Policy();
 
@@ -37,33 +38,34 @@ class Policy {
                        const std::vector<std::int32_t>& token_ids, double temperature, Control& control);
 
   /// Forward passes of policy and reference, the head fused with the objective, and the backward pass. The
-  /// gradients are added to those accumulated before.
+  /// gradients are added to those accumulated before. control: an abort after the gradients have begun to
+  /// change comes too late.
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
 
   /// Clips the norm of the accumulated gradient, takes one AdamW step on the float32 masters and sets the
   /// gradient to zero.
-  StepResult step(double learning_rate);
+  StepResult step(double learning_rate, Control& control);
 
   /// Drops the accumulated gradients.
   void zero_grad();
 
   /// The accumulated gradients by the weights' names, float32, as a safetensors file; for tests and
   /// debugging.
-  void save_gradients(const std::string& file) const;
+  void save_gradients(const std::string& file, const Control& control) const;
 
   /// Writes the weights and config.json as loaded, which is everything that transformers needs except for the
   /// tokenizer's files. dir must exist. A model larger than max_shard_bytes is written in shards with an
   /// index; files of an earlier save that are not overwritten are removed. dtype: float32 (the masters of a
   /// bfloat16 policy, where it has them) or bfloat16.
-  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes) const;
+  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const Control& control) const;
 
   /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
   void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
-                   const std::string& file);
+                   const std::string& file, const Control& control);
 
   /// Masters, moments and step count for an exact resume, as one safetensors file.
-  void save_state(const std::string& file) const;
-  void load_state(const std::string& file);
+  void save_state(const std::string& file, const Control& control) const;
+  void load_state(const std::string& file, const Control& control);
 
  private:
   struct Impl;

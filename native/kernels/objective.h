@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "host_device.h"
+#include "row_arrays.h"
 
 namespace rapo {
 
@@ -57,12 +58,9 @@ struct Batch {
   const void* ref_logits = nullptr;  // (N, V) of the reference, same dtype; null without a penalty
   std::int64_t logits_stride = 0;    // elements between rows; >= V
   std::int64_t ref_stride = 0;
-  const std::int32_t* token_ids = nullptr;  // (N) in [0, V)
-  const float* token_weights = nullptr;     // (N) n_t: mask x aggregation weight, over the whole batch
-  const float* advantages = nullptr;        // (N) A
-  const float* ref_weights = nullptr;       // (N) phi in [0, 1]; null: 1
-  const float* old_logprobs = nullptr;      // (N) o_t <= 0; null: the policy's own, i.e. ratio 1
-  const float* policy_weights = nullptr;    // (N) >= 0, what g_t is multiplied with; null: 1
+#define RAPO_MEMBER(name, type, ...) const type* name = nullptr;
+  RAPO_ROW_ARRAYS(RAPO_MEMBER)
+#undef RAPO_MEMBER
   // gspo alone, one of the two: where each sequence's rows begin and end, or the log-ratios made from them.
   std::int64_t sequences = 0;                      // B
   const std::int32_t* sequence_offsets = nullptr;  // (B + 1) ascending from 0 to N
@@ -79,12 +77,9 @@ struct Outputs {
   void* grad_logits = nullptr;  // (N, V) d loss / d logits; may be the policy's logits themselves (in place)
   DType grad_dtype = DType::kFloat32;
   std::int64_t grad_stride = 0;
-  float* logprobs = nullptr;        // (N) log p[a]; masked rows get 0 here and below
-  float* ref_logprobs = nullptr;    // (N) q[a], after reweighting
-  float* kl = nullptr;              // (N) D_t
-  float* entropy = nullptr;         // (N) H_t
-  float* ratio = nullptr;           // (N) rho_t; gspo: the sequence's
-  std::uint8_t* clipped = nullptr;  // (N) 0 no, 1 cut off at the lower bound, 2 at the upper
+#define RAPO_MEMBER(name, type, ...) type* name = nullptr;
+  RAPO_ROW_OUTPUTS(RAPO_MEMBER)
+#undef RAPO_MEMBER
 };
 
 /// Sums over the unmasked rows, so that the metrics of any split of a batch add up; min and max combine as

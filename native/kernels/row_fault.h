@@ -10,34 +10,43 @@
 
 namespace rapo {
 
+/// Named as the array whose entry is out of its range.
 enum class RowFault : std::uint8_t {
   kNone,
-  kTokenWeight,
-  kTokenId,
-  kAdvantage,
-  kOldLogprob,
-  kPolicyWeight,
-  kRefWeight,
-  kReweighted,  // a ref weight other than 1 where the penalty takes the reference as it is
+#define RAPO_FAULT(name, ...) name,
+  RAPO_ROW_ARRAYS(RAPO_FAULT)
+#undef RAPO_FAULT
+      kReweighted,  // a ref weight other than 1 where the penalty takes the reference as it is
 };
 
-/// The first one in the order above. In a masked row only the token weight is looked at.
+RAPO_HOST_DEVICE inline bool in_range(RowRange range, double x, std::int64_t vocab_size) {
+  switch (range) {
+    case RowRange::kTokenId:
+      return x >= 0 && x < static_cast<double>(vocab_size);
+    case RowRange::kFinite:
+      return std::isfinite(x);
+    case RowRange::kNotNegative:
+      return std::isfinite(x) && x >= 0;
+    case RowRange::kUnit:
+      return x >= 0 && x <= 1;
+  }
+  return false;
+}
+
+/// The first one in the order of RAPO_ROW_ARRAYS, but the token weight's before any. In a masked row that one
+/// alone is looked at.
 RAPO_HOST_DEVICE inline RowFault row_fault(const Batch& batch, const Objective& objective, std::int64_t i) {
   const float n = batch.token_weights[i];
-  if (!std::isfinite(n)) return RowFault::kTokenWeight;
+  if (!std::isfinite(n)) return RowFault::token_weights;
   if (n == 0) return RowFault::kNone;
-  if (batch.token_ids[i] < 0 || batch.token_ids[i] >= batch.vocab_size) return RowFault::kTokenId;
-  if (!std::isfinite(batch.advantages[i])) return RowFault::kAdvantage;
-  if (batch.old_logprobs && !std::isfinite(batch.old_logprobs[i])) return RowFault::kOldLogprob;
-  if (batch.policy_weights && !(batch.policy_weights[i] >= 0 && std::isfinite(batch.policy_weights[i]))) {
-    return RowFault::kPolicyWeight;
+#define RAPO_CHECK(name, type, js, required, range, ...)                           \
+  if (batch.name && !in_range(RowRange::range, batch.name[i], batch.vocab_size)) { \
+    return RowFault::name;                                                         \
   }
-  if (!batch.ref_weights) return RowFault::kNone;
-  const float phi = batch.ref_weights[i];
-  if (!(phi >= 0 && phi <= 1)) return RowFault::kRefWeight;
-  if (phi != 1 && (objective.penalty == Penalty::kNone || is_reverse(objective.penalty))) {
-    return RowFault::kReweighted;
-  }
+  RAPO_ROW_ARRAYS(RAPO_CHECK)
+#undef RAPO_CHECK
+  const bool as_it_is = objective.penalty == Penalty::kNone || is_reverse(objective.penalty);
+  if (as_it_is && batch.ref_weights && batch.ref_weights[i] != 1) return RowFault::kReweighted;
   return RowFault::kNone;
 }
 

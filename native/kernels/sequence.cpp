@@ -24,7 +24,8 @@ void check_offsets(const Batch& batch) {
   }
 }
 
-void check_uniform(const char* field, const float* values, std::int64_t row, std::int64_t first) {
+template <class T>
+void check_uniform(const char* field, const T* values, std::int64_t row, std::int64_t first) {
   if (same_entry(values, row, first)) return;
   invalid(std::string(field) + "[" + std::to_string(row) + "] is " + std::to_string(values[row]) + " and [" +
           std::to_string(first) + "] is " + std::to_string(values[first]) +
@@ -41,9 +42,10 @@ std::vector<double> sequence_log_ratios(const Batch& batch, const std::vector<do
     const std::int64_t first = first_unmasked(batch, begin, end);
     for (std::int64_t i = first; i < end; ++i) {
       if (batch.token_weights[i] == 0) continue;
-      check_uniform("tokenWeights", batch.token_weights, i, first);
-      check_uniform("advantages", batch.advantages, i, first);
-      check_uniform("policyWeights", batch.policy_weights, i, first);
+#define RAPO_ALIKE(name, type, js, required, range, alike) \
+  if (alike) check_uniform(js, batch.name, i, first);
+      RAPO_ROW_ARRAYS(RAPO_ALIKE)
+#undef RAPO_ALIKE
     }
     const double mean = mean_log_ratio(batch, logprobs.data(), begin, end);
     for (std::int64_t i = first; i < end; ++i) {

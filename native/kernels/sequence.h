@@ -9,8 +9,19 @@
 
 namespace rapo {
 
-RAPO_HOST_DEVICE inline bool same_entry(const float* values, std::int64_t a, std::int64_t b) {
+template <class T>
+RAPO_HOST_DEVICE bool same_entry(const T* values, std::int64_t a, std::int64_t b) {
   return !values || values[a] == values[b];
+}
+
+/// Whether two rows agree in what gspo needs one value of for all rows of a sequence.
+RAPO_HOST_DEVICE inline bool alike(const Batch& batch, std::int64_t a, std::int64_t b) {
+  bool same = true;
+#define RAPO_ALIKE(name, type, js, required, range, alike) \
+  if (alike) same = same && same_entry(batch.name, a, b);
+  RAPO_ROW_ARRAYS(RAPO_ALIKE)
+#undef RAPO_ALIKE
+  return same;
 }
 
 /// end where all rows are masked.

@@ -1,6 +1,7 @@
 #include "validate.h"
 
 #include <cmath>
+#include <cstring>
 #include <sstream>
 #include <string>
 
@@ -49,16 +50,6 @@ void check_temperature(double temperature) {
     invalid("temperature is ", temperature, ", expected in [1e-6, 1e6]");
 }
 
-bool overlap(const void* a, std::int64_t a_bytes, const void* b, std::int64_t b_bytes) {
-  const auto x = reinterpret_cast<std::uintptr_t>(a), y = reinterpret_cast<std::uintptr_t>(b);
-  return a && b && x < y + static_cast<std::uintptr_t>(b_bytes) &&
-         y < x + static_cast<std::uintptr_t>(a_bytes);
-}
-
-std::int64_t extent(std::int64_t rows, std::int64_t vocab_size, std::int64_t stride, DType dtype) {
-  return rows == 0 ? 0 : ((rows - 1) * stride + vocab_size) * static_cast<std::int64_t>(dtype_size(dtype));
-}
-
 void check_gradient(const Batch& batch, const Outputs& outputs) {
   if (!outputs.grad_logits) return;
   check_matrix("gradLogits", outputs.grad_logits, batch.rows, batch.vocab_size, outputs.grad_stride);
@@ -66,18 +57,10 @@ void check_gradient(const Batch& batch, const Outputs& outputs) {
     invalid("gradDtype is ", dtype_name(outputs.grad_dtype), ", expected ", dtype_name(batch.dtype),
             " or float32");
   }
-  const auto bytes = extent(batch.rows, batch.vocab_size, outputs.grad_stride, outputs.grad_dtype);
   if (outputs.grad_logits == batch.logits) {
     if (outputs.grad_dtype != batch.dtype) invalid("a gradient in place must have the logits' dtype");
     if (outputs.grad_stride != batch.logits_stride)
       invalid("a gradient in place must have the logits' row stride");
-  } else if (overlap(outputs.grad_logits, bytes, batch.logits,
-                     extent(batch.rows, batch.vocab_size, batch.logits_stride, batch.dtype))) {
-    invalid("gradLogits overlaps logits without being the same array");
-  }
-  if (overlap(outputs.grad_logits, bytes, batch.ref_logits,
-              extent(batch.rows, batch.vocab_size, batch.ref_stride, batch.dtype))) {
-    invalid("gradLogits overlaps refLogits");
   }
 }
 
@@ -85,6 +68,17 @@ void check_rows(const Batch& batch, const Objective& objective) {
   for (std::int64_t i = 0; i < batch.rows; ++i) {
     const auto fault = row_fault(batch, objective, i);
     if (fault != RowFault::kNone) throw_row_fault(fault, batch, objective, i, batch.name_of(i));
+  }
+}
+
+const char* expected(RowRange range) {
+  switch (range) {
+    case RowRange::kNotNegative:
+      return "expected a finite number >= 0";
+    case RowRange::kUnit:
+      return "expected in [0, 1]";
+    default:
+      return "expected a finite number";
   }
 }
 
@@ -131,33 +125,84 @@ void validate_objective(const Objective& o) {
 
 void throw_row_fault(RowFault fault, const Batch& batch, const Objective& objective, std::int64_t row,
                      std::int64_t name) {
-  switch (fault) {
-    case RowFault::kNone:
-      break;
-    case RowFault::kTokenWeight:
-      invalid("tokenWeights[", name, "] is ", batch.token_weights[row], ", expected a finite number");
-    case RowFault::kTokenId:
-      invalid_token_id(batch.token_ids[row], name, batch.vocab_size);
-    case RowFault::kAdvantage:
-      invalid("advantages[", name, "] is ", batch.advantages[row], ", expected a finite number");
-    case RowFault::kOldLogprob:
-      invalid("oldLogprobs[", name, "] is ", batch.old_logprobs[row], ", expected a finite number");
-    case RowFault::kPolicyWeight:
-      invalid("policyWeights[", name, "] is ", batch.policy_weights[row], ", expected a finite number >= 0");
-    case RowFault::kRefWeight:
-      invalid("refWeights[", name, "] is ", batch.ref_weights[row], ", expected in [0, 1]");
-    case RowFault::kReweighted:
-      invalid("refWeights[", name, "] is ", batch.ref_weights[row], ", but the penalty ",
-              penalty_name(objective.penalty),
-              objective.penalty == Penalty::kNone ? " has no reference to reweight"
-                                                  : " is defined for the reference as it is",
-              ": leave refWeights out or make them 1");
+  if (fault == RowFault::token_ids) invalid_token_id(batch.token_ids[row], name, batch.vocab_size);
+#define RAPO_THROW(array, type, js, required, range, ...)                              \
+  if (fault == RowFault::array) {                                                      \
+    invalid(js "[", name, "] is ", batch.array[row], ", ", expected(RowRange::range)); \
   }
-  throw Error(ErrorCode::kInvalidArgument, "row " + std::to_string(name) + " is refused");
+  RAPO_ROW_ARRAYS(RAPO_THROW)
+#undef RAPO_THROW
+  invalid("refWeights[", name, "] is ", batch.ref_weights[row], ", but the penalty ",
+          penalty_name(objective.penalty),
+          objective.penalty == Penalty::kNone ? " has no reference to reweight"
+                                              : " is defined for the reference as it is",
+          ": leave refWeights out or make them 1");
+}
+
+Extent Extent::matrix(const char* name, const void* data, std::int64_t rows, std::int64_t columns,
+                      std::int64_t stride, DType dtype, bool written, const char* in_place_of) {
+  const auto size = static_cast<std::int64_t>(dtype_size(dtype));
+  const std::int64_t bytes = rows == 0 ? 0 : ((rows - 1) * stride + columns) * size;
+  return {name, data, bytes, written, in_place_of, columns * size, stride * size};
+}
+
+namespace {
+
+bool overlap(const Extent& a, const Extent& b) {
+  if (!a.data || !b.data || a.bytes == 0 || b.bytes == 0) return false;
+  const auto x = reinterpret_cast<std::uintptr_t>(a.data), y = reinterpret_cast<std::uintptr_t>(b.data);
+  if (x >= y + static_cast<std::uintptr_t>(b.bytes) || y >= x + static_cast<std::uintptr_t>(a.bytes))
+    return false;
+  if (a.step == 0 || a.step != b.step) return true;
+  // Columns of one matrix may lie beside each other.
+  const auto step = static_cast<std::uintptr_t>(a.step);
+  const auto from_a = static_cast<std::int64_t>((y % step + step - x % step) % step);
+  return from_a < a.row_bytes || from_a + b.row_bytes > a.step;
+}
+
+}  // namespace
+
+void check_overlaps(const std::vector<Extent>& extents) {
+  for (const Extent& written : extents) {
+    for (const Extent& other : extents) {
+      if (!written.written || &other == &written || !overlap(written, other)) continue;
+      const bool may = written.in_place_of && std::strcmp(written.in_place_of, other.name) == 0;
+      if (!may) invalid(written.name, " overlaps ", other.name);
+      if (written.data != other.data) {
+        invalid(written.name, " overlaps ", other.name, " without being the same array");
+      }
+    }
+  }
+}
+
+std::vector<Extent> extents_of(const Batch& batch, const Outputs& outputs) {
+  const auto n = batch.rows, v = batch.vocab_size;
+  std::vector<Extent> extents = {
+      Extent::matrix("gradLogits", outputs.grad_logits, n, v, outputs.grad_stride, outputs.grad_dtype, true,
+                     "logits"),
+      Extent::matrix("logits", batch.logits, n, v, batch.logits_stride, batch.dtype),
+      Extent::matrix("refLogits", batch.ref_logits, n, v, batch.ref_stride, batch.dtype),
+      {"sequenceOffsets", batch.sequence_offsets, (batch.sequences + 1) * std::int64_t{sizeof(std::int32_t)}},
+      {"sequenceLogRatios", batch.sequence_log_ratios, n * std::int64_t{sizeof(double)}},
+  };
+  extend_by_rows(extents, batch, outputs);
+  return extents;
+}
+
+void extend_by_rows(std::vector<Extent>& extents, const Batch& batch, const Outputs& outputs) {
+#define RAPO_INPUT(name, type, js, ...) \
+  extents.push_back({js, batch.name, batch.rows * std::int64_t{sizeof(type)}});
+#define RAPO_OUTPUT(name, type, js) \
+  extents.push_back({js, outputs.name, batch.rows * std::int64_t{sizeof(type)}, true});
+  RAPO_ROW_ARRAYS(RAPO_INPUT)
+  RAPO_ROW_OUTPUTS(RAPO_OUTPUT)
+#undef RAPO_INPUT
+#undef RAPO_OUTPUT
 }
 
 void validate_loss(const Batch& batch, const Objective& objective, const Outputs& outputs, bool oracle) {
   validate_loss_shape(batch, objective, outputs, oracle);
+  check_overlaps(extents_of(batch, outputs));
   check_rows(batch, objective);
 }
 
@@ -166,9 +211,10 @@ void validate_loss_shape(const Batch& batch, const Objective& objective, const O
   validate_objective(objective);
   check_shape(batch.rows, batch.vocab_size, batch.dtype, oracle);
   check_matrix("logits", batch.logits, batch.rows, batch.vocab_size, batch.logits_stride);
-  check_array("tokenIds", batch.token_ids, batch.rows);
-  check_array("tokenWeights", batch.token_weights, batch.rows);
-  check_array("advantages", batch.advantages, batch.rows);
+#define RAPO_PRESENT(name, type, js, required, ...) \
+  if (required) check_array(js, batch.name, batch.rows);
+  RAPO_ROW_ARRAYS(RAPO_PRESENT)
+#undef RAPO_PRESENT
   if (objective.penalty != Penalty::kNone) {
     if (!batch.ref_logits && batch.rows > 0) {
       invalid("refLogits is missing, and the penalty ", penalty_name(objective.penalty), " needs them");
@@ -196,9 +242,20 @@ void validate_gather_shape(const LogitRows& logits, const std::int32_t* token_id
   if (outputs.logprobs) check_array("tokenIds", token_ids, logits.rows);
 }
 
+std::vector<Extent> extents_of(const LogitRows& logits, const std::int32_t* token_ids,
+                               const GatherOutputs& outputs) {
+  const auto bytes = logits.rows * std::int64_t{sizeof(float)};
+  return {Extent::matrix("logits", logits.data, logits.rows, logits.vocab_size, logits.stride, logits.dtype),
+          {"tokenIds", token_ids, bytes},
+          {"logprobs", outputs.logprobs, bytes, true},
+          {"entropy", outputs.entropy, bytes, true},
+          {"logSumExp", outputs.log_sum_exp, bytes, true}};
+}
+
 void validate_gather(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
                      const GatherOutputs& outputs, bool oracle) {
   validate_gather_shape(logits, token_ids, temperature, outputs, oracle);
+  check_overlaps(extents_of(logits, token_ids, outputs));
   if (!outputs.logprobs) return;
   for (std::int64_t i = 0; i < logits.rows; ++i)
     check_token_id(token_ids[i], logits.name_of(i), logits.vocab_size);

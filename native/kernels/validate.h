@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "loss.h"
 #include "row_fault.h"
@@ -17,6 +18,27 @@ void validate_gather(const LogitRows& logits, const std::int32_t* token_ids, dou
 void validate_loss_shape(const Batch& batch, const Objective& objective, const Outputs& outputs, bool oracle);
 void validate_gather_shape(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
                            const GatherOutputs& outputs, bool oracle);
+
+/// An array of a call and where it lies; null: it was left out.
+struct Extent {
+  const char* name;
+  const void* data;
+  std::int64_t bytes;  // from its first one to its last
+  bool written = false;
+  const char* in_place_of = nullptr;     // the one array whose place this one may take
+  std::int64_t row_bytes = 0, step = 0;  // of a matrix: a row's, and from row to row
+
+  static Extent matrix(const char* name, const void* data, std::int64_t rows, std::int64_t columns,
+                       std::int64_t stride, DType dtype, bool written = false,
+                       const char* in_place_of = nullptr);
+};
+std::vector<Extent> extents_of(const Batch& batch, const Outputs& outputs);
+std::vector<Extent> extents_of(const LogitRows& logits, const std::int32_t* token_ids,
+                               const GatherOutputs& outputs);
+/// Adds the row arrays alone.
+void extend_by_rows(std::vector<Extent>& extents, const Batch& batch, const Outputs& outputs);
+/// Throws kInvalidArgument where a written array overlaps another one.
+void check_overlaps(const std::vector<Extent>& extents);
 
 /// Throws kInvalidArgument for a fault of the batch's row `row`, which the message calls `name`.
 [[noreturn]] void throw_row_fault(RowFault fault, const Batch& batch, const Objective& objective,

@@ -1,10 +1,10 @@
 /** Where a run's metrics go besides metrics.jsonl: the configuration's group observe (docs/observe.md). */
 import path from 'node:path'
 import { RapoError } from '../../base/errors.js'
+import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
 import type { Config } from '../../config/config.js'
 import type { StepMetrics } from '../metrics.js'
-import { checkWritable } from '../run.js'
 import { writePrometheus } from './prometheus.js'
 import { openTensorBoard } from './tensorboard.js'
 

@@ -1,6 +1,6 @@
 /** The newest step as a file in Prometheus' text format, for the textfile collector of node-exporter. */
+import { writeWhole } from '../../base/files.js'
 import type { StepMetrics } from '../metrics.js'
-import { writeWhole } from '../run.js'
 
 /**
  * Replaces the file at once, so that the collector, which reads *.prom, never sees a part of it.

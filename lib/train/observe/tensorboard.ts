@@ -6,7 +6,7 @@
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { asIoError } from '../run.js'
+import { asIoError } from '../../base/files.js'
 
 export interface TensorBoard {
   /** One point of each curve, with the time of the call. Throws ERR_RAPO_IO. */

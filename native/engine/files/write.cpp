@@ -59,7 +59,8 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
 using Convert = std::function<std::shared_ptr<const void>(const StoredTensor&)>;
 
 void write_file(const std::string& path, const std::vector<StoredTensor>& tensors,
-                const std::map<std::string, std::string>& metadata, const Convert& convert) {
+                const std::map<std::string, std::string>& metadata, const Control& control,
+                const Convert& convert) {
   std::string header = "{";
   if (!metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -89,6 +90,7 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
     write_all(fd, length, sizeof length, path);
     write_all(fd, header.data(), header.size(), path);
     for (const StoredTensor& tensor : tensors) {
+      control.check();
       const auto converted = convert ? convert(tensor) : nullptr;
       write_all(fd, converted ? converted.get() : tensor.data, tensor.bytes, path);
     }
@@ -118,12 +120,12 @@ void remove_stale(const std::string& dir, const std::set<std::string>& written) 
 }  // namespace
 
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
-  write_file(path, tensors, metadata, {});
+                       const std::map<std::string, std::string>& metadata, const Control& control) {
+  write_file(path, tensors, metadata, control, {});
 }
 
 void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
-                 const std::string& dtype, const Convert& convert) {
+                 const Control& control, const std::string& dtype, const Convert& convert) {
   std::vector<std::size_t> ends;  // of the shards
   std::uint64_t total = 0, shard = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -155,7 +157,7 @@ void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std:
       if (convert) tensor.dtype = dtype;
       map += (map.empty() ? "\n    " : ",\n    ") + quote_json(tensor.name) + ": " + quote_json(name);
     }
-    write_file(dir + "/" + name, part, {{"format", "pt"}}, convert);
+    write_file(dir + "/" + name, part, {{"format", "pt"}}, control, convert);
     written.insert(name);
     begin = ends[s];
   }

@@ -43,11 +43,12 @@ Batch batch_on_device(const Batch& host, const at::Tensor& x, std::vector<at::Te
 
 Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops::Linear& weight,
                         const ops::Linear& ref_weight, const Objective& objective, std::int64_t chunk_rows,
-                        at::Tensor& dhidden, at::Tensor& dweight) {
+                        const Control& control, at::Tensor& dhidden, at::Tensor& dweight) {
   Metrics total;
   std::vector<at::Tensor> held;
   const Batch batch = batch_on_device(rows.batch, rows.hidden, held);
   for (std::int64_t at = 0; at < rows.batch.rows; at += chunk_rows) {
+    control.check();
     const std::int64_t n = std::min(chunk_rows, rows.batch.rows - at);
     const auto hidden = rows.hidden.narrow(0, at, n);
     auto logits = ops.linear(hidden, weight, {});

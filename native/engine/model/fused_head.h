@@ -22,7 +22,7 @@ struct HeadRows {
 /// Loss and metrics of the rows; dhidden (N, C) is written and dweight (V, C, float32) added to.
 Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops::Linear& weight,
                         const ops::Linear& ref_weight, const Objective& objective, std::int64_t chunk_rows,
-                        at::Tensor& dhidden, at::Tensor& dweight);
+                        const Control& control, at::Tensor& dhidden, at::Tensor& dweight);
 
 /// log p(token_ids[i]) and entropy of every row, under softmax(logits / temperature). row_names (N): what
 /// errors call the rows.

@@ -22,7 +22,7 @@ Optimizer::Optimizer(const ops::Backend& ops, const Layout& layout, const AdamW&
   }
 }
 
-StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
+StepResult Optimizer::step(at::Tensor& grad, double learning_rate, const Control& control) {
   StepResult result;
   result.grad_norm = ops_.norm_of(grad);
   if (!std::isfinite(result.grad_norm)) {
@@ -32,7 +32,7 @@ StepResult Optimizer::step(at::Tensor& grad, double learning_rate) {
   ++steps_;
   const double scale = result.grad_norm > max_grad_norm_ ? max_grad_norm_ / result.grad_norm : 1;
   ops::AdamWBuffers buffers{master_, grad, m_, v_};
-  ops_.adamw(buffers, ranges_, {params_, learning_rate, scale, steps_});
+  ops_.adamw(buffers, ranges_, {params_, learning_rate, scale, steps_}, control);
   publish();
   return result;
 }
@@ -41,7 +41,7 @@ void Optimizer::publish() {
   if (weights_.scalar_type() != at::kFloat) ops_.round_weights(master_, weights_);
 }
 
-void Optimizer::save(const std::string& file) const {
+void Optimizer::save(const std::string& file, const Control& control) const {
   std::vector<StoredTensor> tensors;
   std::vector<at::Tensor> held;  // what tensors point into
   for (const auto& [prefix, flat] :
@@ -49,10 +49,10 @@ void Optimizer::save(const std::string& file) const {
     held.push_back(flat.to(at::kCPU));
     for (auto& tensor : layout_.stored(held.back(), prefix)) tensors.push_back(std::move(tensor));
   }
-  write_safetensors(file, tensors, {{"format", "rapo-state-1"}, {"steps", std::to_string(steps_)}});
+  write_safetensors(file, tensors, {{"format", "rapo-state-1"}, {"steps", std::to_string(steps_)}}, control);
 }
 
-void Optimizer::load(const std::string& file) {
+void Optimizer::load(const std::string& file, const Control& control) {
   const SafetensorsFile state(file);
   const auto fail = [&](const std::string& message) {
     throw Error(ErrorCode::kFormat, file + ": " + message);
@@ -81,7 +81,10 @@ void Optimizer::load(const std::string& file) {
     }
   }
   if (copies.size() != state.tensors().size()) fail("holds tensors that this model does not have");
-  for (const auto& [to, from] : copies) std::memcpy(to, from->data, from->bytes);
+  for (const auto& [to, from] : copies) {
+    control.check();
+    std::memcpy(to, from->data, from->bytes);
+  }
   std::size_t next = 0;
   for (at::Tensor* flat : {&master_, &m_, &v_}) {
     if (!flat->is_cpu()) flat->copy_(held[next]);

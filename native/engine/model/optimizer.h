@@ -17,13 +17,13 @@ class Optimizer {
             at::Tensor master, at::Tensor weights);
 
   /// grad (flat, float32) may be scaled. A norm that is not finite changes nothing.
-  StepResult step(at::Tensor& grad, double learning_rate);
+  StepResult step(at::Tensor& grad, double learning_rate, const Control& control);
 
   const at::Tensor& master() const { return master_; }
 
-  void save(const std::string& file) const;
+  void save(const std::string& file, const Control& control) const;
   /// All or nothing: a file that does not fit changes nothing.
-  void load(const std::string& file);
+  void load(const std::string& file, const Control& control);
 
  private:
   void publish();

@@ -182,10 +182,12 @@ at::Tensor Qwen2::forward(const ModelTensors& w, const ReadyWeights& ready, cons
 }
 
 void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
-                     const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden) {
+                     const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden,
+                     const Control& control) {
   auto dx = at::zeros_like(kept.x);
   ops_.rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.norm);
   for (std::size_t i = w.layers.size(); i-- > 0;) {
+    control.check();
     const LayerTensors& layer = w.layers[i];
     LayerTensors& grad = grads.layers[i];
     LayerActivations a = std::move(kept.layers[i]);

@@ -109,9 +109,11 @@ class Qwen2 {
                      const Control& control, TrunkActivations* keep = nullptr,
                      KeyValues* key_values = nullptr);
 
-  /// dhidden (R, C) -> gradients added to grads; activations are freed on the way.
+  /// dhidden (R, C) -> gradients added to grads; activations are freed on the way. Throws kAborted between
+  /// layers.
   void backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
-                const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden);
+                const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden,
+                const Control& control);
 
   /// Embedded tokens x (B, C), one of each sequence -> (B, C) after the final norm. attend: from and to a
   /// cache.

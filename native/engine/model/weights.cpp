@@ -58,8 +58,10 @@ Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const
   return checkpoint;
 }
 
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat) {
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
+                  const Control& control) {
   for (const Layout::Entry& entry : layout.entries()) {
+    control.check();
     const StoredTensor& from = checkpoint.tensors().at(entry.name);
     const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
     auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
@@ -72,10 +74,12 @@ void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor
   }
 }
 
-at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed) {
+at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed,
+                          const Control& control) {
   auto flat = at::zeros({layout.flat_size()}, at::kFloat);
   auto* data = flat.data_ptr<float>();
   for (std::size_t e = 0; e < layout.entries().size(); ++e) {
+    control.check();
     const Layout::Entry& entry = layout.entries()[e];
     const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
     ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
@@ -95,11 +99,12 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
   return flat;
 }
 
-Model::Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops)
+Model::Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops,
+             const Control& control)
     : net(read_config(dir), ops), checkpoint(open_weights(dir, net.config(), net.layout())) {
   flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
   weights = net.layout().map(flat);
-  read_weights(checkpoint, net.layout(), flat);
+  read_weights(checkpoint, net.layout(), flat, control);
   ready();
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "control.h"
 #include "files/safetensors.h"
 #include "model/qwen2.h"
 #include "ops/aten.h"
@@ -17,16 +18,19 @@ at::ScalarType scalar_type(DType dtype);
 /// shape, before memory is taken for them.
 Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout);
 
-/// Copies the stored numbers into a flat buffer, converted to its dtype.
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat);
+/// Copies the stored numbers into a flat buffer, converted to its dtype. Throws kAborted between tensors.
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
+                  const Control& control);
 
 /// Random float32 weights: normal with the configuration's initializer_range; norms 1, biases 0.
-at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed);
+at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed,
+                          const Control& control);
 
 /// A model with its weights.
 class Model {
  public:
-  Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops);
+  Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops,
+        const Control& control);
 
   Qwen2 net;
   Checkpoint checkpoint;  // the caller closes it once the masters have been read

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "control.h"
 #include "kernels/parallel.h"
 #include "ops/aten.h"
 #include "ops/cpu/loops.h"
@@ -121,8 +122,9 @@ struct Backend {
 
   /// The Euclidean norm of a flat float32 tensor, summed in double in a fixed order.
   double (*norm_of)(const at::Tensor& flat);
-  /// AdamW on the ranges. The gradient may be scaled in place.
-  void (*adamw)(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step);
+  /// AdamW on the ranges. The gradient may be scaled in place. Throws kAborted between ranges.
+  void (*adamw)(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
+                const Control& control);
   /// weights (bfloat16) = master (float32), rounded.
   void (*round_weights)(const at::Tensor& master, at::Tensor& weights);
 };

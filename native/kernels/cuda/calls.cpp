@@ -9,6 +9,7 @@
 
 #include "../dtypes.h"
 #include "../penalty.h"
+#include "../row_vectors.h"
 #include "../rows.h"
 #include "../sequence.h"
 #include "../token.h"
@@ -187,31 +188,30 @@ std::vector<char> fetch_row(const Device& device, const void* matrix, DType dtyp
   return data;
 }
 
+/// The row arrays of `count` rows from `first` on, on the host.
+RowVectors fetch_rows(const Device& device, const Batch& batch, std::int64_t first, std::int64_t count) {
+  const Batch from = rows_from(batch, first, count);
+  RowVectors rows;
+#define RAPO_FETCH(name, ...) rows.name = device.fetch(from.name, count);
+  RAPO_ROW_ARRAYS(RAPO_FETCH)
+#undef RAPO_FETCH
+  return rows;
+}
+
 /// Throws what the status tells, in the words that a call on the host would have used.
 [[noreturn]] void explain_invalid(const Device& device, const Batch& b, const Objective& objective,
                                   std::uint64_t fault) {
   if (kind_in(fault) < kFaultSequence) {
     const std::int64_t i = row_in(fault);
-    const auto one = [&](const auto* array) { return device.fetch(array ? array + i : nullptr, 1); };
-    const auto ids = one(b.token_ids);
-    const auto weights = one(b.token_weights), advantages = one(b.advantages), phi = one(b.ref_weights),
-               old = one(b.old_logprobs), policy = one(b.policy_weights);
     Batch row = b;
-    row.token_ids = ids.data();
-    row.token_weights = weights.data();
-    row.advantages = advantages.data();
-    row.ref_weights = b.ref_weights ? phi.data() : nullptr;
-    row.old_logprobs = b.old_logprobs ? old.data() : nullptr;
-    row.policy_weights = b.policy_weights ? policy.data() : nullptr;
+    const RowVectors entries = fetch_rows(device, b, i, 1);
+    entries.attach(row);
     throw_row_fault(static_cast<RowFault>(kind_in(fault)), row, objective, 0, b.name_of(i));
   }
-  const auto weights = device.fetch(b.token_weights, b.rows), advantages = device.fetch(b.advantages, b.rows),
-             policy = device.fetch(b.policy_weights, b.rows);
+  const RowVectors entries = fetch_rows(device, b, 0, b.rows);
   const auto offsets = device.fetch(b.sequence_offsets, b.sequences + 1);
   Batch host = b;
-  host.token_weights = weights.data();
-  host.advantages = advantages.data();
-  host.policy_weights = b.policy_weights ? policy.data() : nullptr;
+  entries.attach(host);
   host.old_logprobs = nullptr;
   host.sequence_offsets = offsets.data();
   sequence_log_ratios(host, {});
@@ -309,6 +309,26 @@ void check_rows_of(const char* field, const void* data, std::int64_t rows, std::
     invalid(std::string(field) + "'s row stride is " + std::to_string(stride) + ", expected at least " + of +
             " = " + std::to_string(channels));
   }
+}
+
+/// What validate_loss's check of overlaps is for the head.
+void check_head_overlaps(const FusedHead& head, const Outputs& outputs, const HeadWorkspace& workspace) {
+  const Batch& b = head.batch;
+  const auto n = b.rows, v = b.vocab_size;
+  std::vector<Extent> extents = {
+      Extent::matrix("gradHidden", head.grad_hidden, n, head.channels, head.grad_hidden_stride,
+                     head.grad_hidden_dtype, true, "hidden"),
+      Extent::matrix("gradWeight", head.grad_weight, v, head.channels, head.grad_weight_stride,
+                     DType::kFloat32, true),
+      {"workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true},
+      Extent::matrix("hidden", head.hidden, n, head.channels, head.hidden_stride, b.dtype),
+      Extent::matrix("weight", head.weight, v, head.channels, head.weight_stride, b.dtype),
+      Extent::matrix("refHidden", head.ref_hidden, n, head.ref_channels, head.ref_hidden_stride, b.dtype),
+      Extent::matrix("refWeight", head.ref_weight, v, head.ref_channels, head.ref_weight_stride, b.dtype),
+      {"sequenceOffsets", b.sequence_offsets, (b.sequences + 1) * std::int64_t{sizeof(std::int32_t)}},
+  };
+  extend_by_rows(extents, b, outputs);
+  check_overlaps(extents);
 }
 
 void validate_head(const FusedHead& head, const Objective& objective, const Outputs& outputs) {
@@ -414,6 +434,7 @@ Metrics policy_loss_of_device_arrays(int device_index, void* stream, const Batch
                                      const Objective& objective, const Outputs& outputs) {
   const Device device(device_index, stream);
   validate_loss_shape(batch, objective, outputs, false);
+  check_overlaps(extents_of(batch, outputs));
   check_sequences(batch);
   const Report report = run_loss(device, batch, objective, outputs);
   if (report.status.invalid < kStopped) explain_invalid(device, batch, objective, report.status.invalid);
@@ -438,15 +459,14 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
     sequence_log_ratios(on_host, {});  // for what it throws
   }
   const std::int64_t n = host.rows, v = host.vocab_size;
-  const Mirror<std::int32_t> ids(device, host.token_ids, n);
-  const Mirror<float> weights(device, host.token_weights, n), advantages(device, host.advantages, n),
-      phi(device, host.ref_weights, n), old(device, host.old_logprobs, n),
-      policy(device, host.policy_weights, n);
+#define RAPO_MIRROR(name, type, ...) const Mirror<type> mirror_##name(device, host.name, n);
+  RAPO_ROW_ARRAYS(RAPO_MIRROR)
+#undef RAPO_MIRROR
   const Mirror<std::int32_t> offsets(device, host.sequence_offsets, host.sequences + 1);
   const Mirror<double> ratios(device, host.sequence_log_ratios, n);
-  const Result<float> logprobs(device, wanted.logprobs, n), ref_logprobs(device, wanted.ref_logprobs, n),
-      kl(device, wanted.kl, n), entropy(device, wanted.entropy, n), ratio(device, wanted.ratio, n);
-  const Result<std::uint8_t> clipped(device, wanted.clipped, n);
+#define RAPO_RESULT(name, type, js) const Result<type> result_##name(device, wanted.name, n);
+  RAPO_ROW_OUTPUTS(RAPO_RESULT)
+#undef RAPO_RESULT
 
   const std::size_t in = row_bytes(v, host.dtype);
   // A gradient like the logits is written over their copy.
@@ -459,16 +479,15 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
   const Buffer grad = device.allocate(out * static_cast<std::size_t>(part));
 
   Batch entries = host;
-  entries.token_ids = ids.get();
-  entries.token_weights = weights.get();
-  entries.advantages = advantages.get();
-  entries.ref_weights = phi.get();
-  entries.old_logprobs = old.get();
-  entries.policy_weights = policy.get();
+#define RAPO_MIRRORED(name, ...) entries.name = mirror_##name.get();
+  RAPO_ROW_ARRAYS(RAPO_MIRRORED)
+#undef RAPO_MIRRORED
   entries.sequence_offsets = offsets.get();
   entries.sequence_log_ratios = ratios.get();
-  const Outputs results{nullptr,  DType::kFloat32, 0,           logprobs.get(), ref_logprobs.get(),
-                        kl.get(), entropy.get(),   ratio.get(), clipped.get()};
+  Outputs results;
+#define RAPO_WRITTEN(name, ...) results.name = result_##name.get();
+  RAPO_ROW_OUTPUTS(RAPO_WRITTEN)
+#undef RAPO_WRITTEN
   Metrics metrics;
   for (std::int64_t first = 0; first < n; first += part) {
     if (control) control->check();
@@ -499,8 +518,9 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
     }
     metrics.add(report.metrics);
   }
-  for (const auto* result : {&logprobs, &ref_logprobs, &kl, &entropy, &ratio}) result->fetch(device);
-  clipped.fetch(device);
+#define RAPO_FETCH(name, ...) result_##name.fetch(device);
+  RAPO_ROW_OUTPUTS(RAPO_FETCH)
+#undef RAPO_FETCH
   return metrics;
 }
 
@@ -509,6 +529,7 @@ void gather_logprobs_of_device_arrays(int device_index, void* stream, const Logi
                                       const GatherOutputs& outputs) {
   const Device device(device_index, stream);
   validate_gather_shape(logits, token_ids, temperature, outputs, false);
+  check_overlaps(extents_of(logits, token_ids, outputs));
   const Report report = run_gather(device, logits, token_ids, temperature, outputs);
   if (report.status.invalid != kNoFault) {
     const std::int64_t i = row_in(report.status.invalid);
@@ -557,6 +578,7 @@ Metrics fused_head_loss_of_device_arrays(int device_index, void* stream, const F
                                          std::int64_t chunk_rows, const HeadWorkspace& given) {
   const Device device(device_index, stream);
   validate_head(head, objective, outputs);
+  check_head_overlaps(head, outputs, given);
   if (chunk_rows < 0) invalid("chunkRows is " + std::to_string(chunk_rows) + ", expected at least 1");
   const auto& f = device.functions();
   check(f, f.fused_head_prepare(device.index()), "the fused head on the device");

@@ -17,7 +17,7 @@ __global__ void check_token_ids(const __grid_constant__ GatherCall call) {
   if (i >= call.logits.rows) return;
   const std::int32_t id = call.token_ids[i];
   if (id < 0 || id >= call.logits.vocab_size) {
-    note_fault(&call.report->status.invalid, i, static_cast<int>(RowFault::kTokenId));
+    note_fault(&call.report->status.invalid, i, static_cast<int>(RowFault::token_ids));
   }
 }
 

@@ -28,10 +28,7 @@ __global__ void check_entries(const __grid_constant__ LossCall call) {
   const std::int64_t first = first_unmasked(b, begin, end);
   for (std::int64_t row = first; row < end; ++row) {
     if (b.token_weights[row] == 0) continue;
-    if (!same_entry(b.token_weights, row, first) || !same_entry(b.advantages, row, first) ||
-        !same_entry(b.policy_weights, row, first)) {
-      note_fault(&call.report->status.invalid, row, kFaultSequence);
-    }
+    if (!alike(b, row, first)) note_fault(&call.report->status.invalid, row, kFaultSequence);
   }
 }
 

@@ -109,11 +109,13 @@ double norm_of(const at::Tensor& flat) {
 }
 
 /// libtorch's fused AdamW, once for the parts that decay and once for the others.
-void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step) {
+void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
+           const Control& control) {
   const AdamW& params = step.params;
   if (step.grad_scale != 1) buffers.grad.mul_(step.grad_scale);
   const auto t = at::full({}, static_cast<double>(step.number), buffers.grad.options());
   for (const bool decays : {true, false}) {
+    control.check();
     std::vector<at::Tensor> weights, grads, means, squares, steps;
     for (const FlatRange& range : ranges) {
       if (range.decays != decays) continue;

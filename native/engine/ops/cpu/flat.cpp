@@ -33,7 +33,8 @@ double norm_of(const at::Tensor& flat) {
   return std::sqrt(total);
 }
 
-void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step) {
+void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
+           const Control& control) {
   const AdamW& params = step.params;
   const auto t = static_cast<double>(step.number);
   loops::AdamWStep s{};
@@ -50,6 +51,7 @@ void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const Ad
        *square = data<float>(buffers.square);
   const auto* grad = data<float>(buffers.grad);
   for (const FlatRange& range : ranges) {
+    control.check();
     s.weight_decay = range.decays ? static_cast<float>(params.weight_decay) : 0.0f;
     for_blocks(range.offset, range.offset + range.size, [&](std::int64_t begin, std::int64_t end) {
       loops::table().adamw(master + begin, grad + begin, mean + begin, square + begin, end - begin, s);

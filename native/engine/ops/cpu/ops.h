@@ -33,7 +33,8 @@ void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x
 
 // flat.cpp
 double norm_of(const at::Tensor& flat);
-void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step);
+void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
+           const Control& control);
 void round_weights(const at::Tensor& master, at::Tensor& weights);
 
 }  // namespace rapo::ops::cpu

@@ -1,0 +1,96 @@
+import { appendFileSync, existsSync, readFileSync } from 'node:fs'
+import { RapoError } from './errors.js'
+import { ioGuard, writeWhole } from './files.js'
+
+/** JSON Lines: the one reader and the one writer. */
+export interface Line {
+  readonly value: Readonly<Record<string, unknown>>
+  /** From 1. */
+  readonly number: number
+}
+
+/** The lines of a JSON Lines text, each an object; blank lines are skipped. Throws ERR_RAPO_DATA naming file, line, why. */
+export function parseJsonLines(
+  content: Buffer,
+  file: string,
+  parse: (text: string) => unknown = JSON.parse,
+): Line[] {
+  const decoder = new TextDecoder('utf-8', { fatal: true })
+  const lines: Line[] = []
+  let start = 0
+  for (let number = 1; start < content.length; number++) {
+    const newline = content.indexOf(0x0a, start)
+    const end = newline < 0 ? content.length : newline
+    const bytes = content.subarray(start, end)
+    start = end + 1
+    let text: string
+    try {
+      text = decoder.decode(bytes)
+    } catch {
+      throw lineError(file, number, 'is not UTF-8 text')
+    }
+    if (text.trim() === '') continue
+    let value: unknown
+    try {
+      value = parse(text)
+    } catch (error) {
+      throw lineError(file, number, `is not JSON: ${(error as Error).message}`)
+    }
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+      throw lineError(file, number, `must be a JSON object, not ${shorten(text)}`)
+    }
+    lines.push({ value: value as Record<string, unknown>, number })
+  }
+  return lines
+}
+
+/** A file's bytes, or ERR_RAPO_DATA saying why there are none. */
+export function readInput(file: string | number): Buffer {
+  try {
+    return readFileSync(file)
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_DATA', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+function lineError(file: string, line: number, why: string): RapoError {
+  return new RapoError('ERR_RAPO_DATA', `${file}:${line}: line ${line} ${why}`)
+}
+
+function shorten(text: string): string {
+  return text.length > 40 ? `${text.slice(0, 40)}…` : text
+}
+
+/** Appends objects as lines. Throws ERR_RAPO_IO. */
+export function appendJsonLines(file: string, values: readonly object[]): void {
+  const text = [...toJsonLines(values)].join('')
+  ioGuard(`cannot write ${file}`, () => appendFileSync(file, text))
+}
+
+/** Drops the lines of later steps, and a last line that a killed process left half-written. */
+export function truncateJsonLines(file: string, lastStep: number): void {
+  if (!existsSync(file)) return
+  writeWhole(file, linesUpTo(lastStep, readFileSync(file)))
+}
+
+function* linesUpTo(lastStep: number, content: Buffer): Iterable<string> {
+  for (let start = 0, end: number; start < content.length; start = end + 1) {
+    end = content.indexOf(0x0a, start)
+    if (end < 0) end = content.length
+    const line = content.toString('utf8', start, end)
+    if (stepOf(line) <= lastStep) yield `${line}\n`
+  }
+}
+
+function stepOf(line: string): number {
+  try {
+    return (JSON.parse(line) as { step: number }).step
+  } catch {
+    return Number.NaN
+  }
+}
+
+/** Objects as lines, one at a time: together they may be longer than a text can be. */
+export function* toJsonLines(values: Iterable<object>): Iterable<string> {
+  for (const value of values) yield `${JSON.stringify(value)}\n`
+}

@@ -1,0 +1,80 @@
+/** Every field as people meet it: its option, its range in words, its default and its help line. */
+import { z } from 'zod'
+import { schema } from './config.js'
+import { presets } from './objective.js'
+
+/** A field as people meet it. */
+export interface Field {
+  /** Such as objective.klCoef. */
+  readonly path: string
+  /** Such as --objective.kl-coef. */
+  readonly option: string
+  readonly type: 'number' | 'boolean' | 'string'
+  /** What it must be, in words: "a number ≥ 0". */
+  readonly range: string
+  readonly default: unknown
+  readonly help: string
+}
+
+interface JsonSchema {
+  type?: string
+  enum?: unknown[]
+  minimum?: number
+  maximum?: number
+  exclusiveMinimum?: number
+  exclusiveMaximum?: number
+  minLength?: number
+  /** In words, where the schema's own constraints say too little to people. */
+  range?: string
+  default?: unknown
+  description?: string
+  properties?: Record<string, JsonSchema>
+}
+
+/** Every field, in the order declared. */
+export const fields: readonly Field[] = listFields(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema, [])
+
+function listFields(node: JsonSchema, path: readonly string[]): Field[] {
+  if (node.properties) {
+    return Object.entries(node.properties).flatMap(([name, child]) => listFields(child, [...path, name]))
+  }
+  const isNumber = node.type === 'number' || node.type === 'integer'
+  const dotted = path.join('.')
+  return [
+    {
+      path: dotted,
+      option: `--${dotted.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)}`,
+      type: isNumber ? 'number' : node.type === 'boolean' ? 'boolean' : 'string',
+      range: describeRange(node),
+      default: node.default,
+      help: node.description ?? '',
+    },
+  ]
+}
+
+function describeRange(node: JsonSchema): string {
+  if (node.range) return node.range
+  if (node.enum) return `one of ${node.enum.join(', ')}`
+  if (node.type === 'boolean') return 'true or false'
+  if (node.type === 'string') {
+    return node.minLength ? 'a text that is not empty' : 'a text'
+  }
+  const bounds: string[] = []
+  if (node.exclusiveMinimum !== undefined) bounds.push(`> ${node.exclusiveMinimum}`)
+  else if (node.minimum !== undefined && node.minimum > -Number.MAX_SAFE_INTEGER)
+    bounds.push(`≥ ${node.minimum}`)
+  if (node.exclusiveMaximum !== undefined) bounds.push(`< ${node.exclusiveMaximum}`)
+  else if (node.maximum !== undefined && node.maximum < Number.MAX_SAFE_INTEGER)
+    bounds.push(`≤ ${node.maximum}`)
+  return `${node.type === 'integer' ? 'a whole number' : 'a number'} ${bounds.join(' and ')}`.trim()
+}
+
+/** Presets as `--help` shows them. */
+export function describePresets(): string {
+  return Object.entries(presets)
+    .map(([name, values]) => {
+      const parts = Object.entries(values).map(([field, value]) => `${field} ${value}`)
+      return `  ${name.padEnd(8)} ${parts.join(', ')}`
+    })
+    .join('\n')
+}

@@ -1,0 +1,159 @@
+/** Reads a configuration from a file or an object, and says in one error everything that is wrong with it. */
+import { readFileSync } from 'node:fs'
+import { inspect } from 'node:util'
+import { distance } from 'fastest-levenshtein'
+import { LineCounter, parseDocument, stringify } from 'yaml'
+import type { z } from 'zod'
+import { RapoError } from '../base/errors.js'
+import { type Config, crossFaults, schema } from './config.js'
+import { resolveCorrection } from './correction.js'
+import { type Field, fields } from './help.js'
+import { resolveObjective } from './objective.js'
+import { dropUndefined } from './values.js'
+
+/**
+ * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text
+ * (from a command line) or as they are. Throws ERR_RAPO_CONFIG listing everything that is wrong: field, value, range,
+ * and file and line where it has one.
+ */
+export function loadConfig(
+  file: string | undefined,
+  overrides: Readonly<Record<string, unknown>> = {},
+): Config {
+  const source = file === undefined ? { values: {}, lineOf: () => undefined } : readConfigFile(file)
+  const values = source.values
+  const overridden = new Set<string>()
+  for (const [path, value] of Object.entries(overrides)) {
+    if (value === undefined) continue
+    const field = fields.find(candidate => candidate.path === path)
+    if (!field) throw new RapoError('ERR_RAPO_CONFIG', unknownField(path))
+    setIn(values, path, typeof value === 'string' ? fromText(field, value) : value)
+    overridden.add(path)
+  }
+  const where = (path: string) => {
+    const line = overridden.has(path) ? undefined : source.lineOf(path.split('.'))
+    return line === undefined ? '' : `${file}:${line}: `
+  }
+  return parseConfig(values, where)
+}
+
+/** The same from an object. Throws ERR_RAPO_CONFIG. */
+export function parseConfig(values: unknown, where: (path: string) => string = () => ''): Config {
+  const result = schema.safeParse(values)
+  const faults = result.success
+    ? []
+    : result.error.issues.flatMap(issue => describeIssue(issue, values, where))
+  if (result.success) {
+    const { objective, correction } = result.data
+    const config = {
+      ...result.data,
+      objective: resolveObjective(objective),
+      correction: resolveCorrection(correction),
+    }
+    faults.push(...crossFaults(config).map(([path, text]) => `${where(path)}${path} ${text}`))
+    if (faults.length === 0) return config
+  }
+  throw new RapoError('ERR_RAPO_CONFIG', faults.join('\n'))
+}
+
+function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: string) => string): string[] {
+  const path = issue.path.join('.')
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map(key => {
+      const full = [...issue.path, key].join('.')
+      return `${where(full)}${unknownField(full)}`
+    })
+  }
+  const value = getIn(values, issue.path)
+  const field = fields.find(candidate => candidate.path === path)
+  if (!field) {
+    const group = fields.filter(candidate => candidate.path.startsWith(`${path}.`))
+    if (value === undefined && path !== '') {
+      const required = group.filter(candidate => candidate.default === undefined).slice(0, 1)
+      return required.map(({ path, help }) => `${path} is missing: ${help}`)
+    }
+    return [`${where(path)}${path || 'the configuration'} is ${show(value)}; it must be a group of fields`]
+  }
+  if (value === undefined) return [`${path} is missing: ${field.help}`]
+  return [`${where(path)}${path} is ${show(value)}; it must be ${field.range}`]
+}
+
+/** Suggests the field, or group, whose own name is nearest; the path before it decides between equals. */
+function unknownField(path: string): string {
+  const known = [...fields.map(field => field.path), ...Object.keys(schema.shape)]
+  const nameOf = (dotted: string) => dotted.split('.').at(-1)!.toLowerCase().replace(/[-_]/g, '')
+  const name = nameOf(path)
+  const score = (candidate: string) => distance(name, nameOf(candidate)) + distance(path, candidate) / 1000
+  const nearest = known.reduce((a, b) => (score(b) < score(a) ? b : a))
+  const isNear = Math.floor(score(nearest)) <= Math.ceil(name.length / 3)
+  return `there is no field "${path}"${isNear ? `: did you mean "${nearest}"?` : ''}`
+}
+
+function fromText(field: Field, text: string): unknown {
+  if (field.type === 'number' && text.trim() !== '' && Number.isFinite(Number(text))) return Number(text)
+  if (field.type === 'boolean' && (text === 'true' || text === 'false')) return text === 'true'
+  return text
+}
+
+function readConfigFile(file: string) {
+  let text: string
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_CONFIG', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+  }
+  const lines = new LineCounter()
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, logLevel: 'error' })
+  const error = document.errors[0]
+  if (error) {
+    throw new RapoError('ERR_RAPO_CONFIG', `${file}:${lines.linePos(error.pos[0]).line}: ${error.message}`)
+  }
+  let values: unknown
+  try {
+    values = document.toJS() ?? {}
+  } catch (cause) {
+    // Aliases that would grow without bound.
+    throw new RapoError('ERR_RAPO_CONFIG', `${file}: ${(cause as Error).message}`, { cause })
+  }
+  if (typeof values !== 'object' || values === null || Array.isArray(values)) {
+    throw new RapoError('ERR_RAPO_CONFIG', `${file} must hold groups of fields, such as model: and data:`)
+  }
+  const lineOf = (path: readonly string[]) => {
+    const node = document.getIn(path, true) as { range?: [number, number, number] | null } | undefined
+    return node?.range ? lines.linePos(node.range[0]).line : undefined
+  }
+  return { values: values as Record<string, unknown>, lineOf }
+}
+
+/** As a file that loadConfig reads back to the same configuration. */
+export function stringifyConfig(config: Config): string {
+  return stringify(dropUndefined(config))
+}
+
+function getIn(values: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>(
+    (node, key) => (node as Record<PropertyKey, unknown> | undefined)?.[key],
+    values,
+  )
+}
+
+function setIn(values: Record<string, unknown>, path: string, value: unknown): void {
+  const [group, name] = path.split('.') as [string, string]
+  const current = values[group]
+  // A group that is not an object stays, for the schema to name.
+  if (current !== undefined && (typeof current !== 'object' || current === null)) return
+  values[group] = { ...current, [name]: value }
+}
+
+function show(value: unknown): string {
+  const text = asText(value)
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text
+}
+
+function asText(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value)
+  } catch {
+    return inspect(value, { breakLength: Infinity }) // a value that holds itself, or a bigint
+  }
+}

@@ -1,0 +1,22 @@
+/** The section `model`: which model is trained, and where it lives. */
+import { z } from 'zod'
+import { devicePattern, deviceRange } from '../model/policy.js'
+
+export const model = z.strictObject({
+  dir: z
+    .string()
+    .min(1)
+    .describe(
+      'Hugging Face directory of the model to train, or its name on the hub, such as Qwen/Qwen2.5-3B',
+    ),
+  reference: z.string().min(1).optional().describe('directory of the frozen reference (default: model.dir)'),
+  dtype: z
+    .enum(['float32', 'bfloat16'])
+    .default('float32')
+    .describe('of weights and activations; the optimizer keeps float32'),
+  device: z
+    .string()
+    .regex(devicePattern)
+    .default('cpu')
+    .meta({ range: deviceRange, description: 'where the model lives' }),
+})

@@ -1,0 +1,169 @@
+/** The section `objective`: presets, and the objective that the kernels are given. */
+import { z } from 'zod'
+import { type AdvantageScale, advantageBaselines, advantageScales, phiShapes } from '../loss/advantage.js'
+import {
+  cispo,
+  dapo,
+  defineObjective,
+  drGrpo,
+  grpo,
+  gspo,
+  type Objective,
+  penalties,
+  rapo,
+  sapo,
+  surrogates,
+} from '../loss/objective.js'
+import { type Aggregation, aggregations } from '../model/batch.js'
+import { coefficient, dropUndefined, fraction } from './values.js'
+
+export const objective = z.strictObject({
+  preset: z
+    .enum(['rapo', 'grpo', 'dapo', 'dr-grpo', 'gspo', 'cispo', 'sapo'])
+    .default('rapo')
+    .describe('where the fields below that are not given come from'),
+  surrogate: z.enum(surrogates).optional().describe('the policy term g'),
+  penalty: z.enum(penalties).optional().describe('the KL penalty D'),
+  klCoef: coefficient().optional().describe('α, the weight of the penalty'),
+  entropyCoef: coefficient().optional().describe('β, the weight of the entropy'),
+  clipLow: fraction().optional().describe('the ratio is clipped to [1 − clipLow, 1 + clipHigh]'),
+  clipHigh: z.number().min(0).max(1e6).optional().describe('see clipLow'),
+  ratioCap: z
+    .number()
+    .min(1)
+    .max(1e6)
+    .optional()
+    .describe(
+      'bounds the ratio where the advantage is negative, too; clip and gspo only (default: no bound)',
+    ),
+  sapoTauPositive: z
+    .number()
+    .positive()
+    .max(1e6)
+    .optional()
+    .describe('sharpness of the gate where the advantage is positive; sapo only (default 1)'),
+  sapoTauNegative: z.number().positive().max(1e6).optional().describe('and where not (default 1.05)'),
+  maxLogRatio: z.number().positive().max(20).optional().describe('upper clamp of log-ratios before exp'),
+  aggregation: z.enum(aggregations).optional().describe('how the tokens of a step are averaged'),
+  advantageBaseline: z
+    .enum(advantageBaselines)
+    .optional()
+    .describe('what is subtracted from a reward: the mean of its group, or of the others in it'),
+  advantageScale: z
+    .enum(advantageScales)
+    .optional()
+    .describe("what the difference is divided by: the standard deviation of the group's rewards, or nothing"),
+  phi: z
+    .enum(phiShapes)
+    .optional()
+    .describe('φ rises linearly from rMin to rMax, or steps from phiMin to phiMax at rMax'),
+  phiMin: fraction()
+    .optional()
+    .describe('φ of a completion with reward rMin or less; forward penalties only'),
+  phiMax: fraction().optional().describe('φ of a completion with reward rMax or more'),
+  rMin: z.number().optional().describe('reward from which φ rises'),
+  rMax: z.number().optional().describe('reward from which φ stays phiMax'),
+  entropyTarget: z
+    .number()
+    .positive()
+    .max(100)
+    .optional()
+    .describe(
+      'nats a token: entropyCoef then moves by entropyStep a step to reach it (default: it is constant)',
+    ),
+  entropyStep: z.number().positive().max(1).optional().describe('see entropyTarget'),
+  topEntropyFraction: z
+    .number()
+    .positive()
+    .max(1)
+    .optional()
+    .describe('share of the tokens, those of the highest entropy, that the policy term acts on'),
+})
+
+type ObjectiveInput = z.output<typeof objective>
+
+/** Without a default: absent where they are not given, or the surrogate does not read them. */
+type Unresolved =
+  | 'clipLow'
+  | 'clipHigh'
+  | 'ratioCap'
+  | 'sapoTauPositive'
+  | 'sapoTauNegative'
+  | 'rMin'
+  | 'entropyTarget'
+  | 'entropyStep'
+
+export type ResolvedObjective = {
+  [K in Exclude<keyof ObjectiveInput, Unresolved>]-?: NonNullable<ObjectiveInput[K]>
+} & Pick<ObjectiveInput, Unresolved>
+
+export const presets = {
+  rapo: { ...preset(rapo(), 'sequence-mean'), phiMin: 0.7 },
+  grpo: preset(grpo(), 'sequence-mean'),
+  dapo: preset(dapo(), 'token-mean'),
+  'dr-grpo': preset(drGrpo(), 'constant', 'none'),
+  gspo: preset(gspo(), 'sequence-mean'),
+  cispo: preset(cispo(), 'token-mean'),
+  sapo: preset(sapo(), 'sequence-mean'),
+}
+
+function preset(
+  { temperature: _, surrogate = 'clip', ...kernelFields }: Objective,
+  aggregation: Aggregation,
+  advantageScale: AdvantageScale = 'sample-std',
+) {
+  const { clipLow, clipHigh, ...rest } = kernelFields
+  return {
+    surrogate,
+    ...rest,
+    // sapo has none to choose.
+    ...(surrogate !== 'sapo' && { clipLow, clipHigh }),
+    aggregation,
+    advantageBaseline: 'group-mean' as const,
+    advantageScale,
+    phi: 'linear' as const,
+    phiMin: 1,
+    phiMax: 1,
+    rMax: 1,
+    topEntropyFraction: 1,
+  }
+}
+
+/** The objective that the kernels are told. entropyCoef: where it is not the configured one. */
+export function kernelObjective(
+  {
+    objective,
+    sampling,
+  }: { readonly objective: ResolvedObjective; readonly sampling: { readonly temperature: number } },
+  entropyCoef = objective.entropyCoef,
+): Objective {
+  const { surrogate, penalty, klCoef, maxLogRatio, ratioCap, sapoTauPositive, sapoTauNegative } = objective
+  const { clipLow = 1, clipHigh = Infinity } = objective
+  const { temperature } = sampling
+  const given = { ratioCap, sapoTauPositive, sapoTauNegative }
+  return defineObjective({
+    ...{ surrogate, penalty, klCoef, entropyCoef, clipLow, clipHigh, temperature, maxLogRatio },
+    ...dropUndefined(given),
+  } as Objective)
+}
+
+export function resolveObjective(given: ObjectiveInput): ResolvedObjective {
+  const preset = { ...presets[given.preset] }
+  if (given.surrogate && given.surrogate !== preset.surrogate) {
+    // Bounds are made for a surrogate: those of another would cut it to pieces.
+    const { clipLow, clipHigh } = given.surrogate === 'clip' ? presets.grpo : presets[given.surrogate]
+    Object.assign(preset, { clipLow, clipHigh })
+  }
+  const isForward = (given.penalty ?? preset.penalty).startsWith('forward')
+  const resolved = {
+    ...dropUndefined(preset),
+    // The other penalties are defined for the reference as it is.
+    ...(!isForward && { phiMin: 1 }),
+    ...(given.phi !== 'step' && { rMin: 0 }),
+    ...(given.entropyTarget !== undefined && { entropyStep: 0.001 }),
+    ...dropUndefined(given),
+  } as ResolvedObjective
+  // Switching the preset's penalty off switches its weight off.
+  if (given.penalty === 'none' && given.klCoef === undefined) resolved.klCoef = 0
+  return resolved
+}

@@ -1,0 +1,75 @@
+/** Which columns of a data file hold the problem, the answer, the id and the difficulty. */
+import { RapoError } from '../base/errors.js'
+import type { DataOptions } from './problems.js'
+import type { Row } from './rows.js'
+
+type Part = 'problem' | 'answer' | 'id' | 'difficulty'
+
+/** Names that public datasets use (docs/files.md), the first one present being taken; dots lead into nested objects. */
+const usualNames: Readonly<Record<Part, readonly string[]>> = {
+  problem: ['prompt', 'problem', 'question', 'query'],
+  answer: [
+    ...['answer', 'reward_model.ground_truth', 'final_answer', 'expected_answer', 'ground_truth'],
+    ...['target', 'solution'],
+  ],
+  id: ['id'],
+  difficulty: ['difficulty'],
+}
+
+/** A column, by the name that messages use. */
+export interface Column {
+  readonly name: string
+  valueIn(row: Row['value']): unknown
+}
+
+/**
+ * The columns to read. Throws ERR_RAPO_DATA for a field of the configuration that names a column no row has, and where
+ * no row has a column for the problem or the answer.
+ */
+export function chooseColumns(
+  rows: readonly Row[],
+  file: string,
+  options: DataOptions,
+): Readonly<Record<Part, Column>> {
+  const names = new Set(rows.flatMap(({ value }) => Object.keys(value)))
+  const isThere = (name: string) => rows.some(({ value }) => valueAt(value, name) !== undefined)
+  const choose = (part: Part): Column => {
+    const option = `${part}Field` as const
+    const usual = usualNames[part]
+    const given = options[option]
+    if (given && given !== usual[0] && !isThere(given)) {
+      throw new RapoError(
+        'ERR_RAPO_DATA',
+        `${file} has no field "${given}" (data.${option}); it has ${[...names].join(', ')}`,
+      )
+    }
+    const name =
+      given ||
+      usual.find(isThere) ||
+      [...names].find(candidate => usual.includes(candidate.toLowerCase())) ||
+      usual[0]!
+    if (!given && (part === 'problem' || part === 'answer') && !isThere(name)) {
+      throw new RapoError(
+        'ERR_RAPO_DATA',
+        `${file}: no row has a column ${usual.join(', ')}; it has ${[...names].join(', ') || 'no columns'}: data.${option} names the column with the ${part}`,
+      )
+    }
+    return { name, valueIn: row => valueAt(row, name) }
+  }
+  return {
+    problem: choose('problem'),
+    answer: choose('answer'),
+    id: choose('id'),
+    difficulty: choose('difficulty'),
+  }
+}
+
+/** A column of that very name, or else the value that the dots lead to. */
+function valueAt(row: Row['value'], name: string): unknown {
+  if (Object.hasOwn(row, name)) return row[name]
+  return name.split('.').reduce<unknown>((node, key) => {
+    return typeof node === 'object' && node !== null && Object.hasOwn(node, key)
+      ? (node as Record<string, unknown>)[key]
+      : undefined
+  }, row)
+}
