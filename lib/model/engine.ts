@@ -3,6 +3,7 @@ import { type CallOptions, type Control, checkCallOptions, runCall } from '../ba
 import { RapoError } from '../base/errors.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
+import { type LossRows, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/addons.js'
 import {
   type AdamW,
@@ -256,12 +257,10 @@ class NativePolicy implements Policy {
     packed('sequences', batch.sequences)
     typed('rowPositions', batch.rowPositions, Int32Array)
     const rows = batch.rowPositions.length
-    typed('tokenIds', batch.tokenIds, Int32Array, rows)
-    typed('tokenWeights', batch.tokenWeights, Float32Array, rows)
-    typed('advantages', batch.advantages, Float32Array, rows)
-    if (batch.refWeights !== undefined) typed('refWeights', batch.refWeights, Float32Array, rows)
-    if (batch.oldLogprobs !== undefined) typed('oldLogprobs', batch.oldLogprobs, Float32Array, rows)
-    if (batch.policyWeights !== undefined) typed('policyWeights', batch.policyWeights, Float32Array, rows)
+    mapRows(rowArrays, (name, dtype) => {
+      if (batch[name] !== undefined || required.has(name))
+        typed(name, batch[name], dtype === 'int32' ? Int32Array : Float32Array, rows)
+    })
     validateObjective(objective)
     return this.#call(options, control => this.#addon.accumulate(this.#handle, batch, objective, control))
   }
@@ -341,16 +340,8 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   recompute: true,
 }
 const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
-const batchFields: Record<keyof MicroBatch, true> = {
-  sequences: true,
-  rowPositions: true,
-  tokenIds: true,
-  tokenWeights: true,
-  advantages: true,
-  refWeights: true,
-  oldLogprobs: true,
-  policyWeights: true,
-}
+const batchFields = { sequences: true, rowPositions: true, ...rowArrays }
+const required: ReadonlySet<keyof LossRows> = new Set(['tokenIds', 'tokenWeights', 'advantages'])
 const samplingFields: Record<keyof SamplingParams, true> = {
   n: true,
   maxNewTokens: true,

@@ -169,8 +169,8 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
     MicroBatch batch;
     batch.sequences = sequences;
     batch.row_positions = row_positions;
-    batch.token_ids = token_ids;
-    batch.token_weights.assign(row_positions.size(), 1);
+    batch.rows.token_ids = token_ids;
+    batch.rows.token_weights.assign(row_positions.size(), 1);
     control.total = static_cast<std::int64_t>(row_positions.size());
     return impl_->logprobs(batch, temperature, control);
   });
@@ -179,8 +179,8 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
 /// Rows of weight 0 are not computed; their results are 0.
 LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, Control& control) {
   LogprobRows out;
-  out.logprobs.resize(batch.token_ids.size());
-  out.entropy.resize(batch.token_ids.size());
+  out.logprobs.resize(batch.rows.token_ids.size());
+  out.entropy.resize(batch.rows.token_ids.size());
   Model& model = *policy;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     const std::size_t rows = chunk.rows.size();
@@ -189,7 +189,7 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
                           chunk.positions.data(), static_cast<std::int64_t>(rows));
     std::vector<std::int32_t> ids;
     ids.reserve(rows);
-    for (const std::int64_t row : chunk.rows) ids.push_back(batch.token_ids[row]);
+    for (const std::int64_t row : chunk.rows) ids.push_back(batch.rows.token_ids[row]);
     std::vector<float> logprobs(rows), entropy(rows);
     fused_head_logprobs(ops(), hidden, model.ready().head, ids.data(), chunk.rows.data(), temperature,
                         head_rows(), control, logprobs.data(), entropy.data());
@@ -209,8 +209,8 @@ std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, doubl
   Batch rows = rows_of(batch);
   rows.sequences = static_cast<std::int64_t>(offsets.size()) - 1;
   rows.sequence_offsets = offsets.data();
-  std::vector<double> logprobs(batch.token_ids.size());
-  if (!batch.old_logprobs.empty()) {
+  std::vector<double> logprobs(batch.rows.token_ids.size());
+  if (!batch.rows.old_logprobs.empty()) {
     const auto computed = this->logprobs(batch, temperature, control).logprobs;
     logprobs.assign(computed.begin(), computed.end());
   }
@@ -257,20 +257,11 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   const auto hidden = hidden_rows(*policy, &kept);
   control.check();
 
-  const auto take = [&](const auto& values) {
-    std::decay_t<decltype(values)> taken;
-    for (std::size_t i = 0; i < chunk.rows.size() && !values.empty(); ++i)
-      taken.push_back(values[chunk.rows[i]]);
-    return taken;
-  };
   MicroBatch part;
-  part.token_ids = take(batch.token_ids);
-  part.token_weights = take(batch.token_weights);
-  part.advantages = take(batch.advantages);
-  part.ref_weights = take(batch.ref_weights);
-  part.old_logprobs = take(batch.old_logprobs);
-  part.policy_weights = take(batch.policy_weights);
-  const auto ratios = take(sequence_ratios);
+  part.rows = batch.rows.take(chunk.rows);
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < chunk.rows.size() && !sequence_ratios.empty(); ++i)
+    ratios.push_back(sequence_ratios[static_cast<std::size_t>(chunk.rows[i])]);
   HeadRows head{hidden, ref_hidden, rows_of(part)};
   head.batch.vocab_size = config().vocab_size;
   head.batch.row_names = chunk.rows.data();

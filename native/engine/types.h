@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/objective.h"
+#include "kernels/row_vectors.h"
 
 namespace rapo {
 
@@ -57,17 +57,12 @@ struct Completions {
   std::vector<FinishReason> finish_reasons;  // (B)
 };
 
-/// A batch for accumulate(): whole sequences, and one row per trained token (as in Batch).
+/// A batch for accumulate(): whole sequences, and one row per trained token.
 struct MicroBatch {
   PackedTokens sequences;
-  std::vector<std::int64_t>
-      row_positions;  // (N) index into sequences.token_ids of the token whose next one is predicted
-  std::vector<std::int32_t> token_ids;  // (N) the token predicted
-  std::vector<float> token_weights;     // (N) the rest as in Batch
-  std::vector<float> advantages;
-  std::vector<float> ref_weights;     // empty: 1
-  std::vector<float> old_logprobs;    // empty: ratio 1
-  std::vector<float> policy_weights;  // empty: 1
+  /// (N) where in sequences.token_ids the token lies whose next one a row predicts.
+  std::vector<std::int64_t> row_positions;
+  RowVectors rows;
 };
 
 struct LogprobRows {

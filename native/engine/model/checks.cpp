@@ -104,12 +104,9 @@ void check_rows(const PackedTokens& sequences, const std::vector<std::int64_t>& 
 
 void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_t vocab_size) {
   const std::size_t rows = batch.row_positions.size();
-  check_length(batch.token_ids, "tokenIds", rows);
-  check_length(batch.token_weights, "tokenWeights", rows);
-  check_length(batch.advantages, "advantages", rows);
-  check_length(batch.ref_weights, "refWeights", rows, true);
-  check_length(batch.old_logprobs, "oldLogprobs", rows, true);
-  check_length(batch.policy_weights, "policyWeights", rows, true);
+#define RAPO_LENGTH(name, type, js, required, ...) check_length(batch.rows.name, js, rows, !(required));
+  RAPO_ROW_ARRAYS(RAPO_LENGTH)
+#undef RAPO_LENGTH
   const float logits = 0;  // only the presence of these two is looked at
   const double ratios = 0;
   Batch b = rows_of(batch);
@@ -138,13 +135,8 @@ std::vector<std::int32_t> sequence_offsets(const MicroBatch& batch) {
 
 Batch rows_of(const MicroBatch& batch) {
   Batch b;
-  b.rows = static_cast<std::int64_t>(batch.token_ids.size());
-  b.token_ids = batch.token_ids.data();
-  b.token_weights = batch.token_weights.data();
-  b.advantages = batch.advantages.data();
-  b.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
-  b.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
-  b.policy_weights = batch.policy_weights.empty() ? nullptr : batch.policy_weights.data();
+  b.rows = static_cast<std::int64_t>(batch.rows.token_ids.size());
+  batch.rows.attach(b);
   return b;
 }
 

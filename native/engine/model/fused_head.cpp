@@ -29,12 +29,9 @@ const T* on_device(const T* host, std::int64_t count, const at::Tensor& x, std::
 Batch batch_on_device(const Batch& host, const at::Tensor& x, std::vector<at::Tensor>& held) {
   if (x.is_cpu()) return host;
   Batch b = host;
-  b.token_ids = on_device(host.token_ids, b.rows, x, held);
-  b.token_weights = on_device(host.token_weights, b.rows, x, held);
-  b.advantages = on_device(host.advantages, b.rows, x, held);
-  b.ref_weights = on_device(host.ref_weights, b.rows, x, held);
-  b.old_logprobs = on_device(host.old_logprobs, b.rows, x, held);
-  b.policy_weights = on_device(host.policy_weights, b.rows, x, held);
+#define RAPO_ON_DEVICE(name, ...) b.name = on_device(host.name, b.rows, x, held);
+  RAPO_ROW_ARRAYS(RAPO_ON_DEVICE)
+#undef RAPO_ON_DEVICE
   b.sequence_log_ratios = on_device(host.sequence_log_ratios, b.rows, x, held);
   return b;
 }

@@ -21,7 +21,7 @@ std::vector<Trained> trained_sequences(const MicroBatch& batch) {
   const auto& offsets = batch.sequences.offsets;
   std::vector<std::size_t> order;
   for (std::size_t i = 0; i < batch.row_positions.size(); ++i) {
-    if (batch.token_weights[i] != 0) order.push_back(i);
+    if (batch.rows.token_weights[i] != 0) order.push_back(i);
   }
   const auto& position = batch.row_positions;
   std::stable_sort(order.begin(), order.end(),
