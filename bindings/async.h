@@ -87,16 +87,17 @@ class Calls : public std::enable_shared_from_this<Calls> {
 
   explicit Calls(Napi::Env env) : wake_(Wake::New(env, "rapo", 0, 1, this)) {
     wake_.Unref(env);
-    // Hooks run in the reverse order: this one before Node's own, after which wake_ must not be used.
-    const auto hook = [](void* calls) { static_cast<Calls*>(calls)->close(); };
-    if (napi_add_env_cleanup_hook(env, hook, this) != napi_ok) throw Napi::Error::New(env);
     // process.exit() runs no hook of the main thread. It runs static destructors, libtorch's for instance,
     // which no call survives.
     const auto process = env.Global().Get("process");
     const auto on = process.IsObject() ? process.As<Napi::Object>().Get("on") : process;
-    if (!on.IsFunction()) return;
-    const auto stop = Napi::Function::New(env, [](const Napi::CallbackInfo& info) { of(info.Env()).stop(); });
-    on.As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), stop});
+    if (on.IsFunction()) {
+      const auto stop = [](const Napi::CallbackInfo& info) { of(info.Env()).stop(); };
+      on.As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), Napi::Function::New(env, stop)});
+    }
+    // Hooks run in the reverse order: this one before Node's own, after which wake_ must not be used.
+    const auto hook = [](void* calls) { static_cast<Calls*>(calls)->close(); };
+    if (napi_add_env_cleanup_hook(env, hook, this) != napi_ok) throw Napi::Error::New(env);
   }
 
   /// executor: absent for threads of the environment's own.

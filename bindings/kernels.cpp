@@ -308,6 +308,10 @@ Napi::Value set_threads(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value lists(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] { return lists_to_js(info.Env()); });
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<AddonData>(new AddonData);
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
@@ -320,6 +324,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("gatherLogprobsAsync", Napi::Function::New<gather_async>(env));
   exports.Set("gatherLogprobsReference", Napi::Function::New<gather_reference>(env));
   define_cuda(env, exports);
+  exports.Set("lists", Napi::Function::New<lists>(env));
   exports.Set("isa", Napi::Function::New<isa>(env));
   exports.Set("isas", Napi::Function::New<isas>(env));
   exports.Set("setIsa", Napi::Function::New<set_isa>(env));

@@ -4,6 +4,7 @@
 
 #include <napi.h>
 
+#include <iterator>
 #include <string>
 
 #include "arrays.h"
@@ -23,38 +24,75 @@ inline DType dtype_from(const std::string& name, const char* field) {
 
 inline Penalty penalty_from(const std::string& name) {
   std::string known;
-  for (int i = 0; i <= static_cast<int>(Penalty::kReverseFull); ++i) {
-    const auto penalty = static_cast<Penalty>(i);
-    if (name == penalty_name(penalty)) return penalty;
-    known += (i ? ", " : "") + std::string(penalty_name(penalty));
-  }
+#define RAPO_FROM(penalty, js, ...)        \
+  if (name == js) return Penalty::penalty; \
+  known += (known.empty() ? "" : ", ") + std::string(js);
+  RAPO_PENALTIES(RAPO_FROM)
+#undef RAPO_FROM
   invalid("penalty is \"" + name + "\", expected one of " + known);
 }
 
 inline Surrogate surrogate_from(const std::string& name) {
-  for (const auto surrogate : {Surrogate::kClip, Surrogate::kCispo, Surrogate::kSapo, Surrogate::kGspo}) {
-    if (name == surrogate_name(surrogate)) return surrogate;
-  }
-  invalid("surrogate is \"" + name + "\", expected clip, cispo, sapo or gspo");
+  std::string known;
+#define RAPO_FROM(surrogate, js, ...)          \
+  if (name == js) return Surrogate::surrogate; \
+  known += (known.empty() ? "" : ", ") + std::string(js);
+  RAPO_SURROGATES(RAPO_FROM)
+#undef RAPO_FROM
+  invalid("surrogate is \"" + name + "\", expected one of " + known);
 }
 
-/// Fields without a default here are required. Ranges are checked by the kernels.
+/// What is left out has its default. Ranges are checked by the kernels.
 inline Objective objective_from(const Napi::Value& value) {
   if (!value.IsObject()) invalid("objective must be an object");
   const auto object = value.As<Napi::Object>();
   Objective objective;
   if (present(object.Get("surrogate"))) objective.surrogate = surrogate_from(string(object, "surrogate"));
-  if (present(object.Get("ratioCap"))) objective.ratio_cap = number(object, "ratioCap");
-  if (present(object.Get("sapoTauPositive"))) objective.sapo_tau_positive = number(object, "sapoTauPositive");
-  if (present(object.Get("sapoTauNegative"))) objective.sapo_tau_negative = number(object, "sapoTauNegative");
   objective.penalty = penalty_from(string(object, "penalty"));
-  objective.kl_coef = number(object, "klCoef");
-  objective.entropy_coef = number(object, "entropyCoef");
-  objective.clip_low = number(object, "clipLow");
-  objective.clip_high = number(object, "clipHigh");
-  objective.temperature = number(object, "temperature");
-  objective.max_log_ratio = number(object, "maxLogRatio");
+#define RAPO_READ(member, js, ...)                         \
+  if (const auto x = object.Get(js); present(x)) {         \
+    if (!x.IsNumber()) invalid(js " must be a number");    \
+    objective.member = x.As<Napi::Number>().DoubleValue(); \
+  }
+  RAPO_OBJECTIVE_NUMBERS(RAPO_READ)
+#undef RAPO_READ
   return objective;
+}
+
+/// The lists of RAPO_OBJECTIVE_NUMBERS and its like, for the test that compares them with TypeScript's.
+inline Napi::Value lists_to_js(Napi::Env env) {
+  auto numbers = Napi::Object::New(env);
+  auto names = [&](const char* const* begin, const char* const* end) {
+    auto array = Napi::Array::New(env);
+    for (; begin != end; ++begin) array.Set(array.Length(), *begin);
+    return array;
+  };
+#define RAPO_NUMBER(member, js, value, low, open, high) \
+  {                                                     \
+    auto number = Napi::Object::New(env);               \
+    number.Set("default", static_cast<double>(value));  \
+    number.Set("low", static_cast<double>(low));        \
+    number.Set("open", open);                           \
+    number.Set("high", static_cast<double>(high));      \
+    numbers.Set(js, number);                            \
+  }
+  RAPO_OBJECTIVE_NUMBERS(RAPO_NUMBER)
+#undef RAPO_NUMBER
+#define RAPO_SECOND(first, name, ...) name,
+#define RAPO_THIRD(first, type, name, ...) name,
+  const char* const penalties[] = {RAPO_PENALTIES(RAPO_SECOND)};
+  const char* const surrogates[] = {RAPO_SURROGATES(RAPO_SECOND)};
+  const char* const arrays[] = {RAPO_ROW_ARRAYS(RAPO_THIRD)};
+  const char* const outputs[] = {RAPO_ROW_OUTPUTS(RAPO_THIRD)};
+#undef RAPO_SECOND
+#undef RAPO_THIRD
+  auto lists = Napi::Object::New(env);
+  lists.Set("numbers", numbers);
+  lists.Set("penalties", names(std::begin(penalties), std::end(penalties)));
+  lists.Set("surrogates", names(std::begin(surrogates), std::end(surrogates)));
+  lists.Set("rowArrays", names(std::begin(arrays), std::end(arrays)));
+  lists.Set("rowOutputs", names(std::begin(outputs), std::end(outputs)));
+  return lists;
 }
 
 /// The fields of ObjectiveMetrics in TypeScript.

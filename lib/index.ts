@@ -1,17 +1,42 @@
-/** What `import 'rapo'` gives: everything that needs no libtorch. The engine is loaded by the first loadPolicy. */
+/// <reference lib="esnext.disposable" preserve="true" />
+/** What `import 'rapo'` gives: every part of the loop. Importing it leaves nothing in the process. */
+
+// Modules with large dependencies, or with effects on the process. scripts/build.mjs loads them when a function is first called.
+import type { Config } from './config/config.js'
+import * as configs from './config/load.js'
+import type { Problem } from './data/problems.js'
+import type { EncodeContext, EncodedPrompt } from './data/prompts.js'
+import * as prompts from './data/prompts.js'
+import type { EvaluateOptions } from './eval/evaluate.js'
+import * as evaluations from './eval/evaluate.js'
+import type { EvalResult } from './eval/groups.js'
+import type { MemoryPrediction, RunShape } from './model/engine.js'
+import * as engine from './model/engine.js'
+import type { LoadPolicy, PolicyOptions } from './model/policy.js'
+import type { PromptTemplate, TemplateOptions } from './model/template.js'
+import * as templates from './model/template.js'
+import type { Tokenizer } from './model/tokenizer.js'
+import * as tokenizers from './model/tokenizer.js'
+import type { TrainOptions } from './train/train.js'
+import * as training from './train/train.js'
 
 export { RapoError, type RapoErrorCode } from './base/errors.js'
 export { passAtK } from './base/stats.js'
 export type { Config } from './config/config.js'
-export { loadConfig, parseConfig } from './config/load.js'
+export { type Cursor, type CursorState, createCursor } from './data/cursor.js'
+export type { DataOptions } from './data/fields.js'
 export { type Problem, readProblems } from './data/problems.js'
-export { evaluate } from './eval/evaluate.js'
+export type { EncodeContext, EncodedPrompt } from './data/prompts.js'
+export type { EvaluateOptions } from './eval/evaluate.js'
 export type { EvalResult } from './eval/groups.js'
 export {
+  type AdvantageBaseline,
   type AdvantageOptions,
+  type AdvantageScale,
   groupAdvantages,
   type PhiRange,
   referenceWeights,
+  zeroAdvantageFraction,
 } from './loss/advantage.js'
 export {
   type Correction,
@@ -20,26 +45,127 @@ export {
   offPolicyMask,
   type SampledRows,
 } from './loss/correction.js'
-export * from './loss/cuda.js'
+export {
+  DeviceArray,
+  type DeviceDType,
+  type DeviceGatherBatch,
+  type DeviceHeadBatch,
+  type DeviceLossBatch,
+  type DeviceLossOptions,
+  type DeviceLossResult,
+  type DevicePerToken,
+  type DeviceRows,
+  type DLTensor,
+  deviceMemory,
+  type FusedHeadOptions,
+  fusedHeadLossOnDevice,
+  fusedHeadLossOnDeviceAsync,
+  fusedHeadWorkspace,
+  gatherLogprobsOnDevice,
+  type HostArray,
+  policyLossOnDevice,
+  policyLossOnDeviceAsync,
+  type StreamOptions,
+} from './loss/cuda.js'
 export { adaptEntropyCoef, type EntropyControl, topEntropyWeights } from './loss/entropy.js'
-export * from './loss/kernels.js'
-export type { ObjectiveMetrics } from './loss/objective.js'
-export * from './loss/objective.js'
+export {
+  type AsyncOptions,
+  type CudaDevice,
+  type CudaInfo,
+  type CudaPlace,
+  type DeviceOptions,
+  deviceNumber,
+  entropy,
+  entropyAsync,
+  type GatherBatch,
+  type GatherResult,
+  type GradMode,
+  gatherLogprobs,
+  gatherLogprobsAsync,
+  type KernelDevice,
+  type KernelsInfo,
+  kernelsInfo,
+  type LogitRows,
+  type Logits,
+  type LogitsDType,
+  type LossBatch,
+  type LossOptions,
+  type LossResult,
+  type LossRows,
+  logSumExp,
+  logSumExpAsync,
+  type PerToken,
+  policyLoss,
+  policyLossAsync,
+  setKernelThreads,
+} from './loss/kernels.js'
+export {
+  addMetrics,
+  cispo,
+  dapo,
+  defineObjective,
+  describeObjective,
+  drGrpo,
+  emptyMetrics,
+  grpo,
+  gspo,
+  type MeanMetrics,
+  meanMetrics,
+  type Objective,
+  type ObjectiveMetrics,
+  type Penalty,
+  penalties,
+  rapo,
+  type Surrogate,
+  sapo,
+  surrogates,
+  validateObjective,
+} from './loss/objective.js'
 export {
   type Aggregation,
   packBatch,
   packTokens,
   splitBatch,
+  splitEvenly,
   type TrainSequence,
   tokenWeights,
   toSequence,
 } from './model/batch.js'
-export type * from './model/engine.js'
-export type * from './model/policy.js'
-export { loadTokenizer, readStopTokenIds, type Tokenizer } from './model/tokenizer.js'
+export type { MemoryPrediction, RunShape } from './model/engine.js'
+export type {
+  AdamW,
+  CallOptions,
+  Completions,
+  Device,
+  FinishReason,
+  LoadOptions,
+  LoadPolicy,
+  LogprobRows,
+  MicroBatch,
+  ModelDType,
+  ModelInfo,
+  PackedTokens,
+  Policy,
+  PolicyOptions,
+  SamplingParams,
+  SaveOptions,
+  StepResult,
+} from './model/policy.js'
+export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
+export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
-export { compareAnswers, verifyMath } from './reward/math.js'
-export type { Verdict, Verifier } from './reward/verifier.js'
+export { loadVerifier } from './reward/load.js'
+export {
+  type CompareOptions,
+  type Comparison,
+  compareAnswers,
+  type Extraction,
+  type MathOptions,
+  type Tolerance,
+  verifyMath,
+} from './reward/math.js'
+export type { Patience, Verdict, Verifier } from './reward/verifier.js'
+export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
 export {
   figure2,
   type TheoryDescent,
@@ -50,14 +176,120 @@ export {
   theoryOptimum,
   theoryValue,
 } from './theory/theory.js'
-export type { StepMetrics } from './train/metrics.js'
+export { type PhaseSeconds, type StepMetrics, summarizeStep } from './train/metrics.js'
 export type { Hook } from './train/observe/observe.js'
-export { type TrainOptions, train } from './train/train.js'
+export type { OpenOptions } from './train/open.js'
+export { learningRateAt, type Schedule } from './train/schedule.js'
+export type { TrainOptions } from './train/train.js'
 
-import type { LoadPolicy } from './model/policy.js'
+/**
+ * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text
+ * (from a command line) or as they are. Throws ERR_RAPO_CONFIG listing everything that is wrong: field, value, range,
+ * and file and line where it has one.
+ */
+export function loadConfig(
+  file: string | undefined,
+  overrides: Readonly<Record<string, unknown>> = {},
+): Config {
+  return configs.loadConfig(file, overrides)
+}
+
+/**
+ * The same from an object. Throws ERR_RAPO_CONFIG.
+ * @param where what a message puts before a field's path, such as the file and line that it is from
+ */
+export function parseConfig(values: unknown, where?: (path: string) => string): Config {
+  return configs.parseConfig(values, where)
+}
+
+/** Loads tokenizer.json of a model directory. Throws ERR_RAPO_FORMAT where it is missing or broken. */
+export function loadTokenizer(modelDir: string): Tokenizer {
+  return tokenizers.loadTokenizer(modelDir)
+}
+
+/**
+ * The ids that end a completion: eos_token_id of generation_config.json, else of config.json, else the tokenizer's
+ * eos_token. Empty where none is declared.
+ */
+export function readStopTokenIds(modelDir: string): number[] {
+  return tokenizers.readStopTokenIds(modelDir)
+}
+
+/**
+ * The text around a prompt, as `data.template` of a configuration names it: a style's name, `chat` (the model's own chat
+ * template, with the prompt as the user's message), or a text in which {prompt} stands for the prompt. Throws
+ * ERR_RAPO_FORMAT where the model has no chat template, or one that does not work.
+ */
+export function createTemplate(
+  template: string,
+  modelDir: string,
+  options: TemplateOptions = {},
+): PromptTemplate {
+  return templates.createTemplate(template, modelDir, options)
+}
+
+/**
+ * What ends a completion: readStopTokenIds and the template's own. Throws ERR_RAPO_FORMAT where the tokenizer lacks one
+ * of the template's special tokens.
+ */
+export function stopTokenIdsFor(modelDir: string, tokenizer: Tokenizer, template: PromptTemplate): number[] {
+  return templates.stopTokenIdsFor(modelDir, tokenizer, template)
+}
+
+/**
+ * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, naming the problem, where the prompt leaves no
+ * room for maxNewTokens in the model's context.
+ */
+export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
+  return prompts.encodePrompt(problem, context)
+}
 
 /** Loads a model with the engine: see Policy. Throws ERR_RAPO_SETUP, with the fix, where the engine is not built. */
-export const loadPolicy: LoadPolicy = async (dir, options) => {
-  const engine = await import('./model/engine.js')
-  return engine.loadPolicy(dir, options)
+export const loadPolicy: LoadPolicy = async (dir, options) => engine.loadPolicy(dir, options)
+
+/** What loadPolicy(dir, options) and its use would take, from config.json alone: no weights are read. */
+export async function predictMemory(
+  dir: string,
+  options: PolicyOptions,
+  shape: RunShape,
+): Promise<MemoryPrediction> {
+  return engine.predictMemory(dir, options, shape)
+}
+
+/**
+ * Writes random weights (normal with the config's initializer_range; norms 1, biases 0) for the config.json in
+ * `dir`, as model.safetensors beside it. Same seed, same bits on the same machine.
+ */
+export async function initializeModel(dir: string, seed: number): Promise<void> {
+  return engine.initializeModel(dir, seed)
+}
+
+/** Threads that the engine uses in this process, from its next call on; 0 restores the default. */
+export function setEngineThreads(threads: number): void {
+  engine.setEngineThreads(threads)
+}
+
+/** Whether the libtorch that the engine was compiled against has CUDA. */
+export function libtorchHasCuda(): boolean {
+  return engine.libtorchHasCuda()
+}
+
+/** The version of libtorch that the engine was compiled against. */
+export function libtorchVersion(): string {
+  return engine.libtorchVersion()
+}
+
+/** Trains in config.run.output until config.run.steps. Returns the number of steps done. Throws RapoError. */
+export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
+  return training.train(config, options)
+}
+
+/**
+ * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
+ * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
+ * One measurement at a time may write to an output directory. Throws RapoError.
+ */
+export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
+  return evaluations.evaluate(config, options)
 }

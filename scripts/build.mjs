@@ -1,7 +1,9 @@
-// npm run build: lib/ as CommonJS in dist/, with its types, and an ES module that hands its exports on. `import 'rapo'` and
-// `require('rapo')` give the same objects, so that there is one RapoError class in a process, whoever loaded what.
+// npm run build: lib/ as JavaScript with its types, file by file.
+//   dist/             CommonJS. index.mjs hands the exports of index.js on: `import 'rapo'` and `require('rapo')` give the
+//                     same objects, so that there is one RapoError class in a process, whoever loaded what
+//   esm/              ES modules, for bundlers alone: they leave out what an application does not use
 import { execFileSync } from 'node:child_process'
-import { chmodSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -9,30 +11,58 @@ import { build } from 'esbuild'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const dist = join(root, 'dist')
+const entries = ['index', 'kernels', 'math']
+const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+const define = { RAPO_VERSION: JSON.stringify(version) }
 
-rmSync(dist, { recursive: true, force: true })
+for (const dir of ['dist', 'esm']) rmSync(join(root, dir), { recursive: true, force: true })
 const sources = readdirSync(join(root, 'lib'), { recursive: true }).filter(file => file.endsWith('.ts'))
-await build({
+const options = {
   absWorkingDir: root,
   entryPoints: sources.map(file => join('lib', file)),
   outbase: 'lib',
-  outdir: 'dist',
-  format: 'cjs',
   platform: 'node',
   target: 'node20',
-  define: { 'import.meta.url': 'importMetaUrl' },
-  banner: { js: "'use strict'; const importMetaUrl = require('node:url').pathToFileURL(__filename).href" },
   logLevel: 'warning',
+}
+// Commands have no place in a bundle.
+const parts = options.entryPoints.filter(file => !/^lib.(bench|cli|report)\b/.test(file))
+await build({ ...options, entryPoints: parts, outdir: 'esm', format: 'esm', define })
+writeFileSync(join(root, 'esm', 'package.json'), '{ "type": "module", "sideEffects": false }\n')
+await build({
+  ...options,
+  outdir: 'dist',
+  format: 'cjs',
+  define: { ...define, 'import.meta.dirname': '__dirname' },
+  plugins: [{ name: 'commonjs', setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, load) }],
 })
 writeFileSync(join(dist, 'package.json'), '{ "type": "commonjs" }\n')
 execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json'], {
   cwd: root,
   stdio: 'inherit',
 })
-const names = Object.keys(createRequire(import.meta.url)(join(dist, 'index.js')))
-writeFileSync(
-  join(dist, 'index.mjs'),
-  `import cjs from './index.js'\nexport const {\n${names.map(name => `  ${name},\n`).join('')}} = cjs\n`,
-)
-writeFileSync(join(dist, 'index.d.mts'), "export * from './index.js'\n")
+for (const entry of entries) {
+  const names = Object.keys(createRequire(import.meta.url)(join(dist, `${entry}.js`)))
+  writeFileSync(
+    join(dist, `${entry}.mjs`),
+    `import cjs from './${entry}.js'\nexport const {\n${names.map(name => `  ${name},\n`).join('')}} = cjs\n`,
+  )
+  writeFileSync(join(dist, `${entry}.d.mts`), `export * from './${entry}.js'\n`)
+}
 chmodSync(join(dist, 'cli', 'cli.js'), 0o755)
+
+/** A source in the ways of CommonJS, which has a `require`, and here loads a namespace when something of it is first used. */
+function load({ path }) {
+  const contents = readFileSync(path, 'utf8')
+    .replace(/^ *const require = createRequire\(.*\n/m, '')
+    // A bundler may put CommonJS into an ES module, which has no __filename.
+    .replaceAll(
+      'import.meta.url',
+      "(typeof __filename === 'string' ? require('node:url').pathToFileURL(__filename).href : '')",
+    )
+    .replace(
+      /^import \* as (\w+) from ('\.[^']*')$/gm,
+      'const $1 = new Proxy({}, { get: (_, name) => require($2)[name] })',
+    )
+  return { contents, loader: 'ts' }
+}

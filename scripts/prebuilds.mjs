@@ -1,20 +1,9 @@
 // npm run prebuilds [-- target …]: the kernels addon for every platform into prebuilds/, in the layout that
-// node-gyp-build reads, compiled on this machine by zig. Does nothing that is done already.
-// Not prebuildify: it strips with this machine's strip and knows no other libc than this machine's.
+// node-gyp-build reads, compiled on this machine by prebuildify, cmake-js and zig. Does nothing that is done already.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import {
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { bootstrap, load, root } from './bootstrap.mjs'
@@ -30,14 +19,18 @@ export const targets = {
   'darwin-x64': 'x86_64-macos.11.0',
   'darwin-arm64': 'aarch64-macos.11.0',
   'win32-x64': 'x86_64-windows-gnu',
+  'win32-arm64': 'aarch64-windows-gnu',
 }
-
-const systems = { linux: 'Linux', macos: 'Darwin', windows: 'Windows' }
 
 /** Where a target's addon lies, from the package's root. */
 export function prebuildPath(target) {
   const [platform, arch, libc] = target.split('-')
   return join('prebuilds', `${platform}-${arch}`, `${['rapo', libc].filter(Boolean).join('.')}.node`)
+}
+
+/** What is beside it: the file's bytes and SHA-256, which lib/setup/addons.ts compares before it loads the file. */
+export function recordPath(target) {
+  return prebuildPath(target).replace(/\.node$/, '.json')
 }
 
 /** The target that this machine runs. */
@@ -48,21 +41,26 @@ export function hostTarget() {
 
 /** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
-  const [{ hashSources }, { work }, { findTools, requireTools }] = await Promise.all(
-    ['cache.ts', 'process.ts', 'tools.ts'].map(load),
+  const [{ describeFile }, { hashSources }, { work }, { findTools, requireTools }] = await Promise.all(
+    ['addons.ts', 'cache.ts', 'process.ts', 'tools.ts'].map(load),
   )
   for (const name of names) {
     if (!targets[name]) throw new Error(`no target ${name}; there are ${Object.keys(targets).join(', ')}`)
     const sources = createHash('sha256')
-      .update(hashSources() + ZIG + compile + targets[name] + rowsByGcc(name))
+      .update(hashSources() + ZIG + compile + readFileSync(nodeGyp) + targets[name] + findRowCompiler(name))
       .digest('hex')
     const stamp = join(root, 'build', 'prebuilds', `${name}.sha256`)
     const addon = join(root, prebuildPath(name))
+    const record = join(root, recordPath(name))
     await locked(name, report, async () => {
-      if (existsSync(addon) && existsSync(stamp) && readFileSync(stamp, 'utf8') === sources) return
+      const isThere = [addon, record, stamp].every(existsSync)
+      if (isThere && readFileSync(stamp, 'utf8') === sources) return
       const start = performance.now()
       requireTools(await findTools(), ['cmake', 'python'])
-      await compile(name, addon, await prepareZig(report), work)
+      await prepareZig(report)
+      rmSync(record, { force: true })
+      await compile(name, work)
+      writeFileSync(record, `${JSON.stringify(describeFile(addon))}\n`)
       writeFileSync(stamp, sources)
       report(`prebuilds ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`)
     })
@@ -76,88 +74,45 @@ export async function prepareZig(report = console.error) {
 }
 
 async function locked(what, report, body) {
-  const { withLock } = await load('lock.ts')
-  const lock = join(root, 'build', 'prebuilds', 'locks', what)
-  return withLock(lock, () => report(`waiting for another run: ${what}`), body)
+  const { withLock } = await load('../base/lock.ts')
+  const locks = join(root, 'build', 'prebuilds', 'locks')
+  mkdirSync(locks, { recursive: true })
+  return withLock(join(locks, `${what}.lock`), () => report(`waiting for another run: ${what}`), body)
 }
 
 /**
  * What zig's Clang makes of the AVX2 row passes takes a tenth longer in float32 and a seventh in bfloat16 than GCC's code
- * (bench/compilers.ts). They need no library, so that this machine's GCC compiles them for any libc.
+ * (bench/compilers.ts). They need no library, so that this machine's g++ for x86-64 compiles them for any libc, if there is one.
  */
-function rowsByGcc(name) {
-  if (!name.startsWith('linux-x64') || !gcc) return ''
-  return `case "$*" in *-DRAPO_ISA=avx2*) exec '${gcc}' "$@" ;; esac\n`
+export function findRowCompiler(target) {
+  if (!target.startsWith('linux-x64')) return undefined
+  return ['x86_64-linux-gnu-g++', 'g++'].find(command => {
+    const { status, stdout } = spawnSync(command, ['-dumpmachine'], { encoding: 'utf8' })
+    return status === 0 && /^x86_64-.*linux/.test(stdout)
+  })
 }
 
-/** A g++ for x86-64, if there is one. */
-const gcc = ['x86_64-linux-gnu-g++', 'g++'].find(command => {
-  const { status, stdout } = spawnSync(command, ['-dumpmachine'], { encoding: 'utf8' })
-  return status === 0 && /^x86_64-.*linux/.test(stdout)
-})
+/** The program that prebuildify calls as node-gyp. */
+const nodeGyp = join(root, 'scripts', 'zig-gyp.mjs')
 
-async function compile(name, addon, zig, work) {
-  const require = createRequire(import.meta.url)
-  const headers = require('node-api-headers')
-  const tree = join(root, 'build', 'prebuilds', name)
-  const log = join(root, 'build', 'prebuilds', `${name}.log`)
-  const run = { env: { ...process.env, CMAKE_GENERATOR: '' }, log }
-  rmSync(tree, { recursive: true, force: true })
-  mkdirSync(tree, { recursive: true })
+async function compile(name, work) {
+  const [platform, arch, libc] = name.split('-')
+  // A directory of its own: prebuildify moves the first addon away that it finds in build/Release.
+  const cwd = join(root, 'build', 'prebuilds', name)
+  const log = `${cwd}.log`
+  rmSync(cwd, { recursive: true, force: true })
+  mkdirSync(cwd, { recursive: true })
   writeFileSync(log, '')
-  const [, cpu, system] = /^(\w+)-(\w+)/.exec(targets[name])
-  // CMake wants a file for each program.
-  const program = (file, args, prepare = '') => {
-    writeFileSync(join(tree, file), `#!/bin/sh\n${prepare}exec '${zig}' ${args} "$@"\n`, { mode: 0o755 })
-    return join(tree, file)
-  }
-  // For a first executable zig would compile the whole C library; CMake's question needs none.
-  const noLink = 'case "$*" in *CMakeCXXCompilerId*) set -- -c "$@" ;; esac\n'
-  // zig's linker for macOS crashes at a bundle. Node loads a library as well.
-  const noBundle = 'for x; do shift; [ "$x" = -bundle ] && x=-shared; set -- "$@" "$x"; done\n'
-  const cxx = program('c++', `c++ -target ${targets[name]}`, noLink + noBundle + rowsByGcc(name))
-  // The linker's command goes through a shell: a path in it may hold a space.
-  let linkFlags = '-s'
-  if (system === 'linux') {
-    // Else Node's own operator new would take the place of this one, and its bad_alloc be none that is caught here.
-    const exports = join(tree, 'exports.map')
-    writeFileSync(exports, '{ global: napi_*; node_api_*; local: *; };\n')
-    linkFlags += ` '-Wl,--version-script=${exports}'`
-  }
-  if (system === 'windows') {
-    const library = join(tree, 'node.lib')
-    const definitions = join(tree, 'node.def')
-    const [nodeApi, engineApi] = Object.values(headers.def_paths).map(file => readFileSync(file, 'utf8'))
-    // Two lists with the same two lines at their head.
-    writeFileSync(definitions, `${nodeApi.trimEnd()}\n${engineApi.replace(/^NAME.*\nEXPORTS.*\n/, '')}`)
-    await work('zig dlltool', zig, ['dlltool', '-m', 'i386:x86-64', '-d', definitions, '-l', library], run)
-    linkFlags += ` '${library}'`
-  }
+  const prebuildify = createRequire(import.meta.url).resolve('prebuildify/bin.js')
+  const args = ['--napi', '--name', 'rapo', '--platform', platform, '--arch', arch, '--node-gyp', nodeGyp]
+  if (libc) args.push('--libc', libc, '--tag-libc', libc)
+  const run = { env: process.env, log }
   await work(
-    `configuring the kernels for ${name} (cmake)`,
-    'cmake',
-    [
-      ...['-S', root, '-B', tree],
-      '-DCMAKE_BUILD_TYPE=Release',
-      `-DCMAKE_SYSTEM_NAME=${systems[system]}`,
-      `-DCMAKE_SYSTEM_PROCESSOR=${cpu}`,
-      `-DCMAKE_CXX_COMPILER=${cxx}`,
-      `-DCMAKE_AR=${program('ar', 'ar')}`,
-      `-DCMAKE_RANLIB=${program('ranlib', 'ranlib')}`,
-      `-DCMAKE_MODULE_LINKER_FLAGS=${linkFlags}`,
-      '-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY',
-      '-DCMAKE_SKIP_RPATH=ON',
-      `-DCMAKE_JS_INC=${headers.include_dir}`,
-      `-DRAPO_NODE_ADDON_API=${join(root, 'node_modules', 'node-addon-api')}`,
-    ],
+    `building the kernels for ${name} (prebuildify)`,
+    process.execPath,
+    [prebuildify, ...args, '--cwd', cwd, '--out', root],
     run,
   )
-  const jobs = `${availableParallelism()}`
-  const build = ['--build', tree, '--target', 'rapo_kernels', '-j', jobs]
-  await work(`building the kernels for ${name} (cmake --build)`, 'cmake', build, run)
-  mkdirSync(dirname(addon), { recursive: true })
-  copyFileSync(join(tree, 'rapo_kernels.node'), `${addon}.new`)
-  renameSync(`${addon}.new`, addon)
 }
 
 /** zig in this very version, from its Python wheel. */

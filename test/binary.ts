@@ -8,6 +8,10 @@ export interface Binary {
   readonly versions: readonly string[]
   /** ELF: what it shows to the rest of the process. */
   readonly exported: readonly string[]
+  /** ELF: what it asks of others. */
+  readonly imported: readonly string[]
+  /** ELF: whether code of its runs when it is unloaded. */
+  readonly hasDestructors: boolean
 }
 
 export function readBinary(bytes: Buffer): Binary {
@@ -62,10 +66,12 @@ function readElf(bytes: Buffer): Binary {
   const sections = Array.from({ length: bytes.readUInt16LE(60) }, (_, i) => u64(bytes, 40) + 64 * i)
   const symbols = sections.find(section => bytes.readUInt32LE(section + 4) === 11)!
   const exported: string[] = []
+  const imported: string[] = []
   for (let i = 24; i < u64(bytes, symbols + 32); i += 24) {
     const symbol = u64(bytes, symbols + 24) + i
     const isDefined = bytes.readUInt16LE(symbol + 6) !== 0
-    if (isDefined) exported.push(text(bytes, strings + bytes.readUInt32LE(symbol)))
+    const names = isDefined ? exported : imported
+    names.push(text(bytes, strings + bytes.readUInt32LE(symbol)))
   }
   const arch = { 62: 'x64', 183: 'arm64' } as const
   return {
@@ -74,6 +80,8 @@ function readElf(bytes: Buffer): Binary {
     libraries: entries.filter(({ tag }) => tag === 1).map(({ value }) => text(bytes, strings + value)),
     versions,
     exported,
+    imported,
+    hasDestructors: entryOf(26) !== undefined, // DT_FINI_ARRAY
   }
 }
 
@@ -96,6 +104,8 @@ function readMachO(bytes: Buffer): Binary {
     libraries,
     versions,
     exported: [],
+    imported: [],
+    hasDestructors: false,
   }
 }
 
@@ -128,5 +138,7 @@ function readPe(bytes: Buffer): Binary {
     libraries,
     versions: [],
     exported: [],
+    imported: [],
+    hasDestructors: false,
   }
 }

@@ -197,30 +197,46 @@ test('a run directory: never two runs in one, replaced only when asked, and noth
   assert.throws(() => createRunDir(path.join(dir, 'file', 'run'), false), /cannot make the run directory/)
 })
 
-test('a lock keeps a second trainer out, and goes with the process that held it', () => {
+test('a lock keeps a second trainer out', async () => {
   const dir = makeTempDir()
-  const child = spawnSync(process.execPath, ['-p', 'process.pid'])
-  writeFileSync(path.join(dir, 'run.lock'), child.stdout)
-  const unlock = lockRun(dir, 'train')
-  assert.is(readFileSync(path.join(dir, 'run.lock'), 'utf8'), String(process.pid))
-  assert.throws(() => lockRun(dir, 'train'), new RegExp(`is in use by process ${process.pid}`))
+  const lock = await lockRun(dir, 'train')
+  const held = JSON.parse(readFileSync(path.join(dir, 'run.lock'), 'utf8'))
+  assert.is(held.pid, process.pid)
+  const refused = async (pid: number) => {
+    const error = await lockRun(dir, 'train').then(assert.unreachable as never, error => error)
+    assert.is(error.code, 'ERR_RAPO_CONFIG')
+    assert.is(
+      error.message,
+      `${dir} is in use by process ${pid}; if that is no \`rapo train\`, remove ${path.join(dir, 'run.lock')}`,
+    )
+  }
+  await refused(process.pid)
   // A measurement in a run's directory has a lock of its own.
-  lockRun(dir, 'eval')()
-  unlock()
+  await (await lockRun(dir, 'eval')).release()
+  await lock.release()
   assert.equal(readdirSync(dir), [])
+  // Of a version that wrote the process's number alone.
   writeFileSync(path.join(dir, 'run.lock'), String(process.ppid))
-  assert.throws(() => lockRun(dir, 'train'), new RegExp(`is in use by process ${process.ppid}`))
+  await refused(process.ppid)
+  const { stdout: dead } = spawnSync(process.execPath, ['-p', 'process.pid'])
+  writeFileSync(path.join(dir, 'run.lock'), dead)
+  await (await lockRun(dir, 'train')).release()
+  assert.equal(readdirSync(dir), [])
 })
 
 test('of many processes that find the lock of a dead one, one alone takes it over', async () => {
   const dir = makeTempDir()
-  const { stdout: dead } = spawnSync(process.execPath, ['-p', 'process.pid'])
-  writeFileSync(path.join(dir, 'run.lock'), dead)
+  const run = new URL('../lib/train/run.ts', import.meta.url).href
+  const killed = `import { lockRun } from ${JSON.stringify(run)}
+    await lockRun(${JSON.stringify(dir)}, 'train')
+    process.kill(process.pid, 'SIGKILL')`
+  spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', killed])
+  assert.equal(readdirSync(dir), ['run.lock'])
   const script = `
-    import { lockRun } from ${JSON.stringify(new URL('../lib/train/run.ts', import.meta.url).href)}
-    process.stdin.once('data', () => {
+    import { lockRun } from ${JSON.stringify(run)}
+    process.stdin.once('data', async () => {
       try {
-        lockRun(${JSON.stringify(dir)}, 'train')
+        await lockRun(${JSON.stringify(dir)}, 'train')
         console.log('held')
       } catch (error) {
         console.log(error.code)

@@ -3,6 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { invocation } from '../lib/cli/commands.js'
 import { fields } from '../lib/config/help.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { makeTempDir } from './fake-policy.js'
@@ -254,7 +255,7 @@ test('a fault in the middle of a run says how to go on', async () => {
   const { code, stderr } = await rapo('train', '-c', configFile, ...args)
   assert.is(code, 1)
   assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke\n/)
-  assert.match(stderr, `to go on from step 2: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
+  assert.match(stderr, `to go on from step 3: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
 })
 
 test('generate and logprobs agree, from standard input to standard output', async () => {
@@ -317,6 +318,103 @@ test('doctor says what there is', async () => {
   const { stdout } = await rapo('doctor')
   assert.match(stdout, /^node +v\d/m)
   assert.match(stdout, /^libtorch/m)
+})
+
+/** A module whose promise never settles; with `isOpen` something keeps the process alive all the same. */
+function hangingVerifier(name: string, isOpen: boolean): string {
+  const file = path.join(dir, `${name}.mjs`)
+  writeFileSync(
+    file,
+    `${isOpen ? 'setInterval(() => {}, 1000)' : ''}
+    let isTold = false
+    export default { checkAnswer() {}, verify() {
+      if (!isTold) console.log('judging')
+      isTold = true
+      return new Promise(() => {})
+    } }`,
+  )
+  return file
+}
+
+test('a verifier that never answers: train, eval and grade say so and fail', async () => {
+  const file = hangingVerifier('never', false)
+  const graded = path.join(dir, 'graded.jsonl')
+  writeFileSync(graded, '{"answer":"1","reference":"1"}\n')
+  const never =
+    /^rapo: the verifier failed on (problem "p\d+", completion ".*"|.*line 1): its promise can never settle/m
+  const commands = [
+    ['train', '-c', configFile, '--run.output', run('never'), '--task.verifier', file],
+    ['eval', '-m', model, '-c', configFile, '--output', run('never-eval'), '--task.verifier', file],
+    ['grade', '--task', file, '-i', graded],
+  ]
+  for (const args of commands) {
+    const { code, stderr } = await rapo(...args)
+    assert.is(code, 1, args.join(' '))
+    assert.match(stderr, never)
+  }
+  assert.not(existsSync(path.join(run('never'), 'run.lock')))
+  assert.not(existsSync(path.join(run('never-eval'), 'eval.lock')))
+})
+
+test('Ctrl-C ends what a verifier or a hook hangs in, and saves the steps that are done', async () => {
+  const verifier_ = hangingVerifier('hanging', true)
+  const hook = path.join(dir, 'hook.mjs')
+  writeFileSync(
+    hook,
+    `setInterval(() => {}, 1000)
+    export default () => { console.log('judging'); return new Promise(() => {}) }`,
+  )
+  const interrupt = async (...args: string[]) => {
+    const { child, done } = start(args)
+    child.stdin!.end()
+    child.stdout!.on('data', data => String(data).includes('judging') && child.kill('SIGINT'))
+    return done
+  }
+  const train = ['train', '-c', configFile, '--run.output']
+  const first = await interrupt(...train, run('hanging'), '--task.verifier', verifier_)
+  assert.is(first.code, 130)
+  assert.match(first.stderr, 'rapo: stopped before the first step was done: nothing is saved')
+  assert.not(existsSync(path.join(run('hanging'), 'run.lock')))
+  const second = await interrupt(...train, run('hooked'), '--observe.hook', hook)
+  assert.is(second.code, 130)
+  assert.match(
+    second.stdout,
+    `saved after step 1; to go on: npx tsx lib/cli/cli.ts train --resume ${run('hooked')}`,
+  )
+  assert.is(readLatestCheckpoint(run('hooked'))!.trainer.step, 1)
+  const third = await interrupt(
+    ...['eval', '-m', model, '-c', configFile, '--output', run('hanging-eval'), '--task.verifier', verifier_],
+  )
+  assert.is(third.code, 130)
+  assert.match(third.stderr, 'rapo: stopped by SIGINT')
+  assert.not(existsSync(path.join(run('hanging-eval'), 'eval.lock')))
+})
+
+test('commands to paste are called as this one was: a TypeScript verifier needs tsx again', () => {
+  const bin = path.resolve('node_modules/.bin/rapo')
+  const loader = 'file:///p/node_modules/tsx/dist/loader.mjs'
+  const cases: [argv: string[], execArgv: string[], expected: string][] = [
+    [[process.execPath, bin], [], 'npx rapo'],
+    [[process.execPath, bin], ['--require', '/p/tsx.d/x.cjs'], 'npx rapo'],
+    [[process.execPath, bin], ['--import', loader], 'npx tsx node_modules/.bin/rapo'],
+    [[process.execPath, bin], ['--import', 'tsx'], 'npx tsx node_modules/.bin/rapo'],
+    [[process.execPath, path.resolve('lib/cli/cli.ts')], [], 'npx tsx lib/cli/cli.ts'],
+  ]
+  for (const [argv, execArgv, expected] of cases) assert.is(invocation({ argv, execArgv }), expected)
+})
+
+test('what a verifier leaves open keeps no finished command alive', async () => {
+  const file = path.join(dir, 'open.mjs')
+  writeFileSync(
+    file,
+    `setInterval(() => {}, 1000)
+    export default { checkAnswer() {}, verify: () => ({ reward: 1, reason: 'r' }) }`,
+  )
+  const { child, done } = start(['grade', '--task', file])
+  child.stdin!.end('{"answer":"1","reference":"1"}\n')
+  const { code, stdout } = await done
+  assert.is(code, 0)
+  assert.is(stdout, '{"answer":"1","reference":"1","correct":true,"reason":"r"}\n')
 })
 
 test.run()

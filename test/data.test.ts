@@ -1,12 +1,14 @@
-import { writeFileSync } from 'node:fs'
+import { readdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { gzipSync } from 'node:zlib'
 import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
 import { createCursor } from '../lib/data/cursor.js'
-import { type DataOptions, type Problem, readProblems } from '../lib/data/problems.js'
+import type { DataOptions } from '../lib/data/fields.js'
+import { type Problem, readProblems } from '../lib/data/problems.js'
 import { readRows } from '../lib/data/rows.js'
 import { exact } from '../lib/reward/exact.js'
 import { loadVerifier } from '../lib/reward/load.js'
@@ -446,6 +448,24 @@ test('several answers: the built-in verifiers take any of them', async () => {
       rewards.map(({ reward }) => reward),
       [1, 1, 0],
     )
+  }
+})
+
+test('layouts of public datasets are read as they are', async () => {
+  const layouts = fileURLToPath(new URL('data/layouts', import.meta.url))
+  const math = await loadVerifier('math')
+  const names = readdirSync(layouts)
+  assert.ok(names.length >= 9)
+  for (const name of names) {
+    const problems = await readProblems(path.join(layouts, name), math)
+    assert.ok(problems.length > 0, name)
+    for (const { prompt, answer } of problems) {
+      assert.ok(prompt.length > 5, name)
+      const expected = name === 'olympiad-bench.jsonl' ? '7' : prompt.includes('14') ? '22' : '21'
+      const reward = async (given: string) => (await math.verify(`So \\boxed{${given}}.`, answer)).reward
+      assert.is(await reward(expected), 1, `${name}: ${JSON.stringify(answer)}`)
+      assert.is(await reward('10'), 0, `${name}: ${JSON.stringify(answer)}`)
+    }
   }
 })
 

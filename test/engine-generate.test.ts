@@ -54,6 +54,13 @@ test('the same seed gives the same bits, another seed other tokens', async () =>
   assert.ok(new Set(unpack(first.tokens).slice(0, 5).map(String)).size > 1)
 })
 
+test('what is left out of the sampling parameters is off', async () => {
+  const { n, maxNewTokens, stopTokenIds, seed } = sampling
+  const full = { temperature: 1, topP: 1, topK: 0, minP: 0, maxBatch: 0 }
+  const made = await policy.generate(prompts, { n, maxNewTokens, stopTokenIds, seed })
+  assert.equal(made, await policy.generate(prompts, { n, maxNewTokens, stopTokenIds, seed, ...full }))
+})
+
 test('with a seed for each prompt, its completions do not depend on the other prompts', async () => {
   const all = unpack(prompts)
   const seeds = all.map((_, p) => 40 + p)
@@ -170,7 +177,10 @@ test('greedy takes the most probable token, whatever the seed and the neighbours
 })
 
 /** The distribution after top-k, top-p and min-p, by the definitions. */
-function filtered(logp: Float32Array, { topK, topP, minP }: SamplingParams): Float64Array {
+function filtered(
+  logp: Float32Array,
+  { topK, topP, minP }: Pick<Required<SamplingParams>, 'topK' | 'topP' | 'minP'>,
+): Float64Array {
   let left = Array.from(logp, (l, id) => ({ id, p: Math.exp(l) })).sort((a, b) => b.p - a.p || a.id - b.id)
   if (topK > 0) left = left.slice(0, topK)
   const total = left.reduce((sum, { p }) => sum + p, 0)

@@ -76,7 +76,7 @@ export function unpack({ tokenIds, offsets }: PackedTokens): number[][] {
   return Array.from(offsets.subarray(1), (end, i) => Array.from(tokenIds.subarray(offsets[i], end)))
 }
 
-export const sampling: SamplingParams = {
+export const sampling = {
   n: 1,
   maxNewTokens: 12,
   temperature: 1,
@@ -85,7 +85,7 @@ export const sampling: SamplingParams = {
   minP: 0,
   stopTokenIds: [0],
   seed: 7,
-}
+} satisfies SamplingParams
 
 /** For many prompts: takes longer than any test. */
 export const endless: SamplingParams = { ...sampling, n: 20_000, maxNewTokens: 40, stopTokenIds: [] }

@@ -4,7 +4,8 @@ import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { bootstrapMeans, listKs, passAtK } from '../lib/base/stats.js'
+import { bootstrapMeans } from '../lib/base/bootstrap.js'
+import { listKs, passAtK } from '../lib/base/stats.js'
 import { parseConfig } from '../lib/config/load.js'
 import { evaluate } from '../lib/eval/evaluate.js'
 import { formatPassAtK, summarizeEval } from '../lib/eval/groups.js'
@@ -443,6 +444,119 @@ test('what is wrong with the data is said before the model is loaded, and nothin
     for (const found of await attempt(name, content, data)) assert.match(found, message)
   }
   assert.not(existsSync(output))
+})
+
+test('every call samples with seeds of its own: no problem and no call shares one', async () => {
+  const seeds: number[] = []
+  const loadPolicy: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate(prompts, sampling, told) {
+        seeds.push(...(sampling.seed as number[]))
+        return policy.generate(prompts, sampling, told)
+      },
+    }
+  }
+  await measureTen(path.join(dir, 'seeds'), {}, { loadPolicy })
+  assert.is(seeds.length, 40)
+  assert.is(new Set(seeds).size, 40)
+})
+
+/** The calls that a stopped measurement has kept. */
+const kept = (output: string) =>
+  readFileSync(path.join(output, 'eval-progress.jsonl'), 'utf8').split('\n').length - 2
+
+test('a signal stops between calls and in one, rejects with its reason, and the finished calls are kept', async () => {
+  const whole = path.join(dir, 'unstopped')
+  await measureTen(whole)
+  for (const isWithin of [false, true]) {
+    const output = path.join(dir, `signal-${isWithin}`)
+    const stop = new AbortController()
+    const reason = new Error('enough')
+    let calls = 0
+    const loadPolicy: LoadPolicy = async (from, options) => {
+      const policy = await loadFakePolicy(from, options)
+      return {
+        ...policy,
+        async generate(prompts, sampling, told) {
+          if (++calls === 3) stop.abort(reason)
+          if (isWithin) told?.signal?.throwIfAborted()
+          return policy.generate(prompts, sampling, told)
+        },
+      }
+    }
+    const error = await measureTen(output, {}, { loadPolicy, signal: stop.signal }).catch(error => error)
+    assert.is(error, reason)
+    assert.is(calls, 3)
+    assert.is(kept(output), isWithin ? 2 : 3)
+    assert.not(existsSync(path.join(output, 'eval.lock')))
+    await measureTen(output)
+    assert.equal(outcome(output), outcome(whole))
+  }
+})
+
+test('an onProgress that throws, as the engine calls it from a timer: the call that is running is kept', async () => {
+  const output = path.join(dir, 'throwing')
+  const boom = new Error('boom')
+  let fromTimer: unknown
+  const loadPolicy: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      async generate(prompts, sampling, told) {
+        try {
+          told?.onProgress?.(1, 2)
+        } catch (error) {
+          fromTimer = error
+        }
+        return policy.generate(prompts, sampling, told)
+      },
+    }
+  }
+  const onProgress = (done: number) => {
+    if (done > 0) throw boom
+  }
+  const error = await measureTen(output, {}, { loadPolicy, onProgress }).catch(error => error)
+  assert.is(error, boom)
+  assert.is(fromTimer, undefined)
+  assert.is(kept(output), 1)
+})
+
+test('an interrupted measurement knows the module that judged; one of an older version goes on', async () => {
+  const output = path.join(dir, 'judged')
+  const verifier = path.join(dir, 'judge.mjs')
+  const write = (reward: number) =>
+    writeFileSync(
+      verifier,
+      `export default { checkAnswer() {}, verify: () => ({ reward: ${reward}, reason: '' }) }`,
+    )
+  const config = evalConfig(model, ten)
+  config.task.verifier = verifier
+  const measure = (options: object = {}) =>
+    evaluate(config, {
+      ...{ dir: model, model: 'm', name: 'n', output, loadPolicy: loadFakePolicy },
+      ...options,
+    })
+  let calls = 0
+  const failing: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate: (...call) => (++calls > 2 ? Promise.reject(new Error('stop')) : policy.generate(...call)),
+    }
+  }
+  write(1)
+  await measure({ loadPolicy: failing }).catch(() => {})
+  const progress = path.join(output, 'eval-progress.jsonl')
+  const before = readFileSync(progress, 'utf8')
+  write(0)
+  const error = await measure().catch(error => error)
+  assert.is(error.code, 'ERR_RAPO_CONFIG')
+  assert.match(error.message, /an interrupted measurement with verifier module "\w+", not "\w+"/)
+  assert.is(readFileSync(progress, 'utf8'), before)
+  writeFileSync(progress, before.replace(/"verifier module":"\w+",/, ''))
+  assert.is((await measure()).perProblem.length, 10)
 })
 
 test.run()

@@ -151,4 +151,37 @@ test('the command', () => {
   assert.is(unknown.status, 1)
 })
 
+test('a verifier that fails late: the verdicts before it are kept', async () => {
+  const target = path.join(dir, 'late.jsonl')
+  const module = path.join(dir, 'late.mjs')
+  writeFileSync(
+    module,
+    `export default { checkAnswer() {}, async verify(text) {
+      if (text === '3') throw new Error('no connection')
+      return { reward: 1, reason: 'r' }
+    } }`,
+  )
+  write(['1', '2', '3', '4'].map(answer => ({ answer, reference: '1' })))
+  const error = await gradeLines({ task: module, input, output: target }).catch(error => error)
+  assert.is(
+    error.message,
+    `the verifier failed on ${input}:3: line 3: no connection\nthe 2 lines that there are: ${target}.partial`,
+  )
+  assert.not(existsSync(target))
+  const kept = readFileSync(`${target}.partial`, 'utf8').trim().split('\n')
+  assert.equal(
+    kept.map(line => JSON.parse(line).answer),
+    ['1', '2'],
+  )
+})
+
+test('what a model wrote cannot steer the terminal that its verdict is printed on', () => {
+  write([{ answer: '\u009b2J', reference: 'x', '\u202e': 1 }])
+  const args = ['--import', 'tsx', 'lib/cli/cli.ts', 'grade', '--task', 'exact', '-i', input]
+  const { stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  assert.match(stdout, '"answer":"\\u009b2J"')
+  assert.not.match(stdout, /[\u009b\u202e]/)
+  assert.is(JSON.parse(stdout).answer, '\u009b2J')
+})
+
 test.run()

@@ -2,7 +2,9 @@ import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { RapoError } from '../lib/base/errors.js'
 import { generateLines, logprobLines } from '../lib/cli/infer.js'
+import type { LoadPolicy } from '../lib/model/policy.js'
 import { loadTokenizer } from '../lib/model/tokenizer.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 
@@ -139,6 +141,85 @@ test('bad lines: file, line, why, and nothing written', async () => {
   assert.match(await messageOf(logprobLines(files, 1)), 'line 2: it must have completionIds')
   give('')
   assert.match(await messageOf(generate()), `${input} is empty`)
+})
+
+test('lines are written as they come: what fails late leaves those that there are', async () => {
+  const partial = `${output}.partial`
+  const many = Array.from({ length: 400 }, (_, i) => ({ i, promptIds: [5, 4 + (i % 8)] }))
+  give(...many)
+  const whole = await generate()
+  assert.is(whole.length, 400)
+  assert.not(existsSync(partial))
+  rmSync(output)
+  let calls = 0
+  const failing: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate(...call) {
+        // Those of the call before are there already.
+        assert.is(existsSync(partial), calls > 0)
+        return ++calls === 3
+          ? Promise.reject(new RapoError('ERR_RAPO_INTERNAL', 'stop'))
+          : policy.generate(...call)
+      },
+    }
+  }
+  // 3 completions a line, 512 a call.
+  assert.is(
+    await messageOf(generate({ loadPolicy: failing })),
+    `stop\nthe 340 lines that there are: ${partial}`,
+  )
+  assert.equal(
+    readFileSync(partial, 'utf8')
+      .trim()
+      .split('\n')
+      .map(line => JSON.parse(line)),
+    whole.slice(0, 340),
+  )
+  // No two calls sample alike.
+  const textsOf = (lines: typeof whole) => lines.map(line => line.completions.map(({ text }) => text).join())
+  assert.not.equal(textsOf(whole.slice(0, 170)), textsOf(whole.slice(170, 340)))
+  await generate()
+  assert.not(existsSync(partial))
+})
+
+test('a first call as large as all: the seed itself, as ever', async () => {
+  const seeds: unknown[] = []
+  const spying: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate(prompts, params, told) {
+        seeds.push(params.seed)
+        return policy.generate(prompts, params, told)
+      },
+    }
+  }
+  give(...Array.from({ length: 171 }, () => ({ promptIds: [5] })))
+  await generate({ loadPolicy: spying })
+  assert.is(seeds.length, 2)
+  assert.is(seeds[0], 1)
+  assert.is.not(seeds[1], 1)
+})
+
+test("completions end at generation_config.json's tokens, else at config.json's", async () => {
+  const two = makeFakeModel({ 1: 9, 10: 9, 11: 9 })
+  give(...Array.from({ length: 20 }, () => ({ promptIds: [5] })))
+  const stops = async () => {
+    const lines = await generate({ model: two })
+    const stopped = lines
+      .flatMap(line => line.completions)
+      .filter(({ finishReason }) => finishReason === 'stop')
+    return [...new Set(stopped.map(({ tokenIds }) => tokenIds.at(-1)))]
+  }
+  rmSync(path.join(two, 'generation_config.json'))
+  writeFileSync(path.join(two, 'config.json'), '{"eos_token_id":11}')
+  assert.equal(await stops(), [11])
+  writeFileSync(path.join(two, 'generation_config.json'), '{"eos_token_id":[10]}')
+  assert.equal(await stops(), [10])
+  writeFileSync(path.join(two, 'generation_config.json'), '{}')
+  assert.equal(await stops(), [11])
 })
 
 test.run()

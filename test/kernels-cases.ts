@@ -16,6 +16,13 @@ export const raw = loadKernels() as unknown as {
   gatherLogprobsReference(call: object): void
   setIsa(name: string): void
   isas(): string[]
+  lists(): {
+    numbers: Record<string, { default: number; low: number; open: boolean; high: number }>
+    penalties: string[]
+    surrogates: string[]
+    rowArrays: string[]
+    rowOutputs: string[]
+  }
 }
 
 export function normal(random: () => number): number {

@@ -2,7 +2,7 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type Logits, policyLoss } from '../lib/loss/kernels.js'
-import { cispo, type ObjectiveMetrics, penalties, rapo, sapo } from '../lib/loss/objective.js'
+import { cispo, dapo, type ObjectiveMetrics, penalties, rapo, sapo } from '../lib/loss/objective.js'
 import { fromLogits, makeCase, oracle, raw, toLogits } from './kernels-cases.js'
 import { check, dtypes, expectedOf, lossScale, objectiveFor, present } from './kernels-check.js'
 import { exact, formula, formulaMetrics } from './kernels-formula.js'
@@ -212,6 +212,29 @@ test('log-ratios are clamped from above, and counted', () => {
   assert.is(perToken.ratio[0], Math.fround(Math.exp(2)))
   assert.is(metrics.klClamped, 1)
   assert.ok(gradLogits.every(g => g === 0))
+})
+
+test('a ratio exactly at a bound is not cut off', () => {
+  // Without old log-probs the ratio is exactly 1, which is the bound here.
+  const at = (advantage: number, changes: object) => {
+    const { gradLogits, perToken, metrics } = policyLoss(
+      {
+        vocabSize: 2,
+        logits: Float32Array.of(0, 0),
+        tokenIds: Int32Array.of(0),
+        tokenWeights: Float32Array.of(1),
+        advantages: Float32Array.of(advantage),
+      },
+      dapo({ clipLow: 0, clipHigh: 0, ...changes }),
+      { perToken: true },
+    )
+    assert.is(perToken.clipped[0], 0)
+    assert.is(metrics.clippedLow + metrics.clippedHigh, 0)
+    return gradLogits[1]
+  }
+  assert.is(at(1, {}), 0.5)
+  assert.is(at(-1, {}), -0.5)
+  assert.is(at(-1, { ratioCap: 1 }), -0.5)
 })
 
 test('the vector exp', () => {

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../lib/loss/objective.js'
+import { addMetrics, emptyMetrics, meanMetrics, type ObjectiveMetrics } from '../lib/loss/objective.js'
 import type { ScoredRollout } from '../lib/rollout/rollout.js'
 import { type Remeasured, summarizeStep } from '../lib/train/metrics.js'
 
@@ -71,6 +71,12 @@ test('metrics of a split add up, and nothing is neutral', () => {
   assert.is(sum.ratioMin, 0.25)
   assert.is(sum.ratioMax, 2)
   assert.equal(Object.keys(emptyMetrics), Object.keys(sums))
+})
+
+test('means are over the trained tokens', () => {
+  const { kl, entropy, ratioMean, approxKl } = meanMetrics(sums)
+  assert.equal([kl, entropy, ratioMean, approxKl], [0.1, 2, 1.05, 0.005])
+  assert.equal(new Set(Object.values(meanMetrics(emptyMetrics))), new Set([0]))
 })
 
 test('the fields are those that docs/files.md lists', () => {

@@ -9,7 +9,13 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { packageVersion } from '../lib/base/package.js'
 import { doctor, formatDoctor } from '../lib/cli/doctor.js'
-import { explainLoadFailure, explainMissingKernels, locateKernels } from '../lib/setup/addons.js'
+import {
+  describeFile,
+  explainLoadFailure,
+  explainMissingKernels,
+  findFault,
+  locateKernels,
+} from '../lib/setup/addons.js'
 
 const isLinux = process.platform === 'linux'
 const addon = readFileSync(locateKernels())
@@ -68,12 +74,65 @@ test('a damaged file, and one that is none', async () => {
   }
 })
 
+test('a file that was cut off ends no process: the dynamic linker is not asked', async () => {
+  if (!isLinux) return
+  for (const share of [0.1, 0.5, 0.9]) {
+    const message = await complaint(addon.subarray(0, Math.floor(addon.length * share)))
+    assert.match(message, /^ERR_RAPO_SETUP .*addon\.node is damaged: it has \d+ bytes of \d+; /)
+    assert.match(message, 'npm run build:kernels')
+  }
+})
+
+test('a file is compared with what was built', () => {
+  const file = path.join(dir, 'built.node')
+  writeFileSync(file, addon)
+  const record = describeFile(file)
+  assert.is(record.bytes, addon.length)
+  assert.is(findFault(file, record), undefined)
+  const changed = Buffer.from(addon)
+  changed[addon.length >> 1]! ^= 1
+  writeFileSync(file, changed)
+  assert.is(findFault(file), undefined) // a guess from its headers
+  assert.is(findFault(file, record), 'its content is not what was built')
+  writeFileSync(file, addon.subarray(0, 5000))
+  assert.is(findFault(file, record), `it has 5000 bytes of ${addon.length}`)
+})
+
+test('the record beside an addon counts when the addon is loaded', async () => {
+  const record = path.join(dir, 'addon.json')
+  writeFileSync(record, JSON.stringify({ bytes: addon.length, sha256: '0'.repeat(64) }))
+  const message = await complaint(addon)
+  rmSync(record)
+  assert.match(message, /^ERR_RAPO_SETUP .*addon\.node is damaged: its content is not what was built; /)
+  assert.is(await complaint(addon), '')
+})
+
 test('a platform without a prebuilt addon', () => {
   assert.match(
-    explainMissingKernels('sunos-x64'),
+    explainMissingKernels(undefined, 'sunos-x64'),
     /prebuilt for linux-x64, .*, not for sunos-x64; `npm run build:kernels` in /,
   )
-  assert.match(explainMissingKernels('linux-x64'), 'the kernels addon for linux-x64 is missing from')
+  const missing = explainMissingKernels(new Error('No native build was found for libc=musl'), 'linux-x64')
+  assert.match(missing, 'the kernels addon for linux-x64 is missing from')
+  assert.match(missing, '(No native build was found for libc=musl)')
+})
+
+test('a Node.js that may not load addons, or not look for them', async () => {
+  const entry = fileURLToPath(new URL('../lib/index.ts', import.meta.url))
+  const program = `import { kernelsInfo } from ${JSON.stringify(entry)}
+    try { kernelsInfo() } catch (error) { console.log(error.code + ' ' + error.message) }`
+  const args = ['--no-addons', '--import', 'tsx', '--input-type=module', '-e', program]
+  const { stdout } = await promisify(execFile)(process.execPath, args)
+  assert.match(stdout, /^ERR_RAPO_SETUP .*start Node\.js without --no-addons, and under --permission with/)
+  const denied = Object.assign(new Error('Access to this API has been restricted'), {
+    code: 'ERR_ACCESS_DENIED',
+  })
+  assert.match(
+    explainMissingKernels(denied),
+    /not permitted to look .*--allow-addons, and --allow-fs-read for .* and \/etc\/alpine-release/,
+  )
+  const noexec = 'addon.node: failed to map segment from shared object'
+  assert.match(explainLoadFailure('kernels', noexec), 'may be mounted noexec')
 })
 
 test('a libtorch that was replaced or removed; musl', () => {

@@ -1,10 +1,11 @@
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../lib/base/errors.js'
 import { parseConfig } from '../lib/config/load.js'
 import { emptyMetrics } from '../lib/loss/objective.js'
+import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import { type StepMetrics, summarizeStep } from '../lib/train/metrics.js'
 import { flatten, openObserver } from '../lib/train/observe/observe.js'
 import { formatPrometheus } from '../lib/train/observe/prometheus.js'
@@ -309,6 +310,42 @@ test('openObserver writes nothing before a step', async () => {
   observer.close()
   assert.not(existsSync(config.run.output))
   assert.not(existsSync(config.observe.prometheus))
+})
+
+test('files of observers that cannot be written any more: warned of once, and the run goes on', async () => {
+  const dir = path.join(makeTempDir(), 'textfiles')
+  mkdirSync(dir)
+  const prometheus = path.join(dir, 'rapo.prom')
+  const config = makeConfig({ observe: { tensorboard: true, prometheus } })
+  const warnings: string[] = []
+  const warned = (warning: Error) => warnings.push(warning.message)
+  process.on('warning', warned)
+  const onStart = () => {
+    rmSync(dir, { recursive: true })
+    writeFileSync(path.join(config.run.output, 'tensorboard'), '')
+  }
+  try {
+    assert.is(await train(config, { loadPolicy: loadFakePolicy, onStart }), 4)
+    await new Promise(resolve => setImmediate(resolve))
+  } finally {
+    process.off('warning', warned)
+  }
+  assert.is(readMetrics(config.run.output).length, 4)
+  const about = (file: string) =>
+    warnings.filter(text => text.includes(file) && text.endsWith('; the run goes on without'))
+  assert.is(about(prometheus).length, 1, warnings.join('\n'))
+  assert.is(about('tfevents').length, 1, warnings.join('\n'))
+})
+
+test('a hook that throws between saves: the run goes on from its step', async () => {
+  const hook = path.join(makeTempDir(), 'hook.mjs')
+  writeFileSync(hook, 'export default ({ step }) => { if (step === 3) throw new Error("full") }')
+  const config = makeConfig({ run: { saveEvery: 50 }, observe: { hook } })
+  assert.match(
+    await codeAndMessage(train(config, { loadPolicy: loadFakePolicy })),
+    /failed on step 3: full\nthe state after step 3 is saved in /,
+  )
+  assert.is(readLatestCheckpoint(config.run.output)!.trainer.step, 3)
 })
 
 test.run()

@@ -2,7 +2,7 @@
  * What `npm install rapo` gives: the package is packed, installed from a registry on this machine into an empty project
  * in a root directory with nothing but Node.js and npm, and used there from ES modules, CommonJS and TypeScript.
  */
-import { execFile, spawnSync } from 'node:child_process'
+import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import {
   copyFileSync,
   cpSync,
@@ -12,16 +12,20 @@ import {
   readFileSync,
   realpathSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import { nodeFileTrace } from '@vercel/nft'
+import * as esbuild from 'esbuild'
+import ts from 'typescript'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 // @ts-expect-error: no types
-import { hostTarget, prebuild, prebuildPath, targets } from '../scripts/prebuilds.mjs'
+import { hostTarget, prebuild, prebuildPath, recordPath, targets } from '../scripts/prebuilds.mjs'
 import { x86Isas } from './machine.js'
 import { serveRegistry } from './registry.js'
 
@@ -75,7 +79,7 @@ test('the tarball holds what it should and no more', () => {
   const list = path.join(root, 'test', 'golden', 'package-files.txt')
   const files = packed.files.map(file => file.path)
   // Which prebuilds there are depends on what was built here; test/prebuilds.ts looks at all of them.
-  const prebuilds = Object.keys(targets).map(prebuildPath)
+  const prebuilds = Object.keys(targets).flatMap(target => [prebuildPath(target), recordPath(target)])
   const found = files.filter(file => !prebuilds.includes(file)).sort()
   if (process.env.RAPO_UPDATE === '1') writeFileSync(list, `${found.join('\n')}\n`)
   const expected = readFileSync(list, 'utf8').trimEnd().split('\n')
@@ -207,6 +211,192 @@ testInRoot('its types are there for ES modules, CommonJS and bundlers, beside th
     assert.is(problems.stdout ?? problems, '')
   }
 })
+
+test('its types need no others: neither @types/node nor skipLibCheck, for TypeScript 5 and 7', async () => {
+  const code = `import { type Config, loadPolicy, type Policy, readProblems, train } from 'rapo'
+    import { DeviceArray, type LossBatch, policyLoss, rapo } from 'rapo/kernels'
+    export const policy: Policy = await loadPolicy('dir')
+    export { DeviceArray, policyLoss, rapo, readProblems, train }
+    export type { Config, LossBatch }\n`
+  const dir = unpack('types')
+  writeFileSync(path.join(dir, 'all.mts'), code)
+  const compilerOptions = { strict: true, skipLibCheck: false, noEmit: true, target: 'es2022', types: [] }
+  for (const module of ['node16', 'nodenext', 'preserve']) {
+    const config = { compilerOptions: { ...compilerOptions, module }, files: ['all.mts'] }
+    writeFileSync(path.join(dir, 'tsconfig.json'), JSON.stringify(config))
+    for (const compiler of ['tsc', 'tsgo']) {
+      const { stdout } = await run(bin(compiler), ['-p', dir]).catch(error => error)
+      assert.is(stdout, '', `${compiler}, module ${module}`)
+    }
+  }
+})
+
+/** What a program in the package's scope prints, as JSON. */
+async function evaluate(program: string) {
+  const { stdout } = await run(node, ['--input-type=commonjs', '-e', program], { cwd: root })
+  return JSON.parse(stdout)
+}
+
+test('importing it leaves nothing in the process, and loads little', async () => {
+  for (const [entry, most, packages] of [
+    ['rapo/kernels', 10, []],
+    ['rapo', 50, ['fastest-levenshtein', 'pure-rand']],
+  ] as const) {
+    const left = await evaluate(`
+      const fs = require('node:fs')
+      const look = () => ({
+        listeners: process.eventNames().flatMap(name => Array(process.listenerCount(name)).fill(String(name))),
+        process: [process.emit, process.reallyExit, process.cwd, process.chdir, process.on],
+        fs: Object.values(fs).filter(value => typeof value === 'function'),
+        globals: Reflect.ownKeys(globalThis).map(String),
+        symbols: [fs, process].flatMap(object => Object.getOwnPropertySymbols(object).map(String)),
+      })
+      const before = look()
+      require('node:module').createRequire(process.cwd() + '/x.js')('${entry}')
+      const after = look()
+      const same = (a, b) => a.length === b.length && a.every((value, i) => value === b[i])
+      const modules = Object.keys(require.cache)
+      const packages = modules.map(file => /node_modules.((?:@[^/\\\\]+.)?[^/\\\\]+)/.exec(file)?.[1]).filter(Boolean)
+      console.log(JSON.stringify({
+        changed: Object.keys(before).filter(name => !same(before[name], after[name])),
+        modules: modules.length,
+        packages: [...new Set(packages)].sort(),
+      }))`)
+    console.log(`${entry}: ${left.modules} modules`)
+    assert.equal(left.changed, [], entry)
+    assert.equal(left.packages, packages, entry)
+    assert.ok(left.modules > 0 && left.modules <= most, `${entry} loads ${left.modules} modules`)
+  }
+})
+
+test('what is loaded late works when it is called', async () => {
+  const { code, message } = await evaluate(`
+    const { parseConfig } = require('rapo')
+    try { parseConfig({}) } catch ({ code, message }) { console.log(JSON.stringify({ code, message })) }`)
+  assert.is(code, 'ERR_RAPO_CONFIG')
+  assert.match(message, 'model.dir is missing')
+})
+
+test('docs/api, the types and the exports name the same things', async () => {
+  const docs = readFileSync(path.join(root, 'docs', 'api', 'README.md'), 'utf8')
+  const section = (title: string) =>
+    [...(docs.split(`\n## ${title}\n`)[1]?.split('\n## ')[0] ?? '').matchAll(/^### (\w+)/gm)].map(
+      match => match[1]!,
+    )
+  const documented = ['Classes', 'Variables', 'Functions'].flatMap(section)
+  const documentedTypes = ['Interfaces', 'Type Aliases'].flatMap(section)
+  const file = path.join(root, 'dist', 'index.d.ts')
+  const program = ts.createProgram([file], { module: ts.ModuleKind.NodeNext, types: [] })
+  const checker = program.getTypeChecker()
+  const symbols = checker.getExportsOfModule(checker.getSymbolAtLocation(program.getSourceFile(file)!)!)
+  const isValue = (symbol: ts.Symbol) => {
+    const flags = symbol.flags & ts.SymbolFlags.Alias ? checker.getAliasedSymbol(symbol).flags : symbol.flags
+    return (
+      Boolean(flags & ts.SymbolFlags.Value) &&
+      !ts.isTypeOnlyImportOrExportDeclaration(symbol.declarations![0]!)
+    )
+  }
+  const [values, types] = [true, false].map(wanted =>
+    symbols
+      .filter(symbol => isValue(symbol) === wanted)
+      .map(({ name }) => name)
+      .sort(),
+  )
+  const { all, kernels, same, imported } = await evaluate(`(async () => {
+    const [all, kernels] = [require('rapo'), require('rapo/kernels')]
+    console.log(JSON.stringify({
+      all: Object.keys(all).sort(),
+      kernels: Object.keys(kernels),
+      same: ['RapoError', 'DeviceArray', 'policyLoss'].filter(name => kernels[name] === all[name]),
+      // Jest's and vitest's bridges from CommonJS find names as Node does: by reading the text.
+      imported: Object.keys(await import('./dist/index.js')).filter(name => !/^(default|module.exports)$/.test(name)).sort(),
+    }))
+  })()`)
+  assert.equal(documented.sort(), all)
+  assert.equal(values, all)
+  assert.equal(documentedTypes.sort(), types)
+  for (const name of kernels) assert.ok(all.includes(name), `rapo/kernels has ${name}, rapo has not`)
+  assert.is(same.length, 3, 'rapo/kernels has the very classes of rapo')
+  assert.equal(
+    imported.filter((name: string) => name !== '__esModule'),
+    all,
+  )
+  for (const name of ['rolloutGroups', 'createTemplate', 'loadVerifier', 'splitEvenly', 'learningRateAt']) {
+    assert.ok(all.includes(name), `README says that all the parts of the loop are exports: ${name}`)
+  }
+})
+
+test('esbuild bundles what needs no addon; where one is needed, the error says how', async () => {
+  const dir = unpack('bundle')
+  const elsewhere = path.join(temporary, 'elsewhere')
+  mkdirSync(elsewhere)
+  const bundle = async (format: 'cjs' | 'esm', code: string, external: string[] = []) => {
+    const out = path.join(external.length ? dir : elsewhere, `app.${format === 'cjs' ? 'cjs' : 'mjs'}`)
+    await esbuild.build({
+      stdin: { contents: code, resolveDir: dir },
+      outfile: out,
+      ...{ bundle: true, platform: 'node', format, external, logLevel: 'silent', minifySyntax: true },
+    })
+    const env = { PATH: process.env.PATH }
+    return { out, said: (await run(node, [out], { cwd: elsewhere, env })).stdout }
+  }
+  const calls = `import { RapoError, kernelsInfo } from 'rapo'
+    try { console.log(kernelsInfo().isa) } catch (error) { console.log(error instanceof RapoError, error.code, error.message) }`
+  for (const format of ['cjs', 'esm'] as const) {
+    const pure = await bundle(
+      format,
+      `import { groupAdvantages, passAtK, verifyMath } from 'rapo'
+       console.log(verifyMath('\\\\boxed{21}', '21').reward, passAtK(4, 1, 2), groupAdvantages([1, 0], 2).length)`,
+    )
+    assert.is(pure.said, '1 0.5 2\n', format)
+    const text = readFileSync(pure.out, 'utf8')
+    assert.ok(
+      text.length < 300_000 && !text.includes('createRequire'),
+      `${text.length} bytes: more than is used`,
+    )
+    const { said } = await bundle(format, calls)
+    assert.match(
+      said,
+      /^true ERR_RAPO_SETUP the kernels addon .* mark rapo external \(esbuild: --external:rapo;/,
+      format,
+    )
+    assert.match((await bundle(format, calls, ['rapo'])).said, /^[a-z0-9]+\n$/, format)
+  }
+})
+
+test('what @vercel/nft traces runs elsewhere', async () => {
+  const dir = unpack('trace', ['node-gyp-build', 'pure-rand', 'fastest-levenshtein'])
+  for (const entry of ['rapo', 'rapo/kernels']) {
+    writeFileSync(
+      path.join(dir, 'app.mjs'),
+      `import { kernelsInfo } from '${entry}'\nconsole.log(kernelsInfo().isa)\n`,
+    )
+    const { fileList } = await nodeFileTrace([path.join(dir, 'app.mjs')], { base: dir })
+    assert.ok(fileList.has(path.join('node_modules', 'rapo', prebuildPath(hostTarget()))), entry)
+    const deployed = path.join(temporary, 'deployed')
+    rmSync(deployed, { recursive: true, force: true })
+    for (const file of fileList) cpSync(path.join(dir, file), path.join(deployed, file))
+    const { stdout } = await run(node, ['app.mjs'], { cwd: deployed, env: { PATH: process.env.PATH } })
+    assert.match(stdout, /^[a-z0-9]+\n$/, entry)
+  }
+})
+
+/** An empty project with the package in node_modules, and its dependencies: links to those here, and copies of some. */
+function unpack(name: string, copied: string[] = []): string {
+  const dir = path.join(temporary, name)
+  const modules = path.join(dir, 'node_modules')
+  mkdirSync(path.join(modules, 'rapo'), { recursive: true })
+  execFileSync('tar', ['-xzf', tarball, '-C', path.join(modules, 'rapo'), '--strip-components=1'])
+  const { dependencies } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+  for (const dependency of Object.keys(dependencies)) {
+    const from = path.join(root, 'node_modules', dependency)
+    const to = path.join(modules, dependency)
+    mkdirSync(path.dirname(to), { recursive: true })
+    if (copied.includes(dependency)) cpSync(from, to, { recursive: true })
+    else symlinkSync(from, to, 'junction')
+  }
+  return dir
+}
 
 /** A root directory with the node that runs this, its libraries, and npm. */
 async function makeRoot(): Promise<void> {

@@ -4,8 +4,9 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { describeFile } from '../lib/setup/addons.js'
 // @ts-expect-error: no types
-import { hostTarget, prebuild, prebuildPath, targets } from '../scripts/prebuilds.mjs'
+import { hostTarget, prebuild, prebuildPath, recordPath, targets } from '../scripts/prebuilds.mjs'
 import { readBinary } from './binary.js'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
@@ -58,6 +59,13 @@ for (const target of Object.keys(targets)) {
         'node_api_module_get_api_version_v1',
       ])
     }
+    if (libc === 'glibc') {
+      // Node unloads an addon with the last worker thread that loaded it: what is registered to run at exit must run then.
+      assert.ok(binary.hasDestructors, 'no code runs when it is unloaded')
+      assert.ok(binary.imported.includes('__cxa_finalize'), 'its static destructors stay registered')
+    }
+    const record = JSON.parse(readFileSync(path.join(root, recordPath(target)), 'utf8'))
+    assert.equal(record, describeFile(fileOf(target)))
     const isas = arch === 'x64' ? ['avx512bf16', 'avx512', 'avx2', 'portable'] : ['neon', 'portable']
     for (const isa of isas) assert.ok(bytes.includes(`${isa}\0`), isa)
     // Stripped: the x64 ones, with four instruction sets, are the largest.

@@ -1,14 +1,24 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { RapoError } from '../lib/base/errors.js'
+import { RapoError } from '../lib/base/errors.js'
 import type { LoadPolicy, MicroBatch, Policy, PolicyOptions, SamplingParams } from '../lib/model/policy.js'
 import { readLatestCheckpoint } from '../lib/train/checkpoint.js'
 import type { StepMetrics } from '../lib/train/metrics.js'
-import { learningRateAt, type TrainOptions, train } from '../lib/train/train.js'
+import { learningRateAt } from '../lib/train/schedule.js'
+import { type TrainOptions, train } from '../lib/train/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from './fake-policy.js'
 import { makeConfig } from './train-child.js'
 
@@ -342,7 +352,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   }
   const run = (file: string) => {
     const config = makeConfig(path.join(makeTempDir(), 'run'), model, { run: { steps: 2 } })
-    return train({ ...config, task: { verifier: file } }, fake)
+    return train({ ...config, task: { ...config.task, verifier: file } }, fake)
   }
   assert.is(await run(verifier('fine', "return { reward: 0, reason: 'malformed' }")), 2)
   const thrown = await messageOf(run(verifier('throws', "throw new Error('it broke')")))
@@ -414,6 +424,315 @@ test('the learning rate: warm-up, then the schedule', () => {
   assert.equal(rates('constant'), [0.5, 1, 1, 1, 1, 1])
   assert.equal(rates('linear'), [0.5, 1, 1, 0.75, 0.5, 0.25])
   assert.equal(rates('cosine'), [0.5, 1, 1, 0.853553, 0.5, 0.146447])
+})
+
+/** A policy that does something else at some call of one of its functions. */
+function loadChanged(change: (policy: Policy, calls: () => number) => Partial<Policy>): LoadPolicy {
+  return async (dir, options) => {
+    const policy = await loadFakePolicy(dir, options)
+    let calls = 0
+    return { ...policy, ...change(policy, () => ++calls) }
+  }
+}
+
+const nonFinite = new RapoError('ERR_RAPO_NON_FINITE', 'logits are not finite')
+
+/** One micro-batch of many a step, so that there is a gradient to drop. */
+const small = { optimizer: { microBatchTokens: 30 } }
+
+/** Fails at the second micro-batch of a step. */
+const failingAt = (step: number) =>
+  loadChanged((policy, count) => {
+    let done = 0
+    return {
+      accumulate: (...call) =>
+        count() >= 2 && done === step - 1 ? Promise.reject(nonFinite) : policy.accumulate(...call),
+      step: rate => {
+        done++
+        return policy.step(rate)
+      },
+    }
+  })
+
+test('what fails at step 9 of 50 between saves loses no step: saved beside the others, and the run goes on with equal bits', async () => {
+  const run = { steps: 12, saveEvery: 50, keepCheckpoints: 1 }
+  const [whole, failed] = [path.join(makeTempDir(), 'a'), path.join(makeTempDir(), 'b')]
+  await train(makeConfig(whole, model, { ...small, run }), fake)
+  const first = makeConfig(failed, model, { ...small, run: { ...run, steps: 3 } })
+  await train(first, fake)
+  const config = makeConfig(failed, model, { ...small, run })
+  const error = await train(config, { loadPolicy: failingAt(6), resume: true }).catch(error => error)
+  assert.is(error.code, 'ERR_RAPO_NON_FINITE')
+  assert.is(error.message, `logits are not finite\nthe state after step 8 is saved in ${failed}`)
+  assert.is(error.cause, nonFinite)
+  assert.is(readLatestCheckpoint(failed)!.trainer.step, 8)
+  // The one before stays: this state may be the cause.
+  assert.equal(readdirSync(path.join(failed, 'checkpoints')).sort(), ['latest', 'step-000003', 'step-000008'])
+  assert.is(await train(config, { ...fake, resume: true }), 12)
+  assert.equal(fingerprint(failed), fingerprint(whole))
+})
+
+test('a failure is told as it is where nothing can be saved: before the first step, twice, or in the middle of a batch', async () => {
+  const changes = { ...small, run: { steps: 12, saveEvery: 50 } }
+  const messageAt = async (loadPolicy: LoadPolicy, more: object = {}) => {
+    const output = path.join(makeTempDir(), 'run')
+    const message = await messageOf(train(makeConfig(output, model, { ...changes, ...more }), { loadPolicy }))
+    assert.is(readLatestCheckpoint(output), undefined)
+    assert.not(existsSync(path.join(output, 'run.lock')))
+    return message
+  }
+  assert.is(await messageAt(failingAt(1)), 'logits are not finite')
+  // After one of the two optimizer steps of batch 2.
+  assert.is(
+    await messageAt(failingAt(4), { optimizer: { ...small.optimizer, stepsPerBatch: 2 } }),
+    'logits are not finite',
+  )
+  const full: LoadPolicy = async (dir, options) => {
+    const policy = await failingAt(3)(dir, options)
+    return { ...policy, save: () => Promise.reject(new Error('no space')) }
+  }
+  assert.match(
+    await messageAt(full),
+    /^logits are not finite\nthe state after step 2 could not be saved: .*no space/,
+  )
+})
+
+test('closing that fails hides no first error, and leaves no lock', async () => {
+  const output = path.join(makeTempDir(), 'run')
+  let isDisposed = false
+  const broken: LoadPolicy = async (dir, options) => {
+    const policy = await failingAt(1)(dir, options)
+    const dispose = () => {
+      isDisposed = true
+      return Promise.reject(new Error('second'))
+    }
+    return { ...policy, dispose, loadState: () => Promise.reject(new Error('no state')) }
+  }
+  const config = makeConfig(output, model, { ...small, run: { steps: 2 } })
+  assert.is(await messageOf(train(config, { loadPolicy: broken })), 'logits are not finite')
+  await train(config, { ...fake, overwrite: true })
+  isDisposed = false
+  const longer = makeConfig(output, model, { ...small, run: { steps: 3 } })
+  assert.is(await messageOf(train(longer, { loadPolicy: broken, resume: true })), 'no state')
+  assert.ok(isDisposed)
+  assert.not(existsSync(path.join(output, 'run.lock')))
+})
+
+test('what a callback throws ends the run, and no finished step is lost', async () => {
+  const boom = new Error('boom')
+  const fail = () => {
+    throw boom
+  }
+  const cases: [TrainOptions, step: number | undefined][] = [
+    [{ onStart: fail }, undefined],
+    [{ onStep: ({ step }) => step === 3 && fail() }, 3],
+    [{ isStopping: fail }, 1],
+    [{ onStart: async () => fail() }, undefined],
+    [{ onStep: async ({ step }) => (step === 3 ? fail() : undefined) }, 3],
+    [{ isStopping: async () => fail() }, 1],
+  ]
+  for (const [options, step] of cases) {
+    const output = path.join(makeTempDir(), 'run')
+    const config = makeConfig(output, model, { run: { steps: 6, saveEvery: 50 } })
+    const error = await train(config, { ...fake, ...options }).catch(error => error)
+    assert.is(error, boom)
+    assert.is(readLatestCheckpoint(output)?.trainer.step, step)
+    if (step) assert.is(readLines(output, 'metrics.jsonl').length, step)
+    assert.not(existsSync(path.join(output, 'run.lock')))
+  }
+})
+
+test('a signal stops between micro-batches, saves, and rejects with its reason; resumed, the bits are equal', async () => {
+  const whole = path.join(makeTempDir(), 'run')
+  const run = { steps: 6, saveEvery: 50 }
+  for (const stepsPerBatch of [1, 2]) {
+    const changes = { optimizer: { microBatchTokens: 30, stepsPerBatch }, run }
+    await train(makeConfig(whole, model, changes), { ...fake, overwrite: true })
+    // At the first micro-batch of a batch; then in the middle of one of which an optimizer step may be done.
+    for (const [call, name] of [
+      [1, 'accumulate'],
+      [2 * stepsPerBatch, 'step'],
+    ] as const) {
+      const output = path.join(makeTempDir(), 'run')
+      const stop = new AbortController()
+      const reason = new Error('enough')
+      let steps = 0
+      let after = 0
+      const loadPolicy = loadChanged(policy => ({
+        accumulate: (...given) => {
+          if (stop.signal.aborted) after++
+          if (name === 'accumulate' && steps === 2 * stepsPerBatch) stop.abort(reason)
+          return policy.accumulate(...given)
+        },
+        step: rate => {
+          if (++steps === call + 1 && name === 'step') stop.abort(reason)
+          return policy.step(rate)
+        },
+      }))
+      const config = makeConfig(output, model, changes)
+      const error = await train(config, { loadPolicy, signal: stop.signal }).catch(error => error)
+      assert.is(error, reason)
+      // A batch with an optimizer step done is finished.
+      assert.is(after > 0, name === 'step' && stepsPerBatch === 2)
+      assert.is(readLatestCheckpoint(output)!.trainer.step, name === 'step' ? 3 : 2)
+      assert.is(await train(config, { ...fake, resume: true }), 6)
+      assert.equal(fingerprint(output), fingerprint(whole))
+    }
+  }
+})
+
+test('a signal ends the wait for the sampler, for a verifier and for a hook', async () => {
+  const dir = makeTempDir()
+  const hang = 'setInterval(() => {}, 1000).unref(); globalThis.hangs?.(); return new Promise(() => {})'
+  const verifier = path.join(dir, 'verifier.mjs')
+  writeFileSync(verifier, `export default { checkAnswer() {}, verify() { ${hang} } }`)
+  const hook = path.join(dir, 'hook.mjs')
+  writeFileSync(hook, `export default () => { ${hang} }`)
+  const forever = loadChanged(() => ({
+    generate: (_prompts, _sampling, options) =>
+      new Promise((_, reject) => {
+        options!.signal!.addEventListener('abort', () => reject(options!.signal!.reason))
+        queueMicrotask((globalThis as { hangs?: () => void }).hangs!)
+      }),
+  }))
+  const cases: [object, Partial<TrainOptions>, number | undefined][] = [
+    [{}, { loadPolicy: forever }, undefined],
+    [{ task: { timeout: 1e6, onTimeout: 'error', verifier } }, {}, undefined],
+    [{ observe: { hook, prometheus: '', tensorboard: false } }, {}, 1],
+  ]
+  for (const [changes, options, saved] of cases) {
+    const output = path.join(makeTempDir(), 'run')
+    const stop = new AbortController()
+    Object.assign(globalThis, { hangs: () => stop.abort() })
+    const config = { ...makeConfig(output, model, { run: { steps: 3 } }), ...changes }
+    const error = await train(config, { ...fake, ...options, signal: stop.signal }).catch(error => error)
+    assert.is(error, stop.signal.reason)
+    assert.is(readLatestCheckpoint(output)?.trainer.step, saved)
+  }
+  Object.assign(globalThis, { hangs: undefined })
+  // Aborted before it begins: nothing is made.
+  const output = path.join(makeTempDir(), 'run')
+  const error = await train(makeConfig(output, model), { ...fake, signal: AbortSignal.abort() }).catch(
+    error => error,
+  )
+  assert.is(error.name, 'AbortError')
+  assert.not(existsSync(output))
+})
+
+test('a verdict that takes too long: an error that names the problem, or reward 0', async () => {
+  const verifier = path.join(makeTempDir(), 'verifier.mjs')
+  writeFileSync(verifier, 'export default { checkAnswer() {}, verify: () => new Promise(() => {}) }')
+  const run = (task: object) => {
+    const config = makeConfig(path.join(makeTempDir(), 'run'), model, { run: { steps: 1 } })
+    return train({ ...config, task: { ...config.task, verifier, ...task } }, fake)
+  }
+  // Something is still there that could settle it, for all that is known.
+  const alive = setInterval(() => {}, 1000)
+  assert.match(
+    await messageOf(run({ timeout: 0.01 })),
+    /^the verifier failed on problem "p\d", completion ".*": it has not answered within 0.01 seconds \(task.timeout\)$/,
+  )
+  assert.is(await run({ timeout: 0.01, onTimeout: 'zero' }), 1)
+  clearInterval(alive)
+})
+
+test("a lock that is lost ends the run: nothing is written over another's files", async () => {
+  const output = path.join(makeTempDir(), 'run')
+  const lock = path.join(output, 'run.lock')
+  const theirs = '{"pid":1,"host":"elsewhere"}'
+  let before: unknown
+  const config = makeConfig(output, model, { run: { steps: 9, saveEvery: 2 } })
+  const onStep = ({ step }: StepMetrics) => {
+    if (step !== 5) return
+    before = fingerprint(output)
+    writeFileSync(lock, theirs)
+  }
+  const error = await train(config, { ...fake, onStep }).catch(error => error)
+  assert.is(error.code, 'ERR_RAPO_ABORTED')
+  assert.match(error.message, `the lock ${lock} is lost: process 1 on elsewhere has taken it over`)
+  assert.equal(fingerprint(output), before)
+  assert.equal(readdirSync(path.join(output, 'checkpoints')).sort(), ['latest', 'step-000002', 'step-000004'])
+  assert.is(readFileSync(lock, 'utf8'), theirs)
+})
+
+test('the lock is taken before the newest checkpoint is read', async () => {
+  const { output } = await spy({ run: { steps: 1 } })
+  writeFileSync(path.join(output, 'run.lock'), String(process.ppid))
+  // As another run may just have left it.
+  writeFileSync(path.join(output, 'checkpoints', 'latest'), 'damaged')
+  const config = makeConfig(output, model)
+  assert.match(await messageOf(train(config, { ...fake, resume: true })), 'is in use by process')
+})
+
+test("a checkpoint is the newest only when its step's lines are written", async () => {
+  const output = path.join(makeTempDir(), 'run')
+  const samples = path.join(output, 'samples.jsonl')
+  const config = makeConfig(output, model, { run: { steps: 9, saveEvery: 2 } })
+  const onStep = ({ step }: StepMetrics) => {
+    if (step !== 3) return
+    rmSync(samples)
+    mkdirSync(samples)
+  }
+  assert.match(await messageOf(train(config, { ...fake, onStep })), `cannot write ${samples}`)
+  assert.is(readLatestCheckpoint(output)!.trainer.step, 2)
+})
+
+test('a run goes on with what it began with, or not at all', async () => {
+  const reference = makeFakeModel()
+  const weights = path.join(reference, 'model.safetensors')
+  writeFileSync(weights, Buffer.alloc(9e6, 1))
+  const own = makeFakeModel()
+  const output = path.join(makeTempDir(), 'run')
+  const config = (steps: number, dtype = 'float32') => {
+    const made = makeConfig(output, own, { run: { steps, saveEvery: 1 } })
+    return { ...made, model: { ...made.model, reference, dtype: dtype as 'float32' } }
+  }
+  await train(config(1), fake)
+  const resume = (steps: number, dtype?: string) => train(config(steps, dtype), { ...fake, resume: true })
+  const before = fingerprint(output)
+  assert.match(await messageOf(resume(2, 'bfloat16')), 'began with model.dtype float32, not bfloat16')
+  writeFileSync(weights, Buffer.alloc(9e6, 2))
+  assert.match(
+    await messageOf(resume(2)),
+    /^the run in .* began with other files of model.reference .*: files of the digest \w{16}, now files of the digest \w{16}; put those files back$/,
+  )
+  assert.equal(fingerprint(output), before)
+  // Written anew, or copied to another place: the same files.
+  writeFileSync(weights, Buffer.alloc(9e6, 1))
+  utimesSync(weights, 1, 1)
+  assert.is(await resume(2), 2)
+  const config_ = path.join(own, 'generation_config.json')
+  writeFileSync(config_, '{"eos_token_id":5}')
+  assert.match(await messageOf(resume(3)), 'began with other files of model.dir')
+  rmSync(config_)
+
+  // As the hub's cache has them: the commit is named.
+  const cached = path.join(makeTempDir(), 'snapshots')
+  cpSync(reference, path.join(cached, 'aaa'), { recursive: true })
+  cpSync(reference, path.join(cached, 'bbb'), { recursive: true })
+  const at = (commit: string, steps: number) => {
+    const made = config(steps)
+    return {
+      ...made,
+      run: { ...made.run, output: `${output}-hub` },
+      model: { ...made.model, reference: path.join(cached, commit) },
+    }
+  }
+  await train(at('aaa', 1), fake)
+  assert.is(await train(at('bbb', 2), { ...fake, resume: true }), 2, 'another commit with the same files')
+  writeFileSync(path.join(cached, 'aaa', 'model.safetensors'), 'new')
+  assert.match(
+    await messageOf(train(at('aaa', 3), { ...fake, resume: true })),
+    /commit bbb, now commit aaa; name that one, .*@bbb in its config.yaml/,
+  )
+
+  // An older version of rapo has recorded nothing: the run goes on, and records it.
+  const trainerFile = path.join(readLatestCheckpoint(output)!.dir, 'rapo', 'trainer.json')
+  const { origin, ...old } = JSON.parse(readFileSync(trainerFile, 'utf8'))
+  writeFileSync(trainerFile, JSON.stringify(old))
+  writeFileSync(weights, Buffer.alloc(9e6, 3))
+  assert.is(await resume(3), 3)
+  assert.not.equal(readLatestCheckpoint(output)!.trainer.origin!.reference, origin.reference)
 })
 
 test.run()

@@ -8,6 +8,8 @@ import { packageVersion } from '../base/package.js'
 import { plainText } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
+import { extractions } from '../reward/math/extract.js'
+import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 
 /** The fields that a measurement reads. */
@@ -24,7 +26,7 @@ export function createCli(): Command {
 
   const train = cli
     .command('train')
-    .description('train a model in a run directory; Ctrl-C finishes the step, saves, and says how to go on')
+    .description('train a model in a run directory; Ctrl-C stops, saves, and says how to go on')
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
@@ -95,6 +97,16 @@ export function createCli(): Command {
     .command('grade')
     .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
+    .addOption(
+      new Option('--extract <where>', "math: where a completion's answer is: last box; else stated; else any")
+        .choices(extractions)
+        .default('boxed'),
+    )
+    .option(
+      '--tolerance <share>',
+      'math: how far a decimal may be off, in (0, 1), or digits (default: exact)',
+      tolerance,
+    )
     .option(
       '-i, --input <file>',
       'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
@@ -205,6 +217,11 @@ function wholeNumbers(min: number) {
   return (text: string) => text.split(',').map(wholeNumber(min))
 }
 
+/** A share, or digits. */
+function tolerance(text: string): Tolerance {
+  return text === 'digits' ? text : decimal('> 0 and < 1, or digits', value => value > 0 && value < 1)(text)
+}
+
 function decimal(range: string, isInRange: (value: number) => boolean) {
   return (text: string) => {
     const value = Number(text)
@@ -220,18 +237,21 @@ export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.e
   return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-const isMain =
-  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
-if (isMain) {
+/** Runs the command line of this process. */
+export async function main(): Promise<void> {
   // A reader that has seen enough, such as head, is no error.
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
-  // Not awaited: CommonJS, which the package is built as, has no await at the top.
-  createCli()
-    .parseAsync()
-    .catch(error => {
-      console.error(describeError(error))
-      process.exitCode = 1
-    })
+  try {
+    await createCli().parseAsync()
+  } catch (error) {
+    console.error(describeError(error))
+    process.exitCode = 1
+  }
 }
+
+const isMain =
+  process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
+// Not awaited: CommonJS, which the package is built as, has no await at the top.
+if (isMain) void main()

@@ -16,11 +16,13 @@ import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
+import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
+import { listenForStop } from './stop.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
 const isForked = process.send !== undefined
@@ -67,11 +69,15 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const rewards: number[] = []
-  const stopping = listenForStop(signal => {
-    // Nothing to save before the first step.
-    if (!progress) process.exit(exitCodeOf(signal))
-    progress.log('finishing the step and saving; once more quits at once')
-  })
+  const stopping = listenForStop(
+    () => {
+      // Nothing to save before the first step.
+      if (!progress) process.exit(stopping.exitCode)
+      progress.log('finishing the step and saving; once more quits at once')
+    },
+    { isForked },
+  )
+  const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
   const download = downloadProgress()
   let stepsDone: number
@@ -82,6 +88,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
       isStopping: () => stopping.signal !== undefined,
+      signal: stopping.abort,
       onStart: done => {
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
@@ -94,9 +101,16 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     })
   } catch (error) {
     const checkpoint = progress && readLatestCheckpoint(output)
-    if (!checkpoint || !(error instanceof RapoError)) throw error
-    const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
-    throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
+    if (isStopped(error) && checkpoint) {
+      stepsDone = checkpoint.trainer.step
+    } else {
+      if (stopping.signal) process.exitCode = stopping.exitCode
+      if (isStopped(error))
+        throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
+      if (!checkpoint || !(error instanceof RapoError)) throw error
+      const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
+      throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
+    }
   } finally {
     download.stop()
     progress?.stop()
@@ -104,45 +118,23 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   if (stepsDone < steps) {
     print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
-    process.exitCode = exitCodeOf(stopping.signal)
+    process.exitCode = stopping.exitCode
   } else {
     print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
   }
 }
 
-function exitCodeOf(signal: NodeJS.Signals | undefined): number {
-  return signal === 'SIGTERM' ? 143 : 130
-}
-
-/**
- * The first SIGINT or SIGTERM asks the run to stop, the second quits at once. A forked run (rapo demo) is asked by its
- * parent's message 'stop', or by the parent's end, instead of by the terminal.
- */
-function listenForStop(onFirst: (signal: NodeJS.Signals) => void) {
-  const state: { signal: NodeJS.Signals | undefined; release(): void } = {
-    signal: undefined,
-    release: () => {},
+/** Runs what a signal ends at once: nothing is to be finished, and what is done already is kept. */
+async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stopping = listenForStop(() => {}, { isForked, grace: 0, last: 1_000 })
+  try {
+    return await body(stopping.abort)
+  } catch (error) {
+    if (stopping.signal) process.exitCode = stopping.exitCode
+    throw error
+  } finally {
+    stopping.release()
   }
-  const stop = (signal: NodeJS.Signals) => {
-    if (state.signal) process.exit(130)
-    state.signal = signal
-    onFirst(signal)
-  }
-  const onMessage = (message: unknown) => message === 'stop' && stop('SIGTERM')
-  const onDisconnect = () => stop('SIGTERM')
-  const ignore = () => {}
-  process.on('SIGINT', isForked ? ignore : stop)
-  process.on('SIGTERM', stop)
-  if (isForked) {
-    process.on('message', onMessage)
-    process.on('disconnect', onDisconnect)
-    process.channel?.unref()
-  }
-  state.release = () => {
-    process.off('SIGINT', isForked ? ignore : stop).off('SIGTERM', stop)
-    process.off('message', onMessage).off('disconnect', onDisconnect)
-  }
-  return state
 }
 
 interface EvalValues {
@@ -168,29 +160,27 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
 
-  if (isForked) {
-    // Nothing is lost by ending at once.
-    process.on('message', message => message === 'stop' && process.exit(143))
-    process.on('disconnect', () => process.exit(143))
-    process.channel?.unref()
-  }
   let progress: Progress | undefined
   const download = downloadProgress()
-  const result = await evaluate(config, {
-    dir: checkpoint?.dir ?? (await fetchModel(given)),
-    model: given,
-    name,
-    output,
-    restart: values.restart ?? false,
-    onUnusable: listUnusable,
-    onDownload: download.onProgress,
-    onProgress: (done, total, solved) => {
-      download.stop()
-      const label = isForked ? 'eval' : `${name} eval`
-      progress ??= createProgress({ label, total, unit: 'completions', done })
-      progress.update(done, { 'problems solved': solved })
-    },
-  }).finally(() => {
+  const measuring = untilStopped(async signal =>
+    evaluate(config, {
+      dir: checkpoint?.dir ?? (await fetchModel(given)),
+      model: given,
+      name,
+      output,
+      restart: values.restart ?? false,
+      signal,
+      onUnusable: listUnusable,
+      onDownload: download.onProgress,
+      onProgress: (done, total, solved) => {
+        download.stop()
+        const label = isForked ? 'eval' : `${name} eval`
+        progress ??= createProgress({ label, total, unit: 'completions', done })
+        progress.update(done, { 'problems solved': solved })
+      },
+    }),
+  )
+  const result = await measuring.finally(() => {
     download.stop()
     progress?.stop()
   })
@@ -206,15 +196,19 @@ function listUnusable(rows: readonly string[]): void {
 
 interface GradeValues {
   readonly task: string
+  readonly extract: Extraction
+  readonly tolerance?: Tolerance
   readonly input?: string
   readonly output?: string
 }
 
-export async function runGrade({ task, input, output }: GradeValues): Promise<void> {
+export async function runGrade({ input, output, ...options }: GradeValues): Promise<void> {
   const { gradeLines } = await import('./grade.js')
   const download = downloadProgress()
   const files = { ...(input && { input }), ...(output && { output }) }
-  const grading = gradeLines({ task, ...files, onDownload: download.onProgress })
+  const grading = untilStopped(signal =>
+    gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
+  )
   const { correct, total } = await grading.finally(download.stop)
   console.error(`${correct} of ${total} correct`)
 }
@@ -261,7 +255,9 @@ async function withProgress(
     progress.update(done)
   }
   const files = { ...(input !== undefined && { input }), ...(output !== undefined && { output }) }
-  await body({ model, ...files, device, dtype, onProgress }).finally(() => progress?.stop())
+  await untilStopped(signal => body({ model, ...files, device, dtype, onProgress, signal })).finally(() =>
+    progress?.stop(),
+  )
 }
 
 export async function runReport(
@@ -326,9 +322,11 @@ async function predictRun(config: Config) {
   requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
   const data = { ...config.data, onDownload: download.onProgress }
-  const problems = await readProblems(file, await loadVerifier(config.task.verifier), data).finally(
-    download.stop,
-  )
+  const problems = await readProblems(
+    file,
+    await loadVerifier(config.task.verifier, config.task),
+    data,
+  ).finally(download.stop)
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
@@ -394,10 +392,13 @@ function print(text: string): void {
   console.log(plainText(text))
 }
 
-/** How this process was called, for commands that a person can paste. */
-function invocation(): string {
-  const script = process.argv[1] ?? ''
-  return script.endsWith('.ts') ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+/** How this process was called, for commands that a person can paste; through tsx where that loads a TypeScript verifier. */
+export function invocation(
+  { argv, execArgv } = process as Pick<NodeJS.Process, 'argv' | 'execArgv'>,
+): string {
+  const script = argv[1] ?? ''
+  const hasTsx = execArgv.some(argument => /(^|[\\/])tsx([\\/]|$)/.test(argument))
+  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
 }
 
 function quote(text: string): string {

@@ -14,6 +14,7 @@ import { type EvalResult, formatPassAtK } from '../eval/groups.js'
 import { writeReport } from '../report/page.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { createMultiProgress } from './progress.js'
+import { SAME_MS } from './stop.js'
 
 export interface DemoOptions {
   /** Where the runs and the report go. */
@@ -103,6 +104,7 @@ class Crew {
   private readonly progress = createMultiProgress()
   private readonly children = new Set<ChildProcess>()
   private isStopping = false
+  private stoppedAt = 0
   /** What ended the work, where it was no Ctrl-C. */
   failure: RapoError | undefined
 
@@ -135,6 +137,8 @@ class Crew {
 
   /** First Ctrl-C: the runs save and end. Second: at once. */
   private readonly stop = () => {
+    if (this.isStopping && performance.now() - this.stoppedAt < SAME_MS) return
+    if (!this.isStopping) this.stoppedAt = performance.now()
     for (const child of this.children) this.isStopping ? child.kill('SIGKILL') : child.send('stop', () => {})
     this.isStopping = true
   }

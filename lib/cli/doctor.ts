@@ -4,8 +4,9 @@ import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { packageRoot, packageVersion } from '../base/package.js'
 import type { CudaInfo } from '../loss/kernels.js'
-import { explainLoadFailure, locateCudaPackage, locateEngine, locateKernels } from '../setup/addons.js'
+import { explainLoadFailure, findFault, locateCudaPackage, locateKernels } from '../setup/addons.js'
 import { cacheDir, engineMismatch, listBrokenEngines, listEngines } from '../setup/cache.js'
+import { locateEngine } from '../setup/engine-addon.js'
 import { type Candidate, findLibtorch } from '../setup/libtorch.js'
 import { ask } from '../setup/process.js'
 import { findTools, type Tools } from '../setup/tools.js'
@@ -111,6 +112,9 @@ async function probe(
   } catch (error) {
     return { problem: (error as Error).message }
   }
+  const fault = findFault(file)
+  if (fault)
+    return { file, problem: `the file is damaged: ${fault}; ${explainLoadFailure(name, 'file too short')}` }
   const script = `
     try {
       const addon = require(process.argv[1])

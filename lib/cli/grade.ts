@@ -1,13 +1,17 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { checkWritable, writeWhole } from '../base/files.js'
-import { readInput, toJsonLines } from '../base/jsonl.js'
+import { readInput } from '../base/jsonl.js'
 import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
+import type { MathOptions } from '../reward/math.js'
 import { judge } from '../reward/verifier.js'
+import { openOutput } from './output.js'
 
-export interface GradeOptions {
+/** That a verdict is waited for: the default of task.timeout. */
+const TIMEOUT_SECONDS = 600
+
+export interface GradeOptions extends MathOptions {
   /** A verifier's name, or the path of a module. */
   readonly task: string
   /** A file (JSON Lines, .csv or .parquet; here or on the hub); absent: JSON Lines from standard input. */
@@ -16,25 +20,21 @@ export interface GradeOptions {
   readonly output?: string
   /** Bytes of a file that is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
+  /** Aborting rejects with the signal's reason. */
+  readonly signal?: AbortSignal
 }
 
 /**
  * Adds { correct, reason } to each row { completion, reference } or { answer, reference }: a completion as the model
- * writes it, or its final answer alone. Throws RapoError naming the line; then nothing is written.
+ * writes it, or its final answer alone. Throws RapoError naming the line: where a row is unusable, before any is judged.
  */
-export async function gradeLines({
-  task,
-  input,
-  output,
-  onDownload,
-}: GradeOptions): Promise<{ correct: number; total: number }> {
-  if (output !== undefined) checkWritable(output)
-  const verifier = await loadVerifier(task)
+export async function gradeLines(options: GradeOptions): Promise<{ correct: number; total: number }> {
+  const { task, input, output: wanted, onDownload, signal, ...mathOptions } = options
+  const output = openOutput(wanted)
+  const verifier = await loadVerifier(task, mathOptions)
   const name = input ?? 'standard input'
   const rows = input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, onDownload)
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
-  const results: object[] = []
-  let correct = 0
   for (const row of rows) {
     const { value } = row
     const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(row)} ${why}`)
@@ -45,16 +45,26 @@ export async function gradeLines({
     if (reference === undefined) throw fault(`has no reference; it has ${Object.keys(value).join(', ')}`)
     const wrong = verifier.checkAnswer(reference)
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
-    const verify =
-      typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
-    const text = (completion ?? answer) as string
-    const verdict = await judge(() => verify.call(verifier, text, reference), placeOf(row))
-    const isCorrect = verdict.reward >= 1
-    if (isCorrect) correct++
-    results.push({ ...value, correct: isCorrect, reason: verdict.reason })
   }
-  const lines = toJsonLines(results)
-  if (output === undefined) for (const line of lines) process.stdout.write(line)
-  else writeWhole(output, lines)
+  let correct = 0
+  try {
+    for (const row of rows) {
+      const { value } = row
+      const { completion, answer, reference } = value
+      const verify =
+        typeof completion === 'string' ? verifier.verify : (verifier.verifyAnswer ?? verifier.verify)
+      const text = (typeof completion === 'string' ? completion : answer) as string
+      const place = placeOf(row)
+      signal?.throwIfAborted()
+      const patience = { timeout: TIMEOUT_SECONDS, signal }
+      const verdict = await judge(() => verify.call(verifier, text, reference), place, patience)
+      const isCorrect = verdict.reward >= 1
+      if (isCorrect) correct++
+      output.write([{ ...value, correct: isCorrect, reason: verdict.reason }])
+    }
+    output.finish()
+  } catch (error) {
+    throw output.fail(error)
+  }
   return { correct, total: rows.length }
 }

@@ -1,8 +1,7 @@
 /** `rapo generate` and `rapo logprobs`: the engine for scripts, one JSON object a line in and out (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { checkWritable, writeWhole } from '../base/files.js'
-import { type Line, parseJsonLines, readInput, toJsonLines } from '../base/jsonl.js'
-import { plainText } from '../base/text.js'
+import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
+import { deriveSeed } from '../base/random.js'
 import { packTokens } from '../model/batch.js'
 import { openPolicy } from '../model/engine.js'
 import type {
@@ -20,6 +19,7 @@ import {
   readStopTokenIds,
   type Tokenizer,
 } from '../model/tokenizer.js'
+import { type LineOutput, openOutput } from './output.js'
 
 export interface InferOptions extends CallOptions {
   readonly model: string
@@ -33,35 +33,57 @@ export interface InferOptions extends CallOptions {
   readonly loadPolicy?: LoadPolicy
 }
 
-/** Adds to each line { promptIds } or { prompt }: { completions: [{ tokenIds, logprobs, text, finishReason }] }. */
+/** Completions of one call of the engine, unless one line wants more: what an interruption loses. */
+const CALL_COMPLETIONS = 512
+
+/**
+ * Adds to each line { promptIds } or { prompt }: { completions: [{ tokenIds, logprobs, text, finishReason }] }. Lines are
+ * written as they come. The first call samples with the seed itself, each later one with a seed from that.
+ */
 export async function generateLines(
   options: InferOptions,
-  sampling: Omit<SamplingParams, 'stopTokenIds'>,
+  sampling: Omit<SamplingParams, 'stopTokenIds' | 'seed'> & { readonly seed: number },
 ): Promise<void> {
-  await withModel(options, async (policy, tokenizer, lines, fault) => {
+  await withModel(options, async (policy, tokenizer, lines, fault, write) => {
     const prompts = lines.map(({ value, number }) => {
       const ids = readTokens(value, 'prompt', tokenizer, policy, why => fault(number, why))
       checkContext(ids.length + sampling.maxNewTokens, policy, why => fault(number, why))
       return ids
     })
-    const params = { ...sampling, stopTokenIds: readStopTokenIds(options.model) }
-    const { tokens, logprobs, finishReasons } = await policy.generate(packTokens(prompts), params, options)
-    return lines.map(({ value }, row) => {
-      const completions = Array.from({ length: sampling.n }, (_, sample) => {
-        const i = row * sampling.n + sample
-        const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
-        const tokenIds = [...tokens.tokenIds.subarray(start, end)]
-        const finishReason = finishReasons[i]!
-        const shown = finishReason === 'stop' ? tokenIds.slice(0, -1) : tokenIds
-        const text = tokenizer ? tokenizer.decode(shown) : null
-        return { tokenIds, logprobs: toNumbers(logprobs.subarray(start, end)), text, finishReason }
+    const { n, maxNewTokens } = sampling
+    const stopTokenIds = readStopTokenIds(options.model)
+    const together = Math.max(1, Math.floor(CALL_COMPLETIONS / n))
+    for (let first = 0; first < lines.length; first += together) {
+      const seed = first === 0 ? sampling.seed : deriveSeed(sampling.seed, 'generate', first)
+      const { onProgress } = options
+      const { tokens, logprobs, finishReasons } = await policy.generate(
+        packTokens(prompts.slice(first, first + together)),
+        { ...sampling, seed, stopTokenIds },
+        {
+          ...options,
+          ...(onProgress && {
+            onProgress: done => onProgress(first * n * maxNewTokens + done, lines.length * n * maxNewTokens),
+          }),
+        },
+      )
+      const results = lines.slice(first, first + together).map(({ value }, row) => {
+        const completions = Array.from({ length: n }, (_, sample) => {
+          const i = row * n + sample
+          const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
+          const tokenIds = [...tokens.tokenIds.subarray(start, end)]
+          const finishReason = finishReasons[i]!
+          const shown = finishReason === 'stop' ? tokenIds.slice(0, -1) : tokenIds
+          const text = tokenizer ? tokenizer.decode(shown) : null
+          return { tokenIds, logprobs: toNumbers(logprobs.subarray(start, end)), text, finishReason }
+        })
+        return { ...value, completions }
       })
-      return { ...value, completions }
-    })
+      write(results)
+    }
   })
 }
 
-/** Tokens, padding included, of one call of the engine. */
+/** Tokens of one call of the engine, where each line counts as the longest one. */
 const CALL_TOKENS = 16384
 
 /**
@@ -69,7 +91,7 @@ const CALL_TOKENS = 16384
  * completion token, under softmax(logits / temperature).
  */
 export async function logprobLines(options: InferOptions, temperature: number): Promise<void> {
-  await withModel(options, async (policy, tokenizer, lines, fault) => {
+  await withModel(options, async (policy, tokenizer, lines, fault, write) => {
     const rows = lines.map(({ value, number }) => {
       const why = (text: string) => fault(number, text)
       const promptIds = readTokens(value, 'prompt', tokenizer, policy, why)
@@ -77,11 +99,10 @@ export async function logprobLines(options: InferOptions, temperature: number): 
       checkContext(promptIds.length + completionIds.length, policy, why)
       return { promptIds, completionIds }
     })
-    const results: object[] = []
-    while (results.length < rows.length) {
+    for (let first = 0; first < rows.length; ) {
       const chunk: typeof rows = []
       let longest = 0
-      for (const row of rows.slice(results.length)) {
+      for (const row of rows.slice(first)) {
         longest = Math.max(longest, row.promptIds.length + row.completionIds.length)
         if (chunk.length > 0 && longest * (chunk.length + 1) > CALL_TOKENS) break
         chunk.push(row)
@@ -98,19 +119,16 @@ export async function logprobLines(options: InferOptions, temperature: number): 
         options.signal ? { signal: options.signal } : {},
       )
       let start = 0
-      for (const { completionIds } of chunk) {
+      const results = chunk.map(({ completionIds }, b) => {
         const end = start + completionIds.length
-        const { value } = lines[results.length]!
-        results.push({
-          ...value,
-          logprobs: toNumbers(logprobs.subarray(start, end)),
-          entropy: toNumbers(entropy.subarray(start, end)),
-        })
+        const [own, ownEntropy] = [logprobs.subarray(start, end), entropy.subarray(start, end)]
         start = end
-      }
-      options.onProgress?.(results.length, rows.length)
+        return { ...lines[first + b]!.value, logprobs: toNumbers(own), entropy: toNumbers(ownEntropy) }
+      })
+      write(results)
+      first += chunk.length
+      options.onProgress?.(first, rows.length)
     }
-    return results
   })
 }
 
@@ -121,11 +139,12 @@ async function withModel(
     tokenizer: Tokenizer | undefined,
     lines: readonly Line[],
     fault: (line: number, why: string) => RapoError,
-  ) => Promise<object[]>,
+    write: LineOutput['write'],
+  ) => Promise<void>,
 ): Promise<void> {
-  const { model, input, output, dtype = 'float32', device = 'cpu' } = options
+  const { model, input, dtype = 'float32', device = 'cpu' } = options
   const name = input ?? 'standard input'
-  if (output !== undefined) checkWritable(output)
+  const output = openOutput(options.output)
   const lines = parseJsonLines(readInput(input ?? 0), name)
   if (lines.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
@@ -134,11 +153,10 @@ async function withModel(
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
     const fault = (line: number, why: string) =>
       new RapoError('ERR_RAPO_DATA', `${name}:${line}: line ${line}: ${why}`)
-    const results = await body(policy, tokenizer, lines, fault)
-    const made = toJsonLines(results)
-    // Still the same JSON, but what a model wrote cannot steer a terminal.
-    if (output === undefined) for (const line of made) process.stdout.write(plainText(line))
-    else writeWhole(output, made)
+    await body(policy, tokenizer, lines, fault, output.write)
+    output.finish()
+  } catch (error) {
+    throw output.fail(error)
   } finally {
     await policy.dispose()
   }

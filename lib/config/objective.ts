@@ -1,6 +1,7 @@
 /** The section `objective`: presets, and the objective that the kernels are given. */
 import { z } from 'zod'
 import { type AdvantageScale, advantageBaselines, advantageScales, phiShapes } from '../loss/advantage.js'
+import { numberEntries, type ObjectiveNumber } from '../loss/fields.js'
 import {
   cispo,
   dapo,
@@ -15,7 +16,19 @@ import {
   surrogates,
 } from '../loss/objective.js'
 import { type Aggregation, aggregations } from '../model/batch.js'
-import { coefficient, dropUndefined, fraction } from './values.js'
+import { dropUndefined, fraction } from './values.js'
+
+type ConfiguredNumber = Exclude<ObjectiveNumber, 'temperature'>
+
+/** The numbers of lib/loss/fields.ts; the temperature is sampling.temperature. Infinity is left out, not written. */
+const numbers = Object.fromEntries(
+  numberEntries.flatMap(([name, { low, open, high, help }]) => {
+    if (name === 'temperature') return []
+    const above = open ? z.number().gt(low) : z.number().min(low)
+    const bounded = high < Number.MAX_VALUE ? above.max(high) : above
+    return [[name, bounded.optional().describe(help)]]
+  }),
+) as Record<ConfiguredNumber, z.ZodOptional<z.ZodNumber>>
 
 export const objective = z.strictObject({
   preset: z
@@ -24,26 +37,7 @@ export const objective = z.strictObject({
     .describe('where the fields below that are not given come from'),
   surrogate: z.enum(surrogates).optional().describe('the policy term g'),
   penalty: z.enum(penalties).optional().describe('the KL penalty D'),
-  klCoef: coefficient().optional().describe('α, the weight of the penalty'),
-  entropyCoef: coefficient().optional().describe('β, the weight of the entropy'),
-  clipLow: fraction().optional().describe('the ratio is clipped to [1 − clipLow, 1 + clipHigh]'),
-  clipHigh: z.number().min(0).max(1e6).optional().describe('see clipLow'),
-  ratioCap: z
-    .number()
-    .min(1)
-    .max(1e6)
-    .optional()
-    .describe(
-      'bounds the ratio where the advantage is negative, too; clip and gspo only (default: no bound)',
-    ),
-  sapoTauPositive: z
-    .number()
-    .positive()
-    .max(1e6)
-    .optional()
-    .describe('sharpness of the gate where the advantage is positive; sapo only (default 1)'),
-  sapoTauNegative: z.number().positive().max(1e6).optional().describe('and where not (default 1.05)'),
-  maxLogRatio: z.number().positive().max(20).optional().describe('upper clamp of log-ratios before exp'),
+  ...numbers,
   aggregation: z.enum(aggregations).optional().describe('how the tokens of a step are averaged'),
   advantageBaseline: z
     .enum(advantageBaselines)
@@ -137,13 +131,13 @@ export function kernelObjective(
   }: { readonly objective: ResolvedObjective; readonly sampling: { readonly temperature: number } },
   entropyCoef = objective.entropyCoef,
 ): Objective {
-  const { surrogate, penalty, klCoef, maxLogRatio, ratioCap, sapoTauPositive, sapoTauNegative } = objective
-  const { clipLow = 1, clipHigh = Infinity } = objective
-  const { temperature } = sampling
-  const given = { ratioCap, sapoTauPositive, sapoTauNegative }
+  const { surrogate, penalty, clipLow = 1, clipHigh = Infinity } = objective
+  const given = Object.fromEntries(
+    numberEntries.map(([name]) => [name, name === 'temperature' ? sampling.temperature : objective[name]]),
+  )
   return defineObjective({
-    ...{ surrogate, penalty, klCoef, entropyCoef, clipLow, clipHigh, temperature, maxLogRatio },
-    ...dropUndefined(given),
+    ...dropUndefined({ surrogate, penalty, ...given }),
+    ...{ entropyCoef, clipLow, clipHigh },
   } as Objective)
 }
 

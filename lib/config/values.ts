@@ -5,8 +5,6 @@ export const fraction = () => z.number().min(0).max(1)
 
 export const count = (min = 1) => z.int().min(min)
 
-export const coefficient = () => z.number().min(0).max(1e6)
-
 export function dropUndefined<T extends object>(values: T): Partial<T> {
   return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as Partial<T>
 }

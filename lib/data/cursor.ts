@@ -13,8 +13,11 @@ export interface CursorState {
   readonly fingerprint: string
 }
 
+/** An order of the problems that can be left and taken up again. */
 export interface Cursor {
+  /** The next problems. */
   next(count: number): Problem[]
+  /** Where the cursor stands now, for createCursor. */
   state(): CursorState
 }
 

@@ -1,7 +1,25 @@
 /** Which columns of a data file hold the problem, the answer, the id and the difficulty. */
 import { RapoError } from '../base/errors.js'
-import type { DataOptions } from './problems.js'
+import type { HubOptions } from '../model/hub.js'
 import type { Row } from './rows.js'
+
+/** The fields of config.data that say what a file's rows are. */
+export interface DataOptions {
+  /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
+  readonly problemField?: string
+  readonly answerField?: string
+  readonly idField?: string
+  readonly difficultyField?: string
+  /** Leave out what cannot be used, instead of an error. */
+  readonly dropUnusable?: boolean
+  /** Take every shards-th row, from row number `shard` (from 0) on. */
+  readonly shards?: number
+  readonly shard?: number
+  /** Told of all rows that are left out. */
+  readonly onUnusable?: (rows: readonly string[]) => void
+  /** Bytes of a file that is fetched from the hub. */
+  readonly onDownload?: HubOptions['onProgress']
+}
 
 type Part = 'problem' | 'answer' | 'id' | 'difficulty'
 

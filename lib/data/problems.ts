@@ -1,9 +1,8 @@
 /** Problems from data files. */
 import { RapoError } from '../base/errors.js'
-import type { HubOptions } from '../model/hub.js'
 import type { Message } from '../model/template.js'
 import type { Verifier } from '../reward/verifier.js'
-import { chooseColumns } from './fields.js'
+import { chooseColumns, type DataOptions } from './fields.js'
 import { nameOf, placeOf, type Row, readRows } from './rows.js'
 
 /** One row of a problem file (docs/files.md). */
@@ -17,24 +16,6 @@ export interface Problem {
   readonly answer: unknown
   /** Splits the evaluation. */
   readonly difficulty?: string
-}
-
-/** The fields of config.data that say what a file's rows are. */
-export interface DataOptions {
-  /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
-  readonly problemField?: string
-  readonly answerField?: string
-  readonly idField?: string
-  readonly difficultyField?: string
-  /** Leave out what cannot be used, instead of an error. */
-  readonly dropUnusable?: boolean
-  /** Take every shards-th row, from row number `shard` (from 0) on. */
-  readonly shards?: number
-  readonly shard?: number
-  /** Told of all rows that are left out. */
-  readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of a file that is fetched from the hub. */
-  readonly onDownload?: HubOptions['onProgress']
 }
 
 /**

@@ -4,7 +4,8 @@ import { RapoError } from '../base/errors.js'
 import type { ModelInfo } from '../model/policy.js'
 import { createTemplate, type PromptTemplate } from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
-import { type DataOptions, type Problem, settleUnusable } from './problems.js'
+import type { DataOptions } from './fields.js'
+import { type Problem, settleUnusable } from './problems.js'
 
 /** The template of the section `data` for these problems. Throws as createTemplate does. */
 export function templateFor(
@@ -16,6 +17,7 @@ export function templateFor(
   return createTemplate(template, modelDir, { hasConversations, ...(systemPrompt && { systemPrompt }) })
 }
 
+/** A problem and its prompt as token ids. */
 export interface EncodedPrompt {
   readonly problem: Problem
   readonly promptIds: readonly number[]
@@ -91,6 +93,7 @@ function usableOf<T>(
   return prompts
 }
 
+/** What turns a problem into token ids, and the room there is for them. */
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate

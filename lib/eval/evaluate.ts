@@ -6,6 +6,7 @@ import { asIoError, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
+import { anySignal, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
 import { type Problem, readProblems } from '../data/problems.js'
@@ -22,6 +23,7 @@ import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress } from './journal.js'
 
+/** What is measured, and where the results go. */
 export interface EvaluateOptions {
   /** The model directory to measure. */
   readonly dir: string
@@ -31,7 +33,10 @@ export interface EvaluateOptions {
   readonly name: string
   /** Where eval.json and eval-samples.jsonl go; made where missing. */
   readonly output: string
-  /** Completions there are, of all; before the first is sampled, and by the share of tokens while they are. solved: problems with a right one. */
+  /**
+   * Called with the completions done, their total, and the problems solved: before the first is sampled, and a few times a
+   * second, when `done` is estimated from the tokens. What it throws ends the measurement, after the call that is running.
+   */
   readonly onProgress?: (done: number, total: number, solved: number) => void
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
@@ -41,6 +46,8 @@ export interface EvaluateOptions {
   readonly restart?: boolean
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
+  /** Aborting stops between tokens and rejects with the signal's reason; the finished calls are kept. */
+  readonly signal?: AbortSignal
 }
 
 /**
@@ -55,8 +62,11 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const verifier = await loadVerifier(config.task.verifier)
-  const problems = await readProblems(data.eval, verifier, data)
+  const verifier = await loadVerifier(config.task.verifier, config.task)
+  const never = () =>
+    new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
+  const reading = readProblems(data.eval, verifier, data)
+  const problems = await waitFor(reading, { signal: options.signal, fault: never })
   const tokenizer = loadTokenizer(options.dir)
   const template = templateFor(problems, data, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
@@ -67,24 +77,27 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     fitting.map(({ problem }) => problem),
   )
   makeDir(options.output)
-  const unlock = lockRun(options.output, 'eval')
+  const lock = await lockRun(options.output, 'eval')
+  const signal = anySignal(lock.lost, options.signal)
 
   const { dtype, device } = config.model
   const inference = { dtype, device: device as Device, trainable: false }
   let policy: Policy | undefined
   try {
+    signal.throwIfAborted()
     policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
+    lock.check()
     const progress = openProgress(config, options, prompts)
 
     const perProblem: ProblemResult[] = []
     const report = (running = 0) => {
       const solved = perProblem.filter(({ correct }) => correct > 0).length
-      options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
+      return options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
     }
-    report()
+    await report()
     const { samplesPerCall, keepSamples } = config.eval
     const together = Math.max(1, Math.floor(samplesPerCall / n))
     for (let first = 0; first < prompts.length; first += together) {
@@ -99,11 +112,15 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         )
         const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
         const sampled = missing.length * call.count
-        const rollouts = await rolloutGroups(policy, tokenizer, missing, params, {
-          // The last one counts when it is judged.
-          onProgress: (tokens, most) => report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
-        })
-        const scored = await score(rollouts, verifier)
+        signal.throwIfAborted()
+        // The last one counts when it is judged.
+        const reporting = postponed((tokens: number, most: number) =>
+          report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
+        )
+        const { call: onProgress } = reporting
+        const rollouts = await rolloutGroups(policy, tokenizer, missing, params, { signal, onProgress })
+        const scored = await score(rollouts, verifier, { ...config.task, signal })
+        lock.check()
         const seconds = (performance.now() - start) / 1000 / missing.length
         for (const [i, { problem }] of missing.entries()) {
           const group = scored.slice(i * call.count, (i + 1) * call.count)
@@ -120,13 +137,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
             })),
           })
         }
+        reporting.rethrow()
       }
       for (const { problem } of some) {
         const correct = progress.sum(problem.id, 'correct')
         const hardForBase = hard && { hardForBase: hard.has(problem.id) }
         perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
       }
-      report()
+      await report()
     }
 
     const ks = listKs(n, config.eval.largestK)
@@ -147,13 +165,35 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
       seconds: progress.sum(undefined, 'seconds'),
       tokens: progress.sum(undefined, 'tokens'),
     }
+    lock.check()
     writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
     writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
     progress.remove()
+    await policy.dispose()
+    await lock.release()
     return result
-  } finally {
-    await policy?.dispose()
-    unlock()
+  } catch (error) {
+    // What went wrong first counts.
+    await policy?.dispose().catch(() => {})
+    await lock.release().catch(() => {})
+    throw error
+  }
+}
+
+/** A function of somebody else's, called while work is running that must not be lost: what it throws is thrown later. */
+function postponed<A extends unknown[]>(told: (...args: A) => unknown) {
+  const failures: unknown[] = []
+  return {
+    async call(...args: A) {
+      try {
+        if (failures.length === 0) await told(...args)
+      } catch (error) {
+        failures.push(error)
+      }
+    },
+    rethrow() {
+      if (failures.length > 0) throw failures[0]
+    },
   }
 }
 

@@ -1,6 +1,8 @@
 /** Results of an evaluation: all problems, those of one difficulty, those that are hard for the base model. */
+
+import { bootstrapMeans } from '../base/bootstrap.js'
 import { deriveSeed } from '../base/random.js'
-import { bootstrapMeans, passAtK } from '../base/stats.js'
+import { passAtK } from '../base/stats.js'
 
 /** What `eval.json` says about all problems, those of one difficulty, or those that are hard for the base model. */
 export interface EvalGroup {

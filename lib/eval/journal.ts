@@ -35,7 +35,8 @@ export function openProgress(
   const keyOf = (id: string, call: number) => JSON.stringify([id, call])
   const [first, ...lines] = readProgress(file)
   if (first !== undefined) {
-    const differing = Object.keys(conditions).find(key => conditions[key] !== first[key])
+    // An older version of rapo has not recorded all of them.
+    const differing = Object.keys(first).find(key => conditions[key] !== first[key])
     if (differing !== undefined) {
       throw new RapoError(
         'ERR_RAPO_CONFIG',
@@ -100,6 +101,9 @@ function describeConditions(
     },
     'sampling.maxNewTokens': maxNewTokens,
     'task.verifier': task.verifier,
+    ...(existsSync(task.verifier) && {
+      'verifier module': digest(readInput(task.verifier).toString('base64')),
+    }),
     'data.template': data.template,
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },
     'model files': digest(weights),

@@ -7,6 +7,7 @@ const STD_EPSILON = 1e-6
 
 /** What is subtracted from a reward: the mean of its group (GRPO), or of the others in it (RLOO, arXiv 2402.14740). */
 export const advantageBaselines = ['group-mean', 'leave-one-out'] as const
+/** A baseline by its name. */
 export type AdvantageBaseline = (typeof advantageBaselines)[number]
 
 /**
@@ -14,8 +15,10 @@ export type AdvantageBaseline = (typeof advantageBaselines)[number]
  * (DeepSeekMath); or by nothing (Dr. GRPO, RLOO).
  */
 export const advantageScales = ['sample-std', 'population-std', 'none'] as const
+/** A scale by its name. */
 export type AdvantageScale = (typeof advantageScales)[number]
 
+/** How groupAdvantages compares a reward with its group. */
 export interface AdvantageOptions {
   /** Default group-mean. */
   readonly baseline?: AdvantageBaseline
@@ -76,6 +79,7 @@ export function zeroAdvantageFraction(rewards: readonly number[], groupSize: num
 
 export const phiShapes = ['linear', 'step'] as const
 
+/** φ(r), the reference weight of a completion by its reward. */
 export type PhiRange =
   | {
       /** From phiMin at rMin to phiMax at rMax, constant outside. */

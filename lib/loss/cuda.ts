@@ -510,7 +510,7 @@ function rowPointers(batch: DeviceRows, perToken: DevicePerToken, device: number
   }
   return {
     rows,
-    ...mapRows(rowArrays, (field, dtype) => pointer(field, batch[field], dtype)),
+    ...mapRows(rowArrays, (field, { dtype }) => pointer(field, batch[field], dtype)),
     sequenceOffsets: pointer('sequenceOffsets', sequenceOffsets, 'int32', sequenceOffsets?.length),
     sequences: sequenceOffsets && sequenceOffsets.length - 1,
     ...mapRows(rowOutputs, (field, dtype) => pointer(field, perToken[field], dtype)),

@@ -5,6 +5,7 @@
  */
 import { inspect } from 'node:util'
 import { RapoError } from '../base/errors.js'
+import { describeRange, isInRange, numberEntries, objectiveNumbers } from './fields.js'
 
 /** The KL penalties: what each estimates and what is differentiated, see docs/objective.md. */
 export const penalties = [
@@ -49,15 +50,15 @@ export interface Objective {
   readonly maxLogRatio: number
 }
 
-const plain: Objective = {
+/** A field that only some surrogates read may be left out. */
+const optional = ['surrogate', ...numberEntries.flatMap(([name, { only }]) => (only ? [name] : []))]
+
+const plain = {
   penalty: 'none',
-  klCoef: 0,
-  entropyCoef: 0,
-  clipLow: 0.2,
-  clipHigh: 0.2,
-  temperature: 1,
-  maxLogRatio: 20,
-}
+  ...Object.fromEntries(
+    numberEntries.flatMap(([name, field]) => (field.only ? [] : [[name, field.default]])),
+  ),
+} as unknown as Objective
 
 /** RAPO (arXiv 2510.03865): forward KL against the reward-reweighted reference, and the policy's entropy. */
 export function rapo(changes: Partial<Objective> = {}): Objective {
@@ -99,30 +100,20 @@ function preset(source: string, choices: Partial<Objective>, changes: Partial<Ob
   return freeze({ ...plain, ...choices, ...changes }, source)
 }
 
-const meaning: Record<keyof Objective, string> = {
-  surrogate: 'the policy term g',
-  penalty: 'the KL penalty D',
-  klCoef: 'α, the weight of D',
-  entropyCoef: 'β, the weight of the entropy H',
-  clipLow: 'the ratio is clipped to [1 − clipLow, 1 + clipHigh]',
-  clipHigh: '',
-  ratioCap: 'bound of the ratio where A < 0',
-  sapoTauPositive: 'sharpness of the gate where A > 0',
-  sapoTauNegative: 'and where not',
-  temperature: 'τ, divides the logits of both models',
-  maxLogRatio: 'upper clamp of log-ratios',
-}
-
 /** The objective's choices as a table, as console.log prints an objective made by a preset or defineObjective. */
 export function describeObjective(objective: Objective): string {
   const source = sources.get(objective) ?? 'objective'
   const rows = Object.entries({ surrogate: 'clip', ...objective }).map(([field, value]) =>
-    `  ${field.padEnd(15)} ${String(value).padEnd(14)} ${meaning[field as keyof Objective]}`.trimEnd(),
+    `  ${field.padEnd(15)} ${String(value).padEnd(14)} ${helpOf(field as keyof Objective)}`.trimEnd(),
   )
   return [`${source}: loss = −Σ n (g − αD + βH)`, ...rows].join('\n')
 }
 
-const optional = ['surrogate', 'ratioCap', 'sapoTauPositive', 'sapoTauNegative']
+function helpOf(field: keyof Objective): string {
+  if (field === 'surrogate') return 'the policy term g'
+  return field === 'penalty' ? 'the KL penalty D' : objectiveNumbers[field].help
+}
+
 const checked = new WeakSet<Objective>()
 /** Preset and paper of those that have one. */
 const sources = new WeakMap<Objective, string>()
@@ -159,33 +150,20 @@ export function validateObjective(objective: Objective): void {
   if (!surrogates.includes(surrogate)) {
     invalid(`surrogate is ${surrogate}, expected one of ${surrogates.join(', ')}`)
   }
-  const range = (
-    field: Exclude<keyof Objective, 'penalty' | 'surrogate'>,
-    what: string,
-    fits: (x: number) => boolean,
-  ) => {
-    const value = objective[field]
-    if (typeof value !== 'number' || !fits(value)) invalid(`${field} is ${value}, expected a number ${what}`)
+  for (const [name, field] of numberEntries) {
+    const value = objective[name]
+    if (field.only) {
+      if (value === undefined) continue
+      if (!field.only.includes(surrogate)) {
+        const owners = field.only.join(' and ')
+        invalid(`${name} is given, but the surrogate ${surrogate} does not read it: ${owners} do`)
+      }
+    }
+    if (!isInRange(field, value)) invalid(`${name} is ${value}, expected a number ${describeRange(field)}`)
   }
-  const coefficient = (x: number) => x >= 0 && x < Infinity
-  range('klCoef', '≥ 0 and finite', coefficient)
-  range('entropyCoef', '≥ 0 and finite', coefficient)
-  range('clipLow', 'in [0, 1]', x => x >= 0 && x <= 1)
-  range('clipHigh', '≥ 0', x => x >= 0)
-  range('temperature', 'in [1e-6, 1e6]', x => x >= 1e-6 && x <= 1e6)
-  range('maxLogRatio', 'in (0, 20]', x => x > 0 && x <= 20)
-  const only = (field: 'ratioCap' | 'sapoTauPositive' | 'sapoTauNegative', ...owners: Surrogate[]) => {
-    if (objective[field] === undefined) return false
-    if (!owners.includes(surrogate))
-      invalid(
-        `${field} is given, but the surrogate ${surrogate} does not read it: ${owners.join(' and ')} do`,
-      )
-    return true
-  }
-  if (only('ratioCap', 'clip', 'gspo'))
-    range('ratioCap', `≥ 1 + clipHigh = ${1 + clipHigh}`, x => x >= 1 + clipHigh)
-  for (const field of ['sapoTauPositive', 'sapoTauNegative'] as const) {
-    if (only(field, 'sapo')) range(field, 'in (0, 1e6]', x => x > 0 && x <= 1e6)
+  const { ratioCap } = objective
+  if (ratioCap !== undefined && ratioCap < 1 + clipHigh) {
+    invalid(`ratioCap is ${ratioCap}, expected a number ≥ 1 + clipHigh = ${1 + clipHigh}`)
   }
   if (surrogate === 'sapo' && (clipLow !== 1 || clipHigh !== Infinity)) {
     invalid(
@@ -219,6 +197,7 @@ export interface ObjectiveMetrics {
   ratioMax: number
 }
 
+/** What addMetrics starts from. */
 export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   tokens: 0,
   loss: 0,
@@ -233,6 +212,7 @@ export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   ratioMax: -Infinity,
 }
 
+/** The metrics of two parts of a batch as those of both. */
 export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveMetrics {
   return {
     tokens: a.tokens + b.tokens,
@@ -246,5 +226,28 @@ export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveM
     klClamped: a.klClamped + b.klClamped,
     ratioMin: Math.min(a.ratioMin, b.ratioMin),
     ratioMax: Math.max(a.ratioMax, b.ratioMax),
+  }
+}
+
+/** Means over the trained tokens, as a line of metrics.jsonl has them; 0 when no token was trained. */
+export interface MeanMetrics {
+  readonly kl: number
+  readonly entropy: number
+  readonly clipFractionLow: number
+  readonly clipFractionHigh: number
+  readonly ratioMean: number
+  readonly approxKl: number
+}
+
+/** The means that the sums of a call or of a whole batch (addMetrics) stand for. */
+export function meanMetrics(sums: ObjectiveMetrics): MeanMetrics {
+  const perToken = (sum: number) => sum / Math.max(1, sums.tokens)
+  return {
+    kl: perToken(sums.klSum),
+    entropy: perToken(sums.entropySum),
+    clipFractionLow: perToken(sums.clippedLow),
+    clipFractionHigh: perToken(sums.clippedHigh),
+    ratioMean: perToken(sums.ratioSum),
+    approxKl: perToken(sums.approxKlSum),
   }
 }

@@ -33,15 +33,20 @@ export interface PerToken {
   readonly clipped: Uint8Array
 }
 
-/** The types of LossRows' entries. */
+/** Of LossRows: the type of the entries, and whether the array may be left out. */
 export const rowArrays = {
-  tokenIds: 'int32',
-  tokenWeights: 'float32',
-  advantages: 'float32',
-  refWeights: 'float32',
-  oldLogprobs: 'float32',
-  policyWeights: 'float32',
-} as const satisfies Record<keyof LossRows, string>
+  tokenIds: { dtype: 'int32', required: true },
+  tokenWeights: { dtype: 'float32', required: true },
+  advantages: { dtype: 'float32', required: true },
+  refWeights: { dtype: 'float32', required: false },
+  oldLogprobs: { dtype: 'float32', required: false },
+  policyWeights: { dtype: 'float32', required: false },
+} as const satisfies Record<keyof LossRows, { dtype: 'int32' | 'float32'; required: boolean }>
+
+/** The name and entry of each array of a list. */
+export function entriesOf<K extends string, T>(list: Readonly<Record<K, T>>): [K, T][] {
+  return Object.entries(list) as [K, T][]
+}
 
 /** The types of PerToken's entries. */
 export const rowOutputs = {
@@ -58,6 +63,8 @@ export function mapRows<K extends string, T, R>(
   list: Record<K, T>,
   f: (name: K, type: T) => R,
 ): Record<K, R> {
-  const entries = Object.entries(list) as [K, T][]
-  return Object.fromEntries(entries.map(([name, type]) => [name, f(name, type)])) as Record<K, R>
+  return Object.fromEntries(entriesOf<K, T>(list).map(([name, type]) => [name, f(name, type)])) as Record<
+    K,
+    R
+  >
 }

@@ -3,8 +3,8 @@ import { type CallOptions, type Control, checkCallOptions, runCall } from '../ba
 import { RapoError } from '../base/errors.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
-import { type LossRows, mapRows, rowArrays } from '../loss/rows.js'
-import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/addons.js'
+import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
+import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
 import {
   type AdamW,
   type Completions,
@@ -257,10 +257,10 @@ class NativePolicy implements Policy {
     packed('sequences', batch.sequences)
     typed('rowPositions', batch.rowPositions, Int32Array)
     const rows = batch.rowPositions.length
-    mapRows(rowArrays, (name, dtype) => {
-      if (batch[name] !== undefined || required.has(name))
-        typed(name, batch[name], dtype === 'int32' ? Int32Array : Float32Array, rows)
-    })
+    for (const [name, { dtype, required }] of entriesOf(rowArrays)) {
+      if (!required && batch[name] === undefined) continue
+      typed(name, batch[name], dtype === 'int32' ? Int32Array : Float32Array, rows)
+    }
     validateObjective(objective)
     return this.#call(options, control => this.#addon.accumulate(this.#handle, batch, objective, control))
   }
@@ -340,8 +340,11 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   recompute: true,
 }
 const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
-const batchFields = { sequences: true, rowPositions: true, ...rowArrays }
-const required: ReadonlySet<keyof LossRows> = new Set(['tokenIds', 'tokenWeights', 'advantages'])
+const batchFields: Record<keyof MicroBatch, true> = {
+  sequences: true,
+  rowPositions: true,
+  ...mapRows(rowArrays, () => true as const),
+}
 const samplingFields: Record<keyof SamplingParams, true> = {
   n: true,
   maxNewTokens: true,
@@ -356,29 +359,23 @@ const samplingFields: Record<keyof SamplingParams, true> = {
 
 function checkSampling(sampling: SamplingParams) {
   fields('sampling', sampling, samplingFields)
+  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, ...rest } = sampling
   integer('n', sampling.n, 1)
   integer('maxNewTokens', sampling.maxNewTokens, 1)
-  range(
-    'temperature',
-    sampling.temperature,
-    '0 (greedy) or in [1e-6, 1e6]',
-    x => x === 0 || (x >= 1e-6 && x <= 1e6),
-  )
-  range('topP', sampling.topP, 'in (0, 1]', x => x > 0 && x <= 1)
-  integer('topK', sampling.topK, 0)
-  range('minP', sampling.minP, 'in [0, 1)', x => x >= 0 && x < 1)
-  const { seed, ...rest } = sampling
+  range('temperature', temperature, '0 (greedy) or in [1e-6, 1e6]', x => x === 0 || (x >= 1e-6 && x <= 1e6))
+  range('topP', topP, 'in (0, 1]', x => x > 0 && x <= 1)
+  integer('topK', topK, 0)
+  range('minP', minP, 'in [0, 1)', x => x >= 0 && x < 1)
   const seeds: readonly number[] = Array.isArray(seed) ? seed : [seed]
   for (const one of seeds) integer('seed', one, 0)
-  const maxBatch = sampling.maxBatch ?? 0
   integer('maxBatch', maxBatch, 0)
   if (!Array.isArray(sampling.stopTokenIds))
     invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
   return {
     ...rest,
+    ...{ temperature, topP, topK, minP, maxBatch },
     seeds: Float64Array.from(seeds),
-    maxBatch,
     stopTokenIds: Int32Array.from(sampling.stopTokenIds),
   }
 }

@@ -10,13 +10,13 @@ import path from 'node:path'
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { ReadableStream } from 'node:stream/web'
-import lockfile from 'proper-lockfile'
 import { RapoError } from '../base/errors.js'
 import { asIoError } from '../base/files.js'
+import { withLock } from '../base/lock.js'
 
 export interface HubOptions {
   /** HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as the hub's own programs read them. */
-  readonly env?: NodeJS.ProcessEnv
+  readonly env?: Readonly<Record<string, string | undefined>>
   /** Bytes of all files that are fetched, and what was asked for. */
   readonly onProgress?: (done: number, total: number, name: string) => void
 }
@@ -190,27 +190,25 @@ async function fetchSnapshot(
       ),
     )
     // One process at a time writes to a file; the others find it done.
-    const release = await lockfile.lock(folder, {
-      stale: 10_000,
-      retries: { forever: true, factor: 1, retries: 1 },
-    })
-    try {
-      const total = missing.reduce((sum, file) => sum + file.size, 0)
-      let before = 0
-      for (const file of missing) {
-        const blob = path.join(folder, 'blobs', file.lfs?.oid ?? file.oid ?? sha + file.path)
-        if (!existsSync(blob)) {
-          const encoded = file.path.split('/').map(encodeURIComponent).join('/')
-          const url = `${hubUrl}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
-          await download(url, file, blob, accessToken, done => onProgress?.(before + done, total, given))
+    await withLock(
+      path.join(folder, 'rapo.lock'),
+      () => {},
+      async () => {
+        const total = missing.reduce((sum, file) => sum + file.size, 0)
+        let before = 0
+        for (const file of missing) {
+          const blob = path.join(folder, 'blobs', file.lfs?.oid ?? file.oid ?? sha + file.path)
+          if (!existsSync(blob)) {
+            const encoded = file.path.split('/').map(encodeURIComponent).join('/')
+            const url = `${hubUrl}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
+            await download(url, file, blob, accessToken, done => onProgress?.(before + done, total, given))
+          }
+          await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
+          before += file.size
+          onProgress?.(before, total, given)
         }
-        await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
-        before += file.size
-        onProgress?.(before, total, given)
-      }
-    } finally {
-      await release()
-    }
+      },
+    )
   }
   if (revision !== sha) {
     const ref = path.join(folder, 'refs', revision)

@@ -1,6 +1,7 @@
 /** The interface of a policy: what the training loop and the evaluation ask of a model. */
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
+import type { LossRows } from '../loss/rows.js'
 
 export type { CallOptions }
 
@@ -79,12 +80,14 @@ export interface SamplingParams {
   /** Completions per prompt. */
   readonly n: number
   readonly maxNewTokens: number
-  /** 0 is greedy. */
-  readonly temperature: number
-  readonly topP: number
-  /** 0 is off. */
-  readonly topK: number
-  readonly minP: number
+  /** 0 is greedy. Default 1. */
+  readonly temperature?: number
+  /** Default 1: off. */
+  readonly topP?: number
+  /** Default 0: off. */
+  readonly topK?: number
+  /** Default 0: off. */
+  readonly minP?: number
   readonly stopTokenIds: readonly number[]
   /**
    * Safe integer ≥ 0: same seed, same prompts, same bits. Or one for each prompt: its completions then do not depend on
@@ -107,21 +110,12 @@ export interface Completions {
 }
 
 /** Whole sequences, and one row per trained token. Built by batch.ts alone, which settles the shift by one. */
-export interface MicroBatch {
+export interface MicroBatch extends LossRows {
   readonly sequences: PackedTokens
   /** (N) index into sequences.tokenIds of the token *before* the predicted one. */
   readonly rowPositions: Int32Array
   /** (N) the predicted token. */
   readonly tokenIds: Int32Array
-  /** (N) mask × aggregation weight, over the whole batch; the rest one entry a row too. */
-  readonly tokenWeights: Float32Array
-  readonly advantages: Float32Array
-  /** Absent: 1. */
-  readonly refWeights?: Float32Array
-  /** Absent: ratio 1. */
-  readonly oldLogprobs?: Float32Array
-  /** What the policy term is multiplied with. Absent: 1. */
-  readonly policyWeights?: Float32Array
 }
 
 /** (N) each, in nats: log p of the rows' tokens, and the entropy of their distributions. */

@@ -25,6 +25,7 @@ export interface Message {
   readonly content: string
 }
 
+/** The text around a prompt. */
 export interface PromptTemplate {
   /** A prompt with the text around it. Throws ERR_RAPO_DATA for a conversation that only a chat template could render. */
   render(prompt: string | readonly Message[]): string
@@ -32,6 +33,7 @@ export interface PromptTemplate {
   readonly stop: readonly string[]
 }
 
+/** What createTemplate is told of conversations. */
 export interface TemplateOptions {
   /** The system's message before conversations that have none; chat templates only. */
   readonly systemPrompt?: string

@@ -4,20 +4,29 @@ import { RapoError } from '../base/errors.js'
 import { importModule } from '../base/module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
-import { math } from './math.js'
+import { createMath, type MathOptions } from './math.js'
 import type { Verdict, Verifier } from './verifier.js'
 
 /** Those built in. */
 const verifiers: Readonly<Record<string, Verifier>> = {
   countdown,
   exact: withAlternatives(exact),
-  math: withAlternatives(math),
+  math: withAlternatives(createMath()),
 }
 
 export const verifierNames = Object.keys(verifiers)
 
-/** A built-in verifier by its name, or the default export of a module by its path. Throws ERR_RAPO_CONFIG. */
-export async function loadVerifier(name: string): Promise<Verifier> {
+/**
+ * A built-in verifier by its name, or the default export of a module by its path; the options are those of `math`, which
+ * no other takes. Throws ERR_RAPO_CONFIG.
+ */
+export async function loadVerifier(name: string, options: MathOptions = {}): Promise<Verifier> {
+  const { extract = 'boxed', tolerance } = options
+  if (extract !== 'boxed' || tolerance !== undefined) {
+    if (name === 'math') return withAlternatives(createMath({ extract, tolerance }))
+    const given = extract !== 'boxed' ? `task.extract ${extract}` : `task.tolerance ${tolerance}`
+    throw new RapoError('ERR_RAPO_CONFIG', `${given} is for the verifier math, and task.verifier is ${name}`)
+  }
   const builtIn = Object.hasOwn(verifiers, name) ? verifiers[name] : undefined
   if (builtIn) return builtIn
   if (!/[\\/]|\.[cm]?[jt]s$/.test(name)) {

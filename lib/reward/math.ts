@@ -1,30 +1,49 @@
-/** The verifier `math`: the completion's last boxed answer equals the reference (docs/math-verifier.md). */
-import { compareAnswers } from './math/compare.js'
-import { extractBoxed } from './math/extract.js'
+/** The verifier `math`: the completion's final answer equals the reference (docs/math-verifier.md). */
+import { type CompareOptions, compareAnswers } from './math/compare.js'
+import { type Extraction, extractAnswer } from './math/extract.js'
 import type { Verdict, Verifier } from './verifier.js'
 
-export { type Comparison, compareAnswers } from './math/compare.js'
-export { extractBoxed } from './math/extract.js'
+export { type CompareOptions, type Comparison, compareAnswers } from './math/compare.js'
+export { type Extraction, extractAnswer, extractBoxed, extractions } from './math/extract.js'
+export type { Tolerance } from './math/judge.js'
 
-export const math: Verifier = {
-  checkAnswer(answer) {
-    const isUsable = (typeof answer === 'string' && answer.trim() !== '') || Number.isFinite(answer)
-    if (!isUsable) return 'answer must be a number or a text that is not empty'
-    if (String(answer).includes('####'))
-      return 'answer must be the final answer alone: of a solution that ends in "#### 72", what follows ####'
-    return undefined
-  },
-  verify: (completion, answer) => verifyMath(completion, String(answer)),
-  verifyAnswer: (given, answer) => judge(given, String(answer)),
+/** How verifyMath finds and compares an answer. */
+export interface MathOptions extends CompareOptions {
+  /** Where the answer is looked for. Default: boxed. */
+  readonly extract?: Extraction | undefined
 }
 
-/** Reward 1 where the last boxed answer equals the reference, else 0. Never throws, whatever the texts. */
-export function verifyMath(completion: string, reference: string): Verdict {
-  const answer = extractBoxed(completion)
-  return answer === undefined ? { reward: 0, reason: 'no boxed answer' } : judge(answer, reference)
+/** The verifier with options of its own. */
+export function createMath(options: MathOptions = {}): Verifier {
+  return {
+    checkAnswer(answer) {
+      const isUsable = (typeof answer === 'string' && answer.trim() !== '') || Number.isFinite(answer)
+      if (!isUsable) return 'answer must be a number or a text that is not empty'
+      const isCut = typeof answer === 'string' && /####\s*$/.test(answer)
+      return isCut ? 'answer must have the final answer behind ####' : undefined
+    },
+    verify: (completion, answer) => verifyMath(completion, String(answer), options),
+    verifyAnswer: (given, answer) => judge(given, String(answer), options),
+  }
 }
 
-function judge(answer: string, reference: string): Verdict {
-  const { isEqual, reason } = compareAnswers(answer, reference)
+/** Without options. */
+export const math: Verifier = createMath()
+
+const missing: Readonly<Record<Extraction, string>> = {
+  boxed: 'no boxed answer',
+  final: 'no final answer',
+  any: 'no answer',
+}
+
+/** Reward 1 where the final answer equals the reference, else 0. Never throws, whatever the texts. */
+export function verifyMath(completion: string, reference: string, options: MathOptions = {}): Verdict {
+  const { extract = 'boxed' } = options
+  const answer = extractAnswer(completion, extract)
+  return answer === undefined ? { reward: 0, reason: missing[extract] } : judge(answer, reference, options)
+}
+
+function judge(answer: string, reference: string, options: CompareOptions): Verdict {
+  const { isEqual, reason } = compareAnswers(answer, reference, options)
   return { reward: isEqual ? 1 : 0, reason: isEqual ? `correct: ${reason}` : reason }
 }

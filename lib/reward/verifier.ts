@@ -1,5 +1,6 @@
 /** What a verifier is, and how its verdicts are checked. */
 import { RapoError } from '../base/errors.js'
+import { waitFor } from '../base/wait.js'
 
 /** What a verifier makes of a completion. */
 export interface Verdict {
@@ -22,16 +23,46 @@ export interface Verifier {
   verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
 }
 
-/** What a verifier says. Whatever it throws, or a reward that is no number, is a RapoError that names `what` it judged. */
-export async function judge(verify: () => Verdict | Promise<Verdict>, what: string): Promise<Verdict> {
+/** How long a verdict is waited for. */
+export interface Patience {
+  /** Seconds; absent: without end. */
+  readonly timeout?: number | undefined
+  /** What a verdict that takes longer is: a fault of the verifier's, or reward 0. Default error. */
+  readonly onTimeout?: 'error' | 'zero' | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * What a verifier says. Whatever it throws, a verdict that never comes, or a reward that is no number, is a RapoError
+ * that names `what` it judged. Aborting rejects with the signal's reason.
+ */
+export async function judge(
+  verify: () => Verdict | Promise<Verdict>,
+  what: string,
+  { timeout, onTimeout = 'error', signal }: Patience = {},
+): Promise<Verdict> {
   const fault = (why: string, cause?: unknown) =>
     new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on ${what}: ${why}`, { cause })
+  const late = new Error(`it has not answered within ${timeout} seconds (task.timeout)`)
+  const never = new Error(
+    'its promise can never settle: nothing is left in this process that it could wait for',
+  )
   let verdict: Verdict
   try {
-    verdict = await verify()
+    const pending = verify()
+    verdict = isThenable(pending)
+      ? await waitFor(pending, { signal, timeout, fault: why => (why === 'timeout' ? late : never) })
+      : pending
   } catch (cause) {
+    if (signal?.aborted && cause === signal.reason) throw cause
+    if (cause === late && onTimeout === 'zero')
+      return { reward: 0, reason: `no verdict within ${timeout} seconds` }
     throw fault(cause instanceof Error ? cause.message : String(cause), cause)
   }
   if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
   return verdict
+}
+
+function isThenable(value: unknown): value is PromiseLike<Verdict> {
+  return typeof (value as { then?: unknown } | undefined)?.then === 'function'
 }

@@ -4,7 +4,7 @@ import type { EncodedPrompt } from '../data/prompts.js'
 import { packTokens } from '../model/batch.js'
 import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
 import type { Tokenizer } from '../model/tokenizer.js'
-import { judge, type Verifier } from '../reward/verifier.js'
+import { judge, type Patience, type Verifier } from '../reward/verifier.js'
 
 /** A prompt and one completion of it. */
 export interface Rollout {
@@ -26,7 +26,13 @@ export interface ScoredRollout extends Rollout {
 
 /** What the engine is told of the configuration's sampling fields. */
 export function samplingParams(
-  { temperature, topP, topK, minP, maxNewTokens }: Omit<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+  {
+    temperature,
+    topP,
+    topK,
+    minP,
+    maxNewTokens,
+  }: Omit<Required<SamplingParams>, 'n' | 'seed' | 'stopTokenIds' | 'maxBatch'>,
   rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
 ): SamplingParams {
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }
@@ -57,15 +63,20 @@ export async function rolloutGroups(
 }
 
 /**
- * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, or a reward that
- * is no number, ends the run with the problem named.
+ * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
+ * not come, or a reward that is no number, ends the run with the problem named.
  */
-export async function score(rollouts: readonly Rollout[], verifier: Verifier): Promise<ScoredRollout[]> {
+export async function score(
+  rollouts: readonly Rollout[],
+  verifier: Verifier,
+  patience?: Patience,
+): Promise<ScoredRollout[]> {
   const verdicts = await Promise.all(
     rollouts.map(({ problem, completion }) =>
       judge(
         () => verifier.verify(completion, problem.answer),
         `problem "${problem.id}", completion ${JSON.stringify(completion)}`,
+        patience,
       ),
     ),
   )

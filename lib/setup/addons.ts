@@ -1,30 +1,25 @@
-/** The only file that loads native addons. Works from lib/ (tsx), from dist/, and in worker threads. */
-import { existsSync } from 'node:fs'
+/** The only file that loads native addons. Works from lib/ (tsx), from dist/, in bundles, and in worker threads. */
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join, resolve } from 'node:path'
-import { isMainThread } from 'node:worker_threads'
+import { join, resolve } from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { packageRoot } from '../base/package.js'
-import { cacheDir, engineMismatch, findEngine, listBrokenEngines, listEngines } from './cache.js'
+import { isInPackage, packageRoot } from '../base/package.js'
 
-/** The raw functions of bindings/kernels.cpp; lib/loss/kernels.ts gives them their types. */
-export interface KernelsAddon {
+/** What both addons have. lib/loss/kernels.ts and lib/model/engine.ts give the other functions their types. */
+export interface Addon {
   setErrorClass(errorClass: typeof RapoError): void
   setEnvironment(name: string, value: string): void
   setCudaLibrary(file: string): void
   readonly [name: string]: unknown
 }
 
-/** The raw functions of bindings/engine.cpp; lib/model/engine.ts gives them their types. */
-export interface EngineAddon {
-  setErrorClass(errorClass: typeof RapoError): void
-  setCudaLibrary(file: string): void
-  readonly [name: string]: unknown
-}
+/** The raw functions of bindings/kernels.cpp. */
+export type KernelsAddon = Addon
 
-const require = createRequire(import.meta.url)
+// scripts/build.mjs leaves this line out of dist/: bundlers and tracers follow CommonJS's own require alone.
+const require = createRequire(import.meta.url || process.execPath)
 let kernels: KernelsAddon | undefined
-let engine: EngineAddon | undefined
 
 /**
  * The kernels addon: the file that RAPO_KERNELS_ADDON names, else build/Release or the package's prebuilds.
@@ -32,7 +27,8 @@ let engine: EngineAddon | undefined
  */
 export function loadKernels(): KernelsAddon {
   if (kernels) return kernels
-  kernels = load<KernelsAddon>('kernels', locateKernels())
+  const file = locateKernels()
+  kernels = loadAddon('kernels', file, readRecord(file))
   const { library } = locateCudaPackage()
   if (library) kernels.setCudaLibrary(library)
   return kernels
@@ -48,72 +44,63 @@ export function locateCudaPackage(): { name: string; library?: string } {
   }
 }
 
-/**
- * The engine addon: the file that RAPO_ENGINE_ADDON names, else the one that `rapo setup` left in the cache.
- * Throws ERR_RAPO_SETUP, with the fix, where it is missing, outdated or does not load.
- */
-export function loadEngine(): EngineAddon {
-  // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
-  // times the work itself as soon as another process wants the cores.
-  process.env.OMP_WAIT_POLICY ??= 'passive'
-  // A worker's process.env is a copy, which OpenMP does not see.
-  if (!isMainThread) loadKernels().setEnvironment('OMP_WAIT_POLICY', process.env.OMP_WAIT_POLICY)
-  engine ??= load<EngineAddon>('engine', locateEngine())
-  return engine
-}
-
-/**
- * Tells the engine where the CUDA kernels' library is: beside the kernels addon, where the engine's does not look, or in
- * its package.
- */
-export function nameCudaLibrary(engine: EngineAddon): void {
-  const beside = join(dirname(locateKernels()), 'librapo_cuda.so')
-  const library = existsSync(beside) ? beside : locateCudaPackage().library
-  if (library) engine.setCudaLibrary(library)
-}
-
 /** The file that loadKernels() loads. Throws ERR_RAPO_SETUP where there is none. */
 export function locateKernels(): string {
   if (process.env.RAPO_KERNELS_ADDON) return resolve(process.env.RAPO_KERNELS_ADDON)
+  requirePackage('kernels')
   try {
     return require('node-gyp-build').path(packageRoot)
   } catch (cause) {
-    throw new RapoError('ERR_RAPO_SETUP', explainMissingKernels(), { cause })
+    throw new RapoError('ERR_RAPO_SETUP', explainMissingKernels(cause), { cause })
   }
 }
 
+/** Throws ERR_RAPO_SETUP in a bundle: what lies beside it is no addon of rapo's, whatever its name. */
+export function requirePackage(name: 'kernels' | 'engine'): void {
+  if (isInPackage()) return
+  throw new RapoError(
+    'ERR_RAPO_SETUP',
+    `the ${name} addon is not beside this code, which a bundler took out of the package rapo: mark rapo external ` +
+      `(esbuild: --external:rapo; README names other bundlers), or name the addon's file in RAPO_${name.toUpperCase()}_ADDON`,
+  )
+}
+
 /** What rapo comes prebuilt for. */
-export const prebuiltPlatforms = ['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64']
+export const prebuiltPlatforms = [
+  ...['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64', 'win32-arm64'],
+]
 
 /** Why there is no kernels addon for a platform, and what makes one. */
-export function explainMissingKernels(platform = `${process.platform}-${process.arch}`): string {
-  const reason = prebuiltPlatforms.includes(platform)
-    ? `the kernels addon for ${platform} is missing from ${packageRoot}${isClone ? '' : ': the package is not whole; `npm install --force rapo` fetches it anew'}`
-    : `rapo comes prebuilt for ${prebuiltPlatforms.join(', ')}, not for ${platform}`
-  return `${reason}; ${buildKernels}`
+export function explainMissingKernels(
+  cause?: unknown,
+  platform = `${process.platform}-${process.arch}`,
+): string {
+  const why = cause === undefined ? '' : ` (${firstLine(cause)})`
+  if ((cause as NodeJS.ErrnoException | undefined)?.code === 'ERR_ACCESS_DENIED') {
+    return `Node.js was not permitted to look for the kernels addon${why}: it needs --allow-addons, and --allow-fs-read for ${packageRoot} and /etc/alpine-release`
+  }
+  if (!prebuiltPlatforms.includes(platform)) {
+    return `rapo comes prebuilt for ${prebuiltPlatforms.join(', ')}, not for ${platform}; ${buildKernels()}`
+  }
+  const refetch = isClone() ? '' : ': the package is not whole; `npm install --force rapo` fetches it anew'
+  return `the kernels addon for ${platform} is missing from ${packageRoot}, which has ${listPrebuilds()}${why}${refetch}; ${buildKernels()}`
 }
 
-/** The file that loadEngine() loads. Throws ERR_RAPO_SETUP where there is none. */
-export function locateEngine(): string {
-  const file = process.env.RAPO_ENGINE_ADDON ? resolve(process.env.RAPO_ENGINE_ADDON) : findEngine()?.addon
-  if (file) return file
-  throw new RapoError('ERR_RAPO_SETUP', explainMissingEngine())
-}
-
-/** Why no engine in the cache will do, and the command that makes one. */
-function explainMissingEngine(): string {
-  const reasons = [
-    ...listEngines().map(engine => `${engine.dir}: ${engineMismatch(engine)}`),
-    ...listBrokenEngines().map(dir => `${dir}: an unfinished or damaged build`),
-  ]
-  const seen = reasons.length ? `:\n${reasons.map(reason => `  ${reason}\n`).join('')}` : ' '
-  return `the engine addon is not built for this rapo and its libtorch (looked in ${cacheDir()})${seen}run \`npx rapo setup\``
+function listPrebuilds(): string {
+  try {
+    // @vercel/nft, and with it Next.js and Vercel, takes a directory along whose path is spelled out like this.
+    const found = readdirSync(join(import.meta.dirname, '../../prebuilds'))
+    if (found.length > 0) return `prebuilds for ${found.join(', ')}`
+  } catch {} // there is no such directory
+  return 'no prebuilds'
 }
 
 /** A clone has what develops rapo; an installed package does not. */
-const isClone = existsSync(join(packageRoot, 'scripts'))
-const buildCommand = isClone ? 'npm run build:kernels' : 'npx cmake-js build -O build -T rapo_kernels'
-const buildKernels = `\`${buildCommand}\` in ${packageRoot} compiles it (needs a C++17 compiler and CMake >= 3.19)`
+const isClone = () => existsSync(join(packageRoot, 'scripts'))
+const buildKernels = () => {
+  const command = isClone() ? 'npm run build:kernels' : 'npx cmake-js build -O build -T rapo_kernels'
+  return `\`${command}\` in ${packageRoot} compiles it (needs a C++17 compiler and CMake >= 3.19)`
+}
 
 /**
  * What the dynamic linker's or Node's complaint about an addon means, and the command that mends it.
@@ -124,7 +111,15 @@ export function explainLoadFailure(
   complaint: string,
   machine: { readonly glibc: string | undefined } = { glibc: glibcVersion() },
 ): string {
-  const anew = name === 'engine' ? 'run `npx rapo setup --force`' : buildKernels
+  const anew = name === 'engine' ? 'run `npx rapo setup --force`' : buildKernels()
+  if (
+    /loading addons is disabled|ERR_DLOPEN_DISABLED|Access to this API has been restricted/.test(complaint)
+  ) {
+    return 'start Node.js without --no-addons, and under --permission with --allow-addons'
+  }
+  if (/failed to map segment/.test(complaint)) {
+    return 'the file system that it lies on may be mounted noexec: install rapo on another, or mount it with exec'
+  }
   const [, wanted] = complaint.match(/version [`']?GLIBC_([\d.]+)'? not found/) ?? []
   if (wanted) {
     return `it needs glibc ${wanted}, this machine has ${machine.glibc ?? 'another C library'}: a newer system is needed, or ${anew}`
@@ -144,10 +139,15 @@ export function explainLoadFailure(
       complaint,
     )
   ) {
-    const refetch = name === 'engine' || isClone ? '' : '`npm install --force rapo` fetches it anew, or '
-    return `the file is damaged, or for another platform than ${process.platform}-${process.arch}: ${refetch}${anew}`
+    return `the file is damaged, or for another platform than ${process.platform}-${process.arch}: ${refetch(name)}`
   }
   return anew
+}
+
+/** The commands that replace a damaged addon. */
+function refetch(name: 'kernels' | 'engine'): string {
+  if (name === 'engine') return 'run `npx rapo setup --force`'
+  return `${isClone() ? '' : '`npm install --force rapo` fetches it anew, or '}${buildKernels()}`
 }
 
 function glibcVersion(): string | undefined {
@@ -155,7 +155,33 @@ function glibcVersion(): string | undefined {
     ?.glibcVersionRuntime
 }
 
-function load<Addon extends KernelsAddon | EngineAddon>(name: 'kernels' | 'engine', file: string): Addon {
+/** An addon's file as it was built. */
+export interface FileRecord {
+  readonly bytes: number
+  readonly sha256: string
+}
+
+/** For whoever built a file, to be left beside it. */
+export function describeFile(file: string): FileRecord {
+  const content = readFileSync(file)
+  return { bytes: content.length, sha256: hash(content) }
+}
+
+/** What scripts/prebuilds.mjs wrote beside an addon; undefined where it was built by other means. */
+function readRecord(file: string): FileRecord | undefined {
+  try {
+    return JSON.parse(readFileSync(file.replace(/\.node$/, '.json'), 'utf8'))
+  } catch {
+    return undefined
+  }
+}
+
+/** Loads an addon. Throws ERR_RAPO_SETUP, with the fix, where the file is not whole or does not load. */
+export function loadAddon(name: 'kernels' | 'engine', file: string, record?: Partial<FileRecord>): Addon {
+  const fault = findFault(file, record)
+  if (fault) {
+    throw new RapoError('ERR_RAPO_SETUP', `the ${name} addon ${file} is damaged: ${fault}; ${refetch(name)}`)
+  }
   try {
     const addon: Addon = require(file)
     addon.setErrorClass(RapoError)
@@ -168,6 +194,30 @@ function load<Addon extends KernelsAddon | EngineAddon>(name: 'kernels' | 'engin
       { cause },
     )
   }
+}
+
+/** Why a file is not the one that was built. Asked before loading: in a file that was cut off the dynamic linker crashes. */
+export function findFault(file: string, record: Partial<FileRecord> = {}): string | undefined {
+  let content: Buffer
+  try {
+    content = readFileSync(file)
+  } catch {
+    return undefined // the dynamic linker says why
+  }
+  const { bytes = endOfElf(content), sha256 } = record
+  if (content.length < bytes) return `it has ${content.length} bytes of ${bytes}`
+  if (sha256 !== undefined && hash(content) !== sha256) {
+    return 'its content is not what was built'
+  }
+  return undefined
+}
+
+const hash = (content: Buffer) => createHash('sha256').update(content).digest('hex')
+
+/** Where the section headers end, the last part of an ELF file; 0 for other formats. */
+function endOfElf(content: Buffer): number {
+  if (content.length < 64 || content.readUInt32BE(0) !== 0x7f454c46) return 0
+  return Number(content.readBigUInt64LE(40)) + content.readUInt16LE(58) * content.readUInt16LE(60)
 }
 
 function firstLine(error: unknown): string {

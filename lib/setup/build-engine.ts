@@ -16,6 +16,7 @@ import { join, resolve, sep } from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { packageRoot, packageVersion } from '../base/package.js'
 import { digest } from '../base/random.js'
+import { describeFile } from './addons.js'
 import {
   type BuiltEngine,
   type EngineMarker,
@@ -115,7 +116,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
   const marker: EngineMarker = {
     ...key,
     sources,
-    bytes: statSync(addon).size,
+    ...describeFile(addon),
     seconds: (performance.now() - start) / 1000,
   }
   writeFileSync(join(dir, 'done.json.new'), `${JSON.stringify(marker, null, 2)}\n`)

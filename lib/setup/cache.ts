@@ -45,6 +45,8 @@ export interface EngineMarker {
   readonly libtorch: { readonly dir: string; readonly version: string }
   /** Bytes of rapo_engine.node. */
   readonly bytes: number
+  /** Of its content. */
+  readonly sha256?: string
   readonly seconds: number
 }
 

@@ -1,6 +1,9 @@
 /** `rapo setup`: libtorch found or installed, the engine addon compiled against it. */
 
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { withLock } from '../base/lock.js'
 import { buildEngine } from './build-engine.js'
 import { type BuiltEngine, cacheDir, findEngine, markUsed } from './cache.js'
 import {
@@ -11,7 +14,6 @@ import {
   lackOfWheel,
   torchPython,
 } from './libtorch.js'
-import { withLock } from './lock.js'
 import { findTools, requireTools } from './tools.js'
 
 /** What set-up is doing. */
@@ -61,7 +63,7 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
   )
   finish('libtorch', `${describe(libtorch)}, from ${libtorch.source}`)
   const onMessage = (message: string) => onProgress({ part: 'engine', message })
-  const engine = await withLock(cache, waiting(onMessage), signal =>
+  const engine = await locked(cache, onMessage, signal =>
     buildEngine(libtorch, {
       cache,
       env,
@@ -88,7 +90,7 @@ async function prepareLibtorch(
   const lack = lackOfWheel()
   if (lack) throw new RapoError('ERR_RAPO_SETUP', lack)
   requireTools({ ...tools, python: torchPython(tools.python) }, ['compiler', 'cmake', 'python'])
-  return withLock(options.cache, waiting(onMessage), async signal => {
+  return locked(options.cache, onMessage, async signal => {
     // Another process may have installed it meanwhile.
     return (await find()) ?? (await installLibtorch({ ...options, onMessage, signal }))
   })
@@ -98,6 +100,21 @@ function describe({ dir, version }: { dir: string; version: string }): string {
   return `libtorch ${version} in ${dir}`
 }
 
-function waiting(onMessage: (message: string) => void) {
-  return () => onMessage('waiting for another rapo set-up to finish')
+/** One set-up at a time in a cache; the others wait. The signal says that the lock was lost: two builds must not mix. */
+async function locked<T>(
+  cache: string,
+  onMessage: (message: string) => void,
+  body: (lost: AbortSignal) => Promise<T>,
+): Promise<T> {
+  try {
+    mkdirSync(cache, { recursive: true })
+  } catch (cause) {
+    throw new RapoError(
+      'ERR_RAPO_SETUP',
+      `the cache directory ${cache} cannot be made; RAPO_CACHE names another`,
+      { cause },
+    )
+  }
+  const onHeld = (holder: string) => onMessage(`waiting for another rapo set-up to finish (${holder})`)
+  return withLock(join(cache, 'set-up.lock'), onHeld, body)
 }

@@ -20,6 +20,7 @@ import { asIoError, writeWhole } from '../base/files.js'
 import type { CursorState } from '../data/cursor.js'
 import type { Policy } from '../model/policy.js'
 import { copyTokenizer } from '../model/tokenizer.js'
+import type { Origin } from './origin.js'
 
 /** rapo/trainer.json. */
 export interface TrainerState {
@@ -28,6 +29,7 @@ export interface TrainerState {
   readonly cursor: CursorState
   /** β of the next step, which objective.entropyTarget moves. */
   readonly entropyCoef?: number
+  readonly origin?: Origin
 }
 
 export interface Checkpoint {

@@ -1,7 +1,7 @@
 /** What a step measured: sums from the kernels, one line of metrics.jsonl from them (docs/files.md, docs/metrics.md). */
 import { moments } from '../base/stats.js'
 import { zeroAdvantageFraction } from '../loss/advantage.js'
-import type { ObjectiveMetrics } from '../loss/objective.js'
+import { meanMetrics, type ObjectiveMetrics } from '../loss/objective.js'
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
 
@@ -52,6 +52,7 @@ export interface StepMetrics extends Remeasured {
 }
 
 /**
+ * A step's line of metrics.jsonl, but for what the caller knows.
  * @param sums over all micro-batches of the step
  * @param optimizerSteps results, one an optimizer step; loss and gradNorm are means over them
  */
@@ -65,18 +66,12 @@ export function summarizeStep(
   const lengths = rollouts.map(rollout => rollout.completionIds.length)
   const { mean: rewardMean, std: rewardStd } = moments(rewards)
   const truncated = rollouts.filter(rollout => rollout.finishReason === 'length').length
-  const perToken = (sum: number) => sum / Math.max(1, sums.tokens)
   return {
     rewardMean,
     rewardStd,
     zeroAdvantageFraction: zeroAdvantageFraction(rewards, groupSize),
     loss: sums.loss / optimizerSteps.length,
-    kl: perToken(sums.klSum),
-    entropy: perToken(sums.entropySum),
-    clipFractionLow: perToken(sums.clippedLow),
-    clipFractionHigh: perToken(sums.clippedHigh),
-    ratioMean: perToken(sums.ratioSum),
-    approxKl: perToken(sums.approxKlSum),
+    ...meanMetrics(sums),
     gradNorm: moments(optimizerSteps.map(result => result.gradNorm)).mean,
     completionLengthMean: moments(lengths).mean,
     completionLengthMin: lengths.reduce((a, b) => Math.min(a, b)),

@@ -1,8 +1,11 @@
 /** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
+import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
+import type { Lock } from '../base/lock.js'
+import { anySignal, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
 import { type Cursor, createCursor } from '../data/cursor.js'
@@ -15,10 +18,12 @@ import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Verifier } from '../reward/verifier.js'
-import { readLatestCheckpoint, removeStaleCheckpoints } from './checkpoint.js'
+import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
+import { checkOrigin, originOf } from './origin.js'
 import { clearRun, createRunDir, lockRun } from './run.js'
 
+/** How a run is opened. */
 export interface OpenOptions {
   /** Go on from the newest checkpoint in config.run.output. */
   readonly resume?: boolean
@@ -30,6 +35,8 @@ export interface OpenOptions {
   readonly onDownload?: HubOptions['onProgress']
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
+  /** Aborting rejects with the signal's reason; see train. */
+  readonly signal?: AbortSignal
 }
 
 export interface OpenRun {
@@ -40,13 +47,15 @@ export interface OpenRun {
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
-  /** Steps done already. */
-  readonly stepsDone: number
-  /** β of the next step, which objective.entropyTarget moves. */
-  readonly entropyCoef: number
+  /** After the steps done already. */
+  readonly state: TrainerState
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
+  readonly lock: Lock
+  /** Aborted by options.signal, or where the lock is lost. */
+  readonly signal: AbortSignal
+  /** Closes everything, whatever fails; throws the first failure. */
   close(): Promise<void>
 }
 
@@ -58,13 +67,14 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
-  const verifier = await loadVerifier(config.task.verifier)
+  const verifier = await loadVerifier(config.task.verifier, config.task)
   const { onUnusable, onDownload } = options
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const problems = await readProblems(data.train, verifier, data)
+  const problems = await withSignal(readProblems(data.train, verifier, data), options.signal)
   const hub = onDownload ? { onProgress: onDownload } : {}
-  const modelDir = await resolveModel(model.dir, hub)
-  const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
+  const resolve = (name: string) => withSignal(resolveModel(name, hub), options.signal)
+  const modelDir = await resolve(model.dir)
+  const referenceDir = model.reference ? await resolve(model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
@@ -74,19 +84,30 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const { checkMemory, planRun } = await import('./memory.js')
     checkMemory(await planRun(config, { modelDir, referenceDir }, fitting))
   }
-  if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
-  const from = options.resume ? readLatestCheckpoint(run.output) : undefined
-  if (options.resume && !from) {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `${run.output} has no checkpoint to resume from: start it again with --overwrite`,
-    )
+  const origin = originOf(config, { modelDir, referenceDir })
+  const take = () => {
+    if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
+    else if (!existsSync(run.output)) throw noCheckpoint(run.output)
   }
-  const stepsDone = from?.trainer.step ?? 0
+  take()
 
-  const unlock = lockRun(run.output, 'train')
+  const lock = await lockRun(run.output, 'train')
   let policy: Policy | undefined
+  let observer: Observer | undefined
+  const close = () =>
+    inOrder(
+      () => observer?.close(),
+      () => policy?.dispose(),
+      lock.release,
+    )
   try {
+    // Once more, and the checkpoint only now: another process may have had the directory until here.
+    take()
+    const from = options.resume ? readLatestCheckpoint(run.output) : undefined
+    if (options.resume && !from) throw noCheckpoint(run.output)
+    checkOrigin(from?.trainer.origin, origin, config)
+    const stepsDone = from?.trainer.step ?? 0
+    options.signal?.throwIfAborted()
     policy = await openPolicy(
       from?.dir ?? modelDir,
       trainingOptions(config, referenceDir),
@@ -97,9 +118,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
-    const observer = await openObserver(config, stepsDone)
+    observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)
+    options.signal?.throwIfAborted()
 
+    lock.check()
     if (!from) clearRun(run.output)
     removeStaleCheckpoints(run.output)
     const metricsFile = path.join(run.output, 'metrics.jsonl')
@@ -107,20 +130,45 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
-    const close = async () => {
-      observer.close()
-      await policy?.dispose()
-      unlock()
-    }
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
+    const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
+    const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, stepsDone, entropyCoef },
-      ...{ metricsFile, samplesFile, observer, close },
+      ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, state },
+      ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
-    await policy?.dispose()
-    unlock()
+    // What was wrong first counts.
+    await close().catch(() => {})
     throw error
   }
+}
+
+function noCheckpoint(dir: string): RapoError {
+  return new RapoError(
+    'ERR_RAPO_CONFIG',
+    `${dir} has no checkpoint to resume from: start it again with --overwrite`,
+  )
+}
+
+/** For work that takes no signal: its result is not waited for any more. */
+function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  return waitFor(work, {
+    signal,
+    fault: () => new RapoError('ERR_RAPO_INTERNAL', 'the run cannot be opened: a promise never settles'),
+  })
+}
+
+/** One after the other, even where one fails; throws the first failure. */
+async function inOrder(...parts: (() => unknown)[]): Promise<void> {
+  const failures: unknown[] = []
+  for (const part of parts) {
+    try {
+      await part()
+    } catch (error) {
+      failures.push(error)
+    }
+  }
+  if (failures.length > 0) throw failures[0]
 }

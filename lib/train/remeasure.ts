@@ -6,7 +6,7 @@ import type { Config } from '../config/config.js'
 import { importanceWeights, offPolicyMask } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
 import { packBatch, type TrainSequence, trainedLength } from '../model/batch.js'
-import type { Policy } from '../model/policy.js'
+import type { CallOptions, Policy } from '../model/policy.js'
 import type { Remeasured as Metrics } from './metrics.js'
 
 export interface Remeasured {
@@ -27,6 +27,7 @@ export async function remeasure(
   sequences: readonly TrainSequence[],
   config: Config,
   entropyCoef: number,
+  options: CallOptions = {},
 ): Promise<Remeasured> {
   const { correction, objective } = config
   const { entropyTarget: target, topEntropyFraction } = objective
@@ -39,7 +40,12 @@ export async function remeasure(
     sequences,
     sequences.map(() => 1),
   )
-  const { logprobs, entropy } = await policy.logprobs(batch.sequences, batch, config.sampling.temperature)
+  const { logprobs, entropy } = await policy.logprobs(
+    batch.sequences,
+    batch,
+    config.sampling.temperature,
+    options,
+  )
   const sequenceOffsets = rowOffsets(sequences)
   const rows = {
     logprobs,

@@ -1,86 +1,143 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
+import { RapoError } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
+import { waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
 import { groupAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
-import type { Policy, StepResult } from '../model/policy.js'
+import type { StepResult } from '../model/policy.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, score } from '../rollout/rollout.js'
 import { type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
+import { learningRateAt } from './schedule.js'
 
-/** Hooks into train, beside what opening a run takes. */
+/**
+ * Hooks into train, beside what opening a run takes. They are awaited; what one of them throws ends the run, whose state
+ * is saved first.
+ */
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void
   /** Called when a step's lines, and its checkpoint where one was due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
   /** Asked after every step: true saves and ends the run there. */
-  readonly isStopping?: () => boolean
+  readonly isStopping?: () => boolean | Promise<boolean>
 }
 
-/** Trains in config.run.output until config.run.steps. Returns the number of steps done. Throws RapoError. */
+/** An open run, and where it is. */
+interface Run extends OpenRun {
+  /** After the last whole step. */
+  state: TrainerState
+  /** The weights are not those of that state any more. */
+  isMidStep: boolean
+}
+
+/**
+ * Trains in config.run.output until config.run.steps. Returns the number of steps done. Whatever ends it before, the
+ * state after the last whole step is saved where it can be. Throws RapoError. Aborting options.signal stops between
+ * tokens or micro-batches, saves likewise, and rejects with the signal's reason.
+ */
 export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
-  const run = await openRun(config, options)
+  const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
+  let stepSaved = run.state.step
   try {
-    options.onStart?.(run.stepsDone)
-    let step = run.stepsDone
-    let entropyCoef = run.entropyCoef
+    await told(options.onStart?.(run.state.step), run)
     let isStopping = false
-    while (step < config.run.steps && !isStopping) {
-      step++
-      const { scored, metrics, nextEntropyCoef } = await trainStep(run, config, step, entropyCoef)
-      entropyCoef = nextEntropyCoef
-      isStopping = options.isStopping?.() ?? false
+    while (run.state.step < config.run.steps && !isStopping) {
+      run.signal.throwIfAborted()
+      const step = run.state.step + 1
+      const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
+      const asked = await ask(options.isStopping, run)
+      isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
-      const state = { step, cursor: run.cursor.state(), entropyCoef }
-      const checkpoint = isSaveDue
-        ? await timed(metrics.seconds, 'save', save(run, config, state))
-        : undefined
+      const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
+      const saving = () => save(run, config, state, config.run.keepCheckpoints)
+      const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
+      run.lock.check()
       // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
       appendJsonLines(run.metricsFile, [metrics])
       appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
       checkpoint?.commit()
-      await run.observer.step(metrics)
-      options.onStep?.(metrics)
+      if (checkpoint) stepSaved = step
+      run.state = state
+      run.isMidStep = false
+      if ('failure' in asked) throw asked.failure
+      await run.observer.step(metrics, run.signal)
+      await told(options.onStep?.(metrics), run)
     }
-    return step
-  } finally {
-    await run.close()
+  } catch (error) {
+    const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
+    // What went wrong first counts.
+    await run.close().catch(() => {})
+    throw failure
+  }
+  await run.close()
+  return run.state.step
+}
+
+/** A callback of somebody else's may be async. */
+function told<T>(answer: T, { signal }: Run): Promise<Awaited<T>> {
+  const never = () => new RapoError('ERR_RAPO_INTERNAL', 'the promise of a callback can never settle')
+  return waitFor(answer as Awaited<T>, { signal, fault: never })
+}
+
+/** Where isStopping fails, the step is finished first. */
+async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
+  try {
+    return { isStopping: (await told(isStopping?.(), run)) ?? false }
+  } catch (failure) {
+    return { isStopping: true, failure }
   }
 }
 
+/** Saves the state after the last whole step, where the weights are still those; what failed is to say so. */
+async function rescue(run: Run, config: Config, error: unknown): Promise<unknown> {
+  if (run.isMidStep || run.lock.lost.aborted) return error
+  const { step } = run.state
+  const isAbort = run.signal.aborted && error === run.signal.reason
+  let note = `the state after step ${step} is saved in ${config.run.output}`
+  try {
+    await run.policy.zeroGrad()
+    // Beside all others: this one may be what went wrong.
+    const checkpoint = await save(run, config, run.state, Infinity)
+    run.lock.check()
+    checkpoint.commit()
+  } catch (second) {
+    note = `the state after step ${step} could not be saved: ${(second as Error).message}`
+    if (isAbort) process.emitWarning(note)
+  }
+  if (isAbort || !(error instanceof RapoError)) return error
+  return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })
+}
+
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
-async function trainStep(run: OpenRun, config: Config, step: number, entropyCoef: number) {
-  const { policy, context, cursor, stopTokenIds, verifier } = run
-  const { sampling } = config
+async function trainStep(run: Run, config: Config, step: number) {
+  const { policy, context, cursor, stopTokenIds, verifier, signal } = run
+  const { sampling, task } = config
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
   const prompts = cursor.next(sampling.promptsPerStep).map(problem => encodePrompt(problem, context))
   const seed = deriveSeed(config.run.seed, 'rollout', step)
   const params = samplingParams(sampling, { n: sampling.groupSize, stopTokenIds, seed })
-  const rollouts = await timed(seconds, 'rollout', rolloutGroups(policy, context.tokenizer, prompts, params))
-  const scored = await timed(seconds, 'score', score(rollouts, verifier))
+  const sampled = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
+  const rollouts = await timed(seconds, 'rollout', sampled)
+  const scored = await timed(seconds, 'score', score(rollouts, verifier, { ...task, signal }))
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
-  const updating = update(policy, scored, config, learningRate, entropyCoef)
+  const updating = update(run, scored, config, learningRate)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
   const measured = summarizeStep(scored, sampling.groupSize, sums, results)
   const metrics: StepMetrics = { step, ...measured, ...remeasured, learningRate, seconds }
-  return { scored, metrics, nextEntropyCoef }
+  return { scored, metrics, entropyCoef: nextEntropyCoef }
 }
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
-async function update(
-  policy: Policy,
-  scored: readonly ScoredRollout[],
-  config: Config,
-  learningRate: number,
-  carriedEntropyCoef: number,
-) {
+async function update(run: Run, scored: readonly ScoredRollout[], config: Config, learningRate: number) {
+  const { policy, signal } = run
   const { penalty, aggregation, advantageBaseline, advantageScale, phi, ...range } = config.objective
   const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
@@ -101,7 +158,8 @@ async function update(
     policy,
     sampled,
     config,
-    carriedEntropyCoef,
+    run.state.entropyCoef!,
+    { signal },
   )
   const objective = kernelObjective(config, entropyCoef)
   let sums = emptyMetrics
@@ -111,25 +169,20 @@ async function update(
     const miniBatch = part.flat()
     const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
     for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
-      sums = addMetrics(sums, await policy.accumulate(microBatch, objective))
+      // A batch whose first optimizer step is done is finished: half of one could not be resumed.
+      if (!run.isMidStep) signal.throwIfAborted()
+      const accumulated = await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal })
+      sums = addMetrics(sums, accumulated)
     }
+    run.isMidStep = true
     results.push(await policy.step(learningRate))
   }
   return { sums, results, remeasured: metrics, nextEntropyCoef }
 }
 
-/** Linear warm-up to the peak, then the schedule. step counts from 1. */
-export function learningRateAt(step: number, optimizer: Config['optimizer'], steps: number): number {
-  const { learningRate, warmupSteps, schedule } = optimizer
-  if (step <= warmupSteps) return (learningRate * step) / warmupSteps
-  const progress = (step - 1 - warmupSteps) / Math.max(1, steps - warmupSteps)
-  if (schedule === 'linear') return learningRate * (1 - progress)
-  if (schedule === 'cosine') return (learningRate * (1 + Math.cos(Math.PI * progress))) / 2
-  return learningRate
-}
-
-function save({ policy, modelDir }: OpenRun, { run }: Config, state: TrainerState) {
-  return writeCheckpoint(run.output, modelDir, policy, state, run.keepCheckpoints)
+function save({ policy, modelDir, lock }: OpenRun, { run }: Config, state: TrainerState, keep: number) {
+  lock.check()
+  return writeCheckpoint(run.output, modelDir, policy, state, keep)
 }
 
 async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: Promise<T>): Promise<T> {

@@ -17,34 +17,66 @@ enum class DType : std::uint8_t {
   kFloat64,  // the reference oracle alone takes it: for finite differences
 };
 
-/// The KL penalty D_t; value and gradient of each in docs/objective.md.
-enum class Penalty : std::uint8_t {
-  kNone,
-  kForward,
-  kForwardFull,
-  kForwardScore,
-  kReverseScore,
-  kReverseK1,
-  kReverseK2,
-  kReverseK3,
-  kReverseFull,
-};
+/// The KL penalties D_t; value and gradient of each in docs/objective.md.
+/// X(enumerator, name, full, reweighted, clamped): a full one is a sum over the vocabulary, the others look
+/// at the sampled token; a reweighted one takes ref weights; a clamped one takes e^d, so that d is cut off.
+#define RAPO_PENALTIES(X)                               \
+  X(kNone, "none", false, false, false)                 \
+  X(kForward, "forward", false, true, true)             \
+  X(kForwardFull, "forward-full", true, true, false)    \
+  X(kForwardScore, "forward-score", false, true, true)  \
+  X(kReverseScore, "reverse-score", false, false, true) \
+  X(kReverseK1, "reverse-k1", false, false, false)      \
+  X(kReverseK2, "reverse-k2", false, false, false)      \
+  X(kReverseK3, "reverse-k3", false, false, true)       \
+  X(kReverseFull, "reverse-full", true, false, false)
 
-/// The policy term g_t; value and gradient of each in docs/objective.md.
-enum class Surrogate : std::uint8_t { kClip, kCispo, kSapo, kGspo };
+/// The full ones among them, X(enumerator).
+#define RAPO_FULL_PENALTIES(X) X(kForwardFull) X(kReverseFull)
+
+/// The policy terms g_t; value and gradient of each in docs/objective.md. X(enumerator, name, capped): a
+/// capped one reads ratio_cap.
+#define RAPO_SURROGATES(X)  \
+  X(kClip, "clip", true)    \
+  X(kCispo, "cispo", false) \
+  X(kSapo, "sapo", false)   \
+  X(kGspo, "gspo", true)
+
+/// The numbers of an objective: X(member, name in JS, default, lowest, whether that one is left out,
+/// highest). lib/loss/objective.ts has the same table, and test/objective.test.ts compares the two.
+/// - kl_coef alpha, the weight of D
+/// - entropy_coef beta, the weight of H
+/// - clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]
+/// - ratio_cap: upper bound of the ratio where A < 0, too; at least 1 + clip_high
+/// - sapo_tau_positive, sapo_tau_negative: sharpness of sapo's gate where A > 0 and elsewhere
+/// - temperature tau: both models' logits are divided by it
+/// - max_log_ratio: upper clamp of d and of log rho. exp(20) = 4.9e8: beyond it a ratio says nothing that a
+///   gradient could use
+#define RAPO_OBJECTIVE_NUMBERS(X)                             \
+  X(kl_coef, "klCoef", 0, 0, false, kLargest)                 \
+  X(entropy_coef, "entropyCoef", 0, 0, false, kLargest)       \
+  X(clip_low, "clipLow", 0.2, 0, false, 1)                    \
+  X(clip_high, "clipHigh", 0.2, 0, false, kInfinite)          \
+  X(ratio_cap, "ratioCap", kInfinite, 1, false, kInfinite)    \
+  X(sapo_tau_positive, "sapoTauPositive", 1, 0, true, 1e6)    \
+  X(sapo_tau_negative, "sapoTauNegative", 1.05, 0, true, 1e6) \
+  X(temperature, "temperature", 1, 1e-6, false, 1e6)          \
+  X(max_log_ratio, "maxLogRatio", 20, 0, true, 20)
+
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
+constexpr double kLargest = std::numeric_limits<double>::max();
+
+#define RAPO_ENUMERATOR(name, ...) name,
+enum class Penalty : std::uint8_t { RAPO_PENALTIES(RAPO_ENUMERATOR) };
+enum class Surrogate : std::uint8_t { RAPO_SURROGATES(RAPO_ENUMERATOR) };
+#undef RAPO_ENUMERATOR
 
 struct Objective {
   Surrogate surrogate = Surrogate::kClip;
   Penalty penalty = Penalty::kNone;
-  double kl_coef = 0;       // alpha >= 0
-  double entropy_coef = 0;  // beta
-  double clip_low = 0.2;    // the ratio is clipped to [1 - clip_low, 1 + clip_high]
-  double clip_high = 0.2;
-  // clip: upper bound of the ratio where A < 0, too; >= 1 + clip_high
-  double ratio_cap = std::numeric_limits<double>::infinity();
-  double sapo_tau_positive = 1, sapo_tau_negative = 1.05;  // sapo: sharpness where A > 0 and elsewhere; > 0
-  double temperature = 1;                                  // tau > 0: both models' logits are divided by it
-  double max_log_ratio = 20;                               // upper clamp of d and of log rho, in (0, 20]
+#define RAPO_MEMBER(name, js, value, ...) double name = value;
+  RAPO_OBJECTIVE_NUMBERS(RAPO_MEMBER)
+#undef RAPO_MEMBER
 };
 
 /// One row per completion token: row i of the logits is the distribution token_ids[i] was drawn from.

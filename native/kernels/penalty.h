@@ -3,43 +3,45 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "host_device.h"
 #include "objective.h"
 
 namespace rapo {
 
-constexpr double kMaxLogRatio =
-    20;  // exp(20) = 4.9e8: beyond it a ratio says nothing that a gradient could use
+/// A penalty's place in RAPO_PENALTIES.
+struct PenaltyTraits {
+  const char* name;
+  bool full, reweighted, clamped;
+};
 
-RAPO_HOST_DEVICE constexpr bool is_full(Penalty p) {
-  return p == Penalty::kForwardFull || p == Penalty::kReverseFull;
-}
-RAPO_HOST_DEVICE constexpr bool is_reverse(Penalty p) { return p >= Penalty::kReverseScore; }
-
-constexpr const char* penalty_name(Penalty p) {
+RAPO_HOST_DEVICE constexpr PenaltyTraits traits(Penalty p) {
   switch (p) {
-    case Penalty::kNone:
-      return "none";
-    case Penalty::kForward:
-      return "forward";
-    case Penalty::kForwardFull:
-      return "forward-full";
-    case Penalty::kForwardScore:
-      return "forward-score";
-    case Penalty::kReverseScore:
-      return "reverse-score";
-    case Penalty::kReverseK1:
-      return "reverse-k1";
-    case Penalty::kReverseK2:
-      return "reverse-k2";
-    case Penalty::kReverseK3:
-      return "reverse-k3";
-    case Penalty::kReverseFull:
-      return "reverse-full";
+#define RAPO_TRAITS(penalty, name, full, reweighted, clamped) \
+  case Penalty::penalty:                                      \
+    return {name, full, reweighted, clamped};
+    RAPO_PENALTIES(RAPO_TRAITS)
+#undef RAPO_TRAITS
   }
-  return "unknown";
+  return {"unknown", false, false, false};
+}
+
+RAPO_HOST_DEVICE constexpr bool is_full(Penalty p) { return traits(p).full; }
+constexpr const char* penalty_name(Penalty p) { return traits(p).name; }
+
+#define RAPO_ONE(penalty) +1
+constexpr int kFullPenalties = RAPO_FULL_PENALTIES(RAPO_ONE);
+#undef RAPO_ONE
+
+/// A full penalty's number among them.
+constexpr int full_index(Penalty p) {
+  int index = 0;
+#define RAPO_COUNT(penalty)                \
+  if (p == Penalty::penalty) return index; \
+  ++index;
+  RAPO_FULL_PENALTIES(RAPO_COUNT)
+#undef RAPO_COUNT
+  return 0;
 }
 
 struct PenaltyTerm {
@@ -52,8 +54,7 @@ struct PenaltyTerm {
 /// infinite value for every penalty but `forward` and `forward-score`, which take their limits.
 RAPO_HOST_DEVICE inline PenaltyTerm sampled_penalty(Penalty penalty, double d, double rho, double rho_slope,
                                                     double max_log_ratio) {
-  const bool takes_exp = penalty == Penalty::kForward || penalty == Penalty::kForwardScore ||
-                         penalty == Penalty::kReverseScore || penalty == Penalty::kReverseK3;
+  const bool takes_exp = traits(penalty).clamped;
   const bool clamped = takes_exp && d > max_log_ratio;
   if (clamped) d = max_log_ratio;
   const double w = takes_exp ? std::exp(d) : 0;
@@ -84,9 +85,7 @@ RAPO_HOST_DEVICE inline PenaltyTerm sampled_penalty(Penalty penalty, double d, d
     case Penalty::kReverseK3:
       term = {std::expm1(d) - d, -std::expm1(d), clamped};
       break;
-    case Penalty::kNone:
-    case Penalty::kForwardFull:
-    case Penalty::kReverseFull:
+    default:  // none, and the full ones
       break;
   }
   if (clamped) term.slope = 0;

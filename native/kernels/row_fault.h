@@ -45,8 +45,8 @@ RAPO_HOST_DEVICE inline RowFault row_fault(const Batch& batch, const Objective& 
   }
   RAPO_ROW_ARRAYS(RAPO_CHECK)
 #undef RAPO_CHECK
-  const bool as_it_is = objective.penalty == Penalty::kNone || is_reverse(objective.penalty);
-  if (as_it_is && batch.ref_weights && batch.ref_weights[i] != 1) return RowFault::kReweighted;
+  if (!traits(objective.penalty).reweighted && batch.ref_weights && batch.ref_weights[i] != 1)
+    return RowFault::kReweighted;
   return RowFault::kNone;
 }
 

@@ -28,16 +28,25 @@ struct SurrogateTerm {
 
 constexpr const char* surrogate_name(Surrogate s) {
   switch (s) {
-    case Surrogate::kClip:
-      return "clip";
-    case Surrogate::kCispo:
-      return "cispo";
-    case Surrogate::kSapo:
-      return "sapo";
-    case Surrogate::kGspo:
-      return "gspo";
+#define RAPO_NAMED(surrogate, name, ...) \
+  case Surrogate::surrogate:             \
+    return name;
+    RAPO_SURROGATES(RAPO_NAMED)
+#undef RAPO_NAMED
   }
   return "unknown";
+}
+
+/// Whether ratio_cap is read.
+constexpr bool is_capped(Surrogate s) {
+  switch (s) {
+#define RAPO_CAPPED(surrogate, name, capped) \
+  case Surrogate::surrogate:                 \
+    return capped;
+    RAPO_SURROGATES(RAPO_CAPPED)
+#undef RAPO_CAPPED
+  }
+  return false;
 }
 
 /// lp: the token's log-prob; ratio: the token's, exp(lp - o), or the sequence's for gspo.

@@ -60,7 +60,7 @@ struct Case {
     batch.token_ids = ids.data();
     batch.token_weights = weights.data();
     batch.advantages = advantages.data();
-    if (penalty != Penalty::kNone && !is_reverse(penalty)) batch.ref_weights = phi.data();
+    if (traits(penalty).reweighted) batch.ref_weights = phi.data();
   }
 };
 

@@ -169,7 +169,7 @@ struct Case {
     batch.token_ids = ids.get();
     batch.token_weights = weights.get();
     batch.advantages = advantages.get();
-    if (objective.penalty != Penalty::kNone && !is_reverse(objective.penalty)) batch.ref_weights = phi.get();
+    if (traits(objective.penalty).reweighted) batch.ref_weights = phi.get();
     batch.old_logprobs = old.get();
     batch.policy_weights = policy_weights.get();
     if (objective.surrogate == Surrogate::kGspo) {
@@ -385,13 +385,10 @@ void threads() {
   // Two threads that fail at the same time: one of the errors comes out, the other items are not begun.
   set_kernel_threads(4);
   std::atomic<int> inside{0};
-  const auto start = std::chrono::steady_clock::now();
   throws("failures at once", ErrorCode::kAborted, "both", [&] {
     parallel_for(64, [&](std::int64_t) {
       ++inside;
-      while (inside < 2 && std::chrono::steady_clock::now() - start < std::chrono::seconds(10)) {
-        std::this_thread::yield();
-      }
+      while (inside < 2) std::this_thread::yield();
       throw Error(ErrorCode::kAborted, "both");
     });
   });

@@ -2,8 +2,9 @@
  * Real and complex numbers known to within a bound: mantissa · 2^exponent ± 2^error. Every operation carries the bound
  * along, so that two numbers whose difference excludes 0 are proved to differ.
  */
+
+import { type Budget, Unreadable } from './budget.js'
 import { bitLength, type Rational } from './rational.js'
-import { type Budget, Unreadable } from './tree.js'
 
 export interface Ball {
   readonly mantissa: bigint
@@ -20,6 +21,8 @@ export interface Complex {
 const ZERO: Ball = { mantissa: 0n, exponent: 0, error: -Infinity }
 /** Beyond this, log₂ of a number is no longer exact enough as a double. */
 const MAX_LOG = 2 ** 40
+/** Larger numbers have no integer part that anyone asks for. */
+const MAX_SHIFT = 20_000
 
 /** log₂(2^a + 2^b + …). */
 function sumErrors(...errors: number[]): number {
@@ -48,6 +51,16 @@ function logBelow(ball: Ball): number {
   return ball.error > log - 1
     ? log + Math.log2(1 - 2 ** Math.min(ball.error - log, -0.001))
     : log - (ball.error === -Infinity ? 0 : 1)
+}
+
+/** The largest integer that is not above; undefined where the bound does not tell. */
+export function floorOfBall({ mantissa, exponent, error }: Ball): bigint | undefined {
+  if (Math.abs(exponent) > MAX_SHIFT || error - exponent > MAX_SHIFT) return undefined
+  const down = (n: bigint) => (exponent >= 0 ? n << BigInt(exponent) : n >> BigInt(-exponent))
+  if (error === -Infinity) return down(mantissa)
+  const spread = 1n << BigInt(Math.max(0, Math.ceil(error - exponent)))
+  const [low, high] = [down(mantissa - spread), down(mantissa + spread)]
+  return low === high ? low : undefined
 }
 
 /** Functions of balls, to `bits` binary digits. */
@@ -315,7 +328,7 @@ function sinCosFixed(x: bigint, digits: number): { sin: bigint; cos: bigint } {
   return { sin, cos }
 }
 
-function integerSquareRoot(n: bigint): bigint {
+export function integerSquareRoot(n: bigint): bigint {
   if (n < 2n) return n
   let root = 1n << BigInt((bitLength(n) + 1) >> 1)
   for (;;) {

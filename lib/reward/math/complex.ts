@@ -1,7 +1,7 @@
 /** Elementary functions of complex balls; principal values, but real roots of negative numbers are real. */
 import { type Ball, BallField, type Complex, containsZero, logAbove } from './ball.js'
+import { type Budget, Unreadable } from './budget.js'
 import type { Rational } from './rational.js'
-import { type Budget, Unreadable } from './tree.js'
 
 const ZERO: Ball = { mantissa: 0n, exponent: 0, error: -Infinity }
 

@@ -1,8 +1,9 @@
 /** The value of an expression in a field: exact rationals, fractions modulo a prime, or complex balls. */
 import { createHash } from 'node:crypto'
 import type { Complex } from './ball.js'
+import { type Budget, Unreadable } from './budget.js'
 import type { ComplexField } from './complex.js'
-import { LOG } from './parse.js'
+import { unlessUnreadable } from './judge.js'
 import {
   addRational,
   invertRational,
@@ -11,7 +12,7 @@ import {
   type Rational,
   rational,
 } from './rational.js'
-import { type Budget, type Node, type NodeOf, Unreadable } from './tree.js'
+import { LOG, type Node, type NodeOf } from './tree.js'
 
 /** What evaluate needs. A field without roots or functions leaves them out. */
 interface Field<T> {
@@ -144,6 +145,12 @@ export function exactValue(node: Node, budget: Budget): Rational | undefined {
     if (error instanceof Unsupported) return undefined
     throw error
   }
+}
+
+/** A number where the expression is a rational one: else what is made of others grows and grows. */
+export function folded(node: Node, budget: Budget): Node {
+  const value = unlessUnreadable(() => exactValue(node, budget), budget)
+  return value ? { type: 'number', value, digits: 1 } : node
 }
 
 function exactField(budget: Budget): Field<Rational> {

@@ -1,31 +1,58 @@
 /** The final answer in a completion. */
+import { isDenied } from './words.js'
+
+/** Where the answer is looked for: in the last box; else where the text states it; else in its last formula or number. */
+export type Extraction = 'boxed' | 'final' | 'any'
+
+export const extractions: readonly Extraction[] = ['boxed', 'final', 'any']
+
+/** Only this much of a text without a box is looked at, from its end. */
+const MAX_TEXT = 4000
+
+/** undefined where there is none. */
+export function extractAnswer(completion: string, extraction: Extraction): string | undefined {
+  const boxed = extractBoxed(completion)
+  if (boxed !== undefined || extraction === 'boxed') return boxed
+  const text = completion.slice(-MAX_TEXT).trim()
+  return statedAnswer(text) ?? (extraction === 'any' ? lastAnswer(text) : undefined)
+}
 
 const boxCommand = /\\(?:boxed|fbox)(?![A-Za-z])\s*/g
+/** Between boxes, or formulas, that are one answer together. */
+const joint = /^(?:[\s$,;&]|\\[()[\],;: ]|\\(?:quad|qquad|text|mbox)(?![a-z])|[{}]|\b(?:and|or)\b)*$/
 
 /**
  * What stands in the last \boxed{…} or \fbox{…} whose braces are balanced, and which is not empty if another is not; the
- * outer one of nested boxes. \boxed 5, as TeX allows it, holds the number that follows. undefined where there is none.
+ * outer one of nested boxes; several with a comma or "and" between them as a list. \boxed 5, as TeX allows it, holds the
+ * number that follows. undefined where there is none.
  */
 export function extractBoxed(completion: string): string | undefined {
   const closing = matchBraces(completion)
-  let last: string | undefined
+  let last: string[] | undefined
   let end = 0
+  const add = (content: string, start: number, stop: number) => {
+    const between = completion.slice(end, start)
+    const isJoint =
+      last !== undefined && /,|;|\b(?:and|or)\b/.test(between) && between.length < 60 && joint.test(between)
+    // "The answer is \boxed{12}, within \boxed{} as you asked."
+    if (last === undefined || content.trim() !== '') {
+      const connector = /\bor\b/.test(between) ? ' \\text{ or } ' : ', '
+      last = isJoint && !last!.includes(content) ? [...last!, connector, content] : isJoint ? last : [content]
+    }
+    end = stop
+  }
   for (const match of completion.matchAll(boxCommand)) {
     if (match.index < end) continue
     const start = match.index + match[0].length
     if (completion[start] === '{') {
       const close = closing.get(start)
-      if (close === undefined) continue
-      const content = completion.slice(start + 1, close)
-      // "The answer is \boxed{12}, within \boxed{} as you asked."
-      if (last === undefined || content.trim() !== '') last = content
-      end = close
+      if (close !== undefined) add(completion.slice(start + 1, close), match.index, close + 1)
     } else {
       const bare = /^(?:\$?-?\d[\d.,/]*\d|\$?-?\d)/.exec(completion.slice(start, start + 100))
-      if (bare) last = bare[0].replace('$', '')
+      if (bare) add(bare[0].replace('$', ''), match.index, start + bare[0].length)
     }
   }
-  return last
+  return last?.join('')
 }
 
 /** The place of the closing brace of every opening one that has one; escaped braces are none. */
@@ -39,4 +66,77 @@ function matchBraces(text: string): Map<number, number> {
     else if (character === '}' && open.length > 0) closing.set(open.pop()!, at)
   }
   return closing
+}
+
+/** The final answer of a reference that is a whole solution: behind the last ####, or in its last box. */
+export function finalReference(reference: string): string {
+  const at = reference.lastIndexOf('####')
+  const final = at < 0 ? extractBoxed(reference) : reference.slice(at + 4).trim()
+  return final === undefined || final.trim() === '' ? reference : final
+}
+
+const statement =
+  /(?:####|\b(?:answer|solution|result)s?\b(?:\s+(?:to|of|for)\b[^.:=\n]{0,80}?)?\**\s*(?:\bis\b|\bare\b|\bequals\b|=|:)|答案(?:是|为|：|:)?)/gi
+
+/** "The answer is 5", "Answer: 5", "#### 5": what follows, up to the end of the sentence. */
+function statedAnswer(text: string): string | undefined {
+  const last = [...text.matchAll(statement)].at(-1)
+  if (!last) return undefined
+  if (isDenied(sentenceBefore(text, last.index))) return undefined
+  const rest = text.slice(last.index + last[0].length).replace(/^[\s*:]+/, '')
+  const formula = /^(?:\$\$[^$]*\$\$|\$[^$]*\$|\\\[[\s\S]*?\\\]|\\\([\s\S]*?\\\))/.exec(rest)?.[0] ?? ''
+  const after = rest.slice(formula.length)
+  const stop = /\n|[.!?](?=\s|\**$|$)|。/.exec(after)?.index ?? after.length
+  const answer = `${formula}${after.slice(0, stop)}`.replaceAll('**', '').trim()
+  return answer === '' ? undefined : answer
+}
+
+/** From the last end of a sentence. */
+function sentenceBefore(text: string, at: number): string {
+  return /[^.!?\n。]*$/.exec(text.slice(Math.max(0, at - 200), at))![0]
+}
+
+/** The last formula, or several with a comma or "and" between them; of a text without any, its last line or number. */
+function lastAnswer(text: string): string | undefined {
+  const formula = lastFormula(text)
+  if (formula) return isDenied(formula.around) ? undefined : formula.text
+  const line = text
+    .slice(text.lastIndexOf('\n') + 1)
+    .replaceAll('**', '')
+    .trim()
+  if (!/[a-z]{3,}\s+[a-z]{2,}/i.test(line)) return line === '' ? undefined : line
+  const number = [...line.matchAll(/(?<![\w.])[-−]?(?:\$\s?)?\d[\d,]*(?:\.\d+)?(?:\s?\/\s?\d+)?\s?%?/g)].at(
+    -1,
+  )
+  const sentence =
+    number && `${sentenceBefore(line, number.index)} ${line.slice(number.index + number[0].length)}`
+  return number && !isDenied(sentence!) ? number[0] : undefined
+}
+
+export interface Formula {
+  readonly text: string
+  /** The sentence that it stands in, without it. */
+  readonly around: string
+}
+
+/** The last formula between dollar signs, \( and \) or \[ and \], with those that are joined to it. */
+export function lastFormula(text: string): Formula | undefined {
+  const tail = text.slice(-MAX_TEXT)
+  const formulas = [
+    ...tail.matchAll(/\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[[\]]).)+)\\\]/gs),
+  ]
+  const last = formulas.at(-1)
+  if (!last) return undefined
+  const contentOf = (match: RegExpExecArray) => match.slice(1).find(Boolean) ?? ''
+  let content = contentOf(last)
+  let first = last
+  for (const match of formulas.slice(0, -1).reverse()) {
+    const between = tail.slice(match.index + match[0].length, first.index)
+    if (!/,|;|\b(?:and|or)\b/.test(between) || between.length > 30 || !joint.test(between)) break
+    content = `${contentOf(match)}${/\bor\b/.test(between) ? ' \\text{ or } ' : ', '}${content}`
+    first = match
+  }
+  const after = tail.slice(last.index + last[0].length)
+  const stop = /[.!?](?:\s|$)|\n|。/.exec(after)?.index ?? after.length
+  return { text: content, around: `${sentenceBefore(tail, first.index)} ${after.slice(0, stop)}` }
 }

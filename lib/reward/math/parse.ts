@@ -1,19 +1,34 @@
 /** Tokens to a tree: recursive descent over the notation that answers use. */
-import { powerRational, type Rational, rational } from './rational.js'
+
+import { Budget, Unreadable } from './budget.js'
+import {
+  based,
+  changedByWords,
+  decimal,
+  kindOfRatio,
+  numberInWords,
+  ordinalEnding,
+  perThousand,
+  repeatingDecimal,
+} from './numbers.js'
+import { rational } from './rational.js'
 import { type Reading, type Token, tokenize } from './tokens.js'
-import { Budget, type Connector, type Node, type NodeOf, type Relation, Unreadable } from './tree.js'
+import {
+  type Connector,
+  integer,
+  LOG,
+  mapParts,
+  type Node,
+  type NumberSet,
+  productOf,
+  quotientOf,
+  type Relation,
+} from './tree.js'
 import { haveSameDimensions, isKnown, readUnit } from './units.js'
 
-/** log without a base: 10 or e, as the other side has it. */
-export const LOG = 'log of unknown base'
 /** Deeper nesting is refused. */
 const MAX_DEPTH = 60
 const MAX_TOKENS = 1000
-/** Of a number: longer ones are refused. */
-const MAX_DIGITS = 1000
-/** Larger powers of ten in scientific notation stay powers. */
-const MAX_SCALE = 1000n
-
 const relations: Readonly<Record<string, Relation>> = {
   '=': '=',
   '<': '<',
@@ -24,6 +39,8 @@ const relations: Readonly<Record<string, Relation>> = {
   in: 'in',
   approx: '~',
   equiv: '=',
+  to: '→',
+  iff: '↔',
 }
 const setOperations = { cup: 'union', cap: 'intersection', setminus: 'difference' } as const
 const functions = new Set(
@@ -34,8 +51,21 @@ const functions = new Set(
 )
 /** Commands that stand between expressions, or behind them. */
 const notFactors = new Set(
-  'times div pm mp newline rangle rfloor rceil not over choose dollar euro pound'.split(' '),
+  'times cdot div pm mp newline rangle rfloor rceil not over choose dollar euro pound yuan mod pmod circ ldots norm'.split(
+    ' ',
+  ),
 )
+/** Functions without a call of their own: f(5) is no product. Of other names only what nobody would write for one: P(3), u(x). */
+const functionNames = new Set(
+  'f g h F G H \\phi \\Phi \\psi \\Psi \\Gamma \\zeta \\varphi \\sigma \\tau \\mu \\chi'.split(' '),
+)
+const numberSets: Readonly<Record<string, NumberSet>> = {
+  R: 'reals',
+  Z: 'integers',
+  N: 'naturals',
+  Q: 'rationals',
+  C: 'complexes',
+}
 const inverses: Readonly<Record<string, string>> = {
   sin: 'arcsin',
   cos: 'arccos',
@@ -51,34 +81,6 @@ const closingCommand: Readonly<Record<string, string>> = {
 const accents = new Set(
   'vec hat bar overline overrightarrow tilde widehat widetilde dot ddot overleftrightarrow'.split(' '),
 )
-const numberWords = new Map(
-  (
-    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen ' +
-    'seventeen eighteen nineteen twenty'
-  )
-    .split(' ')
-    .map((word, value) => [word, value] as const),
-)
-const tens = new Map(
-  'twenty thirty forty fifty sixty seventy eighty ninety'.split(' ').map((word, i) => [word, 10 * (i + 2)]),
-)
-const sizes = new Map([
-  ['hundred', 100n],
-  ['thousand', 1000n],
-  ['million', 10n ** 6n],
-  ['billion', 10n ** 9n],
-  ['trillion', 10n ** 12n],
-])
-const half: Node = {
-  type: 'quotient',
-  left: integer(1),
-  right: integer(2),
-}
-
-function integer(value: number): Node {
-  return { type: 'number', value: rational(BigInt(value)), digits: 1 }
-}
-
 /** The answer as a tree. Throws Unreadable. */
 export function parseAnswer(source: string, reading: Reading = {}): Node {
   return new Parser(tokenize(source, reading)).run()
@@ -90,8 +92,12 @@ class Parser {
   #depth = 0
   /** How many |…| are open: within them a bar closes. */
   #bars = 0
-  /** A currency sign was read in this expression. */
+  /** A currency sign, or the scale of a temperature, was read in this expression. */
   #currency: string | undefined
+  /** Within an integral: its d ends it. */
+  #integrals = 0
+  /** Within braces of a set: a colon ends what is in the set. */
+  #isInSet = false
 
   constructor(tokens: Token[]) {
     if (tokens.length > MAX_TOKENS) throw new Unreadable(`more than ${MAX_TOKENS} symbols`)
@@ -151,6 +157,9 @@ class Parser {
     while (this.#is('connector')) {
       while (this.#is('connector')) {
         const text = this.#peek()!.text as Connector
+        const isLogic = (sign?: string) => sign === '∧' || sign === '∨'
+        if (connector !== undefined && text !== connector && (isLogic(text) || isLogic(connector)))
+          throw new Unreadable('∧ or ∨ without brackets')
         if (connector === undefined || text !== ',') connector = text
         this.#at++
       }
@@ -182,55 +191,66 @@ class Parser {
       const name = isNegated ? this.#peek(1)?.text : token?.type === 'text' ? undefined : token?.text
       const sign = name !== undefined && Object.hasOwn(relations, name) ? relations[name]! : undefined
       if (!sign) break
+      if (isNegated && sign !== '=') throw new Unreadable(`not ${sign}`)
       this.#at += isNegated ? 2 : 1
       // Plain text: <= and >=.
       const hasEquals = (sign === '<' || sign === '>') && this.#take('sign', '=')
-      signs.push(isNegated ? '!=' : hasEquals ? `${sign}=` : sign)
-      items.push(this.#quantity())
+      const item = this.#quantity()
+      // 2/3 = 0.666… is rounded.
+      const isCut = item.type === 'number' && this.#take('command', 'ldots')
+      signs.push(isNegated ? '!=' : hasEquals ? `${sign}=` : isCut && sign === '=' ? '~' : sign)
+      items.push(item)
     }
-    // "≈ 1.4" alone.
-    return signs.length === 0 ? items[0]! : { type: 'relation', signs, items }
+    const node: Node = signs.length === 0 ? items[0]! : { type: 'relation', signs, items }
+    const modulus = this.#modulus()
+    return modulus ? { type: 'congruence', left: node, right: modulus } : node
+  }
+
+  /** \pmod 5, (\bmod 5), (mod 5) */
+  #modulus(): Node | undefined {
+    if (this.#take('command', 'pmod')) return this.#operand()
+    if (!this.#is('sign', '(') || this.#peek(1)?.text !== 'mod') return undefined
+    this.#at += 2
+    const modulus = this.#sum()
+    this.#expect('sign', ')')
+    return modulus
   }
 
   /** An expression and its unit; or text. */
   #quantity(): Node {
     while (this.#isLabel()) this.#at += 2
-    const isText = this.#is('text')
     const outer = this.#currency
     this.#currency = undefined
-    if (isText) {
+    if (this.#is('text')) {
       const { text } = this.#peek()!
       // "The answer is 17", "x equals 3"
-      if (/(?:\b(?:is|are|equals?|be)|[:=])\s*$/i.test(text) && this.#peek(1)) this.#at++
+      if (isIntroduction(text) && this.#peek(1)) this.#at++
       else return this.#text()
     }
     this.#take('command', 'approx')
     let node = this.#sets()
     // 18\$
     if (this.#isCurrency()) this.#currency = `${this.#tokens[this.#at++]!.text}s`
-    let unit: string | undefined = this.#currency
+    let unit = this.#currency
     this.#currency = outer
-    if (this.#is('text') || this.#isUnitFraction()) unit = this.#unit()
-    if (unit !== undefined) {
-      const [word, rest] = splitFirst(unit)
-      const size = sizes.get(word)
-      if (size !== undefined) {
-        node = { type: 'product', items: [node, { type: 'number', value: rational(size), digits: 1 }] }
-        unit = rest === '' ? undefined : rest
-      }
+    if (this.#is('text') || this.#isUnitFraction()) unit = this.#unit().trim()
+    for (let words = unit; words; ) {
+      const changed = changedByWords(node, words)
+      if (!changed) break
+      node = changed.node
+      words = changed.rest.trim()
+      unit = words === '' ? undefined : words
     }
-    if (unit !== undefined && /^\s*rad(?:ian)?s?\s*$/i.test(unit)) return node
-    if (unit !== undefined && /^\s*(?:percent|per cent|%)\s*$/i.test(unit)) node = marked('percent', node)
-    else if (unit !== undefined && /^\s*degrees?\s*$/i.test(unit)) node = marked('degrees', node)
-    else if (unit !== undefined) {
-      node = { type: 'quantity', item: node, unit }
-      // 2 hours 30 minutes
-      const start = this.#at
-      const rest = this.#is('number') ? this.#quantity() : undefined
-      const whole = rest && addQuantities(node, rest)
-      if (whole) return whole
-      this.#at = start
-    }
+    if (unit === undefined) return node
+    if (/^(?:percent|per cent|pct|prozent|pour cent|%)$/i.test(unit)) return marked('percent', node)
+    if (/^(?:degrees?|degs?)$/i.test(unit)) return marked('degrees', node)
+    node = { type: 'quantity', item: node, unit }
+    // 2 hours 30 minutes
+    const start = this.#at
+    const rest = this.#is('number') ? this.#quantity() : undefined
+    const whole = rest && addQuantities(node, rest)
+    if (whole) return whole
+    this.#at = start
     return node
   }
 
@@ -239,7 +259,7 @@ class Parser {
     const [label, colon, rest] = [this.#peek(), this.#peek(1), this.#peek(2)]
     return (
       label?.type === 'text' &&
-      /^(?:the )?(?:final )?answer$/i.test(label.text) &&
+      /^(?:(?:the )?(?:final |correct )?(?:answer|solution|result)s?|答案|最终答案)$/i.test(label.text) &&
       colon?.type === 'sign' &&
       colon.text === ':' &&
       rest !== undefined
@@ -247,7 +267,7 @@ class Parser {
   }
 
   #isCurrency(): boolean {
-    return ['dollar', 'euro', 'pound'].some(name => this.#is('command', name))
+    return ['dollar', 'euro', 'pound', 'yuan'].some(name => this.#is('command', name))
   }
 
   /** \frac{\text{m}}{\text{s}} */
@@ -262,15 +282,11 @@ class Parser {
     // \text{A5}_{11}
     if (this.#is('sign', '_') && /^[0-9A-Z]+$/.test(text)) return this.#lettersInBase(text)
     const word = text.toLowerCase()
-    const value = numberWords.get(word) ?? tens.get(word)
-    if (value !== undefined) return integer(value)
-    const [, ten, one] = /^([a-z]+ty)[- ]([a-z]+)$/.exec(word) ?? []
-    const [round, digit] = [tens.get(ten ?? ''), numberWords.get(one ?? '')]
-    if (round !== undefined && digit !== undefined && digit > 0 && digit < 10) return integer(round + digit)
+    const value = numberInWords(word)
+    if (value !== undefined) return value
     if (/^(?:all |the )?real numbers$|^all reals?$/.test(word)) return { type: 'constant', name: 'reals' }
-    if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set)$/.test(word))
+    if (/^(?:no (?:real )?solutions?|none|(?:the )?empty set|null set)$/.test(word))
       return { type: 'constant', name: 'empty' }
-    if (word === 'one half' || word === 'half' || word === 'one-half') return half
     return { type: 'text', text }
   }
 
@@ -318,6 +334,7 @@ class Parser {
 
   /** 3:5, or 4{:}51. */
   #colon(): boolean {
+    if (this.#isInSet) return false
     if (this.#take('sign', ':')) return true
     if (!this.#is('sign', '{') || this.#peek(1)?.text !== ':' || this.#peek(2)?.text !== '}') return false
     this.#at += 3
@@ -348,11 +365,25 @@ class Parser {
 
   #product(): Node {
     let factors = [this.#factor()]
-    const join = (): Node => (factors.length === 1 ? factors[0]! : { type: 'product', items: factors })
+    const join = (): Node => inOrder(factors) ?? productOf(...factors)
     for (;;) {
-      if (this.#take('sign', '*') || this.#take('command', 'times')) factors.push(this.#signedFactor())
+      if (this.#take('command', 'times')) {
+        const right = this.#signedFactor()
+        const isVectors = isVector(right) && factors.some(isVector)
+        if (isVectors) factors = [{ type: 'apply', name: '×', items: [join(), right] }]
+        else factors.push(right)
+      } else if (this.#take('command', 'cdot')) {
+        const right = this.#signedFactor()
+        const [left] = factors
+        if (factors.length === 1 && isTuple(left!) && isTuple(right)) factors = [apply('·', [left!, right])]
+        else factors.push(right)
+      } else if (this.#take('sign', '*')) factors.push(this.#signedFactor())
       else if (this.#take('sign', '/') || this.#take('command', 'div')) {
-        factors = [{ type: 'quotient', left: join(), right: this.#signedFactor() }]
+        factors = [quotientOf(join(), this.#signedFactor())]
+      } else if (this.#take('command', 'mod')) {
+        factors = [{ type: 'call', name: 'mod', items: [join(), this.#signedFactor()] }]
+      } else if (this.#take('command', 'circ')) {
+        factors = [{ type: 'apply', name: '∘', items: [join(), this.#factor()] }]
       } else if (this.#isFactor()) {
         const isNumber = this.#is('number')
         // Two numbers side by side are no product.
@@ -373,8 +404,9 @@ class Parser {
     const token = this.#peek()
     if (!token) return false
     switch (token.type) {
-      case 'number':
       case 'letter':
+        return this.#integrals === 0 || !this.#isDifferential()
+      case 'number':
       case 'begin':
         return true
       case 'command':
@@ -385,6 +417,7 @@ class Parser {
           this.#isUnitFraction()
         )
       case 'sign':
+        if (token.text === '(' && this.#peek(1)?.text === 'mod') return false
         return ['(', '[', '\\{', '{'].includes(token.text)
           ? !(token.text === '{' && this.#peek(1)?.text === ':')
           : token.text === '|' && this.#bars === 0
@@ -398,11 +431,45 @@ class Parser {
     let node = this.#nested(() => this.#primary())
     for (;;) {
       if (this.#take('sign', '^')) node = this.#power(node)
-      else if (this.#take('sign', '!')) node = { type: 'call', name: 'factorial', items: [node] }
-      else if (this.#take('sign', '%')) node = marked('percent', node)
+      else if (this.#take('sign', '!')) {
+        const isDouble = this.#take('sign', '!')
+        node = { type: 'call', name: isDouble ? 'double factorial' : 'factorial', items: [node] }
+      } else if (this.#take('sign', '%')) node = marked('percent', node)
+      else if (this.#take('sign', '‰')) node = perThousand(node)
+      else if (this.#isCalled(node)) node = this.#called(node)
       else if (this.#take('sign', "'")) node = primed(node)
       else return node
     }
+  }
+
+  /** Is a bracket behind this name the arguments of a function? */
+  #isCalled(node: Node): boolean {
+    if (!this.#is('sign', '(')) return false
+    if (node.type === 'apply') return node.name === '∘'
+    const name = node.type === 'power' ? node.left : node
+    if (name.type !== 'variable') return false
+    if (functionNames.has(name.name.replace(/['_].*/, ''))) return true
+    if (name !== node || name.name.length > 2) return false
+    const [argument, close] = [this.#peek(1), this.#peek(2)]
+    // P(3), u(x); A(1, 2) and C(9, 2)
+    const isClosed = close?.text === ')' || (close?.text === ',' && /^[A-Z]$/.test(name.name))
+    return isClosed && (argument?.type === 'number' || argument?.type === 'letter')
+  }
+
+  #called(name: Node): Node {
+    this.#at++
+    const { isInSet, bars } = { isInSet: this.#isInSet, bars: this.#bars }
+    this.#isInSet = false
+    this.#bars = 0
+    const inner = this.#nested(() => this.#list())
+    this.#isInSet = isInSet
+    this.#bars = bars
+    this.#expect('sign', ')')
+    const items = inner.type === 'list' && inner.connector === ',' ? inner.items : [inner]
+    // C(9, 2)
+    if (name.type === 'variable' && name.name === 'C' && items.length === 2 && items.every(isNumber))
+      return { type: 'call', name: 'binomial', items }
+    return applied(name, items)
   }
 
   #power(base: Node): Node {
@@ -410,8 +477,11 @@ class Parser {
     const [mark, close] = isBraced ? [this.#peek(1), this.#peek(2)] : [this.#peek(), undefined]
     if (mark?.text === 'circ' && (!isBraced || close?.text === '}')) {
       this.#at += isBraced ? 3 : 1
-      // Temperatures
-      if (this.#is('letter', 'C') || this.#is('letter', 'F')) this.#at++
+      const scale = this.#temperature()
+      if (scale) {
+        this.#currency = scale
+        return base
+      }
       return marked('degrees', this.#withMinutes(base))
     }
     // 45^o
@@ -451,6 +521,17 @@ class Parser {
     return { type: 'power', left: base, right }
   }
 
+  /** 20^\circ C, 20^\circ\text{C} */
+  #temperature(): string | undefined {
+    const token = this.#peek()
+    const isName = token?.type === 'letter' || token?.type === 'text'
+    const [, letter] = (isName && /^\s*([CF])(?:elsius|ahrenheit)?\s*$/.exec(token.text)) || []
+    // 90^\circ C may be an angle named C, but not with a name behind it.
+    if (letter === undefined || this.#peek(1)?.type === 'letter') return undefined
+    this.#at++
+    return letter === 'C' ? 'celsius' : 'fahrenheit'
+  }
+
   /** 30^\circ 15' */
   #withMinutes(degrees: Node): Node {
     const minutes = this.#peek()
@@ -477,8 +558,8 @@ class Parser {
     const hasBracket = this.#take('sign', '(')
     const token = this.#peek()
     const base =
-      token?.type === 'number' ? Number(token.text) : numberWords.get(token?.text.toLowerCase() ?? '')
-    if (base === undefined || base < 2 || base > 36) throw new Unreadable('a subscript that is no base')
+      token?.type === 'number' ? Number(token.text) : Number(valueOfWord(token?.text ?? '') ?? Number.NaN)
+    if (!(base >= 2 && base <= 36)) throw new Unreadable('a subscript that is no base')
     this.#at++
     if (hasBracket) this.#expect('sign', ')')
     if (hasBrace) this.#expect('sign', '}')
@@ -493,12 +574,17 @@ class Parser {
       case 'number':
         return this.#number(token)
       case 'letter':
-        return this.#letter(token.text)
+        return this.#letter(token)
       case 'command':
         return this.#command(token.text)
       case 'begin':
         return this.#matrix(token.text)
       case 'sign':
+        if (token.text === '_' || token.text === '^') return this.#combinations(undefined)
+        if (token.text === '{' && this.#peek()?.text === '}' && /^[_^]$/.test(this.#peek(1)?.text ?? '')) {
+          this.#at += 2
+          return this.#combinations(undefined)
+        }
         if (token.text === '{') return this.#braced()
         if (token.text === '|') return this.#absolute()
         if (Object.hasOwn(closing, token.text)) return this.#brackets(token.text)
@@ -509,6 +595,8 @@ class Parser {
 
   #number({ text }: Token): Node {
     if (/[A-Z]/.test(text)) return this.#lettersInBase(text)
+    if (this.#is('letter', 'C') && !this.#peek()!.spaced && this.#peek(1)?.type === 'number')
+      return this.#combinations(decimal(text))
     if (this.#is('sign', '_')) return this.#based(text)
     const node = this.#repeating(text) ?? decimal(text)
     if (!/^\d+$/.test(text)) return node
@@ -537,11 +625,7 @@ class Parser {
     if (digits?.type !== 'number' || !/^\d+$/.test(digits.text)) return undefined
     this.#at += dots + (isBraced ? 3 : 2)
     if (isBraced) this.#expect('sign', '}')
-    if (text.length + digits.text.length > MAX_DIGITS) throw new Unreadable('a number that is too long')
-    const fixed = text.split('.')[1] ?? ''
-    const [all, head] = [text.replace('.', '') + digits.text, text.replace('.', '')]
-    const scale = 10n ** BigInt(fixed.length) * (10n ** BigInt(digits.text.length) - 1n)
-    return { type: 'number', value: rational(BigInt(all) - BigInt(head || '0'), scale), digits: all.length }
+    return repeatingDecimal(text, digits.text)
   }
 
   /** 3\frac{1}{2} and 3 1/2, where all three are whole numbers. */
@@ -569,16 +653,54 @@ class Parser {
     return undefined
   }
 
-  #letter(letter: string): Node {
-    if (letter === 'e') return { type: 'constant', name: 'e' }
-    if (letter === 'i') return { type: 'constant', name: 'i' }
-    return this.#variable(letter)
+  #letter({ text, isBold }: Extract<Token, { type: 'letter' }>): Node {
+    if (text === 'e') return { type: 'constant', name: 'e' }
+    if (text === 'i' && !isBold) return { type: 'constant', name: 'i' }
+    if (/^[CAP]$/.test(text) && this.#is('sign', '_')) {
+      const start = this.#at
+      const chosen = this.#chosen(text)
+      if (chosen) return chosen
+      this.#at = start
+    }
+    if (isBold) return this.#variable(text, true)
+    // AB
+    let run = text
+    if (/[A-Z]/.test(text)) while (this.#isCapital()) run += this.#tokens[this.#at++]!.text
+    return this.#variable(run)
+  }
+
+  /** A further letter of a name in capitals, which has no index or power of its own. */
+  #isCapital(): boolean {
+    const token = this.#peek()
+    return token?.type === 'letter' && /[A-Z]/.test(token.text) && !token.isBold
+  }
+
+  /** C_9^2, A_9^2, P_9^2 */
+  #chosen(letter: string): Node | undefined {
+    this.#at++
+    const top = this.#script()
+    if (!this.#take('sign', '^') || !isNumber(top)) return undefined
+    const below = this.#script()
+    if (!isNumber(below) || top.value.numerator < below.value.numerator || top.value.numerator < 2n)
+      return undefined
+    return { type: 'call', name: letter === 'C' ? 'binomial' : 'permutations', items: [top, below] }
+  }
+
+  /** _9C_2, ^9C_2, 9C2: behind the first mark, or the first number. */
+  #combinations(first: Node | undefined): Node {
+    const top = first ?? this.#script()
+    const letter = this.#peek()?.text
+    if (!this.#take('letter') || (letter !== 'C' && letter !== 'P'))
+      throw new Unreadable('an index without a name')
+    this.#take('sign', '_')
+    const below = this.#script()
+    return { type: 'call', name: letter === 'C' ? 'binomial' : 'permutations', items: [top, below] }
   }
 
   /** A name with its subscript. */
-  #variable(name: string): Node {
-    if (!this.#take('sign', '_')) return { type: 'variable', name }
-    return { type: 'variable', name: `${name}_${this.#raw()}` }
+  #variable(name: string, isVector = false): Node {
+    const full = this.#take('sign', '_') ? `${name}_${this.#raw()}` : name
+    return isVector ? { type: 'variable', name: full, isVector } : { type: 'variable', name: full }
   }
 
   /** The next token or braced group as text. */
@@ -609,8 +731,13 @@ class Parser {
         return { type: 'constant', name: 'infinity' }
       case 'emptyset':
         return { type: 'constant', name: 'empty' }
-      case 'mathbb R':
-        return { type: 'constant', name: 'reals' }
+      case 'sum':
+      case 'prod':
+      case 'int':
+      case 'lim':
+        return this.#bound(name)
+      case 'neg':
+        return apply('¬', [this.#factor()])
       case 'frac':
         return this.#fraction()
       case 'binom':
@@ -631,6 +758,7 @@ class Parser {
       case 'dollar':
       case 'euro':
       case 'pound':
+      case 'yuan':
         this.#currency = `${name}s`
         return this.#signedFactor()
       case 'abs':
@@ -645,13 +773,61 @@ class Parser {
       case 'ldots':
         throw new Unreadable(`\\${name} where it makes no sense`)
     }
+    const set = /^mathbb (.)$/.exec(name)?.[1]
+    if (set && Object.hasOwn(numberSets, set)) return { type: 'constant', name: numberSets[set]! }
     if (accents.has(name)) return this.#accented(name)
     if (functions.has(name)) return this.#function(name)
     return this.#variable(`\\${name}`)
   }
 
   #fraction(): Node {
-    return { type: 'quotient', left: this.#argument(), right: this.#argument() }
+    const [left, right] = [this.#argument(), this.#argument()]
+    const derivative = derivativeOf(left, right)
+    if (!derivative) return quotientOf(left, right)
+    const { name, of } = derivative
+    return apply(name, [of ?? (this.#is('sign', '(') ? this.#factor() : this.#nested(() => this.#product()))])
+  }
+
+  /** \sum_{k=1}^{n} and what is added up; the same of products, integrals and limits. */
+  #bound(kind: 'sum' | 'prod' | 'int' | 'lim'): Node {
+    let from: Node | undefined
+    let to: Node | undefined
+    for (;;) {
+      if (!from && this.#take('sign', '_'))
+        from = this.#is('sign', '{') ? this.#nested(() => this.#primary()) : this.#script()
+      else if (!to && this.#take('sign', '^')) to = this.#script()
+      else break
+    }
+    if (kind === 'int') return this.#integral(from, to)
+    const body = this.#nested(() => this.#signed())
+    const name = from?.type === 'relation' ? nameOfBound(from.items[0]!) : undefined
+    if (from?.type !== 'relation' || name === undefined) throw new Unreadable(`\\${kind} without a variable`)
+    const bounds = [...from.items.slice(1), ...(to ? [to] : [])]
+    return { type: 'bound', kind, variable: name, items: [withVariable(body, name), ...bounds] }
+  }
+
+  #integral(from: Node | undefined, to: Node | undefined): Node {
+    this.#integrals++
+    const body = this.#isDifferential() ? integer(1) : this.#nested(() => this.#sum())
+    this.#integrals--
+    if (!this.#isDifferential()) throw new Unreadable('an integral without its d')
+    this.#at++
+    const variable = this.#primary()
+    if (variable.type !== 'variable') throw new Unreadable('an integral without its variable')
+    const bounds = from && to ? [from, to] : []
+    // Without bounds the variable is not bound.
+    if (!from || !to) return apply(`∫ d${variable.name}`, [body])
+    return { type: 'bound', kind: 'int', variable: variable.name, items: [body, ...bounds] }
+  }
+
+  /** dx, d\theta */
+  #isDifferential(): boolean {
+    const [letter, name] = [this.#peek(), this.#peek(1)]
+    return (
+      letter?.type === 'letter' &&
+      letter.text === 'd' &&
+      (name?.type === 'letter' || name?.type === 'command')
+    )
   }
 
   /** An argument of \frac: braces, or one character. */
@@ -684,7 +860,8 @@ class Parser {
 
   #accented(name: string): Node {
     const content = this.#raw()
-    return this.#variable(`\\${name}(${content})`)
+    const isVector = /^(?:vec|overrightarrow|hat|widehat)$/.test(name)
+    return this.#variable(`\\${name}(${content})`, isVector)
   }
 
   #function(name: string): Node {
@@ -695,6 +872,9 @@ class Parser {
       else if (!base && this.#take('sign', '_')) base = this.#script()
       else break
     }
+    // "\gcd + 1" names what it is about.
+    if (!this.#isSign() && !this.#isFactor()) return this.#variable(`\\${name}`)
+    if (/^(?:gcd|lcm|max|min|det)$/.test(name) && this.#isSign()) return this.#variable(`\\${name}`)
     const isInverse =
       power?.type === 'minus' && power.item.type === 'number' && power.item.value.numerator === 1n
     const called = isInverse && inverses[name] ? inverses[name]! : name
@@ -756,13 +936,21 @@ class Parser {
     this.#bars = 0
     if (open === '\\{' && this.#take('sign', '\\}')) return { type: 'constant', name: 'empty' }
     const first = this.#peek()
+    if (open === '\\{' && this.#is('begin')) return this.#system(outer)
     if (open === '\\{' && this.#isSetBuilder()) {
       const condition = this.#list()
       this.#bars = outer
       this.#expect('sign', '\\}')
       return condition
     }
-    const inner = this.#list()
+    const isInSet = this.#isInSet
+    this.#isInSet = open === '\\{'
+    if (open === '\\{') this.#bars = 1
+    let inner = this.#list()
+    // {kπ : k ∈ ℤ}
+    if (open === '\\{' && (this.#take('sign', ':') || this.#take('sign', '|')))
+      inner = { type: 'list', connector: ',', items: [inner, this.#list()] }
+    this.#isInSet = isInSet
     this.#bars = outer
     const close = [')', ']', '\\}'].find(sign => this.#take('sign', sign))
     if (!close || (close === '\\}') !== (open === '\\{')) throw new Unreadable(`no ${closing[open]}`)
@@ -774,6 +962,14 @@ class Parser {
     // [x] groups within expressions.
     if (open === '[' && close === ']') return inner
     return { type: 'brackets', open, close, items: [inner] }
+  }
+
+  /** A brace on the left of rows that has no right one. */
+  #system(bars: number): Node {
+    const node = this.#primary()
+    this.#take('sign', '\\}')
+    this.#bars = bars
+    return node.type === 'matrix' ? { type: 'list', connector: 'and', items: node.rows.flat() } : node
   }
 
   /** {x | …, {x : … and {x ∈ ℝ | …: takes all before the condition. */
@@ -794,42 +990,130 @@ class Parser {
   }
 
   #matrix(environment: string): Node {
-    if (!/^(?:[pbBvV]?matrix|smallmatrix|array)$/.test(environment)) {
+    const isCases = /^(?:d?cases|aligned|align|gathered)$/.test(environment)
+    if (!isCases && !/^(?:[pbBvV]?matrix|smallmatrix|array)$/.test(environment)) {
       throw new Unreadable(`the environment ${environment}`)
     }
+    const bars = this.#bars
+    this.#bars = 0
     const rows: Node[][] = []
     let row: Node[] = []
     while (!this.#is('end')) {
-      row.push(this.#relation())
+      // "if x > 0", "otherwise"
+      if (
+        isCases &&
+        row.length > 0 &&
+        this.#is('text') &&
+        /^(?:if|for|when|where)$/i.test(this.#peek()!.text)
+      )
+        this.#at++
+      row.push(isCases && row.length > 0 ? this.#list() : this.#relation())
+      if (isCases) while (this.#take('connector', ','));
       if (this.#take('sign', '&')) continue
       rows.push(row)
       row = []
       if (!this.#take('command', 'newline')) break
     }
+    this.#bars = bars
     this.#expect('end', environment)
     if (rows.length === 0 || rows.some(({ length }) => length !== rows[0]!.length)) {
       throw new Unreadable('a matrix whose rows differ in length')
+    }
+    if (isCases) {
+      if (rows[0]!.length > 2) throw new Unreadable('cases of more than two columns')
+      return rows[0]!.length === 2
+        ? { type: 'piecewise', items: rows.flat() }
+        : { type: 'list', connector: 'and', items: rows.flat() }
     }
     const matrix: Node = { type: 'matrix', rows }
     return environment === 'vmatrix' ? { type: 'call', name: 'determinant', items: [matrix] } : matrix
   }
 }
 
-/** Digits, perhaps with a point, in another base than ten. */
-function based(text: string, base: number): Node {
-  if (!/^[0-9A-Z]+(?:\.\d+)?$/.test(text)) throw new Unreadable('no number in another base')
-  const digits = text.replace('.', '')
-  if ([...digits].some(digit => Number.parseInt(digit, 36) >= base)) {
-    throw new Unreadable(`a digit that base ${base} has not`)
-  }
-  if (digits.length > MAX_DIGITS) throw new Unreadable(`a number of more than ${MAX_DIGITS} digits`)
-  return { type: 'based', digits, places: text.split('.')[1]?.length ?? 0, base }
+function apply(name: string, items: readonly Node[]): Node {
+  return { type: 'apply', name, items }
 }
 
-/** 05:00 can only be a time; two digits below 60 behind each colon are a time or a ratio. */
-function kindOfRatio(written: string): NodeOf<'ratio'>['kind'] {
-  if (/(?:^|:)0(?!\.)/.test(written)) return 'time'
-  return /^\d\d?(?::[0-5]\d)+$/.test(written) ? 'time or ratio' : 'ratio'
+/** f(x); (f ∘ g)(x) as f(g(x)). */
+function applied(name: Node, items: readonly Node[]): Node {
+  if (name.type !== 'apply') return apply(nameOfFunction(name), items)
+  return applied(name.items[0]!, [applied(name.items[1]!, items)])
+}
+
+function nameOfFunction(node: Node): string {
+  if (node.type === 'variable') return node.name
+  const power = node.type === 'power' ? node.right : undefined
+  const sign = power?.type === 'minus' ? '-' : ''
+  const exponent = power?.type === 'minus' ? power.item : power
+  if (node.type !== 'power' || node.left.type !== 'variable' || exponent?.type !== 'number')
+    throw new Unreadable('what is no name of a function')
+  return `${node.left.name}^${sign}${exponent.value.numerator}`
+}
+
+/** i is an index here, no number. */
+function nameOfBound(node: Node): string | undefined {
+  return node.type === 'variable' || (node.type === 'constant' && node.name === 'i') ? node.name : undefined
+}
+
+function withVariable(node: Node, name: string): Node {
+  if (node.type === 'constant' && node.name === name) return { type: 'variable', name }
+  return mapParts(node, part => withVariable(part, name))
+}
+
+function isNumber(node: Node): node is Node & { type: 'number' } {
+  return node.type === 'number' && node.value.denominator === 1n
+}
+
+function valueOfWord(word: string): bigint | undefined {
+  const node = numberInWords(word)
+  return node?.type === 'number' ? node.value.numerator : undefined
+}
+
+function isVector(node: Node): boolean {
+  if (node.type === 'variable') return node.isVector === true
+  if (node.type === 'apply') return node.name === '×'
+  return node.type === 'matrix' || (node.type === 'brackets' && node.open === '(')
+}
+
+function isTuple(node: Node): boolean {
+  return node.type === 'brackets' && node.open === '(' && node.items.length > 1
+}
+
+/** A product in which the order counts: A⁻¹B, A^T B. */
+function inOrder(factors: readonly Node[]): Node | undefined {
+  const isCapital = (node: Node) => node.type === 'variable' && /^[A-Z]/.test(node.name)
+  const isMatrix = (node: Node) =>
+    node.type === 'power' &&
+    isCapital(node.left) &&
+    (node.right.type === 'minus' || (node.right.type === 'variable' && /^(?:T|\\top)$/.test(node.right.name)))
+  if (factors.length < 2 || !factors.some(isMatrix)) return undefined
+  const matrices = factors.filter(node => isMatrix(node) || isCapital(node))
+  if (matrices.length < 2) return undefined
+  return productOf(...factors.filter(node => !matrices.includes(node)), apply('matrix product', matrices))
+}
+
+/** dy/dx, d/dx, ∂f/∂x, d²y/dx² by their two halves. `of` is missing where the function follows. */
+function derivativeOf(above: Node, below: Node): { name: string; of?: Node } | undefined {
+  const [top, ...rest] = above.type === 'product' ? above.items : [above]
+  const [bottom, ...by] = below.type === 'product' ? below.items : [below]
+  const sign = (node: Node): string => {
+    if (node.type === 'variable') return node.name
+    return node.type === 'power' && isNumber(node.right)
+      ? `${sign(node.left)}^${node.right.value.numerator}`
+      : ''
+  }
+  if (!/^(?:d|\\partial)(?:\^\d+)?$/.test(sign(top!)) || sign(top!)[0] !== sign(bottom!)[0]) return undefined
+  if (by.length === 0 || by.some(part => sign(part) === '')) return undefined
+  const name = `${sign(top!)}/${[bottom!, ...by].map(sign).join('')}`
+  return rest.length === 0 ? { name } : { name, of: productOf(...rest) }
+}
+
+/** "The answer is", "x equals", 答案是 */
+function isIntroduction(text: string): boolean {
+  return (
+    /(?:\b(?:is|are|equals?|be)|[:=])\s*$|(?:是|为|等于)$/i.test(text) &&
+    !/\b(?:not|n't|never|cannot|maybe|perhaps)\b|n't|不/i.test(text)
+  )
 }
 
 function marked(type: 'percent' | 'degrees', item: Node): Node {
@@ -856,35 +1140,7 @@ function addQuantities(a: Node, b: Node): Node | undefined {
   return { type: 'quantity', item: { type: 'sum', items: [a.item, rest] }, unit: a.unit }
 }
 
-function ordinalEnding(n: bigint): string {
-  if (n % 100n >= 11n && n % 100n <= 13n) return 'th'
-  return ({ 1: 'st', 2: 'nd', 3: 'rd' } as Record<string, string>)[String(n % 10n)] ?? 'th'
-}
-
 function primed(node: Node): Node {
   if (node.type !== 'variable') throw new Unreadable("a ' after what is no name")
   return { type: 'variable', name: `${node.name}'` }
-}
-
-function splitFirst(text: string): [word: string, rest: string] {
-  const [word = '', ...rest] = text.trim().split(/\s+/)
-  return [word.toLowerCase(), rest.join(' ')]
-}
-
-/** Digits, a point, more digits, a power of ten. */
-function decimal(text: string): Node {
-  const [, whole = '', fraction = '', exponent = '0'] =
-    /^(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+))?$/.exec(text) ?? []
-  if (text.length > MAX_DIGITS) throw new Unreadable(`a number of more than ${MAX_DIGITS} digits`)
-  const value: Rational = rational(BigInt(whole + fraction || '0'), 10n ** BigInt(fraction.length))
-  const node: Node = { type: 'number', value, digits: whole.length + fraction.length }
-  const scale = BigInt(exponent)
-  if (scale === 0n) return node
-  const ten: Node = { type: 'number', value: rational(10n), digits: 2 }
-  if (scale > MAX_SCALE || scale < -MAX_SCALE) {
-    const power: Node = { type: 'number', value: rational(scale), digits: 1 }
-    return { type: 'product', items: [node, { type: 'power', left: ten, right: power }] }
-  }
-  const power = powerRational(rational(10n), scale, new Budget(10_000))
-  return { type: 'product', items: [node, { type: 'number', value: power, digits: 2 }] }
 }

@@ -1,5 +1,5 @@
 /** Exact rational numbers of bounded size. */
-import { type Budget, Unreadable } from './tree.js'
+import { type Budget, Unreadable } from './budget.js'
 
 /** In lowest terms, denominator above 0. */
 export interface Rational {

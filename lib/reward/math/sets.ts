@@ -1,5 +1,7 @@
 /** Sets of real numbers: intervals, unions, inequalities, as a sorted list of intervals. */
-import { type Budget, type Node, type NodeOf, type Relation, some, Unreadable } from './tree.js'
+import { type Budget, Unreadable } from './budget.js'
+import { absoluteOf, solve, unknownOf } from './inequalities.js'
+import { isSameTree, mapParts, type Node, type NodeOf, type Relation, some } from './tree.js'
 import { order } from './value.js'
 
 interface End {
@@ -39,10 +41,25 @@ export function isSetLike(node: Node): boolean {
     case 'brackets':
       return isInterval(node) && (node.open !== '(' || node.close !== ')' || node.items.some(isInfinite))
     case 'list':
-      return node.items.every(item => item.type === 'relation' && isSetLike(item))
+      return node.items.every(item => (item.type === 'relation' || item.type === 'list') && isSetLike(item))
+    case 'sum':
+      return isWithout(node)
     default:
       return false
   }
+}
+
+/** ℝ − {0} */
+function isWithout({ items }: { readonly items: readonly Node[] }): boolean {
+  const [first, second] = items
+  const isSet = (node?: Node) =>
+    (node?.type === 'constant' && node.name === 'reals') || (node?.type === 'brackets' && node.open === '\\{')
+  return (
+    items.length === 2 &&
+    isSet(first) &&
+    second!.type === 'minus' &&
+    isSet((second as { readonly item: Node }).item)
+  )
 }
 
 function isInterval({ open, close, items }: NodeOf<'brackets'>): boolean {
@@ -73,9 +90,21 @@ export function toSet(node: Node, budget: Budget): RealSet {
       return intersect(toSet(node.left, budget), complement(toSet(node.right, budget)), budget)
     case 'relation':
       return fromRelation(node, budget)
+    case 'sum':
+      if (isWithout(node)) {
+        const [all, rest] = node.items as [Node, { readonly item: Node }]
+        return intersect(toSet(all, budget), complement(toSet(rest.item, budget)), budget)
+      }
+      break
     case 'list': {
       const sets = node.items.map(item => toSet(item, budget))
-      if (node.connector === 'and') return sets.reduce((a, b) => intersect(a, b, budget), everything)
+      if (node.connector === 'and' || node.connector === '∧')
+        return sets.reduce((a, b) => intersect(a, b, budget), everything)
+      if (node.connector === ',' && node.items.every(({ type }) => type === 'relation')) {
+        // x ≥ −1, x ≠ 0 holds together, x < −3, x > 3 cannot.
+        const both = sets.reduce((a, b) => intersect(a, b, budget), everything)
+        if (both.length > 0) return both
+      }
       return unite(sets.flat(), budget)
     }
   }
@@ -96,62 +125,67 @@ function fromInterval({ open, close, items }: NodeOf<'brackets'>, budget: Budget
   return isEmpty(interval, budget) ? [] : [interval]
 }
 
-/** x < 2, 2 ≤ x < 3, x ≠ 3, x ∈ [2, 3]; the variable is the one side that is a lone name. */
-function fromRelation({ signs, items }: NodeOf<'relation'>, budget: Budget): RealSet {
+/** x < 2, 2 ≤ x < 3, x ≠ 3, x ∈ [2, 3], and what is to be solved for its one unknown. */
+function fromRelation(relation: NodeOf<'relation'>, budget: Budget): RealSet {
+  const { signs, items } = relation
   if (signs.length === 1 && (signs[0] === 'in' || (signs[0] === '=' && isSetLike(items[1]!)))) {
     return toSet(items[1]!, budget)
   }
+  const unknown = unknownOf(relation)
+  if (!unknown) throw new Unreadable('an inequality that is not solved')
+  const named: Node = { type: 'variable', name: 'unknown' }
+  const sides = items.map(item => replaced(item, unknown, named, budget))
   return signs
-    .map((sign, i) => fromInequality(items[i]!, sign, items[i + 1]!))
+    .map((sign, i) => fromInequality(sides[i]!, sign, sides[i + 1]!, budget))
     .reduce((a, b) => intersect(a, b, budget), everything)
 }
 
-function fromInequality(left: Node, sign: Relation, right: Node): RealSet {
+function replaced(node: Node, part: Node, by: Node, budget: Budget): Node {
+  return isSameTree(node, part, budget) ? by : mapParts(node, inner => replaced(inner, part, by, budget))
+}
+
+const turned: Partial<Record<Relation, Relation>> = { '<': '>', '>': '<', '<=': '>=', '>=': '<=' }
+
+function fromInequality(left: Node, sign: Relation, right: Node, budget: Budget): RealSet {
   const isConstant = (node: Node) => !some(node, part => part.type === 'variable')
-  // |x| < 1, |x| > 1
-  if (
-    left.type === 'call' &&
-    left.name === 'abs' &&
-    left.items[0]!.type === 'variable' &&
-    isConstant(right)
-  ) {
-    const isClosed = sign.endsWith('=')
-    const [low, high]: End[] = [
-      { value: { type: 'minus', item: right }, isClosed },
-      { value: right, isClosed },
-    ]
-    const infinite: End = { value: 'infinity', isClosed: false }
-    if (sign === '<' || sign === '<=') return [{ low: low!, high: high! }]
-    if (sign === '>' || sign === '>=')
-      return [
-        { low: infinite, high: low! },
-        { low: high!, high: infinite },
-      ]
+  if (isConstant(left)) {
+    if (isConstant(right)) throw new Unreadable('an inequality without an unknown')
+    if (left.type === 'constant' || right.type === 'variable' || right.type === 'call')
+      return fromInequality(right, turned[sign] ?? sign, left, budget)
   }
-  if (left.type !== 'variable') {
-    const turned = { '<': '>', '>': '<', '<=': '>=', '>=': '<=' } as Partial<Record<Relation, Relation>>
-    if (right.type !== 'variable' || !isConstant(left))
-      throw new Unreadable('an inequality that is not solved')
-    return fromInequality(right, turned[sign] ?? sign, left)
+  const absolute = absoluteOf(left, sign, right, budget)
+  if (absolute) {
+    const { inner, limit, isInside } = absolute
+    const above = fromInequality(inner, sign, limit, budget)
+    const below = fromInequality(inner, turned[sign] ?? sign, { type: 'minus', item: limit }, budget)
+    return isInside || sign === '!=' ? intersect(above, below, budget) : unite([...above, ...below], budget)
   }
-  if (!isConstant(right)) throw new Unreadable('an inequality that is not solved')
   const infinite: End = { value: 'infinity', isClosed: false }
-  const end: End = { value: right, isClosed: sign.endsWith('=') && sign !== '!=' }
-  if (isInfinite(right)) return everything
-  switch (sign) {
-    case '<':
-    case '<=':
-      return [{ low: infinite, high: end }]
-    case '>':
-    case '>=':
-      return [{ low: end, high: infinite }]
-    case '!=':
-      return complement([point(right)])
-    case '=':
-      return [point(right)]
-    default:
-      throw new Unreadable('a relation that is no inequality')
+  if (left.type === 'variable' && isConstant(right)) {
+    const end: End = { value: right, isClosed: sign.endsWith('=') && sign !== '!=' }
+    if (isInfinite(right)) return everything
+    switch (sign) {
+      case '<':
+      case '<=':
+        return [{ low: infinite, high: end }]
+      case '>':
+      case '>=':
+        return [{ low: end, high: infinite }]
+      case '!=':
+        return complement([point(right)])
+      case '=':
+        return [point(right)]
+      default:
+        throw new Unreadable('a relation that is no inequality')
+    }
   }
+  if (!/^(?:[<>]=?|!=)$/.test(sign)) throw new Unreadable('a relation that is no inequality')
+  const { roots, areas } = solve(left, sign, right, 'unknown', budget)
+  const ends = roots.map(({ value }): End => ({ value, isClosed: false }))
+  const intervals = areas.flatMap((isIn, i) =>
+    isIn ? [{ low: ends[i - 1] ?? infinite, high: ends[i] ?? infinite }] : [],
+  )
+  return unite([...intervals, ...roots.flatMap(({ value, isIn }) => (isIn ? [point(value)] : []))], budget)
 }
 
 /** By value; at the same value a closed low end is below an open one, an open high end below a closed one. */

@@ -1,5 +1,6 @@
 /** LaTeX, or plain text, of an answer as tokens: markup is dropped, spellings of the same thing become one. */
-import { type Connector, Unreadable } from './tree.js'
+import { Unreadable } from './budget.js'
+import type { Connector } from './tree.js'
 import { isUnitWord } from './units.js'
 
 export type Token = {
@@ -7,7 +8,7 @@ export type Token = {
   readonly spaced: boolean
 } & (
   | { readonly type: 'number'; readonly text: string }
-  | { readonly type: 'letter'; readonly text: string }
+  | { readonly type: 'letter'; readonly text: string; readonly isBold?: true }
   /** A LaTeX command, without the backslash; plain words such as sin and sqrt too. */
   | { readonly type: 'command'; readonly text: string }
   | { readonly type: 'text'; readonly text: string }
@@ -21,14 +22,6 @@ export type Token = {
 export const MAX_ANSWER = 4096
 
 const unicode: Readonly<Record<string, string>> = {
-  π: '\\pi ',
-  θ: '\\theta ',
-  α: '\\alpha ',
-  β: '\\beta ',
-  γ: '\\gamma ',
-  λ: '\\lambda ',
-  φ: '\\phi ',
-  ω: '\\omega ',
   '∞': '\\infty ',
   '×': '\\times ',
   '⋅': '\\cdot ',
@@ -44,14 +37,40 @@ const unicode: Readonly<Record<string, string>> = {
   '⩾': '\\ge ',
   '≠': '\\ne ',
   '≈': '\\approx ',
+  '≡': '\\equiv ',
   '∪': '\\cup ',
   '∩': '\\cap ',
   '∈': '\\in ',
   '∅': '\\emptyset ',
   ℝ: '\\mathbb{R}',
+  ℤ: '\\mathbb{Z}',
+  ℕ: '\\mathbb{N}',
+  ℚ: '\\mathbb{Q}',
+  ℂ: '\\mathbb{C}',
   '∖': '\\setminus ',
   '°': '^\\circ ',
   º: '^\\circ ',
+  '∘': '\\circ ',
+  '∧': '\\land ',
+  '∨': '\\lor ',
+  '¬': '\\neg ',
+  '→': '\\to ',
+  '⇒': '\\to ',
+  '↔': '\\iff ',
+  '⇔': '\\iff ',
+  '∑': '\\sum ',
+  '∏': '\\prod ',
+  '∫': '\\int ',
+  '∂': '\\partial ',
+  '⌊': '\\lfloor ',
+  '⌋': '\\rfloor ',
+  '⌈': '\\lceil ',
+  '⌉': '\\rceil ',
+  '‖': '\\|',
+  '∥': '\\|',
+  '∣': '|',
+  '…': '\\ldots ',
+  '⋯': '\\ldots ',
   '±': '\\pm ',
   '∓': '\\mp ',
   '√': '\\sqrt ',
@@ -71,7 +90,23 @@ const unicode: Readonly<Record<string, string>> = {
   '、': ',',
   '€': '\\euro ',
   '£': '\\pound ',
+  '¥': '\\yuan ',
+  '△': '\\triangle ',
+  '∠': '\\angle ',
+  μ: '\\mu ',
+  µ: '\\mu ',
 }
+const greek =
+  'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho  sigma tau upsilon phi chi psi omega'.split(
+    ' ',
+  )
+greek.forEach((name, i) => {
+  if (name === '') return
+  const letters = unicode as Record<string, string>
+  letters[String.fromCharCode(0x3b1 + i)] = `\\${name} `
+  if (/^(?:gamma|delta|theta|lambda|xi|pi|sigma|phi|psi|omega)$/.test(name))
+    letters[String.fromCharCode(0x391 + i)] = `\\${name[0]!.toUpperCase()}${name.slice(1)} `
+})
 const superscripts = '⁰¹²³⁴⁵⁶⁷⁸⁹'
 const subscripts = '₀₁₂₃₄₅₆₇₈₉'
 
@@ -111,7 +146,21 @@ const synonyms: Readonly<Record<string, string>> = {
   gt: 'greater',
   neq: 'ne',
   ast: 'times',
-  cdot: 'times',
+  land: '∧',
+  wedge: '∧',
+  lor: '∨',
+  vee: '∨',
+  lnot: 'neg',
+  rightarrow: 'to',
+  longrightarrow: 'to',
+  implies: 'to',
+  Rightarrow: 'to',
+  Leftrightarrow: 'iff',
+  leftrightarrow: 'iff',
+  bmod: 'mod',
+  lVert: 'norm',
+  rVert: 'norm',
+  Vert: 'norm',
   varnothing: 'emptyset',
   backslash: 'setminus',
   lbrack: 'bracket-open',
@@ -133,10 +182,6 @@ const synonyms: Readonly<Record<string, string>> = {
   sim: 'approx',
   simeq: 'approx',
   cong: 'approx',
-  land: 'and',
-  wedge: 'and',
-  lor: 'or',
-  vee: 'or',
   infinity: 'infty',
   inf: 'infty',
   oo: 'infty',
@@ -159,7 +204,7 @@ const signs: Readonly<Record<string, string>> = {
 const plainCommands = new Set(
   (
     'sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh asin acos atan ' +
-    'ln log exp lg cis sqrt cbrt pi infty infinity inf oo theta alpha beta gamma lambda abs floor ceil'
+    'ln log exp lg cis sqrt cbrt pi infty infinity inf oo theta alpha beta gamma lambda abs floor ceil gcd lcm det max mod'
   ).split(' '),
 )
 /** In front of an amount. */
@@ -168,7 +213,9 @@ const currencies = new Map([
   ['EUR', 'euro'],
 ])
 /** Words that are read as words although they are short. */
-const shortWords = new Set('yes no one two six ten odd red all not is are the an of'.split(' '))
+const shortWords = new Set(
+  'yes no one two six ten odd red all not is are the an of if for any where with per'.split(' '),
+)
 
 /** What is known of an answer from the other one. */
 export interface Reading {
@@ -176,6 +223,8 @@ export interface Reading {
   readonly commasSeparate?: boolean
   /** The other has no variables: a unit's letter, or a word, behind a number and white space is a unit. */
   readonly lettersAreUnits?: boolean
+  /** 2,74 is 2.74: the other is no list. */
+  readonly commasAreDecimal?: boolean
 }
 
 /** Throws Unreadable. */
@@ -205,6 +254,10 @@ const groupedByCommas = /[1-9]\d{0,2}(?:,\d{3})+(?!\d)/y
 const groupedBySpaces = /[1-9]\d{0,2}(?: \d{3})+(?!\d)/y
 const plainNumber = /\d+/y
 const decimals = /\.\d+/y
+/** 2{,}74, as LaTeX in German and French has it. */
+const decimalsByBracedComma = /\{,\}\d+/y
+const decimalsByComma = /(?:,|\{,\})\d+(?![,.\d])/y
+const foreignWord = /[A-Za-z\u00c0-\u024f]+/y
 const powerOfTen = /[eE][+-]?\d{1,9}(?![\d.])/y
 const digitsInBase = /[0-9A-Z]+(?=_\{?\d)/y
 
@@ -229,6 +282,15 @@ class Tokenizer {
     return this.#tokens
   }
 
+  /** Stück, élèves */
+  #foreignWord(): string | undefined {
+    foreignWord.lastIndex = this.#at
+    const word = foreignWord.exec(this.#source)?.[0]
+    if (word === undefined || /^[A-Za-z]+$/.test(word)) return undefined
+    this.#at += word.length
+    return word
+  }
+
   #push(token: { type: Token['type']; text: string }): void {
     this.#tokens.push({ ...token, spaced: this.#spaced } as Token)
     this.#spaced = false
@@ -243,18 +305,32 @@ class Tokenizer {
 
   #next(): void {
     const character = this.#source[this.#at]!
-    if (/[\s~$]/.test(character)) {
+    const foreign = /[A-Za-z\u00c0-\u024f]/.test(character) ? this.#foreignWord() : undefined
+    if (foreign !== undefined) this.#text(foreign)
+    else if (/[\s~$]/.test(character)) {
       this.#at++
       this.#spaced = true
     } else if (character === '\\') this.#command()
     else if (/\d/.test(character) || (character === '.' && /\d/.test(this.#source[this.#at + 1] ?? '')))
       this.#number()
     else if (/[A-Za-z]/.test(character)) this.#word()
+    else if (/\p{L}/u.test(character)) this.#text(this.#match(/[\p{L}\p{M}]+(?: [\p{L}\p{M}]{3,})*/uy)!)
+    else if (this.#isUnequal()) this.#push({ type: 'command', text: 'ne' })
+    else if (this.#match(/<=>/y)) this.#push({ type: 'command', text: 'iff' })
+    else if (this.#match(/[-=]>/y)) this.#push({ type: 'command', text: 'to' })
+    else if (this.#match(/\.\.\.+/y)) this.#push({ type: 'command', text: 'ldots' })
     else {
       this.#at++
       if (character === ',' || character === ';') this.#push({ type: 'connector', text: ',' })
       else this.#sign(character)
     }
+  }
+
+  /** x != 3; but 5!=120 is a factorial. */
+  #isUnequal(): boolean {
+    const previous = this.#tokens.at(-1)
+    if (previous && isAfterNumber(previous) && !this.#spaced) return false
+    return this.#match(/!=/y) !== undefined
   }
 
   #sign(text: string): void {
@@ -266,11 +342,12 @@ class Tokenizer {
   }
 
   #number(): void {
-    const based = this.#match(digitsInBase)
+    const based = this.#isCombination() ? undefined : this.#match(digitsInBase)
     if (based && (based.length > 1 || this.#source[this.#at] === '_')) {
       this.#push({ type: 'number', text: based })
       return
     }
+    const start = this.#at
     const mayGroup = this.#depth <= 0 && !this.#reading.commasSeparate
     const whole =
       this.#match(groupedExplicitly) ??
@@ -278,13 +355,24 @@ class Tokenizer {
       this.#match(groupedBySpaces) ??
       this.#match(plainNumber) ??
       ''
+    const isGrouped = /^[1-9]\d{0,2},\d{3}(?!\d)/.test(this.#source.slice(start, start + 8))
+    const fraction =
+      this.#match(decimals) ??
+      this.#match(decimalsByBracedComma) ??
+      (this.#reading.commasAreDecimal && !isGrouped ? this.#match(decimalsByComma) : undefined)
     const text =
       whole.replaceAll(/\D/g, '') +
-      (this.#match(decimals) ?? '') +
+      (fraction ?? '').replace(/^[,{}]+/, '.') +
       (this.#match(powerOfTen)?.toLowerCase() ?? '')
     this.#push({ type: 'number', text })
     // 4th
     if (/^\d+$/.test(text)) this.#match(/(?:st|nd|rd|th)(?![A-Za-z])/y)
+  }
+
+  /** 9C_2, whose digits would make no sense in base 2. */
+  #isCombination(): boolean {
+    const base = /^\d+[CP]_\{?(\d+)/.exec(this.#source.slice(this.#at, this.#at + 20))?.[1]
+    return base !== undefined && Number(base) < 13
   }
 
   #word(): void {
@@ -300,7 +388,7 @@ class Tokenizer {
       this.#text(half)
       return
     }
-    const word = this.#match(/[A-Za-z]+/y)!
+    const word = this.#match(/o['’]clock|[A-Za-z]+/y)!
     const lower = word.toLowerCase()
     const previous = this.#tokens.at(-1)
     if (lower === 'or' || lower === 'and') this.#connector(lower)
@@ -370,7 +458,7 @@ class Tokenizer {
       const content = this.#group()
       if (this.#isFunction(content.trim())) this.#named(content.trim())
       else this.#textGroup(content)
-    } else if (fontCommands.has(name)) this.#fontGroup(this.#group())
+    } else if (fontCommands.has(name)) this.#fontGroup(this.#group(), name === 'mathbf')
     else if (name === 'mathbb' || name === 'Bbb')
       this.#push({ type: 'command', text: `mathbb ${this.#group()}` })
     else if (name === 'begin' || name === 'end') this.#environment(name)
@@ -409,7 +497,7 @@ class Tokenizer {
     }
     const known = synonyms[name] ?? name
     const sign = signs[known]
-    if (known === 'and' || known === 'or') this.#connector(known)
+    if (known === 'and' || known === 'or' || known === '∧' || known === '∨') this.#connector(known)
     else if (sign !== undefined) this.#sign(sign)
     else this.#push({ type: 'command', text: known })
   }
@@ -466,11 +554,14 @@ class Tokenizer {
     this.#spaced = true
   }
 
-  #fontGroup(content: string): void {
+  #fontGroup(content: string, isBold: boolean): void {
     const word = content.trim()
     if (this.#isFunction(word)) this.#named(word)
-    else if (/^[A-Za-z]$/.test(word)) this.#push({ type: 'letter', text: word })
-    else if (/[A-Za-z]{2}/.test(word) && !word.includes('\\')) this.#textGroup(content)
+    else if (/^[A-Za-z]$/.test(word)) {
+      this.#push({ type: 'letter', text: word })
+      const letter = this.#tokens.pop() as Token & { type: 'letter' }
+      this.#tokens.push(isBold ? { ...letter, isBold } : letter)
+    } else if (/[A-Za-z]{2}/.test(word) && !word.includes('\\')) this.#textGroup(content)
     else if (/^\([A-Z]\)$/.test(word)) this.#text(word)
     else this.#inline(content)
   }

@@ -1,13 +1,16 @@
 /** What an answer is read as. */
+import type { Budget } from './budget.js'
 import type { Rational } from './rational.js'
 
-export type Connector = ',' | 'and' | 'or'
-export type Relation = '=' | '<' | '>' | '<=' | '>=' | '!=' | 'in' | '~'
+/** ∧ and ∨ are what logic means by them; "and" and "or" are what people write between answers. */
+export type Connector = ',' | 'and' | 'or' | '∧' | '∨'
+export type Relation = '=' | '<' | '>' | '<=' | '>=' | '!=' | 'in' | '~' | '→' | '↔'
 
 export type Node =
   | { readonly type: 'number'; readonly value: Rational; readonly digits: number }
-  | { readonly type: 'constant'; readonly name: 'pi' | 'e' | 'i' | 'infinity' | 'reals' | 'empty' }
-  | { readonly type: 'variable'; readonly name: string }
+  | { readonly type: 'constant'; readonly name: 'pi' | 'e' | 'i' | 'infinity' | 'empty' | NumberSet }
+  /** A run of capitals is one name: AB is a segment or a product of matrices, and BA another. */
+  | { readonly type: 'variable'; readonly name: string; readonly isVector?: true }
   | { readonly type: 'sum' | 'product'; readonly items: readonly Node[] }
   | { readonly type: 'quotient'; readonly left: Node; readonly right: Node }
   | { readonly type: 'power'; readonly left: Node; readonly right: Node }
@@ -18,6 +21,29 @@ export type Node =
     }
   /** sin, ln, sqrt (with the index as second argument), log (base second), abs, factorial, binomial … */
   | { readonly type: 'call'; readonly name: string; readonly items: readonly Node[] }
+  /**
+   * What has no value of its own, but equals the same of equal parts in the same order: f(x), f ∘ g, a × b, d/dx of
+   * something, A⁻¹B.
+   */
+  | { readonly type: 'apply'; readonly name: string; readonly items: readonly Node[] }
+  /** A sum, product, integral or limit: its body, then its bounds where it has them. The variable stays inside. */
+  | {
+      readonly type: 'bound'
+      readonly kind: 'sum' | 'prod' | 'int' | 'lim'
+      readonly variable: string
+      readonly items: readonly Node[]
+    }
+  /** All values of the item as the parameter runs through the domain. */
+  | {
+      readonly type: 'family'
+      readonly item: Node
+      readonly parameter: string
+      readonly domain: NumberSet
+    }
+  /** A residue, or an equation of residues, and its modulus. */
+  | { readonly type: 'congruence'; readonly left: Node; readonly right: Node }
+  /** Value, condition, value, condition … */
+  | { readonly type: 'piecewise'; readonly items: readonly Node[] }
   /** Tuple, interval, set or vector, by its brackets. One item in round brackets is no node of its own. */
   | {
       readonly type: 'brackets'
@@ -36,9 +62,19 @@ export type Node =
       readonly kind: 'ratio' | 'time' | 'time or ratio'
     }
   /** Digits in another base, `places` of them after the point. */
-  | { readonly type: 'based'; readonly digits: string; readonly places: number; readonly base: number }
+  | {
+      readonly type: 'based'
+      readonly digits: string
+      readonly places: number
+      readonly base: number
+      readonly isInWords?: true
+    }
   | { readonly type: 'quantity'; readonly item: Node; readonly unit: string }
   | { readonly type: 'text'; readonly text: string }
+
+export type NumberSet = 'reals' | 'integers' | 'naturals' | 'rationals' | 'complexes'
+/** log without a base: 10 or e, as the other side has it. */
+export const LOG = 'log of unknown base'
 
 export type NodeOf<T extends Node['type']> = Extract<Node, { readonly type: T }>
 
@@ -62,28 +98,6 @@ export function some(node: Node, test: (node: Node) => boolean): boolean {
   return test(node) || partsOf(node).some(part => some(part, test))
 }
 
-/** Why an answer, or its value, is beyond what the verifier does. No Error: a stack trace for each would cost more than the parse. */
-export class Unreadable {
-  constructor(readonly reason: string) {}
-}
-
-/**
- * The work that one comparison may do, counted in steps of a few microseconds: what is not decided by then is not
- * equal. A count, not a clock, so that a verdict does not depend on the machine.
- */
-export class Budget {
-  #left: number
-
-  constructor(steps: number) {
-    this.#left = steps
-  }
-
-  spend(steps: number): void {
-    this.#left -= steps
-    if (!(this.#left >= 0)) throw new Unreadable('more work than the verifier does')
-  }
-}
-
 /** The same expression, part by part. */
 export function isSameTree(a: Node, b: Node, budget: Budget): boolean {
   budget.spend(1)
@@ -99,7 +113,82 @@ export function isSameTree(a: Node, b: Node, budget: Budget): boolean {
 function labelOf(node: Node): string {
   const values = Object.values(node).map(value => {
     if (typeof value === 'string' || typeof value === 'number') return value
+    if (typeof value === 'boolean') return ''
     return typeof value === 'object' && 'numerator' in value ? `${value.numerator}/${value.denominator}` : ''
   })
   return node.type === 'matrix' ? `matrix ${node.rows[0]!.length}` : String(values)
+}
+
+/** The names in an expression that are not bound there. */
+export function namesIn(node: Node): Set<string> {
+  if (node.type === 'variable') return new Set([node.name])
+  if (node.type === 'bound') {
+    const [body, ...bounds] = node.items
+    const names = namesIn(body!)
+    for (const name of names)
+      if (name === node.variable || name.endsWith(`_${node.variable}`)) names.delete(name)
+    return new Set([...names, ...bounds.flatMap(bound => [...namesIn(bound)])])
+  }
+  if (node.type === 'family') {
+    const names = namesIn(node.item)
+    names.delete(node.parameter)
+    return names
+  }
+  return new Set(partsOf(node).flatMap(part => [...namesIn(part)]))
+}
+
+/** With a name for its variable that depends on nothing but how deep the sums, integrals … in it are nested. */
+export function renamed(node: NodeOf<'bound'>): NodeOf<'bound'> {
+  const [body, ...bounds] = node.items
+  const variable = `bound ${boundDepth(node)}`
+  return {
+    ...node,
+    variable,
+    items: [substitute(body!, node.variable, { type: 'variable', name: variable }), ...bounds],
+  }
+}
+
+function boundDepth(node: Node): number {
+  return Math.max(0, ...partsOf(node).map(boundDepth)) + (node.type === 'bound' ? 1 : 0)
+}
+
+/** The expression with a value for a name. */
+export function substitute(node: Node, name: string, value: Node): Node {
+  if (node.type === 'variable') {
+    if (node.name === name) return value
+    // x_k
+    const index =
+      value.type === 'variable' ? value.name : value.type === 'number' ? value.value.numerator : undefined
+    const isIndexed = index !== undefined && node.name.endsWith(`_${name}`)
+    return isIndexed ? { ...node, name: `${node.name.slice(0, -name.length)}${index}` } : node
+  }
+  if (node.type === 'bound' && node.variable === name) {
+    const [body, ...bounds] = node.items
+    return { ...node, items: [body!, ...bounds.map(bound => substitute(bound, name, value))] }
+  }
+  return mapParts(node, part => substitute(part, name, value))
+}
+
+export function integer(value: number | bigint): NodeOf<'number'> {
+  return { type: 'number', value: { numerator: BigInt(value), denominator: 1n }, digits: 1 }
+}
+
+export function negative(item: Node): Node {
+  return { type: 'minus', item }
+}
+
+export function sumOf(...items: Node[]): Node {
+  return items.length === 1 ? items[0]! : { type: 'sum', items }
+}
+
+export function productOf(...items: Node[]): Node {
+  return items.length === 1 ? items[0]! : { type: 'product', items }
+}
+
+export function quotientOf(left: Node, right: Node): Node {
+  return { type: 'quotient', left, right }
+}
+
+export function differenceOf(left: Node, right: Node): Node {
+  return { type: 'sum', items: [left, negative(right)] }
 }

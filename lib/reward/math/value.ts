@@ -1,6 +1,7 @@
 /** Do two expressions have the same value, whatever their variables are? */
 import type { Ball, Complex } from './ball.js'
-import { BallField, containsZero, logAbove } from './ball.js'
+import { BallField, containsZero, floorOfBall, logAbove } from './ball.js'
+import { type Budget, Unreadable } from './budget.js'
 import { ComplexField } from './complex.js'
 import {
   ballField,
@@ -12,9 +13,9 @@ import {
   points,
   Unsupported,
 } from './evaluate.js'
-import { LOG } from './parse.js'
+import { unlessUnreadable } from './judge.js'
 import { TooLarge } from './rational.js'
-import { type Budget, isSameTree, mapParts, type Node, some, Unreadable } from './tree.js'
+import { isSameTree, LOG, mapParts, type Node, namesIn, partsOf, renamed, some } from './tree.js'
 
 /** Precision of balls, raised until it decides. */
 const PRECISIONS = [320, 1280, 4096]
@@ -23,9 +24,10 @@ const CLOSE = 100
 
 /** Throws Unreadable where it cannot be decided. */
 export function haveSameValue(a: Node, b: Node, budget: Budget): boolean {
-  const isSame = compare(a, b, budget)
-  if (isSame || ![a, b].some(node => some(node, isLog))) return isSame
-  return compare(withBase10(a), withBase10(b), budget)
+  const [x, y] = withNames([a, b], budget) as [Node, Node]
+  const isSame = compare(x, y, budget)
+  if (isSame || ![x, y].some(node => some(node, isLog))) return isSame
+  return compare(withBase10(x), withBase10(y), budget)
 }
 
 function isLog(node: Node): boolean {
@@ -150,32 +152,105 @@ export function order(a: Node, b: Node, budget: Budget): number {
   throw new Unreadable('values that cannot be told apart')
 }
 
-/** Are two equations f = 0 and g = 0 the same, but for a constant factor? */
-export function areProportional(f: Node, g: Node, budget: Budget): boolean {
+/** The largest integer that is not above a real number. Throws Unreadable. */
+export function floorOf(node: Node, budget: Budget): bigint {
+  const exact = exactValue(node, budget)
+  if (exact) {
+    const { numerator, denominator } = exact
+    return numerator / denominator - (numerator < 0n && numerator % denominator !== 0n ? 1n : 0n)
+  }
+  const complex = new ComplexField(PRECISIONS[0]!, budget)
+  const { re, im } = evaluate(node, ballField(complex, budget, 0))
+  const floor = containsZero(im) ? floorOfBall(re) : undefined
+  if (floor === undefined) throw new Unreadable('an integer part that is not known')
+  return floor
+}
+
+/**
+ * Are two equations f = 0 and g = 0 the same, but for a constant factor? Not where one of them holds, or fails, for all
+ * values: an identity says nothing that another does not.
+ */
+export function areProportional(first: Node, second: Node, budget: Budget): boolean {
+  return ratioSign(first, second, budget) !== 0
+}
+
+/** The sign of the constant f / g; 0 where the ratio is no constant, or one of them is 0 or has no variables. */
+export function ratioSign(first: Node, second: Node, budget: Budget): number {
+  const [f, g] = withNames([first, second], budget) as [Node, Node]
+  const names = namesIn(f)
+  if (names.size === 0 || String([...names].sort()) !== String([...namesIn(g)].sort())) return 0
   const modular = unlessUnsupported(() => {
     const values = [0, 1, 2].map(point => {
       const field = modularField(budget, point)
       return [evaluate(f, field), evaluate(g, field)] as [Modular, Modular]
     })
-    if (values.every(([x, y]) => x.top === 0n && y.top === 0n)) return true
-    const [first, ...rest] = values
-    const [x, y] = first!
+    const [x, y] = values[0]!
     if (x.top === 0n || y.top === 0n) return false
+    if (values.every(([p]) => modulo(p.top * x.bottom) === modulo(x.top * p.bottom))) return false
     // By the numerators: y = 1/x is xy = 1.
-    return rest.every(([p, q]) => modulo(x.top * q.top) === modulo(y.top * p.top))
+    return values.slice(1).every(([p, q]) => modulo(x.top * q.top) === modulo(y.top * p.top))
   })
-  if (modular !== undefined) return modular
+  if (modular === false) return 0
+  const real = new BallField(320, budget)
   const ratios = [0, 1, 2].map(point => {
     const field = ballField(new ComplexField(320, budget), budget, point)
     const [x, y] = [evaluate(f, field), evaluate(g, field)]
-    return { x, y }
+    if (![x, y].every(({ im }) => containsZero(im))) throw new Unreadable('complex equations')
+    return [x.re, y.re] as const
   })
-  const real = new BallField(320, budget)
-  const { x, y } = ratios[0]!
-  if (containsZero(x.re) || containsZero(y.re)) throw new Unreadable('equations that cannot be compared')
-  return ratios.every(({ x: p, y: q }) => {
-    if (![x, y, p, q].every(({ im }) => containsZero(im))) throw new Unreadable('complex equations')
-    const difference = real.subtract(real.multiply(x.re, q.re), real.multiply(y.re, p.re))
-    return containsZero(difference) && difference.error < -CLOSE
+  const [x, y] = ratios[0]!
+  if (containsZero(x) || containsZero(y)) throw new Unreadable('equations that cannot be compared')
+  if (!modular && ratios.every(([p]) => containsZero(real.subtract(p, x)))) return 0
+  const isConstant =
+    modular ||
+    ratios.every(([p, q]) => {
+      const difference = real.subtract(real.multiply(x, q), real.multiply(y, p))
+      return containsZero(difference) && difference.error < -CLOSE
+    })
+  return isConstant ? real.sign(x) * real.sign(y) : 0
+}
+
+/** Functions that have no value where a variable is among their arguments. */
+const nameless = new Set(
+  'gcd lcm max min mod floor ceil det determinant arg Re Im norm permutations'
+    .split(' ')
+    .concat('double factorial'),
+)
+
+function hasNoValue(node: Node): boolean {
+  if (node.type === 'apply' || node.type === 'bound') return true
+  if (node.type !== 'call') return false
+  const hasNames = (part?: Node) => part !== undefined && some(part, ({ type }) => type === 'variable')
+  if (node.name === 'factorial') return hasNames(node.items[0])
+  if (node.name === 'binomial') return hasNames(node.items[1])
+  return nameless.has(node.name) && node.items.some(hasNames)
+}
+
+/** What has no value of its own (f(x), a sum to n) by a name that equal ones share. */
+function withNames(nodes: readonly Node[], budget: Budget): readonly Node[] {
+  if (!nodes.some(node => some(node, hasNoValue))) return nodes
+  const known: { readonly node: Node; readonly name: Node }[] = []
+  const named = (node: Node): Node => {
+    budget.spend(1)
+    // From within, so that f(g(1 + 1)) meets f(g(2)).
+    const changed = mapParts(node.type === 'bound' ? renamed(node) : node, named)
+    if (!hasNoValue(changed)) return changed
+    const same = known.find(one => isSameUnvalued(one.node, changed, budget))
+    if (same) return same.name
+    const name: Node = { type: 'variable', name: `unvalued ${known.length}` }
+    known.push({ node: changed, name })
+    return name
+  }
+  return nodes.map(named)
+}
+
+function isSameUnvalued(a: Node, b: Node, budget: Budget): boolean {
+  const [left, right] = [partsOf(a), partsOf(b)]
+  const sign = (node: Node) =>
+    `${node.type} ${'name' in node ? node.name : ''} ${node.type === 'bound' ? `${node.kind} ${node.variable}` : ''}`
+  if (sign(a) !== sign(b) || left.length !== right.length) return false
+  return left.every((part, i) => {
+    if (isSameTree(part, right[i]!, budget)) return true
+    return unlessUnreadable(() => compare(part, right[i]!, budget), budget) === true
   })
 }

@@ -3,17 +3,21 @@ import path from 'node:path'
 import { RapoError } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
+import { waitFor } from '../../base/wait.js'
 import type { Config } from '../../config/config.js'
 import type { StepMetrics } from '../metrics.js'
 import { writePrometheus } from './prometheus.js'
 import { openTensorBoard } from './tensorboard.js'
 
-/** The default export of the module that observe.hook names. Awaited after every step; what it throws ends the run. */
+/**
+ * The default export of the module that observe.hook names. Awaited after every step; what it throws ends the run, whose
+ * state after that step is saved.
+ */
 export type Hook = (metrics: StepMetrics, run: { readonly config: Config }) => void | Promise<void>
 
 export interface Observer {
-  /** Called when a step's lines are on disk. */
-  step(metrics: StepMetrics): Promise<void>
+  /** Called when a step's lines are on disk. Files that cannot be written are warned of once. Aborting ends the wait for the hook. */
+  step(metrics: StepMetrics, signal?: AbortSignal): Promise<void>
   close(): void
 }
 
@@ -25,15 +29,32 @@ export async function openObserver(config: Config, stepsDone: number): Promise<O
   const { observe, run } = config
   if (observe.prometheus) checkWritable(observe.prometheus)
   const hook = observe.hook ? await loadHook(observe.hook) : undefined
+  const { output } = run
   let board: ReturnType<typeof openTensorBoard> | undefined
-  return {
-    async step(metrics) {
-      if (observe.tensorboard) {
-        board ??= openTensorBoard(path.join(run.output, 'tensorboard'), stepsDone)
+  const writers: { write: (metrics: StepMetrics) => void; isWarned?: boolean }[] = []
+  if (observe.tensorboard) {
+    writers.push({
+      write(metrics) {
+        board ??= openTensorBoard(path.join(output, 'tensorboard'), stepsDone)
         board.add(metrics.step, flatten(metrics, '/'))
+      },
+    })
+  }
+  if (observe.prometheus) {
+    writers.push({ write: metrics => writePrometheus(observe.prometheus, metrics, { run: output }) })
+  }
+  return {
+    async step(metrics, signal) {
+      for (const writer of writers) {
+        try {
+          writer.write(metrics)
+        } catch (error) {
+          // A run is worth more than its pictures.
+          if (!writer.isWarned) process.emitWarning(`${(error as Error).message}; the run goes on without`)
+          writer.isWarned = true
+        }
       }
-      if (observe.prometheus) writePrometheus(observe.prometheus, metrics, { run: run.output })
-      await callHook(hook, metrics, config)
+      await callHook(hook, metrics, config, signal)
     },
     close: () => board?.close(),
   }
@@ -45,10 +66,19 @@ async function loadHook(name: string): Promise<Hook> {
   throw new RapoError('ERR_RAPO_CONFIG', `observe.hook ${name}: its default export must be a function`)
 }
 
-async function callHook(hook: Hook | undefined, metrics: StepMetrics, config: Config): Promise<void> {
+async function callHook(
+  hook: Hook | undefined,
+  metrics: StepMetrics,
+  config: Config,
+  signal?: AbortSignal,
+): Promise<void> {
+  const never = new Error(
+    'its promise can never settle: nothing is left in this process that it could wait for',
+  )
   try {
-    await hook?.(metrics, { config })
+    await waitFor(hook?.(metrics, { config }), { signal, fault: () => never })
   } catch (cause) {
+    if (signal?.aborted && cause === signal.reason) throw cause
     const why = cause instanceof Error ? cause.message : String(cause)
     const message = `observe.hook ${config.observe.hook} failed on step ${metrics.step}: ${why}`
     throw new RapoError('ERR_RAPO_INTERNAL', message, { cause })

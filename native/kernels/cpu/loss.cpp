@@ -85,8 +85,6 @@ class Loss {
   void* gradient_row(std::int64_t i) const {
     return row_of(out_.grad_logits, out_.grad_dtype, out_.grad_stride, i);
   }
-  int reverse() const { return o_.penalty == Penalty::kReverseFull ? 1 : 0; }
-
   /// The passes that read. The policy's row comes last, so that the gradient's pass finds it in the cache.
   PairStats read(std::int64_t i, RowSums& sums) const {
     const auto scale = static_cast<float>(1 / o_.temperature);
@@ -104,7 +102,7 @@ class Loss {
     }
     if (full) {
       // At this scale e^x is 1 for every finite logit, so that any row of them serves as the uniform one.
-      const auto pair_stats = kernels_.pair_stats[reverse()][dtype_];
+      const auto pair_stats = kernels_.pair_stats[full_index(o_.penalty)][dtype_];
       s = uniform ? pair_stats(row, row, b_.vocab_size, scale, kFlat)
                   : pair_stats(row, ref, b_.vocab_size, scale, ref_scale);
     } else {
@@ -129,7 +127,8 @@ class Loss {
       // A uniform reference (phi = 0) has no logits of its own; its scale of 0 makes a constant of any finite
       // row.
       const void* ref = terms.ref_scale == 0 ? row : reference_row(i);
-      kernels_.pair_gradient[reverse()][dtype_][out_index](row, ref, out, b_.vocab_size, terms, stream_);
+      kernels_.pair_gradient[full_index(o_.penalty)][dtype_][out_index](row, ref, out, b_.vocab_size, terms,
+                                                                        stream_);
     } else {
       kernels_.gradient[dtype_][out_index](row, out, b_.vocab_size, terms, stream_);
     }

@@ -1,26 +1,16 @@
-// The row kernels in terms of simd.h. Compiled once per instruction set with RAPO_ISA as its namespace and
-// name.
+// The row kernels in terms of native/simd. Compiled once per instruction set with RAPO_ISA as its namespace
+// and name.
 #include "row.h"
 
 #include <cmath>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
-#elif defined(RAPO_NEON)
-#include <arm_neon.h>
-#endif
-
-#ifndef RAPO_ISA
-#define RAPO_ISA portable
-#endif
-#define RAPO_NAME_(x) #x
-#define RAPO_NAME(x) RAPO_NAME_(x)
+#include "simd/exp.h"
 
 namespace rapo {
 namespace RAPO_ISA {
 namespace {
 
-#include "simd.h"
+using namespace simd::RAPO_ISA;
 
 // A block's terms are added up in floats, 64 to a sum, before the sums go into doubles.
 constexpr std::int64_t kPairBlock = 64 * kLanes;
@@ -120,9 +110,10 @@ RowStats stats(const void* data, std::int64_t n, float scale) {
   return row.stats;
 }
 
-template <class T, bool kReverse>
+template <class T, Penalty kPenalty>
 PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, float scale,
                      float ref_scale) {
+  constexpr bool kReverse = kPenalty == Penalty::kReverseFull;
   Row<T> p(policy, scale), r(reference, ref_scale);
   double cross = 0;
   const F vscale = set1(scale), vref_scale = set1(ref_scale);
@@ -222,9 +213,10 @@ void gradient(const void* data, void* out, std::int64_t n, const GradientTerms& 
   });
 }
 
-template <class In, class Out, bool kReverse>
+template <class In, class Out, Penalty kPenalty>
 void pair_gradient(const void* data, const void* ref_data, void* out, std::int64_t n,
                    const GradientTerms& terms, bool streaming) {
+  constexpr bool kReverse = kPenalty == Penalty::kReverseFull;
   const In* row = static_cast<const In*>(data);
   const In* ref = static_cast<const In*>(ref_data);
   const F scale = set1(terms.scale), offset = set1(terms.max);
@@ -243,20 +235,27 @@ void pair_gradient(const void* data, const void* ref_data, void* out, std::int64
 
 extern const RowKernels kernels;
 const RowKernels kernels = {
-    RAPO_NAME(RAPO_ISA),
-    {stats<float, false>, stats<BF16, false>, stats<F16, false>},
-    {stats<float, true>, stats<BF16, true>, stats<F16, true>},
-    {{pair_stats<float, false>, pair_stats<BF16, false>, pair_stats<F16, false>},
-     {pair_stats<float, true>, pair_stats<BF16, true>, pair_stats<F16, true>}},
+    kName,
+    {stats<float, false>, stats<BFloat16, false>, stats<Float16, false>},
+    {stats<float, true>, stats<BFloat16, true>, stats<Float16, true>},
+    {
+#define RAPO_PAIR(penalty)                                                      \
+  {pair_stats<float, Penalty::penalty>, pair_stats<BFloat16, Penalty::penalty>, \
+   pair_stats<Float16, Penalty::penalty>},
+        RAPO_FULL_PENALTIES(RAPO_PAIR)
+#undef RAPO_PAIR
+    },
     {{gradient<float, float>, gradient<float, float>},
-     {gradient<BF16, BF16>, gradient<BF16, float>},
-     {gradient<F16, F16>, gradient<F16, float>}},
-    {{{pair_gradient<float, float, false>, pair_gradient<float, float, false>},
-      {pair_gradient<BF16, BF16, false>, pair_gradient<BF16, float, false>},
-      {pair_gradient<F16, F16, false>, pair_gradient<F16, float, false>}},
-     {{pair_gradient<float, float, true>, pair_gradient<float, float, true>},
-      {pair_gradient<BF16, BF16, true>, pair_gradient<BF16, float, true>},
-      {pair_gradient<F16, F16, true>, pair_gradient<F16, float, true>}}},
+     {gradient<BFloat16, BFloat16>, gradient<BFloat16, float>},
+     {gradient<Float16, Float16>, gradient<Float16, float>}},
+    {
+#define RAPO_PAIR(penalty)                                                                                  \
+  {{pair_gradient<float, float, Penalty::penalty>, pair_gradient<float, float, Penalty::penalty>},          \
+   {pair_gradient<BFloat16, BFloat16, Penalty::penalty>, pair_gradient<BFloat16, float, Penalty::penalty>}, \
+   {pair_gradient<Float16, Float16, Penalty::penalty>, pair_gradient<Float16, float, Penalty::penalty>}},
+        RAPO_FULL_PENALTIES(RAPO_PAIR)
+#undef RAPO_PAIR
+    },
 };
 
 }  // namespace RAPO_ISA

@@ -14,19 +14,19 @@ constexpr int dtype_index(DType dtype) {
   return dtype == DType::kFloat32 ? 0 : dtype == DType::kBFloat16 ? 1 : 2;
 }
 
-/// Indexed by dtype_index where it says [3]; the full penalties' first by [0: forward, 1: reverse]. A
-/// gradient may overwrite its own row of logits. stream: write past the caches (for gradients that would not
-/// fit there anyway).
+/// Indexed by dtype_index where it says [3]; the full penalties' first by full_index. A gradient may
+/// overwrite its own row of logits. stream: write past the caches (for gradients that would not fit there
+/// anyway).
 struct RowKernels {
   const char* name;
   RowStats (*sum[3])(const void* row, std::int64_t n, float scale);  // weighted is left 0
   RowStats (*stats[3])(const void* row, std::int64_t n, float scale);
-  PairStats (*pair_stats[2][3])(const void* row, const void* ref, std::int64_t n, float scale,
-                                float ref_scale);
+  PairStats (*pair_stats[kFullPenalties][3])(const void* row, const void* ref, std::int64_t n, float scale,
+                                             float ref_scale);
   // [dtype][0: the logits' dtype, 1: float32]
   void (*gradient[3][2])(const void* row, void* out, std::int64_t n, const GradientTerms& terms, bool stream);
-  void (*pair_gradient[2][3][2])(const void* row, const void* ref, void* out, std::int64_t n,
-                                 const GradientTerms& terms, bool stream);
+  void (*pair_gradient[kFullPenalties][3][2])(const void* row, const void* ref, void* out, std::int64_t n,
+                                              const GradientTerms& terms, bool stream);
 };
 
 }  // namespace rapo

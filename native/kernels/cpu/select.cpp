@@ -1,13 +1,8 @@
 #include "select.h"
 
 #include <atomic>
-#include <cstdlib>
 
-#include "error.h"
-
-#ifdef RAPO_X86_ISAS
-#include "x86.h"
-#endif
+#include "simd/select.h"
 
 namespace rapo {
 
@@ -35,54 +30,30 @@ extern const RowKernels kernels;
 
 namespace {
 
-struct Entry {
-  const RowKernels* kernels;
-  bool (*available)();
-};
-
-#ifdef RAPO_X86_ISAS
-const x86::Features& processor() {
-  static const x86::Features found = x86::features();
-  return found;
-}
-bool has_avx2() { return processor().avx2; }
-bool has_avx512() { return processor().avx512; }
-#endif
-#ifdef RAPO_AVX512BF16_ISA
-bool has_avx512bf16() { return processor().avx512bf16; }
-#endif
-bool always() { return true; }
+using Entry = simd::Entry<const RowKernels*>;
 
 // In the order of preference.
 const Entry kEntries[] = {
 #ifdef RAPO_AVX512BF16_ISA
-    {&avx512bf16::kernels, has_avx512bf16},
+    {"avx512bf16", &simd::Features::avx512bf16, &avx512bf16::kernels},
 #endif
 #ifdef RAPO_X86_ISAS
-    {&avx512::kernels, has_avx512},
-    {&avx2::kernels, has_avx2},
+    {"avx512", &simd::Features::avx512, &avx512::kernels},
+    {"avx2", &simd::Features::avx2, &avx2::kernels},
 #endif
 #ifdef RAPO_NEON_ISA
-    {&neon::kernels, always},  // every 64-bit Arm has it
+    {"neon", nullptr, &neon::kernels},  // every 64-bit Arm has it
 #endif
-    {&portable::kernels, always},
+    {"portable", nullptr, &portable::kernels},
 };
 
+constexpr const char* kVariable = "RAPO_KERNELS_ISA";
+
 const RowKernels& find(const std::string& name) {
-  std::string known;
-  for (const auto& entry : kEntries) {
-    if (!entry.available()) continue;
-    if (name.empty() || name == entry.kernels->name) return *entry.kernels;
-    known += (known.empty() ? "" : ", ") + std::string(entry.kernels->name);
-  }
-  throw Error(ErrorCode::kInvalidArgument,
-              "RAPO_KERNELS_ISA is " + name + ", expected one that this machine has: " + known);
+  return *simd::select(kEntries, name, kVariable, ErrorCode::kInvalidArgument);
 }
 
-const RowKernels& default_kernels() {
-  const char* wanted = std::getenv("RAPO_KERNELS_ISA");
-  return find(wanted ? wanted : "");
-}
+const RowKernels& default_kernels() { return find(simd::from_environment(kVariable)); }
 
 std::atomic<const RowKernels*> selected{nullptr};
 
@@ -97,13 +68,7 @@ const RowKernels& row_kernels() {
   return *kernels;
 }
 
-std::vector<std::string> available_isas() {
-  std::vector<std::string> names;
-  for (const auto& entry : kEntries) {
-    if (entry.available()) names.emplace_back(entry.kernels->name);
-  }
-  return names;
-}
+std::vector<std::string> available_isas() { return simd::available_names(kEntries); }
 
 void select_isa(const std::string& name) { selected.store(name.empty() ? &default_kernels() : &find(name)); }
 

@@ -157,8 +157,6 @@ RAPO_DEVICE const T* typed_row(const void* data, std::int64_t stride, std::int64
   return static_cast<const T*>(data) + row * stride;
 }
 
-RAPO_DEVICE float in_powers_of_two(float scale) { return scale * kLog2E; }
-
 /// Notes a fault of a row; the first row's stays.
 RAPO_DEVICE void note_fault(std::uint64_t* word, std::int64_t row, int fault) {
   atomicMin(reinterpret_cast<unsigned long long*>(word),

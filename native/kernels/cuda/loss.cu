@@ -98,7 +98,7 @@ RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault&
     const In* ref = uniform ? row : typed_row<In>(b.ref_logits, b.ref_stride, i);
     const float ref_k = in_powers_of_two(uniform ? kFlat : ref_scale);
     const auto sums = read_pair<In, kResident>(row, ref, b.vocab_size, k, ref_k, team, slots);
-    s = block_stats<kResident>(sums, k, ref_k, call.objective.penalty == Penalty::kReverseFull, team);
+    s = block_stats<kResident>(sums, k, ref_k, call.objective.penalty, team);
     if (fault == DataFault::kNone && !uniform && !usable(s.r)) fault = DataFault::kRefLogits;
     if (!usable(s.p) && !(uniform && fault == DataFault::kRefLogits)) fault = DataFault::kLogits;
   } else {
@@ -127,14 +127,7 @@ RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairS
     note_fault(&call.report->status.non_finite, call.first_row + i, static_cast<int>(fault));
     token = Token{};
   } else if (call.outputs.grad_logits) {
-    plan.terms = gradient_terms(s, b, call.objective, i, sums, token);
-    plan.terms.scale = in_powers_of_two(plan.terms.scale);
-    plan.terms.ref_scale = in_powers_of_two(plan.terms.ref_scale == 0 ? kFlat : plan.terms.ref_scale);
-    plan.terms.linear *= static_cast<float>(kLn2);
-    if (call.objective.penalty == Penalty::kReverseFull) {
-      plan.cross = plan.terms.reference * static_cast<float>(kLn2);
-      plan.terms.reference = 0;
-    }
+    plan = plan_of(gradient_terms(s, b, call.objective, i, sums, token), call.objective.penalty);
     plan.token = a;
     plan.at_token = static_cast<float>(gradient_at_token(b, call.objective, i, sums, token));
     plan.write = 1;

@@ -429,8 +429,13 @@ RAPO_DEVICE RowStats block_stats(Online s, float k, Team team = {}) {
   return {top, sums[0], sums[1] * kLn2};
 }
 
+/// The cross sum of a full penalty.
+RAPO_DEVICE double crossed(const OnlinePair& s, Penalty penalty) {
+  return penalty == Penalty::kReverseFull ? s.reverse : s.forward;
+}
+
 template <bool kCluster = false>
-RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, bool reverse, Team team = {}) {
+RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, Penalty penalty, Team team = {}) {
   put_max(s.p.offset, 0);
   put_max(s.r.offset, 1);
   __syncthreads();
@@ -441,7 +446,7 @@ RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, bool rever
   put_sum(s.p.sum, 0);
   put_sum(s.p.weighted, 1);
   put_sum(s.r.sum, 2);
-  put_sum(reverse ? s.reverse : s.forward, 3);
+  put_sum(crossed(s, penalty), 3);
   __syncthreads();
   double sums[4] = {0, 0, 0, 0};
   if (warp_index() == 0) {
@@ -462,6 +467,22 @@ struct RowPlan {
   float at_token;  // the sampled token's element
   int write;       // 0: the row stays as it is
 };
+
+RAPO_DEVICE float in_powers_of_two(float scale) { return scale * kLog2E; }
+
+/// The terms with their scales and factors of x in powers of two.
+RAPO_DEVICE RowPlan plan_of(const GradientTerms& terms, Penalty penalty) {
+  RowPlan plan = {};
+  plan.terms = terms;
+  plan.terms.scale = in_powers_of_two(plan.terms.scale);
+  plan.terms.ref_scale = in_powers_of_two(plan.terms.ref_scale == 0 ? kFlat : plan.terms.ref_scale);
+  plan.terms.linear *= static_cast<float>(kLn2);
+  if (penalty == Penalty::kReverseFull) {
+    plan.cross = plan.terms.reference * static_cast<float>(kLn2);
+    plan.terms.reference = 0;
+  }
+  return plan;
+}
 
 RAPO_DEVICE float gradient_of(const GradientTerms& t, float z) {
   const float x = max_keep_nan((z - t.max) * t.scale, kLowest);

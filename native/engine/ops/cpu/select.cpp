@@ -1,48 +1,35 @@
-#include <cstdlib>
-#include <string>
+#include "simd/select.h"
 
-#include "error.h"
 #include "loops.h"
 
 namespace rapo::loops {
 
-#ifdef RAPO_ENGINE_X86
+#ifdef RAPO_X86_ISAS
 namespace avx512 {
-extern const Table kTable;
+const Table& table();
 }
 namespace avx2 {
-extern const Table kTable;
+const Table& table();
 }
 #endif
 namespace baseline {
-extern const Table kTable;
+const Table& table();
 }
 
 namespace {
 
-struct Entry {
-  const Table* table;
-  bool supported;
+// In the order of preference.
+const simd::Entry<const Table& (*)()> kEntries[] = {
+#ifdef RAPO_X86_ISAS
+    {"avx512", &simd::Features::avx512, &avx512::table},
+    {"avx2", &simd::Features::avx2, &avx2::table},
+#endif
+    {"baseline", nullptr, &baseline::table},
 };
 
 const Table& choose() {
-  // Best first.
-  const Entry entries[] = {
-#ifdef RAPO_ENGINE_X86
-      {&avx512::kTable, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&avx2::kTable, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-#endif
-      {&baseline::kTable, true},
-  };
-  const char* wanted = std::getenv("RAPO_ENGINE_ISA");
-  for (const Entry& entry : entries) {
-    const bool named =
-        !wanted || !*wanted || std::string(wanted) == "aten" || std::string(wanted) == entry.table->name;
-    if (named && entry.supported) return *entry.table;
-  }
-  throw Error(ErrorCode::kUnsupported, std::string("RAPO_ENGINE_ISA is \"") + wanted +
-                                           "\", which this machine or build does not have");
+  return simd::select(kEntries, simd::from_environment("RAPO_ENGINE_ISA"), "RAPO_ENGINE_ISA",
+                      ErrorCode::kUnsupported)();
 }
 
 }  // namespace
@@ -53,11 +40,9 @@ const Table& table() {
 }
 
 bool has_product(bool is_bf16) {
-#ifdef RAPO_ENGINE_X86
-  static const bool multiplies_bf16 = &table() == &avx512::kTable && __builtin_cpu_supports("avx512bf16");
-  if (is_bf16 && multiplies_bf16) return false;
-#endif
-  return table().has_product;
+  static const bool library_multiplies_bf16 =
+      table().name == std::string("avx512") && simd::processor().avx512bf16;
+  return table().has_product && !(is_bf16 && library_multiplies_bf16);
 }
 
 }  // namespace rapo::loops

@@ -1,12 +1,13 @@
-// What an x86-64 processor and its operating system can do, from CPUID and XCR0 themselves:
-// __builtin_cpu_supports leans on a compiler's runtime, and that of zig answers no to everything.
+// What a processor and its operating system can do.
 #pragma once
-
-#include <cpuid.h>
 
 #include <cstdint>
 
-namespace rapo::x86 {
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+#endif
+
+namespace rapo::simd {
 
 struct Features {
   bool avx2 = false;    // with FMA and F16C
@@ -14,9 +15,12 @@ struct Features {
   bool avx512bf16 = false;
 };
 
+#if defined(__x86_64__) || defined(_M_X64)
 inline bool bit(unsigned word, int index) { return (word >> index) & 1U; }
 
-inline Features features() {
+/// From CPUID and XCR0 themselves: __builtin_cpu_supports leans on a compiler's runtime, and that of zig
+/// answers no to everything.
+inline Features read_features() {
   Features found;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
@@ -37,5 +41,13 @@ inline Features features() {
   if (has_next && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = found.avx512 && bit(a, 5);
   return found;
 }
+#else
+inline Features read_features() { return {}; }
+#endif
 
-}  // namespace rapo::x86
+inline const Features& processor() {
+  static const Features found = read_features();
+  return found;
+}
+
+}  // namespace rapo::simd

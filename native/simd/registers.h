@@ -1,21 +1,34 @@
-// One float vector per instruction set, with the few operations that the row kernels need. Included by
-// row.cpp alone, once per instruction set, inside an unnamed namespace: nothing here may end up as a shared
-// symbol, or the linker could hand AVX-512 code to a machine without it.
+// One register of floats, F, per instruction set, with the few operations that the CPU's code needs. Each
+// source file that includes this header is compiled once per instruction set, with RAPO_ISA as its name.
+// Everything lies in an unnamed namespace: nothing here may end up as a shared symbol, or the linker could
+// hand AVX-512 code to a machine without it. For that reason no library header with functions is included
+// here either.
+#pragma once
 
-struct BF16 {
-  std::uint16_t bits;
-};
-struct F16 {
-  std::uint16_t bits;
-};
+#include <cstdint>
 
-// -127 ln 2, where 2^n becomes 0: x clamped to this has e^x = 0, and e^x x is finite even where x was -inf.
-constexpr float kExpMin = -88.0296919f;
+#include "half.h"
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(RAPO_NEON)
+#include <arm_neon.h>
+#endif
+
+#define RAPO_STRING_(x) #x
+#define RAPO_STRING(x) RAPO_STRING_(x)
+#define RAPO_INLINE inline __attribute__((always_inline))
+
+namespace rapo::simd {
+namespace RAPO_ISA {
+namespace {
+
+constexpr const char* kName = RAPO_STRING(RAPO_ISA);
 
 #if defined(__AVX512F__)
 
 constexpr std::int64_t kLanes = 16;
-using F = __m512;
+typedef float F __attribute__((vector_size(64)));  // as a template's argument __m512 would lose an attribute
 inline F set1(float x) { return _mm512_set1_ps(x); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -24,22 +37,21 @@ inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
 /// b where either is NaN.
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+inline F min(F a, F b) { return _mm512_min_ps(a, b); }
 /// t, but 0 where e is 0.
 inline F zero_where_zero(F e, F t) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, _mm512_setzero_ps(), _CMP_NEQ_UQ), t);
 }
-/// e^x takes x apart into steps of ln 2 / kParts and a rest.
-constexpr int kParts = 1;
-/// 2^(n / kParts), where x is n + kRound (see exp_clamped).
-inline F pow2(F x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
+/// The lowest bits of x as an exponent.
+inline F to_exponent(F x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 constexpr bool kFused = true;  // fma and fnma round once
 
 inline F load(const float* p) { return _mm512_loadu_ps(p); }
-inline F load(const BF16* p) {
+inline F load(const BFloat16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
-inline F load(const F16* p) {
+inline F load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
@@ -56,15 +68,15 @@ inline __m256i to_bf16(F x) {
 inline __m256i to_f16(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-inline void store(BF16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
-inline void store(F16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
+inline void store(BFloat16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
+inline void store(Float16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
 /// Two vectors past the caches, p aligned to their size. Half-filled cache lines would be written to memory
 /// twice.
 inline void stream_pair(float* p, F a, F b) {
   _mm512_stream_ps(p, a);
   _mm512_stream_ps(p + kLanes, b);
 }
-inline void stream_pair(BF16* p, F a, F b) {
+inline void stream_pair(BFloat16* p, F a, F b) {
 #if defined(__AVX512BF16__)
   const auto both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
 #else
@@ -72,7 +84,7 @@ inline void stream_pair(BF16* p, F a, F b) {
 #endif
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
 }
-inline void stream_pair(F16* p, F a, F b) {
+inline void stream_pair(Float16* p, F a, F b) {
   const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to_f16(a)), to_f16(b), 1);
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
 }
@@ -90,7 +102,7 @@ inline double sum_lanes(F x) {
 #elif defined(__AVX2__)
 
 constexpr std::int64_t kLanes = 8;
-using F = __m256;
+typedef float F __attribute__((vector_size(32)));
 inline F set1(float x) { return _mm256_set1_ps(x); }
 inline F add(F a, F b) { return _mm256_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -98,26 +110,21 @@ inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 inline F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
 inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F min(F a, F b) { return _mm256_min_ps(a, b); }
 inline F zero_where_zero(F e, F t) {
   return _mm256_and_ps(t, _mm256_cmp_ps(e, _mm256_setzero_ps(), _CMP_NEQ_UQ));
 }
-constexpr int kParts = 4;
-inline F pow2(F x) {
-  // The bits of 2^(j / 4), less those of 1 and less j << 21, which the shift puts there.
-  const __m256 table = _mm256_castsi256_ps(
-      _mm256_setr_epi32(0, -0x7c810, -0xafb0d, -0x8bb03, 0, -0x7c810, -0xafb0d, -0x8bb03));
-  const __m256i n = _mm256_castps_si256(x);
-  const __m256i part = _mm256_castps_si256(_mm256_permutevar_ps(table, n));
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(n, 21), part));
-}
+inline F to_exponent(F x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23)); }
 constexpr bool kFused = true;
 
 inline F load(const float* p) { return _mm256_loadu_ps(p); }
-inline F load(const BF16* p) {
+inline F load(const BFloat16* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
-inline F load(const F16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline F load(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 
 /// Rounded to bfloat16, in the lower halves.
 inline __m256i round_bf16(F x) {
@@ -132,18 +139,18 @@ inline __m256i to_bf16(F a, F b) {
 inline __m128i to_f16(F x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 inline void store(float* p, F x) { _mm256_storeu_ps(p, x); }
-inline void store(BF16* p, F x) {
+inline void store(BFloat16* p, F x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(to_bf16(x, x)));
 }
-inline void store(F16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
+inline void store(Float16* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_f16(x)); }
 inline void stream_pair(float* p, F a, F b) {
   _mm256_stream_ps(p, a);
   _mm256_stream_ps(p + kLanes, b);
 }
-inline void stream_pair(BF16* p, F a, F b) {
+inline void stream_pair(BFloat16* p, F a, F b) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16(a, b));
 }
-inline void stream_pair(F16* p, F a, F b) {
+inline void stream_pair(Float16* p, F a, F b) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_set_m128i(to_f16(b), to_f16(a)));
 }
 inline void stream_fence() { _mm_sfence(); }
@@ -169,28 +176,28 @@ inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
 inline F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }
 /// NaN where either is: rows with NaN are told by their sums.
 inline F max(F a, F b) { return vmaxq_f32(a, b); }
+inline F min(F a, F b) { return vminq_f32(a, b); }
 inline F zero_where_zero(F e, F t) {
   return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(t), vceqzq_f32(e)));
 }
-constexpr int kParts = 1;
-inline F pow2(F x) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), 23)); }
+inline F to_exponent(F x) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), 23)); }
 constexpr bool kFused = true;
 
 inline F load(const float* p) { return vld1q_f32(p); }
-inline F load(const BF16* p) {
+inline F load(const BFloat16* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
 }
-inline F load(const F16* p) {
+inline F load(const Float16* p) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
 }
 inline void store(float* p, F x) { vst1q_f32(p, x); }
-inline void store(BF16* p, F x) {
+inline void store(BFloat16* p, F x) {
   const uint32x4_t bits = vreinterpretq_u32_f32(x);
   const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
   const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, odd), vdupq_n_u32(0x7fff));
   vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(rounded, 16));
 }
-inline void store(F16* p, F x) {
+inline void store(Float16* p, F x) {
   vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
 }
 template <class T>
@@ -218,10 +225,10 @@ inline F mul(F a, F b) { return a * b; }
 inline F fma(F a, F b, F c) { return a * b + c; }
 inline F fnma(F a, F b, F c) { return c - a * b; }
 inline F keep(I mask, F t) { return (F)((I)t & mask); }
-inline F max(F a, F b) { return (F)(((I)a & (a > b)) | ((I)b & ~(a > b))); }
+inline F max(F a, F b) { return a > b ? a : b; }
+inline F min(F a, F b) { return a < b ? a : b; }
 inline F zero_where_zero(F e, F t) { return keep(e != set1(0), t); }
-constexpr int kParts = 1;
-inline F pow2(F x) { return (F)((I)x << 23); }
+inline F to_exponent(F x) { return (F)((I)x << 23); }
 constexpr bool kFused = false;
 
 inline F load(const float* p) {
@@ -236,9 +243,9 @@ inline U widen(const Half* p) {
   __builtin_memcpy(&bits, p, sizeof bits);
   return __builtin_convertvector(bits, U);
 }
-inline F load(const BF16* p) { return (F)(widen(p) << 16); }
+inline F load(const BFloat16* p) { return (F)(widen(p) << 16); }
 // As float16_to_float in dtypes.h.
-inline F load(const F16* p) {
+inline F load(const Float16* p) {
   const U half = widen(p), rest = half & 0x7fffu;
   const F scaled = (F)(rest << 13) * set1(5.192296858534828e33f);
   const U special = (U)(rest >= 0x7c00u);
@@ -251,12 +258,12 @@ inline void narrow(Half* p, U bits) {
   __builtin_memcpy(p, &half, sizeof half);
 }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
-inline void store(BF16* p, F x) {
+inline void store(BFloat16* p, F x) {
   const U bits = (U)x;
   narrow(p, (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 // As float_to_float16 in dtypes.h.
-inline void store(F16* p, F x) {
+inline void store(Float16* p, F x) {
   const U bits = (U)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   const U normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const U small = (U)((F)magnitude + set1(0.5f)) - 0x3f000000u;
@@ -282,41 +289,6 @@ inline double sum_lanes(F x) {
 
 #endif
 
-/// Adding it rounds to a whole number n and leaves n + 127 kParts, the exponent of 2^(n / kParts), in the
-/// lowest bits.
-constexpr float kRound = 12582912.0f + 127 * kParts;
-
-/// x - n ln 2 / kParts. Where products are rounded, in two parts, the first exact for the n that occur. A
-/// fused one needs no second part: what ln 2 as a float is off changes e^x by 2e-9 |x| of it.
-inline F reduce(F x, F n) {
-  if (kFused) return fnma(n, set1(0.693147180559945309f / kParts), x);
-  return fnma(n, set1(-2.12194440e-4f / kParts), fnma(n, set1(0.693359375f / kParts), x));
-}
-
-/// e^x for kExpMin <= x <= 88, within 1.4e-7 + 2.8e-9 |x| of itself; 0 at kExpMin; NaN for NaN. Subnormal
-/// results lose bits.
-inline F exp_clamped(F x) {
-  const F rounded = fma(x, set1(1.44269504088896341f * kParts), set1(kRound));
-  const F r = reduce(x, sub(rounded, set1(kRound)));
-  // e^r = 1 + r + r^2 (...) on |r| <= ln 2 / (2 kParts), minimax in relative error: 3.1e-9 and 5.3e-9.
-  F p;
-  if (kParts == 1) {
-    p = fma(set1(0.0013814540f), r, set1(0.0083687454f));
-    p = fma(p, r, set1(0.041668389f));
-    p = fma(p, r, set1(0.16666521f));
-    p = fma(p, r, set1(0.49999994f));
-  } else {
-    static_assert(kParts == 1 || kParts == 4, "the polynomial's coefficients depend on it");
-    p = fma(set1(0.041641735f), r, set1(0.16672109f));
-    p = fma(p, r, set1(0.50000018f));
-  }
-  p = fma(p, r, set1(1));
-  p = fma(p, r, set1(1));
-  return mul(p, pow2(rounded));
-}
-
-inline F clamp_low(F x) { return max(set1(kExpMin), x); }
-
 template <class T>
 inline void store_partial(T* p, F x, std::int64_t count) {
   T lanes[kLanes];
@@ -326,8 +298,8 @@ inline void store_partial(T* p, F x, std::int64_t count) {
   }
 }
 inline float lowest(const float*) { return -__builtin_inff(); }
-inline BF16 lowest(const BF16*) { return {0xff80}; }
-inline F16 lowest(const F16*) { return {0xfc00}; }
+inline BFloat16 lowest(const BFloat16*) { return {0xff80}; }
+inline Float16 lowest(const Float16*) { return {0xfc00}; }
 /// The first `count` < kLanes elements, the rest -inf.
 template <class T>
 inline F load_partial(const T* p, std::int64_t count) {
@@ -343,3 +315,7 @@ inline float max_lanes(F x) {
   for (std::int64_t i = 1; i < kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
   return m;
 }
+
+}  // namespace
+}  // namespace RAPO_ISA
+}  // namespace rapo::simd

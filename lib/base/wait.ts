@@ -1,0 +1,54 @@
+/** Waiting for a promise of somebody else's code, which may never settle. */
+import { setMaxListeners } from 'node:events'
+
+export interface WaitOptions {
+  /** Aborting ends the waiting with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
+  /** Ends the waiting after so many seconds. */
+  readonly timeout?: number | undefined
+  /** What to throw: 'timeout', or 'never' where nothing is left in this process that could settle the promise. */
+  fault(why: 'timeout' | 'never'): Error
+}
+
+/** What is to be told when the process has nothing left to do: it would end there, silently. */
+const waiting = new Set<() => void>()
+
+function tellAll(): void {
+  for (const tell of [...waiting]) tell()
+}
+
+/** The value of work, or why there is none. */
+export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions): Promise<T> {
+  const { signal, timeout, fault } = options
+  let stop = () => {}
+  const given = new Promise<never>((_, reject) => {
+    const onNever = () => reject(fault('never'))
+    const onAbort = () => reject(signal!.reason)
+    const onTimeout = () => reject(fault('timeout'))
+    if (signal?.aborted) return onAbort()
+    if (waiting.size === 0) process.on('beforeExit', tellAll)
+    waiting.add(onNever)
+    signal?.addEventListener('abort', onAbort)
+    // A timer holds no more than 2^31 − 1 milliseconds.
+    const timer =
+      timeout === undefined ? undefined : setTimeout(onTimeout, Math.min(timeout * 1000, 2 ** 31 - 1)).unref()
+    stop = () => {
+      waiting.delete(onNever)
+      if (waiting.size === 0) process.off('beforeExit', tellAll)
+      signal?.removeEventListener('abort', onAbort)
+      clearTimeout(timer)
+    }
+  })
+  try {
+    return await Promise.race([work, given])
+  } finally {
+    stop()
+  }
+}
+
+/** Aborted by any of them. Many may wait for it at once. */
+export function anySignal(...signals: readonly (AbortSignal | undefined)[]): AbortSignal {
+  const any = AbortSignal.any(signals.filter(signal => signal !== undefined))
+  setMaxListeners(0, any)
+  return any
+}

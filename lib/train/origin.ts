@@ -1,0 +1,98 @@
+/** What a run began with, kept in its checkpoints: a name on the hub, or a directory, may hold other files when it is resumed. */
+import { createHash } from 'node:crypto'
+import { closeSync, openSync, readdirSync, readSync, statSync } from 'node:fs'
+import path from 'node:path'
+import { RapoError } from '../base/errors.js'
+import { ioGuard } from '../base/files.js'
+import type { Config } from '../config/config.js'
+
+/** The files of a model directory. */
+export interface ModelFiles {
+  /** Of a model on the hub. */
+  readonly commit?: string
+  /** Of the files' names, sizes and contents; of large ones, of samples of their content. */
+  readonly digest: string
+}
+
+export interface Origin {
+  /** What the tokenizer and the template are read from. */
+  readonly model: ModelFiles
+  /** Absent without a penalty. */
+  readonly reference?: ModelFiles
+  readonly dtype: string
+}
+
+interface Dirs {
+  readonly modelDir: string
+  readonly referenceDir: string
+}
+
+export function originOf(config: Config, { modelDir, referenceDir }: Dirs): Origin {
+  const model = describeFiles(modelDir)
+  const hasReference = config.objective.penalty !== 'none'
+  const reference = referenceDir === modelDir ? model : hasReference && describeFiles(referenceDir)
+  return { model, ...(hasReference && reference && { reference }), dtype: config.model.dtype }
+}
+
+/**
+ * Throws ERR_RAPO_CONFIG where a run would go on with other files, or another type, than it began with. Of what an older
+ * version of rapo has not recorded nothing is known.
+ */
+export function checkOrigin(before: Origin | undefined, now: Origin, { model, run }: Config): void {
+  if (!before) return
+  const refuse = (what: string, hint: string) => {
+    throw new RapoError('ERR_RAPO_CONFIG', `the run in ${run.output} began with ${what}; ${hint}`)
+  }
+  if (before.dtype !== now.dtype) refuse(`model.dtype ${before.dtype}, not ${now.dtype}`, 'go on with that')
+  const fields = [
+    ['model.reference', model.reference ?? model.dir, before.reference, now.reference],
+    ['model.dir', model.dir, before.model, now.model],
+  ] as const
+  for (const [field, name, was, is] of fields) {
+    if (!was || !is || was.digest === is.digest) continue
+    const shown = ({ commit, digest }: ModelFiles) =>
+      commit ? `commit ${commit}` : `files of the digest ${digest}`
+    const hint = was.commit
+      ? `name that one, ${field}: ${name.replace(/@.*/, '')}@${was.commit} in its config.yaml`
+      : 'put those files back'
+    refuse(`other files of ${field} ${name}: ${shown(was)}, now ${shown(is)}`, hint)
+  }
+}
+
+const modelFile =
+  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json$|^merges\.txt$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$/
+/** Of a file that is larger than all of them, so many parts are read, spread evenly. */
+const PARTS = 64
+const PART_BYTES = 65_536
+
+function describeFiles(dir: string): ModelFiles {
+  const hash = createHash('sha256')
+  ioGuard(`cannot read the model ${dir}`, () => {
+    for (const name of readdirSync(dir)
+      .filter(name => modelFile.test(name))
+      .sort()) {
+      const file = path.join(dir, name)
+      const { size } = statSync(file)
+      hash.update(JSON.stringify([name, size]))
+      for (const part of partsOf(file, size)) hash.update(part)
+    }
+  })
+  // As the hub's cache lays models out.
+  const commit = /[\\/]snapshots[\\/]([^\\/]+)[\\/]?$/.exec(dir)?.[1]
+  return { ...(commit && { commit }), digest: hash.digest('hex').slice(0, 16) }
+}
+
+function* partsOf(file: string, size: number): Iterable<Buffer> {
+  const isSmall = size <= PARTS * PART_BYTES
+  const step = isSmall ? PART_BYTES : (size - PART_BYTES) / (PARTS - 1)
+  const count = isSmall ? Math.ceil(size / PART_BYTES) : PARTS
+  const part = Buffer.alloc(PART_BYTES)
+  const descriptor = openSync(file, 'r')
+  try {
+    for (let i = 0; i < count; i++) {
+      yield part.subarray(0, readSync(descriptor, part, 0, PART_BYTES, Math.floor(i * step)))
+    }
+  } finally {
+    closeSync(descriptor)
+  }
+}

@@ -1,0 +1,25 @@
+#include "vec.h"
+
+namespace rapo::loops {
+namespace RAPO_ISA {
+
+// Made at the first call and not before: to make it is to run code of this instruction set.
+const Table& table() {
+  static const Table filled = [] {
+    Table t{};
+    t.name = simd::kName;
+    fill_adamw(t);
+    fill_attention(t);
+    fill_embedding(t);
+    fill_gate(t);
+    fill_gemm(t);
+    fill_norm(t);
+    fill_product(t);
+    fill_sample(t);
+    return t;
+  }();
+  return filled;
+}
+
+}  // namespace RAPO_ISA
+}  // namespace rapo::loops
