@@ -533,6 +533,8 @@ test('bad arguments name the field, the value and the range', async () => {
       () => loadPolicy(dir, { dtype: 'float16' as ModelDType }),
       /dtype is float16, expected one of float32, bfloat16/,
     ],
+    [() => loadPolicy(dir, { backend: 'avx2' as 'cpu' }), /backend is avx2, expected one of cpu, aten/],
+    [() => loadPolicy(dir, { device: 'cuda', backend: 'cpu' }), /backend is cpu, expected one of aten/],
     [() => loadPolicy(dir, { maxGradNorm: 0 }), /maxGradNorm is 0, expected > 0/],
     [() => loadPolicy(dir, { referenceDir: '' }), /^referenceDir is /],
     [() => loadPolicy(dir, { headRows: -1 }), /headRows is -1/],
