@@ -2,8 +2,16 @@ import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { pairOf } from '../bench/math_pairs.js'
 import { Budget } from '../lib/reward/math/budget.js'
-import { compareAnswers, extractBoxed, math, verifyMath } from '../lib/reward/math.js'
+import {
+  compareAnswers,
+  extractAnswer,
+  extractBoxed,
+  extractions,
+  math,
+  verifyMath,
+} from '../lib/reward/math.js'
 
 interface Case {
   readonly category: string
@@ -24,6 +32,11 @@ const modelCases: (Omit<Case, 'answer'> & { readonly answer?: string; readonly c
     .trim()
     .split('\n')
     .map(line => JSON.parse(line))
+
+const ruleCases: Case[] = readFileSync(new URL('data/math-rule-cases.jsonl', import.meta.url), 'utf8')
+  .trim()
+  .split('\n')
+  .map(line => JSON.parse(line))
 
 const completionOf = ({ answer, completion }: { answer?: string; completion?: string }) =>
   completion ?? `The final answer is $\\boxed{${answer}}$.`
@@ -548,6 +561,81 @@ test('the work is bounded: a comparison that needs more steps than there are is 
   const { isEqual, reason } = compareAnswers(long.join('+'), long.toReversed().join('+'))
   assert.not(isEqual)
   assert.match(reason, 'more work than the verifier does')
+})
+
+/** Pairs by construction (bench/math_pairs.ts), from seeds that the measurement does not use. */
+test('random values in every notation: no two different ones are equal, and of equal ones nearly all are', () => {
+  const pairs = Array.from({ length: 3000 }, (_, i) => pairOf(1_000_000 + i))
+  const wrong = pairs.filter(({ answer, reference, equal }) => isEqual(answer, reference) !== equal)
+  const lines = wrong.map(({ answer, reference }) => `${answer} and ${reference}`)
+  assert.equal(
+    wrong.filter(({ equal }) => !equal),
+    [],
+    lines.join('\n'),
+  )
+  assert.ok(wrong.length <= 0.005 * pairs.length, lines.join('\n'))
+})
+
+test('cases by rule: each', () => {
+  assert.equal(wrong(ruleCases), [])
+  assert.ok(cases.length + modelCases.length + ruleCases.length >= 1200)
+})
+
+test('words behind a number: nouns and units say nothing, what denies, hedges or changes it does', () => {
+  for (const words of [
+    'eggs',
+    'red apples',
+    'square units',
+    'different ways',
+    'students in total',
+    'people',
+    '元',
+    'Stück',
+  ])
+    assert.ok(isEqual(`31 \\text{ ${words}}`, '31'), words)
+  for (const words of 'is wrong, not, maybe, less, or so, at most, dozen, thirds, squared, per thousand, million, negative, times, nope'.split(
+    ', ',
+  ))
+    assert.not(isEqual(`31 \\text{ ${words}}`, '31'), words)
+  for (const words of 'not, less than, at least, wrong:, the wrong answer is, nothing is, maybe, about'.split(
+    ', ',
+  ))
+    assert.not(isEqual(`\\text{${words} } 31`, '31'), words)
+  for (const prose of ['$31$ is wrong', 'not $31$', 'The answer is not $31$', 'either $30$ or $31$'])
+    assert.not(isEqual(prose, '31'), prose)
+})
+
+test('where the answer is looked for', () => {
+  const found = (completion: string) => extractions.map(where => extractAnswer(completion, where))
+  assert.equal(found('so \\boxed{5}'), ['5', '5', '5'])
+  assert.equal(found('The answer is 5.'), [undefined, '5', '5'])
+  assert.equal(found('Answer: $x=3$'), [undefined, '$x=3$', '$x=3$'])
+  assert.equal(found('Hence $x = 2$, $y = 3$.'), [undefined, undefined, 'x = 2, y = 3'])
+  assert.equal(found('#### 72'), [undefined, '72', '72'])
+  assert.equal(found('She has 18 dollars left.'), [undefined, undefined, '18 dollars left'])
+  assert.equal(found("The answer isn't 5."), [undefined, undefined, undefined])
+  assert.equal(found('It is 13 times larger.'), [undefined, undefined, '13 times larger'])
+  assert.is(verifyMath('so 0.5', '\\frac12', { extract: 'final' }).reason, 'no final answer')
+  assert.is(verifyMath('so 0.5', '\\frac12', { extract: 'any' }).reward, 1)
+})
+
+test('a tolerance is for decimals alone', () => {
+  const near = (a: string, b: string, tolerance?: number | 'digits') =>
+    compareAnswers(a, b, { tolerance }).isEqual
+  assert.not(near('0.0833333333333333', '1/12'))
+  assert.ok(near('0.0833333333333333', '1/12', 'digits'))
+  assert.ok(near('0.0833333333333333', '1/12', 1e-6))
+  assert.ok(near('(0.333333, 1)', '(1/3, 1)', 1e-5))
+  assert.not(near('0.0834', '1/12', 'digits'))
+  assert.not(near('0.1', '1/12', 'digits'))
+  assert.not(near('1000001', '1000000', 1e-3))
+  assert.not(near('0.333x', 'x/3', 1e-2))
+})
+
+test('a reference that is a whole solution: its last box, or what stands behind ####', () => {
+  assert.ok(isEqual('72', '48/2 = 24 clips in May.\n#### 72'))
+  assert.ok(isEqual('0.5', 'So the answer is $\\boxed{\\frac12}$.'))
+  assert.not(isEqual('24', '48/2 = 24 clips in May.\n#### 72'))
 })
 
 test.run()

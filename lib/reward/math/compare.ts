@@ -104,7 +104,7 @@ function compareTexts(answer: string, reference: string, judge: Judge): Comparis
 /** "October 30" may be in other type, but its numbers and signs stay. */
 function haveSameNumbers(a: string, b: string): boolean {
   const bare = (text: string) => text.replaceAll(/\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm)|[\s{}$]/g, '')
-  return !/\d/.test(a + b) || bare(a).toLowerCase() === bare(b).toLowerCase()
+  return !/\d/.test(a + b) || bare(a) === bare(b)
 }
 
 /** (D) 12 is D, or 12; where both have a letter and a text, neither may differ. */

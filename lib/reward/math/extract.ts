@@ -116,7 +116,7 @@ function lastAnswer(text: string): string | undefined {
   const after = line.slice(number.index + number[0].length)
   if (isDenied(`${sentenceBefore(line, number.index)} ${after}`)) return undefined
   const end = /[.!?,;:](?:\s|$)/.exec(after)?.index
-  return `${number[0]} ${wordsOfAmount(after.slice(0, end))}`.trim()
+  return `${number[0].trim()} ${wordsOfAmount(after.slice(0, end))}`.trim()
 }
 
 const introduction =

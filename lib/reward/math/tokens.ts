@@ -232,10 +232,10 @@ export interface Reading {
 /** Throws Unreadable. */
 export function tokenize(source: string, reading: Reading = {}): Token[] {
   if (source.length > MAX_ANSWER) throw new Unreadable(`longer than ${MAX_ANSWER} characters`)
+  let text = replaceUnicode(source)
   // ]1, 2[ for (1, 2)
-  const text = replaceUnicode(source)
-    .replace(/^\s*\](?=[^[\]]*[,;])/, '(')
-    .replace(/(?<=[,;][^[\]]*)\[\s*$/, ')')
+  if (/^\s*\]/.test(text)) text = text.replace(']', '(')
+  if (/\[\s*$/.test(text) && /[,;]/.test(text)) text = `${text.slice(0, text.lastIndexOf('['))})`
   return joinedByOr(new Tokenizer(text, reading).run())
 }
 

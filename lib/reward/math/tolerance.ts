@@ -1,7 +1,17 @@
 /** Are two values the same, exactly or to within a tolerance? */
 import { attempt, type Judge } from './judge.js'
 import { type Rational, rational } from './rational.js'
-import { differenceOf, type Node, type NodeOf, namesIn, negative, productOf, some } from './tree.js'
+import {
+  differenceOf,
+  integer,
+  type Node,
+  type NodeOf,
+  namesIn,
+  negative,
+  productOf,
+  quotientOf,
+  some,
+} from './tree.js'
 import { haveSameValue, order } from './value.js'
 
 /** A decimal says something where it shows so many digits. */
@@ -15,9 +25,13 @@ export function isSameValue(a: Node, b: Node, judge: Judge): boolean {
   // Whole numbers and fractions are meant exactly; only a decimal is rounded.
   if (![a, b].some(node => some(node, isDecimal)) || namesIn(a).size + namesIn(b).size > 0) return false
   if (tolerance === 'digits') return isRoundedTo(a, b, judge) || isRoundedTo(b, a, judge)
-  const size: Node = { type: 'call', name: 'abs', items: [b] }
+  const size = absolute(b)
   const share: Node = { type: 'number', value: shareOf(tolerance), digits: 1 }
   return attempt(() => isWithin(a, b, productOf(share, size), judge), budget)
+}
+
+function absolute(node: Node): Node {
+  return { type: 'call', name: 'abs', items: [node] }
 }
 
 function isDecimal(node: Node): boolean {
@@ -39,8 +53,12 @@ function isWithin(x: Node, y: Node, limit: Node, { budget }: Judge): boolean {
 
 /** Is a decimal another value, rounded or cut off behind the digits that it shows? */
 function isRoundedTo(rounded: Node, value: Node, judge: Judge): boolean {
-  if (!some(rounded, node => significantDigits(node) >= MIN_DIGITS)) return false
-  return attempt(() => isNear(rounded, value, judge), judge.budget)
+  if (!lastDigit(rounded) || !some(rounded, node => significantDigits(node) >= MIN_DIGITS)) return false
+  return attempt(() => {
+    const half = quotientOf(lastDigit(rounded)!, integer(2))
+    const isCut = order(absolute(rounded), absolute(value), judge.budget) < 0
+    return isNear(rounded, value, judge) && (isCut || isWithin(rounded, value, half, judge))
+  }, judge.budget)
 }
 
 /** Of a decimal; 0 of anything else. */
