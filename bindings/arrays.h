@@ -14,10 +14,6 @@
 
 namespace rapo::bindings {
 
-[[noreturn]] inline void invalid(const std::string& message) {
-  throw Error(ErrorCode::kInvalidArgument, message);
-}
-
 template <class T>
 constexpr napi_typedarray_type typed_array_type() {
   if constexpr (std::is_same_v<T, float>) {

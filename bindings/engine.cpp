@@ -14,6 +14,7 @@
 #include "arrays.h"
 #include "async.h"
 #include "cuda_library.h"
+#include "engine/model/memory.h"
 #include "engine/policy.h"
 #include "errors.h"
 #include "executor.h"
@@ -129,6 +130,7 @@ PolicyOptions options_from(const Napi::Object& o) {
   PolicyOptions options;
   options.dtype = dtype_from(string(o, "dtype"), "dtype");
   options.device = string(o, "device");
+  if (present(o.Get("backend"))) options.backend = string(o, "backend");
   options.trainable = boolean(o, "trainable");
   if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
   const auto adamw = object_from(o.Get("adamw"), "adamw");
@@ -292,13 +294,10 @@ Napi::Value accumulate(const Napi::CallbackInfo& info) {
     MicroBatch batch;
     batch.sequences = packed_from(object_from(b.Get("sequences"), "sequences"), "sequences");
     batch.row_positions = copy_indices(b.Get("rowPositions"), "rowPositions");
-    batch.token_ids = copy<std::int32_t>(b.Get("tokenIds"), "tokenIds");
-    batch.token_weights = copy<float>(b.Get("tokenWeights"), "tokenWeights");
-    batch.advantages = copy<float>(b.Get("advantages"), "advantages");
-    if (present(b.Get("refWeights"))) batch.ref_weights = copy<float>(b.Get("refWeights"), "refWeights");
-    if (present(b.Get("oldLogprobs"))) batch.old_logprobs = copy<float>(b.Get("oldLogprobs"), "oldLogprobs");
-    if (present(b.Get("policyWeights")))
-      batch.policy_weights = copy<float>(b.Get("policyWeights"), "policyWeights");
+#define RAPO_COPY(name, type, js, required, ...) \
+  if (const auto name = b.Get(js); required || present(name)) batch.rows.name = copy<type>(name, js);
+    RAPO_ROW_ARRAYS(RAPO_COPY)
+#undef RAPO_COPY
     const auto objective = objective_from(info[2]);
     return on_engine<Metrics>(
         info.Env(), ControlObject::get(info[3]),

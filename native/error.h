@@ -48,4 +48,9 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
+/// Throws Error(kInvalidArgument).
+[[noreturn]] inline void invalid(const std::string& message) {
+  throw Error(ErrorCode::kInvalidArgument, message);
+}
+
 }  // namespace rapo

@@ -119,6 +119,9 @@ test('a value out of range: field, value, range, line', () => {
   for (const line of lines) assert.match(message, line)
   // What came from the command line has no line in the file.
   assert.not.match(message, /yaml:\d+: run/)
+  const overridden = messageOf(() => loadConfig(file, { 'sampling.groupSize': '0' }))
+  assert.match(overridden, 'sampling.groupSize is 0')
+  assert.not.match(overridden, /yaml:\d+: sampling.groupSize/)
 })
 
 test('numbers that are none: empty, NaN, infinite, a null from an empty YAML value', () => {

@@ -50,6 +50,15 @@ test('a broken line: file, line number, why', async () => {
   assert.match(await messageOf(Buffer.from([0x7b, 0xff, 0x7d])), `${file}:1: line 1 is not UTF-8 text`)
 })
 
+test('a line that is no object is shown, a long one by its beginning', async () => {
+  writeFileSync(named('lines.jsonl'), `"${'0123456789'.repeat(5)}"\n`)
+  const error = await readRows(named('lines.jsonl')).catch(error => error)
+  assert.match(error.message, 'line 1 must be a JSON object, not "012345678901234567890123456789012345678…')
+  writeFileSync(named('lines.jsonl'), '[1]\n')
+  const short = await readRows(named('lines.jsonl')).catch(error => error)
+  assert.ok(short.message.endsWith('must be a JSON object, not [1]'))
+})
+
 test('a problem with a wrong field', async () => {
   assert.match(await messageOf(`{"answer":"x"}\n${good}`), 'line 1 prompt must be a text that is not empty')
   assert.match(
@@ -204,6 +213,8 @@ test('the cursor takes every problem once an epoch, in a new order each, fixed b
   assert.is(new Set(epochs.map(String)).size, 3)
   assert.equal(ids(createCursor(problems, 1).next(21)), epochs.flat())
   assert.not.equal(ids(createCursor(problems, 2).next(21)), epochs.flat())
+  // Written down: a run that another version of rapo began goes on with the same problems.
+  assert.is(ids(createCursor(problems, 1).next(14)).join(''), '64531023051462')
 })
 
 test('a cursor resumed from a state goes on as if it had never stopped, at any position', () => {
@@ -274,6 +285,12 @@ test('digits are kept in Parquet: 64-bit integers, decimals, float32', async () 
     assert.equal(
       rows.map(({ value }) => value.answer),
       ['-1.250', '0.007', '123.456'],
+    )
+    writeFileSync(named('tenths.parquet'), decimalFile(1, [-125, 7], type))
+    const tenths = await readRows(named('tenths.parquet'))
+    assert.equal(
+      tenths.map(({ value }) => value.answer),
+      ['-12.5', '0.7'],
     )
   }
 })

@@ -1,15 +1,13 @@
 /**
- * The engine's operations and sampler for other devices against the CPU's: the same seeds must give the same tokens. They
- * run in a process of their own: on the CPU (RAPO_ENGINE_ISA=aten), or on the device that RAPO_TEST_DEVICE names.
+ * The engine's operations and sampler for other devices against the CPU's: the same seeds must give the same tokens. The
+ * former run on the CPU (backend: 'aten'), or on the device that RAPO_TEST_DEVICE names.
  */
-import { spawnSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { saveLogits } from '../lib/model/engine.js'
-import type { Device, SamplingParams } from '../lib/model/policy.js'
+import type { PolicyOptions, SamplingParams } from '../lib/model/policy.js'
 import {
   loadPolicy,
   maxDifference,
@@ -47,13 +45,13 @@ function logprobsOf({ tokens, logprobs }: Made, i: number): number[] {
 }
 
 /** Everything that is compared; `wide` is a model whose vocabulary takes several of the sampler's blocks. */
-async function make(wide: string, out: string, device: Device): Promise<void> {
+async function make(wide: string, out: string, options: PolicyOptions): Promise<Record<string, Made>> {
   const results: Record<string, Made> = {}
   for (const [name, dir, words] of [
     ['bundled', bundled, 16],
     ['wide', wide, 3000],
   ] as const) {
-    const policy = await loadPolicy(dir, { device, trainable: false })
+    const policy = await loadPolicy(dir, { trainable: false, ...options })
     const prompts = pack(
       [1, 5, 16, 17].map(n => Array.from({ length: n }, (_, t) => (t * t * 7 + n) % words)),
     )
@@ -75,55 +73,42 @@ async function make(wide: string, out: string, device: Device): Promise<void> {
     )
     await policy.dispose()
   }
-  writeFileSync(path.join(out, 'made.json'), JSON.stringify(results))
+  return results
 }
 
-if (process.argv[2] === 'make') {
-  await make(process.argv[3]!, process.argv[4]!, testDevice)
-} else {
-  const wide = await newModel({ vocab_size: 3000, initializer_range: 0.5 })
-  const [cpu, aten] = [newDir(), newDir()]
-  await make(wide, cpu, 'cpu')
-  const child = spawnSync(
-    process.execPath,
-    [...process.execArgv, fileURLToPath(import.meta.url), 'make', wide, aten],
-    { env: { ...process.env, ...(testDevice === 'cpu' && { RAPO_ENGINE_ISA: 'aten' }) }, encoding: 'utf8' },
-  )
-  assert.is(child.status, 0, child.stderr)
-  const read = (dir: string): Record<string, Made> =>
-    JSON.parse(readFileSync(path.join(dir, 'made.json'), 'utf8'))
-  const [expected, made] = [read(cpu), read(aten)]
+const wide = await newModel({ vocab_size: 3000, initializer_range: 0.5 })
+const [cpu, aten] = [newDir(), newDir()]
+const expected = await make(wide, cpu, { device: 'cpu', backend: 'cpu' })
+const made = await make(wide, aten, { device: testDevice, backend: 'aten' })
 
-  /** The largest difference of two logits: rounding, in two orders of summation. */
-  const off = Object.fromEntries(
-    ['bundled', 'wide'].map(name => {
-      const values = (dir: string) => readSafetensors(path.join(dir, name)).get('logits')!.values
-      return [name, maxDifference(values(aten), values(cpu))]
-    }),
-  )
+/** The largest difference of two logits: rounding, in two orders of summation. */
+const off = Object.fromEntries(
+  ['bundled', 'wide'].map(name => {
+    const values = (dir: string) => readSafetensors(path.join(dir, name)).get('logits')!.values
+    return [name, maxDifference(values(aten), values(cpu))]
+  }),
+)
 
-  test('the logits differ by roundings: two implementations were compared', () => {
-    // Some hundred roundings of float32 numbers of size 10 to 20.
-    for (const difference of Object.values(off))
-      assert.ok(difference > 0 && difference < 2e-4, `${difference}`)
-  })
+test('the logits differ by roundings: two implementations were compared', () => {
+  // Some hundred roundings of float32 numbers of size 10 to 20.
+  for (const difference of Object.values(off)) assert.ok(difference > 0 && difference < 2e-4, `${difference}`)
+})
 
-  for (const [name, want] of Object.entries(expected)) {
-    test(`${name}: the same seeds give the same tokens`, () => {
-      const got = made[name]!
-      const parted = want.tokens.map((tokens, i) => String(tokens) !== String(got.tokens[i]))
-      // Logits that are off by δ move the bounds between which a random number means a token by δ at most, so that a token
-      // is another with a probability below 2 δ: here, 0.2 of the 2000 tokens. Five deviations of that Poisson number are
-      // three tokens; any difference in the rules or in the random numbers parts nearly all of the 96 completions.
-      const mean = want.tokens.flat().length * 2 * off[name.split(',')[0]!]!
-      const count = parted.filter(Boolean).length
-      assert.ok(count <= Math.ceil(mean + 5 * Math.sqrt(mean)), `${count} completions differ`)
-      want.tokens.forEach((_, i) => {
-        if (parted[i]) return
-        assert.is(got.reasons[i], want.reasons[i])
-        assert.ok(maxDifference(logprobsOf(got, i), logprobsOf(want, i)) < 2e-4)
-      })
+for (const [name, want] of Object.entries(expected)) {
+  test(`${name}: the same seeds give the same tokens`, () => {
+    const got = made[name]!
+    const parted = want.tokens.map((tokens, i) => String(tokens) !== String(got.tokens[i]))
+    // Logits that are off by δ move the bounds between which a random number means a token by δ at most, so that a token
+    // is another with a probability below 2 δ: here, 0.2 of the 2000 tokens. Five deviations of that Poisson number are
+    // three tokens; any difference in the rules or in the random numbers parts nearly all of the 96 completions.
+    const mean = want.tokens.flat().length * 2 * off[name.split(',')[0]!]!
+    const count = parted.filter(Boolean).length
+    assert.ok(count <= Math.ceil(mean + 5 * Math.sqrt(mean)), `${count} completions differ`)
+    want.tokens.forEach((_, i) => {
+      if (parted[i]) return
+      assert.is(got.reasons[i], want.reasons[i])
+      assert.ok(maxDifference(logprobsOf(got, i), logprobsOf(want, i)) < 2e-4)
     })
-  }
-  test.run()
+  })
 }
+test.run()

@@ -15,6 +15,7 @@ import {
   prompts,
   rejects,
   sampling,
+  testBackend,
   testDevice,
   tinyConfig,
   unpack,
@@ -23,7 +24,7 @@ import {
 const dir = await newModel()
 const policy = await loadPolicy(dir, { trainable: false })
 const vocab = tinyConfig.vocab_size
-const libraryMultiplies = process.env.RAPO_ENGINE_ISA === 'aten' || testDevice !== 'cpu'
+const libraryMultiplies = testBackend === 'aten' || testDevice !== 'cpu'
 
 /** (rows, vocab) log-probs at the given rows. */
 async function allLogprobs(

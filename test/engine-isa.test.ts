@@ -7,12 +7,18 @@ import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 
-for (const isa of ['avx512', 'avx2', 'baseline', 'aten']) {
+const files = ['engine-golden.test.ts', 'engine-generate.test.ts', 'engine.test.ts']
+
+function runFile(file: string, settings: NodeJS.ProcessEnv) {
+  const script = fileURLToPath(new URL(file, import.meta.url))
+  const env = { ...process.env, ...settings }
+  return spawnSync(process.execPath, ['--import', 'tsx', script], { encoding: 'utf8', env })
+}
+
+for (const isa of ['avx512', 'avx2', 'baseline']) {
   test(isa, () => {
-    for (const file of ['engine-golden.test.ts', 'engine-generate.test.ts', 'engine.test.ts']) {
-      const script = fileURLToPath(new URL(file, import.meta.url))
-      const env = { ...process.env, RAPO_ENGINE_ISA: isa }
-      const run = spawnSync(process.execPath, ['--import', 'tsx', script], { encoding: 'utf8', env })
+    for (const file of files) {
+      const run = runFile(file, { RAPO_ENGINE_ISA: isa })
       if (
         (run.stdout + run.stderr).includes(`RAPO_ENGINE_ISA is "${isa}", expected one that this machine has`)
       ) {
@@ -24,15 +30,22 @@ for (const isa of ['avx512', 'avx2', 'baseline', 'aten']) {
   })
 }
 
+test("ATen's operations", () => {
+  for (const file of files) {
+    const run = runFile(file, { RAPO_TEST_BACKEND: 'aten' })
+    assert.is(run.status, 0, `${file}\n${run.stdout}\n${run.stderr}`)
+  }
+})
+
 test('an unknown one is an error', () => {
-  const script = fileURLToPath(new URL('engine-golden.test.ts', import.meta.url))
-  const env = { ...process.env, RAPO_ENGINE_ISA: 'mmx' }
-  const run = spawnSync(process.execPath, ['--import', 'tsx', script], { encoding: 'utf8', env })
-  assert.is.not(run.status, 0)
-  assert.match(
-    run.stdout + run.stderr,
-    /RAPO_ENGINE_ISA is "mmx", expected one that this machine has: .*baseline/,
-  )
+  for (const isa of ['mmx', 'aten']) {
+    const run = runFile('engine-golden.test.ts', { RAPO_ENGINE_ISA: isa })
+    assert.is.not(run.status, 0)
+    assert.match(
+      run.stdout + run.stderr,
+      new RegExp(`RAPO_ENGINE_ISA is "${isa}", expected one that this machine has: .*baseline`),
+    )
+  }
 })
 
 test.run()

@@ -30,9 +30,12 @@ export function newDir(): string {
 /** What the engine's tests run on; `npm run test:gpu` sets it to cuda. */
 export const testDevice = (process.env.RAPO_TEST_DEVICE || 'cpu') as Device
 
-/** loadPolicy on that device. */
+/** `aten` where the operations of other devices are tested on the CPU: engine-isa.test.ts sets it for its children. */
+export const testBackend = process.env.RAPO_TEST_BACKEND as LoadOptions['backend']
+
+/** loadPolicy on that device, with those operations. */
 export function loadPolicy(dir: string, options: LoadOptions = {}): Promise<Policy> {
-  return loadPolicyOn(dir, { device: testDevice, ...options })
+  return loadPolicyOn(dir, { device: testDevice, ...(testBackend && { backend: testBackend }), ...options })
 }
 
 export const tinyConfig = {

@@ -174,6 +174,25 @@ test("a problem's result depends on the seed and the problem, not on the others"
   assert.equal(apart.perProblem, both.perProblem)
 })
 
+test('each call for each problem samples with a seed of its own', async () => {
+  const seeds: number[] = []
+  const loadPolicy: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate: (prompts, params) => {
+        seeds.push(...[params.seed].flat())
+        return policy.generate(prompts, params)
+      },
+    }
+  }
+  const config = evalConfig(model, problems, { samples: 12, samplesPerCall: 4 })
+  const output = path.join(dir, 'seeds')
+  await evaluate(config, { dir: model, model: 'm', name: 'n', output, loadPolicy })
+  assert.is(seeds.length, 6)
+  assert.is(new Set(seeds).size, 6)
+})
+
 test('an evaluation that cannot begin writes nothing', async () => {
   const broken = path.join(dir, 'broken.jsonl')
   writeFileSync(broken, '{"prompt": "7=7:", "answer": {"numbers": [7]}}\n')
@@ -306,7 +325,7 @@ test('progress counts completions: within a call, and those that an interrupted 
       ...policy,
       async generate(prompts, sampling, told) {
         if (++calls === 4) throw new Error('stop')
-        told?.onProgress?.(1, 2)
+        told?.onProgress?.(3, 4)
         return policy.generate(prompts, sampling, told)
       },
     }
@@ -316,12 +335,12 @@ test('progress counts completions: within a call, and those that an interrupted 
     () => assert.unreachable(),
     error => assert.is(error.message, 'stop'),
   )
-  // Calls of 16, half of whose tokens there are, rounded down.
+  // Calls of 16, three quarters of whose tokens there are: of 15, rounded down.
   assert.equal(seen, [
     [0, 600, 0],
-    [7, 600, 0],
-    [23, 600, 0],
-    [39, 600, 0],
+    [11, 600, 0],
+    [27, 600, 0],
+    [43, 600, 0],
   ])
   seen = []
   const { perProblem } = await measureTen(output, {}, options)

@@ -107,6 +107,42 @@ test('a verifier that fails with what the model wrote: the message is plain', ()
   isPlain(stdout + stderr)
 })
 
+test('grade: standard output is plain, and the same JSON', () => {
+  const input = path.join(dir, 'answers.jsonl')
+  writeFileSync(input, `${JSON.stringify({ completion: evil, reference: evil, note: '  ' })}\n`)
+  const { status, stdout, stderr } = rapo('grade', '--task', 'exact', '--input', input)
+  assert.is(status, 0, stderr)
+  isPlain(stdout + stderr)
+  const { completion, reference, note, correct } = JSON.parse(stdout)
+  assert.equal([completion, reference, note, correct], [evil, evil, '  ', true])
+})
+
+test('rows that are left out, and an option that there is not: the lines are plain', () => {
+  const file = path.join(dir, 'unusable.jsonl')
+  const rows = [problem(0), { ...problem(1), answer: '' }, { ...problem(0), prompt: 'another' }]
+  writeFileSync(file, rows.map(row => `${JSON.stringify(row)}\n`).join(''))
+  const args = trainArguments('dropped').map(value => (value === problems ? file : value))
+  const { status, stdout, stderr } = rapo(...args, '--data.drop-unusable', 'true')
+  assert.is(status, 0, stderr)
+  assert.match(stderr, 'left out, 2 in all')
+  assert.match(stderr, plainText(evil))
+  isPlain(stdout + stderr)
+  const unknown = rapo('train', `--${evil}`)
+  assert.match(unknown.stderr, `unknown option '--${plainText(evil)}'`)
+  isPlain(unknown.stderr)
+})
+
+test('commands print by way of lib/base/text.ts alone', () => {
+  const printing = /(?:\bconsole\.\w+\(|process\.std(?:out|err)\.write|emitWarning\((?!plainLine))/
+  const lib = path.join(root, 'lib')
+  const sources = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.ts'))
+  assert.equal(
+    sources.filter(name => printing.test(readFileSync(path.join(lib, name), 'utf8'))).sort(),
+    // The first knows no module but its own, and shows an error of the caller's; the last holds programs for a child process.
+    [path.join('base', 'call.ts'), path.join('base', 'text.ts'), path.join('cli', 'doctor.ts')],
+  )
+})
+
 test('the guard of these tests works: a connection ends the process', () => {
   const file = path.join(dir, 'fetching.mjs')
   for (const attempt of [
@@ -128,13 +164,13 @@ test('the guard of these tests works: a connection ends the process', () => {
 test('only the hub’s client reaches the network, and pip, which rapo setup runs', () => {
   const lib = path.join(root, 'lib')
   const reaching =
-    /from '(?:node:)?(?:https?|http2|net|tls|dns|dgram)(?:\/promises)?'|\bfetch\(|\bWebSocket\b|'(?:curl|wget)'/
+    /from '(?:node:)?(?:https?|http2|net|tls|dns|dgram)(?:\/promises)?'|\bfetch\(|'undici'|\bWebSocket\b|'(?:curl|wget)'/
   const sources = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.ts'))
   assert.ok(sources.length > 40)
   const contentOf = (name: string) => readFileSync(path.join(lib, name), 'utf8')
   assert.equal(
     sources.filter(name => reaching.test(contentOf(name))),
-    [path.join('model', 'hub.ts')],
+    [path.join('model', 'hub-client.ts')],
   )
   const installing = sources.filter(name => /'pip'|\bpip3?\b.*install/.test(contentOf(name)))
   assert.ok(

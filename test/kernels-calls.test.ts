@@ -196,6 +196,7 @@ test('errors of objective and options', () => {
   throws(run({ clipLow: 1.1 }), invalid, /clipLow is 1.1, expected a number in \[0, 1\]/)
   throws(run({ clipHigh: -0.1 }), invalid, /clipHigh is -0.1/)
   throws(run({ temperature: 0 }), invalid, /temperature is 0/)
+  throws(run({ maxLogRatio: 20.5 }), invalid, /maxLogRatio is 20.5, expected a number in \(0, 20\]/)
   throws(run({ maxLogRatio: 21 }), invalid, /maxLogRatio is 21, expected a number in \(0, 20\]/)
   throws(run({ surrogate: 'ppo' }), invalid, /surrogate is ppo, expected one of clip, cispo, sapo, gspo/)
   throws(run({ ratioCap: 1.1 }), invalid, /ratioCap is 1.1, expected a number ≥ 1 \+ clipHigh = 1.2/)

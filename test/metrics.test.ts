@@ -71,6 +71,10 @@ test('metrics of a split add up, and nothing is neutral', () => {
   assert.is(sum.ratioMin, 0.25)
   assert.is(sum.ratioMax, 2)
   assert.equal(Object.keys(emptyMetrics), Object.keys(sums))
+  const twice = addMetrics(sums, sums)
+  for (const [name, value] of Object.entries(sums)) {
+    assert.is(twice[name as keyof ObjectiveMetrics], /^ratioM/.test(name) ? value : 2 * value, name)
+  }
 })
 
 test('means are over the trained tokens', () => {

@@ -1,4 +1,4 @@
-import { type ChildProcess, fork } from 'node:child_process'
+import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
@@ -252,6 +252,29 @@ test('signal handlers come and go with the bar', () => {
     process.listenerCount('exit', () => {}),
     0,
   )
+})
+
+test('alone, a bar ends its line and lets the signal end the process', async () => {
+  const bar = `import { Writable } from 'node:stream'
+    import { createProgress } from './lib/cli/progress.ts'
+    const stream = Object.assign(new Writable({ write: (chunk, _, done) => done() }), { isTTY: true, columns: 80 })
+    createProgress({ label: 'x', total: 2, stream, env: {} })
+    setTimeout(() => process.exit(7), 20_000)
+    process.kill(process.pid, 'SIGTERM')`
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', bar], {
+    cwd: fileURLToPath(new URL('..', import.meta.url)),
+  })
+  const [code, signal] = await once(child, 'close')
+  assert.equal([code, signal], [null, 'SIGTERM'])
+})
+
+test('a bar is there before its first update, empty', () => {
+  const stream = fakeStream(true, 60)
+  createProgress({ label: 'x', total: 2, stream, clock: () => 0, env: {} }).stop()
+  assert.is(screen(stream.text(), 60)[0], 'x  ░░░░░░░░░░░░    0 %  0/2  0:00  ETA –')
+  const narrow = fakeStream(true, 12)
+  createProgress({ label: 'x', total: 2, stream: narrow, clock: () => 0, env: {} }).stop()
+  assert.is(screen(narrow.text(), 12)[0], 'x  ░    0 %')
 })
 
 test('with RAPO_PROGRESS=ipc messages go to the parent, not too many, the last one always', () => {

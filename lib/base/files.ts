@@ -66,6 +66,15 @@ export function ioGuard(what: string, body: () => void): void {
   }
 }
 
+/** ioGuard for what takes time. */
+export async function io<T>(what: string, body: () => Promise<T>): Promise<T> {
+  try {
+    return await body()
+  } catch (error) {
+    throw error instanceof RapoError ? error : asIoError(what, error)
+  }
+}
+
 export function asIoError(what: string, error: unknown): RapoError {
   const isFull = (error as NodeJS.ErrnoException).code === 'ENOSPC'
   const why = isFull ? 'the disk is full' : (error as Error).message

@@ -23,3 +23,7 @@ export function plainText(text: string): string {
 
 /** The same on one line. */
 export const plainLine = (text: string) => plainText(text).replace(/\s+/g, ' ')
+
+/** What the commands print: whatever a model, a file or a server wrote steers no terminal. */
+export const printLine = (text: string) => console.log(plainText(text))
+export const printError = (text: string) => console.error(plainText(text))

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
-import { plainText } from '../base/text.js'
+import { plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
@@ -22,6 +22,7 @@ export function createCli(): Command {
     .description('Trains language models by reinforcement learning from verifiable rewards.')
     .version(packageVersion)
     .configureHelp({ showGlobalOptions: false })
+    .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
 
   const train = cli
@@ -237,17 +238,34 @@ export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.e
   return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-/** Runs the command line of this process. */
+/** Runs the command line of this process, and ends the process with it. */
 export async function main(): Promise<void> {
   // A reader that has seen enough, such as head, is no error.
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
+  let isEmptyAgain = false
+  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
+  const onEmpty = () => {
+    if (isEmptyAgain) {
+      printError('rapo: the command cannot end: what it waits for will never come')
+      process.exitCode = 1
+      return
+    }
+    // Whoever else notices says more.
+    isEmptyAgain = true
+    setImmediate(() => {})
+  }
+  process.on('beforeExit', onEmpty)
   try {
     await createCli().parseAsync()
   } catch (error) {
-    console.error(describeError(error))
-    process.exitCode = 1
+    printError(describeError(error))
+    process.exitCode ||= 1
+  } finally {
+    process.off('beforeExit', onEmpty)
+    // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
+    setTimeout(() => process.stdout.write('', () => process.exit()), 500).unref()
   }
 }
 

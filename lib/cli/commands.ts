@@ -4,7 +4,7 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { plainText } from '../base/text.js'
+import { printError, printLine } from '../base/text.js'
 import { type Config, requireField } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
@@ -117,10 +117,12 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     stopping.release()
   }
   if (stepsDone < steps) {
-    print(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
+    printLine(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.exitCode
   } else {
-    print(`${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`)
+    printLine(
+      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
+    )
   }
 }
 
@@ -193,14 +195,14 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     download.stop()
     progress?.stop()
   })
-  print(formatPassAtK([result]))
-  print(
+  printLine(formatPassAtK([result]))
+  printLine(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
 }
 
 function listUnusable(rows: readonly string[]): void {
-  console.error(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
+  printError(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
 }
 
 interface GradeValues {
@@ -219,7 +221,7 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
     gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
   )
   const { correct, total } = await grading.finally(download.stop)
-  console.error(`${correct} of ${total} correct`)
+  printError(`${correct} of ${total} correct`)
 }
 
 interface InferValues {
@@ -276,7 +278,7 @@ export async function runReport(
 ): Promise<void> {
   const { writeReport } = await import('../report/page.js')
   await writeReport({ runs, ...values })
-  print(path.resolve(values.output))
+  printLine(path.resolve(values.output))
 }
 
 interface TheoryValues {
@@ -288,10 +290,10 @@ interface TheoryValues {
 export async function runTheory({ output, ...coefficients }: TheoryValues): Promise<void> {
   const { theoryFigure, theoryTable } = await import('../theory/figure.js')
   const problem = { ...figure2, ...coefficients }
-  print(theoryTable(problem))
+  printLine(theoryTable(problem))
   if (output === undefined) return
   writeWhole(output, theoryFigure(problem))
-  print(`\n${path.resolve(output)}`)
+  printLine(`\n${path.resolve(output)}`)
 }
 
 export async function runSetup({ force }: { force?: boolean }): Promise<void> {
@@ -307,7 +309,7 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
       }
       const line = `${part}: ${message}${seconds === undefined ? '' : ` (${seconds.toFixed(1)} s)`}`
       if (progress) progress.log(line)
-      else console.error(plainText(line))
+      else printError(line)
     },
   }).finally(() => progress?.stop())
 }
@@ -317,11 +319,11 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
   const report = await doctor()
   const run = config === undefined ? undefined : await predictRun(loadConfig(config))
   if (json) {
-    print(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
+    printLine(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
   } else {
-    print(formatDoctor(report))
+    printLine(formatDoctor(report))
     const { formatMemory } = await import('../train/memory.js')
-    if (run) print(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+    if (run) printLine(`\nmemory that ${config} will need\n${formatMemory(run)}`)
   }
   if (!report.ok || (run && run.peak > report.memory.available)) process.exitCode = 1
 }
@@ -385,21 +387,16 @@ export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: Be
     if (a === undefined || b === undefined || more.length > 0) {
       throw new RapoError('ERR_RAPO_CONFIG', `--compare takes two files, not ${compare.length}`)
     }
-    print(formatComparison(readBench(a), readBench(b)))
+    printLine(formatComparison(readBench(a), readBench(b)))
     return
   }
   for (const file of [json, svg]) if (file !== undefined) checkWritable(file)
   const { measureBench } = await import('../bench/measure.js')
   const dtypes = dtype.split(',') as ('float32' | 'bfloat16')[]
-  const onLine = (line: string) => console.error(plainText(line))
-  const report = await measureBench({ ...rest, dtypes, vocabSize: vocab, onLine })
-  print(formatBench(report))
+  const report = await measureBench({ ...rest, dtypes, vocabSize: vocab, onLine: printError })
+  printLine(formatBench(report))
   if (json) writeWhole(json, `${JSON.stringify(report, null, 2)}\n`)
   if (svg) writeWhole(svg, (await import('../bench/chart.js')).benchChart(report))
-}
-
-function print(text: string): void {
-  console.log(plainText(text))
 }
 
 /** How this process was called, for commands that a person can paste; through tsx where that loads a TypeScript verifier. */

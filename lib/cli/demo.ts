@@ -9,6 +9,7 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { RapoError } from '../base/errors.js'
 import { packageRoot } from '../base/package.js'
+import { printLine } from '../base/text.js'
 import { loadConfig } from '../config/load.js'
 import { type EvalResult, formatPassAtK } from '../eval/groups.js'
 import { writeReport } from '../report/page.js'
@@ -93,10 +94,10 @@ export async function demo(options: DemoOptions): Promise<void> {
   await writeReport({ runs: results, base: baseRun, output: report })
   const seconds = Math.round((performance.now() - start) / 1000)
   const n = evals[0]!.samplesPerProblem
-  console.log(
+  printLine(
     `\npass@k on problems that were not trained on, from ${n} samples each\n\n${formatPassAtK(evals)}\n`,
   )
-  console.log(`${seconds} s. The report: ${pathToFileURL(path.resolve(report)).href}`)
+  printLine(`${seconds} s. The report: ${pathToFileURL(path.resolve(report)).href}`)
 }
 
 /** The processes at work, one thread each, with their progress on one board. */

@@ -3,7 +3,7 @@ import { closeSync, fsyncSync, openSync, realpathSync, renameSync, statSync, wri
 import { RapoError } from '../base/errors.js'
 import { checkWritable, ioGuard } from '../base/files.js'
 import { toJsonLines } from '../base/jsonl.js'
-import { plainText } from '../base/text.js'
+import { printLine } from '../base/text.js'
 
 export interface LineOutput {
   /** Throws ERR_RAPO_IO. */
@@ -22,7 +22,7 @@ export function openOutput(file: string | undefined): LineOutput {
   if (file === undefined) {
     // Still the same JSON, but what a model wrote cannot steer a terminal.
     const write = (values: readonly object[]) => {
-      for (const line of toJsonLines(values)) process.stdout.write(plainText(line))
+      for (const line of toJsonLines(values)) printLine(line.trimEnd())
     }
     return { write, finish: () => {}, fail: error => error }
   }

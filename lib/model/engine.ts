@@ -39,10 +39,11 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
 /** The options with their defaults. */
 function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
-  const { dtype = 'float32', device = 'cpu', trainable = true, referenceDir } = options
+  const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30 } = options
   oneOf('dtype', dtype, ['float32', 'bfloat16'])
   if (!devicePattern.test(device)) invalid('device', device, deviceRange)
+  if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
   if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
   if (referenceDir !== undefined) text('referenceDir', referenceDir)
   range('maxGradNorm', maxGradNorm, '> 0', x => x > 0)
@@ -55,7 +56,18 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.beta2', adamw.beta2, 'in [0, 1)', x => x >= 0 && x < 1)
   range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
-  return { dtype, device, trainable, referenceDir, adamw, maxGradNorm, headRows, recompute, cacheBytes }
+  return {
+    dtype,
+    device,
+    backend,
+    trainable,
+    referenceDir,
+    adamw,
+    maxGradNorm,
+    headRows,
+    recompute,
+    cacheBytes,
+  }
 }
 
 /** What a policy will be used for, as far as its memory depends on it. */
@@ -318,6 +330,7 @@ const adamwDefaults: AdamW = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay:
 const optionFields: Record<keyof PolicyOptions, true> = {
   dtype: true,
   device: true,
+  backend: true,
   trainable: true,
   referenceDir: true,
   adamw: true,

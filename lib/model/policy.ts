@@ -28,6 +28,11 @@ export interface AdamW {
 export interface PolicyOptions {
   readonly dtype?: ModelDType
   readonly device?: Device
+  /**
+   * Whose operations compute: the CPU's own (cpu), or libtorch's (aten), which every other device takes. For tests of
+   * those on the CPU. Default: the device's.
+   */
+  readonly backend?: 'cpu' | 'aten'
   /** false: inference only, no gradients or optimizer state are held. Default true. */
   readonly trainable?: boolean
   /** Directory of the frozen reference; none when absent. */

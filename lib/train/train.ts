@@ -2,6 +2,7 @@
 import { RapoError } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
+import { plainLine } from '../base/text.js'
 import { waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
@@ -112,7 +113,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
     checkpoint.commit()
   } catch (second) {
     note = `the state after step ${step} could not be saved: ${(second as Error).message}`
-    if (isAbort) process.emitWarning(note)
+    if (isAbort) process.emitWarning(plainLine(note))
   }
   if (isAbort || !(error instanceof RapoError)) return error
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })

@@ -6,32 +6,29 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "../kernels/parallel.h"
-#include "../kernels/sequence.h"
-#include "../kernels/validate.h"
-#include "aten.h"
-#include "blocks.h"
 #include "cuda/device.h"
-#include "fused_head.h"
-#include "generate.h"
-#include "memory.h"
-#include "optimizer.h"
-#include "qwen2.h"
-#include "sampler.h"
+#include "files/write.h"
+#include "generate/generate.h"
+#include "kernels/parallel.h"
+#include "kernels/sequence.h"
+#include "model/checks.h"
+#include "model/fused_head.h"
+#include "model/memory.h"
+#include "model/optimizer.h"
+#include "model/packing.h"
+#include "model/qwen2.h"
+#include "model/weights.h"
+#include "ops/aten.h"
+#include "ops/blocks.h"
 
 namespace rapo {
 namespace {
 
-[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
-at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
-
-/// Runs a call's body; what libtorch throws becomes an Error that says what was being done.
+/// Runs a call's body and turns libtorch's exceptions into Errors that say what was being done.
 template <class F>
 auto translated(const char* doing, F&& body) -> decltype(body()) {
-  // Nothing here is differentiated by libtorch: no version counters, no graph.
+  // libtorch need not record anything for autograd: the backward pass is written out in qwen2.cpp.
   const c10::InferenceMode guard;
   const ReuseBlocks reuse;
   try {
@@ -50,193 +47,9 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
-std::string show(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
-/// Opens a directory's weights and checks that they are this model's: every tensor, no other, each of its
-/// shape. Comes before any memory is taken for them.
-Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout) {
-  Checkpoint checkpoint(dir);
-  const auto& tensors = checkpoint.tensors();
-  const auto what = [&](const std::string& name) {
-    return checkpoint.file_of(name) + ": tensor \"" + name + "\"";
-  };
-  for (const Layout::Entry& entry : layout.entries()) {
-    const auto found = tensors.find(entry.name);
-    if (found == tensors.end()) throw Error(ErrorCode::kFormat, what(entry.name) + " is missing");
-    const StoredTensor& tensor = found->second;
-    if (tensor.shape != entry.shape) {
-      throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show(tensor.shape) +
-                                          ", config.json asks for " + show(entry.shape));
-    }
-    if (tensor.dtype != "F32" && tensor.dtype != "BF16" && tensor.dtype != "F16") {
-      throw Error(ErrorCode::kUnsupported,
-                  what(entry.name) + " has the dtype " + tensor.dtype + "; F32, BF16 and F16 are supported");
-    }
-  }
-  if (tensors.size() == layout.entries().size()) return checkpoint;
-  for (const auto& [name, tensor] : tensors) {
-    bool known = false;
-    for (const Layout::Entry& entry : layout.entries()) known = known || entry.name == name;
-    if (known) continue;
-    if (!config.tied_embeddings || name != "lm_head.weight") {
-      throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
-    }
-    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another
-    // model.
-    const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
-    if (tensor.dtype != embed.dtype || tensor.shape != embed.shape ||
-        std::memcmp(tensor.data, embed.data, embed.bytes) != 0) {
-      throw Error(ErrorCode::kFormat,
-                  what(name) + " differs from model.embed_tokens.weight, though config.json says " +
-                      "tie_word_embeddings");
-    }
-  }
-  return checkpoint;
-}
-
-/// Copies the stored numbers into a flat buffer, converted to its dtype.
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
-                  const Control& control) {
-  for (const Layout::Entry& entry : layout.entries()) {
-    control.check();
-    const StoredTensor& from = checkpoint.tensors().at(entry.name);
-    const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
-    auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
-    if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
-      source = at::empty({entry.size}, type);
-      std::memcpy(source.data_ptr(), from.data, from.bytes);
-    }
-    flat.narrow(0, entry.offset, entry.size).copy_(source);
-    checkpoint.release(from);
-  }
-}
-
-void check_sequences(const PackedTokens& packed, const ModelConfig& config, const char* what) {
-  const auto& offsets = packed.offsets;
-  const std::string name(what);
-  if (offsets.size() < 2 || offsets.front() != 0 ||
-      offsets.back() != static_cast<std::int64_t>(packed.token_ids.size())) {
-    invalid(name + ".offsets must go from 0 to the number of token ids, " +
-            std::to_string(packed.token_ids.size()) + ", with at least one sequence");
-  }
-  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
-    const std::int64_t length = offsets[b + 1] - offsets[b];
-    if (length < 1) invalid(name + "[" + std::to_string(b) + "] must hold at least one token");
-    if (length > config.max_position_embeddings) {
-      invalid(name + "[" + std::to_string(b) + "] has " + std::to_string(length) +
-              " tokens, the model's context is " + std::to_string(config.max_position_embeddings));
-    }
-  }
-  for (std::size_t i = 0; i < packed.token_ids.size(); ++i) {
-    if (packed.token_ids[i] < 0 || packed.token_ids[i] >= config.vocab_size) {
-      invalid(name + ".tokenIds[" + std::to_string(i) + "] is " + std::to_string(packed.token_ids[i]) +
-              ", the vocabulary has " + std::to_string(config.vocab_size));
-    }
-  }
-}
-
-void check_positions(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions) {
-  const auto total = static_cast<std::int64_t>(sequences.token_ids.size());
-  for (std::size_t i = 0; i < row_positions.size(); ++i) {
-    if (row_positions[i] < 0 || row_positions[i] >= total) {
-      invalid("rowPositions[" + std::to_string(i) + "] is " + std::to_string(row_positions[i]) +
-              ", there are " + std::to_string(total) + " tokens");
-    }
-  }
-}
-
-/// As many entries as rows.
-template <class T>
-void check_length(const std::vector<T>& values, const char* name, std::size_t rows, bool optional = false) {
-  if (values.size() == rows || (optional && values.empty())) return;
-  invalid(std::string(name) + " has " + std::to_string(values.size()) + " entries, rowPositions " +
-          std::to_string(rows));
-}
-
-/// The kernels' own checks, made before anything is computed, so that errors count rows as the caller does.
-/// Where each sequence's rows begin and end, for gspo.
-std::vector<std::int32_t> sequence_offsets(const MicroBatch& batch) {
-  std::vector<std::int32_t> offsets{0};
-  std::size_t row = 0;
-  for (std::size_t b = 0; b + 1 < batch.sequences.offsets.size(); ++b) {
-    while (row < batch.row_positions.size() && batch.row_positions[row] < batch.sequences.offsets[b + 1]) {
-      if (row > 0 && batch.row_positions[row] < batch.row_positions[row - 1]) {
-        invalid("rowPositions[" + std::to_string(row) + "] is " + std::to_string(batch.row_positions[row]) +
-                ", less than the one before it: gspo needs them in the order of the sequences");
-      }
-      ++row;
-    }
-    offsets.push_back(static_cast<std::int32_t>(row));
-  }
-  return offsets;
-}
-
-/// The per-row arrays as the kernels take them.
-Batch rows_of(const MicroBatch& batch) {
-  Batch b;
-  b.rows = static_cast<std::int64_t>(batch.token_ids.size());
-  b.token_ids = batch.token_ids.data();
-  b.token_weights = batch.token_weights.data();
-  b.advantages = batch.advantages.data();
-  b.ref_weights = batch.ref_weights.empty() ? nullptr : batch.ref_weights.data();
-  b.old_logprobs = batch.old_logprobs.empty() ? nullptr : batch.old_logprobs.data();
-  b.policy_weights = batch.policy_weights.empty() ? nullptr : batch.policy_weights.data();
-  return b;
-}
-
-void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_t vocab_size) {
-  const std::size_t rows = batch.row_positions.size();
-  check_length(batch.token_ids, "tokenIds", rows);
-  check_length(batch.token_weights, "tokenWeights", rows);
-  check_length(batch.advantages, "advantages", rows);
-  check_length(batch.ref_weights, "refWeights", rows, true);
-  check_length(batch.old_logprobs, "oldLogprobs", rows, true);
-  check_length(batch.policy_weights, "policyWeights", rows, true);
-  const float logits = 0;  // only the presence of these two is looked at
-  const double ratios = 0;
-  Batch b = rows_of(batch);
-  b.vocab_size = b.logits_stride = b.ref_stride = vocab_size;
-  b.logits = &logits;
-  b.ref_logits = objective.penalty == Penalty::kNone ? nullptr : &logits;
-  b.sequence_log_ratios = objective.surrogate == Surrogate::kGspo ? &ratios : nullptr;
-  validate_loss(b, objective, {}, false);
-}
-
 }  // namespace
 
 struct Policy::Impl {
-  /// A model with its weights.
-  struct Model {
-    Qwen2 net;
-    Checkpoint checkpoint;
-    at::Tensor flat;  // (flat_size), of the policy's dtype
-    ModelTensors weights;
-
-    Model(const std::string& dir, DType dtype, at::Device device, const Control& control)
-        : net(read_config(dir)), checkpoint(open_weights(dir, net.config(), net.layout())) {
-      flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
-      weights = net.layout().map(flat);
-      read_weights(checkpoint, net.layout(), flat, control);
-      ready();
-    }
-
-    /// Of the current weights.
-    const ReadyWeights& ready() {
-      if (!ready_) ready_ = std::make_unique<ReadyWeights>(weights);
-      return *ready_;
-    }
-
-    /// After every change of the weights: what was made of the old ones is gone before memory is taken anew.
-    void changed() { ready_.reset(); }
-
-   private:
-    std::unique_ptr<ReadyWeights> ready_;
-  };
-
   PolicyOptions options;
   ModelInfo info;
   std::unique_ptr<Model> policy, reference;
@@ -248,6 +61,7 @@ struct Policy::Impl {
   bool grad_broken = false;  // an accumulate() failed half-way
 
   const ModelConfig& config() const { return policy->net.config(); }
+  const ops::Backend& ops() const { return policy->net.ops(); }
 
   void need_trainable(const char* call) const {
     if (!options.trainable) invalid(std::string(call) + " needs a policy loaded with trainable: true");
@@ -258,17 +72,16 @@ struct Policy::Impl {
   }
 
   std::int64_t head_rows() const {
-    return options.head_rows > 0 ? options.head_rows
-                                 : default_head_rows(config().vocab_size,
-                                                     static_cast<std::int64_t>(policy->flat.element_size()),
-                                                     policy->flat.is_cpu());
+    return options.head_rows > 0
+               ? options.head_rows
+               : default_head_rows(config().vocab_size, policy->element_size(), policy->flat.is_cpu());
   }
 
   std::int64_t chunk_tokens() const {
-    return train_chunk_tokens(config(), policy->net.layout().parameters(),
-                              static_cast<std::int64_t>(policy->flat.element_size()), options.recompute,
-                              policy->flat.is_cpu());
+    return train_chunk_tokens(config(), policy->net.layout().parameters(), policy->element_size(),
+                              options.recompute, policy->flat.is_cpu());
   }
+
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
                            const std::vector<double>& sequence_ratios, Control& control);
@@ -288,7 +101,8 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
-    impl->policy = std::make_unique<Impl::Model>(dir, options.dtype, device, control);
+    const ops::Backend& backend = ops::backend_of(options.backend, device);
+    impl->policy = std::make_unique<Model>(dir, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
@@ -298,12 +112,13 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
       }
       impl->grad = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
       impl->grads = layout.map(impl->grad);
-      impl->optimizer = std::make_unique<Optimizer>(layout, options.adamw, options.max_grad_norm, master,
-                                                    impl->policy->flat);
+      impl->optimizer = std::make_unique<Optimizer>(backend, layout, options.adamw, options.max_grad_norm,
+                                                    master, impl->policy->flat);
     }
     impl->policy->checkpoint = {};
     if (!options.reference_dir.empty()) {
-      impl->reference = std::make_unique<Impl::Model>(options.reference_dir, options.dtype, device, control);
+      impl->reference =
+          std::make_unique<Model>(options.reference_dir, options.dtype, device, backend, control);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -329,26 +144,7 @@ void Policy::initialize(const std::string& dir, std::uint64_t seed, const Contro
   translated("initializing a model", [&] {
     const ModelConfig config = read_config(dir);
     const Layout layout(config);
-    auto flat = at::zeros({layout.flat_size()}, at::kFloat);
-    auto* data = flat.data_ptr<float>();
-    for (std::size_t e = 0; e < layout.entries().size(); ++e) {
-      control.check();
-      const Layout::Entry& entry = layout.entries()[e];
-      const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
-      ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-          float& x = data[entry.offset + i];
-          if (is_norm) {
-            x = 1;
-          } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
-            const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
-            const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
-            const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
-            x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
-          }
-        }
-      });
-    }
+    auto flat = random_weights(config, layout, seed, control);
     const bool bf16 = config.dtype == "bfloat16";
     if (bf16) flat = flat.to(at::kBFloat16);
     write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
@@ -360,42 +156,8 @@ const ModelInfo& Policy::info() const { return impl_->info; }
 
 Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
   return translated("generating", [&] {
-    const ModelConfig& c = impl_->config();
-    check_sequences(prompts, c, "prompts");
-    if (sampling.n < 1) invalid("n must be at least 1, got " + std::to_string(sampling.n));
-    if (sampling.max_new_tokens < 1)
-      invalid("maxNewTokens must be at least 1, got " + std::to_string(sampling.max_new_tokens));
-    if (!(sampling.temperature >= 0) || std::isinf(sampling.temperature)) invalid("temperature must be >= 0");
-    if (!(sampling.top_p > 0 && sampling.top_p <= 1)) invalid("topP must be in (0, 1]");
-    if (sampling.top_k < 0) invalid("topK must be at least 0");
-    if (!(sampling.min_p >= 0 && sampling.min_p < 1)) invalid("minP must be in [0, 1)");
-    if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
-    const std::size_t prompt_count = prompts.offsets.size() - 1;
-    if (sampling.seeds.size() != 1 && sampling.seeds.size() != prompt_count) {
-      invalid("seed has " + std::to_string(sampling.seeds.size()) + " entries, there are " +
-              std::to_string(prompt_count) + " prompts");
-    }
-    for (const auto id : sampling.stop_token_ids) {
-      if (id < 0 || id >= c.vocab_size) {
-        invalid("stopTokenIds contains " + std::to_string(id) + ", the vocabulary has " +
-                std::to_string(c.vocab_size));
-      }
-    }
-    const auto count = static_cast<std::int64_t>(prompts.offsets.size()) - 1;
-    std::int64_t total = 0;
-    if (__builtin_mul_overflow(count, sampling.n, &total) || total > (std::int64_t{1} << 31)) {
-      invalid("n is " + std::to_string(sampling.n) + ": more than 2^31 completions");
-    }
-    for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
-      const std::int64_t length = prompts.offsets[p + 1] - prompts.offsets[p];
-      if (sampling.max_new_tokens > c.max_position_embeddings - length) {
-        invalid("prompts[" + std::to_string(p) + "] has " + std::to_string(length) +
-                " tokens; with maxNewTokens = " + std::to_string(sampling.max_new_tokens) +
-                " that exceeds the model's context of " + std::to_string(c.max_position_embeddings));
-      }
-    }
-    return rapo::generate(impl_->policy->net, impl_->policy->weights, impl_->policy->ready(), prompts,
-                          sampling, impl_->options.cache_bytes, control);
+    check_sampling(prompts, sampling, impl_->config());
+    return rapo::generate(*impl_->policy, prompts, sampling, impl_->options.cache_bytes, control);
   });
 }
 
@@ -403,43 +165,34 @@ LogprobRows Policy::logprobs(const PackedTokens& sequences, const std::vector<st
                              const std::vector<std::int32_t>& token_ids, double temperature,
                              Control& control) {
   return translated("computing log-probs", [&] {
-    check_sequences(sequences, impl_->config(), "sequences");
-    check_positions(sequences, row_positions);
-    check_length(token_ids, "tokenIds", row_positions.size());
-    for (std::size_t i = 0; i < token_ids.size(); ++i) {
-      if (token_ids[i] < 0 || token_ids[i] >= impl_->config().vocab_size) {
-        invalid("tokenIds[" + std::to_string(i) + "] is " + std::to_string(token_ids[i]) +
-                ", the vocabulary has " + std::to_string(impl_->config().vocab_size));
-      }
-    }
-    if (!(temperature > 0) || std::isinf(temperature)) invalid("temperature must be > 0");
+    check_rows(sequences, row_positions, token_ids, temperature, impl_->config());
     MicroBatch batch;
     batch.sequences = sequences;
     batch.row_positions = row_positions;
-    batch.token_ids = token_ids;
-    batch.token_weights.assign(row_positions.size(), 1);
+    batch.rows.token_ids = token_ids;
+    batch.rows.token_weights.assign(row_positions.size(), 1);
     control.total = static_cast<std::int64_t>(row_positions.size());
     return impl_->logprobs(batch, temperature, control);
   });
 }
 
-/// Rows of weight 0 are left out; they get 0.
+/// Rows of weight 0 are not computed; their results are 0.
 LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, Control& control) {
   LogprobRows out;
-  out.logprobs.resize(batch.token_ids.size());
-  out.entropy.resize(batch.token_ids.size());
+  out.logprobs.resize(batch.rows.token_ids.size());
+  out.entropy.resize(batch.rows.token_ids.size());
   Model& model = *policy;
   for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
     const std::size_t rows = chunk.rows.size();
     const auto hidden =
-        ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
-                         chunk.positions.data(), static_cast<std::int64_t>(rows));
+        ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control),
+                          chunk.positions.data(), static_cast<std::int64_t>(rows));
     std::vector<std::int32_t> ids;
     ids.reserve(rows);
-    for (const std::int64_t row : chunk.rows) ids.push_back(batch.token_ids[row]);
+    for (const std::int64_t row : chunk.rows) ids.push_back(batch.rows.token_ids[row]);
     std::vector<float> logprobs(rows), entropy(rows);
-    fused_head_logprobs(hidden, model.ready().head, ids.data(), chunk.rows.data(), temperature, head_rows(),
-                        control, logprobs.data(), entropy.data());
+    fused_head_logprobs(ops(), hidden, model.ready().head, ids.data(), chunk.rows.data(), temperature,
+                        head_rows(), control, logprobs.data(), entropy.data());
     for (std::size_t i = 0; i < rows; ++i) {
       out.logprobs[chunk.rows[i]] = logprobs[i];
       out.entropy[chunk.rows[i]] = entropy[i];
@@ -449,15 +202,15 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
   return out;
 }
 
-/// gspo's ratios need every log-prob of a sequence before the first gradient of it: one more forward pass.
+/// gspo's ratios need all log-probs of a sequence before its first gradient, and so one more forward pass.
 std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, double temperature,
                                                   Control& control) {
   const auto offsets = sequence_offsets(batch);
   Batch rows = rows_of(batch);
   rows.sequences = static_cast<std::int64_t>(offsets.size()) - 1;
   rows.sequence_offsets = offsets.data();
-  std::vector<double> logprobs(batch.token_ids.size());
-  if (!batch.old_logprobs.empty()) {
+  std::vector<double> logprobs(batch.rows.token_ids.size());
+  if (!batch.rows.old_logprobs.empty()) {
     const auto computed = this->logprobs(batch, temperature, control).logprobs;
     logprobs.assign(computed.begin(), computed.end());
   }
@@ -490,8 +243,8 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
                                        Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
   const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops::gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control, keep),
-                            chunk.positions.data(), rows);
+    return ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control, keep),
+                             chunk.positions.data(), rows);
   };
   at::Tensor ref_hidden;
   ops::Linear ref_head;
@@ -504,20 +257,11 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   const auto hidden = hidden_rows(*policy, &kept);
   control.check();
 
-  const auto take = [&](const auto& values) {
-    std::decay_t<decltype(values)> taken;
-    for (std::size_t i = 0; i < chunk.rows.size() && !values.empty(); ++i)
-      taken.push_back(values[chunk.rows[i]]);
-    return taken;
-  };
   MicroBatch part;
-  part.token_ids = take(batch.token_ids);
-  part.token_weights = take(batch.token_weights);
-  part.advantages = take(batch.advantages);
-  part.ref_weights = take(batch.ref_weights);
-  part.old_logprobs = take(batch.old_logprobs);
-  part.policy_weights = take(batch.policy_weights);
-  const auto ratios = take(sequence_ratios);
+  part.rows = batch.rows.take(chunk.rows);
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < chunk.rows.size() && !sequence_ratios.empty(); ++i)
+    ratios.push_back(sequence_ratios[static_cast<std::size_t>(chunk.rows[i])]);
   HeadRows head{hidden, ref_hidden, rows_of(part)};
   head.batch.vocab_size = config().vocab_size;
   head.batch.row_names = chunk.rows.data();
@@ -525,11 +269,11 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
 
   grad_broken = control.committed = true;  // until the last chunk is through
   auto dhidden = at::empty_like(hidden);
-  const Metrics metrics = fused_head_loss(head, policy->ready().head, ref_head, objective, head_rows(),
+  const Metrics metrics = fused_head_loss(ops(), head, policy->ready().head, ref_head, objective, head_rows(),
                                           control, dhidden, grads.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
   policy->net.backward(policy->weights, policy->ready(), grads, chunk.input, kept,
-                       ops::spread_rows(dhidden, chunk.positions, tokens), control);
+                       ops().spread_rows(dhidden, chunk.positions, tokens), control);
   return metrics;
 }
 
@@ -575,14 +319,14 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     const auto& net = impl_->policy->net;
     const bool bf16 = dtype == DType::kBFloat16;
     at::Tensor flat = impl_->policy->flat;
-    // What is written in full precision comes from the masters where there are some.
+    // float32 files of a policy that trains are written from its masters.
     if (!bf16 && impl_->optimizer) flat = impl_->optimizer->master();
     flat = flat.to(at::kCPU);
     const auto type = scalar_type(dtype);
     const auto stored = net.layout().stored(flat);
     if (flat.scalar_type() == type) {
       write_model(dir, stored, max_shard_bytes, control);
-    } else {  // converted a tensor at a time, as it is written
+    } else {  // each tensor is converted when it is written
       write_model(
           dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
             std::int64_t count = 1;
@@ -606,9 +350,10 @@ void Policy::save_logits(const PackedTokens& sequences, const std::vector<std::i
     auto& model = *impl_->policy;
     const auto input = plain_input(sequences, 0, sequences.offsets.size() - 1);
     const auto rows = static_cast<std::int64_t>(row_positions.size());
-    const auto hidden = ops::gather_rows(model.net.forward(model.weights, model.ready(), input, control),
-                                         row_positions.data(), rows);
-    const auto logits = ops::linear(hidden, model.ready().head).to(at::kCPU, at::kFloat);
+    const auto& ops = impl_->ops();
+    const auto hidden = ops.gather_rows(model.net.forward(model.weights, model.ready(), input, control),
+                                        row_positions.data(), rows);
+    const auto logits = ops.linear(hidden, model.ready().head, {}).to(at::kCPU, at::kFloat);
     StoredTensor tensor;
     tensor.name = "logits";
     tensor.dtype = "F32";

@@ -7,106 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "../control.h"
-#include "../kernels/objective.h"
+#include "control.h"
+#include "kernels/objective.h"
+#include "types.h"
 
 namespace rapo {
-
-struct AdamW {
-  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
-};
-
-struct PolicyOptions {
-  DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
-  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
-  bool trainable = true;          // false: no gradients, masters or moments are held
-  std::string reference_dir;      // the frozen reference's directory; empty: no reference
-  AdamW adamw;
-  double max_grad_norm = 1;  // > 0
-  bool recompute = false;    // keep each layer's input only, and compute the rest again in the backward pass
-  std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
-  std::int64_t cache_bytes = std::int64_t{1}
-                             << 30;  // keys and values on the CPU, unless one sequence needs more
-};
-
-struct SamplingParams {
-  std::int64_t n = 1;                        // completions per prompt
-  std::int64_t max_new_tokens = 0;           // >= 1
-  double temperature = 1;                    // 0: greedy
-  double top_p = 1;                          // (0, 1]
-  std::int64_t top_k = 0;                    // 0: off
-  double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
-  std::vector<std::int32_t> stop_token_ids;  // a completion that emits one ends, the id included
-  /// One: token t of completion i draws from the stream (seed, i, t). Or one a prompt, and i counts its
-  /// completions.
-  std::vector<std::uint64_t> seeds{0};
-  std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
-};
-
-/// Token sequences laid end to end: sequence b is token_ids[offsets[b] .. offsets[b + 1]).
-struct PackedTokens {
-  std::vector<std::int32_t> token_ids;  // (total)
-  std::vector<std::int64_t> offsets;    // (B + 1), ascending, from 0
-};
-
-enum class FinishReason : std::uint8_t { kStop, kLength };
-
-/// Completions in the order prompt 0 sample 0, prompt 0 sample 1, ...
-struct Completions {
-  PackedTokens tokens;
-  std::vector<float> logprobs;  // (total) under softmax(logits / temperature), before top-k/top-p/min-p;
-                                // greedy: temperature 1
-  std::vector<FinishReason> finish_reasons;  // (B)
-};
-
-/// A batch for accumulate(): whole sequences, and one row per trained token (as in Batch).
-struct MicroBatch {
-  PackedTokens sequences;
-  std::vector<std::int64_t>
-      row_positions;  // (N) index into sequences.token_ids of the token whose next one is predicted
-  std::vector<std::int32_t> token_ids;  // (N) the token predicted
-  std::vector<float> token_weights;     // (N) the rest as in Batch
-  std::vector<float> advantages;
-  std::vector<float> ref_weights;     // empty: 1
-  std::vector<float> old_logprobs;    // empty: ratio 1
-  std::vector<float> policy_weights;  // empty: 1
-};
-
-struct LogprobRows {
-  std::vector<float> logprobs;  // (N)
-  std::vector<float> entropy;   // (N)
-};
-
-struct StepResult {
-  double grad_norm = 0;  // before clipping
-  bool skipped = false;  // the norm was not finite: gradients dropped, weights untouched
-};
-
-struct ModelInfo {
-  std::int64_t vocab_size = 0, hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
-  std::int64_t max_position_embeddings = 0, parameters = 0;
-  bool tied_embeddings = false;
-  DType dtype = DType::kFloat32;
-};
-
-/// What predict_memory() needs to know of a run.
-struct RunShape {
-  std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of a completion
-  std::int64_t sequences = 0;                          // completions asked for at once
-  std::int64_t max_batch = 0;                          // as in SamplingParams
-};
-
-/// Bytes. Held all the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In
-/// training besides: activations, logits (of a chunk of the head). In generation besides: cache (keys and
-/// values), sampling (logits and what passes through a layer).
-struct MemoryPrediction {
-  std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
-  std::int64_t activations = 0, logits = 0;
-  std::int64_t cache = 0, sampling = 0;
-};
-
-/// From dir/config.json and the reference's; no weights are read. Throws as Policy::load does for a config.
-MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& options, const RunShape& shape);
 
 /// Not thread-safe: the caller (bindings) runs one call at a time, each on the engine's own thread.
 class Policy {
@@ -124,19 +29,21 @@ class Policy {
 
   const ModelInfo& info() const;
 
-  /// control: one unit a generated token, total = prompts x n x max_new_tokens.
+  /// control counts generated tokens; their total is prompts x n x max_new_tokens.
   Completions generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control);
 
-  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature). control: a
-  /// unit a row.
+  /// log p(token_ids[i]) and the entropy at row_positions[i], under softmax(logits / temperature). control
+  /// counts rows.
   LogprobRows logprobs(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
                        const std::vector<std::int32_t>& token_ids, double temperature, Control& control);
 
-  /// Policy and reference forward, head fused with the objective, backward: gradients are added to those
-  /// held. control: an abort after the gradients have begun to change comes too late.
+  /// Forward passes of policy and reference, the head fused with the objective, and the backward pass. The
+  /// gradients are added to those accumulated before. control: an abort after the gradients have begun to
+  /// change comes too late.
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
 
-  /// Clips the accumulated gradient's norm, AdamW on float32 masters, gradients back to zero.
+  /// Clips the norm of the accumulated gradient, takes one AdamW step on the float32 masters and sets the
+  /// gradient to zero.
   StepResult step(double learning_rate, Control& control);
 
   /// Drops the accumulated gradients.
@@ -146,10 +53,10 @@ class Policy {
   /// debugging.
   void save_gradients(const std::string& file, const Control& control) const;
 
-  /// Weights, config.json as loaded; everything transformers needs but the tokenizer's files. dir must exist.
-  /// In one file, or, where that would be larger than max_shard_bytes, in shards with an index; an earlier
-  /// save's other files are removed. dtype: float32 (a bfloat16 policy's masters, where it has them) or
-  /// bfloat16.
+  /// Writes the weights and config.json as loaded, which is everything that transformers needs except for the
+  /// tokenizer's files. dir must exist. A model larger than max_shard_bytes is written in shards with an
+  /// index; files of an earlier save that are not overwritten are removed. dtype: float32 (the masters of a
+  /// bfloat16 policy, where it has them) or bfloat16.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const Control& control) const;
 
   /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
@@ -166,7 +73,7 @@ class Policy {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Threads libtorch and the kernels use; 0 leaves the default.
+/// The number of threads that libtorch and the kernels use; 0 restores the default.
 void set_engine_threads(int threads);
 std::string libtorch_version();
 bool libtorch_has_cuda();

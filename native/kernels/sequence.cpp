@@ -8,8 +8,6 @@
 namespace rapo {
 namespace {
 
-[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
 void check_offsets(const Batch& batch) {
   const auto entry = [&](std::int64_t b) {
     return "sequenceOffsets[" + std::to_string(b) + "] is " + std::to_string(batch.sequence_offsets[b]);

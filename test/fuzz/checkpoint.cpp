@@ -1,5 +1,6 @@
 // Checkpoint: any model.safetensors.index.json maps just the tensors that its shards hold, or throws an Error.
-#include "engine/safetensors.h"
+#include "engine/files/safetensors.h"
+#include "engine/files/write.h"
 #include "target.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // read_config: any config.json is a model of positive sizes, or Error(kFormat or kUnsupported).
-#include "engine/config.h"
+#include "engine/files/config.h"
 
 #include "target.h"
 

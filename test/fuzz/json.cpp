@@ -1,5 +1,5 @@
 // parse_json: any text is a value or Error(kFormat); a value's text parses to the same text again.
-#include "engine/json.h"
+#include "engine/files/json.h"
 
 #include "target.h"
 

@@ -1,5 +1,5 @@
 // SafetensorsFile: any file is a set of tensors that lie inside it without holes, or Error(kFormat).
-#include "engine/safetensors.h"
+#include "engine/files/safetensors.h"
 
 #include <algorithm>
 

@@ -3,6 +3,7 @@ import path from 'node:path'
 import { RapoError } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
+import { plainLine } from '../../base/text.js'
 import { waitFor } from '../../base/wait.js'
 import type { Config } from '../../config/config.js'
 import type { StepMetrics } from '../metrics.js'
@@ -50,7 +51,8 @@ export async function openObserver(config: Config, stepsDone: number): Promise<O
           writer.write(metrics)
         } catch (error) {
           // A run is worth more than its pictures.
-          if (!writer.isWarned) process.emitWarning(`${(error as Error).message}; the run goes on without`)
+          if (!writer.isWarned)
+            process.emitWarning(plainLine(`${(error as Error).message}; the run goes on without`))
           writer.isWarned = true
         }
       }

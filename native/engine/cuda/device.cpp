@@ -1,4 +1,4 @@
-#include "device.h"
+#include "cuda/device.h"
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -20,7 +20,7 @@ int count_devices(std::string& reason) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess) return count;
-  cudaGetLastError();  // forgets it
+  cudaGetLastError();  // clears the error
   reason = cudaGetErrorString(error);
   return 0;
 }
@@ -28,7 +28,7 @@ int count_devices(std::string& reason) {
 void enter(int index) {
   const auto device = static_cast<c10::DeviceIndex>(index);
   c10::cuda::set_device(device);
-  // Once: what a policy has under way on the stream must come before what its next call does.
+  // Only the first time: a policy's next call must be queued behind what is still running on its stream.
   if (c10::cuda::getCurrentCUDAStream(device) == c10::cuda::getDefaultCUDAStream(device)) {
     c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, device));
   }

@@ -1,5 +1,5 @@
-// What the engine asks of CUDA beyond ATen's operations. open.cpp is compiled always, of the rest
-// device.cpp where libtorch has CUDA, device_none.cpp elsewhere.
+// What the engine asks of CUDA beyond ATen's operations. open.cpp is always compiled; device.cpp is compiled
+// where libtorch has CUDA, and device_none.cpp elsewhere.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "../aten.h"
+#include "ops/aten.h"
 
 namespace rapo::device {
 
@@ -23,20 +23,20 @@ int count_devices(std::string& reason);
 /// Makes the device this thread's, with a stream of its own (the default one cannot be captured in a graph).
 void enter(int index);
 
-/// Bytes of the device that can still be had, those included that libtorch holds in reserve.
+/// Bytes of the device's memory that can still be allocated, including those that libtorch holds in reserve.
 std::int64_t free_bytes(at::Device device);
 
 /// The cudaStream_t that libtorch enqueues on in this thread; null on the CPU.
 void* stream(at::Device device);
 
-/// CUDA graphs of a step, by key. Everything that the step reads and writes but its temporaries must stay
-/// where it is as long as this lives, and the step must not wait for the device.
+/// CUDA graphs of a step, by key. Everything that the step reads and writes, except for its temporaries, must
+/// stay at its address during the lifetime of this object, and the step must not wait for the device.
 class Graphs {
  public:
   explicit Graphs(at::Device device);
   ~Graphs();
-  /// Does what step() does: the first time with a key by calling it, the second by capturing it, later by
-  /// replaying that. Without CUDA, and where RAPO_CUDA_GRAPHS is 0, step() is called.
+  /// Runs the step. The first call with a key calls step(), the second captures it as a graph, and all later
+  /// ones replay that graph. Without CUDA, and where RAPO_CUDA_GRAPHS is 0, every call calls step().
   void run(std::int64_t key, const std::function<void()>& step);
 
  private:

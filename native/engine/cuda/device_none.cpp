@@ -1,6 +1,6 @@
 #include <limits>
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace rapo::device {
 

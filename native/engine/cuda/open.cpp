@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "device.h"
+#include "cuda/device.h"
 #include "error.h"
 
 namespace rapo::device {

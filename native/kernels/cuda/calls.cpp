@@ -295,8 +295,6 @@ T* advance(T* array, std::int64_t rows) {
   return array ? array + rows : nullptr;
 }
 
-[[noreturn]] void invalid(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
 void check_sequences(const Batch& batch) {
   if (batch.sequence_offsets && batch.sequences == 0 && batch.rows > 0) {
     invalid("sequenceOffsets has one entry, expected one more than sequences");

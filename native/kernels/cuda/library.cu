@@ -38,16 +38,6 @@ int create_stream(int device, void** stream) {
   return cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking);
 }
 
-int destroy_stream(int device, void* stream) {
-  RAPO_TRY(use_device(device));
-  return cudaStreamDestroy(static_cast<cudaStream_t>(stream));
-}
-
-int synchronize(int device, void* stream) {
-  RAPO_TRY(use_device(device));
-  return cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
-}
-
 int copy(int device, void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, void* stream) {
   RAPO_TRY(use_device(device));
   RAPO_TRY(cudaMemcpyAsync(to, from, bytes, kind, static_cast<cudaStream_t>(stream)));
@@ -112,8 +102,6 @@ const Functions kFunctions = {
     allocate,
     release,
     create_stream,
-    destroy_stream,
-    synchronize,
     upload,
     download,
     loss_workspace,

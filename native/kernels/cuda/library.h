@@ -13,7 +13,7 @@
 namespace rapo::cuda {
 
 /// Raised whenever anything here changes; a longer batch or longer outputs (row_arrays.h) show by themselves.
-constexpr int kAbiVersion = (4 << 16) + static_cast<int>(sizeof(Batch) + sizeof(Objective) + sizeof(Outputs));
+constexpr int kAbiVersion = (5 << 16) + static_cast<int>(sizeof(Batch) + sizeof(Objective) + sizeof(Outputs));
 
 struct DeviceInfo {
   char name[256] = {};
@@ -52,8 +52,6 @@ struct Functions {
   int (*allocate)(int device, std::size_t bytes, void** host_pointer);
   int (*release)(int device, void* pointer);
   int (*create_stream)(int device, void** host_stream);
-  int (*destroy_stream)(int device, void* stream);
-  int (*synchronize)(int device, void* stream);
   /// Return when done.
   int (*upload)(int device, void* to, const void* host_from, std::size_t bytes, void* stream);
   int (*download)(int device, void* host_to, const void* from, std::size_t bytes, void* stream);

@@ -144,8 +144,7 @@ inline std::int64_t decode_scratch(const HeadShape& s, std::int64_t length) {
 
 inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n + 63) / 64 * 64 * k; }
 
-/// The first table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) overrides;
-/// `aten` does not (see ops.h).
+/// The table of the machine's best instruction set; RAPO_ENGINE_ISA (baseline, avx2, avx512) chooses another.
 const Table& table();
 
 /// Whether product() beats libtorch's for that type. From AVX2 on it does for float32: MKL is slower on some

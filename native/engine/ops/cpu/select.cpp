@@ -28,8 +28,8 @@ const simd::Entry<const Table& (*)()> kEntries[] = {
 };
 
 const Table& choose() {
-  const std::string wanted = simd::from_environment("RAPO_ENGINE_ISA");
-  return simd::select(kEntries, wanted == "aten" ? "" : wanted, "RAPO_ENGINE_ISA", ErrorCode::kUnsupported)();
+  return simd::select(kEntries, simd::from_environment("RAPO_ENGINE_ISA"), "RAPO_ENGINE_ISA",
+                      ErrorCode::kUnsupported)();
 }
 
 }  // namespace

@@ -1,0 +1,33 @@
+// Writing safetensors files, whole models and small text files so that no path ever holds a part.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "control.h"
+#include "files/safetensors.h"
+
+namespace rapo {
+
+/// Writes to a temporary name in the same directory, syncs, renames: the path holds the old content or the
+/// new, never a part. Throws Error: kIo, or kAborted between tensors; nothing of the attempt is left then.
+void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata, const Control& control = {});
+
+/// Writes a model's tensors into dir: as model.safetensors, or as shards of at most max_shard_bytes (a larger
+/// tensor has a shard of its own) with model.safetensors.index.json, named as transformers names them. Each
+/// file is written as by write_safetensors(); files of an earlier model under other names are removed.
+/// convert returns a tensor's bytes in `dtype` when the tensor is written, so that no second copy of the
+/// model is held; without it the bytes are written as they are. metadata.total_size counts bytes.
+void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
+                 const Control& control, const std::string& dtype = "",
+                 const std::function<std::shared_ptr<const void>(const StoredTensor&)>& convert = {});
+
+/// Writes a small text file in the same way.
+void write_text_file(const std::string& path, const std::string& text);
+
+}  // namespace rapo

@@ -1,0 +1,205 @@
+// One block of memory on the model's device with a place for each sequence, as long as the longest may
+// become. A step leaves the device for the tokens alone, and is captured in a CUDA graph where there is CUDA.
+#include <ATen/ops/stack.h>
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "cuda/device.h"
+#include "generate/cache.h"
+#include "model/memory.h"
+#include "ops/aten/ops.h"
+
+namespace rapo {
+namespace {
+
+/// Batch size and context are rounded up so that few distinct shapes occur; each shape is captured as one
+/// CUDA graph.
+std::int64_t step_rows(std::int64_t running) {
+  if (running <= 8) {
+    std::int64_t rows = 1;
+    while (rows < running) rows *= 2;
+    return rows;
+  }
+  const std::int64_t multiple = running <= 64 ? 8 : 32;
+  return (running + multiple - 1) / multiple * multiple;
+}
+constexpr std::int64_t kStepPositions = 256;
+
+class BlockCache : public Cache {
+ public:
+  BlockCache(Model& model, const SamplingParams& sampling, const CacheDemand& demand)
+      : model_(model), sampling_(sampling), graphs_(model.flat.device()) {
+    const ModelConfig& c = model.net.config();
+    limit_ = sampling.max_batch;
+    if (limit_ == 0) {
+      // Some of it is left for what passes through a layer and for graphs.
+      const std::int64_t free =
+          model.flat.is_cpu() ? demand.bytes : device::free_bytes(model.flat.device()) / 10 * 8;
+      limit_ = device_running_limit(c, model.element_size(), demand.positions, free);
+    }
+    limit_ = std::min(limit_, demand.completions);
+    const auto of = [&](at::ScalarType type) { return model.flat.options().dtype(type); };
+    block_.keys =
+        at::zeros({c.layers, limit_, demand.positions, c.kv_heads, c.head_dim}, model.flat.options());
+    block_.values = at::zeros_like(block_.keys);
+    token_ids_ = at::zeros({limit_}, of(at::kLong));
+    lengths_ = at::zeros({limit_}, of(at::kLong));
+    uniforms_ = at::zeros({limit_}, of(at::kDouble));
+    choices_ = at::zeros({2, limit_}, of(at::kDouble));
+    model.net.rope(demand.positions,
+                   model.weights.embed);  // a graph expects the tables to stay where they are
+  }
+
+  std::int64_t limit() const override { return limit_; }
+
+  std::vector<Id> take(const KeyValues& layers, const std::vector<Span>& prompts) override {
+    const auto kv = at::stack(layers);
+    std::vector<Id> ids;
+    ids.reserve(prompts.size());
+    for (const auto& [begin, length] : prompts) {
+      prompts_.emplace(next_, kv.narrow(1, begin, length));
+      ids.push_back(next_++);
+    }
+    return ids;
+  }
+
+  Id branch(Id prompt, bool is_last) override {
+    const auto found = prompts_.find(prompt);
+    const auto& kv = found->second;
+    const std::int64_t length = kv.size(1), at = running();
+    const auto halves = kv.view({kv.size(0), length, 2, block_.keys.size(3), -1});
+    place(block_.keys, at, length).copy_(halves.select(2, 0));
+    place(block_.values, at, length).copy_(halves.select(2, 1));
+    if (is_last) prompts_.erase(found);
+    places_.push_back({next_, length});
+    is_stale_ = true;
+    return next_++;
+  }
+
+  /// Where a sequence ends, the last one moves into its place.
+  void drop(const std::vector<Id>& sequences) override {
+    const auto ends = [&](const Place& p) {
+      return std::find(sequences.begin(), sequences.end(), p.sequence) != sequences.end();
+    };
+    for (std::size_t i = 0; i < places_.size();) {
+      if (!ends(places_[i])) {
+        ++i;
+        continue;
+      }
+      if (i + 1 < places_.size()) {
+        const Place& last = places_.back();
+        for (const at::Tensor* cache : {&block_.keys, &block_.values}) {
+          place(*cache, static_cast<std::int64_t>(i), last.length)
+              .copy_(place(*cache, running() - 1, last.length));
+        }
+        places_[i] = last;
+      }
+      places_.pop_back();
+      is_stale_ = true;
+    }
+  }
+
+  /// Rows of the batch beyond the running sequences compute something that nobody reads.
+  std::vector<Choice> step(const std::vector<Row>& rows) override {
+    std::unordered_map<Id, const Row*> by_id;
+    for (const Row& row : rows) by_id.emplace(row.sequence, &row);
+    std::vector<double> uniforms;
+    std::int64_t longest = 0;
+    for (Place& p : places_) {
+      const Row& row = *by_id.at(p.sequence);
+      uniforms.push_back(row.u);
+      longest = std::max(longest, row.length);
+      // The device's own lengths were cut where the last step ended.
+      is_stale_ = is_stale_ || row.length > reach_;
+      p.length = row.length + 1;
+    }
+    if (is_stale_) tell_rows(by_id);
+    uniforms_.narrow(0, 0, running()).copy_(tensor_of(uniforms));
+    const std::int64_t batch_rows = std::min(limit_, step_rows(running()));
+    reach_ = std::min(block_.positions(), (longest / kStepPositions + 1) * kStepPositions) - 1;
+    graphs_.run(batch_rows * (block_.positions() + 1) + reach_, [&] { decode(batch_rows, reach_); });
+    const auto sampled = choices_of(choices_.narrow(1, 0, running()));
+    std::unordered_map<Id, Choice> choices;
+    for (std::size_t i = 0; i < places_.size(); ++i) choices.emplace(places_[i].sequence, sampled[i]);
+    std::vector<Choice> out;
+    out.reserve(rows.size());
+    for (const Row& row : rows) out.push_back(choices.at(row.sequence));
+    return out;
+  }
+
+  std::vector<Choice> sample(const at::Tensor& logits, const std::vector<double>& uniforms) override {
+    return choices_of(sample_aten(logits, tensor_of(uniforms).to(logits.device()), sampling_));
+  }
+
+ private:
+  struct Place {
+    Id sequence;
+    std::int64_t length;  // tokens in the cache
+  };
+
+  std::int64_t running() const { return static_cast<std::int64_t>(places_.size()); }
+
+  /// The first positions of a place: (layers, length, K, D).
+  static at::Tensor place(const at::Tensor& cache, std::int64_t index, std::int64_t length) {
+    return cache.select(1, index).narrow(1, 0, length);
+  }
+
+  /// What a graph holds: everything is read from and written to tensors that stay where they are.
+  void decode(std::int64_t rows, std::int64_t longest) {
+    Qwen2& net = model_.net;
+    const auto& embed = model_.weights.embed;
+    ops::DecodeBatch batch;
+    batch.token_ids = token_ids_.narrow(0, 0, rows);
+    batch.lengths = lengths_.narrow(0, 0, rows);
+    batch.longest = longest;
+    ops::aten::place_batch(batch, block_, net.rope(longest + 1, embed));
+    const auto hidden =
+        net.decode(model_.weights, model_.ready(), embed.index_select(0, batch.token_ids),
+                   [&](std::int64_t layer, const at::Tensor& qkv) {
+                     return ops::aten::decode_attention(net.head_shape(), block_, layer, batch, qkv);
+                   });
+    const auto logits = net.ops().linear(hidden, model_.ready().head, {});
+    const auto choices = sample_aten(logits, uniforms_.narrow(0, 0, rows), sampling_);
+    choices_.narrow(1, 0, rows).copy_(choices);
+    token_ids_.narrow(0, 0, rows).copy_(choices.select(0, 0));
+    lengths_.narrow(0, 0, rows).add_(1).clamp_max_(longest);  // no running one is cut
+  }
+
+  /// Tells the device of every place's token and length; those without a sequence begin again.
+  void tell_rows(const std::unordered_map<Id, const Row*>& by_id) {
+    auto host = at::zeros({2, limit_}, at::kLong);
+    auto* values = host.data_ptr<std::int64_t>();
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      const Row& row = *by_id.at(places_[i].sequence);
+      values[i] = row.token;
+      values[static_cast<std::size_t>(limit_) + i] = row.length;
+    }
+    token_ids_.copy_(host.select(0, 0));
+    lengths_.copy_(host.select(0, 1));
+    is_stale_ = false;
+  }
+
+  Model& model_;
+  const SamplingParams& sampling_;
+  std::int64_t limit_ = 0;  // places
+  ops::Block block_;
+  // By place, on the device, where graphs expect them: the next token, the length, the random number, and
+  // what was chosen.
+  at::Tensor token_ids_, lengths_, uniforms_, choices_;
+  bool is_stale_ = true;     // the device does not know every place's token and length
+  std::int64_t reach_ = -1;  // the largest length that the last step left on the device
+  device::Graphs graphs_;
+  std::vector<Place> places_;
+  std::unordered_map<Id, at::Tensor> prompts_;  // (layers, length, 2 K D): views of their forward pass's
+  Id next_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Cache> make_block_cache(Model& model, const SamplingParams& sampling,
+                                        const CacheDemand& demand) {
+  return std::make_unique<BlockCache>(model, sampling, demand);
+}
+
+}  // namespace rapo

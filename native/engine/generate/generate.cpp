@@ -1,0 +1,252 @@
+#include "generate/generate.h"
+
+#include <ATen/ops/cat.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "generate/cache.h"
+#include "generate/transcript.h"
+#include "model/memory.h"
+
+namespace rapo {
+namespace {
+
+/// A prompt whose completions are being started.
+struct Prefilled {
+  std::int64_t prompt = -1, waiting = 0;  // completions not started
+  Cache::Id kept = 0;
+  at::Tensor logits;  // (1, V) of the first new token
+};
+
+struct Running {
+  std::int64_t completion = 0, length = 0;  // length: tokens in the cache
+  std::int32_t token = 0;                   // sampled, not yet in the cache
+  Cache::Id sequence = 0;
+};
+
+class Decoder {
+ public:
+  Decoder(Model& model, const PackedTokens& prompts, const SamplingParams& sampling, Cache& cache,
+          Control& control)
+      : model_(model),
+        prompts_(prompts),
+        sampling_(sampling),
+        cache_(cache),
+        control_(control),
+        transcript_(prompts, sampling, control),
+        total_(transcript_.total()) {}
+
+  Completions run() {
+    // Starting is batched: a prefill costs a pass over the weights, so a few free places wait for company.
+    const std::int64_t worth = std::max<std::int64_t>(1, cache_.limit() / 8);
+    while (waiting() > 0 || !running_.empty()) {
+      control_.check();
+      const std::int64_t count = waiting() > 0 ? startable() : 0;
+      if (count > 0 && (count >= worth || count == waiting() || running_.empty())) start(count);
+      if (!running_.empty()) step();
+    }
+    return transcript_.collect();
+  }
+
+ private:
+  /// Completions that are to be started: those stopped for want of room first, then the others in their
+  /// order.
+  std::int64_t waiting() const { return static_cast<std::int64_t>(stopped_.size()) + total_ - next_; }
+  std::int64_t waiting_at(std::int64_t i) const {
+    const auto stopped = static_cast<std::int64_t>(stopped_.size());
+    return i < stopped ? stopped_[static_cast<std::size_t>(i)] : next_ + i - stopped;
+  }
+
+  std::int64_t prompt_length(std::int64_t p) const {
+    return prompts_.offsets[static_cast<std::size_t>(p) + 1] - prompts_.offsets[static_cast<std::size_t>(p)];
+  }
+
+  /// How many of the waiting completions may join. Each is expected to become twice as long as the finished
+  /// ones were on average (those that end first are short), so that the cache holds what the sequences use,
+  /// not what they might; and where that was too little, as long as the longest so far, lest one be stopped
+  /// again.
+  std::int64_t startable() const {
+    const std::int64_t free =
+        std::min(cache_.limit() - static_cast<std::int64_t>(running_.size()), waiting());
+    if (cache_.unit_limit() == INT64_MAX || free <= 0) return free;
+    std::int64_t expected = finished_ == 0 ? sampling_.max_new_tokens : 2 * finished_tokens_ / finished_ + 1;
+    if (!stopped_.empty()) {
+      for (const Running& r : running_) expected = std::max(expected, transcript_.length(r.completion) + 1);
+    }
+    expected = std::min(expected, sampling_.max_new_tokens);
+    std::int64_t units = 0;
+    for (const Running& r : running_) {
+      const std::int64_t made = transcript_.length(r.completion);
+      units += cache_.units_for(r.length + std::max<std::int64_t>(1, expected - made));
+    }
+    for (std::int64_t i = 0; i < free; ++i) {
+      units += cache_.units_for(prompt_length(waiting_at(i) / sampling_.n) + expected);
+      if (units > cache_.unit_limit()) return std::max<std::int64_t>(i, running_.empty() ? 1 : 0);
+    }
+    return free;
+  }
+
+  /// Starts the first `count` of the waiting completions; their prompts are computed where they are not
+  /// there.
+  void start(std::int64_t count) {
+    std::vector<std::int64_t> completions;
+    completions.reserve(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count; ++i) completions.push_back(waiting_at(i));
+    const std::int64_t again = std::min(count, static_cast<std::int64_t>(stopped_.size()));
+    stopped_.erase(stopped_.begin(), stopped_.begin() + again);
+    for (std::int64_t i = 0; i < again; ++i) {
+      const std::int64_t p = completions[static_cast<std::size_t>(i)] / sampling_.n;
+      const auto ready = find_prefilled(p);
+      if (ready == prefilled_.end()) {
+        prefill(p, p + 1, 1);
+      } else {
+        ++ready->waiting;
+      }
+    }
+    next_ += count - again;
+    prefill_new();
+
+    std::vector<Running> fresh;
+    std::vector<at::Tensor> logits;
+    std::vector<double> uniforms;
+    for (const std::int64_t completion : completions) {
+      Running r;
+      r.completion = completion;
+      const auto ready = find_prefilled(completion / sampling_.n);
+      const bool is_last = --ready->waiting == 0;
+      r.length = prompt_length(ready->prompt);
+      r.sequence = cache_.branch(ready->kept, is_last);
+      logits.push_back(ready->logits);
+      uniforms.push_back(transcript_.next_uniform(completion));
+      if (is_last) prefilled_.erase(ready);
+      fresh.push_back(r);
+    }
+    settle(std::move(fresh), cache_.sample(at::cat(logits), uniforms));
+  }
+
+  std::vector<Prefilled>::iterator find_prefilled(std::int64_t prompt) {
+    return std::find_if(prefilled_.begin(), prefilled_.end(),
+                        [prompt](const Prefilled& p) { return p.prompt == prompt; });
+  }
+
+  /// Computes the prompts of completions before next_ that were not computed yet, some at once.
+  void prefill_new() {
+    const std::int64_t at_once = prefill_tokens(model_.net.config(), model_.element_size());
+    const std::int64_t end = (next_ + sampling_.n - 1) / sampling_.n;
+    while (prefilled_end_ < end) {
+      std::int64_t stop = prefilled_end_ + 1;
+      for (std::int64_t tokens = prompt_length(prefilled_end_); stop < end; ++stop) {
+        tokens += prompt_length(stop);
+        if (tokens > at_once) break;
+      }
+      prefill(prefilled_end_, stop, sampling_.n);
+      prefilled_end_ = stop;
+    }
+  }
+
+  /// Prompts [first, end): keys, values and the logits behind the last token of each, for n completions.
+  void prefill(std::int64_t first, std::int64_t end, std::int64_t n) {
+    const auto input = plain_input(prompts_, static_cast<std::size_t>(first), static_cast<std::size_t>(end));
+    std::vector<Cache::Span> spans;
+    std::vector<std::int64_t> last;
+    for (const Family& prompt : input.families) {
+      spans.push_back({prompt.begin, prompt.lengths[0]});
+      last.push_back(prompt.begin + prompt.lengths[0] - 1);
+    }
+    KeyValues layers;
+    const ops::Backend& ops = model_.net.ops();
+    const auto hidden = model_.net.forward(model_.weights, model_.ready(), input, control_, nullptr, &layers);
+    const auto logits =
+        ops.linear(ops.gather_rows(hidden, last.data(), end - first), model_.ready().head, {});
+    const std::vector<Cache::Id> kept = cache_.take(layers, spans);
+    for (std::int64_t i = 0; i < end - first; ++i) {
+      prefilled_.push_back({first + i, n, kept[static_cast<std::size_t>(i)], logits.narrow(0, i, 1)});
+    }
+  }
+
+  /// Stops the youngest sequences until the cache has room for each other one's next token. They are
+  /// started again from their prompts, and come out the same.
+  void make_room() {
+    for (;;) {
+      std::int64_t needed = 0;
+      for (const Running& r : running_) needed += cache_.units_for(r.length + 1) - cache_.units_for(r.length);
+      if (running_.size() == 1 || cache_.units_used() + needed <= cache_.unit_limit()) return;
+      const Running& youngest = running_.back();
+      cache_.drop({youngest.sequence});
+      transcript_.restart(youngest.completion);
+      stopped_.insert(stopped_.begin(), youngest.completion);
+      running_.pop_back();
+    }
+  }
+
+  /// One token for every running sequence.
+  void step() {
+    if (cache_.unit_limit() != INT64_MAX) make_room();
+    std::vector<Cache::Row> rows;
+    rows.reserve(running_.size());
+    for (const Running& r : running_) {
+      rows.push_back({r.sequence, r.length, r.token, transcript_.next_uniform(r.completion)});
+    }
+    const auto choices = cache_.step(rows);
+    std::vector<Running> now;
+    now.swap(running_);
+    for (Running& r : now) ++r.length;
+    settle(std::move(now), choices);
+  }
+
+  /// Records the sequences' next tokens. Those that end leave the cache, the others run on.
+  void settle(std::vector<Running>&& sequences, const std::vector<Choice>& choices) {
+    std::vector<Cache::Id> ended;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      Running& r = sequences[i];
+      if (std::isnan(choices[i].logprob)) {
+        throw Error(ErrorCode::kNonFinite, "the model's logits hold NaN or an infinity");
+      }
+      r.token = choices[i].token;
+      transcript_.add(r.completion, r.token, choices[i].logprob);
+    }
+    control_.done += static_cast<std::int64_t>(sequences.size());
+    for (const Running& r : sequences) {
+      if (transcript_.ends(r.completion)) {
+        ended.push_back(r.sequence);
+        ++finished_;
+        finished_tokens_ += transcript_.length(r.completion);
+      } else {
+        running_.push_back(r);
+      }
+    }
+    cache_.drop(ended);
+  }
+
+  Model& model_;
+  const PackedTokens& prompts_;
+  const SamplingParams& sampling_;
+  Cache& cache_;
+  Control& control_;
+  Transcript transcript_;
+
+  std::int64_t total_, next_ = 0;   // completions: all, and the first not started
+  std::int64_t prefilled_end_ = 0;  // the first prompt that was not computed
+  std::int64_t finished_ = 0, finished_tokens_ = 0;
+  std::vector<Running> running_;       // the oldest first
+  std::vector<std::int64_t> stopped_;  // completions that lost their place in the cache
+  std::vector<Prefilled> prefilled_;
+};
+
+}  // namespace
+
+Completions generate(Model& model, const PackedTokens& prompts, const SamplingParams& sampling,
+                     std::int64_t cache_bytes, Control& control) {
+  CacheDemand demand{};
+  for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
+    demand.positions = std::max(demand.positions, prompts.offsets[p + 1] - prompts.offsets[p]);
+  }
+  demand.positions += sampling.max_new_tokens;
+  demand.completions = (static_cast<std::int64_t>(prompts.offsets.size()) - 1) * sampling.n;
+  demand.bytes = cache_bytes;
+  const auto make = model.net.ops().has_pages ? make_paged_cache : make_block_cache;
+  return Decoder(model, prompts, sampling, *make(model, sampling, demand), control).run();
+}
+
+}  // namespace rapo

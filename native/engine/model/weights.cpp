@@ -1,0 +1,116 @@
+#include "model/weights.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "ops/philox.h"
+
+namespace rapo {
+namespace {
+
+std::string show(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+}  // namespace
+
+at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
+
+Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout) {
+  Checkpoint checkpoint(dir);
+  const auto& tensors = checkpoint.tensors();
+  const auto what = [&](const std::string& name) {
+    return checkpoint.file_of(name) + ": tensor \"" + name + "\"";
+  };
+  for (const Layout::Entry& entry : layout.entries()) {
+    const auto found = tensors.find(entry.name);
+    if (found == tensors.end()) throw Error(ErrorCode::kFormat, what(entry.name) + " is missing");
+    const StoredTensor& tensor = found->second;
+    if (tensor.shape != entry.shape) {
+      throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show(tensor.shape) +
+                                          ", config.json asks for " + show(entry.shape));
+    }
+    if (tensor.dtype != "F32" && tensor.dtype != "BF16" && tensor.dtype != "F16") {
+      throw Error(ErrorCode::kUnsupported,
+                  what(entry.name) + " has the dtype " + tensor.dtype + "; F32, BF16 and F16 are supported");
+    }
+  }
+  if (tensors.size() == layout.entries().size()) return checkpoint;
+  for (const auto& [name, tensor] : tensors) {
+    bool known = false;
+    for (const Layout::Entry& entry : layout.entries()) known = known || entry.name == name;
+    if (known) continue;
+    if (!config.tied_embeddings || name != "lm_head.weight") {
+      throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
+    }
+    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another
+    // model.
+    const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
+    if (tensor.dtype != embed.dtype || tensor.shape != embed.shape ||
+        std::memcmp(tensor.data, embed.data, embed.bytes) != 0) {
+      throw Error(ErrorCode::kFormat,
+                  what(name) + " differs from model.embed_tokens.weight, though config.json says " +
+                      "tie_word_embeddings");
+    }
+  }
+  return checkpoint;
+}
+
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
+                  const Control& control) {
+  for (const Layout::Entry& entry : layout.entries()) {
+    control.check();
+    const StoredTensor& from = checkpoint.tensors().at(entry.name);
+    const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
+    auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
+    if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
+      source = at::empty({entry.size}, type);
+      std::memcpy(source.data_ptr(), from.data, from.bytes);
+    }
+    flat.narrow(0, entry.offset, entry.size).copy_(source);
+    checkpoint.release(from);
+  }
+}
+
+at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed,
+                          const Control& control) {
+  auto flat = at::zeros({layout.flat_size()}, at::kFloat);
+  auto* data = flat.data_ptr<float>();
+  for (std::size_t e = 0; e < layout.entries().size(); ++e) {
+    control.check();
+    const Layout::Entry& entry = layout.entries()[e];
+    const bool is_norm = entry.name.find("norm.weight") != std::string::npos;
+    ops::for_ranges(entry.size, 65536, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        float& x = data[entry.offset + i];
+        if (is_norm) {
+          x = 1;
+        } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
+          const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
+          const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
+          const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;
+          x = static_cast<float>(config.initializer_range * std::sqrt(-2 * std::log(u)) * std::cos(angle));
+        }
+      }
+    });
+  }
+  return flat;
+}
+
+Model::Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops,
+             const Control& control)
+    : net(read_config(dir), ops), checkpoint(open_weights(dir, net.config(), net.layout())) {
+  flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
+  weights = net.layout().map(flat);
+  read_weights(checkpoint, net.layout(), flat, control);
+  ready();
+}
+
+const ReadyWeights& Model::ready() {
+  if (!ready_) ready_ = std::make_unique<ReadyWeights>(net.ops(), weights);
+  return *ready_;
+}
+
+}  // namespace rapo

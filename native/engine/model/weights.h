@@ -1,0 +1,51 @@
+// A model's weights: read from a checkpoint into one flat buffer on the model's device.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "control.h"
+#include "files/safetensors.h"
+#include "model/qwen2.h"
+#include "ops/aten.h"
+#include "types.h"
+
+namespace rapo {
+
+at::ScalarType scalar_type(DType dtype);
+
+/// Opens a directory's weights and checks that it holds exactly this model's tensors, each of the right
+/// shape, before memory is taken for them.
+Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout);
+
+/// Copies the stored numbers into a flat buffer, converted to its dtype. Throws kAborted between tensors.
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
+                  const Control& control);
+
+/// Random float32 weights: normal with the configuration's initializer_range; norms 1, biases 0.
+at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed,
+                          const Control& control);
+
+/// A model with its weights.
+class Model {
+ public:
+  Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops,
+        const Control& control);
+
+  Qwen2 net;
+  Checkpoint checkpoint;  // the caller closes it once the masters have been read
+  at::Tensor flat;        // (flat_size), of the policy's dtype
+  ModelTensors weights;   // views of flat
+
+  std::int64_t element_size() const { return static_cast<std::int64_t>(flat.element_size()); }
+
+  /// The current weights, ready for products.
+  const ReadyWeights& ready();
+  /// To be called after every change of the weights: frees what was made of the old ones.
+  void changed() { ready_.reset(); }
+
+ private:
+  std::unique_ptr<ReadyWeights> ready_;
+};
+
+}  // namespace rapo

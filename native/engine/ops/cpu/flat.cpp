@@ -1,0 +1,70 @@
+// Work on the optimizer's flat buffers.
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cpu/ops.h"
+
+namespace rapo::ops::cpu {
+namespace {
+
+constexpr std::int64_t kBlock = 65536;
+
+/// Calls f(begin, end) for blocks of at most kBlock elements, over threads.
+template <class F>
+void for_blocks(std::int64_t begin, std::int64_t end, const F& f) {
+  const std::int64_t blocks = (end - begin + kBlock - 1) / kBlock;
+  for_ranges(blocks, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t b = first; b < last; ++b)
+      f(begin + b * kBlock, std::min(end, begin + (b + 1) * kBlock));
+  });
+}
+
+}  // namespace
+
+double norm_of(const at::Tensor& flat) {
+  const auto* x = data<float>(flat);
+  const std::int64_t n = flat.numel();
+  std::vector<double> sums(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
+  for_blocks(0, n, [&](std::int64_t begin, std::int64_t end) {
+    sums[static_cast<std::size_t>(begin / kBlock)] = loops::table().sum_squares(x + begin, end - begin);
+  });
+  double total = 0;
+  for (const double s : sums) total += s;
+  return std::sqrt(total);
+}
+
+void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
+           const Control& control) {
+  const AdamW& params = step.params;
+  const auto t = static_cast<double>(step.number);
+  loops::AdamWStep s{};
+  s.beta1 = static_cast<float>(params.beta1);
+  s.beta2 = static_cast<float>(params.beta2);
+  s.rest1 = static_cast<float>(1 - params.beta1);
+  s.rest2 = static_cast<float>(1 - params.beta2);
+  s.eps = static_cast<float>(params.eps);
+  s.learning_rate = static_cast<float>(step.learning_rate);
+  s.bias1 = static_cast<float>(1 - std::pow(params.beta1, t));
+  s.bias2 = static_cast<float>(1 - std::pow(params.beta2, t));
+  s.grad_scale = static_cast<float>(step.grad_scale);
+  auto *master = data<float>(buffers.master), *mean = data<float>(buffers.mean),
+       *square = data<float>(buffers.square);
+  const auto* grad = data<float>(buffers.grad);
+  for (const FlatRange& range : ranges) {
+    control.check();
+    s.weight_decay = range.decays ? static_cast<float>(params.weight_decay) : 0.0f;
+    for_blocks(range.offset, range.offset + range.size, [&](std::int64_t begin, std::int64_t end) {
+      loops::table().adamw(master + begin, grad + begin, mean + begin, square + begin, end - begin, s);
+    });
+  }
+}
+
+void round_weights(const at::Tensor& master, at::Tensor& weights) {
+  const auto* from = data<float>(master);
+  auto* to = data<loops::BFloat16>(weights);
+  for_blocks(0, master.numel(), [&](std::int64_t begin, std::int64_t end) {
+    loops::table().to_bf16(from + begin, to + begin, end - begin);
+  });
+}
+
+}  // namespace rapo::ops::cpu

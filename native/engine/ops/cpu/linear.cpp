@@ -1,0 +1,132 @@
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+
+#include "ops/cpu/ops.h"
+
+namespace rapo::ops::cpu {
+namespace {
+
+// Up to this size a float32 weight goes through our own product: it stays in the caches, a library call's
+// overhead shows, and MKL takes a slow path on AMD. Beyond it libtorch's is as good or better.
+constexpr std::int64_t kSmallWeight = 1 << 17;
+
+bool is_small(const at::Tensor& w) {
+  return w.scalar_type() == at::kFloat && w.numel() <= kSmallWeight && w.is_contiguous();
+}
+
+void run(const loops::Gemm& g) {
+  // A thread is worth some hundred thousand products; ranges of whole register blocks (6 rows).
+  const std::int64_t grain = (std::int64_t{1} << 20) / std::max<std::int64_t>(g.n * g.k, 1);
+  for_ranges(
+      g.m, grain, [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); }, 6);
+}
+
+/// Calls write(c, c_row, i0, rows, j0, columns), on threads, for tiles that cover a (m, k) b (k, n).
+template <class F>
+void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const loops::Factor& b,
+                   std::int64_t n, const F& write) {
+  constexpr std::int64_t kTileRows = 96, kTilePanels = 16, kLanes = 16;  // a tile of sums: 98 kB
+  const std::int64_t panels = (n + kLanes - 1) / kLanes;
+  const auto packed = at::empty({panels * kLanes * k}, at::kFloat);
+  for_ranges(panels, std::max<std::int64_t>(1, 4096 / k), [&](std::int64_t begin, std::int64_t end) {
+    loops::table().pack_panels(b, k, n, data<float>(packed), begin, end);
+  });
+  const std::int64_t down = (m + kTileRows - 1) / kTileRows,
+                     across = (panels + kTilePanels - 1) / kTilePanels;
+  parallel_for(down * across, [&](std::int64_t t) {
+    const std::int64_t i0 = t % down * kTileRows, i1 = std::min(m, i0 + kTileRows);
+    const std::int64_t p0 = t / down * kTilePanels, p1 = std::min(panels, p0 + kTilePanels);
+    float* c = scratch(kTileRows * kTilePanels * kLanes);
+    loops::table().product(a, k, data<float>(packed), i0, i1, p0, p1, c);
+    write(c, (p1 - p0) * kLanes, i0, i1 - i0, p0 * kLanes, std::min(n, p1 * kLanes) - p0 * kLanes);
+  });
+}
+
+loops::Factor rows_of(const at::Tensor& x) {
+  return {x.data_ptr(), x.scalar_type() != at::kFloat, x.stride(0), 1};
+}
+loops::Factor columns_of(const at::Tensor& x) {
+  return {x.data_ptr(), x.scalar_type() != at::kFloat, 1, x.stride(0)};
+}
+
+/// y (n, m) = start + the transpose of a b: the weights, a, are read where they lie, row by row.
+at::Tensor transposed_product(const loops::Factor& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
+                              const at::Tensor& start) {
+  const std::int64_t n = x.size(0);
+  auto y = at::empty({n, m}, x.options());
+  const std::int64_t start_row = start.defined() && start.dim() > 1 ? start.stride(0) : 0;
+  by_dtype(y, [&](auto tag) {
+    using T = decltype(tag);
+    const auto store = loops::table().ops<T>().store_transposed;
+    product_tiles(a, m, k, columns_of(x), n,
+                  [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
+                      std::int64_t columns) {
+                    const T* from = start.defined() ? data<T>(start) + j0 * start_row + i0 : nullptr;
+                    store(c, c_row, rows, columns, from, start_row, data<T>(y) + j0 * m + i0, m);
+                  });
+  });
+  return y;
+}
+
+bool has_product(const at::Tensor& x, const at::Tensor& w) {
+  return loops::has_product(x.scalar_type() != at::kFloat) && x.stride(1) == 1 && w.stride(1) == 1;
+}
+
+}  // namespace
+
+Linear prepare(const at::Tensor& weight) {
+  Linear linear{weight, {}};
+  if (is_small(weight)) {
+    const std::int64_t n = weight.size(0), k = weight.size(1);
+    linear.packed = at::empty({loops::gemm_pack_size(n, k)}, weight.options());
+    loops::table().gemm_pack(data<float>(weight), n, k, data<float>(linear.packed));
+  }
+  return linear;
+}
+
+at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
+  if (!w.packed.defined() && has_product(x, w.weight)) {
+    return transposed_product(rows_of(w.weight), w.weight.size(0), w.weight.size(1), x, start);
+  }
+  if (!w.packed.defined())
+    return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
+  const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
+  auto y = at::empty({m, n}, x.options());
+  run({m, n, k, data<float>(x), k, 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y), n,
+       start.defined() ? data<float>(start) : nullptr, start.defined() && start.dim() > 1 ? n : 0});
+  return y;
+}
+
+at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
+  if (!is_small(w) && has_product(dy, w)) {
+    return transposed_product(columns_of(w), w.size(1), w.size(0), dy, {});
+  }
+  if (!is_small(w)) return at::mm(dy, w);
+  const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
+  auto dx = at::empty({m, n}, dy.options());
+  run({m, n, k, data<float>(dy), k, 1, data<float>(w), n, 64, false, data<float>(dx), n, nullptr, 0});
+  return dx;
+}
+
+void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
+  if ((x.scalar_type() != at::kFloat || !is_small(grad)) && has_product(x, dy)) {
+    const std::int64_t m = grad.size(0), n = grad.size(1);
+    product_tiles(columns_of(dy), m, dy.size(0), rows_of(x), n,
+                  [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
+                      std::int64_t columns) {
+                    loops::table().add_tile(c, c_row, rows, columns, data<float>(grad) + i0 * n + j0, n);
+                  });
+  } else if (x.scalar_type() != at::kFloat) {
+    grad.add_(at::mm(dy.t(), x));
+  } else if (is_small(grad)) {
+    const std::int64_t m = grad.size(0), n = grad.size(1);
+    run({m, n, dy.size(0), data<float>(dy), 1, m, data<float>(x), n, 64, false, data<float>(grad), n,
+         data<float>(grad), n});
+  } else {
+    grad.addmm_(dy.t(), x);
+  }
+}
+
+}  // namespace rapo::ops::cpu

@@ -1,0 +1,143 @@
+// Tensor operations. Callers have checked the shapes. Each backend fills one table of them: the CPU's own
+// loops (cpu/), and ATen's kernels for any device that libtorch has (aten/). A policy chooses its table when
+// it is loaded. Symbols: R rows (tokens), C channels, I intermediate size, H query heads, K key/value heads,
+// D head width, V vocabulary, N and K also the sizes of a weight matrix.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "control.h"
+#include "kernels/parallel.h"
+#include "ops/aten.h"
+#include "ops/cpu/loops.h"
+#include "ops/trunk_input.h"
+#include "types.h"
+
+namespace rapo::ops {
+
+/// Calls f(begin, end) for ranges that cover [0, n), on the kernels' threads: libtorch's OpenMP pool is not
+/// ours to use, since its wheels may bring a libgomp of their own. No range is shorter than `grain` (but the
+/// last); all begin at multiples of `step`.
+template <class F>
+void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t step = 1) {
+  const std::int64_t wanted = 2 * static_cast<std::int64_t>(kernel_threads());  // evens out unequal ranges
+  std::int64_t length = std::max((n + wanted - 1) / wanted, std::max<std::int64_t>(grain, 1));
+  length = (length + step - 1) / step * step;
+  if (kernel_threads() == 1 || length >= n) {
+    if (n > 0) f(std::int64_t{0}, n);
+    return;
+  }
+  parallel_for((n + length - 1) / length,
+               [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
+}
+
+/// Calls f(T{}) with T the element type: float or BFloat16.
+template <class F>
+decltype(auto) by_dtype(const at::Tensor& x, F&& f) {
+  return x.scalar_type() == at::kFloat ? f(float{}) : f(loops::BFloat16{});
+}
+
+template <class T>
+T* data(const at::Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+using loops::HeadShape;
+
+/// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as
+/// transformers does.
+struct Rope {
+  at::Tensor cos, sin;
+};
+Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::ScalarType dtype);
+
+/// A weight (N, K) made ready for x w^T; worth keeping where many small x follow, as in decoding.
+struct Linear {
+  at::Tensor weight;
+  at::Tensor packed;  // defined where the CPU's gemm multiplies
+};
+
+/// The optimizer's flat float32 buffers, and the parts of them that a step changes.
+struct AdamWBuffers {
+  at::Tensor master, grad, mean, square;
+};
+struct FlatRange {
+  std::int64_t offset, size;
+  bool decays;  // weight decay applies
+};
+struct AdamWStep {
+  AdamW params;
+  double learning_rate, grad_scale;
+  std::int64_t number;  // of the step, from 1: for the bias correction
+};
+
+struct Backend {
+  const char* name;
+  /// Decoding keeps keys and values in pages (generate/paged_cache.h); otherwise in one block of memory with
+  /// a place for each sequence (generate/block_cache.h).
+  bool has_pages;
+
+  /// x (R, C), w (C) -> (R, C); rstd (R) float32 is filled where given.
+  at::Tensor (*rms_norm)(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd);
+  /// dx (R, C) and dw (C, float32) are added to.
+  void (*rms_norm_backward)(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
+                            const at::Tensor& dy, at::Tensor& dx, at::Tensor& dw);
+
+  /// (R, 2I), gate then up -> (R, I): silu(gate) * up.
+  at::Tensor (*swiglu)(const at::Tensor& gate_up);
+  at::Tensor (*swiglu_backward)(const at::Tensor& gate_up, const at::Tensor& dout);
+
+  /// Causal attention within each family of the input, rotation included. qkv (R, (H + 2K) D) -> (R, H D).
+  /// Filled where given: lse, for attention_backward() of the same backend, and kv (R, 2 K D: rotated k, then
+  /// v).
+  at::Tensor (*attention)(const HeadShape& shape, const TrunkInput& input, const Rope& rope,
+                          const at::Tensor& qkv, at::Tensor* lse, at::Tensor* kv);
+  /// -> dqkv (R, (H + 2K) D).
+  at::Tensor (*attention_backward)(const HeadShape& shape, const TrunkInput& input, const Rope& rope,
+                                   const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
+                                   const at::Tensor& dout);
+
+  /// Rows of the embedding (V, C).
+  at::Tensor (*embed)(const at::Tensor& table, const std::int32_t* token_ids, std::int64_t count);
+  /// table (V, C) float32: row token_ids[i] += x[i], in the order of i.
+  void (*embed_backward)(at::Tensor& table, const std::int32_t* token_ids, const at::Tensor& x);
+  /// Rows of x (R, C).
+  at::Tensor (*gather_rows)(const at::Tensor& x, const std::int64_t* rows, std::int64_t count);
+  /// rows (N, C) at the given positions of an array (total, C) that is 0 elsewhere; rows at one position add
+  /// up.
+  at::Tensor (*spread_rows)(const at::Tensor& rows, const std::vector<std::int64_t>& positions,
+                            std::int64_t total);
+
+  Linear (*prepare)(const at::Tensor& weight);
+  /// x (R, K) w (N, K)^T -> (R, N), plus a bias (N) or a residual (R, N) where defined.
+  at::Tensor (*linear)(const at::Tensor& x, const Linear& w, const at::Tensor& bias_or_residual);
+  /// dy (R, N) w (N, K) -> (R, K).
+  at::Tensor (*linear_backward)(const at::Tensor& dy, const at::Tensor& w);
+  /// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product is rounded once to bfloat16 (its
+  /// sums are float32) and added in float32.
+  void (*add_weight_grad)(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
+
+  /// The Euclidean norm of a flat float32 tensor, summed in double in a fixed order.
+  double (*norm_of)(const at::Tensor& flat);
+  /// AdamW on the ranges. The gradient may be scaled in place. Throws kAborted between ranges.
+  void (*adamw)(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
+                const Control& control);
+  /// weights (bfloat16) = master (float32), rounded.
+  void (*round_weights)(const at::Tensor& master, at::Tensor& weights);
+};
+
+/// Every function returns the same bits for any number of threads, but for products that libtorch multiplies.
+const Backend& cpu_backend();
+/// No function but norm_of waits for the device; what they take from host memory is copied there first.
+const Backend& aten_backend();
+/// The table of that name, or, where it is empty, the device's own. Throws kInvalidArgument for another name,
+/// and for the CPU's on another device.
+const Backend& backend_of(const std::string& name, at::Device device);
+
+/// grad (N) float32 += the column sums of dy (R, N), summed in float32.
+void add_bias_grad(at::Tensor& grad, const at::Tensor& dy);
+
+}  // namespace rapo::ops

@@ -1,0 +1,101 @@
+// The plain structs that a policy's calls take and give. No libtorch header is needed for them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/row_vectors.h"
+
+namespace rapo {
+
+struct AdamW {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+};
+
+struct PolicyOptions {
+  DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
+  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
+  std::string backend;            // whose operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
+  bool trainable = true;          // false: no gradients, masters or moments are held
+  std::string reference_dir;      // the frozen reference's directory; empty: no reference
+  AdamW adamw;
+  double max_grad_norm = 1;  // > 0
+  bool recompute = false;    // keep each layer's input only, and compute the rest again in the backward pass
+  std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
+  std::int64_t cache_bytes = std::int64_t{1}
+                             << 30;  // keys and values on the CPU, unless one sequence needs more
+};
+
+struct SamplingParams {
+  std::int64_t n = 1;                        // completions per prompt
+  std::int64_t max_new_tokens = 0;           // >= 1
+  double temperature = 1;                    // 0: greedy
+  double top_p = 1;                          // (0, 1]
+  std::int64_t top_k = 0;                    // 0: off
+  double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
+  std::vector<std::int32_t> stop_token_ids;  // a completion ends with the first of these, which is part of it
+  /// Either one seed, and token t of completion i draws from the stream (seed, i, t); or a seed for each
+  /// prompt, and i counts the completions of that prompt.
+  std::vector<std::uint64_t> seeds{0};
+  std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
+};
+
+/// Token sequences laid end to end: sequence b is token_ids[offsets[b] .. offsets[b + 1]).
+struct PackedTokens {
+  std::vector<std::int32_t> token_ids;  // (total)
+  std::vector<std::int64_t> offsets;    // (B + 1), ascending, from 0
+};
+
+enum class FinishReason : std::uint8_t { kStop, kLength };
+
+/// Completions in the order prompt 0 sample 0, prompt 0 sample 1, ...
+struct Completions {
+  PackedTokens tokens;
+  std::vector<float> logprobs;  // (total) under softmax(logits / temperature), before top-k/top-p/min-p;
+                                // greedy: temperature 1
+  std::vector<FinishReason> finish_reasons;  // (B)
+};
+
+/// A batch for accumulate(): whole sequences, and one row per trained token.
+struct MicroBatch {
+  PackedTokens sequences;
+  /// (N) where in sequences.token_ids the token lies whose next one a row predicts.
+  std::vector<std::int64_t> row_positions;
+  RowVectors rows;
+};
+
+struct LogprobRows {
+  std::vector<float> logprobs;  // (N)
+  std::vector<float> entropy;   // (N)
+};
+
+struct StepResult {
+  double grad_norm = 0;  // before clipping
+  bool skipped = false;  // the norm was not finite: gradients dropped, weights untouched
+};
+
+struct ModelInfo {
+  std::int64_t vocab_size = 0, hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  std::int64_t max_position_embeddings = 0, parameters = 0;
+  bool tied_embeddings = false;
+  DType dtype = DType::kFloat32;
+};
+
+/// What predict_memory() needs to know of a run.
+struct RunShape {
+  std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of a completion
+  std::int64_t sequences = 0;                          // completions asked for at once
+  std::int64_t max_batch = 0;                          // as in SamplingParams
+};
+
+/// Bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference. Added in
+/// training: activations, and logits of a chunk of the head. Added in generation: cache (keys and values),
+/// and sampling (logits and the activations of one layer).
+struct MemoryPrediction {
+  std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
+  std::int64_t activations = 0, logits = 0;
+  std::int64_t cache = 0, sampling = 0;
+};
+
+}  // namespace rapo
