@@ -380,7 +380,14 @@ for (const [name, logits, refLogits, message] of notFinite) {
         const batch = { ...small(), refWeights: Float32Array.of(1, phi) }
         batch.logits.set(logits, 3)
         batch.refLogits!.set(refLogits, 3)
-        throws(() => policyLoss(batch, objective), 'ERR_RAPO_NON_FINITE', message)
+        for (const penalty of ['forward', 'forward-full'] as const)
+          throws(() => policyLoss(batch, { ...objective, penalty }), 'ERR_RAPO_NON_FINITE', message)
+        if (phi === 1)
+          throws(
+            () => policyLoss(batch, { ...objective, penalty: 'reverse-full' }),
+            'ERR_RAPO_NON_FINITE',
+            message,
+          )
         const masked = { ...batch, tokenWeights: Float32Array.of(0.5, 0) }
         assert.equal(policyLoss(masked, objective).gradLogits.subarray(3), new Float32Array(3))
       }
@@ -388,6 +395,104 @@ for (const [name, logits, refLogits, message] of notFinite) {
     raw.setIsa('')
   })
 }
+
+test('NaN in half precision is NaN in the error', () => {
+  for (const [dtype, nans] of [
+    ['float16', [0x7e00, 0x7c01, 0xfe00]],
+    ['bfloat16', [0x7fc0, 0x7f81, 0xffc0]],
+  ] as const) {
+    for (const bits of nans) {
+      const batch = { vocabSize: 2, dtype, logits: Uint16Array.of(0, bits), tokenIds: Int32Array.of(0) }
+      throws(() => gatherLogprobs(batch), 'ERR_RAPO_NON_FINITE', /logits\[0, 1\] is NaN/)
+    }
+  }
+})
+
+test('what the addon refuses by itself', () => {
+  const half = { logits: new Uint16Array(6), refLogits: new Uint16Array(6), dtype: 'bfloat16' }
+  const memory = new ArrayBuffer(24)
+  const changes: [Record<string, unknown>, RegExp][] = [
+    [
+      { objective: { ...objective, ratioCap: 1.1 } },
+      /ratioCap is 1.1, expected at least 1 \+ clipHigh = 1.2/,
+    ],
+    [
+      { objective: { ...objective, surrogate: 'cispo', ratioCap: 2 } },
+      /the surrogate cispo has no such bound/,
+    ],
+    [
+      { objective: { ...objective, penalty: 'forwrd' } },
+      /penalty is "forwrd", expected one of none, forward/,
+    ],
+    [{ objective: { ...objective, surrogate: 'ppo' } }, /surrogate is "ppo", expected one of clip, cispo/],
+    [
+      { ...half, gradLogits: new Uint16Array(6), gradDtype: 'float16' },
+      /gradDtype is float16, expected bfloat16/,
+    ],
+    [
+      { ...half, logits: new Uint16Array(memory, 0, 6), gradLogits: new Float32Array(memory) },
+      /a gradient in place must have the logits' dtype/,
+    ],
+    [
+      {
+        dtype: 'float64',
+        logits: new Float64Array(6),
+        refLogits: new Float64Array(6),
+        gradLogits: undefined,
+      },
+      /dtype is float64, which only the reference takes/,
+    ],
+    [
+      { tokenWeights: Float32Array.of(Number.NaN, 1), tokenIds: Int32Array.of(9, 0) },
+      /tokenWeights\[0\] is nan/,
+    ],
+    [{ policyWeights: Float32Array.of(1, -1) }, /policyWeights\[1\] is -1, expected a finite number >= 0/],
+    [{ policyWeights: Float32Array.of(1, Infinity) }, /policyWeights\[1\] is inf/],
+    [{ refWeights: Float32Array.of(1, -0.5) }, /refWeights\[1\] is -0.5, expected in \[0, 1\]/],
+    [
+      { objective: { ...objective, penalty: 'none', klCoef: 0 }, refLogits: undefined },
+      /refWeights\[1\] is 0.5, but the penalty none has no reference to reweight/,
+    ],
+  ]
+  for (const [change, message] of changes) throws(() => raw.policyLoss(whole(change)), invalid, message)
+  const none = {
+    rows: 0,
+    vocabSize: 2 ** 31 + 1,
+    dtype: 'float32',
+    logits: new Float32Array(0),
+    temperature: 1,
+  }
+  throws(() => raw.gatherLogprobs(none), invalid, /vocabSize is 2147483649, expected <= 2\^31/)
+  const { logits, vocabSize } = small()
+  const gather = { rows: 2, vocabSize, dtype: 'float32', logits, temperature: 1 }
+  throws(
+    () => raw.gatherLogprobs({ ...gather, logprobs: new Float32Array(2) }),
+    invalid,
+    /tokenIds is missing/,
+  )
+})
+
+test('arrays beside each other do not overlap, and one byte is an overlap', () => {
+  const bytes = new ArrayBuffer(24)
+  const kl = (at: number) => new Float32Array(bytes, at, 2)
+  const clipped = (at: number) => new Uint8Array(bytes, at, 2)
+  for (const [one, two] of [
+    [0, 8],
+    [4, 2],
+    [8, 16],
+  ] as const)
+    assert.ok(raw.policyLoss(whole({ kl: kl(one), clipped: clipped(two) })).tokens === 2)
+  for (const [one, two] of [
+    [0, 7],
+    [4, 3],
+    [8, 15],
+  ] as const)
+    throws(
+      () => raw.policyLoss(whole({ kl: kl(one), clipped: clipped(two) })),
+      invalid,
+      /kl overlaps clipped/,
+    )
+})
 
 test('NaN is found wherever it is in a row, and the first bad row is named', () => {
   for (const isa of raw.isas()) {

@@ -36,7 +36,7 @@ export interface Expected {
   naive: (FormulaResult | undefined)[]
 }
 
-export function expectedOf({ rows }: Case, objective: Objective): Expected {
+export function expectedOf({ rows }: Pick<Case, 'rows'>, objective: Objective): Expected {
   return {
     want: rows.map(row => row && formula(row, objective, exact)),
     naive: rows.map(row => row && formula(row, objective, float32)),

@@ -5,6 +5,7 @@ import { createRandom } from '../lib/base/random.js'
 import { type LossBatch, policyLoss, policyLossAsync } from '../lib/loss/kernels.js'
 import { addMetrics, emptyMetrics, gspo, type Objective } from '../lib/loss/objective.js'
 import { normal, raw } from './kernels-cases.js'
+import { checkMetrics, expectedOf } from './kernels-check.js'
 import { exact, type FormulaRow, float32, formula, logSoftmax, u32 } from './kernels-formula.js'
 
 const V = 13
@@ -86,7 +87,8 @@ test('values and gradients are the formula’s, on every instruction set', () =>
       const { batch, rows } = sequences(seed + 1, spread, objective)
       for (const isa of raw.isas()) {
         raw.setIsa(isa)
-        const { loss, gradLogits, perToken } = policyLoss(batch, objective, { perToken: true })
+        const { loss, gradLogits, metrics, perToken } = policyLoss(batch, objective, { perToken: true })
+        checkMetrics(`${isa} gspo`, metrics, expectedOf({ rows }, objective))
         let [wantLoss, lossAllowed] = [0, 0]
         for (const [i, row] of rows.entries()) {
           if (!row) {

@@ -3,7 +3,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type Logits, policyLoss } from '../lib/loss/kernels.js'
 import { cispo, dapo, type ObjectiveMetrics, penalties, rapo, sapo } from '../lib/loss/objective.js'
-import { fromLogits, makeCase, oracle, raw, toLogits } from './kernels-cases.js'
+import { encode, fromLogits, makeCase, oracle, raw, toLogits } from './kernels-cases.js'
 import { check, dtypes, expectedOf, lossScale, objectiveFor, present } from './kernels-check.js'
 import { exact, formula, formulaMetrics } from './kernels-formula.js'
 
@@ -211,6 +211,7 @@ test('log-ratios are clamped from above, and counted', () => {
   assert.is(perToken.kl[0], Math.fround(Math.exp(2) - 2 - 1))
   assert.is(perToken.ratio[0], Math.fround(Math.exp(2)))
   assert.is(metrics.klClamped, 1)
+  assert.is(metrics.approxKlSum, Math.expm1(2) - 2)
   assert.ok(gradLogits.every(g => g === 0))
 })
 
@@ -235,6 +236,50 @@ test('a ratio exactly at a bound is not cut off', () => {
   assert.is(at(1, {}), 0.5)
   assert.is(at(-1, {}), -0.5)
   assert.is(at(-1, { ratioCap: 1 }), -0.5)
+})
+
+test('a gradient in half precision is rounded to nearest, ties to even, at the token, too', () => {
+  // V = 2, equal logits, n = 2: the token's element is -A, the other one A.
+  const tie16 = [
+    1 + 2 ** -11,
+    1 + 3 * 2 ** -11,
+    2 ** -14 + 2 ** -25,
+    2 ** -25,
+    3 * 2 ** -25,
+    65519,
+    65520,
+    65504,
+    7e4,
+  ]
+  const tie = { bfloat16: [1 + 2 ** -8, 1 + 3 * 2 ** -8, 3e38, 2 ** -126], float16: tie16 }
+  for (const dtype of ['bfloat16', 'float16'] as const) {
+    const values = tie[dtype]
+      .flatMap(x => [x, -x])
+      .concat(0.1, 2 / 3, 2 ** -15 * 1.37, 2 ** -20 * 1.9, 12345.678)
+    const A = Float32Array.from(values)
+    const batch = {
+      vocabSize: 2,
+      dtype,
+      logits: new Uint16Array(2 * A.length),
+      tokenIds: new Int32Array(A.length),
+      tokenWeights: new Float32Array(A.length).fill(2),
+      advantages: A,
+    }
+    const want = Uint16Array.from([...A].flatMap(x => [encode(-x, dtype), encode(x, dtype)]))
+    for (const isa of raw.isas()) {
+      raw.setIsa(isa)
+      assert.equal(policyLoss(batch, dapo()).gradLogits, want, `${isa} ${dtype}`)
+    }
+    const oracle = new Uint16Array(want.length)
+    raw.policyLossReference({
+      ...batch,
+      rows: A.length,
+      objective: dapo(),
+      gradLogits: oracle,
+      gradDtype: dtype,
+    })
+    assert.equal(oracle, want, `oracle ${dtype}`)
+  }
 })
 
 test('the vector exp', () => {
