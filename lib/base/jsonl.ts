@@ -11,7 +11,7 @@ export interface Line {
 
 /** The lines of a JSON Lines text, each an object; blank lines are skipped. Throws ERR_RAPO_DATA naming file, line, why. */
 export function parseJsonLines(
-  content: Buffer,
+  content: Uint8Array,
   file: string,
   parse: (text: string) => unknown = JSON.parse,
 ): Line[] {
@@ -45,7 +45,7 @@ export function parseJsonLines(
 }
 
 /** A file's bytes, or ERR_RAPO_DATA saying why there are none. */
-export function readInput(file: string | number): Buffer {
+export function readInput(file: string | number): Uint8Array {
   try {
     return readFileSync(file)
   } catch (cause) {

@@ -37,7 +37,7 @@ export async function readRows(
   for (const name of [files].flat()) {
     for (const file of await expand(name)) {
       const place = await resolveDataFile(file, onDownload ? { onProgress: onDownload } : {})
-      const found = await read(file, readInput(place))
+      const found = await read(file, Buffer.from(readInput(place)))
       if (found.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
       for (const row of found) rows.push(row)
     }
@@ -47,7 +47,7 @@ export async function readRows(
 
 /** The rows of JSON Lines that came from elsewhere, such as standard input. */
 export function rowsOfLines(content: Uint8Array, file: string): Row[] {
-  return parseJsonLines(Buffer.from(content), file, parseJson).map(line => ({ ...line, file, unit: 'line' }))
+  return parseJsonLines(content, file, parseJson).map(line => ({ ...line, file, unit: 'line' }))
 }
 
 async function expand(name: string): Promise<readonly string[]> {

@@ -206,7 +206,8 @@ function readHardProblems(
   const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `eval.base: ${base} ${why}`)
   let perProblem: readonly ProblemResult[] | undefined
   try {
-    perProblem = (JSON.parse(readInput(base).toString('utf8')) as Partial<EvalResult> | null)?.perProblem
+    perProblem = (JSON.parse(new TextDecoder().decode(readInput(base))) as Partial<EvalResult> | null)
+      ?.perProblem
   } catch (error) {
     if (error instanceof RapoError) throw error
     throw fault(`is not JSON: ${(error as Error).message}`)

@@ -74,7 +74,7 @@ export function openProgress(
 function readProgress(file: string): Record<string, unknown>[] {
   if (!existsSync(file)) return []
   const content = readInput(file)
-  const whole = content.subarray(0, content.lastIndexOf('\n') + 1)
+  const whole = content.subarray(0, content.lastIndexOf(0x0a) + 1)
   return parseJsonLines(whole, file).map(({ value }) => ({ ...value }))
 }
 
@@ -102,7 +102,7 @@ function describeConditions(
     'sampling.maxNewTokens': maxNewTokens,
     'task.verifier': task.verifier,
     ...(existsSync(task.verifier) && {
-      'verifier module': digest(readInput(task.verifier).toString('base64')),
+      'verifier module': digest(Buffer.from(readInput(task.verifier)).toString('base64')),
     }),
     'data.template': data.template,
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },

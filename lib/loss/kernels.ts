@@ -3,7 +3,7 @@
  * Needs no libtorch. N is the number of rows (completion tokens), V the vocabulary; row i of `logits` is the
  * distribution that `tokenIds[i]` was drawn from.
  */
-import { type Control, checkCallOptions, runCall } from '../base/call.js'
+import * as calls from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
 import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
@@ -81,7 +81,7 @@ type RawCall = Readonly<Record<string, unknown>>
 
 /** The functions of bindings/kernels.cpp. */
 interface RawKernels extends KernelsAddon {
-  Control: new () => Control
+  Control: new () => calls.Control
   policyLoss(call: RawCall): ObjectiveMetrics
   policyLossAsync(call: RawCall): Promise<ObjectiveMetrics>
   gatherLogprobs(call: RawCall): void
@@ -401,9 +401,9 @@ async function abortable<T>(
   start: (call: RawCall) => Promise<T>,
 ): Promise<T> {
   const checkBorrowed = watchBorrowed(call)
-  checkCallOptions({ signal })
+  calls.checkCallOptions({ signal })
   try {
-    return await runCall(new (addon().Control)(), { signal }, control => start({ ...call, control }))
+    return await calls.runCall(new (addon().Control)(), { signal }, control => start({ ...call, control }))
   } finally {
     checkBorrowed()
   }
