@@ -3,7 +3,8 @@ import { RapoError } from '../base/errors.js'
 import type { Message } from '../model/template.js'
 import type { Verifier } from '../reward/verifier.js'
 import { chooseColumns, type DataOptions } from './fields.js'
-import { nameOf, placeOf, type Row, readRows } from './rows.js'
+import type { Row } from './rows.js'
+import * as files from './rows.js'
 
 /** One row of a problem file (docs/files.md). */
 export interface Problem {
@@ -29,12 +30,12 @@ export interface Problem {
  * column that no row has: the message names file, row and why.
  */
 export async function readProblems(
-  files: string | readonly string[],
+  given: string | readonly string[],
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const rows = await readRows(files, options.onDownload)
-  const name = nameOf(files)
+  const rows = await files.readRows(given, options.onDownload)
+  const name = files.nameOf(given)
   const columns = chooseColumns(rows, name, options)
   const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)
   const earlier = { id: new Map<string, Row>(), prompt: new Map<string, Row>() }
@@ -43,13 +44,13 @@ export async function readProblems(
   for (const row of rows) {
     const { file, unit, number } = row
     const problem = parseProblem(row, columns, areSeveral ? `${file}:${number}` : String(number))
-    const refuse = (fault: string) => unusable.push(`${placeOf(row)} ${fault}`)
+    const refuse = (fault: string) => unusable.push(`${files.placeOf(row)} ${fault}`)
     if (typeof problem === 'string') {
       refuse(problem)
       continue
     }
     const asked = JSON.stringify(problem.messages ?? problem.prompt)
-    const rowOf = (other: Row) => (other.file === file ? `${unit} ${other.number}` : placeOf(other))
+    const rowOf = (other: Row) => (other.file === file ? `${unit} ${other.number}` : files.placeOf(other))
     const [sameId, samePrompt] = [earlier.id.get(problem.id), earlier.prompt.get(asked)]
     const fault = sameId
       ? `has the id "${problem.id}" that ${rowOf(sameId)} has already`
