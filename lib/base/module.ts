@@ -18,11 +18,21 @@ export async function importModule(field: string, name: string): Promise<{ defau
   }
 }
 
+/** What Node.js says of TypeScript that it cannot run by itself, wholly or in part. */
+const needsJiti = new Set([
+  ...['ERR_UNKNOWN_FILE_EXTENSION', 'ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX', 'ERR_INVALID_TYPESCRIPT_SYNTAX'],
+  ...['ERR_UNSUPPORTED_NODE_MODULES_TYPE_STRIPPING', 'ERR_MODULE_NOT_FOUND'],
+])
+
 async function load(file: string): Promise<{ default?: unknown }> {
-  if (!/\.[cm]?ts$/.test(file)) {
-    return import(/* webpackIgnore: true */ /* @vite-ignore */ pathToFileURL(file).href)
+  const url = pathToFileURL(file).href
+  try {
+    // First as the program itself imports: a module that the program has already is then the same one.
+    return await import(/* webpackIgnore: true */ /* @vite-ignore */ url)
+  } catch (error) {
+    if (!/\.[cm]?ts$/.test(file) || !needsJiti.has(String((error as NodeJS.ErrnoException)?.code)))
+      throw error
   }
-  // Every Node.js runs TypeScript by jiti, also those that know a part of TypeScript themselves.
   const { createJiti } = await import('jiti')
-  return createJiti(pathToFileURL(file).href).import(file)
+  return createJiti(url).import(file)
 }

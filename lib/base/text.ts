@@ -27,3 +27,6 @@ export const plainLine = (text: string) => plainText(text).replace(/\s+/g, ' ')
 /** What the commands print: whatever a model, a file or a server wrote steers no terminal. */
 export const printLine = (text: string) => console.log(plainText(text))
 export const printError = (text: string) => console.error(plainText(text))
+
+/** Calls back when all that was printed has been written. */
+export const afterOutput = (done: () => void) => process.stdout.write('', done)

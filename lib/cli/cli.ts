@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
-import { plainText, printError } from '../base/text.js'
+import { afterOutput, plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
 import { devicePattern, deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
@@ -265,7 +265,7 @@ export async function main(): Promise<void> {
   } finally {
     process.off('beforeExit', onEmpty)
     // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
-    setTimeout(() => process.stdout.write('', () => process.exit()), 500).unref()
+    setTimeout(() => afterOutput(() => process.exit()), 500).unref()
   }
 }
 
