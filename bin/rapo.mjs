@@ -4,9 +4,6 @@ import { existsSync } from 'node:fs'
 
 const sources = new URL('../lib/cli/cli.ts', import.meta.url)
 const isClone = existsSync(sources)
-if (isClone) {
-  const { register } = await import('tsx/esm/api')
-  register()
-}
+if (isClone) await import('tsx')
 const { main } = await import(isClone ? sources.href : '../dist/cli/cli.js')
 await main()
