@@ -87,7 +87,8 @@ Executor& engine_thread() {
 
 /// Runs work(control) on the engine's thread, after the calls that came before.
 template <class Result>
-Napi::Value on_engine(Napi::Env env, std::shared_ptr<Control> control, std::function<Result(Control&)> work,
+Napi::Value on_engine(Napi::Env env, const std::shared_ptr<Control>& control,
+                      std::function<Result(Control&)> work,
                       std::function<Napi::Value(Napi::Env, Result&)> to_js) {
   auto run = [control, work = std::move(work)] {
     const int threads = wanted_threads().exchange(-1);

@@ -29,7 +29,7 @@ RAPO_HOST_DEVICE constexpr PenaltyTraits traits(Penalty p) {
 RAPO_HOST_DEVICE constexpr bool is_full(Penalty p) { return traits(p).full; }
 constexpr const char* penalty_name(Penalty p) { return traits(p).name; }
 
-#define RAPO_ONE(penalty) +1
+#define RAPO_ONE(penalty) +1  // NOLINT(bugprone-macro-parentheses): a term of a sum
 constexpr int kFullPenalties = RAPO_FULL_PENALTIES(RAPO_ONE);
 #undef RAPO_ONE
 

@@ -39,13 +39,10 @@ constexpr const char* surrogate_name(Surrogate s) {
 
 /// Whether ratio_cap is read.
 constexpr bool is_capped(Surrogate s) {
-  switch (s) {
 #define RAPO_CAPPED(surrogate, name, capped) \
-  case Surrogate::surrogate:                 \
-    return capped;
-    RAPO_SURROGATES(RAPO_CAPPED)
+  if (s == Surrogate::surrogate) return capped;
+  RAPO_SURROGATES(RAPO_CAPPED)
 #undef RAPO_CAPPED
-  }
   return false;
 }
 

@@ -15,7 +15,7 @@ namespace rapo::simd {
 template <class Code>
 struct Entry {
   const char* name;
-  bool Features::*needs;  // null: nothing that a processor could lack
+  bool Features::* needs;  // null: nothing that a processor could lack
   Code code;
 
   bool available() const { return !needs || processor().*needs; }
