@@ -33,7 +33,7 @@ void swiglu_backward(const T* gate_up, const T* dout, i64 width, T* dgate_up, i6
       const Vec sigmoid = 1.0f / (exp_of(-g) + 1.0f);
       const Vec silu = g * sigmoid;
       store_up_to(dup + c, go * silu, n);
-      store_up_to(dgate + c, go * u * (sigmoid + silu * (1.0f - sigmoid)), n);
+      store_up_to(dgate + c, go * u * fused(silu, 1.0f - sigmoid, sigmoid), n);
     }
   }
 }

@@ -43,7 +43,13 @@ void rms_norm_backward(const T* x, const T* w, const float* rstd, const T* dy, i
     for (i64 c = 0; c < channels; c += kLanes) {
       const i64 n = channels - c;
       const Vec v = load_up_to(in + c, n), g = load_up_to(grad + c, n);
-      store_up_to(out + c, load_up_to(out + c, n) + g * load_up_to(w + c, n) * r - v * pull, n);
+      if constexpr (sizeof(T) == 4) {
+        store_up_to(out + c, load_up_to(out + c, n) + g * load_up_to(w + c, n) * r - v * pull, n);
+      } else {
+        // Spelled out: whether the compiler fuses these depends on how a bfloat16 is stored.
+        const Vec sum = fused(g * load_up_to(w + c, n), splat(r), load_up_to(out + c, n));
+        store_up_to(out + c, fused_negative(v, splat(pull), sum), n);
+      }
       store_up_to(dw + c, load_up_to(dw + c, n) + g * v * r, n);
     }
   }

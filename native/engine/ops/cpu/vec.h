@@ -127,6 +127,25 @@ RAPO_INLINE V choose(Mask mask, V yes, V no) {
   }
 }
 
+/// a b + c and c - a b, rounded once where the set has such an instruction. Left to the compiler, whether a
+/// result that is stored as bfloat16 is fused depends on the code around it.
+template <class V>
+RAPO_INLINE V fused(V a, V b, V c) {
+  if constexpr (kIsRegister<V>) {
+    return simd::fma(a, b, c);
+  } else {
+    return {fused(a.lo, b.lo, c.lo), fused(a.hi, b.hi, c.hi)};
+  }
+}
+template <class V>
+RAPO_INLINE V fused_negative(V a, V b, V c) {
+  if constexpr (kIsRegister<V>) {
+    return simd::fnma(a, b, c);
+  } else {
+    return {fused_negative(a.lo, b.lo, c.lo), fused_negative(a.hi, b.hi, c.hi)};
+  }
+}
+
 /// Lanes 0 .. count - 1 of v, `other` in those behind them.
 template <class V>
 RAPO_INLINE V first_lanes(V v, i64 count, float other) {
