@@ -45,9 +45,9 @@ for (const name of ['node-api-headers', 'node-addon-api']) {
 // esbuild comes with tsx.
 const { build } = createRequire(createRequire(import.meta.url).resolve('tsx/package.json'))('esbuild')
 const engineTests = ['engine-golden', 'engine-generate', 'engine', 'engine-aten'].map(
-  name => `test/${name}.test.ts`,
+  name => `test/engine/${name}.test.ts`,
 )
-const cudaTests = ['cuda-emulator', 'cuda-head'].map(name => `test/${name}.test.ts`)
+const cudaTests = ['cuda-emulator', 'cuda-head'].map(name => `test/cuda/${name}.test.ts`)
 for (const entry of [...cudaTests, ...engineTests, 'bench/gpu.ts', 'bench/gpu_engine.ts']) {
   await build({
     entryPoints: [join(root, entry)],

@@ -313,7 +313,7 @@ function coverage(tree: string, usual: Map<string, number>): (file: string) => s
     const ranked = testFiles.map(test => ({ test, distance: distanceOf(test) }))
     // The command line is covered through processes of its own.
     const named = /lib\/cli\//.test(file) ? ['cli', 'hostile', 'infer', 'grade', 'progress'] : []
-    const extra = named.map(name => `test/${name}.test.ts`).filter(test => testFiles.includes(test))
+    const extra = named.map(name => `test/cli/${name}.test.ts`).filter(test => testFiles.includes(test))
     const byImport = ranked
       .filter(({ distance }) => distance < Infinity)
       .sort((a, b) => a.distance - b.distance || timeOf(a.test) - timeOf(b.test))
@@ -374,7 +374,9 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
   }
   console.log(`${chosen().length} mistakes in one build, ${wrong.size} did not compile`)
   if (values.build) return
-  const asked = tests.map(name => `test/${name}.test.ts`).filter(test => existsSync(path.join(tree, test)))
+  const asked = tests
+    .map(name => `test/${name.split(/[-.]/)[0]}/${name}.test.ts`)
+    .filter(test => existsSync(path.join(tree, test)))
   for (const mutant of chosen().filter(isOpen)) {
     const id = drawn.indexOf(mutant) + 1
     await judge(tree, mutant, asked, usual, { RAPO_CACHE: env.RAPO_CACHE, RAPO_MUTANT: String(id) })

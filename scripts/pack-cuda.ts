@@ -18,7 +18,7 @@ import {
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { readBinary } from '../test/binary.js'
+import { readBinary } from '../test/helpers/binary.js'
 // @ts-expect-error: no types
 import { prepareZig, targets } from './prebuilds.mjs'
 

@@ -12,7 +12,7 @@ import path from 'node:path'
 import { packageVersion } from '../lib/base/package.js'
 import { cacheDir } from '../lib/setup/cache.js'
 import { findLibtorch } from '../lib/setup/libtorch.js'
-import { installPacked } from '../test/packed.js'
+import { installPacked } from '../test/helpers/packed.js'
 // @ts-expect-error: no types
 import { hostTarget, prebuild } from './prebuilds.mjs'
 

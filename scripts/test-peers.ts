@@ -19,7 +19,14 @@ import { parseArgs } from 'node:util'
 import { cacheDir } from '../lib/setup/cache.js'
 import { work } from '../lib/setup/process.js'
 import { makeVenv } from '../lib/setup/venv.js'
-import { type Comparison, comparePeers, doubles, peerNames, same, tableOf } from '../test/peers-compare.js'
+import {
+  type Comparison,
+  comparePeers,
+  doubles,
+  peerNames,
+  same,
+  tableOf,
+} from '../test/helpers/peers-compare.js'
 
 const { values } = parseArgs({ options: { write: { type: 'boolean', default: false } } })
 const here = fileURLToPath(new URL('peers', import.meta.url))

@@ -29,7 +29,7 @@ const MUSL = '/lib/ld-musl-x86_64.so.1'
 await bootstrap({ addons: false })
 await prebuild()
 const [{ cacheDir }, { makeVenv }] = await Promise.all(['cache.ts', 'venv.ts'].map(load))
-const { x86Isas } = await tsImport('../test/machine.ts', import.meta.url)
+const { x86Isas } = await tsImport('../test/helpers/machine.ts', import.meta.url)
 const work = join(root, 'build', 'prebuilds')
 const [check, worker] = ['prebuild-check', 'prebuild-worker'].map(name => join(work, `${name}.mjs`))
 await build({

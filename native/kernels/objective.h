@@ -43,7 +43,7 @@ enum class DType : std::uint8_t {
   X(kGspo, "gspo", true)
 
 /// The numbers of an objective: X(member, name in JS, default, lowest, whether that one is left out,
-/// highest). lib/loss/objective.ts has the same table, and test/objective.test.ts compares the two.
+/// highest). lib/loss/objective.ts has the same table, and test/loss/objective.test.ts compares the two.
 /// - kl_coef alpha, the weight of D
 /// - entropy_coef beta, the weight of H
 /// - clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]

@@ -1,0 +1,174 @@
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { RapoError } from '../../lib/base/errors.js'
+import { moments } from '../../lib/base/stats.js'
+import { groupAdvantages, referenceWeights, zeroAdvantageFraction } from '../../lib/loss/advantage.js'
+
+const isNear = (actual: number, expected: number, tolerance: number) =>
+  assert.ok(Math.abs(actual - expected) <= tolerance, `${actual}, expected ${expected} ± ${tolerance}`)
+
+test('two rewards by hand: mean .5, standard deviation √½', () => {
+  const [a, b] = groupAdvantages([1, 0], 2)
+  isNear(a!, 0.5 / (Math.SQRT1_2 + 1e-6), 1e-15)
+  assert.is(b, -a!)
+})
+
+test('each group by itself: 1 0 0 0 and 2 4', () => {
+  // Mean 1/4, variance (9/16 + 3/16) / 3 = 1/4: (3/4, −1/4, …) / (1/2 + 1e-6).
+  const four = groupAdvantages([1, 0, 0, 0], 4)
+  isNear(four[0]!, 0.75 / 0.500001, 1e-15)
+  for (const value of four.slice(1)) isNear(value, -0.25 / 0.500001, 1e-15)
+  const pairs = groupAdvantages([1, 0, 2, 4], 2)
+  isNear(pairs[2]!, -1 / (Math.SQRT2 + 1e-6), 1e-15)
+  isNear(pairs[0]!, 0.5 / (Math.SQRT1_2 + 1e-6), 1e-15)
+})
+
+test('without standardisation only the mean goes', () => {
+  assert.equal(
+    groupAdvantages([1, 0, 0, 0, 3, 3, 3, 7], 4, { scale: 'none' }),
+    [0.75, -0.25, -0.25, -0.25, -1, -1, -1, 3],
+  )
+})
+
+test('equal rewards give exactly 0, also where their mean is not exact', () => {
+  for (const reward of [0, 1, 0.1, -1e300, 1 / 3]) {
+    for (const size of [1, 2, 3, 10]) {
+      assert.equal(groupAdvantages(Array(size).fill(reward), size), Array(size).fill(0))
+    }
+  }
+  // The mean of ten times .1 is not .1 in doubles: the difference must not be blown up.
+  assert.is.not(
+    Array(10)
+      .fill(0.1)
+      .reduce((a, b) => a + b) / 10,
+    0.1,
+  )
+})
+
+test('rewards that are not whole groups', () => {
+  for (const [rewards, size] of [
+    [[1, 0, 1], 2],
+    [[1], 0],
+    [[1, 0, 1, 0, 1], 2.5],
+    [[1, Number.NaN], 2],
+  ] as const) {
+    assert.throws(
+      () => groupAdvantages(rewards, size),
+      (error: unknown) => error instanceof RapoError,
+    )
+  }
+})
+
+test('rewards too large to average are refused, not turned into 0 or NaN', () => {
+  assert.throws(
+    () => groupAdvantages([0, 0, 1e200, 0], 2),
+    /rewards\[2\] and those of its group are too large/,
+  )
+  const none = { scale: 'none' } as const
+  assert.throws(() => groupAdvantages([1.7e308, 1.7e308, 0], 3, none), /rewards\[0\] .* too large/)
+  assert.equal(groupAdvantages([], 4), [])
+})
+
+test('share of groups that teach nothing', () => {
+  assert.is(zeroAdvantageFraction([], 4), 0)
+  for (const size of [0, -1, 1.5, Number.NaN, 3])
+    assert.throws(() => zeroAdvantageFraction([1, 0], size), /2 rewards are not whole groups of groupSize/)
+  assert.is(zeroAdvantageFraction([1, 1, 0, 1, 0, 0, 1, 0], 2), 0.5)
+  assert.is(zeroAdvantageFraction([1, 0], 2), 0)
+})
+
+test('φ is linear between rMin and rMax and constant outside', () => {
+  const phi = { phiMin: 0.6, phiMax: 1, rMin: 0, rMax: 1 }
+  const weights = referenceWeights([-1, 0, 0.5, 1, 2], phi)
+  for (const [i, expected] of [0.6, 0.6, 0.8, 1, 1].entries()) isNear(weights[i]!, expected, 1e-15)
+  assert.equal(referenceWeights([-3, -1, 1], { phiMin: 0, phiMax: 0.5, rMin: -3, rMax: 1 }), [0, 0.25, 0.5])
+})
+
+test('a φ of your own is checked for its range', () => {
+  assert.equal(
+    referenceWeights([0, 4], reward => Math.sqrt(reward) / 2),
+    [0, 1],
+  )
+  for (const bad of [1.01, -0.01, Number.NaN, Infinity]) {
+    assert.throws(() => referenceWeights([3], () => bad), /φ\(3\) is .*, expected a number in \[0, 1\]/)
+  }
+})
+
+test('φ of what is no number, no shape or no range', () => {
+  const linear = { phiMin: 0, phiMax: 1, rMin: 0, rMax: 1 }
+  const step = { shape: 'step', phiMin: 0, phiMax: 1, rMax: 1 } as const
+  assert.equal(referenceWeights([], linear), [])
+  assert.throws(
+    () => referenceWeights([1], { ...linear, shape: 'cubic' as never }),
+    /shape is cubic, expected one of linear, step/,
+  )
+  for (const phi of [linear, step, (x: number) => (x > 0 ? 1 : 0)]) {
+    for (const reward of [Number.NaN, Infinity, -Infinity])
+      assert.throws(() => referenceWeights([0, reward], phi), new RegExp(`rewards\\[1\\] is ${reward}`))
+  }
+  for (const phi of [linear, step]) {
+    // Also where no reward is there to show it.
+    assert.throws(
+      () => referenceWeights([], { ...phi, phiMin: -0.1 }),
+      /phiMin is -0.1, expected a number in \[0, 1\]/,
+    )
+    assert.throws(
+      () => referenceWeights([], { ...phi, phiMax: 1.1 }),
+      /phiMax is 1.1, expected a number in \[0, 1\]/,
+    )
+    assert.throws(() => referenceWeights([], { ...phi, phiMin: Number.NaN }), /phiMin is NaN/)
+    assert.throws(
+      () => referenceWeights([], { ...phi, rMax: Number.NaN }),
+      /rMax is NaN, expected a finite number/,
+    )
+  }
+  assert.throws(
+    () => referenceWeights([], { ...linear, rMin: -Infinity }),
+    /rMin is -Infinity, expected a finite/,
+  )
+})
+
+test('φ as a step, and ranges that are none', () => {
+  const step = { shape: 'step', phiMin: 0.2, phiMax: 0.9, rMax: 1 } as const
+  assert.equal(referenceWeights([-1, 0.999, 1, 5], step), [0.2, 0.2, 0.9, 0.9])
+  assert.throws(
+    () => referenceWeights([1], { ...step, phiMin: 1 }),
+    /phiMin is 1, expected at most phiMax = 0.9/,
+  )
+  const linear = { phiMin: 0, phiMax: 1, rMin: 1, rMax: 1 }
+  assert.throws(() => referenceWeights([1], linear), /rMin is 1, expected less than rMax = 1/)
+})
+
+test('the population’s standard deviation divides by n', () => {
+  // 1 0 0 0: mean 1/4, variance (9/16 + 3/16) / 4 = 3/16.
+  const advantages = groupAdvantages([1, 0, 0, 0], 4, { scale: 'population-std' })
+  isNear(advantages[0]!, 0.75 / (Math.sqrt(3) / 4 + 1e-6), 1e-15)
+})
+
+test('leave-one-out: the baseline is the mean of the others', () => {
+  const options = { baseline: 'leave-one-out', scale: 'none' } as const
+  const rewards = [1, 0, 0, 5, 2, 2, 2, 2]
+  const others = (i: number) => (rewards.slice(0, 4).reduce((a, b) => a + b) - rewards[i]!) / 3
+  const advantages = groupAdvantages(rewards, 4, options)
+  for (let i = 0; i < 4; ++i) isNear(advantages[i]!, rewards[i]! - others(i), 1e-15)
+  assert.equal(advantages.slice(4), [0, 0, 0, 0])
+  assert.throws(() => groupAdvantages([1], 1, options), /groupSize is 1, but leave-one-out needs/)
+})
+
+test('unknown choices', () => {
+  assert.throws(
+    () => groupAdvantages([1, 0], 2, { scale: 'std' as never }),
+    /scale is std, expected one of sample-std/,
+  )
+  assert.throws(
+    () => groupAdvantages([1, 0], 2, { baseline: 'none' as never }),
+    /baseline is none, expected one of/,
+  )
+})
+
+test('moments', () => {
+  assert.equal(moments([1, 3]), { mean: 2, std: 1 })
+  assert.equal(moments([1, 3], 1), { mean: 2, std: Math.SQRT2 })
+})
+
+test.run()

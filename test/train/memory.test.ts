@@ -1,0 +1,126 @@
+/** Memory predicted before a run: the arithmetic by hand for a real model's shape, and the refusal. */
+import { spawnSync } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import type { RapoError } from '../../lib/base/errors.js'
+import { predictMemory, type RunShape } from '../../lib/model/engine.js'
+import { checkMemory, formatMemory, planMemory } from '../../lib/train/memory.js'
+import { newDir, tinyConfig } from '../helpers/engine-util.js'
+import { makeFakeModel } from '../helpers/fake-policy.js'
+
+/** Qwen2.5-0.5B's config.json; there are no weights beside it. */
+const shape = {
+  architectures: ['Qwen2ForCausalLM'],
+  vocab_size: 151936,
+  hidden_size: 896,
+  intermediate_size: 4864,
+  num_hidden_layers: 24,
+  num_attention_heads: 14,
+  num_key_value_heads: 2,
+  max_position_embeddings: 32768,
+  tie_word_embeddings: true,
+}
+const parameters = 494_032_768
+const model = newDir()
+writeFileSync(path.join(model, 'config.json'), JSON.stringify(shape))
+/** Keys and values of one position: 24 layers × 2 × 2 heads × 64. */
+const position = 24 * 2 * 2 * 64
+const run: RunShape = { promptTokens: 100, maxNewTokens: 300, sequences: 8 }
+
+/** Tensors begin at multiples of 64 bytes: up to 31 numbers each are lost. */
+function nearly(bytes: number, expected: number, width: number): void {
+  assert.ok(bytes >= expected && bytes < expected + 24 * 12 * 32 * width, `${bytes} for ${expected}`)
+}
+
+test('what is held all the time: float32, bfloat16 with masters, with and without a reference, inference', async () => {
+  const single = await predictMemory(model, {}, run)
+  nearly(single.weights, 4 * parameters, 4)
+  nearly(single.moments, 8 * parameters, 8)
+  nearly(single.gradients, 4 * parameters, 4)
+  assert.equal([single.masters, single.reference], [0, 0])
+  const half = await predictMemory(model, { dtype: 'bfloat16', referenceDir: model }, run)
+  nearly(half.weights, 2 * parameters, 2)
+  nearly(half.reference, 2 * parameters, 2)
+  nearly(half.masters, 4 * parameters, 4)
+  const { masters, moments, gradients, activations, logits } = await predictMemory(
+    model,
+    { trainable: false },
+    run,
+  )
+  assert.equal([masters, moments, gradients, activations, logits], [0, 0, 0, 0, 0])
+})
+
+test('the cache grows with what is running, up to 1 GiB, or to one sequence', async () => {
+  const cache = async (changes: Partial<RunShape>, dtype: 'float32' | 'bfloat16' = 'float32') =>
+    (await predictMemory(model, { dtype }, { ...run, ...changes })).cache
+  assert.is(await cache({}), 8 * 400 * position * 4)
+  assert.is(await cache({}, 'bfloat16'), 8 * 400 * position * 2)
+  assert.is(await cache({ maxBatch: 3 }), 3 * 400 * position * 4)
+  assert.is(await cache({ sequences: 1024 }), 2 ** 30)
+  assert.is(await cache({ sequences: 4, maxNewTokens: 50_000 }), 50_100 * position * 4)
+})
+
+test('activations: a chunk of tokens within 2 GiB; a longer sequence alone; far fewer when computed again', async () => {
+  const kept = 24 * (5 * 896 + 1152 + 896 + 3 * 4864) * 4
+  const passing = (4 * 896 + 3 * 4864) * 4 + 2 * 4864 * 4
+  const many = { ...run, sequences: 1024 }
+  const { activations } = await predictMemory(model, {}, many)
+  assert.is(activations, Math.floor(2 ** 31 / kept) * (kept + passing))
+  const long = await predictMemory(model, {}, { ...many, maxNewTokens: 4000 })
+  assert.is(long.activations, 4100 * (kept + passing))
+  // 24 inputs and one whole layer a token, instead of 24 layers.
+  const again = await predictMemory(model, { recompute: true }, { ...many, maxNewTokens: 4000 })
+  const fewer = (24 * 896 + kept / 96) * 4
+  const tokens = Math.max(
+    4100,
+    Math.min(Math.floor(2 ** 31 / fewer), Math.floor((8 * parameters * 4) / kept)),
+  )
+  assert.is(again.activations, tokens * (fewer + passing))
+  const { logits } = await predictMemory(model, { headRows: 10, referenceDir: model }, many)
+  assert.is(logits, 10 * 151936 * 12)
+})
+
+test('the peak is the larger of training and generation; a run that does not fit is refused with its parts', () => {
+  const parts = {
+    ...{ weights: 1e9, masters: 2e9, moments: 4e9, gradients: 2e9, reference: 1e9 },
+    ...{ activations: 3e9, logits: 1e9, cache: 1e9, sampling: 5e8 },
+  }
+  const plan = planMemory(parts)
+  assert.is(plan.peak, 14e9 + plan.program)
+  assert.is(planMemory({ ...parts, cache: 5e9 }).peak, 15.5e9 + plan.program)
+  checkMemory(plan, plan.peak)
+  assert.throws(
+    () => checkMemory(plan, plan.peak - 1),
+    (error: RapoError) =>
+      error.code === 'ERR_RAPO_OUT_OF_MEMORY' &&
+      /^the run needs 14.35 GB of memory, 14.35 GB are available\n/.test(error.message) &&
+      error.message.includes(formatMemory(plan)),
+  )
+  assert.match(formatMemory(plan), /masters \(float32\) +2.00 GB/)
+})
+
+test('problems that will be left out do not count: rapo doctor --config', () => {
+  const dir = makeFakeModel()
+  writeFileSync(path.join(dir, 'config.json'), JSON.stringify(tinyConfig))
+  const answer = { numbers: [7], target: 7 }
+  const [short, long] = ['7=7:', `${'7'.repeat(60)}:`].map(prompt => JSON.stringify({ prompt, answer }))
+  const predict = (...lines: (string | undefined)[]) => {
+    const [train, file] = ['train.jsonl', 'c.yaml'].map(name => path.join(dir, name)) as [string, string]
+    writeFileSync(train, lines.join('\n'))
+    const config = {
+      ...{ model: { dir }, task: { verifier: 'countdown' }, sampling: { maxNewTokens: 10 } },
+      data: { train, dropUnusable: true },
+    }
+    writeFileSync(file, JSON.stringify(config))
+    const doctor = ['--import', 'tsx', 'lib/cli/cli.ts', 'doctor', '--json', '--config', file]
+    return JSON.parse(spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout).run
+  }
+  const expected = predict(short)
+  // 4 tokens of the prompt and 10 new ones, 64 sequences at a time; 2 layers × 2 × 2 heads × 8, float32.
+  assert.is(expected.cache, 64 * 14 * (2 * 2 * 2 * 8) * 4)
+  assert.equal(predict(short, long), expected)
+})
+
+test.run()

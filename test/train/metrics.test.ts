@@ -1,0 +1,103 @@
+import { readFileSync } from 'node:fs'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { addMetrics, emptyMetrics, meanMetrics, type ObjectiveMetrics } from '../../lib/loss/objective.js'
+import type { ScoredRollout } from '../../lib/rollout/rollout.js'
+import { type Remeasured, summarizeStep } from '../../lib/train/metrics.js'
+
+const rollout = (reward: number, length: number, finishReason: 'stop' | 'length'): ScoredRollout => ({
+  problem: { id: 'p', prompt: 'p', answer: 'a' },
+  promptIds: [1],
+  completionIds: new Int32Array(length),
+  logprobs: new Float32Array(length),
+  finishReason,
+  completion: '',
+  reward,
+  reason: '',
+})
+
+const sums: ObjectiveMetrics = {
+  tokens: 8,
+  loss: -0.5,
+  klSum: 0.8,
+  entropySum: 16,
+  ratioSum: 8.4,
+  approxKlSum: 0.04,
+  clippedLow: 2,
+  clippedHigh: 1,
+  klClamped: 3,
+  ratioMin: 0.5,
+  ratioMax: 2,
+}
+
+test("a step's line by hand: two groups of two, two optimizer steps", () => {
+  const rollouts = [
+    rollout(1, 1, 'stop'),
+    rollout(0, 2, 'stop'),
+    rollout(1, 4, 'length'),
+    rollout(1, 1, 'stop'),
+  ]
+  const results = [
+    { gradNorm: 1, skipped: false },
+    { gradNorm: 3, skipped: true },
+  ]
+  assert.equal(summarizeStep(rollouts, 2, sums, results), {
+    rewardMean: 0.75,
+    rewardStd: Math.sqrt(0.1875),
+    zeroAdvantageFraction: 0.5,
+    loss: -0.25,
+    kl: 0.1,
+    entropy: 2,
+    clipFractionLow: 0.25,
+    clipFractionHigh: 0.125,
+    ratioMean: 1.05,
+    approxKl: 0.005,
+    gradNorm: 2,
+    completionLengthMean: 2,
+    completionLengthMin: 1,
+    completionLengthMax: 4,
+    truncatedFraction: 0.25,
+    tokens: 8,
+    skippedSteps: 1,
+  })
+})
+
+test('metrics of a split add up, and nothing is neutral', () => {
+  assert.equal(addMetrics(sums, emptyMetrics), sums)
+  const sum = addMetrics(sums, { ...sums, ratioMin: 0.25, ratioMax: 1 })
+  assert.is(sum.tokens, 16)
+  assert.is(sum.entropySum, 32)
+  assert.is(sum.klClamped, 6)
+  assert.is(sum.ratioMin, 0.25)
+  assert.is(sum.ratioMax, 2)
+  assert.equal(Object.keys(emptyMetrics), Object.keys(sums))
+  const twice = addMetrics(sums, sums)
+  for (const [name, value] of Object.entries(sums)) {
+    assert.is(twice[name as keyof ObjectiveMetrics], /^ratioM/.test(name) ? value : 2 * value, name)
+  }
+})
+
+test('means are over the trained tokens', () => {
+  const { kl, entropy, ratioMean, approxKl } = meanMetrics(sums)
+  assert.equal([kl, entropy, ratioMean, approxKl], [0.1, 2, 1.05, 0.005])
+  assert.equal(new Set(Object.values(meanMetrics(emptyMetrics))), new Set([0]))
+})
+
+test('the fields are those that docs/files.md lists', () => {
+  const section = readFileSync('docs/files.md', 'utf8').split('### metrics.jsonl')[1]!.split('\n###')[0]!
+  const listed = [...section.matchAll(/`([a-zA-Z]+)`/g)].map(match => match[1]!)
+  const line = summarizeStep([rollout(1, 1, 'stop')], 1, sums, [{ gradNorm: 1, skipped: false }])
+  const remeasured: Required<Remeasured> = {
+    entropyCoef: 0,
+    importanceMean: 1,
+    importanceMin: 1,
+    importanceMax: 1,
+    importanceTruncatedFraction: 0,
+    maskedFraction: 0,
+  }
+  const written = { ...line, ...remeasured, step: 1, learningRate: 1 }
+  assert.equal(Object.keys(written).sort(), listed.sort())
+  assert.match(section, '`seconds: { rollout, score, train, save }`')
+})
+
+test.run()
