@@ -75,26 +75,40 @@ if (command === 'bench') {
     })
   }
 } else {
-  run('every case', process.execPath, script('test', 'cuda-emulator.test'), env)
-  run('the fused head', process.execPath, script('test', 'cuda-head.test'), env)
+  run('every case', process.execPath, script('test/cuda', 'cuda-emulator.test'), env)
+  run('the fused head', process.execPath, script('test/cuda', 'cuda-head.test'), env)
   run('CUDA graphs', join(build, 'rapo_cuda_graph'), [], env)
   for (const tool of ['memcheck', 'racecheck', 'initcheck']) {
     run(
       `compute-sanitizer ${tool}`,
       'compute-sanitizer',
-      ['--tool', tool, '--error-exitcode', '1', process.execPath, ...script('test', 'cuda-emulator.test')],
+      [
+        '--tool',
+        tool,
+        '--error-exitcode',
+        '1',
+        process.execPath,
+        ...script('test/cuda', 'cuda-emulator.test'),
+      ],
       { ...env, RAPO_TEST_SMALL: '1' },
     )
   }
   run(
     'compute-sanitizer memcheck, the fused head',
     'compute-sanitizer',
-    ['--tool', 'memcheck', '--error-exitcode', '1', process.execPath, ...script('test', 'cuda-head.test')],
+    [
+      '--tool',
+      'memcheck',
+      '--error-exitcode',
+      '1',
+      process.execPath,
+      ...script('test/cuda', 'cuda-head.test'),
+    ],
     env,
   )
   for (const name of engine ? ['engine-golden', 'engine-generate', 'engine', 'engine-aten'] : []) {
     // In float32 attention is plain operations, in bfloat16 libtorch's flash attention.
-    run(`${name} on the device`, process.execPath, script('test', `${name}.test`), {
+    run(`${name} on the device`, process.execPath, script('test/engine', `${name}.test`), {
       ...env,
       RAPO_TEST_DEVICE: 'cuda',
     })
