@@ -249,4 +249,20 @@ test('every field has a help line, a range and an option of its own', () => {
   assert.is(fields.find(field => field.path === 'objective.klCoef')?.option, '--objective.kl-coef')
 })
 
+test("a fault of an override is not blamed on the file's line", () => {
+  const file = path.join(makeTempDir(), 'c.yaml')
+  writeFileSync(file, 'model: { dir: m }\ntask: { verifier: exact }\nsampling: { groupSize: 4 }\n')
+  const messageOf = (overrides: Record<string, unknown>) => {
+    try {
+      loadConfig(file, overrides)
+    } catch (error) {
+      return (error as Error).message
+    }
+    return assert.unreachable() as never
+  }
+  assert.match(messageOf({ 'sampling.groupSize': '1' }), /^sampling\.groupSize is 1; it must be /)
+  writeFileSync(file, 'model: { dir: m }\ntask: { verifier: exact }\nsampling: { groupSize: 1 }\n')
+  assert.match(messageOf({}), /c\.yaml:3: sampling\.groupSize is 1; it must be /)
+})
+
 test.run()

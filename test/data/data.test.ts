@@ -486,4 +486,15 @@ test('layouts of public datasets are read as they are', async () => {
   }
 })
 
+test('verifiers by name: a near one is suggested; what looks like a path is a file', async () => {
+  const messageOf = async (name: string) =>
+    loadVerifier(name).then(
+      () => '',
+      error => error.message,
+    )
+  assert.match(await messageOf('maths'), 'task.verifier "maths" is not known: did you mean "math"?')
+  assert.match(await messageOf('maths.mjs'), 'task.verifier: there is no file maths.mjs')
+  assert.match(await messageOf('./maths'), 'task.verifier: there is no file ./maths')
+})
+
 test.run()

@@ -3,7 +3,7 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../../lib/base/errors.js'
-import { encodePrompt, templateFor } from '../../lib/data/prompts.js'
+import { encodePrompt, fitContext, templateFor } from '../../lib/data/prompts.js'
 import type { ModelInfo } from '../../lib/model/policy.js'
 import { createTemplate, stopTokenIdsFor } from '../../lib/model/template.js'
 import { checkTokenizerFits, loadTokenizer, readStopTokenIds } from '../../lib/model/tokenizer.js'
@@ -265,6 +265,25 @@ test('conversations go through the chat template, system messages kept', () => {
     () => templateFor(problems, { template: '{prompt}' }, model),
     /^the prompts are lists of messages, but .* has no chat template/,
   )
+})
+
+test('a fault of the template is none of the data: it is not dropped with unusable problems', () => {
+  const failing = {
+    ...plain,
+    render: () => {
+      throw new RapoError('ERR_RAPO_FORMAT', 'the template fails')
+    },
+  }
+  assert.throws(
+    () => fitContext([problem], model, { ...context, template: failing }, { dropUnusable: true }),
+    (error: RapoError) => error.code === 'ERR_RAPO_FORMAT' && /the template fails/.test(error.message),
+  )
+})
+
+test('the token 0 may end a completion', () => {
+  const dir = makeFakeModel()
+  writeFileSync(path.join(dir, 'generation_config.json'), JSON.stringify({ eos_token_id: 0 }))
+  assert.equal(readStopTokenIds(dir), [0])
 })
 
 test.run()

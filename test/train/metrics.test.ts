@@ -100,4 +100,21 @@ test('the fields are those that docs/files.md lists', () => {
   assert.match(section, '`seconds: { rollout, score, train, save }`')
 })
 
+test('the metrics of two parts: sums add up, of the ratio the extremes are taken', () => {
+  const fields = Object.keys(emptyMetrics) as (keyof ObjectiveMetrics)[]
+  const numbers = (from: number) =>
+    Object.fromEntries(fields.map((field, i) => [field, from + i ** 2])) as unknown as ObjectiveMetrics
+  const [a, b] = [numbers(3), numbers(100)]
+  const sum = addMetrics(a, b)
+  for (const field of fields) {
+    const expected =
+      field === 'ratioMin'
+        ? Math.min(a[field], b[field])
+        : field === 'ratioMax'
+          ? Math.max(a[field], b[field])
+          : a[field] + b[field]
+    assert.is(sum[field], expected, field)
+  }
+})
+
 test.run()
