@@ -33,7 +33,7 @@ const { x86Isas } = await tsImport('../test/helpers/machine.ts', import.meta.url
 const work = join(root, 'build', 'prebuilds')
 const [check, worker] = ['prebuild-check', 'prebuild-worker'].map(name => join(work, `${name}.mjs`))
 await build({
-  entryPoints: ['prebuild-check', 'prebuild-worker'].map(name => join(root, 'test', `${name}.ts`)),
+  entryPoints: ['prebuild-check', 'prebuild-worker'].map(name => join(root, 'test', 'helpers', `${name}.ts`)),
   outdir: work,
   outExtension: { '.js': '.mjs' },
   bundle: true,
@@ -63,7 +63,7 @@ for (const major of [20, 22, 24]) {
 await test("the kernels' calls on this machine's addon", true, () =>
   run(
     process.execPath,
-    ['--import', 'tsx', join(root, 'test', 'kernels-calls.test.ts')],
+    ['--import', 'tsx', join(root, 'test', 'kernels', 'kernels-calls.test.ts')],
     addon(hostTarget()),
   ),
 )
