@@ -49,7 +49,7 @@ await build({
 
 const totals = { passed: 0, failed: 0, skipped: 0 }
 await test('files', true, () =>
-  run(process.execPath, ['--import', 'tsx', join(root, 'test', 'prebuilds.test.ts')], {
+  run(process.execPath, ['--import', 'tsx', join(root, 'test', 'package', 'prebuilds.test.ts')], {
     RAPO_PREBUILDS: 'all',
   }),
 )
