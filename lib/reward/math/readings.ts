@@ -3,7 +3,8 @@ import { type Budget, Unreadable } from './budget.js'
 import { workOut } from './closed.js'
 import { lastFormula } from './extract.js'
 import { familiesOf } from './families.js'
-import { parseAnswer } from './parse.js'
+// A namespace: `rapo` loads the grammar when the first answer is read.
+import * as grammar from './parse.js'
 import { isName } from './relations.js'
 import { MAX_ANSWER, type Reading } from './tokens.js'
 import { mapParts, type Node, some } from './tree.js'
@@ -16,7 +17,7 @@ const MAX_PLUS_MINUS = 4
 export function read(source: string, budget: Budget, reading?: Reading): Node | string {
   try {
     const text = source.length > MAX_ANSWER ? source : withoutLabels(withClause(source))
-    return workOut(familiesOf(expand(spread(membersOf(parseAnswer(text, reading))))), budget)
+    return workOut(familiesOf(expand(spread(membersOf(grammar.parseAnswer(text, reading))))), budget)
   } catch (error) {
     if (error instanceof Unreadable) return error.reason
     throw error
