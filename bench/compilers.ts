@@ -1,7 +1,8 @@
 /**
- * npx tsx bench/compilers.ts [--rounds 15] [--rows 128] [--vocab 151936] [A.node B.node]: two builds of the kernels addon
- * (the prebuilt one of this machine and build/Release's) on the same arrays in turns, in CPU time: value and gradient of
- * the rapo preset for every instruction set that both can run here. Each result is the oracle's before it is timed.
+ * npx tsx bench/compilers.ts [--rounds 15] [--rows 128] [--vocab 151936] [A.node B.node]: compares two builds of the kernels
+ * addon, by default this machine's prebuilt one and that of build/Release. Both compute value and gradient of the rapo preset
+ * on the same arrays, in turns, with every instruction set that both can run here. Times are CPU times. Each result is compared
+ * with the oracle before it is timed.
  */
 import { createRequire } from 'node:module'
 import path from 'node:path'

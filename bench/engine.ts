@@ -57,7 +57,7 @@ const sampling = {
   maxBatch: Number(flags['max-batch']),
 }
 
-/** Every completion has newTokens tokens, so that all arrays are rectangles. */
+/** Every completion has newTokens tokens, so that all arrays are rectangular. */
 function batchOf(made: Completions): MicroBatch {
   const count = promptCount * samples
   const length = promptTokens + newTokens
@@ -97,7 +97,7 @@ for (let round = -1; round < Number(flags.rounds); round++) {
   if (round < 0) {
     const { logprobs } = await policy.logprobs(batch.sequences, batch, 1)
     const worst = Math.max(...logprobs.map((l, i) => Math.abs(l - made.logprobs[i]!)))
-    // What the element type loses on logits of some tens.
+    // The rounding errors of the element type for logits of some tens.
     if (!(worst < (info.dtype === 'float32' ? 1e-3 : 1))) throw new Error(`log-probs differ by ${worst}`)
   }
   const packed = performance.now()

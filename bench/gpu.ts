@@ -1,9 +1,10 @@
 /**
- * npm run bench:gpu: value and gradient of the objective on a CUDA device, N = 4096 × V = 151936 in bfloat16 unless
- * --rows and --vocab say otherwise, against the bytes that must move at the measured bandwidth, torch eager,
- * torch.compile and Liger's Triton grpo_loss; and the fused head (--head-rows 8192, --channels 2048) against its matrix
- * products alone and Liger's fused-linear GRPO (gpu_peers.py; RAPO_PYTHON names the Python with torch). Results are
- * checked against the CPU's kernels before anything is timed. --json FILE writes all numbers.
+ * npm run bench:gpu: value and gradient of the objective on a CUDA device, for N = 4096 × V = 151936 in bfloat16 unless --rows
+ * and --vocab say otherwise. Compared with the time for the bytes that must move at the measured bandwidth, with torch eager,
+ * with torch.compile and with Liger's Triton grpo_loss.
+ * Then the fused head (--head-rows 8192, --channels 2048), compared with its matrix products alone and with Liger's
+ * fused-linear GRPO (gpu_peers.py; RAPO_PYTHON names a Python with torch).
+ * Results are compared with the CPU's kernels before anything is timed. --json FILE writes all numbers.
  */
 import { spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
@@ -50,7 +51,7 @@ interface Peers {
   head: Measured
 }
 
-// In a process of its own and first, so that its memory is free again.
+// In a process of its own, and first, so that its memory is free afterwards.
 const script = process.env.RAPO_GPU_PEERS ?? fileURLToPath(new URL('gpu_peers.py', import.meta.url))
 const python = process.env.RAPO_PYTHON || 'python3'
 const peer = spawnSync(python, [script, ...[N, V, headRows, C].map(String)], {
@@ -65,7 +66,7 @@ const random = createRandom(1)
 const bf16 = (values: Float32Array) =>
   Uint16Array.from(new Uint32Array(values.buffer), b => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16)
 const widen = (halves: Uint16Array) => new Float32Array(Uint32Array.from(halves, half => half << 16).buffer)
-// A row of noise that is shifted from row to row: 4096 rows of their own would take minutes to make.
+// One row of noise, shifted from row to row: 4096 different rows would take minutes to make.
 const noise = bf16(Float32Array.from({ length: 2 * V }, () => 6 * (random.float() + random.float() - 1)))
 const entries = (rows: number) => {
   const fill = (f: (i: number) => number) => Float32Array.from({ length: rows }, (_, i) => f(i))
@@ -103,9 +104,9 @@ const arrays = onDevice(host)
 interface Result {
   name: string
   ms: number
-  /** Bytes that must move at least, over the time. */
+  /** The bytes that must move, divided by the time. */
   GBs: number
-  /** The time that those bytes take at the measured bandwidth, over the time. */
+  /** The time for these bytes at the measured bandwidth, divided by the time. */
   ofFloor: number | undefined
 }
 const results: Result[] = []
@@ -128,7 +129,10 @@ function measure(penalty: Penalty): void {
   results.push({ name: `rapo ${penalty}`, ms, GBs, ofFloor: peers && GBs / peers.copyGBs })
 }
 
-/** The first, a middle and the last row against the CPU's kernels: 64 float32 roundings, and one of bfloat16. */
+/**
+ * Compares the first, a middle and the last row with the CPU's kernels. Allowed: 64 float32 roundings and one bfloat16
+ * rounding.
+ */
 function validate(objective: Objective): void {
   for (const i of [0, N >> 1, N - 1]) {
     const { refWeights, ...entry } = entriesOf(host, i)
@@ -157,7 +161,7 @@ function validate(objective: Objective): void {
   }
 }
 
-/** The median of the times of calls, in milliseconds. */
+/** The median time of the calls, in milliseconds. */
 function medianOf(run: () => void, repeats: number): number {
   const times = Array.from({ length: repeats + 3 }, () => {
     const start = performance.now()
@@ -167,10 +171,10 @@ function medianOf(run: () => void, repeats: number): number {
   return times.sort((x, y) => x - y)[repeats >> 1]!
 }
 
-/** The fused head of the rapo preset: time, and the memory that it takes with its inputs and gradients. */
+/** The fused head with the rapo preset: its time, and its memory with inputs and gradients. */
 async function measureHead(): Promise<{ ms: number; peakGB: number }> {
   const before = deviceMemory().free
-  // Rows of one long noise, each from another place on.
+  // The rows are parts of one long noise, each from another offset.
   const long = bf16(Float32Array.from({ length: 2 ** 20 + C }, () => 2 * random.float() - 1))
   const rowOf = (step: number) => (i: number) =>
     long.subarray((i * step) % 2 ** 20, ((i * step) % 2 ** 20) + C)
@@ -214,8 +218,8 @@ async function measureHead(): Promise<{ ms: number; peakGB: number }> {
   await pending
 
   for (const i of [0, headRows >> 1, headRows - 1]) validateHead(i, all, rowsOf, objective, gradHidden)
-  // Both gradients at once, every chunk in them: ⟨gradWeight, weight⟩ = ⟨gradHidden, hidden⟩ = Σ_i g_i · z_i. The one is
-  // summed from bfloat16 elements, each rounded by 2^-9 of it.
+  // A check of both gradients and every chunk at once: ⟨gradWeight, weight⟩ = ⟨gradHidden, hidden⟩ = Σ_i g_i · z_i. The
+  // elements of gradHidden are bfloat16, each with a relative rounding error of 2^-9.
   let [fromWeight, fromHidden, size] = [0, 0, 0]
   for (let v = 0; v < V; ++v) {
     const row = gradWeight.view(v * C, [C]).download<Float32Array>()
@@ -239,8 +243,8 @@ async function measureHead(): Promise<{ ms: number; peakGB: number }> {
 }
 
 /**
- * A row of gradHidden against the CPU's kernels on logits in float32. Allowed: twice what rounding the logits and their
- * gradient to bfloat16 changes in the row, four float32 roundings of its largest sum, one rounding to bfloat16.
+ * Compares a row of gradHidden with the CPU's kernels on float32 logits. Allowed: twice the change that rounding the logits and
+ * their gradient to bfloat16 makes in the row, four float32 roundings of the largest sum, and one rounding to bfloat16.
  */
 function validateHead(
   i: number,

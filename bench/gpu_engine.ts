@@ -54,10 +54,13 @@ interface Peer {
 interface Row {
   size: string
   decodeTokensPerSecond: number
-  /** Time that a decoding step's bytes take at the measured bandwidth, over its time. */
+  /** The time for a decoding step's bytes at the measured bandwidth, divided by the step's time. */
   ofRoofline: number | undefined
   trainTokensPerSecond: number
-  /** 6 × parameters × tokens a second over the measured GEMM rate; the reference's forward pass is in the time only. */
+  /**
+   * 6 × parameters × tokens per second, divided by the measured GEMM rate. The time includes the reference's forward pass; the
+   * 6 does not.
+   */
   utilisation: number | undefined
   peer: Peer | undefined
 }
@@ -71,7 +74,7 @@ async function timed(body: () => Promise<unknown>): Promise<number> {
   return (performance.now() - start) / 1000
 }
 
-/** Seconds of generating `count` tokens in each of the batch's sequences. */
+/** Seconds to generate `count` tokens for each sequence of the batch. */
 async function generate(policy: Policy, count: number): Promise<number> {
   const prompts = {
     tokenIds: Int32Array.from({ length: batch * promptTokens }, (_, i) => random(i)),
@@ -96,7 +99,7 @@ async function validate(policy: Policy): Promise<void> {
   if (!(off < 0.2)) throw new Error(`log-probs of generation and training differ by ${off}; not timed`)
 }
 
-/** Seconds of accumulate() and step() on a batch, without what the first time allocates. */
+/** Seconds of accumulate() and step() on a batch, after a first call that allocates memory. */
 async function train(policy: Policy): Promise<number> {
   const prompt = length >> 2
   const rows = sequences * (length - prompt)
@@ -151,7 +154,7 @@ for (const size of flags.sizes.split(',')) {
       device: flags.device as Device,
       dtype: flags.dtype as ModelDType,
       referenceDir: dir,
-      // At 3B all activations of a chunk would take most of the memory.
+      // At 3B, the activations of a chunk would take most of the memory without this.
       recompute: size === '3B',
     })
     await validate(policy)
@@ -178,7 +181,7 @@ for (const size of flags.sizes.split(',')) {
   }
 }
 
-/** In a process of its own and before the policy is loaded, so that its memory is free again. */
+/** In a process of its own, before the policy is loaded, so that its memory is free afterwards. */
 function runPeer(dir: string): Peer | undefined {
   const script =
     process.env.RAPO_GPU_ENGINE_PEERS ?? fileURLToPath(new URL('gpu_engine_peers.py', import.meta.url))

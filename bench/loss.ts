@@ -44,14 +44,14 @@ const { values: flags } = parseArgs({
 
 interface Result {
   name: string
-  /** What `peerMs` is the time of; null where there is nothing to compare with. */
+  /** The implementation that peerMs belongs to; null if there is none to compare with. */
   peer: string | null
   dtype: BenchDType
   rows: number
   vocabSize: number
   isa: string
   threads: number
-  /** Medians. */
+  /** Median time. */
   ms: number
   peerMs: number | null
   /** peerMs / ms */
@@ -93,7 +93,7 @@ if (flags.scaling) {
   if (flags.json) writeFileSync(flags.json, `${JSON.stringify(output, null, 2)}\n`)
 }
 
-/** A measured call; its times are taken in turns with the others', so that the machine's load hits all of them. */
+/** A measured call. Its calls alternate with those of the others, so that the machine's load affects all of them. */
 interface Contender {
   name: string
   isa: string
@@ -112,7 +112,7 @@ function own(name: string, isa: string, batch: Batch, grad: GradMode, of = objec
   return { name, isa, ms: [], run }
 }
 
-/** Fewer rounds for large batches; an odd number. */
+/** Fewer rounds for larger batches, and always an odd number. */
 function roundsFor(rows: number): number {
   return Math.max(5, Math.round((Number(flags.rounds) * 128) / rows)) | 1
 }
@@ -153,16 +153,16 @@ async function againstTorch(dtype: BenchDType, rows: number, isas: readonly stri
     if (theirs.length === 0 || modes.includes(contender)) add(contender, null, null)
     else for (const other of theirs) add(contender, other.name, median(other.ms))
   }
-  // What must move at least: both rows of logits read once, the gradient written once. A copy moves two such arrays.
+  // The bytes that must move: both rows of logits are read once and the gradient is written once. A copy moves two such arrays.
   add(mine[0]!, `a copy of as many bytes${peer ? '' : ', one thread'}`, 1.5 * median(copy.ms))
 }
 
-/** Copying the logits: by torch on all threads, or by this thread. */
+/** The time to copy the logits, by torch on all threads or by this thread. */
 function copyTime(peer: Peer | undefined, { logits }: Batch, grad: Batch['logits']) {
   return peer ? peer.time('copy') : timed(() => grad.set(logits))
 }
 
-/** Value and gradient of each penalty, in turns. What `forward` takes longer than `none` is what the reference costs. */
+/** Value and gradient of each penalty, in turns. The difference between `forward` and `none` is the cost of the reference. */
 function comparePenalties(dtype: BenchDType, rows: number): void {
   const { refLogits, refWeights, ...plain } = makeBatch(dtype, rows, V)
   const grad = plain.logits.slice()
@@ -218,7 +218,7 @@ function report(...result: Parameters<typeof record>): void {
   console.log(`  ${who}${versus ?? ''}`)
 }
 
-/** What a call costs where there is next to nothing to compute, in µs. */
+/** The time of a call with almost nothing to compute, in µs. */
 function measureOverhead(): number {
   const batch = makeBatch('float32', 2, 3)
   const grad = new Float32Array(6)
@@ -226,13 +226,13 @@ function measureOverhead(): number {
   const one = () => {
     for (let i = 0; i < calls; ++i) policyLoss(batch, objective, { grad })
   }
-  for (let i = 0; i < 10; ++i) one() // until it is compiled
+  for (let i = 0; i < 10; ++i) one() // until JavaScript is compiled
   const us = median(Array.from({ length: 31 }, () => (timed(one) * 1e3) / calls))
   console.log(`\na call on 2 × 3 logits takes ${us.toFixed(2)} µs`)
   return us
 }
 
-/** In a process of its own, whose peak nothing else has raised. */
+/** In a process of its own, where nothing else has raised the peak. */
 function measureMemory(rows: number): number {
   const script = fileURLToPath(new URL('memory.ts', import.meta.url))
   const args = ['--import', 'tsx', script, 'float32', `${rows}`, `${V}`, 'forward']

@@ -1,11 +1,12 @@
 /**
- * `npm run bench:math`: the verifier `math` against Math-Verify and SymPy, on (a) the cases of this project, (b) the
- * completions under docs/results whose problems lie in RAPO_DATA (default: ../shared/data beside the clone), (c) random
- * pairs. Of (c) every pair on which rapo, Math-Verify, SymPy and the construction disagree goes to --disagreements FILE.
+ * `npm run bench:math`: compares the verifier `math` with Math-Verify and SymPy on three groups:
+ * - the cases of this project,
+ * - the completions under docs/results whose problems lie in RAPO_DATA (default: ../shared/data beside the clone),
+ * - random pairs. Each pair on which rapo, Math-Verify, SymPy and the construction disagree is written to --disagreements FILE.
  *
- * The others run in the Python that RAPO_PYTHON names, or python3, where it has them (pip install
- * 'math-verify[antlr4_13_2]==0.9.0'); else only rapo is measured. --cases FILE judges that file alone, --pairs N so many
- * pairs, --json FILE keeps every verdict on a case.
+ * The others run in the Python that RAPO_PYTHON names, or in python3, if they are installed there (pip install
+ * 'math-verify[antlr4_13_2]==0.9.0'). Without them only rapo is measured. --cases FILE judges only that file, --pairs N sets
+ * the number of pairs, --json FILE writes every verdict on a case.
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -31,13 +32,13 @@ interface Case {
   readonly reference: string
   readonly answer?: string
   readonly completion: string
-  /** undefined: nobody has said. */
+  /** undefined if the right verdict is not known. */
   readonly equal?: boolean
 }
 
 interface Verdict {
   readonly correct: boolean
-  /** Of the processor: other work on the machine does not count. */
+  /** Processor time, which other work on the machine does not change. */
   readonly seconds: number
   readonly sympy?: boolean | null
 }
@@ -90,7 +91,7 @@ function casesOf(file: string): Case[] {
   return linesOf(file).map(one => ({ group: '', ...one, completion: one.completion ?? boxed(one.answer) }))
 }
 
-/** Judged before; what was said then stands for what is right, and was read (docs/results/math-0.5b). */
+/** Completions that were judged before. Those verdicts were read by eye (docs/results/math-0.5b) and count as right. */
 function completions(): Case[] {
   const data = process.env.RAPO_DATA || path.join(root, '../shared/data')
   const files = ['gsm8k_test', 'math500', 'aime24'].map(name => path.join(data, `${name}.jsonl`))
@@ -118,7 +119,7 @@ function randomPairs(): Case[] {
   })
 }
 
-/** The second of two passes: the first one is mostly the compiler's. */
+/** The second of two passes, since the first one is mostly compilation. */
 function judgeAll(cases: readonly Case[]): Verdict[] {
   const pass = () =>
     cases.map(({ completion, reference }) => {
@@ -174,7 +175,7 @@ function row(name: string, verifier: string, cases: readonly Case[], verdicts: r
   ].join(' | ')} |`
 }
 
-/** Where the judges disagree, by kind; every such pair into a file. */
+/** Counts the disagreements of the judges by kind and writes every such pair to a file. */
 function report(cases: readonly Case[], own: readonly Verdict[], peer?: readonly Verdict[]): void {
   const all = cases.map(({ kind, answer, reference, equal }, i) => ({
     kind,

@@ -1,6 +1,6 @@
 /**
- * Random pairs of answers, equal or not by construction: a value is drawn, and written down twice, each time in a
- * notation drawn for it; of an unequal pair the second value is another one of the same kind, mostly a near one.
+ * Random pairs of answers that are equal or not by construction. A value is drawn and written down twice, each time in a
+ * notation drawn for it. In an unequal pair the second value is another one of the same kind, usually a near one.
  */
 
 export interface Pair {
@@ -29,7 +29,7 @@ export function randomOf(seed: number): Random {
   return { whole, pick: items => items[whole(0, items.length - 1)]! }
 }
 
-/** A kind of value: numbers say which; `key` is the same exactly for those that are equal. */
+/** A kind of value. The numbers of `draw` define a value; `key` is the same exactly for equal values. */
 interface Kind {
   readonly name: string
   draw(random: Random): number[]
@@ -338,7 +338,7 @@ function choices(...places: number[]): string[] {
   return [...new Set(places.map(n => 'ABCDEFGHIJ'[((n % 10) + 10) % 10]!))]
 }
 
-/** The pair of a seed; undefined where a value has no second notation. */
+/** The pair of a seed; undefined if the value has no second notation. */
 export function pairOf(seed: number): Pair {
   const random = randomOf(seed)
   for (;;) {

@@ -1,6 +1,6 @@
 /**
- * Cases by rule: `tsx bench/math_rules.ts > test/data/math-rule-cases.jsonl`. Each rule says, for any numbers, which
- * pairs are the same and which are not; what is expected comes from the rule alone, never from a verifier.
+ * Cases by rule: `tsx bench/math_rules.ts > test/data/math-rule-cases.jsonl`. Each rule says for any numbers which pairs are
+ * equal and which are not. The expected verdict comes from the rule alone, never from a verifier.
  */
 type Pair = readonly [answer: string, reference: string]
 

@@ -1,8 +1,8 @@
 /**
- * The memory that a call of policyLoss takes beyond its batch and its gradient: how far the process's resident memory
- * rises above what it was before, at its peak, as a share of the bytes of the logits. Prints {"bytes", "percent"}.
+ * Measures the memory of a call of policyLoss beyond its batch and its gradient: the rise of the process's resident memory to
+ * its peak, as a share of the bytes of the logits. Prints {"bytes", "percent"}.
  *
- *   tsx bench/memory.ts DTYPE ROWS V PENALTY
+ *     tsx bench/memory.ts DTYPE ROWS V PENALTY
  */
 import { writeFileSync } from 'node:fs'
 import { type BenchDType, makeBatch } from '../lib/bench/batch.js'
@@ -13,12 +13,12 @@ const [dtype, rows, vocabSize, penalty] = process.argv.slice(2) as [BenchDType, 
 const batch = makeBatch(dtype, Number(rows), Number(vocabSize))
 const grad = batch.logits.slice()
 const objective = rapo({ penalty })
-// What the first call of a process needs once: code, threads.
+// A first call takes memory that is needed only once: code and threads.
 policyLoss(makeBatch(dtype, 64, 5000), objective)
 global.gc?.()
 try {
-  writeFileSync('/proc/self/clear_refs', '5') // Linux: the peak starts anew from here
-} catch {} // elsewhere it is the largest so far, which making the batch may have raised already
+  writeFileSync('/proc/self/clear_refs', '5') // Linux: restarts the recording of the peak
+} catch {} // elsewhere the peak is that of the whole process, batch included
 const before = process.memoryUsage.rss()
 policyLoss(batch, objective, { grad })
 const bytes = Math.max(0, process.resourceUsage().maxRSS * 1024 - before)

@@ -1,4 +1,4 @@
-/** The Python in which torch runs beside rapo. */
+/** Finds the Python whose torch is compared with rapo. */
 import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { benchPython, findPython } from '../lib/bench/peer.js'
@@ -6,12 +6,12 @@ import { cacheDir } from '../lib/setup/cache.js'
 import { TORCH_VERSION } from '../lib/setup/libtorch.js'
 import { makeVenv } from '../lib/setup/venv.js'
 
-/** What torch needs in Python, which `rapo setup` leaves out: it needs libtorch alone. */
+/** Python packages that torch needs. `rapo setup` does not install them, since libtorch alone does not need them. */
 const needs = ['typing_extensions', 'sympy', 'networkx', 'jinja2', 'fsspec', 'filelock', 'setuptools']
 
 /**
- * findPython(), or the torch of `rapo setup` with what it needs beside it, which is fetched once. Undefined, and the
- * reason on the console, where there is none.
+ * findPython(), or a Python with the torch of `rapo setup`, whose further packages are fetched once. If there is none, prints
+ * the reason and returns undefined.
  */
 export async function preparePython(): Promise<string | undefined> {
   const found = await findPython()

@@ -1,15 +1,15 @@
 /**
- * `npm run bench:qwen`: a real Qwen2.5 against transformers on this machine, turn about, each in a process of its own.
+ * `npm run bench:qwen`: compares rapo with transformers on a real Qwen2.5, in turns, each in a process of its own.
  *
- *   generate   the same prompts at temperature 1: useful tokens a second of Hugging Face generate at batch N, of ours
- *              with as many running at once, and of ours with more prompts than that, finished ones replaced at once
- *   train      reference forward, policy forward and backward on SEQUENCES × LENGTH tokens; transformers with torch eager
- *              (torch_step.py)
+ *   generate   useful tokens per second at temperature 1, on the same prompts: Hugging Face generate at batch N; rapo with as
+ *              many sequences at once; rapo with more prompts than that, where a waiting prompt replaces a finished sequence
+ *   train      reference forward, policy forward and backward on SEQUENCES × LENGTH tokens; the same step with transformers
+ *              and torch eager (torch_step.py)
  *
  *   --dtype float32,bfloat16  --rounds 2  --batch 48  --new-tokens 48  --sequences 4  --length 320  --parts generate,train
  *
- * A ratio is the median over rounds of ours / theirs within a round; by wall-clock and by processor time, which other
- * work on the machine disturbs less. The model: see test/qwen/model.ts.
+ * A ratio is the median over rounds of rapo / transformers, by wall-clock time and by processor time. Other work on the machine
+ * changes processor time less. test/qwen/model.ts says where the model comes from.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -28,10 +28,10 @@ import { findModel, findPython, problems, root } from '../test/qwen/model.js'
 
 interface Measured {
   seconds: number
-  /** Of all threads. */
+  /** Processor time of all threads. */
   cpu: number
   tokens: number
-  /** Bytes resident at most so far. */
+  /** Peak of the resident memory, in bytes. */
   peak: number
 }
 
@@ -168,7 +168,7 @@ async function bench(): Promise<void> {
   }
 }
 
-/** A child that answers a line with a line. */
+/** A child process that answers each line with one line. */
 function start(command: string, args: string[]) {
   const child: ChildProcess = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] })
   const lines = createInterface({ input: child.stdout! })[Symbol.asyncIterator]()

@@ -1,6 +1,6 @@
 /**
- * `npm run bench -- --scaling`: nanoseconds of processor time a logit for growing V and N; flat lines mean cost linear in
- * both. Processor time, all threads' together, since other programs disturb it least.
+ * `npm run bench -- --scaling`: nanoseconds of processor time per logit for growing V and N. A flat line means that the cost is
+ * linear in both. The processor time of all threads is taken, since other programs change it least.
  */
 import { writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -28,7 +28,7 @@ export function measureScaling(isa: string, cpu: string): void {
   )
   for (let round = 0; round < 15; ++round) {
     for (const { rows, V, batch, grad, ns } of calls) {
-      // Small batches several times, so that the clock's steps do not matter.
+      // Small batches are repeated, so that the resolution of the clock does not matter.
       const times = Math.max(1, Math.round(2e6 / (rows * V)))
       const before = process.cpuUsage()
       withIsa(isa, () => {
@@ -62,7 +62,7 @@ export function measureScaling(isa: string, cpu: string): void {
     `value and gradient of rapo(), float32, ${isa}, ${cpu}`,
   ].map((line, i) => html`<text class="tick" x="12" y="${252 + 16 * i}">${line}</text>`)
   const file = fileURLToPath(new URL('../docs/scaling.svg', import.meta.url))
-  // In an image of its own nothing around it gives sizes.
+  // An image file has no surrounding page that gives it a size.
   const sized = chart.text.replace('<svg ', '<svg width="340" height="200" ')
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 278"><style>${style}</style>${sized}${[...legend, ...captions].join('')}</svg>\n`
   writeFileSync(file, svg)

@@ -1,4 +1,4 @@
-// Checked views of JS values: dtype, length and detachment are settled here, once, and trusted below.
+// Checked views of JS values. Dtype, length and detachment are checked here, once; other code relies on it.
 #pragma once
 
 #include <napi.h>
@@ -51,22 +51,21 @@ inline const char* typed_array_name(napi_typedarray_type type) {
   }
 }
 
-/// A borrowed view; valid only while the JS array is referenced.
+/// A borrowed view. Valid only while the JS array is referenced.
 template <class T>
 struct View {
   T* data = nullptr;
   std::int64_t size = 0;
 };
 
-/// A typed array of whatever kind, before its elements are given a type.
+/// A typed array of any kind, before its elements have a C++ type.
 struct RawView {
   napi_typedarray_type type = napi_int8_array;
   void* data = nullptr;
   std::int64_t size = 0;  // elements
 };
 
-/// Works on ArrayBuffer and SharedArrayBuffer, with any byte offset. A detached array throws, unless it is
-/// empty and nothing else was expected: JS cannot tell those apart either.
+/// Accepts ArrayBuffer and SharedArrayBuffer, with any byte offset. A detached array throws.
 inline RawView raw_view(const Napi::Value& value, const std::string& name) {
   if (!value.IsTypedArray()) invalid(name + " must be a typed array");
   RawView v;
@@ -75,7 +74,7 @@ inline RawView raw_view(const Napi::Value& value, const std::string& name) {
   if (napi_get_typedarray_info(value.Env(), value, &v.type, &length, &v.data, &buffer, &offset) != napi_ok) {
     invalid(name + " could not be read");
   }
-  bool detached = false;  // a SharedArrayBuffer never is
+  bool detached = false;  // a SharedArrayBuffer cannot be detached
   if (napi_is_detached_arraybuffer(value.Env(), buffer, &detached) == napi_ok && detached) {
     invalid(name + " is detached: its buffer was transferred elsewhere");
   }
@@ -83,8 +82,8 @@ inline RawView raw_view(const Napi::Value& value, const std::string& name) {
   return v;
 }
 
-/// The elements of a typed array of one kind. expected < 0: any length. Throws kInvalidArgument with the
-/// field's name.
+/// The elements of a typed array of one kind. expected < 0: any length. Throws kInvalidArgument that names
+/// the field.
 template <class T>
 View<T> view(const Napi::Value& value, const std::string& name, std::int64_t expected = -1) {
   constexpr auto wanted = typed_array_type<T>();
@@ -105,7 +104,7 @@ std::vector<T> copy(const Napi::Value& value, const std::string& name, std::int6
   return std::vector<T>(v.data, v.data + v.size);
 }
 
-/// A new typed array holding the vector's elements.
+/// A new typed array with the vector's elements.
 template <class T>
 Napi::Value to_js(Napi::Env env, const std::vector<T>& values) {
   auto array = Napi::TypedArrayOf<T>::New(env, values.size());

@@ -1,5 +1,5 @@
-// Asynchronous calls: their promises, the threads they run on, their end with the environment; and the JS
-// face of Control (cancel and progress).
+// Asynchronous calls: their promises, their threads, and their end when the environment ends. Also the JS
+// object for Control (cancel and progress).
 #pragma once
 
 #include <napi.h>
@@ -20,7 +20,7 @@
 
 namespace rapo::bindings {
 
-/// new Control(): cancel() stops the call it was given to; done and total tell its progress.
+/// new Control(): cancel() stops the call that got this object; done and total are the call's progress.
 class ControlObject : public Napi::ObjectWrap<ControlObject> {
  public:
   static Napi::Function define(Napi::Env env) {
@@ -34,10 +34,10 @@ class ControlObject : public Napi::ObjectWrap<ControlObject> {
     info.This().As<Napi::Object>().TypeTag(&kTag);
   }
 
-  /// The Control behind a JS value, or a fresh one where the caller passed none.
+  /// The Control of a JS value; a new one if the caller passed none.
   static std::shared_ptr<Control> get(const Napi::Value& value) {
     if (value.IsUndefined() || value.IsNull()) return std::make_shared<Control>();
-    // Unwrapping an object of another class would read its memory as if it were ours.
+    // Without this check, an object of another class would be read as if it were a ControlObject.
     if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kTag)) {
       throw Error(ErrorCode::kInvalidArgument, "control must be a Control of this addon");
     }
@@ -61,7 +61,7 @@ class ControlObject : public Napi::ObjectWrap<ControlObject> {
   std::shared_ptr<Control> control_ = std::make_shared<Control>();
 };
 
-/// An asynchronous call on its way to another thread and back.
+/// An asynchronous call, which runs on another thread and is settled on the JS thread.
 class Call {
  public:
   explicit Call(std::shared_ptr<Control> control) : control_(std::move(control)) {}
@@ -69,14 +69,14 @@ class Call {
   Control& control() { return *control_; }
   virtual void execute() = 0;              // on the other thread
   virtual void settle(Napi::Env env) = 0;  // on the JS thread
-  virtual void drop() = 0;                 // on the JS thread: nobody will settle the call
+  virtual void drop() = 0;                 // on the JS thread, also if the call will never be settled
 
  private:
   std::shared_ptr<Control> control_;
 };
 
-/// The asynchronous calls of one environment. No thread of libuv waits for them, so that nothing holds up the
-/// environment's end: they are cancelled then, and once the end is through, none of them runs.
+/// The asynchronous calls of one environment. No thread of libuv waits for a call, so that no call delays the
+/// environment's end. When the environment ends, its calls are cancelled, and none of them runs afterwards.
 class Calls : public std::enable_shared_from_this<Calls> {
  public:
   static Calls& of(Napi::Env env) {
@@ -87,20 +87,20 @@ class Calls : public std::enable_shared_from_this<Calls> {
 
   explicit Calls(Napi::Env env) : wake_(Wake::New(env, "rapo", 0, 1, this)) {
     wake_.Unref(env);
-    // process.exit() runs no hook of the main thread. It runs static destructors, libtorch's for instance,
-    // which no call survives.
+    // process.exit() runs no cleanup hook of the main thread. It runs static destructors (libtorch's, for
+    // instance), which no running call survives.
     const auto process = env.Global().Get("process");
     const auto on = process.IsObject() ? process.As<Napi::Object>().Get("on") : process;
     if (on.IsFunction()) {
       const auto stop = [](const Napi::CallbackInfo& info) { of(info.Env()).stop(); };
       on.As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), Napi::Function::New(env, stop)});
     }
-    // Hooks run in the reverse order: this one before Node's own, after which wake_ must not be used.
+    // Hooks run in reverse order. This hook must run before Node's own, after which wake_ must not be used.
     const auto hook = [](void* calls) { static_cast<Calls*>(calls)->close(); };
     if (napi_add_env_cleanup_hook(env, hook, this) != napi_ok) throw Napi::Error::New(env);
   }
 
-  /// executor: absent for threads of the environment's own.
+  /// Without an executor the call runs on a thread of the environment's own.
   void start(Napi::Env env, const std::shared_ptr<Call>& call, Executor* executor) {
     if (!executor) {
       if (!own_) own_ = std::make_unique<Executor>(kOwnThreads);
@@ -113,7 +113,7 @@ class Calls : public std::enable_shared_from_this<Calls> {
 
  private:
   static void on_wake(Napi::Env env, Napi::Function, Calls* calls, void*) {
-    // Without an environment, the calls are gone as well.
+    // Without an environment the calls have been dropped already.
     if (static_cast<napi_env>(env) != nullptr) calls->settle_next(env);
   }
   using Wake = Napi::TypedThreadSafeFunction<Calls, void, &Calls::on_wake>;
@@ -144,10 +144,10 @@ class Calls : public std::enable_shared_from_this<Calls> {
     pending_.erase(call);
     if (pending_.empty()) wake_.Unref(env);
     call->settle(env);
-    call->drop();  // here: the other thread may be the last to hold the call
+    call->drop();  // on this thread, since otherwise the other thread could release the JS objects
   }
 
-  /// Cancels all calls and waits for those that run.
+  /// Cancels all calls and waits for those that are running.
   void stop(bool close = false) {
     std::unique_lock<std::mutex> lock(mutex_);
     closed_ = closed_ || close;
@@ -166,21 +166,21 @@ class Calls : public std::enable_shared_from_this<Calls> {
 
   static constexpr std::size_t kOwnThreads = 4;  // as many as libuv has for such work
 
-  // Of the JS thread:
+  // Used on the JS thread only:
   std::unordered_set<std::shared_ptr<Call>> pending_;  // started and not settled
   std::unique_ptr<Executor> own_;
-  // Of all:
+  // Used on all threads:
   std::mutex mutex_;
   std::condition_variable idle_;
-  std::deque<std::shared_ptr<Call>> finished_;  // to be settled, each after a call of wake_
+  std::deque<std::shared_ptr<Call>> finished_;  // finished and not settled; wake_ is called once for each
   int running_ = 0;
   bool closed_ = false;
   Wake wake_;
 };
 
-/// Runs work() off the JS thread, then to_js(env, result) on it; resolves or rejects the promise it returns.
-/// keep: JS objects (borrowed arrays) that must outlive the work. executor: whose threads do the work; the
-/// environment's own where absent.
+/// Runs work() off the JS thread, then to_js(env, result) on the JS thread, and resolves or rejects the
+/// returned promise. keep: JS objects (borrowed arrays) that must outlive the work. executor: runs the work;
+/// without one the environment's own threads do.
 template <class Result>
 class PromiseWorker : public Call {
  public:
@@ -202,7 +202,7 @@ class PromiseWorker : public Call {
 
   void execute() override {
     try {
-      control().check();  // aborted while it waited for its turn
+      control().check();  // the call may have been aborted while it waited
       result_ = std::make_unique<Result>(work_());
     } catch (...) {
       failure_ = describe(std::current_exception());
@@ -210,8 +210,8 @@ class PromiseWorker : public Call {
     work_ = nullptr;
   }
 
-  // JS may be refusing calls already (worker.terminate()); then there is nobody left to tell, and an
-  // exception that left a callback would abort the process.
+  // worker.terminate() makes JS refuse calls. Then nobody can be told, and an exception that left this
+  // callback would abort the process.
   void settle(Napi::Env env) override {
     try {
       try {

@@ -1,5 +1,5 @@
-// The kernels addon's functions for CUDA: memory of a device, and calls whose arrays lie there. Addresses and
-// streams are BigInts; lib/loss/cuda.ts keeps the memory that they point into.
+// The kernels addon's functions for CUDA: device memory, and calls whose arrays are on a device. Addresses
+// and streams are BigInts; lib/loss/cuda.ts keeps the memory alive that they point to.
 #pragma once
 
 #include <napi.h>
@@ -18,7 +18,7 @@
 
 namespace rapo::bindings {
 
-/// A CUDA device's number; nothing where the value is left out, which means the CPU.
+/// The number of a CUDA device; no value for the CPU.
 inline std::optional<int> optional_device(const Napi::Value& value) {
   if (!present(value)) return std::nullopt;
   const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;
@@ -42,14 +42,14 @@ inline void* address(const Napi::Value& value, const std::string& name) {
   return reinterpret_cast<void*>(bits);  // NOLINT(performance-no-int-to-ptr)
 }
 
-/// 0 (null) where it is left out.
+/// 0 (null) if the value is left out.
 template <class T>
 T* optional_address(const Napi::Object& object, const char* name) {
   const auto value = object.Get(name);
   return present(value) ? static_cast<T*>(address(value, name)) : nullptr;
 }
 
-/// new DeviceMemory(device, bytes): memory on a CUDA device, freed by dispose() or with the object.
+/// new DeviceMemory(device, bytes): memory on a CUDA device. dispose() frees it, or the garbage collector.
 class DeviceMemory : public Napi::ObjectWrap<DeviceMemory> {
  public:
   static Napi::Function define(Napi::Env env) {
@@ -64,7 +64,7 @@ class DeviceMemory : public Napi::ObjectWrap<DeviceMemory> {
       const double bytes = info[1].IsNumber() ? info[1].As<Napi::Number>().DoubleValue() : -1;
       if (!(bytes >= 0 && bytes <= 9007199254740991.0)) invalid("bytes must be a number >= 0");
       functions_ = &cuda::functions_for(device_);
-      // A whole word at least, so that every array has an address.
+      // At least one word, so that every array has an address.
       const auto size = static_cast<std::size_t>(bytes < 16 ? 16 : bytes);
       cuda::check(*functions_, functions_->allocate(device_, size, &pointer_),
                   ("allocating " + std::to_string(size) + " bytes on the device").c_str());
@@ -143,7 +143,8 @@ inline Napi::Value cuda_memory(const Napi::CallbackInfo& info) {
   });
 }
 
-/// deviceUpload(device, address, typedArray, stream) and deviceDownload in the same way; both wait.
+/// deviceUpload(device, address, typedArray, stream) and deviceDownload with the same arguments. Both wait
+/// for the copy.
 template <bool kUpload>
 Napi::Value device_copy(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
@@ -165,14 +166,13 @@ Napi::Value device_copy(const Napi::CallbackInfo& info) {
   });
 }
 
-/// The one argument of the calls below: { ...batch, ...outputs, device, stream }, and the objective of a
-/// loss.
+/// The argument of the calls below: { ...batch, ...outputs, device, stream }, with the objective for a loss.
 inline Napi::Object device_call(const Napi::CallbackInfo& info) {
   if (!info[0].IsObject()) invalid("the argument must be an object");
   return info[0].As<Napi::Object>();
 }
 
-/// What the two losses on device arrays have in common.
+/// The common part of the two losses on device arrays.
 struct DeviceCall {
   Batch batch;
   Objective objective;
@@ -253,7 +253,7 @@ struct FusedHeadCall : DeviceCall {
   }
 };
 
-/// fusedHeadWorkspace(call) -> bytes for its chunkRows
+/// fusedHeadWorkspace(call) -> bytes for the call's chunkRows
 inline Napi::Value fused_head_workspace(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const FusedHeadCall call(device_call(info));
@@ -268,7 +268,7 @@ Napi::Value device_loss(const Napi::CallbackInfo& info) {
   return guarded(info, [&] { return metrics_to_js(info.Env(), Call(device_call(info)).run()); });
 }
 
-/// The same with Async -> Promise<metrics>
+/// policyLossOnDeviceAsync(call) and fusedHeadLossOnDeviceAsync(call) -> Promise<metrics>
 template <class Call>
 Napi::Value device_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {

@@ -1,4 +1,4 @@
-// For both addons: where the CUDA kernels' library is.
+// A function of both addons that sets the file of the CUDA kernels' library.
 #pragma once
 
 #include <napi.h>
@@ -8,7 +8,7 @@
 
 namespace rapo::bindings {
 
-/// setCudaLibrary(file): where the CUDA kernels' library is, if not beside the addon.
+/// setCudaLibrary(file): the file of the CUDA kernels' library, if it is not beside the addon.
 inline Napi::Value set_cuda_library(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     if (!info[0].IsString()) invalid("file must be a string");

@@ -1,5 +1,5 @@
-// The engine addon. lib/model/engine.ts validates, orders the calls of a policy and disposes it; every call
-// here runs on the engine's thread and answers with a promise.
+// The engine addon. lib/model/engine.ts checks arguments, orders the calls of a policy and disposes of the
+// policy. Every call here runs on the engine's thread and returns a promise.
 #include <dlfcn.h>
 #include <napi.h>
 
@@ -25,10 +25,10 @@ namespace {
 
 constexpr napi_type_tag kPolicyTag = {0x7261706f2d706f6cULL, 0x6963792d76303031ULL};
 
-/// What a JS policy handle holds; empty once disposed.
+/// The content of a JS policy handle; empty once disposed.
 struct Handle {
   std::shared_ptr<Policy> policy;
-  std::int64_t bytes = 0;  // told to V8
+  std::int64_t bytes = 0;  // the size that V8 was told
 };
 
 Handle& handle_of(const Napi::Value& value) {
@@ -59,7 +59,7 @@ double number_argument(const Napi::CallbackInfo& info, std::size_t index, const 
   return info[index].As<Napi::Number>();
 }
 
-/// Inputs are copied: a batch is small beside what is computed from it.
+/// Inputs are copied: a batch is small compared with what is computed from it.
 std::vector<std::int64_t> copy_indices(const Napi::Value& value, const char* name) {
   const auto v = view<std::int32_t>(value, name);
   return std::vector<std::int64_t>(v.data, v.data + v.size);
@@ -71,21 +71,21 @@ PackedTokens packed_from(const Napi::Object& object, const char* name) {
           copy_indices(object.Get("offsets"), (prefix + ".offsets").c_str())};
 }
 
-/// The number that setThreads asked for, -1 once it is in force. OpenMP keeps it a thread, so that only the
-/// engine's thread can change it.
+/// The number that setThreads asked for; -1 once it is in force. OpenMP keeps a number for each thread, so
+/// that only the engine's thread can set its own.
 std::atomic<int>& wanted_threads() {
   static std::atomic<int> threads{-1};
   return threads;
 }
 
-/// The one thread that all libtorch work of the process runs on, so that there is one OpenMP team, whichever
-/// environment a call came from. Never destroyed: the thread lives as long as the process.
+/// The one thread for all libtorch work of the process, so that there is one OpenMP team for calls of all
+/// environments. Never destroyed: the thread lives as long as the process.
 Executor& engine_thread() {
   static auto* executor = new Executor(1);
   return *executor;
 }
 
-/// Runs work(control) on the engine's thread, after the calls that came before.
+/// Runs work(control) on the engine's thread, after the earlier calls.
 template <class Result>
 Napi::Value on_engine(Napi::Env env, const std::shared_ptr<Control>& control,
                       std::function<Result(Control&)> work,
@@ -98,7 +98,7 @@ Napi::Value on_engine(Napi::Env env, const std::shared_ptr<Control>& control,
   return PromiseWorker<Result>::run(env, control, {}, std::move(run), std::move(to_js), &engine_thread());
 }
 
-/// The same for work without a result, which nobody but the environment's end cancels.
+/// The same for work without a result. Only the environment's end cancels it.
 Napi::Value on_engine(Napi::Env env, std::function<void(Control&)> work) {
   return on_engine<bool>(
       env, std::make_shared<Control>(),
@@ -144,7 +144,7 @@ PolicyOptions options_from(const Napi::Object& o) {
   return options;
 }
 
-/// predictMemory(dir, options, shape) -> Promise<{ weights, ... }>, bytes
+/// predictMemory(dir, options, shape) -> Promise<{ weights, ... }> in bytes
 Napi::Value predict(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto dir = string_argument(info, 0, "dir");
@@ -189,7 +189,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
           auto handle = std::make_unique<Handle>(Handle{std::move(policy), 0});
           const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
           const std::int64_t copies = 1 + (options.reference_dir.empty() ? 0 : 1);
-          // Gradients and two moments, and the masters of a bfloat16 model.
+          // Gradients and two moments, and for a bfloat16 model masters.
           const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
           handle->bytes = handle->policy->info().parameters * (copies * width + training);
           auto result = Napi::Object::New(env);
@@ -206,7 +206,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   });
 }
 
-/// dispose(handle): frees the policy once its calls are over.
+/// dispose(handle): frees the policy when its calls have ended.
 Napi::Value dispose(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     Handle& handle = handle_of(info[0]);
@@ -239,7 +239,8 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     sampling.top_k = integer(o, "topK");
     sampling.min_p = number(o, "minP");
     sampling.stop_token_ids = copy<std::int32_t>(o.Get("stopTokenIds"), "stopTokenIds");
-    const auto seeds = copy<double>(o.Get("seeds"), "seeds");  // whole numbers: checked in policy.ts
+    const auto seeds =
+        copy<double>(o.Get("seeds"), "seeds");  // whole numbers, checked in lib/model/engine.ts
     sampling.seeds.assign(seeds.begin(), seeds.end());
     sampling.max_batch = integer(o, "maxBatch");
     return on_engine<Completions>(
@@ -369,7 +370,7 @@ Napi::Value with_path(const Napi::CallbackInfo& info) {
   });
 }
 
-/// setThreads(n): from the next call on; 0 restores the default.
+/// setThreads(n): takes effect with the next call; 0 restores the default.
 Napi::Value set_threads(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const double n = number_argument(info, 0, "threads");
@@ -379,8 +380,9 @@ Napi::Value set_threads(const Napi::CallbackInfo& info) {
   });
 }
 
-/// Node unloads an addon with the last environment that loaded it. The engine's thread and libtorch's, which
-/// end with the process only, would be left without their code: the addon and what it is linked to stay.
+/// Node unloads an addon when the last environment that loaded it ends. The engine's thread and libtorch's
+/// threads live as long as the process and would lose their code. The addon and the libraries that it is
+/// linked to therefore stay loaded.
 void stay_loaded() {
   Dl_info self;
   if (dladdr(reinterpret_cast<void*>(&stay_loaded), &self) != 0)

@@ -1,4 +1,4 @@
-// The process's environment variables, which a worker thread's process.env is a copy of.
+// Access to the process's environment variables. In a worker thread, process.env is only a copy of them.
 #pragma once
 
 #include <napi.h>
@@ -10,7 +10,7 @@
 
 namespace rapo::bindings {
 
-/// setEnvironment(name, value): for this process, where it has no such variable. Libraries read their
+/// setEnvironment(name, value): sets a variable of the process unless it is set already. Libraries read their
 /// variables when they are loaded.
 inline Napi::Value set_environment(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {

@@ -1,4 +1,4 @@
-// The one place that turns native exceptions into JS errors: instances of lib/base/errors.ts's RapoError with
+// The one place that turns native exceptions into JS errors: instances of RapoError (lib/base/errors.ts) with
 // a code.
 #pragma once
 
@@ -18,8 +18,8 @@ class Calls;
 
 /// Per-environment state (one per worker_thread).
 struct AddonData {
-  Napi::FunctionReference error_class;  // the RapoError constructor that lib/setup/addons.ts hands over
-  std::shared_ptr<Calls> calls;         // async.h's; absent before the first asynchronous call
+  Napi::FunctionReference error_class;  // the RapoError constructor, set by lib/setup/addons.ts
+  std::shared_ptr<Calls> calls;         // see async.h; null before the first asynchronous call
 };
 
 inline Napi::Value set_error_class(const Napi::CallbackInfo& info) {
@@ -29,7 +29,7 @@ inline Napi::Value set_error_class(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-/// An exception's code and message, kept while it travels from a worker thread to the JS thread.
+/// An exception's code and message, on their way from a worker thread to the JS thread.
 struct Failure {
   const char* code = nullptr;
   std::string message;
@@ -59,7 +59,7 @@ inline Napi::Value make_js_error(Napi::Env env, const Failure& failure) {
   return error;
 }
 
-/// Runs a synchronous binding; what it throws becomes a JS exception.
+/// Runs a synchronous binding and turns its exceptions into JS exceptions.
 template <class F>
 Napi::Value guarded(const Napi::CallbackInfo& info, F&& body) {
   try {

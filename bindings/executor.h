@@ -1,4 +1,4 @@
-// Threads that run the tasks they are given, in the order given.
+// Threads that run tasks in the order in which the tasks were posted.
 #pragma once
 
 #include <condition_variable>
@@ -16,7 +16,7 @@ class Executor {
  public:
   explicit Executor(std::size_t most_threads) : most_threads_(most_threads) {}
 
-  /// Waits for the tasks that run; those behind them are dropped.
+  /// Waits for running tasks. Tasks that have not started are dropped.
   ~Executor() {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -26,7 +26,7 @@ class Executor {
     for (auto& thread : threads_) thread.join();
   }
 
-  /// A task must not throw. Throws std::system_error where not even one thread can be had.
+  /// A task must not throw. Throws std::system_error if not even one thread can be created.
   void post(std::function<void()> task) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (queue_.size() >= idle_ && threads_.size() < most_threads_) {

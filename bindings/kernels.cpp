@@ -1,4 +1,4 @@
-// The kernels addon: typed arrays in, typed arrays out; lib/loss/kernels.ts allocates them all.
+// The kernels addon: typed arrays in and out. lib/loss/kernels.ts allocates all of them.
 #include <napi.h>
 
 #include <cmath>
@@ -37,8 +37,8 @@ void* matrix(const Napi::Value& value, const char* name, DType dtype, std::int64
   }
 }
 
-/// The token ids of a BigInt64Array, in 32 bits and as they were given: those beyond would wrap round to
-/// valid ones.
+/// The token ids of a BigInt64Array, in 32 bits and as given. Ids beyond 32 bits would otherwise wrap round
+/// to valid ids.
 struct WideIds {
   std::vector<std::int64_t> given;
   std::vector<std::int32_t> ids;
@@ -53,7 +53,7 @@ struct WideIds {
     return ids.data();
   }
 
-  /// Throws for an id beyond 32 bits in a row that is not masked.
+  /// Throws for an id beyond 32 bits in an unmasked row.
   void check(std::int64_t vocab_size, const float* token_weights) const {
     for (std::size_t i = 0; i < given.size(); ++i) {
       if (given[i] == ids[i] || (token_weights && token_weights[i] == 0)) continue;
@@ -63,7 +63,7 @@ struct WideIds {
   }
 };
 
-/// A row array where it is. Token ids may be a BigInt64Array, too.
+/// A row array, where it lies. Token ids may also be a BigInt64Array.
 template <class T>
 const T* row_array(const Napi::Value& value, const char* name, std::int64_t rows, WideIds& wide) {
   if constexpr (std::is_same_v<T, std::int32_t>) {
@@ -87,7 +87,7 @@ T* optional(const Napi::Value& value, const char* name, std::int64_t elements) {
   return present(value) ? view<T>(value, name, elements).data : nullptr;
 }
 
-/// Every typed array of a call, which an asynchronous one keeps alive.
+/// Every typed array of a call. An asynchronous call keeps them alive.
 std::vector<Napi::Object> arrays_of(const Napi::Object& call) {
   std::vector<Napi::Object> arrays;
   const auto names = call.GetPropertyNames();
@@ -98,9 +98,9 @@ std::vector<Napi::Object> arrays_of(const Napi::Object& call) {
   return arrays;
 }
 
-/// A policy_loss call. Logits and outputs are borrowed. The row arrays and the sequences' offsets are copies:
-/// JS, or another thread that shares their memory, may write to them after they were checked, and an id or an
-/// offset that has changed since would be read as an index.
+/// A policy_loss call. Logits and outputs are borrowed. The row arrays and the sequences' offsets are copied:
+/// JS, or a thread that shares their memory, may write to them after the checks, and a changed id or offset
+/// would be used as an index.
 struct LossCall {
   Batch batch;
   Objective objective;
@@ -108,9 +108,9 @@ struct LossCall {
   RowVectors rows;
   std::vector<std::int32_t> offsets;
 
-  LossCall(const LossCall&) = delete;  // the batch points into it
+  LossCall(const LossCall&) = delete;  // the batch points into this object
 
-  /// lib/loss/kernels.ts makes the object, so that no getter runs between two of these reads.
+  /// lib/loss/kernels.ts creates the object, so that no getter of a user runs between these reads.
   explicit LossCall(const Napi::Object& call) {
     objective = objective_from(call.Get("objective"));
     batch.rows = integer(call, "rows");
@@ -145,7 +145,7 @@ struct LossCall {
       batch.sequence_offsets = v.data;
       offsets.assign(v.data, v.data + v.size);
     }
-    // While the batch still points at the arrays that were given.
+    // Made while the batch still points at the caller's arrays.
     auto extents = extents_of(batch, outputs);
     extents.push_back(wide.extent);
     check_overlaps(extents);
@@ -155,7 +155,7 @@ struct LossCall {
     wide.check(batch.vocab_size, batch.token_weights);
   }
 
-  /// On the CPU, or on the CUDA device of that number.
+  /// Runs on the CPU, or on the CUDA device of that number.
   Metrics run(std::optional<int> device, const Control* control) const {
     return device ? cuda::policy_loss_of_host_arrays(*device, batch, objective, outputs, control)
                   : policy_loss(batch, objective, outputs, control);
@@ -176,7 +176,7 @@ Napi::Value policy_loss_sync(const Napi::CallbackInfo& info) {
   });
 }
 
-/// policyLossReference of the same object -> metrics, by the oracle; takes float64 too.
+/// policyLossReference of the same object -> metrics. Runs the oracle; accepts float64 too.
 Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const LossCall call(call_argument(info));
@@ -184,7 +184,7 @@ Napi::Value policy_loss_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// policyLossAsync of the same object, with control? -> Promise<metrics>
+/// policyLossAsync of the same object, with an optional control -> Promise<metrics>
 Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto object = call_argument(info);
@@ -199,7 +199,7 @@ Napi::Value policy_loss_async(const Napi::CallbackInfo& info) {
   });
 }
 
-/// A gather_logprobs call; what is borrowed and what is copied as in LossCall.
+/// A gather_logprobs call. The same arrays are borrowed and copied as in LossCall.
 struct GatherCall {
   LogitRows logits;
   const std::int32_t* token_ids = nullptr;
@@ -258,7 +258,7 @@ Napi::Value gather_reference(const Napi::CallbackInfo& info) {
   });
 }
 
-/// gatherLogprobsAsync of the same object, with control? -> Promise<undefined>
+/// gatherLogprobsAsync of the same object, with an optional control -> Promise<undefined>
 Napi::Value gather_async(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto object = call_argument(info);

@@ -1,5 +1,5 @@
-// Objective, DType and Metrics between JS (lib/loss/objective.ts, lib/train/metrics.ts) and the kernels'
-// plain structs.
+// Conversion of Objective, DType and Metrics between JS (lib/loss/objective.ts) and the kernels' plain
+// structs.
 #pragma once
 
 #include <napi.h>
@@ -42,7 +42,7 @@ inline Surrogate surrogate_from(const std::string& name) {
   invalid("surrogate is \"" + name + "\", expected one of " + known);
 }
 
-/// What is left out has its default. Ranges are checked by the kernels.
+/// Fields that are left out get their defaults. The kernels check the ranges.
 inline Objective objective_from(const Napi::Value& value) {
   if (!value.IsObject()) invalid("objective must be an object");
   const auto object = value.As<Napi::Object>();
@@ -59,7 +59,8 @@ inline Objective objective_from(const Napi::Value& value) {
   return objective;
 }
 
-/// The lists of RAPO_OBJECTIVE_NUMBERS and its like, for the test that compares them with TypeScript's.
+/// RAPO_OBJECTIVE_NUMBERS and the other lists as JS values, for the test that compares them with
+/// TypeScript's.
 inline Napi::Value lists_to_js(Napi::Env env) {
   auto numbers = Napi::Object::New(env);
   auto names = [&](const char* const* begin, const char* const* end) {
@@ -95,7 +96,7 @@ inline Napi::Value lists_to_js(Napi::Env env) {
   return lists;
 }
 
-/// The fields of ObjectiveMetrics in TypeScript.
+/// The fields are those of ObjectiveMetrics in TypeScript.
 inline Napi::Value metrics_to_js(Napi::Env env, const Metrics& metrics) {
   auto object = Napi::Object::New(env);
   object.Set("tokens", static_cast<double>(metrics.tokens));

@@ -1,6 +1,6 @@
-// Node unloads an addon with the last worker thread that loaded it. Running the static destructors is then
-// the part of crtbeginS.o, which zig does not link: without it exit() calls into memory that is gone. The
-// names are the C++ ABI's.
+// Node unloads an addon when the last worker thread that loaded it ends. The unload must run the static
+// destructors, a task of crtbeginS.o, which zig does not link. Without this file, exit() would call functions
+// in memory that is gone. The names are those of the C++ ABI.
 extern "C" {
 extern void* __dso_handle;   // NOLINT(bugprone-reserved-identifier)
 void __cxa_finalize(void*);  // NOLINT(bugprone-reserved-identifier)

@@ -35,6 +35,7 @@ export {
   type AdvantageScale,
   groupAdvantages,
   type PhiRange,
+  perRow,
   referenceWeights,
   zeroAdvantageFraction,
 } from './loss/advantage.js'
@@ -116,6 +117,7 @@ export {
   type Penalty,
   penalties,
   rapo,
+  rapoPhi,
   type Surrogate,
   sapo,
   surrogates,
@@ -123,6 +125,7 @@ export {
 } from './loss/objective.js'
 export {
   type Aggregation,
+  type Completion,
   packBatch,
   packTokens,
   splitBatch,
@@ -130,6 +133,7 @@ export {
   type TrainSequence,
   tokenWeights,
   toSequence,
+  unpackCompletions,
 } from './model/batch.js'
 export type { MemoryPrediction, RunShape } from './model/engine.js'
 export type {
@@ -165,6 +169,7 @@ export {
   verifyMath,
 } from './reward/math.js'
 export type { Patience, Verdict, Verifier } from './reward/verifier.js'
+export { Episode } from './rollout/episode.js'
 export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
 export {
   figure2,

@@ -85,6 +85,7 @@ export {
   type Penalty,
   penalties,
   rapo,
+  rapoPhi,
   type Surrogate,
   sapo,
   surrogates,
@@ -95,6 +96,7 @@ export const groupAdvantages: typeof advantages.groupAdvantages = (...args) =>
   advantages.groupAdvantages(...args)
 export const referenceWeights: typeof advantages.referenceWeights = (...args) =>
   advantages.referenceWeights(...args)
+export const perRow: typeof advantages.perRow = (...args) => advantages.perRow(...args)
 export const zeroAdvantageFraction: typeof advantages.zeroAdvantageFraction = (...args) =>
   advantages.zeroAdvantageFraction(...args)
 export const adaptEntropyCoef: typeof entropies.adaptEntropyCoef = (...args) =>

@@ -1,4 +1,4 @@
-// What a long call shares with whoever started it: a cancel flag going in, progress coming out.
+// Shared between a long call and its caller: the caller can cancel the call and read its progress.
 #pragma once
 
 #include <atomic>
@@ -10,14 +10,16 @@ namespace rapo {
 
 struct Control {
   std::atomic<bool> cancelled{false};
-  /// The environment that asked is ending: nobody will see the result, nor what the call leaves in memory.
+  /// The JS environment that made the call is ending: nobody will see the result, or what the call leaves in
+  /// memory.
   std::atomic<bool> abandoned{false};
-  /// Set by a call that has begun to change what outlives it: an abort would leave half of the change.
+  /// Set once the call has begun to change something that outlives the call. From then on it ignores
+  /// `cancelled`, since stopping would leave half of the change.
   std::atomic<bool> committed{false};
-  std::atomic<std::int64_t> done{0};   // units finished; what a unit is, the call documents
+  std::atomic<std::int64_t> done{0};   // units finished; each call documents its unit
   std::atomic<std::int64_t> total{0};  // 0 while unknown
 
-  /// Throws Error(kAborted) where the call is to stop.
+  /// Throws Error(kAborted) if the call must stop.
   void check() const {
     const auto is = [](const std::atomic<bool>& flag) { return flag.load(std::memory_order_relaxed); };
     if (is(abandoned) || (is(cancelled) && !is(committed))) {

@@ -1,4 +1,5 @@
-// The one exception type of rapo's native code. Bindings translate it to a JS RapoError with the same code.
+// The one exception type of rapo's native code. The bindings turn it into a RapoError of JS with the same
+// code.
 #pragma once
 
 #include <stdexcept>
@@ -7,14 +8,14 @@
 namespace rapo {
 
 enum class ErrorCode {
-  kInvalidArgument,  // a value, shape or dtype the caller passed
-  kNonFinite,        // NaN or an infinity where the maths has none; the message names the row
+  kInvalidArgument,  // a value, shape or dtype from the caller
+  kNonFinite,        // NaN or infinity where the formulas have none; the message names the row
   kIo,               // the operating system refused a file operation
-  kFormat,           // a file's content is not what it should be
-  kUnsupported,      // valid, but not something this build or model can do
-  kAborted,          // the caller's cancel flag was raised
+  kFormat,           // a file's content is malformed
+  kUnsupported,      // valid, but this build or model does not support it
+  kAborted,          // the caller set the cancel flag
   kOutOfMemory,
-  kDevice,  // no CUDA here, or it failed; the message says why
+  kDevice,  // CUDA is missing or failed; the message says why
 };
 
 constexpr const char* code_name(ErrorCode code) {

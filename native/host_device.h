@@ -1,4 +1,4 @@
-// Marks a function that nvcc compiles for the device too; nothing for other compilers.
+// Marks a function that nvcc compiles for host and device; empty for other compilers.
 #pragma once
 
 #ifdef __CUDACC__

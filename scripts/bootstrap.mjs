@@ -1,5 +1,5 @@
-// Makes a clone ready to run: packages, the kernels addon, libtorch, the engine addon. Does nothing that is done already.
-// Plain JavaScript without dependencies: it runs before node_modules exists.
+// Makes a clone ready to run: packages, the kernels addon, libtorch, the engine addon. Parts that are ready are skipped. This
+// file is plain JavaScript without dependencies, since it runs before node_modules exists.
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -9,8 +9,8 @@ import { fileURLToPath } from 'node:url'
 export const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
 /**
- * Ends the process with a message unless everything could be made ready.
- * addons: false makes only node_modules, for what needs neither addon.
+ * Prepares everything; if that fails, ends the process with a message. addons: false prepares node_modules only, for commands
+ * that need no addon.
  */
 export async function bootstrap({ addons = true } = {}) {
   const start = performance.now()
@@ -33,14 +33,14 @@ async function makeAddons() {
   const [cache, processes, setups, tools] = await Promise.all(
     ['cache.ts', 'process.ts', 'setup.ts', 'tools.ts'].map(load),
   )
-  // The kernels compile while pip works; neither needs the other. Of two failures the engine's says more:
-  // it names every tool that is missing.
+  // The kernels compile while pip works, since neither needs the other. If both fail, the engine's error is shown: it names
+  // every tool that is missing.
   const made = await Promise.allSettled([prepareEngine(setups), buildKernels(cache, processes, tools)])
   const failed = made.find(result => result.status === 'rejected')
   if (failed) throw failed.reason
 }
 
-/** A module of lib/setup/. Only once node_modules is there. */
+/** Imports a module of lib/setup/. node_modules must exist. */
 export async function load(file) {
   const { tsImport } = await import('tsx/esm/api')
   return tsImport(`../lib/setup/${file}`, import.meta.url)
@@ -54,7 +54,7 @@ function requireNode() {
   )
 }
 
-/** Whether node_modules holds just what package-lock.json asks for; packages for other platforms aside. */
+/** Whether node_modules holds exactly what package-lock.json asks for, packages for other platforms excepted. */
 function packagesInstalled() {
   try {
     const read = file => JSON.parse(readFileSync(join(root, file), 'utf8')).packages
@@ -69,7 +69,7 @@ function packagesInstalled() {
 }
 
 async function installPackages() {
-  // --include=dev: NODE_ENV=production would leave out what runs TypeScript.
+  // --include=dev, since NODE_ENV=production would leave out the packages that run TypeScript.
   const args = ['ci', '--include=dev', '--no-audit', '--no-fund', '--loglevel=error']
   const { code, output } = await run('npm', args)
   if (code !== 0) throw setupError(`npm ci failed with exit status ${code}\n${output}`)
@@ -102,8 +102,8 @@ async function buildKernels({ hashSources }, { work }, { findTools, requireTools
 }
 
 /**
- * CMake writes its cache even where configuring fails, and cmake-js configures only where there is none. A cache beside
- * which no build files were generated is such a one; CMakeFiles goes with it, since it holds what was found of the compiler.
+ * CMake writes its cache even if configuring fails, and cmake-js configures only if there is no cache. A cache without build
+ * files is such a leftover and is removed, with CMakeFiles, which holds what was found out about the compiler.
  */
 export function dropFailedConfigure(tree) {
   if (readdirSync(tree).some(name => /^(Makefile|build\.ninja|.+\.(slnx?|xcodeproj))$/.test(name))) return
@@ -112,7 +112,10 @@ export function dropFailedConfigure(tree) {
   }
 }
 
-/** As in package.json's build:kernels. Not compile, which deletes the directory and builds all again when it fails. */
+/**
+ * The same arguments as build:kernels in package.json. The command `compile` would delete the directory and rebuild everything
+ * after a failure.
+ */
 const kernelsArguments = ['build', '-O', 'build', '-T', 'rapo_kernels']
 
 async function prepareEngine({ setup }) {
@@ -120,7 +123,7 @@ async function prepareEngine({ setup }) {
     onProgress({ part, message, done, total, seconds: taken }) {
       if (taken !== undefined) {
         status.end(part)
-        // A part that was ready before is not worth a line.
+        // A part that was ready before is not reported.
         if (taken >= 0.1) report(part, `${message} (${taken.toFixed(1)} s)`)
       } else if (done !== undefined) {
         status.show(part, `${message} ${done}/${total}`)
@@ -141,7 +144,7 @@ async function timed(part, what, body) {
   report(part, `${what}: done (${seconds(start)})`)
 }
 
-/** On a terminal, one line that tells what is going on and for how long; nothing elsewhere. */
+/** On a terminal, shows one line with the current work and its duration. Elsewhere shows nothing. */
 const status = {
   live: Boolean(process.stderr.isTTY),
   parts: new Map(),
@@ -179,7 +182,7 @@ function setupError(message) {
   return Object.assign(new Error(message), { code: 'ERR_RAPO_SETUP' })
 }
 
-/** Runs a command in the repository's root; its output is kept, for a message should it fail. */
+/** Runs a command in the repository's root. Its output is kept, and shown in a message if it fails. */
 function run(command, args) {
   return new Promise((resolve, reject) => {
     // Windows finds npm.cmd only through a shell.

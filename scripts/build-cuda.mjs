@@ -1,7 +1,7 @@
-// npm run build:cuda [-- --arch 90-real] [-- --build DIR] [-- --out DIR] [-- --tests]: compiles librapo_cuda.so, beside
-// the kernels addon by default, and prints registers and spills of every kernel. Ends with an error on a warning or a
-// spill in the kernels that pass over rows. --tests: also the program of test/cuda that captures graphs. Needs nvcc (CUDA
-// 12.8 or later) and CMake; nothing of npm.
+// npm run build:cuda [-- --arch 90-real] [-- --build DIR] [-- --out DIR] [-- --tests]: compiles librapo_cuda.so, by default
+// beside the kernels addon, and prints registers and spills of every kernel. Fails on a warning, and on a spill in a kernel
+// that passes over rows. --tests also builds the program of test/cuda that captures graphs. Needs nvcc (CUDA 12.8 or later) and
+// CMake, but no npm package.
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -18,7 +18,7 @@ const { values: flags } = parseArgs({
   },
 })
 
-/** Kernels whose time is the call's. */
+/** The kernels that pass over rows, which take nearly all time of a call. */
 const main = /loss_rows|gather_rows|row_logprobs/
 
 const nvcc = [process.env.CUDACXX, 'nvcc', '/usr/local/cuda/bin/nvcc'].find(
@@ -38,7 +38,7 @@ run('cmake', [
   `-DRAPO_CUDA_ARCHITECTURES=${flags.arch.replaceAll(',', ';')}`,
   `-DRAPO_CUDA_TESTS=${flags.tests ? 'ON' : 'OFF'}`,
 ])
-// From the beginning, since an object that is up to date tells no registers.
+// A clean build, since an object that is up to date reports no registers.
 const log = run('cmake', ['--build', flags.build, '--parallel', '--clean-first'])
 writeFileSync(join(flags.build, 'build.log'), log)
 
@@ -56,7 +56,7 @@ console.log(`${library}: ${(statSync(library).size / 2 ** 20).toFixed(2)} MiB`)
 const spilling = kernels.filter(kernel => main.test(kernel.name) && kernel.spilled > 0)
 if (spilling.length) fail(`${spilling.length} of the main kernels spill registers, see above`)
 
-/** ptxas -v: three lines a kernel. */
+/** The output of ptxas -v has three lines per kernel. */
 function parseResources(text) {
   const found = []
   let kernel
@@ -77,7 +77,7 @@ function parseResources(text) {
   return found.sort((a, b) => a.arch.localeCompare(b.arch) || a.name.localeCompare(b.name))
 }
 
-/** From a mangled name to the kernel's, with its template arguments. */
+/** A kernel's name with its template arguments, from the mangled name. */
 function readable(mangled) {
   const { status, stdout } = spawnSync('c++filt', [mangled], { encoding: 'utf8' })
   if (status !== 0) return mangled

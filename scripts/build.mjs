@@ -1,7 +1,7 @@
-// npm run build: lib/ as JavaScript with its types, file by file.
-//   dist/             CommonJS. index.mjs hands the exports of index.js on: `import 'rapo'` and `require('rapo')` give the
-//                     same objects, so that there is one RapoError class in a process, whoever loaded what
-//   esm/              ES modules, for bundlers alone: they leave out what an application does not use
+// npm run build: compiles lib/ to JavaScript with types, file by file.
+//   dist/             CommonJS. index.mjs re-exports index.js: `import 'rapo'` and `require('rapo')` give the same objects, so
+//                     that a process has one RapoError class
+//   esm/              ES modules for bundlers only, which leave out what an application does not use
 import { execFileSync } from 'node:child_process'
 import { chmodSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -25,7 +25,7 @@ const options = {
   target: 'node20',
   logLevel: 'warning',
 }
-// Commands have no place in a bundle.
+// The commands are not for bundles.
 const parts = options.entryPoints.filter(file => !/^lib.(bench|cli|report)\b/.test(file))
 await build({ ...options, entryPoints: parts, outdir: 'esm', format: 'esm', define })
 writeFileSync(join(root, 'esm', 'package.json'), '{ "type": "module", "sideEffects": false }\n')
@@ -51,11 +51,11 @@ for (const entry of entries) {
 }
 chmodSync(join(dist, 'cli', 'cli.js'), 0o755)
 
-/** A source in the ways of CommonJS, which has a `require`, and here loads a namespace when something of it is first used. */
+/** Adapts a source to CommonJS, which has a `require`. A namespace is loaded when a part of it is first used. */
 function load({ path }) {
   const contents = readFileSync(path, 'utf8')
     .replace(/^ *const require = createRequire\(.*\n/m, '')
-    // A bundler may put CommonJS into an ES module, which has no __filename.
+    // A bundler may put CommonJS code into an ES module, which has no __filename.
     .replaceAll(
       'import.meta.url',
       "(typeof __filename === 'string' ? require('node:url').pathToFileURL(__filename).href : '')",

@@ -1,4 +1,4 @@
-/** Every way to write a target with all of some numbers, for making problems and solved examples. */
+/** Every way to write a target with all of the given numbers. Used to make problems and solved examples. */
 
 export interface Solution {
   readonly text: string
@@ -15,8 +15,8 @@ interface Term {
 }
 
 /**
- * All expressions that use each number exactly once and have a whole value, by that value. Brackets only where the
- * value needs them, so that each way of calculating has one spelling an order of its operands. For 2 to 4 small numbers.
+ * All expressions that use each number exactly once and have a whole value, grouped by that value. Brackets stand only where
+ * the value needs them, so that each calculation has one spelling for each order of its operands. For 2 to 4 small numbers.
  */
 export function solve(numbers: readonly number[]): Map<number, Solution[]> {
   const terms = new Map<string, Term>()

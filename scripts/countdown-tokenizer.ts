@@ -1,6 +1,7 @@
 /**
- * The bundled model's tokenizer: one token a character. In the form of Qwen2's (byte-level, its splitting rule), since
- * transformers rebuilds every qwen2 model's tokenizer that way from the vocabulary and the merges alone.
+ * The bundled model's tokenizer, with one token per character. It has the form of Qwen2's tokenizer (byte-level, with Qwen2's
+ * splitting rule), because transformers rebuilds the tokenizer of every qwen2 model in that form from the vocabulary and the
+ * merges.
  */
 import { writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -8,7 +9,7 @@ import path from 'node:path'
 const splitRule =
   "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 const special = ['<pad>', '<eos>', '<unk>']
-/** Ġ is a space in byte-level spelling. */
+/** Ġ stands for a space in byte-level spelling. */
 const characters = [...'0123456789+-*/()=Ġ:']
 const tokens = [...special, ...characters]
 
@@ -37,7 +38,7 @@ export function writeTokenizer(dir: string): void {
     },
     post_processor: null,
     decoder: byteLevel,
-    // Byte-pair encoding without merges: every character by itself.
+    // Byte-pair encoding without merges keeps every character separate.
     model: {
       type: 'BPE',
       dropout: null,

@@ -1,8 +1,8 @@
 /**
- * `npm run fuzz -- [TARGET …] [--seconds N]`: the engine's file readers under libFuzzer, AddressSanitizer and
- * UndefinedBehaviorSanitizer (needs clang with its sanitizer runtimes; RAPO_CLANG names another). What it finds ends in
- * build/fuzz/, where the grown corpus is too; --merge makes test/fuzz/corpus/ anew: few inputs that reach all that any did.
- * A corpus is one file a target, an input a line in base64.
+ * `npm run fuzz -- [TARGET …] [--seconds N]`: runs the engine's file readers under libFuzzer, AddressSanitizer and
+ * UndefinedBehaviorSanitizer. Needs clang with its sanitizer runtimes; RAPO_CLANG names another clang. Findings and the grown
+ * corpus are written to build/fuzz/. --merge rewrites test/fuzz/corpus/ with few inputs that together reach everything that any
+ * input reached. A corpus is one file per target with one base64 input per line.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -12,7 +12,7 @@ import { parseArgs } from 'node:util'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 export const targets = ['json', 'safetensors', 'config', 'checkpoint']
-/** What every target is compiled from: the readers, which need no libtorch. */
+/** The sources of every target: the readers, which need no libtorch. */
 export const readers = ['json', 'safetensors', 'config', 'write'].map(
   name => `native/engine/files/${name}.cpp`,
 )
@@ -68,7 +68,7 @@ export function readCorpus(target: string): Buffer[] {
   return lines.map(line => Buffer.from(line, 'base64'))
 }
 
-/** Writes the committed inputs of a target as files, as libFuzzer reads them, into a directory that is made anew. */
+/** Writes a target's committed inputs as one file each, as libFuzzer expects, into a new directory. */
 export function unpackCorpus(target: string, dir: string): void {
   rmSync(dir, { recursive: true, force: true })
   mkdirSync(dir, { recursive: true })
@@ -104,7 +104,7 @@ function isThere(command: string): boolean {
   return spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
 }
 
-/** Returns 0, or 1 where an input was found that the target must not do this with. */
+/** Returns 0, or 1 if an input was found that makes the target fail. */
 function fuzz(binary: string, args: readonly string[]): Promise<number> {
   return new Promise((resolve, reject) => {
     const child = spawn(join(root, binary), args, { cwd: root, stdio: 'inherit' })

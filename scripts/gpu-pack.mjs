@@ -1,6 +1,6 @@
-// node scripts/gpu-pack.mjs [DIR]: everything that a machine with a GPU but without a network and without Node needs for
-// test:gpu and bench:gpu, in a directory (build/gpu-pack) of less than 60 MB. There, with nvcc, CMake, a C++ compiler and
-// a Python 3.12 with torch:
+// node scripts/gpu-pack.mjs [DIR]: packs all files that a machine with a GPU, but without network and Node, needs for test:gpu
+// and bench:gpu, into a directory (build/gpu-pack) of less than 60 MB. That machine needs nvcc, CMake, a C++ compiler and a
+// Python 3.12 with torch. There, run:
 //   sh run.sh test
 //   sh run.sh bench
 import { execFileSync } from 'node:child_process'
@@ -31,7 +31,7 @@ for (const path of [
   'test/cuda/graph.cpp',
 ])
   cpSync(join(root, path), join(pack, path))
-// What the engine's tests read lies where their bundles look for it.
+// The files that the engine's tests read, at the places where the bundled tests look for them.
 cpSync(join(root, 'test', 'golden'), join(pack, 'js', 'test', 'golden'), { recursive: true })
 cpSync(join(root, 'models'), join(pack, 'js', 'models'), { recursive: true })
 for (const name of ['node-api-headers', 'node-addon-api']) {
@@ -42,7 +42,7 @@ for (const name of ['node-api-headers', 'node-addon-api']) {
   })
 }
 
-// esbuild comes with tsx.
+// esbuild is installed with tsx.
 const { build } = createRequire(createRequire(import.meta.url).resolve('tsx/package.json'))('esbuild')
 const engineTests = ['engine-golden', 'engine-generate', 'engine', 'engine-aten'].map(
   name => `test/engine/${name}.test.ts`,

@@ -1,11 +1,11 @@
 // npm run test:gpu and npm run bench:gpu, in a clone or in a directory made by scripts/gpu-pack.mjs.
 //   test   builds the CUDA library and the kernels addon, runs every case of the kernels and of the fused head on the
-//          device, captures both in CUDA graphs, then runs the smaller ones under compute-sanitizer (memcheck, racecheck,
-//          initcheck; the fused head, whose products are not ours, memcheck alone)
-//   bench  builds the same and runs bench/gpu.ts; further arguments go there
-// With a python3 (RAPO_PYTHON) that has a torch with CUDA, the engine is built against it, and its tests and bench/gpu_engine.ts
-// run on the device too.
-// Needs nvcc and CMake, and a CUDA device: without one it ends with status 1 and says so, once all is built.
+//          device, captures both in CUDA graphs, and runs the smaller cases under compute-sanitizer (memcheck, racecheck,
+//          initcheck; only memcheck for the fused head, since its products are cuBLASLt's)
+//   bench  builds the same and runs bench/gpu.ts, to which further arguments are passed
+// If a python3 (RAPO_PYTHON) has a torch with CUDA, the engine is built against that torch, and its tests and
+// bench/gpu_engine.ts run on the device too.
+// Needs nvcc, CMake and a CUDA device. Without a device it builds everything, says so and ends with status 1.
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -20,7 +20,7 @@ const capability = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format
   encoding: 'utf8',
 })
 const arch = /^(\d+)\.(\d+)/.exec(capability.stdout ?? '')
-// Without a device there is nothing to run, but what can be built is.
+// Without a device the builds still run.
 run('the CUDA library', process.execPath, [
   join(root, 'scripts', 'build-cuda.mjs'),
   '--arch',
@@ -107,7 +107,7 @@ if (command === 'bench') {
     env,
   )
   for (const name of engine ? ['engine-golden', 'engine-generate', 'engine', 'engine-aten'] : []) {
-    // In float32 attention is plain operations, in bfloat16 libtorch's flash attention.
+    // Attention is plain operations in float32, and libtorch's flash attention in bfloat16.
     run(`${name} on the device`, process.execPath, script('test/engine', `${name}.test`), {
       ...env,
       RAPO_TEST_DEVICE: 'cuda',
@@ -116,7 +116,7 @@ if (command === 'bench') {
   console.log('test:gpu: all passed')
 }
 
-/** Where torch's packages have cuBLASLt: a machine with nvcc alone has it nowhere else. */
+/** Where torch's packages keep cuBLASLt. A machine that has only nvcc may have no other cuBLASLt. */
 function cublasLt() {
   if (process.env.RAPO_CUBLASLT) return {}
   const code =
@@ -125,7 +125,7 @@ function cublasLt() {
   return status === 0 ? { RAPO_CUBLASLT: stdout.trim() } : {}
 }
 
-/** The engine against the torch that Python has; undefined, with the reason printed, where that has no CUDA. */
+/** Builds the engine against Python's torch. Without CUDA in that torch, prints the reason and returns undefined. */
 function buildEngine() {
   const code = 'import torch; print(torch.utils.cmake_prefix_path if torch.version.cuda else "")'
   const asked = spawnSync(python, ['-c', code], { encoding: 'utf8' })
@@ -154,7 +154,7 @@ function buildEngine() {
   return join(tree, 'rapo_engine.node')
 }
 
-/** How node runs a script: as the pack has it in one file, or from its TypeScript. */
+/** How node runs a script: a bundled file in the pack, TypeScript in a clone. */
 function script(directory, name) {
   const bundled = join(root, 'js', directory, `${name}.mjs`)
   return existsSync(bundled) ? [bundled] : ['--import', 'tsx', join(root, directory, `${name}.ts`)]

@@ -1,4 +1,5 @@
-// npm's `prepare`: makes `npx rapo` work in a clone. npm links the commands of dependencies, not those of the package itself.
+// Runs as npm's `prepare` script and makes `npx rapo` work in a clone: npm links the commands of dependencies, but not those of
+// the package itself.
 import { existsSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from './bootstrap.mjs'

@@ -1,5 +1,5 @@
-// npm run lint: TypeScript (Biome, types), C++ (clang-format, clang-tidy), and that no file names this machine.
-// --write formats instead and applies Biome's safe fixes.
+// npm run lint: checks TypeScript (Biome, types) and C++ (clang-format, clang-tidy), and that no file contains paths of one
+// machine. --write formats instead, and applies Biome's safe fixes.
 import { execFileSync, spawn } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism, homedir } from 'node:os'
@@ -37,7 +37,7 @@ if (write) {
 console.log(failed.length ? `lint: ${failed.join(', ')} failed` : 'lint: all clean')
 process.exitCode = failed.length ? 1 : 0
 
-/** A check returns what is wrong as text, empty when all is well. */
+/** A check returns the faults as a text, which is empty if there are none. */
 async function check(name, body) {
   const start = performance.now()
   const problems = await body()
@@ -50,7 +50,7 @@ async function check(name, body) {
   )
 }
 
-/** Paths and addresses that hold on one machine only, and credentials. */
+/** Paths and addresses that are valid on one machine only, and credentials. */
 function namesThisMachine(names) {
   const literals = [root, dirname(root), homedir()].filter(
     path => path.split('/').length > 1 && path.length > 3,
@@ -76,7 +76,7 @@ function namesThisMachine(names) {
   return found.join('\n')
 }
 
-/** docs/api/ as the types have it now; every public name has a docstring (typedoc.json says which kinds). */
+/** docs/api/ must match the types, and every public name must have a docstring (typedoc.json lists the kinds). */
 async function apiDocs() {
   const out = join(cacheDir(), 'lint', 'api')
   const problems = await node('typedoc/bin/typedoc', ['--out', out, '--logLevel', 'Warn'])
@@ -110,7 +110,9 @@ async function clangTidy(sources) {
   return problems.join('')
 }
 
-/** One command a file: of a file compiled for several instruction sets, the last and widest. */
+/**
+ * One compile command per file. A file compiled for several instruction sets keeps its last command, that of the widest set.
+ */
 async function compileCommands() {
   const tree = join(cacheDir(), 'lint', 'tree')
   const libtorch = inspectLibtorch(findEngine().marker.libtorch.dir)
@@ -123,7 +125,7 @@ async function compileCommands() {
   return new Map(entries.map(entry => [entry.file, entry]))
 }
 
-/** clang-format and clang-tidy in these very versions, from their Python wheels. */
+/** clang-format and clang-tidy in fixed versions, from their Python wheels. */
 async function clangTools() {
   const dir = join(cacheDir(), 'lint', `clang-${CLANG_FORMAT}-${CLANG_TIDY}`)
   const tools = { format: join(dir, 'bin', 'clang-format'), tidy: join(dir, 'bin', 'clang-tidy') }
@@ -143,7 +145,7 @@ function node(script, args) {
   return run(process.execPath, [join(root, 'node_modules', script), ...args])
 }
 
-/** What a command said, where it failed; empty where it did not. */
+/** The output of a command that failed; empty if it succeeded. */
 function run(command, args) {
   return new Promise(resolve => {
     const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })

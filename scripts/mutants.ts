@@ -2,7 +2,7 @@
 import ts from 'typescript'
 
 export interface Mutant {
-  /** Where it begins and ends in the text of the file, and what stands there instead. */
+  /** Its range in the text of the file, and the replacement. */
   readonly start: number
   readonly end: number
   readonly text: string
@@ -36,7 +36,7 @@ const twins = new Map([
   ['every', 'some'],
 ])
 
-/** Types, imports and the wording of messages are left as they are: a test that notices those says nothing. */
+/** Types, imports and the wording of messages are not changed: a test that noticed such a change would prove nothing. */
 export function drawTypeScript(file: string, source: string): Mutant[] {
   const tree = ts.createSourceFile(file, source, ts.ScriptTarget.Latest, true)
   const mutants: Mutant[] = []
@@ -98,7 +98,7 @@ export function drawTypeScript(file: string, source: string): Mutant[] {
       const twin = twins.get(node.name.text)
       if (twin) replace(node.name, twin, 'twin')
     }
-    // The order says nothing to Math.max and its like.
+    // Math.max and similar functions do not depend on the order of their arguments.
     if (
       ts.isCallExpression(node) &&
       node.arguments.length >= 2 &&
@@ -132,7 +132,7 @@ const nativeOperators: Record<string, string> = {
   '&&': '||',
   '||': '&&',
 }
-/** Names, members, indices and calls of one name; no commas, so that no list of arguments is torn. */
+/** Names, members, indices and calls of one name. Commas are excluded, so that no argument list is cut. */
 const operand = String.raw`[\w.]+(?:(?:->|::|\.)\w+|\[[\w\s+*.\->]+\]|\([\w.\->\[\]]*\))*`
 const expression = RegExp(
   String.raw`(?<=(?:[(!;?:]|= |return |, |&& |\|\| |\? |: ))(${operand}) (<|<=|>|>=|==|!=|\+|-|\*|/) (${operand})(?=(?:\)|;|,| \?| :| &&| \|\|))`,
@@ -140,8 +140,8 @@ const expression = RegExp(
 )
 
 /**
- * For C++: each mutant stays behind an environment variable, so that one build holds them all. Only whole expressions
- * inside functions are taken, where a conditional expression may stand.
+ * Mutants of C++ code. Each is switched on by an environment variable, so that one build holds all of them. Only whole
+ * expressions inside functions are changed, at places where a conditional expression is allowed.
  */
 export function drawNative(source: string): Mutant[] {
   const mutants: Mutant[] = []

@@ -1,16 +1,16 @@
 /**
- * npm run mutate -- lib|kernels|engine: puts single small mistakes into the code, one at a time, and runs the tests that
- * cover it. A mistake that no test notices is a missing test, or code that can go.
+ * npm run mutate -- lib|kernels|engine: puts single small mistakes into the code, one at a time, and runs the tests that cover
+ * the code. A mistake that no test notices shows a missing test, or code that is not needed.
  *
- *     --count 150      mistakes; which ones follows from --seed and stays so while other lines change
+ *     --count 150      number of mistakes. --seed selects them; the selection stays the same while other lines change
  *     --seed 1
- *     --only lib/loss  files whose path contains the text
- *     --asked 3        test files a mistake: those that import its file, the nearest and quickest first
- *     --again          judge once more what survived before
- *     --list           show what survived, run nothing
- *     --build          kernels and engine: build the copy with all mistakes, judge none
+ *     --only lib/loss  only files whose path contains this text
+ *     --asked 3        test files per mistake: those that import its file, the nearest and quickest first
+ *     --again          judges again the mistakes that survived before
+ *     --list           lists the survivors and runs nothing
+ *     --build          kernels and engine: only builds the copy with all mistakes
  *
- * Works on a copy in build/mutate and continues where it was stopped.
+ * Works on a copy in build/mutate and continues an interrupted run.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -34,7 +34,10 @@ import { drawNative, drawTypeScript, type Mutant } from './mutants.js'
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const home = path.join(root, 'build', 'mutate')
 const results = path.join(home, 'results.jsonl')
-/** Of one test file: seconds of CPU beyond ten times its usual, and minutes in all, for mistakes that loop or wait for ever. */
+/**
+ * Limits for a test file, against mistakes that loop or wait for ever: seconds of CPU beyond ten times its usual time, and
+ * minutes in all.
+ */
 const CPU_SLACK = 60
 const MINUTES = 10
 
@@ -53,7 +56,7 @@ const { values, positionals } = parseArgs({
 const ASKED = Number(values.asked)
 const part = positionals[0] as 'lib' | 'kernels' | 'engine'
 const parts = {
-  // Left out: drawings, what needs another program or a GPU, and what only measures.
+  // Left out: drawings, code that needs another program or a GPU, and measurements.
   lib: {
     count: 150,
     from: 'lib',
@@ -103,7 +106,7 @@ interface Result {
   readonly key: string
   readonly place: string
   readonly what: string
-  /** The test file that failed; absent: the mistake survived. */
+  /** The test file that failed; absent if the mistake survived. */
   readonly by?: string
 }
 
@@ -123,7 +126,7 @@ else {
   summarize()
 }
 
-/** A mistake's rank is a hash of its line, so that a changed line elsewhere leaves the choice as it is. */
+/** A mistake's rank is a hash of its line, so that changes in other lines do not change the selection. */
 function draw(): Drawn[] {
   const all: Drawn[] = []
   for (const name of readdirSync(path.join(root, from), { recursive: true, encoding: 'utf8' }).sort()) {
@@ -159,7 +162,9 @@ function readResults(): Result[] {
     .map(line => JSON.parse(line))
 }
 
-/** The files of this checkout, changed ones too. The copy of lib uses the addons that are built, the others build their own. */
+/**
+ * Copies the files of this checkout, changed ones included. The copy for lib uses the built addons; the others build their own.
+ */
 function copyTree(): string {
   const tree = path.join(home, part === 'lib' ? 'lib' : 'native')
   const listed = spawnSync('git', ['ls-files', '-z', '-co', '--exclude-standard'], {
@@ -198,7 +203,7 @@ async function runTest(tree: string, test: string, limit: number, env: Record<st
   for (const stream of [child.stdout, child.stderr]) {
     stream.setEncoding('utf8').on('data', text => {
       output += text
-      // uvu's mark of a test that failed: the rest of the file has nothing to add.
+      // uvu's mark of a failed test. The rest of the file is not needed.
       if (text.includes('✘')) kill()
     })
   }
@@ -214,7 +219,7 @@ async function runTest(tree: string, test: string, limit: number, env: Record<st
   return { passed: code === 0, taken, output }
 }
 
-/** A test that fails without a mistake would find all of them. */
+/** A test that fails without any mistake would count every mistake as noticed. */
 async function usualTime(
   tree: string,
   test: string,
@@ -261,7 +266,7 @@ async function judgeLib(tree: string, usual: Map<string, number>): Promise<void>
   const covering = coverage(tree, usual)
   for (const mutant of drawn.filter(isOpen)) {
     const asked = covering(mutant.file).slice(0, ASKED)
-    // Without the mistake first: the copy must be whole when a test is timed.
+    // A run without a mistake comes first: it shows that the copy works and how long each test takes.
     for (const test of asked) await usualTime(tree, test, usual)
     const place = path.join(tree, mutant.file)
     const source = readFileSync(place, 'utf8')
@@ -274,7 +279,9 @@ async function judgeLib(tree: string, usual: Map<string, number>): Promise<void>
   }
 }
 
-/** Test files by how near they import a file, then by name; those of the same stem first. */
+/**
+ * Test files in the order of their distance to the file by imports, then by name. Those with the file's own name come first.
+ */
 function coverage(tree: string, usual: Map<string, number>): (file: string) => string[] {
   const importsOf = new Map<string, string[]>()
   const read = (file: string): string[] => {
@@ -311,7 +318,7 @@ function coverage(tree: string, usual: Map<string, number>): (file: string) => s
       return Infinity
     }
     const ranked = testFiles.map(test => ({ test, distance: distanceOf(test) }))
-    // The command line is covered through processes of its own.
+    // Tests cover the command line through processes of its own, which imports do not show.
     const named = /lib\/cli\//.test(file) ? ['cli', 'hostile', 'infer', 'grade', 'progress'] : []
     const extra = named.map(name => `test/cli/${name}.test.ts`).filter(test => testFiles.includes(test))
     const byImport = ranked
@@ -323,7 +330,7 @@ function coverage(tree: string, usual: Map<string, number>): (file: string) => s
   }
 }
 
-/** All mistakes lie in one build, each behind RAPO_MUTANT; those that do not compile are left out. */
+/** All mistakes are in one build, each switched on by RAPO_MUTANT. Mistakes that do not compile are left out. */
 async function judgeNative(tree: string, usual: Map<string, number>): Promise<void> {
   const header = path.join(tree, 'mutant.h')
   writeFileSync(

@@ -1,8 +1,8 @@
 /**
- * npm run pack:cuda [-- --build DIR] [--out DIR]: the npm package rapo-cuda-linux-x64 as a directory (build/), from what
- * npm run build:cuda compiled in DIR (build/cuda). `npm install`, `npm pack` and `npm publish` take that directory.
- * zig links it anew, for glibc 2.28: in what this machine's linker made are names of this machine's glibc.
- * --library FILE packs a library as it is.
+ * npm run pack:cuda [-- --build DIR] [--out DIR]: makes the npm package rapo-cuda-linux-x64 as a directory (build/) from what
+ * npm run build:cuda compiled in DIR (build/cuda). `npm install`, `npm pack` and `npm publish` accept the directory. zig links
+ * the library again for glibc 2.28, since a library linked on this machine refers to this machine's glibc. --library FILE packs
+ * a library as it is.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
@@ -33,7 +33,7 @@ const { values: flags } = parseArgs({
   },
 })
 
-/** What it may need of the machine: glibc 2.28 and a libstdc++ of that age (GCC 8). */
+/** What the library may require of a machine: glibc 2.28 and a libstdc++ of the same age (GCC 8). */
 const allowed = {
   library: /^(lib(c|m|dl|rt|pthread)\.so\.\d|libstdc\+\+\.so\.6|libgcc_s\.so\.1|ld-linux-x86-64\.so\.2)$/,
   GLIBC: [2, 28],
@@ -70,7 +70,7 @@ beside rapo, in the same version, where the driver of an NVIDIA GPU is. \`npx ra
 )
 console.log(`${flags.out}: ${NAME} ${rapo.version}, ${(statSync(library).size / 2 ** 20).toFixed(2)} MiB`)
 
-/** The objects of a build tree as a library for the oldest glibc. */
+/** Links the objects of a build tree to a library for the oldest supported glibc. */
 async function link(build: string): Promise<string> {
   const objects = filesIn(join(build, 'CMakeFiles', 'rapo_cuda.dir'), /\.(cu|cpp)\.o$/)
   const compiler = filesIn(join(build, 'CMakeFiles'), /CMakeCUDACompiler\.cmake$/)[0]
@@ -79,7 +79,7 @@ async function link(build: string): Promise<string> {
     /set\(CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES "(.*)"\)/.exec(readFileSync(compiler!, 'utf8')) ?? []
   const exports = join(build, 'exports.map')
   writeFileSync(exports, '{ global: rapo_cuda_functions; local: *; };\n')
-  // nvcc's host code is compiled by g++ and needs its runtime, not zig's.
+  // g++ compiles nvcc's host code, which therefore needs g++'s runtime, not zig's.
   const runtime = ['libstdc++.so.6', 'libgcc_s.so.1'].map(name =>
     execFileSync(process.env.CXX ?? 'g++', [`-print-file-name=${name}`], { encoding: 'utf8' }).trim(),
   )
@@ -122,7 +122,7 @@ function problemOf(file: string): string | undefined {
   return late.length ? `needs ${late.join(', ')}, later than glibc 2.28 and GCC 8` : undefined
 }
 
-/** Functions of rapo that a library wants from elsewhere, where there are none. */
+/** Functions of rapo that the library refers to but does not contain; there must be none. */
 function missingParts(file: string): string[] {
   const { status, stdout, stderr, error } = spawnSync('nm', ['-D', '-C', '--undefined-only', file], {
     encoding: 'utf8',
@@ -131,7 +131,7 @@ function missingParts(file: string): string[] {
   return [...stdout.matchAll(/^ +\w (.*\brapo::.*)$/gm)].map(match => match[1]!)
 }
 
-/** GLIBC_2.34 is later than GLIBC_2.28. */
+/** Compares versions: GLIBC_2.34 is later than GLIBC_2.28. */
 function isLate(version: string): boolean {
   const [name, numbers = ''] = version.split('_')
   const most = name === 'GLIBC' || name === 'GLIBCXX' || name === 'CXXABI' ? allowed[name] : undefined

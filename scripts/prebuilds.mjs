@@ -1,5 +1,5 @@
-// npm run prebuilds [-- target …]: the kernels addon for every platform into prebuilds/, in the layout that
-// node-gyp-build reads, compiled on this machine by prebuildify, cmake-js and zig. Does nothing that is done already.
+// npm run prebuilds [-- target …]: compiles the kernels addon for every platform into prebuilds/, in node-gyp-build's layout,
+// on this machine with prebuildify, cmake-js and zig. Targets that are up to date are skipped.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -10,7 +10,10 @@ import { bootstrap, load, root } from './bootstrap.mjs'
 
 const ZIG = '0.17.1'
 
-/** Each platform with zig's name for it. The glibc is Debian 10's and RHEL 8's, the least that Node 20 runs on; so is the macOS. */
+/**
+ * Each platform with zig's name for it. The glibc is that of Debian 10 and RHEL 8, the oldest that Node 20 supports; the macOS
+ * is the oldest that Node 20 supports.
+ */
 export const targets = {
   'linux-x64-glibc': 'x86_64-linux-gnu.2.28',
   'linux-x64-musl': 'x86_64-linux-musl',
@@ -22,24 +25,24 @@ export const targets = {
   'win32-arm64': 'aarch64-windows-gnu',
 }
 
-/** Where a target's addon lies, from the package's root. */
+/** Path of a target's addon, relative to the package's root. */
 export function prebuildPath(target) {
   const [platform, arch, libc] = target.split('-')
   return join('prebuilds', `${platform}-${arch}`, `${['rapo', libc].filter(Boolean).join('.')}.node`)
 }
 
-/** What is beside it: the file's bytes and SHA-256, which lib/setup/addons.ts compares before it loads the file. */
+/** Content of the file beside it: the addon's size and SHA-256, which lib/setup/addons.ts checks before it loads the addon. */
 export function recordPath(target) {
   return prebuildPath(target).replace(/\.node$/, '.json')
 }
 
-/** The target that this machine runs. */
+/** The target of this machine. */
 export function hostTarget() {
   const libc = process.report.getReport().header.glibcVersionRuntime ? 'glibc' : 'musl'
   return [process.platform, process.arch, ...(process.platform === 'linux' ? [libc] : [])].join('-')
 }
 
-/** Builds those that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
+/** Builds the targets that are missing or older than the sources. Throws ERR_RAPO_SETUP with the compiler's last lines. */
 export async function prebuild(names = Object.keys(targets), report = console.error) {
   const [{ describeFile }, { hashSources }, { work }, { findTools, requireTools }] = await Promise.all(
     ['addons.ts', 'cache.ts', 'process.ts', 'tools.ts'].map(load),
@@ -67,7 +70,7 @@ export async function prebuild(names = Object.keys(targets), report = console.er
   }
 }
 
-/** The zig of this version, installed where it is not there yet. */
+/** zig in this version; installs it if it is missing. */
 export async function prepareZig(report = console.error) {
   const [{ cacheDir }, { makeVenv }] = await Promise.all(['cache.ts', 'venv.ts'].map(load))
   return locked('zig', report, () => installZig(join(cacheDir(), `zig-${ZIG}`), makeVenv, report))
@@ -81,8 +84,9 @@ async function locked(what, report, body) {
 }
 
 /**
- * What zig's Clang makes of the AVX2 row passes takes a tenth longer in float32 and a seventh in bfloat16 than GCC's code
- * (bench/compilers.ts). They need no library, so that this machine's g++ for x86-64 compiles them for any libc, if there is one.
+ * zig's Clang makes the AVX2 row passes a tenth slower in float32 and a seventh slower in bfloat16 than GCC does
+ * (bench/compilers.ts). These passes need no library, so this machine's g++ for x86-64, if there is one, compiles them for any
+ * libc.
  */
 export function findRowCompiler(target) {
   if (!target.startsWith('linux-x64')) return undefined
@@ -97,7 +101,7 @@ const nodeGyp = join(root, 'scripts', 'zig-gyp.mjs')
 
 async function compile(name, work) {
   const [platform, arch, libc] = name.split('-')
-  // A directory of its own: prebuildify moves the first addon away that it finds in build/Release.
+  // A directory of its own, since prebuildify moves away the first addon that it finds in build/Release.
   const cwd = join(root, 'build', 'prebuilds', name)
   const log = `${cwd}.log`
   rmSync(cwd, { recursive: true, force: true })
@@ -115,7 +119,7 @@ async function compile(name, work) {
   )
 }
 
-/** zig in this very version, from its Python wheel. */
+/** zig in a fixed version, from its Python wheel. */
 async function installZig(dir, makeVenv, report) {
   const done = join(dir, 'rapo-done')
   if (!existsSync(done)) {

@@ -1,6 +1,6 @@
-// npm run release -- --dry-run: all that a release takes, except publishing. Builds the kernels addon for every platform, runs
-// those that this machine can run, packs the tarball, uses the tarball in an empty project, and writes build/release/SHA256SUMS.
-// Without --dry-run the tarball is then published.
+// npm run release -- --dry-run: everything that a release takes, except publishing. It builds the kernels addon for every
+// platform, runs the addons that this machine can run, packs the tarball, uses the tarball in an empty project, and writes
+// build/release/SHA256SUMS. Without --dry-run the tarball is then published.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

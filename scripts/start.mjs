@@ -1,4 +1,4 @@
-// npm start: every bit of set-up, then the main job. Further arguments go to `rapo demo`.
+// npm start: does all set-up, then runs the demo. Further arguments are passed to `rapo demo`.
 import { spawn } from 'node:child_process'
 import { bootstrap, root } from './bootstrap.mjs'
 
@@ -11,7 +11,7 @@ const child = spawn(
     stdio: 'inherit',
   },
 )
-// A terminal sends Ctrl-C to both: the job decides when it ends. A signal to this process alone is passed on.
+// A terminal sends Ctrl-C to both processes, and the demo decides when it ends. A signal to this process alone is passed on.
 process.on('SIGINT', () => {})
 process.on('SIGTERM', () => child.kill('SIGTERM'))
 child.on('exit', (code, signal) => {

@@ -16,7 +16,7 @@ for (const tool of ['cmake', compiler, 'qemu-aarch64']) {
 run('cmake', [
   ...['-S', root, '-B', build, '-DCMAKE_BUILD_TYPE=Release', '-DRAPO_NATIVE_TESTS=ON'],
   ...['-DCMAKE_SYSTEM_NAME=Linux', '-DCMAKE_SYSTEM_PROCESSOR=aarch64', `-DCMAKE_CXX_COMPILER=${compiler}`],
-  '-DCMAKE_EXE_LINKER_FLAGS=-static', // then the emulator needs no libraries
+  '-DCMAKE_EXE_LINKER_FLAGS=-static', // then QEMU needs no libraries
 ])
 run('cmake', ['--build', build, '--target', 'rapo_kernels_test', '-j', '2'])
 run('qemu-aarch64', [join(build, 'native', 'kernels', 'rapo_kernels_test')])

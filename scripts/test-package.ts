@@ -1,7 +1,7 @@
 /**
- * npm run test:package: what a user does with the package, from its tarball in an empty project and with an empty cache:
- * set-up (which compiles the engine from the sources in the package, minutes), doctor, bench, a few steps of training.
- * A libtorch that this machine has is used, else set-up installs one. Ends with "N passed, N failed".
+ * npm run test:package: uses the package like a user, from its tarball in an empty project and with an empty cache: set-up
+ * (which compiles the engine from the package's sources for some minutes), doctor, bench, a few steps of training. If this
+ * machine has a libtorch, it is used; otherwise set-up installs one. Ends with "N passed, N failed".
  */
 
 import assert from 'node:assert/strict'

@@ -1,7 +1,7 @@
 /**
- * npm run test:peers: runs the losses of TRL and liger-kernel (scripts/peers/) in a Python environment of their own under
- * the user's cache, compares them with the oracle, and with what test/golden/peers/ says that they compute.
- * `-- --write` writes test/golden/peers/ instead of comparing with it. Needs the built kernels and a PyPI that answers.
+ * npm run test:peers: runs the losses of TRL and liger-kernel (scripts/peers/) in a Python environment of their own in the
+ * user's cache, and compares them with the oracle and with the results in test/golden/peers/. `-- --write` writes
+ * test/golden/peers/ instead. Needs the built kernels and access to PyPI.
  */
 import {
   copyFileSync,
@@ -60,7 +60,7 @@ function problemOf({ peer, name, off, differs, partsOff }: Comparison): string[]
   return []
 }
 
-/** Where a peer no longer computes what the goldens say. */
+/** The differences between a peer's results and the golden files. */
 function changes(fresh: readonly Comparison[]): string[] {
   const old = comparePeers(golden)
   const key = ({ peer, name }: Comparison) => `${peer}, ${name}`

@@ -1,8 +1,8 @@
-// npm run test:prebuilds: builds the addon for every platform, looks at each file, and runs the kernels' numeric tests with
-// those that can be run here: linux-x64 on Node 20, 22 and 24; linux-arm64 in qemu-user, win32-x64 in Wine, linux-x64 on musl,
-// where these are installed (Debian: qemu-user libc6-arm64-cross libstdc++6-arm64-cross libatomic1-arm64-cross wine64 musl).
-// darwin, win32-arm64 and musl on arm64 are only built. Closes with "N passed, N failed, N skipped". Node.js comes from npm,
-// for musl from PyPI.
+// npm run test:prebuilds: builds the addon for every platform, checks each file, and runs the kernels' numeric tests with the
+// addons that this machine can run: linux-x64 on Node 20, 22 and 24; linux-arm64 in qemu-user, win32-x64 in Wine and linux-x64
+// on musl if these are installed (Debian: qemu-user libc6-arm64-cross libstdc++6-arm64-cross libatomic1-arm64-cross wine64
+// musl). darwin, win32-arm64 and musl on arm64 are only built. Ends with "N passed, N failed, N skipped". Node.js comes from
+// npm, for musl from PyPI.
 import { execFileSync, spawn } from 'node:child_process'
 import {
   closeSync,
@@ -21,7 +21,7 @@ import { bootstrap, load, root } from './bootstrap.mjs'
 import { muslNode } from './musl-node.mjs'
 import { hostTarget, prebuild, prebuildPath } from './prebuilds.mjs'
 
-const TIMEOUT_MS = 30 * 60_000 // QEMU takes twenty times as long as the processor
+const TIMEOUT_MS = 30 * 60_000 // QEMU is about twenty times slower than the processor
 const ARM64_ROOT = '/usr/aarch64-linux-gnu'
 const WINE = '/usr/lib/wine/wine64'
 const MUSL = '/lib/ld-musl-x86_64.so.1'
@@ -39,8 +39,8 @@ await build({
   bundle: true,
   platform: 'node',
   format: 'esm',
-  define: { RAPO_VERSION: '"0"' }, // else importing would look for package.json
-  // For packages that are CommonJS.
+  define: { RAPO_VERSION: '"0"' }, // otherwise the import would look for package.json
+  // Some packages are CommonJS and need a `require`.
   banner: {
     js: "import { createRequire as inModule } from 'node:module'; const require = inModule(import.meta.url)",
   },
@@ -59,7 +59,7 @@ for (const major of [20, 22, 24]) {
     run(nodeFor('linux-x64', major), [program], addon('linux-x64-glibc')),
   )
 }
-// The call tests of the addon that a compiler made here, with the one that is shipped.
+// The tests of calls, which otherwise test the addon compiled on this machine, with the prebuilt one.
 await test("the kernels' calls on this machine's addon", true, () =>
   run(
     process.execPath,
@@ -85,7 +85,7 @@ await testBoth('linux-x64-musl on Node 24', existsSync(MUSL), async program =>
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`)
 process.exitCode = totals.failed ? 1 : 0
 
-/** What must come out of the kernels, and what must not be left of them. */
+/** Tests the kernels' results, and that the addon leaves nothing behind in worker threads. */
 async function testBoth(name, canRun, runProgram) {
   await test(name, canRun, () => runProgram(check))
   await test(`${name}, in worker threads alone`, canRun, () => runProgram(worker))
@@ -118,7 +118,7 @@ function has(command) {
   return process.env.PATH.split(':').some(dir => existsSync(join(dir, command)))
 }
 
-/** Runs a command with its output in a file, since Wine cannot open a pipe; shows and returns it. */
+/** Runs a command with its output in a file, since Wine cannot open a pipe. Shows and returns the output. */
 async function run(command, args, env) {
   const file = join(work, 'output.txt')
   const output = openSync(file, 'w')
@@ -145,7 +145,7 @@ function nodeFor(platform, major) {
   const dir = join(cacheDir(), 'node', `${platform}-${major}`)
   const file = join(dir, 'bin', platform.startsWith('win') ? 'node.exe' : 'node')
   if (existsSync(file)) return file
-  // Not npm install, which refuses what is for another platform.
+  // npm install would refuse a package for another platform.
   const part = `${dir}.part`
   rmSync(part, { recursive: true, force: true })
   mkdirSync(part, { recursive: true })

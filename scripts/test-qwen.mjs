@@ -1,4 +1,4 @@
-// npm run test:qwen: the tests that need a real Qwen2.5 (test/qwen/model.ts says which) and transformers.
+// npm run test:qwen: runs the tests that need transformers and a real Qwen2.5 (see test/qwen/model.ts).
 import { spawnSync } from 'node:child_process'
 import { bootstrap, root } from './bootstrap.mjs'
 

@@ -1,5 +1,5 @@
-// npm run test:sanitize: the kernels' memory and threads (test/native/kernels_calls.cpp) under AddressSanitizer with
-// UndefinedBehaviorSanitizer, and under ThreadSanitizer. One line a sanitizer, then "N passed, N failed".
+// npm run test:sanitize: tests the kernels' memory and threads (test/native/kernels_calls.cpp) under AddressSanitizer with
+// UndefinedBehaviorSanitizer, and under ThreadSanitizer. Prints one line per sanitizer, then "N passed, N failed".
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { bootstrap, root } from './bootstrap.mjs'
@@ -12,7 +12,7 @@ const sanitizers = {
   thread: { name: 'ThreadSanitizer', env: { TSAN_OPTIONS: 'halt_on_error=1' } },
 }
 
-await bootstrap({ addons: false }) // CMakeLists.txt asks for the N-API headers
+await bootstrap({ addons: false }) // CMakeLists.txt needs the N-API headers
 let failed = 0
 for (const [flags, { name, env }] of Object.entries(sanitizers)) {
   const start = performance.now()
@@ -31,7 +31,7 @@ for (const [flags, { name, env }] of Object.entries(sanitizers)) {
 console.log(`${Object.keys(sanitizers).length - failed} passed, ${failed} failed`)
 process.exitCode = failed ? 1 : 0
 
-/** What it said, where it failed. */
+/** The output of a command that failed. */
 function run(command, args, env = {}) {
   const { status, signal, stdout, stderr, error } = spawnSync(command, args, {
     cwd: root,

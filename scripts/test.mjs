@@ -1,11 +1,11 @@
-// npm test: every bit of set-up, the type check, then every test file in a process of its own.
-// Arguments filter: a file runs when its path contains one of them.
+// npm test: does all set-up and the type check, then runs every test file in a process of its own. With arguments, only the
+// files whose path contains one of them.
 import { spawn } from 'node:child_process'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { bootstrap, root } from './bootstrap.mjs'
 
-const FILE_TIMEOUT_MS = 12 * 60_000 // the package's test compiles with zig where nothing is cached
+const FILE_TIMEOUT_MS = 12 * 60_000 // the package's test compiles with zig if nothing is cached
 
 await bootstrap()
 const filters = process.argv.slice(2)
@@ -39,7 +39,7 @@ const skipped = totals.skipped ? `, ${totals.skipped} skipped` : ''
 console.log(`${totals.passed} passed, ${totals.failed} failed${skipped}`)
 process.exitCode = totals.failed ? 1 : 0
 
-/** uvu's totals; a file with several suites may print several. */
+/** uvu's totals. A file with several suites may print several. */
 function parse(output) {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: these are the terminal's colours
   const plain = output.replaceAll(/\x1b\[[0-9;]*m/g, '')
@@ -53,7 +53,7 @@ function parse(output) {
 }
 
 function count(name, { passed, failed, skipped, problem }, taken) {
-  // A file that crashed, hung or never ran its tests has failed even if no test of it says so.
+  // A file that crashed, hung or never ran its tests has failed, even if none of its tests reports a failure.
   const silent = passed + failed + skipped === 0 ? 'it ran no tests' : undefined
   const crash = failed === 0 ? (problem ?? silent) : undefined
   totals.passed += passed
@@ -64,11 +64,11 @@ function count(name, { passed, failed, skipped, problem }, taken) {
   console.log(`── ${name}: ${outcome} (${taken.toFixed(1)} s)`)
 }
 
-/** Runs node in the repository's root; its output is shown as it comes, and returned. */
+/** Runs node in the repository's root. Shows its output at once and returns it. */
 function run(args) {
   return new Promise(resolve => {
     const begin = performance.now()
-    // A process group of its own, so that a hanging file goes together with its children.
+    // A process group of its own, so that a file that hangs can be ended together with its children.
     const child = spawn(process.execPath, args, {
       cwd: root,
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -77,7 +77,7 @@ function run(args) {
     const kill = () => {
       try {
         process.kill(-child.pid, 'SIGKILL')
-      } catch {} // gone already
+      } catch {} // the process has ended already
     }
     let hung = false
     const timer = setTimeout(() => {

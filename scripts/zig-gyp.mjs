@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// What prebuildify runs as its node-gyp: cmake-js with zig as the compiler, for the platform that PREBUILD_* names, in
-// ./build of the working directory.
+// prebuildify runs this program as node-gyp. It runs cmake-js with zig as the compiler, for the platform that PREBUILD_* names,
+// in ./build of the working directory.
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -16,7 +16,7 @@ const triple = targets[target]
 if (!triple) throw new Error(`no target ${target}; there are ${Object.keys(targets).join(', ')}`)
 const zig = await prepareZig()
 
-/** CMake wants a file for each program. */
+/** Writes a shell script, since CMake wants a file for each program. */
 function program(name, args, first = []) {
   const lines = ['#!/bin/sh', ...first, `exec '${zig}' ${args} "$@"`]
   writeFileSync(name, `${lines.join('\n')}\n`, { mode: 0o755 })
@@ -24,18 +24,18 @@ function program(name, args, first = []) {
 }
 
 const cxx = [
-  // For a first executable zig would compile the whole C library; CMake's question needs none.
+  // zig would compile the whole C library for a first executable. An object file is enough for CMake's check of the compiler.
   'case "$*" in *CMakeCXXCompilerId*) set -- -c "$@" ;; esac',
-  // zig's linker for macOS crashes at a bundle. Node loads a library as well.
+  // zig's linker for macOS crashes on a bundle. Node loads a shared library as well.
   'for x; do shift; [ "$x" = -bundle ] && x=-shared; set -- "$@" "$x"; done',
 ]
 const rowCompiler = findRowCompiler(target)
 if (rowCompiler) cxx.push(`case "$*" in *-DRAPO_ISA=avx2*) exec '${rowCompiler}' "$@" ;; esac`)
 
-/** What the linker is told. The command goes through a shell, and a path may hold a space. */
+/** Arguments of the linker. The command goes through a shell, and a path may contain a space. */
 function linkFlags() {
   if (platform === 'linux') {
-    // Else Node's own operator new would take the place of this one, and its bad_alloc be none that is caught here.
+    // Otherwise Node's operator new would replace this addon's, and its bad_alloc would be a class that is not caught here.
     writeFileSync('exports.map', '{ global: napi_*; node_api_*; local: *; };\n')
     return `-s '-Wl,--version-script=${resolve('exports.map')}'`
   }
@@ -43,12 +43,12 @@ function linkFlags() {
   return '-s'
 }
 
-/** The functions of node.exe, for the linker. */
+/** A list of node.exe's functions for the linker. */
 function importLibrary() {
   const [nodeApi, engineApi] = Object.values(require('node-api-headers').def_paths).map(file =>
     readFileSync(file, 'utf8'),
   )
-  // Two lists with the same two lines at their head.
+  // Both lists begin with the same two lines.
   writeFileSync('node.def', `${nodeApi.trimEnd()}\n${engineApi.replace(/^NAME.*\nEXPORTS.*\n/, '')}`)
   const machine = arch === 'arm64' ? 'arm64' : 'i386:x86-64'
   execFileSync(zig, ['dlltool', '-m', machine, '-d', 'node.def', '-l', 'node.lib'], { stdio: 'inherit' })

@@ -12,6 +12,7 @@ import {
   type Objective,
   penalties,
   rapo,
+  rapoPhi,
   sapo,
   surrogates,
 } from '../loss/objective.js'
@@ -92,7 +93,7 @@ export type ResolvedObjective = {
 } & Pick<ObjectiveInput, Unresolved>
 
 export const presets = {
-  rapo: { ...preset(rapo(), 'sequence-mean'), phiMin: 0.7 },
+  rapo: { ...preset(rapo(), 'sequence-mean'), phiMin: rapoPhi.phiMin },
   grpo: preset(grpo(), 'sequence-mean'),
   dapo: preset(dapo(), 'token-mean'),
   'dr-grpo': preset(drGrpo(), 'constant', 'none'),

@@ -1,6 +1,7 @@
 /** Rewards → advantages and reference weights φ(r), one a completion (docs/objective.md). */
 import { RapoError } from '../base/errors.js'
 import { moments } from '../base/stats.js'
+import { rapoPhi } from './objective.js'
 
 /** Keeps a group whose rewards hardly differ from exploding. */
 const STD_EPSILON = 1e-6
@@ -100,14 +101,14 @@ export type PhiRange =
     }
 
 /**
- * φ(r) for each reward: linear, a step, or a function of your own. Throws ERR_RAPO_INVALID_ARGUMENT where a reward is not
- * finite, a value is outside [0, 1], the shape is unknown or the range is not ascending.
+ * φ(r) for each reward: linear, a step, or a function of your own; by default RAPO's. Throws ERR_RAPO_INVALID_ARGUMENT if a
+ * reward is not finite, a value is outside [0, 1], the shape is unknown or the range is not ascending.
  *
  * referenceWeights([0, .5], { phiMin: .6, phiMax: 1, rMin: 0, rMax: 1 }) → [.6, .8]
  */
 export function referenceWeights(
   rewards: readonly number[],
-  phi: PhiRange | ((reward: number) => number),
+  phi: PhiRange | ((reward: number) => number) = rapoPhi,
 ): number[] {
   const weightOf = typeof phi === 'function' ? phi : phiFunction(phi)
   checkRewards(rewards)
@@ -116,6 +117,31 @@ export function referenceWeights(
     if (!(weight >= 0 && weight <= 1)) invalid(`φ(${reward}) is ${weight}, expected a number in [0, 1]`)
     return weight
   })
+}
+
+/**
+ * The values of completions, such as advantages and reference weights, as an array with one entry per row of a LossBatch.
+ * sequenceOffsets: completion b has the rows from entry b up to entry b + 1. Throws ERR_RAPO_INVALID_ARGUMENT if the offsets
+ * do not ascend from 0, or are not one more than the values.
+ *
+ * perRow([.7, -.7], [0, 2, 3]) → .7 .7 -.7
+ */
+export function perRow(values: ArrayLike<number>, sequenceOffsets: ArrayLike<number>): Float32Array {
+  const count = values.length
+  if (sequenceOffsets.length !== count + 1) {
+    invalid(
+      `sequenceOffsets has ${sequenceOffsets.length} elements, expected ${count + 1} for ${count} values`,
+    )
+  }
+  for (let b = 0; b <= count; b++) {
+    const [offset, least] = [sequenceOffsets[b]!, b === 0 ? 0 : sequenceOffsets[b - 1]!]
+    if (!(Number.isSafeInteger(offset) && (b === 0 ? offset === 0 : offset >= least))) {
+      invalid(`sequenceOffsets[${b}] is ${offset}, expected ${b === 0 ? '0' : `a whole number >= ${least}`}`)
+    }
+  }
+  const rows = new Float32Array(sequenceOffsets[count]!)
+  for (let b = 0; b < count; b++) rows.fill(values[b]!, sequenceOffsets[b], sequenceOffsets[b + 1])
+  return rows
 }
 
 function phiFunction(phi: PhiRange): (reward: number) => number {

@@ -60,7 +60,16 @@ const plain = {
   ),
 } as unknown as Objective
 
-/** RAPO (arXiv 2510.03865): forward KL against the reward-reweighted reference, and the policy's entropy. */
+/**
+ * The reference weights of RAPO, for referenceWeights: φ rises from 0.7 for a reward of 0 to 1 for a reward of 1, so that wrong
+ * answers are held less to the reference.
+ */
+export const rapoPhi = Object.freeze({ phiMin: 0.7, phiMax: 1, rMin: 0, rMax: 1 })
+
+/**
+ * RAPO (arXiv 2510.03865): a forward KL to the reward-reweighted reference, and the policy's entropy. The reference weights
+ * are those of referenceWeights(rewards), with rapoPhi.
+ */
 export function rapo(changes: Partial<Objective> = {}): Objective {
   return preset('RAPO, arXiv 2510.03865', { penalty: 'forward', klCoef: 0.02, entropyCoef: 0.003 }, changes)
 }

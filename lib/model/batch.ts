@@ -3,7 +3,7 @@
  * at a position is the distribution of the *next* token), what is trained on, and how tokens are averaged.
  */
 import { RapoError } from '../base/errors.js'
-import type { MicroBatch, PackedTokens } from './policy.js'
+import type { Completions, FinishReason, MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
 /** How tokens are averaged: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */
@@ -117,6 +117,26 @@ export function packTokens(lists: readonly (readonly number[])[]): PackedTokens 
   const tokenIds = new Int32Array(offsets[lists.length]!)
   for (const [b, list] of lists.entries()) tokenIds.set(list, offsets[b])
   return { tokenIds, offsets }
+}
+
+/** One completion of Completions. */
+export interface Completion {
+  readonly tokenIds: Int32Array
+  /** log π of each token when it was sampled. */
+  readonly logprobs: Float32Array
+  readonly finishReason: FinishReason
+}
+
+/** The completions that Policy.generate returned, one by one in their order, as copies. */
+export function unpackCompletions({ tokens, logprobs, finishReasons }: Completions): Completion[] {
+  return finishReasons.map((finishReason, i) => {
+    const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
+    return {
+      tokenIds: tokens.tokenIds.slice(start, end),
+      logprobs: logprobs.slice(start, end),
+      finishReason,
+    }
+  })
 }
 
 /**

@@ -1,7 +1,7 @@
 /** A group of completions for each problem, and their rewards. */
 import type { Problem } from '../data/problems.js'
 import type { EncodedPrompt } from '../data/prompts.js'
-import { packTokens } from '../model/batch.js'
+import { packTokens, unpackCompletions } from '../model/batch.js'
 import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
 import type { Tokenizer } from '../model/tokenizer.js'
 import { judge, type Patience, type Verifier } from '../reward/verifier.js'
@@ -47,19 +47,14 @@ export async function rolloutGroups(
   options?: CallOptions,
 ): Promise<Rollout[]> {
   const packed = packTokens(prompts.map(prompt => prompt.promptIds))
-  const { tokens, logprobs, finishReasons } = await policy.generate(packed, sampling, options)
-  return finishReasons.map((finishReason, i) => {
-    const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
-    const completionIds = tokens.tokenIds.slice(start, end)
-    const text = finishReason === 'stop' ? completionIds.subarray(0, -1) : completionIds
-    return {
-      ...prompts[Math.floor(i / sampling.n)]!,
-      completionIds,
-      logprobs: logprobs.slice(start, end),
-      finishReason,
-      completion: tokenizer.decode(text),
-    }
-  })
+  const completions = unpackCompletions(await policy.generate(packed, sampling, options))
+  return completions.map(({ tokenIds, logprobs, finishReason }, i) => ({
+    ...prompts[Math.floor(i / sampling.n)]!,
+    completionIds: tokenIds,
+    logprobs,
+    finishReason,
+    completion: tokenizer.decode(finishReason === 'stop' ? tokenIds.subarray(0, -1) : tokenIds),
+  }))
 }
 
 /**

@@ -25,10 +25,10 @@
 namespace rapo {
 namespace {
 
-/// Runs a call's body and turns libtorch's exceptions into Errors that say what was being done.
+/// Runs the body of a call. An exception of libtorch becomes an Error that says what was being done.
 template <class F>
 auto translated(const char* doing, F&& body) -> decltype(body()) {
-  // libtorch need not record anything for autograd: the backward pass is written out in qwen2.cpp.
+  // Nothing is recorded for autograd, since the backward pass is written out in model/qwen2.cpp.
   const c10::InferenceMode guard;
   const ReuseBlocks reuse;
   try {
@@ -54,11 +54,12 @@ struct Policy::Impl {
   ModelInfo info;
   std::unique_ptr<Model> policy, reference;
 
-  // Trainable only:
-  at::Tensor grad;  // (flat_size) float32: sums over micro-batches keep float32 for bfloat16 weights too
+  // The next members exist only in a trainable policy.
+  at::Tensor
+      grad;  // (flat_size) float32, also for bfloat16 weights: sums over micro-batches need the precision
   ModelTensors grads;
   std::unique_ptr<Optimizer> optimizer;
-  bool grad_broken = false;  // an accumulate() failed half-way
+  bool grad_broken = false;  // an accumulate() failed after it had begun to change grad
 
   const ModelConfig& config() const { return policy->net.config(); }
   const ops::Backend& ops() const { return policy->net.ops(); }
@@ -202,7 +203,7 @@ LogprobRows Policy::Impl::logprobs(const MicroBatch& batch, double temperature, 
   return out;
 }
 
-/// gspo's ratios need all log-probs of a sequence before its first gradient, and so one more forward pass.
+/// gspo needs all log-probs of a sequence before the sequence's first gradient, and so one more forward pass.
 std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, double temperature,
                                                   Control& control) {
   const auto offsets = sequence_offsets(batch);
@@ -267,7 +268,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   head.batch.row_names = chunk.rows.data();
   head.batch.sequence_log_ratios = ratios.empty() ? nullptr : ratios.data();
 
-  grad_broken = control.committed = true;  // until the last chunk is through
+  grad_broken = control.committed = true;  // reset when the last chunk is done
   auto dhidden = at::empty_like(hidden);
   const Metrics metrics = fused_head_loss(ops(), head, policy->ready().head, ref_head, objective, head_rows(),
                                           control, dhidden, grads.head);
@@ -319,14 +320,14 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     const auto& net = impl_->policy->net;
     const bool bf16 = dtype == DType::kBFloat16;
     at::Tensor flat = impl_->policy->flat;
-    // float32 files of a policy that trains are written from its masters.
+    // float32 files of a trainable policy are written from its masters.
     if (!bf16 && impl_->optimizer) flat = impl_->optimizer->master();
     flat = flat.to(at::kCPU);
     const auto type = scalar_type(dtype);
     const auto stored = net.layout().stored(flat);
     if (flat.scalar_type() == type) {
       write_model(dir, stored, max_shard_bytes, control);
-    } else {  // each tensor is converted when it is written
+    } else {  // each tensor is converted at the moment when it is written
       write_model(
           dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
             std::int64_t count = 1;

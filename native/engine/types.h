@@ -1,4 +1,4 @@
-// The plain structs that a policy's calls take and give. No libtorch header is needed for them.
+// The plain structs of a policy's arguments and results. No header of libtorch is needed for them.
 #pragma once
 
 #include <cstdint>
@@ -14,17 +14,17 @@ struct AdamW {
 };
 
 struct PolicyOptions {
-  DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
-  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
-  std::string backend;            // whose operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
-  bool trainable = true;          // false: no gradients, masters or moments are held
+  DType dtype = DType::kFloat32;  // of weights and activations: kFloat32 or kBFloat16. Masters are float32.
+  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N"
+  std::string backend;            // table of operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
+  bool trainable = true;          // false: no gradients, masters or moments
   std::string reference_dir;      // the frozen reference's directory; empty: no reference
   AdamW adamw;
-  double max_grad_norm = 1;  // > 0
-  bool recompute = false;    // keep each layer's input only, and compute the rest again in the backward pass
-  std::int64_t head_rows = 0;  // rows of a chunk in the fused head; 0: chosen so that a chunk is about 64 MB
+  double max_grad_norm = 1;    // > 0
+  bool recompute = false;      // keep only each layer's input; compute the rest again in the backward pass
+  std::int64_t head_rows = 0;  // rows in a chunk of the fused head; 0: see default_head_rows()
   std::int64_t cache_bytes = std::int64_t{1}
-                             << 30;  // keys and values on the CPU, unless one sequence needs more
+                             << 30;  // for keys and values on the CPU; one sequence may exceed it
 };
 
 struct SamplingParams {
@@ -34,9 +34,9 @@ struct SamplingParams {
   double top_p = 1;                          // (0, 1]
   std::int64_t top_k = 0;                    // 0: off
   double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
-  std::vector<std::int32_t> stop_token_ids;  // a completion ends with the first of these, which is part of it
-  /// Either one seed, and token t of completion i draws from the stream (seed, i, t); or a seed for each
-  /// prompt, and i counts the completions of that prompt.
+  std::vector<std::int32_t> stop_token_ids;  // each ends a completion, of which it is the last token
+  /// One seed: token t of completion i draws from the stream (seed, i, t). Or one seed per prompt: i then
+  /// counts the completions of that prompt.
   std::vector<std::uint64_t> seeds{0};
   std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
 };
@@ -60,7 +60,7 @@ struct Completions {
 /// A batch for accumulate(): whole sequences, and one row per trained token.
 struct MicroBatch {
   PackedTokens sequences;
-  /// (N) where in sequences.token_ids the token lies whose next one a row predicts.
+  /// (N) row i predicts the token behind sequences.token_ids[row_positions[i]].
   std::vector<std::int64_t> row_positions;
   RowVectors rows;
 };
@@ -72,7 +72,7 @@ struct LogprobRows {
 
 struct StepResult {
   double grad_norm = 0;  // before clipping
-  bool skipped = false;  // the norm was not finite: gradients dropped, weights untouched
+  bool skipped = false;  // the norm was not finite: the gradient was dropped and the weights did not change
 };
 
 struct ModelInfo {
@@ -82,16 +82,16 @@ struct ModelInfo {
   DType dtype = DType::kFloat32;
 };
 
-/// What predict_memory() needs to know of a run.
+/// What predict_memory() must know of a run.
 struct RunShape {
-  std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of a completion
-  std::int64_t sequences = 0;                          // completions asked for at once
+  std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of one completion
+  std::int64_t sequences = 0;                          // completions in one call of generate
   std::int64_t max_batch = 0;                          // as in SamplingParams
 };
 
-/// Bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference. Added in
-/// training: activations, and logits of a chunk of the head. Added in generation: cache (keys and values),
-/// and sampling (logits and the activations of one layer).
+/// All in bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference.
+/// Added in training: activations, and the logits of a chunk of the head. Added in generation: cache (keys
+/// and values), and sampling (logits and the activations of one layer).
 struct MemoryPrediction {
   std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
   std::int64_t activations = 0, logits = 0;

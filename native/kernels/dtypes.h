@@ -59,7 +59,7 @@ inline float float16_to_float(std::uint16_t half) {
   return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 5.192296858534828e33f));
 }
 
-/// Rounds to nearest, ties to even; beyond the range to infinity.
+/// Rounds to nearest, ties to even. Numbers beyond the range become infinite.
 inline std::uint16_t float_to_float16(float value) {
   const std::uint32_t bits = float_to_bits(value), sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;

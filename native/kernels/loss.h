@@ -6,15 +6,15 @@
 
 namespace rapo {
 
-/// loss = -sum_t n_t (g_t - alpha D_t + beta H_t) and, where wanted, its gradient with respect to the
-/// policy's raw logits and the per-token values. Every normaliser is a max-subtracted log-sum-exp; the
-/// phi-reweighted one is computed in the same pass over the reference as the plain one.
+/// loss = -sum_t n_t (w_t g_t - alpha D_t + beta H_t) and, if wanted, its gradient with respect to the
+/// policy's raw logits, and the per-token values. Every normaliser is a log-sum-exp with the maximum
+/// subtracted; that of the phi-reweighted reference takes one pass over the reference.
 ///
-/// The instruction set is chosen at run time (cpu/select.h). Results are the same bits for any thread count.
-/// Everything but the logits themselves is checked before anything is written; a NaN among the logits is
-/// found while other rows are being written, so after kNonFinite the outputs hold unspecified values. Throws
-/// Error: kInvalidArgument (shape, token id, weight out of range), kNonFinite (names the first such row),
-/// kAborted.
+/// The instruction set is chosen at run time (cpu/select.h). Results are the same bits for any number of
+/// threads. Everything but the logits' values is checked before anything is written. A NaN among the logits
+/// is found while other rows are being written, so that after kNonFinite the outputs hold unspecified values.
+/// Throws Error: kInvalidArgument (shape, token id, weight out of range), kNonFinite (names the first such
+/// row), kAborted.
 Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs,
                     const Control* control = nullptr);
 
@@ -25,7 +25,7 @@ struct LogitRows {
   DType dtype = DType::kFloat32;
   const void* data = nullptr;               // (N, V), before division by the temperature
   std::int64_t stride = 0;                  // elements between rows; >= V
-  const std::int64_t* row_names = nullptr;  // (N) what errors call the rows; null: 0, 1, ...
+  const std::int64_t* row_names = nullptr;  // (N) the numbers of the rows in errors; null: 0, 1, ...
 
   std::int64_t name_of(std::int64_t row) const { return row_names ? row_names[row] : row; }
 };
@@ -37,15 +37,15 @@ struct GatherOutputs {
   float* log_sum_exp = nullptr;  // (N) of logits / temperature
 };
 
-/// Log-prob of one token a row, entropy and log-sum-exp under softmax(logits / temperature), in one pass.
-/// token_ids (N) may be null where logprobs are not wanted. Throws as policy_loss does.
+/// The log-prob of one token per row, the entropy and the log-sum-exp under softmax(logits / temperature), in
+/// one pass. token_ids (N) may be null if logprobs are not wanted. Throws as policy_loss does.
 void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
                      const GatherOutputs& outputs, const Control* control = nullptr);
 
 namespace reference {
 
-/// The oracles: the same by plain loops in double precision. Slow; kept for tests and for reading.
-/// Logits and gradient may be kFloat64 here.
+/// The oracles: the same functions as plain loops in double precision. They are slow and serve tests and
+/// readers. Logits and gradient may be kFloat64 here.
 Metrics policy_loss(const Batch& batch, const Objective& objective, const Outputs& outputs);
 void gather_logprobs(const LogitRows& logits, const std::int32_t* token_ids, double temperature,
                      const GatherOutputs& outputs);

@@ -1,5 +1,5 @@
-// The objective (docs/objective.md) as plain data: what the kernels are told, given and return.
-// Symbols in comments: N rows (completion tokens), V vocabulary.
+// The objective (docs/objective.md) as plain data: the kernels' arguments and results. Symbols in comments: N
+// rows (completion tokens), V vocabulary.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,12 @@ enum class DType : std::uint8_t {
   kFloat32,
   kBFloat16,
   kFloat16,
-  kFloat64,  // the reference oracle alone takes it: for finite differences
+  kFloat64,  // accepted by the reference oracle only, for finite differences
 };
 
-/// The KL penalties D_t; value and gradient of each in docs/objective.md.
-/// X(enumerator, name, full, reweighted, clamped): a full one is a sum over the vocabulary, the others look
-/// at the sampled token; a reweighted one takes ref weights; a clamped one takes e^d, so that d is cut off.
+/// The KL penalties D_t; docs/objective.md has the value and gradient of each. X(enumerator, name, full,
+/// reweighted, clamped). A full penalty is a sum over the vocabulary; the others depend only on the sampled
+/// token. A reweighted penalty accepts ref weights. A clamped penalty takes e^d, so that d is clamped.
 #define RAPO_PENALTIES(X)                               \
   X(kNone, "none", false, false, false)                 \
   X(kForward, "forward", false, true, true)             \
@@ -31,26 +31,27 @@ enum class DType : std::uint8_t {
   X(kReverseK3, "reverse-k3", false, false, true)       \
   X(kReverseFull, "reverse-full", true, false, false)
 
-/// The full ones among them, X(enumerator).
+/// The full penalties, X(enumerator).
 #define RAPO_FULL_PENALTIES(X) X(kForwardFull) X(kReverseFull)
 
-/// The policy terms g_t; value and gradient of each in docs/objective.md. X(enumerator, name, capped): a
-/// capped one reads ratio_cap.
+/// The policy terms g_t; docs/objective.md has the value and gradient of each. X(enumerator, name, capped). A
+/// capped term reads ratio_cap.
 #define RAPO_SURROGATES(X)  \
   X(kClip, "clip", true)    \
   X(kCispo, "cispo", false) \
   X(kSapo, "sapo", false)   \
   X(kGspo, "gspo", true)
 
-/// The numbers of an objective: X(member, name in JS, default, lowest, whether that one is left out,
-/// highest). lib/loss/objective.ts has the same table, and test/loss/objective.test.ts compares the two.
+/// The numbers of an objective: X(member, name in JS, default, lowest value, whether the lowest value itself
+/// is excluded, highest value). lib/loss/fields.ts has the same table, and test/loss/objective.test.ts
+/// compares the two.
 /// - kl_coef alpha, the weight of D
 /// - entropy_coef beta, the weight of H
 /// - clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]
-/// - ratio_cap: upper bound of the ratio where A < 0, too; at least 1 + clip_high
-/// - sapo_tau_positive, sapo_tau_negative: sharpness of sapo's gate where A > 0 and elsewhere
+/// - ratio_cap: upper bound of the ratio if A < 0, too; at least 1 + clip_high
+/// - sapo_tau_positive, sapo_tau_negative: sharpness of sapo's gate if A > 0, and otherwise
 /// - temperature tau: both models' logits are divided by it
-/// - max_log_ratio: upper clamp of d and of log rho. exp(20) = 4.9e8: beyond it a ratio says nothing that a
+/// - max_log_ratio: upper clamp of d and of log rho. exp(20) = 4.9e8; a larger ratio carries nothing that a
 ///   gradient could use
 #define RAPO_OBJECTIVE_NUMBERS(X)                             \
   X(kl_coef, "klCoef", 0, 0, false, kLargest)                 \
@@ -79,8 +80,8 @@ struct Objective {
 #undef RAPO_MEMBER
 };
 
-/// One row per completion token: row i of the logits is the distribution token_ids[i] was drawn from.
-/// A row whose token weight is 0 is masked: whatever it holds, it takes no part in any sum and its gradient
+/// One row per completion token. Row i of the logits must be the logits that predicted token_ids[i]. A row
+/// with token weight 0 is masked: its logits may hold anything, it takes no part in any sum, and its gradient
 /// is 0.
 struct Batch {
   std::int64_t rows = 0;        // N
@@ -93,18 +94,18 @@ struct Batch {
 #define RAPO_MEMBER(name, type, ...) const type* name = nullptr;
   RAPO_ROW_ARRAYS(RAPO_MEMBER)
 #undef RAPO_MEMBER
-  // gspo alone, one of the two: where each sequence's rows begin and end, or the log-ratios made from them.
+  // For gspo, one of the two: the first row of each sequence, or the log-ratios made from the sequences.
   std::int64_t sequences = 0;                      // B
   const std::int32_t* sequence_offsets = nullptr;  // (B + 1) ascending from 0 to N
   const double* sequence_log_ratios =
       nullptr;  // (N) mean of lp - o over the unmasked rows of the row's sequence
   const std::int64_t* row_names =
-      nullptr;  // (N) what errors call the rows, always on the host; null: 0, 1, ...
+      nullptr;  // (N) the numbers of the rows in errors, always on the host; null: 0, 1, ...
 
   std::int64_t name_of(std::int64_t row) const { return row_names ? row_names[row] : row; }
 };
 
-/// Where results go; a null pointer means "not wanted".
+/// Where results are written; a null pointer means "not wanted".
 struct Outputs {
   void* grad_logits = nullptr;  // (N, V) d loss / d logits; may be the policy's logits themselves (in place)
   DType grad_dtype = DType::kFloat32;
@@ -114,17 +115,17 @@ struct Outputs {
 #undef RAPO_MEMBER
 };
 
-/// Sums over the unmasked rows, so that the metrics of any split of a batch add up; min and max combine as
-/// such.
+/// Sums over the unmasked rows. The metrics of the parts of a batch add up, except that ratio_min and
+/// ratio_max combine as minimum and maximum.
 struct Metrics {
   std::int64_t tokens = 0;        // unmasked rows
   double loss = 0;                // -sum n (w g - alpha D + beta H), w the policy weight
   double kl_sum = 0;              // sum D
   double entropy_sum = 0;         // sum H
-  double ratio_sum = 0;           // sum rho (gspo: of the sequence's)
+  double ratio_sum = 0;           // sum rho (gspo: the sequence's ratio)
   double approx_kl_sum = 0;       // sum (rho - 1 - log rho): KL(old || policy), the k3 estimate
   std::int64_t clipped_low = 0;   // rows whose gradient the lower bound cut off (A < 0)
-  std::int64_t clipped_high = 0;  // ... an upper bound (A > 0, or beyond ratio_cap)
+  std::int64_t clipped_high = 0;  // rows that an upper bound cut off (A > 0, or beyond ratio_cap)
   std::int64_t kl_clamped = 0;    // rows with d above max_log_ratio
   double ratio_min = std::numeric_limits<double>::infinity();
   double ratio_max = -std::numeric_limits<double>::infinity();

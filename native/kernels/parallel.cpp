@@ -15,7 +15,7 @@
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
-#ifndef NOMINMAX  // libstdc++ for Windows defines it
+#ifndef NOMINMAX  // defined already by libstdc++ for Windows
 #define NOMINMAX
 #endif
 #include <windows.h>
@@ -24,17 +24,17 @@
 namespace rapo {
 namespace {
 
-/// Whether this code stays in memory until the pool's threads have ended.
+/// Makes sure that this code stays in memory until the pool's threads have ended.
 #ifdef _WIN32
-// A thread cannot end while the loader's lock is held, as it is during an unload: joining there would never
-// return. So the addon is not unloaded.
+// An unload holds the loader's lock, and no thread can end while the lock is held, so that joining would
+// never return. The addon is therefore never unloaded on Windows.
 bool keep_loaded() {
   HMODULE self = nullptr;
   return GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_PIN,
                             reinterpret_cast<LPCWSTR>(&keep_loaded), &self) != 0;
 }
 #else
-bool keep_loaded() { return true; }  // Joiner sees to it
+bool keep_loaded() { return true; }  // Joiner joins the threads at unload
 #endif
 
 struct Job {
@@ -102,7 +102,7 @@ class Pool {
   }
 
  private:
-  // A thread that cannot be had is done without: the caller works through its job alone if need be.
+  // If a thread cannot be created, the job has fewer threads; the caller alone can finish it.
   void grow(int wanted) {
     if (threads_.empty() && !keep_loaded()) return;
     while (!stopping_ && static_cast<int>(threads_.size()) < wanted) {
@@ -130,7 +130,7 @@ class Pool {
       lock.unlock();
       job->work();
       lock.lock();
-      remove(job);  // no items are left
+      remove(job);  // all items are handed out
       if (--job->active == 0) work_done_.notify_all();
     }
   }
@@ -143,15 +143,15 @@ class Pool {
   std::atomic<int> size_{default_size()};
 };
 
-// Never destroyed: a call that is still running at process exit keeps a valid mutex under it.
+// Never destroyed, so that a call that still runs at process exit has a valid mutex.
 Pool& pool() {
   static Pool* instance = new Pool;
   return *instance;
 }
 
 #ifndef _WIN32
-// Node unloads an addon when the last worker_thread that loaded it ends, and its code with it: by then no
-// thread may be running it. Static destructors are what runs first.
+// Node unloads an addon, and its code, when the last worker_thread that loaded the addon ends. No thread may
+// run the code then. Static destructors run before that, so one of them joins the threads.
 struct Joiner {
   ~Joiner() { pool().stop(); }
 } joiner;

@@ -1,5 +1,5 @@
-// The KL penalties that look at the sampled token alone: value D and slope dD/dlp (docs/objective.md).
-// The two full ones are sums over the vocabulary and live in the row kernels.
+// The KL penalties that depend only on the sampled token: value D and slope dD/dlp (docs/objective.md). The
+// two full penalties are sums over the vocabulary; the row kernels compute them.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace rapo {
 
-/// A penalty's place in RAPO_PENALTIES.
+/// A penalty's entry in RAPO_PENALTIES.
 struct PenaltyTraits {
   const char* name;
   bool full, reweighted, clamped;
@@ -33,7 +33,7 @@ constexpr const char* penalty_name(Penalty p) { return traits(p).name; }
 constexpr int kFullPenalties = RAPO_FULL_PENALTIES(RAPO_ONE);
 #undef RAPO_ONE
 
-/// A full penalty's number among them.
+/// A full penalty's index among the full penalties.
 constexpr int full_index(Penalty p) {
   int index = 0;
 #define RAPO_COUNT(penalty)                \
@@ -50,20 +50,20 @@ struct PenaltyTerm {
   bool clamped = false;  // d was cut at the upper clamp: no gradient
 };
 
-/// d = q[a] - lp; rho and d rho/d lp as the surrogate has them. d = -inf (no reference mass) gives an
-/// infinite value for every penalty but `forward` and `forward-score`, which take their limits.
+/// d = q[a] - lp; rho and d rho / d lp come from the surrogate. d = -inf (the reference gives the token no
+/// mass) gives an infinite value, except for `forward` and `forward-score`, which take their limits.
 RAPO_HOST_DEVICE inline PenaltyTerm sampled_penalty(Penalty penalty, double d, double rho, double rho_slope,
                                                     double max_log_ratio) {
   const bool takes_exp = traits(penalty).clamped;
   const bool clamped = takes_exp && d > max_log_ratio;
   if (clamped) d = max_log_ratio;
   const double w = takes_exp ? std::exp(d) : 0;
-  const double wd = w == 0 ? 0 : w * d;  // w -> 0 faster than d -> -inf
+  const double wd = w == 0 ? 0 : w * d;  // w falls to 0 faster than d to -inf
   PenaltyTerm term;
   term.clamped = clamped;
   switch (penalty) {
     case Penalty::kForward:
-      // (d - 1) e^d + 1 cancels to nothing near d = 0; d e^d - expm1(d) does not.
+      // (d - 1) e^d + 1 loses all digits near d = 0; d e^d - expm1(d) does not.
       term = {wd - std::expm1(d), -wd, clamped};
       break;
     case Penalty::kForwardScore: {
@@ -85,7 +85,7 @@ RAPO_HOST_DEVICE inline PenaltyTerm sampled_penalty(Penalty penalty, double d, d
     case Penalty::kReverseK3:
       term = {std::expm1(d) - d, -std::expm1(d), clamped};
       break;
-    default:  // none, and the full ones
+    default:  // kNone, and the full penalties
       break;
   }
   if (clamped) term.slope = 0;

@@ -1,4 +1,4 @@
-// The oracle: docs/objective.md by plain loops in double precision, one formula a line.
+// The oracle: docs/objective.md as plain loops in double precision, one formula per line.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -14,7 +14,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// log_softmax(weight * logits / temperature); a weight of 0 makes it uniform, whatever is -inf.
+/// log_softmax(weight * logits / temperature). With weight 0 the result is uniform, words with logit -inf
+/// included.
 std::vector<double> log_softmax(const char* field, std::int64_t row, const void* logits, DType dtype,
                                 std::int64_t vocab_size, double weight, double temperature,
                                 double* lse = nullptr) {
@@ -47,7 +48,7 @@ double entropy_of(const std::vector<double>& l) {
   return entropy;
 }
 
-/// The policy's log-probs of the tokens; 0 in masked rows.
+/// The policy's log-probs of the sampled tokens; 0 in masked rows.
 std::vector<double> token_logprobs(const Batch& batch, double temperature) {
   std::vector<double> logprobs(static_cast<std::size_t>(batch.rows));
   for (std::int64_t i = 0; i < batch.rows; ++i) {

@@ -1,4 +1,4 @@
-// What can be wrong with a row's entries; the logits themselves aside.
+// Faults of a row's entries. The logits are checked elsewhere.
 #pragma once
 
 #include <cmath>
@@ -10,13 +10,13 @@
 
 namespace rapo {
 
-/// Named as the array whose entry is out of its range.
+/// Each fault is named after the array whose entry is out of range.
 enum class RowFault : std::uint8_t {
   kNone,
 #define RAPO_FAULT(name, ...) name,
   RAPO_ROW_ARRAYS(RAPO_FAULT)
 #undef RAPO_FAULT
-      kReweighted,  // a ref weight other than 1 where the penalty takes the reference as it is
+      kReweighted,  // a ref weight other than 1, with a penalty that does not reweight the reference
 };
 
 RAPO_HOST_DEVICE inline bool in_range(RowRange range, double x, std::int64_t vocab_size) {
@@ -33,8 +33,8 @@ RAPO_HOST_DEVICE inline bool in_range(RowRange range, double x, std::int64_t voc
   return false;
 }
 
-/// The first one in the order of RAPO_ROW_ARRAYS, but the token weight's before any. In a masked row that one
-/// alone is looked at.
+/// The first fault: that of the token weight, then those of the other arrays in the order of RAPO_ROW_ARRAYS.
+/// In a masked row only the token weight is checked.
 RAPO_HOST_DEVICE inline RowFault row_fault(const Batch& batch, const Objective& objective, std::int64_t i) {
   const float n = batch.token_weights[i];
   if (!std::isfinite(n)) return RowFault::token_weights;

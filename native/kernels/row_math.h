@@ -1,5 +1,5 @@
-// The scalar maths between the passes over a row: from its sums to log-probs, entropy and divergences, and on
-// to the terms of its gradient. Shared by every path, CPU and CUDA.
+// The scalar formulas between the passes over a row: from the row's sums to log-probs, entropy and
+// divergences, and to the terms of its gradient. The CPU and CUDA paths share them.
 #pragma once
 
 #include <cmath>
@@ -13,28 +13,28 @@
 namespace rapo {
 
 /// With x = (z - max) * scale: sum = Σ e^x, weighted = Σ e^x x. max is about the largest z: on the CPU x may
-/// reach 1. In a row with NaN, +inf or nothing but -inf, max or sum is not finite, or sum is 0.
+/// reach 1. If a row has NaN, +inf or nothing but -inf, then max or sum is not finite, or sum is 0.
 struct RowStats {
   double max, sum, weighted;
 };
 
-/// Policy (p) and reference (r; without its weighted sum), and what crosses the two: Σ e^{x_r} (x_r - x_p)
-/// for the forward KL, Σ e^{x_p} (x_p - x_r) for the reverse.
+/// The sums of policy (p) and reference (r, without its weighted sum), and the cross sum: Σ e^{x_r} (x_r -
+/// x_p) for the forward KL, Σ e^{x_p} (x_p - x_r) for the reverse KL.
 struct PairStats {
   RowStats p, r;
   double cross;
 };
 
-/// grad_v = e^{x} (constant + linear x), for a full penalty plus reference e^{x_r} where it is the forward
-/// KL, reference e^{x} x_r where it is the reverse.
+/// grad_v = e^x (constant + linear x). A full penalty adds reference e^{x_r} for the forward KL, reference
+/// e^x x_r for the reverse KL.
 struct GradientTerms {
   float scale, max;          // of the policy's row
   float ref_scale, ref_max;  // of the reference's
   float constant, linear, reference;
 };
 
-// A uniform reference (phi = 0) in the passes over pairs: at this scale e^x is 1 for every finite logit, so
-// that the policy's row serves as the reference's.
+// The scale of a uniform reference (phi = 0) in the passes over two rows. With it e^x is 1 for every finite
+// logit, so that the policy's row can stand for the reference's.
 constexpr float kFlat = std::numeric_limits<float>::min();
 
 RAPO_HOST_DEVICE inline bool usable(const RowStats& s) {
@@ -46,7 +46,7 @@ RAPO_HOST_DEVICE inline double log_sum(const RowStats& s) { return std::log(s.su
 
 RAPO_HOST_DEVICE inline double entropy(const RowStats& s) { return log_sum(s) - s.weighted / s.sum; }
 
-/// Log-prob of a word with logit z.
+/// Log-prob of a word whose logit is z.
 RAPO_HOST_DEVICE inline double log_prob(const RowStats& s, double z, double scale) {
   return (z - s.max) * scale - log_sum(s);
 }
@@ -55,12 +55,12 @@ RAPO_HOST_DEVICE inline double phi_of(const Batch& batch, std::int64_t row) {
   return batch.ref_weights ? static_cast<double>(batch.ref_weights[row]) : 1.0;
 }
 
-/// What the reference's logits are multiplied by.
+/// The factor of the reference's logits.
 RAPO_HOST_DEVICE inline float ref_scale_of(const Batch& batch, const Objective& objective, std::int64_t row) {
   return static_cast<float>(phi_of(batch, row) / objective.temperature);
 }
 
-/// z and u: the policy's and the reference's logits of the row's token.
+/// z and u: logits of the row's token, of the policy and of the reference.
 RAPO_HOST_DEVICE inline RowSums row_sums(const PairStats& s, const Batch& batch, const Objective& objective,
                                          std::int64_t row, double z, double u) {
   const float ref_scale = ref_scale_of(batch, objective, row);
@@ -76,14 +76,15 @@ RAPO_HOST_DEVICE inline RowSums row_sums(const PairStats& s, const Batch& batch,
     sums.full_kl = s.cross / s.p.sum - log_sum(s.p) + log_sum(s.r);
   }
   if (is_full(objective.penalty) && uniform && s.r.sum < vocab_size - 0.5) {
-    sums.full_kl = std::numeric_limits<double>::infinity();  // the policy rules a word out
+    sums.full_kl = std::numeric_limits<double>::infinity();  // the policy gives a word no mass
   }
   if (reference) sums.ref_logprob = uniform ? 0 - std::log(vocab_size) : log_prob(s.r, u, ref_scale);
   return sums;
 }
 
-/// -(n / tau) [ slope (1[v = a] - p_v) - alpha (dD/dz_v, full) - beta p_v (l_v + H) ], written as
-/// e^x (constant + linear x) + reference (e^{x_r} or e^x x_r) with p = e^x / sum and l = x - log sum.
+/// The gradient -(n / tau) [ slope (1[v = a] - p_v) - alpha (dD/dz_v, full penalties) - beta p_v (l_v + H) ],
+/// written as e^x (constant + linear x) + reference (e^{x_r} or e^x x_r), where p = e^x / sum and l = x - log
+/// sum.
 RAPO_HOST_DEVICE inline GradientTerms gradient_terms(const PairStats& s, const Batch& batch,
                                                      const Objective& objective, std::int64_t row,
                                                      const RowSums& sums, const Token& token) {
@@ -108,7 +109,7 @@ RAPO_HOST_DEVICE inline GradientTerms gradient_terms(const PairStats& s, const B
           static_cast<float>(reference)};
 }
 
-/// The sampled token's own element in double: 1 - p without cancellation.
+/// The gradient's element at the sampled token, in double, with 1 - p computed without cancellation.
 RAPO_HOST_DEVICE inline double gradient_at_token(const Batch& batch, const Objective& objective,
                                                  std::int64_t row, const RowSums& sums, const Token& token) {
   const double n = static_cast<double>(batch.token_weights[row]) / objective.temperature;

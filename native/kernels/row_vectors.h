@@ -1,4 +1,4 @@
-// Copies of a batch's row arrays.
+// A batch's row arrays as vectors.
 #pragma once
 
 #include <cstddef>
@@ -8,14 +8,14 @@
 
 namespace rapo {
 
-/// One vector for each row array; one that is empty is left out.
+/// One vector for each row array. An empty vector stands for an array that was left out.
 struct RowVectors {
 #define RAPO_VECTOR(name, type, ...) std::vector<type> name;
   RAPO_ROW_ARRAYS(RAPO_VECTOR)
 #undef RAPO_VECTOR
 
   RowVectors() = default;
-  /// Of a batch whose arrays are in host memory.
+  /// Copies the arrays of a batch, which must be in host memory.
   explicit RowVectors(const Batch& batch) {
 #define RAPO_COPY(name, ...) \
   if (batch.name) name.assign(batch.name, batch.name + batch.rows);
@@ -23,14 +23,14 @@ struct RowVectors {
 #undef RAPO_COPY
   }
 
-  /// Points the batch's row arrays here.
+  /// Makes the batch's row arrays point to these vectors.
   void attach(Batch& batch) const {
 #define RAPO_ATTACH(name, ...) batch.name = name.empty() ? nullptr : name.data();
     RAPO_ROW_ARRAYS(RAPO_ATTACH)
 #undef RAPO_ATTACH
   }
 
-  /// Those rows, in that order.
+  /// The given rows, in the given order.
   template <class Index>
   RowVectors take(const std::vector<Index>& rows) const {
     RowVectors part;

@@ -1,4 +1,4 @@
-// Parts of a batch.
+// Views of a part of a batch.
 #pragma once
 
 #include "objective.h"
@@ -10,9 +10,8 @@ void advance(T*& array, std::int64_t rows) {
   if (array) array += rows;
 }
 
-/// Rows [first, first + rows) of the batch's arrays with one entry a row, all of which may lie on a device
-/// (row_names aside). The logits and the sequences stay as they are: the caller says which ones belong to the
-/// part.
+/// Rows [first, first + rows) of the batch's arrays with one entry per row. The arrays may lie on a device,
+/// except row_names. Logits and sequences are not changed: the caller sets those of the part.
 inline Batch rows_from(const Batch& batch, std::int64_t first, std::int64_t rows) {
   Batch part = batch;
   part.rows = rows;
@@ -23,7 +22,7 @@ inline Batch rows_from(const Batch& batch, std::int64_t first, std::int64_t rows
   return part;
 }
 
-/// The same of what is written for each row; the gradient stays as it is.
+/// The same for the arrays that are written for each row. The gradient is not changed.
 inline Outputs rows_from(const Outputs& outputs, std::int64_t first) {
   Outputs part = outputs;
   RAPO_ROW_OUTPUTS(RAPO_ADVANCE)

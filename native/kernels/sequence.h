@@ -1,4 +1,4 @@
-// gspo's ratios: the one thing in the objective that ties rows together.
+// The ratios of gspo, the only part of the objective in which rows depend on each other.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ RAPO_HOST_DEVICE bool same_entry(const T* values, std::int64_t a, std::int64_t b
   return !values || values[a] == values[b];
 }
 
-/// Whether two rows agree in what gspo needs one value of for all rows of a sequence.
+/// Whether two rows have the same values in the arrays for which gspo needs one value per sequence.
 RAPO_HOST_DEVICE inline bool alike(const Batch& batch, std::int64_t a, std::int64_t b) {
   bool same = true;
 #define RAPO_ALIKE(name, type, js, required, range, alike) \
@@ -24,7 +24,7 @@ RAPO_HOST_DEVICE inline bool alike(const Batch& batch, std::int64_t a, std::int6
   return same;
 }
 
-/// end where all rows are masked.
+/// The first unmasked row; `end` if all rows are masked.
 RAPO_HOST_DEVICE inline std::int64_t first_unmasked(const Batch& batch, std::int64_t begin,
                                                     std::int64_t end) {
   while (begin < end && batch.token_weights[begin] == 0) ++begin;
@@ -43,10 +43,10 @@ RAPO_HOST_DEVICE inline double mean_log_ratio(const Batch& batch, const double* 
   return count > 0 ? sum / count : 0;
 }
 
-/// (N) mean of logprobs[i] - old_logprobs[i] over the unmasked rows of each row's sequence; 0 without old
-/// log-probs, and in masked rows. logprobs (N): entries of masked rows are not read. Checks the batch's
-/// sequence_offsets. Throws kInvalidArgument where they do not cover the rows, or the unmasked rows of a
-/// sequence differ in token weight, advantage or policy weight: the gradient then has no share per token.
+/// (N) for each row the mean of logprobs[i] - old_logprobs[i] over the unmasked rows of the row's sequence; 0
+/// in masked rows, and without old log-probs. logprobs (N): entries of masked rows are not read. Throws
+/// kInvalidArgument if sequence_offsets do not cover the rows, or if the unmasked rows of a sequence differ
+/// in token weight, advantage or policy weight, since the gradient then cannot be shared out among tokens.
 std::vector<double> sequence_log_ratios(const Batch& batch, const std::vector<double>& logprobs);
 
 }  // namespace rapo

@@ -8,10 +8,10 @@
 
 namespace rapo {
 
-/// A ratio from its logarithm, which is clamped from above.
+/// A ratio, computed from its logarithm, which is clamped from above.
 struct Ratio {
   double value;  // exp(log)
-  double slope;  // its derivative with respect to log: value, or 0 where clamped
+  double slope;  // derivative with respect to log: value, or 0 if clamped
   double log;    // after the clamp
 
   RAPO_HOST_DEVICE Ratio(double log_ratio, double max_log_ratio)
@@ -23,7 +23,7 @@ struct Ratio {
 struct SurrogateTerm {
   double value = 0;
   double slope = 0;  // dg/dlp
-  int clipped = 0;   // 1: the lower bound cut the gradient off (cispo: the weight), 2: an upper one
+  int clipped = 0;   // 1: the lower bound cut the gradient off (cispo: the weight); 2: an upper bound
 };
 
 constexpr const char* surrogate_name(Surrogate s) {
@@ -37,7 +37,7 @@ constexpr const char* surrogate_name(Surrogate s) {
   return "unknown";
 }
 
-/// Whether ratio_cap is read.
+/// Whether the surrogate reads ratio_cap.
 constexpr bool is_capped(Surrogate s) {
 #define RAPO_CAPPED(surrogate, name, capped) \
   if (s == Surrogate::surrogate) return capped;
@@ -46,7 +46,7 @@ constexpr bool is_capped(Surrogate s) {
   return false;
 }
 
-/// lp: the token's log-prob; ratio: the token's, exp(lp - o), or the sequence's for gspo.
+/// lp: the token's log-prob. ratio: the token's ratio exp(lp - o); for gspo the sequence's.
 RAPO_HOST_DEVICE inline SurrogateTerm evaluate_surrogate(double lp, const Ratio& ratio, double advantage,
                                                          const Objective& objective) {
   SurrogateTerm term;
@@ -54,7 +54,8 @@ RAPO_HOST_DEVICE inline SurrogateTerm evaluate_surrogate(double lp, const Ratio&
   switch (objective.surrogate) {
     case Surrogate::kClip:
     case Surrogate::kGspo:
-      // gspo: a token moves its sequence's log-ratio by 1/length, and length tokens have that ratio.
+      // gspo: each of the `length` tokens moves the sequence's log-ratio by 1/length, and `length` tokens
+      // have that ratio.
       if (advantage > 0 && rho > high) {
         term.clipped = 2;
         term.value = high * advantage;
@@ -70,7 +71,7 @@ RAPO_HOST_DEVICE inline SurrogateTerm evaluate_surrogate(double lp, const Ratio&
       }
       break;
     case Surrogate::kCispo: {
-      // The clipped ratio is a constant weight: no token's gradient is cut off.
+      // The clipped ratio is a constant weight, so that no token's gradient is cut off.
       term.clipped = rho > high ? 2 : rho < low ? 1 : 0;
       const double weight = term.clipped == 2 ? high : term.clipped == 1 ? low : rho;
       term.value = weight * advantage * lp;
@@ -81,7 +82,8 @@ RAPO_HOST_DEVICE inline SurrogateTerm evaluate_surrogate(double lp, const Ratio&
       const double tau = advantage > 0 ? objective.sapo_tau_positive : objective.sapo_tau_negative;
       const double e = std::exp(-tau * (rho - 1)), sigma = 1 / (1 + e);
       term.value = 4 / tau * sigma * advantage;
-      // sigma (1 - sigma) as e / (1 + e)^2, e taken where it cannot overflow: the function is even.
+      // sigma (1 - sigma) = e / (1 + e)^2. The function is even, so e is taken on the side where it cannot
+      // overflow.
       const double small = std::exp(-std::fabs(tau * (rho - 1)));
       term.slope = 4 * advantage * ratio.slope * small / ((1 + small) * (1 + small));
       break;

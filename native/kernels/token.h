@@ -1,5 +1,5 @@
-// From a row's log-prob, entropy and reference log-prob to its share of loss, metrics and gradient: the
-// scalar part of the objective, shared by every path.
+// The scalar part of the objective: from a row's log-prob, entropy and reference log-prob to its share of
+// loss, metrics and gradient. The CPU and CUDA paths share it.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,7 @@
 
 namespace rapo {
 
-/// What the passes over a row's logits found.
+/// The results of the passes over a row's logits.
 struct RowSums {
   double logprob = 0;      // lp
   double entropy = 0;      // H
@@ -31,15 +31,15 @@ enum class TokenFault : std::uint8_t {
 struct Token {
   bool masked = true;
   double loss = 0, kl = 0, entropy = 0;
-  double slope = 0;      // w c - alpha s: what multiplies (1[v = a] - p_v) in the gradient
-  double ratio = 1;      // what the policy term clips: rho, or the sequence's ratio
+  double slope = 0;      // w c - alpha s: factor of (1[v = a] - p_v) in the gradient
+  double ratio = 1;      // the ratio that the policy term clips: rho, or the sequence's ratio
   double approx_kl = 0;  // rho - 1 - log rho
   int clipped = 0;       // as in SurrogateTerm
   bool kl_clamped = false;
   TokenFault fault = TokenFault::kNone;
 };
 
-/// The row's share of everything; with a fault, only that is set.
+/// All values of the row. If there is a fault, only `fault` is set.
 RAPO_HOST_DEVICE inline Token token_of(const Batch& batch, const Objective& objective, std::int64_t row,
                                        const RowSums& sums) {
   Token token;
@@ -79,7 +79,7 @@ RAPO_HOST_DEVICE inline Token token_of(const Batch& batch, const Objective& obje
   return token;
 }
 
-/// Throws kNonFinite for a fault of the row.
+/// Throws kNonFinite for a row's fault.
 [[noreturn]] inline void throw_token_fault(TokenFault fault, Penalty penalty, std::int64_t row) {
   const auto number = std::to_string(row);
   throw Error(ErrorCode::kNonFinite,
@@ -109,7 +109,7 @@ RAPO_HOST_DEVICE inline void write_token(const Outputs& outputs, std::int64_t ro
   if (outputs.clipped) outputs.clipped[row] = on ? static_cast<std::uint8_t>(token.clipped) : 0;
 }
 
-/// Adds one row; called in row order, so that the sums do not depend on the number of threads.
+/// Adds one row. Rows must be added in order, so that the sums do not depend on the number of threads.
 RAPO_HOST_DEVICE inline void add_token(Metrics& metrics, const Token& token) {
   if (token.masked) return;
   ++metrics.tokens;

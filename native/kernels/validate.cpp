@@ -45,7 +45,7 @@ void check_token_id(std::int32_t id, std::int64_t row, std::int64_t vocab_size) 
   if (id < 0 || id >= vocab_size) invalid_token_id(id, row, vocab_size);
 }
 
-/// A number outside of its range in RAPO_OBJECTIVE_NUMBERS.
+/// The number must be in its range of RAPO_OBJECTIVE_NUMBERS.
 void check_number(const char* field, double x, double low, bool open, double high) {
   if ((open ? x > low : x >= low) && x <= high) return;
   if (high == kInfinite) invalid(field, " is ", x, ", expected >= ", low);
@@ -148,7 +148,7 @@ bool overlap(const Extent& a, const Extent& b) {
   if (x >= y + static_cast<std::uintptr_t>(b.bytes) || y >= x + static_cast<std::uintptr_t>(a.bytes))
     return false;
   if (a.step == 0 || a.step != b.step) return true;
-  // Columns of one matrix may lie beside each other.
+  // Two sets of columns of one matrix may interleave without overlapping.
   const auto step = static_cast<std::uintptr_t>(a.step);
   const auto from_a = static_cast<std::int64_t>((y % step + step - x % step) % step);
   return from_a < a.row_bytes || from_a + b.row_bytes > a.step;

@@ -1,4 +1,4 @@
-// What a processor and its operating system can do.
+// The instruction sets that the processor has and the operating system supports.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct Features {
 #if defined(__x86_64__) || defined(_M_X64)
 inline bool bit(unsigned word, int index) { return (word >> index) & 1U; }
 
-/// From CPUID and XCR0 themselves: __builtin_cpu_supports leans on a compiler's runtime, and that of zig
-/// answers no to everything.
+/// Reads CPUID and XCR0 directly, because __builtin_cpu_supports needs a compiler's runtime, and zig's
+/// runtime answers no to everything.
 inline Features read_features() {
   Features found;
   unsigned a = 0, b = 0, c = 0, d = 0;

@@ -1,4 +1,4 @@
-// Numbers of 16 bits as they lie in memory.
+// 16-bit numbers as they are stored in memory.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,7 @@
 // One register of floats, F, per instruction set, with the few operations that the CPU's code needs. Each
 // source file that includes this header is compiled once per instruction set, with RAPO_ISA as its name.
-// Everything lies in an unnamed namespace: nothing here may end up as a shared symbol, or the linker could
-// hand AVX-512 code to a machine without it. For that reason no library header with functions is included
-// here either.
+// Everything lies in an unnamed namespace: with a shared symbol the linker could use AVX-512 code on a
+// machine without AVX-512. For the same reason no library header with functions is included here.
 #pragma once
 
 #include <cstdint>
@@ -28,21 +27,21 @@ constexpr const char* kName = RAPO_STRING(RAPO_ISA);
 #if defined(__AVX512F__)
 
 constexpr std::int64_t kLanes = 16;
-typedef float F __attribute__((vector_size(64)));  // as a template's argument __m512 would lose an attribute
+typedef float F __attribute__((vector_size(64)));  // __m512 as a template's argument would lose an attribute
 inline F set1(float x) { return _mm512_set1_ps(x); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
-/// b where either is NaN.
+/// Takes b if either is NaN.
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F min(F a, F b) { return _mm512_min_ps(a, b); }
-/// t, but 0 where e is 0.
+/// t, but 0 in lanes where e is 0.
 inline F zero_where_zero(F e, F t) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, _mm512_setzero_ps(), _CMP_NEQ_UQ), t);
 }
-/// The lowest bits of x as an exponent.
+/// Moves the lowest bits of x to the exponent.
 inline F to_exponent(F x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 constexpr bool kFused = true;  // fma and fnma round once
 
@@ -70,8 +69,8 @@ inline __m256i to_f16(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 inline void store(BFloat16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(x)); }
 inline void store(Float16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
-/// Two vectors past the caches, p aligned to their size. Half-filled cache lines would be written to memory
-/// twice.
+/// Writes two vectors past the caches; p is aligned to their size. A cache line of which only half is written
+/// this way would go to memory twice.
 inline void stream_pair(float* p, F a, F b) {
   _mm512_stream_ps(p, a);
   _mm512_stream_ps(p + kLanes, b);
@@ -89,7 +88,7 @@ inline void stream_pair(Float16* p, F a, F b) {
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
 }
 inline void stream_fence() { _mm_sfence(); }
-/// Has the compiler compute both before what follows.
+/// Forces the compiler to compute both before the code that follows.
 inline void keep_together(F& a, F& b) { asm("" : "+v"(a), "+v"(b)); }
 
 /// The sum of the lanes, in double.
@@ -174,7 +173,7 @@ inline F sub(F a, F b) { return vsubq_f32(a, b); }
 inline F mul(F a, F b) { return vmulq_f32(a, b); }
 inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
 inline F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }
-/// NaN where either is: rows with NaN are told by their sums.
+/// NaN if either is NaN. NaNs in a row are found by the row's sums.
 inline F max(F a, F b) { return vmaxq_f32(a, b); }
 inline F min(F a, F b) { return vminq_f32(a, b); }
 inline F zero_where_zero(F e, F t) {
@@ -212,7 +211,7 @@ inline double sum_lanes(F x) {
   return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(x)), vcvt_high_f64_f32(x)));
 }
 
-#else  // any compiler with GCC's vector extensions: SSE2, …
+#else  // any compiler with GCC's vector extensions, for instance with SSE2
 
 constexpr std::int64_t kLanes = 4;
 typedef float F __attribute__((vector_size(4 * kLanes)));
@@ -300,7 +299,7 @@ inline void store_partial(T* p, F x, std::int64_t count) {
 inline float lowest(const float*) { return -__builtin_inff(); }
 inline BFloat16 lowest(const BFloat16*) { return {0xff80}; }
 inline Float16 lowest(const Float16*) { return {0xfc00}; }
-/// The first `count` < kLanes elements, the rest -inf.
+/// The first `count` < kLanes elements; the remaining lanes are -inf.
 template <class T>
 inline F load_partial(const T* p, std::int64_t count) {
   T lanes[kLanes];

@@ -1,5 +1,5 @@
-// Which instruction set's code runs: the first of an ordered table that the processor can run, or the one
-// that an environment variable names.
+// The choice of an instruction set: the first entry of an ordered table that the processor can run, or the
+// entry that an environment variable names.
 #pragma once
 
 #include <cstdlib>
@@ -11,11 +11,11 @@
 
 namespace rapo::simd {
 
-/// Code: what is compiled once per instruction set.
+/// Code: the type of what is compiled once per instruction set.
 template <class Code>
 struct Entry {
   const char* name;
-  bool Features::* needs;  // null: nothing that a processor could lack
+  bool Features::* needs;  // null if every processor has it
   Code code;
 
   bool available() const { return !needs || processor().*needs; }
@@ -35,8 +35,8 @@ inline std::string from_environment(const char* variable) {
   return value ? value : "";
 }
 
-/// The entry of that name, for "" the first one, of those that are available; where there is none, throws an
-/// error with that code which names the variable.
+/// The available entry of that name; for "" the first available one. If there is none, throws an error with
+/// the given code that names the variable.
 template <class Code, std::size_t kCount>
 const Code& select(const Entry<Code> (&entries)[kCount], const std::string& name, const char* variable,
                    ErrorCode error) {

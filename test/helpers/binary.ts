@@ -1,16 +1,16 @@
-/** What an addon file is and needs, read from its headers: ELF, Mach-O and PE, 64-bit little-endian. */
+/** Reads what an addon file is and needs from its headers: ELF, Mach-O and PE, 64-bit little-endian. */
 export interface Binary {
   readonly format: 'elf' | 'mach-o' | 'pe'
   readonly arch: 'x64' | 'arm64' | 'unknown'
-  /** Libraries that must be there for it to load. */
+  /** Libraries that the file needs at load time. */
   readonly libraries: readonly string[]
-  /** ELF: versions of symbols that it wants of them, such as GLIBC_2.28. Mach-O: the least system, such as macOS 11. */
+  /** ELF: versions of symbols that the file needs, such as GLIBC_2.28. Mach-O: the oldest system, such as macOS 11. */
   readonly versions: readonly string[]
-  /** ELF: what it shows to the rest of the process. */
+  /** ELF: exported symbols. */
   readonly exported: readonly string[]
-  /** ELF: what it asks of others. */
+  /** ELF: imported symbols. */
   readonly imported: readonly string[]
-  /** ELF: whether code of its runs when it is unloaded. */
+  /** ELF: whether an unload runs code of the file. */
   readonly hasDestructors: boolean
 }
 

@@ -1,4 +1,4 @@
-/** Headless Chromium over the DevTools protocol's pipe, as far as the tests need it. */
+/** Headless Chromium, driven over the DevTools protocol's pipe. Only what the tests need. */
 import { spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -6,7 +6,7 @@ import path from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 
 export interface Browser {
-  /** A page with that viewport, loaded. Its console messages, uncaught errors and failed requests gather in problems. */
+  /** Loads a page in a viewport of that size. `problems` collects its console messages, uncaught errors and failed requests. */
   open(url: string, view: { width: number; height: number; isDark?: boolean }): Promise<Page>
   close(): Promise<void>
 }
@@ -14,7 +14,7 @@ export interface Browser {
 export interface Page {
   readonly problems: string[]
   evaluate<T>(expression: string): Promise<T>
-  /** PNG of the page, from top for height pixels; default the whole of it. */
+  /** PNG of the page from `top` on, `height` pixels high; by default the whole page. */
   screenshot(top?: number, height?: number): Promise<Buffer>
 }
 
@@ -28,7 +28,7 @@ interface Message {
   error?: { message: string }
 }
 
-/** The first browser found: RAPO_CHROMIUM, or a usual name on the PATH; undefined where there is none. */
+/** The first browser found: RAPO_CHROMIUM, or a usual name on the PATH; undefined if there is none. */
 export function findChromium(): string | undefined {
   const names = [
     'chromium',

@@ -1,4 +1,4 @@
-/** Run by engine-async.test.ts, as DIR HOW: a process that ends while a call is running, each in another way. */
+/** A child process of engine-async.test.ts, with arguments DIR HOW. It ends in the way HOW while a call is running. */
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { loadPolicy } from '../../lib/model/engine.js'
@@ -32,7 +32,7 @@ const ways: Record<string, () => Promise<unknown>> = {
     await once(new Worker(workerBootstrap, { eval: true, workerData }), 'message')
     process.exit(3)
   },
-  // By itself, and no sooner than the call is over.
+  // Ends by itself, but not before the call has ended.
   async nothing() {
     const policy = await open()
     policy.generate(prompts, { ...sampling, n: 16 }).then(() => console.log('generated'))

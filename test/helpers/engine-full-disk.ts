@@ -1,4 +1,7 @@
-/** Run by engine-files.test.ts under a limit on file sizes: loads argv[2], tries to save into argv[3]. */
+/**
+ * A child process of engine-files.test.ts under a limit on file sizes: loads the model argv[2] and tries to save it into
+ * argv[3].
+ */
 import path from 'node:path'
 import { loadPolicy } from '../../lib/model/engine.js'
 

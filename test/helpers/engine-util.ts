@@ -1,4 +1,4 @@
-/** What the engine's tests share: a small model, batches, and a reader of safetensors files. */
+/** Helpers of the engine's tests: a small model, batches, and a reader of safetensors files. */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -20,20 +20,20 @@ const scratch = mkdtempSync(path.join(tmpdir(), 'rapo-engine-test-'))
 process.on('exit', () => rmSync(scratch, { recursive: true, force: true }))
 let count = 0
 
-/** A fresh directory that is gone when the process ends. */
+/** A new directory that is removed when the process ends. */
 export function newDir(): string {
   const dir = path.join(scratch, String(++count))
   mkdirSync(dir)
   return dir
 }
 
-/** What the engine's tests run on; `npm run test:gpu` sets it to cuda. */
+/** The device that the engine's tests run on; `npm run test:gpu` sets it to cuda. */
 export const testDevice = (process.env.RAPO_TEST_DEVICE || 'cpu') as Device
 
-/** `aten` where the operations of other devices are tested on the CPU: engine-isa.test.ts sets it for its children. */
+/** `aten` tests the operations of other devices on the CPU; engine-isa.test.ts sets it for its child processes. */
 export const testBackend = process.env.RAPO_TEST_BACKEND as LoadOptions['backend']
 
-/** loadPolicy on that device, with those operations. */
+/** loadPolicy with that device and backend. */
 export function loadPolicy(dir: string, options: LoadOptions = {}): Promise<Policy> {
   return loadPolicyOn(dir, { device: testDevice, ...(testBackend && { backend: testBackend }), ...options })
 }
@@ -49,7 +49,7 @@ export const tinyConfig = {
   num_attention_heads: 4,
   num_key_value_heads: 2,
   max_position_embeddings: 64,
-  // Large weights: distributions far from uniform.
+  // Large weights, so that distributions are far from uniform.
   initializer_range: 0.3,
   rope_theta: 10000,
   tie_word_embeddings: true,
@@ -87,10 +87,10 @@ export const sampling = {
   seed: 7,
 } satisfies SamplingParams
 
-/** For many prompts: takes longer than any test. */
+/** A sampling that takes longer than any test if it has many prompts. */
 export const endless: SamplingParams = { ...sampling, n: 20_000, maxNewTokens: 40, stopTokenIds: [] }
 
-/** The code of a worker thread that runs engine-worker.ts. Node 20 does not hand tsx's hooks on to worker threads. */
+/** The code of a worker thread that runs engine-worker.ts. Node 20 does not pass tsx's hooks on to worker threads. */
 export const workerBootstrap = `import('tsx/esm/api').then(tsx => {
   tsx.register()
   return import(${JSON.stringify(new URL('./engine-worker.ts', import.meta.url).href)})
@@ -98,7 +98,7 @@ export const workerBootstrap = `import('tsx/esm/api').then(tsx => {
 
 export const prompts = pack([[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]])
 
-/** The rows of prompt + completion at which a completion's tokens are predicted, one sequence a completion. */
+/** Sequences of prompt and completion, and the positions whose logits predict the completions' tokens. */
 export function completionRows(promptTokens: PackedTokens, completions: Completions, n: number) {
   const given = unpack(promptTokens)
   const made = unpack(completions.tokens)
@@ -117,7 +117,7 @@ export function completionRows(promptTokens: PackedTokens, completions: Completi
 
 export const objective = rapo({ klCoef: 0.1, entropyCoef: 0.01 })
 
-/** A batch for accumulate() from completions; advantages and φ vary by row. */
+/** A batch for accumulate() made of completions. Advantages and φ differ from row to row. */
 export function trainingBatch(promptTokens: PackedTokens, completions: Completions, n: number): MicroBatch {
   const rows = completionRows(promptTokens, completions, n)
   const count = rows.tokenIds.length
@@ -134,7 +134,7 @@ export interface StoredTensor {
   readonly dtype: string
   readonly shape: number[]
   readonly bytes: Buffer
-  /** F32 only. */
+  /** Of F32 tensors only. */
   readonly values: Float32Array
 }
 
@@ -159,7 +159,7 @@ export function readSafetensors(file: string): Map<string, StoredTensor> {
   return tensors
 }
 
-/** A safetensors file from a header and data, right or wrong. */
+/** Builds a safetensors file from a header and data, which need not be valid. */
 export function writeSafetensors(file: string, header: object | string, data: Buffer): void {
   const text = Buffer.from(typeof header === 'string' ? header : JSON.stringify(header))
   const length = Buffer.alloc(8)
@@ -167,7 +167,7 @@ export function writeSafetensors(file: string, header: object | string, data: Bu
   writeFileSync(file, Buffer.concat([length, text, data]))
 }
 
-/** Makes the last weight of a model directory (in the final norm, where embeddings are tied) NaN. */
+/** Makes one weight of a model directory NaN: the last one, which is in the final norm if embeddings are tied. */
 export function poison(dir: string): string {
   const file = path.join(dir, 'model.safetensors')
   const content = readFileSync(file)

@@ -1,4 +1,4 @@
-/** Run by engine-async.test.ts: loads the engine in worker threads alone, one after the other. */
+/** A child process of engine-async.test.ts: loads the engine in worker threads only, one after the other. */
 import { Worker } from 'node:worker_threads'
 import { workerBootstrap } from './engine-util.js'
 

@@ -1,6 +1,6 @@
 /**
- * A worker thread of engine-async.test.ts. workerData.call names what it does until it is terminated, with a message
- * for every piece of progress; without, it makes workerData.rounds rounds of calls.
+ * A worker thread of engine-async.test.ts. If workerData.call is set, it names the call that the thread makes until the thread
+ * is terminated, with a message for every progress. Otherwise the thread makes workerData.rounds rounds of calls.
  */
 import { parentPort, workerData } from 'node:worker_threads'
 import { loadPolicy } from '../../lib/model/engine.js'

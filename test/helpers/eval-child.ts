@@ -1,6 +1,6 @@
 /**
- * A measurement that a test starts in a process of its own: OUTPUT MODEL PROBLEMS [CALL]. It kills itself in the middle of
- * the call of generate with that number.
+ * An evaluation that a test runs in a process of its own, with arguments OUTPUT MODEL PROBLEMS [CALL]. The process kills itself
+ * in the middle of generate call number CALL.
  */
 import { parseConfig } from '../../lib/config/load.js'
 import { evaluate } from '../../lib/eval/evaluate.js'

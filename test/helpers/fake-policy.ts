@@ -1,6 +1,6 @@
 /**
- * A Policy without the engine, for tests of the trainer: a real if tiny model, whose next token depends on nothing but
- * how many tokens of the completion came before it, trained by its exact policy gradient and SGD with momentum.
+ * A Policy without the engine, for tests of the trainer. It is a real, tiny model: the next token depends only on the number of
+ * tokens that the completion has already. It is trained by its exact policy gradient and SGD with momentum.
  */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -26,7 +26,7 @@ export function makeTempDir(): string {
 const positions = 4
 const size = positions * vocabSize
 
-/** A model directory for loadFakePolicy. biases: logits of some token ids, the same at every position; else 0. */
+/** A model directory for loadFakePolicy. biases: logits of some token ids, the same at every position; the others are 0. */
 export function makeFakeModel(biases: Readonly<Record<number, number>> = {}): string {
   const dir = makeTempDir()
   writeTokenizer(dir)
@@ -35,7 +35,7 @@ export function makeFakeModel(biases: Readonly<Record<number, number>> = {}): st
   return dir
 }
 
-/** The first id whose cumulated probability exceeds u. */
+/** The first id whose cumulative probability exceeds u. */
 function draw(p: Float64Array, u: number): number {
   let cumulated = 0
   for (const [id, mass] of p.entries()) {
@@ -57,7 +57,7 @@ export const loadFakePolicy: LoadPolicy = async dir => {
     const total = powers.reduce((sum, power) => sum + power, 0)
     return powers.map(power => power / total)
   }
-  /** For each row, how many rows of its sequence come before it. */
+  /** For each row, the number of earlier rows in its sequence. */
   const positionsOf = ({ offsets }: PackedTokens, rowPositions: Int32Array) => {
     const counts = new Int32Array(offsets.length)
     return Array.from(rowPositions, row => counts[offsets.findIndex(offset => offset > row)]!++)

@@ -1,4 +1,4 @@
-/** Batches that hold every kind of row at once, and the ways to call the kernels on them. */
+/** Batches that contain every kind of row, and ways to call the kernels on them. */
 
 import { createRandom } from '../../lib/base/random.js'
 import type { Logits, LogitsDType, LossBatch } from '../../lib/loss/kernels.js'
@@ -6,7 +6,7 @@ import type { Objective, ObjectiveMetrics } from '../../lib/loss/objective.js'
 import { loadKernels } from '../../lib/setup/addons.js'
 import { exact, type FormulaRow, logSoftmax } from './kernels-formula.js'
 
-/** What the tests need of bindings/kernels.cpp beyond lib/loss/kernels.ts. */
+/** Functions of bindings/kernels.cpp that the tests need and lib/loss/kernels.ts does not have. */
 export const raw = loadKernels() as unknown as {
   policyLoss(call: object): ObjectiveMetrics
   policyLossAsync(call: object): Promise<ObjectiveMetrics>
@@ -77,7 +77,7 @@ export function fromLogits(values: Logits, dtype: LogitsDType): Float64Array {
 
 export interface Case {
   batch: LossBatch & { dtype: LogitsDType }
-  /** The unmasked rows as the formula wants them; undefined where masked. */
+  /** The unmasked rows in the formula's form; undefined for masked rows. */
   rows: (FormulaRow | undefined)[]
 }
 
@@ -86,7 +86,7 @@ const advantages = [1.5, -0.75, 0]
 const phis = [0, 0.3, 1]
 const policyWeights = [1, 0, 0.3, 2.5]
 
-/** Kinds of rows by what their logits look like. */
+/** Kinds of rows, by their logits. */
 const kinds = [
   'normal',
   'normal',
@@ -99,8 +99,8 @@ const kinds = [
 ] as const
 
 /**
- * Row i has the kind, ratio, advantage, φ and policy weight that i selects, so that 84 rows have them all together. Ratios are one hundredth
- * off the clip bounds 0.8 and 1.2, which is far more than any rounding.
+ * i selects the kind, ratio, advantage, φ and policy weight of row i, so that 84 rows contain all combinations. Ratios are one
+ * hundredth away from the clip bounds 0.8 and 1.2, far more than any rounding.
  */
 export function makeCase(
   V: number,
@@ -124,7 +124,7 @@ export function makeCase(
   const formulaRows: (FormulaRow | undefined)[] = []
   for (let i = 0; i < rows; ++i) {
     let kind: (typeof kinds)[number] = kinds[(i + seed) % kinds.length]!
-    // A missing reference word makes every other penalty infinite, which is an error and tested as such.
+    // With any other penalty, a word that the reference rules out is an error, which has a test of its own.
     if (
       kind === 'no reference mass' &&
       (V === 1 || !['forward', 'forward-score', 'none'].includes(objective.penalty))
@@ -147,7 +147,7 @@ export function makeCase(
     tokenIds[i] = kind === 'masked' ? -5 : a
     tokenWeights[i] = kind === 'masked' ? 0 : 0.05 + random()
     rowAdvantages[i] = kind === 'masked' ? Number.NaN : advantages[i % 3]!
-    // With φ = 0 a word that the policy rules out makes the exact forward KL infinite.
+    // With φ = 0, a word that the policy rules out makes the exact forward KL infinite.
     const positive =
       objective.penalty === 'forward-full' && kind !== 'normal' && kind !== 'equal' && kind !== 'huge'
     const phi = positive ? 0.3 : phis[Math.floor(i / 2) % 3]!
@@ -189,7 +189,7 @@ export function makeCase(
   }
 }
 
-/** The oracle on logits in double: metrics and, where asked, the gradient in double. */
+/** The oracle on logits in double: metrics and, if asked for, the gradient in double. */
 export function oracle(
   { batch, rows }: Case,
   objective: Objective,

@@ -1,10 +1,10 @@
 /**
- * Results of the kernels against the formula in double precision.
+ * Compares results of the kernels with the formula in double precision.
  *
- * Tolerances. A fast result may be as far from the exact one as twice what the plain float32 formula (the same
- * operations rounded to float32 one by one, sums pairwise) is from it on the same inputs, plus four roundings of the
- * largest term: those cover inputs on which the plain formula happens to be exact. Gradients stored in half precision
- * may be off by one more rounding of that type.
+ * Tolerances. Let e be the error of the plain float32 formula on the same inputs: the same operations, each rounded to float32,
+ * with pairwise sums. A result of the kernels may be off by 2 e plus four roundings of the largest term; the latter covers
+ * inputs on which the plain formula happens to be exact. A gradient stored in half precision may be off by one more rounding of
+ * that type.
  */
 import * as assert from 'uvu/assert'
 import { RapoError } from '../../lib/base/errors.js'
@@ -15,7 +15,7 @@ import { exact, type FormulaResult, float32, formula, formulaMetrics, u32 } from
 
 export const dtypes: LogitsDType[] = ['float32', 'bfloat16', 'float16']
 const rounding = { float32: 0, bfloat16: 2 ** -8, float16: 2 ** -11 }
-/** Half the distance between the smallest numbers of the type: what rounding loses near 0. */
+/** Half the distance between the smallest numbers of the type: the rounding error near 0. */
 const smallest = { float32: 0, bfloat16: 0, float16: 2 ** -25 }
 
 export function objectiveFor(penalty: Penalty, temperature = 1): Objective {
@@ -64,7 +64,7 @@ export function check(
         return
       }
       const [w, n] = [want[i]![field], naive[i]![field]]
-      if (got[i] === w) return // -inf among them
+      if (got[i] === w) return // also if both are -inf
       const scale = Math.max(Math.abs(w), field === 'kl' ? want[i]!.klScale : Math.abs(want[i]!.logprob), 1)
       const allowed = 2 * Math.abs(n - w) + 4 * u32 * scale
       assert.ok(
@@ -97,7 +97,7 @@ export function check(
   checkMetrics(name, metrics, { want, naive })
 }
 
-/** Every metric: counts exactly, sums to what their parts may be off by. */
+/** Compares every metric. Counts must be equal; sums may be off by as much as their terms. */
 export function checkMetrics(name: string, metrics: ObjectiveMetrics, { want, naive }: Expected): void {
   const expected = formulaMetrics(present(want))
   const sums = {
@@ -124,12 +124,12 @@ export function checkMetrics(name: string, metrics: ObjectiveMetrics, { want, na
   }
 }
 
-/** What a row's share of the sums is made of. */
+/** The size of the numbers that a row's share of the sums is made of. */
 export function lossScale(r: FormulaResult): number {
   return Math.max(1, Math.abs(r.loss), Math.abs(r.logprob)) + r.klScale
 }
 
-/** Of the RapoError that this throws. */
+/** Code and message of the RapoError that the function throws. */
 export function errorOf(run: () => unknown): { code: string; message: string } {
   try {
     run()

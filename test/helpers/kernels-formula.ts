@@ -1,7 +1,7 @@
 /**
- * The objective written down a second time, independent of the native code, with every operation passed through
- * `round`: with the identity it is the formula in double precision; with Math.fround it is what the plain float32
- * formula computes, and its distance from the former is how much float32 loses, which is what tolerances are made of.
+ * The objective written down a second time, independently of the native code. Every operation passes through `round`. With the
+ * identity this is the formula in double precision. With Math.fround it is the plain float32 formula; the distance between the
+ * two is the float32 error that tolerances are made of.
  */
 import type { Objective, ObjectiveMetrics, Penalty } from '../../lib/loss/objective.js'
 
@@ -18,10 +18,10 @@ export interface FormulaRow {
   weight: number
   advantage: number
   phi: number
-  /** undefined: ratio 1 */
+  /** undefined means ratio 1 */
   oldLogprob?: number
   policyWeight: number
-  /** gspo alone: mean of lp − o over the row's sequence. */
+  /** For gspo only: mean of lp − o over the row's sequence. */
   sequenceLogRatio?: number
 }
 
@@ -33,18 +33,18 @@ export interface FormulaResult {
   ratio: number
   loss: number
   clipped: number
-  /** ρ − 1 − log ρ of the token itself, also under gspo. */
+  /** ρ − 1 − log ρ of the token's own ratio, also under gspo. */
   approxKl: number
-  /** Whether the penalty's d was beyond maxLogRatio. */
+  /** Whether the penalty's d exceeded maxLogRatio. */
   klClamped: boolean
   grad: Float64Array
-  /** What D and its slope move by when log-probs do, times the size of the log-probs. */
+  /** How strongly D and its slope react to the log-probs, times the size of the log-probs. */
   klScale: number
-  /** The largest sum of the absolute values of the numbers that a gradient element is added up from. */
+  /** The sum of the absolute values of the terms of a gradient element; the largest over the elements. */
   gradScale: number
 }
 
-/** D and dD/dlp for the penalties that look at the sampled token; d is clamped already. */
+/** D and dD/dlp of the penalties that depend on the sampled token. d is clamped already. */
 const sampled: Partial<
   Record<Penalty, (d: number, w: number, rho: number, r: Round) => { value: number; slope: number }>
 > = {
@@ -140,7 +140,7 @@ export function formula(row: FormulaRow, objective: Objective, r: Round): Formul
   return { ...values, grad, gradScale, klScale }
 }
 
-/** The metrics of rows, masked ones left out, each by its definition in docs/metrics.md. */
+/** The metrics of the unmasked rows, each by its definition in docs/metrics.md. */
 export function formulaMetrics(rows: readonly FormulaResult[]): ObjectiveMetrics {
   const metrics: ObjectiveMetrics = {
     tokens: 0,
@@ -219,12 +219,12 @@ function times(x: number, y: number, r: Round): number {
   return x === 0 ? 0 : r(x * y)
 }
 
-/** What p = e^l is worth in roundings: exp makes |l| of p out of one of l. */
+/** Relative error of p = e^l in roundings: exp turns one rounding of l into |l| roundings of p. */
 function spread(p: number, l: number): number {
   return p === 0 ? 0 : p * (1 + Math.abs(l))
 }
 
-/** Pairwise, as torch and numpy add: the error grows with log V only. */
+/** Adds pairwise, as torch and numpy do: the error grows only with log V. */
 function sum(values: Float64Array, r: Round): number {
   const partial = Float64Array.from(values)
   for (let n = partial.length; n > 1; ) {

@@ -1,4 +1,4 @@
-/** What the kernels should find this machine to be. */
+/** What the kernels should detect on this machine. */
 import { readFileSync } from 'node:fs'
 
 const needs = {
@@ -8,7 +8,7 @@ const needs = {
   portable: [],
 }
 
-/** The instruction sets of Linux on x86-64, fastest first, by what Linux says of the processor. */
+/** The instruction sets of an x86-64 machine with Linux, fastest first, from Linux's list of processor flags. */
 export function x86Isas(): string[] {
   const flags = new Set(/^flags\s*: (.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))![1]!.split(' '))
   return Object.entries(needs)

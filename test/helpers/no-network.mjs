@@ -1,4 +1,4 @@
-// Preloaded by hostile.test.ts: whatever would reach the network ends the process with status 97 and says what it was.
+// Preloaded by hostile.test.ts: an access to the network ends the process with status 97 and a message.
 import dgram from 'node:dgram'
 import dns from 'node:dns'
 import net from 'node:net'
@@ -10,7 +10,7 @@ const refuse = what => () => {
 const connect = net.Socket.prototype.connect
 net.Socket.prototype.connect = function (...given) {
   const options = Array.isArray(given[0]) ? given[0][0] : given[0]
-  // A local socket, as tsx has one, has a path.
+  // A local socket, such as tsx's, has a path and is allowed.
   if (typeof options === 'object' && options?.path) return connect.apply(this, given)
   return refuse('connect')()
 }

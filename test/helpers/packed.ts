@@ -1,4 +1,4 @@
-/** The package as a user gets it: built, packed, and installed into an empty directory from npm's own cache. */
+/** The package as a user gets it: built, packed, and installed from npm's own cache into an empty directory. */
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
@@ -10,8 +10,8 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 const npm = process.platform === 'win32' ? 'npm.cmd' : 'npm'
 
 /**
- * Installs it with the very versions of package-lock.json: those are in npm's cache since `npm ci`, so that the registry
- * is asked only where the cache was lost. Returns the environment in which the package's programs run.
+ * Installs the package with exactly the versions of package-lock.json. They are in npm's cache since `npm ci`, so that the
+ * registry is asked only if the cache was lost. Returns the environment for the package's programs.
  */
 export function installPacked(dir: string): NodeJS.ProcessEnv {
   const run = (cwd: string, ...args: string[]) =>
@@ -38,9 +38,9 @@ export function installPacked(dir: string): NodeJS.ProcessEnv {
   run(dir, 'ci', '--prefer-offline', '--ignore-scripts', '--no-audit', '--no-fund')
   return {
     ...process.env,
-    // tsx and tsc, which an example's own `npm install` would bring.
+    // tsx and tsc, which an example's own `npm install` would install.
     PATH: [path.join(root, 'node_modules', '.bin'), process.env.PATH].join(path.delimiter),
-    // The addon of these sources: the prebuilds that were packed may be older, or not there.
+    // The addon built from these sources: the packed prebuilds may be older or missing.
     RAPO_KERNELS_ADDON: locateKernels(),
   }
 }

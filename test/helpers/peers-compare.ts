@@ -1,4 +1,4 @@
-/** The oracle, in double precision, on the inputs that scripts/peers/run_peers.py gave to the peers. */
+/** Runs the oracle, in double precision, on the inputs that scripts/peers/run_peers.py gave to the peers. */
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import type { Objective } from '../../lib/loss/objective.js'
@@ -23,32 +23,32 @@ interface Part {
   objective: Objective
   aggregation: Aggregation
   policyWeights?: string
-  /** In place of that of the inputs. */
+  /** Replaces the mask of the inputs. */
   mask?: number[]
 }
 
 export interface PeerCase extends Part {
   name: string
   inputs: string
-  /** The peer's own names for it. */
+  /** The peer's own options for this objective. */
   options: Record<string, string | boolean>
-  /** Why the peer computes another number. */
+  /** Why the peer computes something else. */
   differs?: string
-  /** What adds up to the peer's number where it differs. */
+  /** The terms that add up to the peer's result if it differs. */
   parts?: Part[]
   loss: number
   gradLogits: string
 }
 
-/** Largest differences from the peer, as parts of its largest gradient. */
+/** Largest differences from the peer, divided by the peer's largest gradient. */
 export interface Distance {
   loss: number
   gradLogits: number
 }
 
 /**
- * Both compute in double precision on lengths of 8 and vocabularies of 5: some dozens of roundings of 1e-16, in terms of
- * which ρ reaches 6 and k3 e^d some hundred. What is said to differ differs by 1e-3 or more.
+ * Both compute in double precision on lengths of 8 and vocabularies of 5. That makes some dozens of roundings of 1e-16, of
+ * terms in which ρ reaches 6 and k3's e^d some hundred. Cases listed as different differ by 1e-3 or more.
  */
 export function same({ loss, gradLogits }: Distance): boolean {
   return loss <= 1e-12 && gradLogits <= 1e-12
@@ -78,7 +78,7 @@ export interface Shape {
   maxLength: number
 }
 
-/** Every case of every peer, as written to `directory`. */
+/** Every case of every peer, from the files in `directory`. */
 export function comparePeers(directory: string): Comparison[] {
   const shape = readJson<Shape & { entries: PeerInputs[] }>(directory, 'inputs')
   return peerNames.flatMap(peer => {
@@ -108,7 +108,7 @@ function distance(parts: readonly LossAndGradient[], peer: PeerCase): Distance {
   return { loss: Math.abs(peer.loss - sum(part => part.loss)) / scale, gradLogits: gradLogits / scale }
 }
 
-/** The rows of a batch, padding included: its weight is 0. */
+/** The rows of a batch, padding included; padding has weight 0. */
 export function batchOf(shape: Shape, inputs: PeerInputs, part: Part) {
   const { mask = inputs.mask, objective, policyWeights } = part
   const { width } = shape
@@ -143,7 +143,7 @@ function oracle(shape: Shape, inputs: PeerInputs, part: Part): LossAndGradient {
   return { loss, gradLogits }
 }
 
-/** The comparison as a table in Markdown: a case a line. */
+/** The comparison as a Markdown table with one line per case. */
 export function tableOf(comparisons: readonly Comparison[]): string {
   const number = (x: number) => (x === 0 ? '0' : x.toExponential(0).replace('e-', 'e−'))
   const names = [...new Set(comparisons.map(({ name }) => name))]

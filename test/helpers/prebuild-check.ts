@@ -1,6 +1,7 @@
 /**
- * What scripts/test-prebuilds.mjs runs with each prebuilt addon, bundled to one file: the numbers of kernels.test.ts, and
- * what a compiler's runtime has a part in: threads, exceptions, promises, an end in the middle of a call.
+ * scripts/test-prebuilds.mjs runs this program, bundled to one file, with each prebuilt addon. It repeats the numeric checks of
+ * kernels.test.ts and tests what depends on the compiler's runtime: threads, exceptions, promises, and an exit in the middle of
+ * a call.
  */
 import '../kernels/kernels.test.js'
 import { Worker } from 'node:worker_threads'

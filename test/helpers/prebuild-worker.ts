@@ -1,7 +1,7 @@
 /**
- * What scripts/test-prebuilds.mjs runs with each prebuilt addon, bundled to one file: worker threads alone load the addon,
- * so that Node unloads the addon with the last of them. The threads of the kernels' pool must have ended, and nothing of
- * the addon may be called at the process's exit.
+ * scripts/test-prebuilds.mjs runs this program, bundled to one file, with each prebuilt addon. Only worker threads load the
+ * addon, so that Node unloads the addon when the last of them ends. The threads of the kernels' pool must then have ended, and
+ * nothing of the addon may be called when the process exits.
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
@@ -14,7 +14,7 @@ import { rapo } from '../../lib/loss/objective.js'
 
 const objective = rapo({ klCoef: 0.3, entropyCoef: 0.05 })
 
-/** Threads of the process, once there are no more than that: the system lists one that has ended for a moment longer. */
+/** Number of threads of the process. Waits for ended threads, which the system still lists for a moment. */
 async function settled(most: number): Promise<number> {
   const count = () => readdirSync('/proc/self/task').length
   for (let tries = 0; count() > most && tries < 300; tries++) await setTimeout(100)
@@ -27,7 +27,7 @@ if (isMainThread) {
     const worker = new Worker(fileURLToPath(import.meta.url), { workerData: mode })
     const [code] = await once(worker, 'exit')
     assert.equal(code, 0)
-    // Node's own threads are there after the first workers. Emulators show none, or their own.
+    // Node's own threads exist after the first workers. Emulators show no threads, or their own.
     if (existsSync('/proc/self/task')) threads.push(await settled(threads[2] ?? Infinity))
   }
   console.log(`threads after each worker: ${threads.join(', ') || 'unknown'}`)

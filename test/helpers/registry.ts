@@ -1,4 +1,4 @@
-/** An npm registry on this machine that serves what node_modules holds, so that tests install packages without network. */
+/** A local npm registry that serves the packages in node_modules, so that tests install packages without a network. */
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:http'
@@ -10,7 +10,7 @@ interface Manifest {
   readonly version: string
 }
 
-/** Serves every package that an installed rapo needs; their tarballs go into dir. Close it when done. */
+/** Serves every package that an installed rapo needs. Tarballs are written to dir. The caller must close it. */
 export async function serveRegistry(root: string, dir: string): Promise<{ url: string; close(): void }> {
   const lock = JSON.parse(readFileSync(path.join(root, 'package-lock.json'), 'utf8'))
   const paths = Object.entries<{ dev?: boolean }>(lock.packages)

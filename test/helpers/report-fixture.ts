@@ -1,4 +1,4 @@
-/** Small run directories for the report's tests, as docs/files.md describes them. */
+/** Small run directories for the report's tests, in the form that docs/files.md describes. */
 import { mkdirSync, mkdtempSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -57,7 +57,7 @@ export function sampleOf(fields: object = {}) {
   return { ...rest, reward: 1, finishReason: 'stop', ...fields }
 }
 
-/** Two problems of each of two difficulties; passAtK of each group at k = 1, 4, 16, … */
+/** Two problems of each of two difficulties, and passAtK of each group at k = 1, 4, 16, … */
 export function evaluationOf(groups: Record<string, readonly number[]>, fields: object = {}) {
   const entries = Object.entries(groups).map(([name, passAtK]) => [
     name,
@@ -89,7 +89,7 @@ export function evaluationOf(groups: Record<string, readonly number[]>, fields: 
   }
 }
 
-/** base, grpo and rapo, complete. */
+/** Complete runs named base, grpo and rapo. */
 export function writeThreeRuns(dir: string) {
   const config = (penalty: string, output: string) =>
     `model:\n  dir: models/countdown-base\nobjective:\n  penalty: ${penalty}\n  klCoef: 0.02\nrun:\n  output: ${output}\n`

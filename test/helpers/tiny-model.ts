@@ -4,7 +4,7 @@ import { initializeModel } from '../../lib/model/engine.js'
 import { eosId, vocabSize, writeTokenizer } from '../../scripts/countdown-tokenizer.js'
 import { makeTempDir } from './fake-policy.js'
 
-/** A real Qwen2 of 1 layer with random weights and the countdown tokenizer: for tests that need the engine. */
+/** A real Qwen2 with one layer, random weights and the countdown tokenizer, for tests that need the engine. */
 export async function makeTinyModel(): Promise<string> {
   const dir = makeTempDir()
   writeTokenizer(dir)

@@ -1,8 +1,8 @@
 /**
- * Training runs that a test starts in a process of its own, to fill its disk or to kill it:
+ * Training runs that a test starts in a process of its own, in order to fill its disk or to kill it:
  *
- *     grow DIR MODEL    checkpoints of 100 KB, 200 KB, then 2 MB; prints what became of them
- *     run DIR MODEL [PLACE COUNT]    40 steps in DIR, resumed where there is a checkpoint; kills itself in the middle of
+ *     grow DIR MODEL    checkpoints of 100 KB, 200 KB, then 2 MB; prints the result of each
+ *     run DIR MODEL [PLACE COUNT]    40 steps in DIR, resumed if there is a checkpoint; kills itself in the middle of
  *                                    that method of the policy, or after a step's lines (onStep), the COUNT-th time
  */
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'

@@ -2,7 +2,10 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RapoError } from '../../lib/base/errors.js'
 import { moments } from '../../lib/base/stats.js'
-import { groupAdvantages, referenceWeights, zeroAdvantageFraction } from '../../lib/loss/advantage.js'
+import { parseConfig } from '../../lib/config/load.js'
+import { groupAdvantages, perRow, referenceWeights, zeroAdvantageFraction } from '../../lib/loss/advantage.js'
+import { rapoPhi } from '../../lib/loss/objective.js'
+import { errorOf } from '../helpers/kernels-check.js'
 
 const isNear = (actual: number, expected: number, tolerance: number) =>
   assert.ok(Math.abs(actual - expected) <= tolerance, `${actual}, expected ${expected} ± ${tolerance}`)
@@ -169,6 +172,42 @@ test('unknown choices', () => {
 test('moments', () => {
   assert.equal(moments([1, 3]), { mean: 2, std: 1 })
   assert.equal(moments([1, 3], 1), { mean: 2, std: Math.SQRT2 })
+})
+
+test("reference weights are RAPO's unless told otherwise, the same as the configuration's preset", () => {
+  assert.equal(referenceWeights([0, 1]), [0.7, 1])
+  isNear(referenceWeights([0.5])[0]!, 0.85, 1e-15)
+  const { phiMin, phiMax, rMin, rMax, penalty } = parseConfig({
+    model: { dir: 'm' },
+    data: { train: 't.jsonl' },
+    task: { verifier: 'exact' },
+    sampling: { promptsPerStep: 1, groupSize: 2, maxNewTokens: 1 },
+    objective: { preset: 'rapo' },
+    optimizer: { learningRate: 1e-6 },
+    run: { output: 'o', steps: 1 },
+  }).objective
+  assert.equal({ phiMin, phiMax, rMin, rMax }, { ...rapoPhi })
+  assert.is(penalty, 'forward')
+})
+
+test('perRow repeats the value of each completion over its rows', () => {
+  assert.equal(perRow([0.5, -0.5, 2], [0, 2, 2, 3]), Float32Array.of(0.5, 0.5, 2))
+  assert.equal(perRow(Float32Array.of(1), Int32Array.of(0, 2)), Float32Array.of(1, 1))
+  assert.equal(perRow([], [0]), new Float32Array(0))
+})
+
+test('perRow: offsets that do not fit throw with field, value and range', () => {
+  for (const [values, offsets, message] of [
+    [[1], [0], 'sequenceOffsets has 1 elements, expected 2 for 1 values'],
+    [[1], [1, 2], 'sequenceOffsets[0] is 1, expected 0'],
+    [[1, 2], [0, 2, 1], 'sequenceOffsets[2] is 1, expected a whole number >= 2'],
+    [[1], [0, 1.5], 'sequenceOffsets[1] is 1.5, expected a whole number >= 0'],
+    [[1], [0, Number.NaN], 'sequenceOffsets[1] is NaN'],
+  ] as const) {
+    const error = errorOf(() => perRow(values, offsets))
+    assert.is(error.code, 'ERR_RAPO_INVALID_ARGUMENT')
+    assert.ok(error.message.includes(message), error.message)
+  }
 })
 
 test.run()

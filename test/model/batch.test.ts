@@ -10,6 +10,7 @@ import {
   type TrainSequence,
   tokenWeights,
   toSequence,
+  unpackCompletions,
 } from '../../lib/model/batch.js'
 import type { MicroBatch } from '../../lib/model/policy.js'
 
@@ -250,6 +251,24 @@ test('packTokens, also of nothing', () => {
     offsets: Int32Array.of(0, 2, 2, 3),
   })
   assert.equal(packTokens([]), { tokenIds: new Int32Array(), offsets: Int32Array.of(0) })
+})
+
+test('unpackCompletions cuts completions by their offsets, an empty one included, as copies', () => {
+  const packed = {
+    tokens: { tokenIds: Int32Array.of(5, 6, 2), offsets: Int32Array.of(0, 1, 1, 3) },
+    logprobs: Float32Array.of(-1, -2, -3),
+    finishReasons: ['length', 'stop', 'stop'] as const,
+  }
+  const completions = unpackCompletions(packed)
+  assert.equal(completions, [
+    { tokenIds: Int32Array.of(5), logprobs: Float32Array.of(-1), finishReason: 'length' },
+    { tokenIds: new Int32Array(0), logprobs: new Float32Array(0), finishReason: 'stop' },
+    { tokenIds: Int32Array.of(6, 2), logprobs: Float32Array.of(-2, -3), finishReason: 'stop' },
+  ])
+  packed.tokens.tokenIds[0] = 9
+  packed.logprobs[0] = 9
+  assert.is(completions[0]!.tokenIds[0], 5)
+  assert.is(completions[0]!.logprobs[0], -1)
 })
 
 test.run()

@@ -28,7 +28,8 @@ int count_devices(std::string& reason) {
 void enter(int index) {
   const auto device = static_cast<c10::DeviceIndex>(index);
   c10::cuda::set_device(device);
-  // Only the first time: a policy's next call must be queued behind what is still running on its stream.
+  // Only the first time. A policy's next call must run on the same stream, behind the work that is still
+  // running.
   if (c10::cuda::getCurrentCUDAStream(device) == c10::cuda::getDefaultCUDAStream(device)) {
     c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, device));
   }
@@ -40,7 +41,7 @@ std::int64_t free_bytes(at::Device device) {
   std::size_t free = 0, total = 0;
   C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
-  // Element 0 of each is the sum over the allocator's pools.
+  // Element 0 is the sum over the allocator's pools.
   return static_cast<std::int64_t>(free) + stats.reserved_bytes[0].current - stats.allocated_bytes[0].current;
 }
 
@@ -53,7 +54,8 @@ struct Graphs::Impl {
 
   at::Device device;
   decltype(at::cuda::graph_pool_handle()) pool = at::cuda::graph_pool_handle();
-  std::map<std::int64_t, std::unique_ptr<at::cuda::CUDAGraph>> graphs;  // null: called once
+  std::map<std::int64_t, std::unique_ptr<at::cuda::CUDAGraph>>
+      graphs;  // null after the first call with a key
 };
 
 Graphs::Graphs(at::Device device) {
@@ -64,10 +66,10 @@ Graphs::~Graphs() = default;
 
 void Graphs::run(std::int64_t key, const std::function<void()>& step) {
   if (!impl_) return step();
-  // A capture is of the current device's stream, and the engine's thread may have entered another one since.
+  // A capture is made on the current device, which the engine's thread may have changed since.
   const c10::cuda::CUDAGuard guard(impl_->device);
   const auto [found, is_new] = impl_->graphs.try_emplace(key);
-  if (is_new) return step();  // also lets the libraries allocate what they keep
+  if (is_new) return step();  // without a capture: libraries allocate their workspaces here
   auto& graph = found->second;
   if (!graph) {
     auto captured = std::make_unique<at::cuda::CUDAGraph>();
@@ -75,7 +77,8 @@ void Graphs::run(std::int64_t key, const std::function<void()>& step) {
     try {
       step();
     } catch (...) {
-      // Ends the capture, so that the stream can be used again; what it throws is of no interest.
+      // The capture must be ended, or the stream stays unusable. The exception of `step` is the one to
+      // report.
       try {
         captured->capture_end();
       } catch (...) {  // NOLINT(bugprone-empty-catch)

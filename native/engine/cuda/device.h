@@ -1,5 +1,5 @@
-// What the engine asks of CUDA beyond ATen's operations. open.cpp is always compiled; device.cpp is compiled
-// where libtorch has CUDA, and device_none.cpp elsewhere.
+// CUDA calls that ATen's operations do not cover. open.cpp is always compiled; device.cpp is compiled if
+// libtorch has CUDA, and device_none.cpp otherwise.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,18 @@ namespace rapo::device {
 /// Whether the libtorch that the engine was compiled against has CUDA.
 bool has_cuda();
 
-/// The device that a name means: "cpu", "cuda" or "cuda:1". Throws kInvalidArgument for another name, kDevice
-/// where libtorch has no CUDA, the machine no such device, or the objective's kernels no library.
+/// The device of that name: "cpu", "cuda" or "cuda:1". Throws kInvalidArgument for another name; kDevice if
+/// libtorch has no CUDA, if the machine has no such device, or if the kernels' CUDA library is missing.
 at::Device open(const std::string& name);
 
-/// CUDA devices that libtorch can use; reason says why there is none.
+/// Number of CUDA devices that libtorch can use. If there is none, `reason` says why.
 int count_devices(std::string& reason);
-/// Makes the device this thread's, with a stream of its own (the default one cannot be captured in a graph).
+/// Makes the device current in this thread, on a stream of its own: the default stream cannot be captured in
+/// a graph.
 void enter(int index);
 
-/// Bytes of the device's memory that can still be allocated, including those that libtorch holds in reserve.
+/// Bytes of the device's memory that can still be allocated, including the memory that libtorch's allocator
+/// has reserved.
 std::int64_t free_bytes(at::Device device);
 
 /// The cudaStream_t that libtorch enqueues on in this thread; null on the CPU.
@@ -35,8 +37,9 @@ class Graphs {
  public:
   explicit Graphs(at::Device device);
   ~Graphs();
-  /// Runs the step. The first call with a key calls step(), the second captures it as a graph, and all later
-  /// ones replay that graph. Without CUDA, and where RAPO_CUDA_GRAPHS is 0, every call calls step().
+  /// Runs the step. The first call with a key calls step(), the second captures step() as a graph and
+  /// launches the graph, and later calls launch the same graph. Without CUDA, or if RAPO_CUDA_GRAPHS is 0,
+  /// every call calls step().
   void run(std::int64_t key, const std::function<void()>& step);
 
  private:

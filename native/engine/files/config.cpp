@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::size_t kMaxConfig = 16 << 20;
 constexpr std::int64_t kMaxSize = std::int64_t{1} << 31;  // keeps every product of two sizes within 64 bits
-constexpr std::int64_t kMaxLayers = 4096;  // each takes memory before the weights are looked at
+constexpr std::int64_t kMaxLayers = 4096;                 // layers take memory before the weights are checked
 
 class Reader {
  public:
@@ -26,7 +26,7 @@ class Reader {
     return text;
   }
 
-  /// null counts as absent, as in Python's None.
+  /// null counts as absent, as None does in transformers.
   const Json* get(const Json& object, const char* field) const {
     const Json* value = object.find(field);
     return value && !value->is_null() ? value : nullptr;
@@ -68,8 +68,8 @@ class Reader {
     return value->boolean;
   }
 
-  /// Only rotary embeddings without scaling. transformers reads the kind from rope_type, or from type where
-  /// that is absent.
+  /// Only rotary embeddings without scaling are supported. transformers reads the kind from rope_type, or
+  /// from type if rope_type is absent.
   void only_unscaled(const Json& rope, const std::string& field) const {
     if (rope.type != Json::Type::kObject) {
       fail(ErrorCode::kFormat, field, "must be an object, got " + show(rope));
@@ -78,7 +78,7 @@ class Reader {
     only(rope, "type", "default", field + ".type");
   }
 
-  /// Where the field is present, its value must be this text.
+  /// If the field is present, its value must be this text.
   void only(const Json& object, const char* field, const std::string& supported,
             const std::string& shown) const {
     const Json* value = get(object, field);

@@ -1,4 +1,4 @@
-// What reading and writing files share.
+// Helpers for reading and writing files.
 #pragma once
 
 #include <unistd.h>

@@ -1,5 +1,5 @@
-// A small strict JSON reader: config.json and safetensors headers. Keeps members in order and numbers as
-// written, so that a configuration can be changed in one field and written back.
+// A small strict JSON reader for config.json and safetensors headers. It keeps the order of members and the
+// digits of numbers, so that a configuration can be written back with one field changed.
 #pragma once
 
 #include <cstdint>
@@ -22,11 +22,11 @@ struct Json {
   static Json string(std::string value);
 
   bool is_null() const { return type == Type::kNull; }
-  /// The member of that name, or null when absent or not an object.
+  /// The member of that name; null if it is absent or if this is not an object.
   const Json* find(std::string_view name) const;
   /// Replaces the member or appends it.
   void set(const std::string& name, Json value);
-  /// A number that is an integer of 64 bits; false otherwise.
+  /// Sets *out if the value is an integer that fits 64 bits; returns false otherwise.
   bool to_integer(std::int64_t* out) const;
   double to_double() const;
 };

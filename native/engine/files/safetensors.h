@@ -20,15 +20,15 @@ struct StoredTensor {
   std::size_t bytes = 0;
 };
 
-/// Bytes of one element of a dtype as the format spells it; 0 for an unknown one.
+/// Bytes of one element of a dtype in the format's spelling; 0 for an unknown dtype.
 std::size_t width_of(const std::string& dtype);
 
 /// A read-only mapping of one file. Every offset, length and product in the header is checked against the
-/// file before a tensor is handed out. A file that another process truncates later faults on access, as any
-/// mapping does.
+/// file's size before a tensor is handed out. As with any mapping, an access faults if another process
+/// truncates the file later.
 class SafetensorsFile {
  public:
-  /// Throws Error: kIo (cannot be read), kFormat (names the file, and the tensor where there is one).
+  /// Throws Error: kIo (the file cannot be read), kFormat (names the file and, if there is one, the tensor).
   explicit SafetensorsFile(const std::string& path);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
@@ -55,9 +55,9 @@ class Checkpoint {
   explicit Checkpoint(const std::string& dir);
 
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
-  /// The file a tensor lies in.
+  /// The file that holds the tensor.
   const std::string& file_of(const std::string& tensor) const;
-  /// Lets the system free the tensor's pages. The file is read again where the tensor is.
+  /// Lets the system free the memory of the tensor's pages. A later access reads them from the file again.
   void release(const StoredTensor& tensor) const;
 
  private:
@@ -67,7 +67,7 @@ class Checkpoint {
   std::map<std::string, std::size_t> file_index_;
 };
 
-/// The whole of a small text file. Throws Error(kIo), and kFormat beyond max_bytes.
+/// The content of a small text file. Throws Error: kIo, or kFormat for a file larger than max_bytes.
 std::string read_text_file(const std::string& path, std::size_t max_bytes);
 
 }  // namespace rapo

@@ -50,8 +50,8 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
     ::unlink(temporary.c_str());
     throw;
   }
-  // The rename itself survives a crash only once the directory is synced; some file systems refuse that:
-  // harmless.
+  // The rename survives a crash only once the directory is synced. Some file systems refuse to sync a
+  // directory, which does no harm.
   Descriptor directory{::open(directory_of(path).c_str(), O_RDONLY | O_CLOEXEC)};
   if (directory.fd >= 0) (void)::fsync(directory.fd);
 }
@@ -83,7 +83,7 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
     offset += tensor.bytes;
   }
   header += "}";
-  header.resize((header.size() + 7) / 8 * 8, ' ');  // the data then begins at a multiple of 8
+  header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
   unsigned char length[8];
   for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(header.size() >> (8 * i));
   write_atomically(path, [&](int fd) {
@@ -97,14 +97,14 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
   });
 }
 
-/// Whether the name is one that transformers or write_model() gives to a file of a model.
+/// Whether transformers or write_model() gives a model's file this name.
 bool is_model_file(const std::string& name) {
   static const std::regex shard("model-\\d{5,}-of-\\d{5,}\\.safetensors");
   return name == "model.safetensors" || name == "model.safetensors.index.json" ||
          std::regex_match(name, shard);
 }
 
-/// Removes files of an earlier model from dir, except for those just written.
+/// Removes an earlier model's files from dir, except the files just written.
 void remove_stale(const std::string& dir, const std::set<std::string>& written) {
   std::error_code error;
   std::filesystem::directory_iterator entry(dir, error);

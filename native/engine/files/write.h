@@ -1,4 +1,4 @@
-// Writing safetensors files, whole models and small text files so that no path ever holds a part.
+// Writes safetensors files, whole models and small text files. No path ever holds a partly written file.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,18 @@
 
 namespace rapo {
 
-/// Writes to a temporary name in the same directory, syncs, renames: the path holds the old content or the
-/// new, never a part. Throws Error: kIo, or kAborted between tensors; nothing of the attempt is left then.
+/// Writes a temporary file in the same directory, syncs it and renames it, so that the path holds either the
+/// old or the new content. Throws Error: kIo, or kAborted between tensors; the temporary file is then
+/// removed.
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, const Control& control = {});
 
-/// Writes a model's tensors into dir: as model.safetensors, or as shards of at most max_shard_bytes (a larger
-/// tensor has a shard of its own) with model.safetensors.index.json, named as transformers names them. Each
-/// file is written as by write_safetensors(); files of an earlier model under other names are removed.
-/// convert returns a tensor's bytes in `dtype` when the tensor is written, so that no second copy of the
-/// model is held; without it the bytes are written as they are. metadata.total_size counts bytes.
+/// Writes a model's tensors into dir, as model.safetensors or as shards of at most max_shard_bytes with
+/// model.safetensors.index.json, named as in transformers. A tensor larger than max_shard_bytes has a shard
+/// of its own. Each file is written as by write_safetensors(); files of an earlier model under other names
+/// are removed. convert returns a tensor's bytes in `dtype` at the moment when the tensor is written, so that
+/// no second copy of the model is held; without convert the stored bytes are written. metadata.total_size
+/// counts bytes.
 void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,
                  const Control& control, const std::string& dtype = "",
                  const std::function<std::shared_ptr<const void>(const StoredTensor&)>& convert = {});

@@ -1,5 +1,6 @@
-// One block of memory on the model's device with a place for each sequence, as long as the longest may
-// become. A step leaves the device for the tokens alone, and is captured in a CUDA graph where there is CUDA.
+// A key/value cache for devices: one block of memory with a place for each sequence, as long as the longest
+// sequence can become. A step reads nothing back but the sampled tokens. With CUDA a step is captured in a
+// graph.
 #include <ATen/ops/stack.h>
 
 #include <algorithm>
@@ -33,7 +34,7 @@ class BlockCache : public Cache {
     const ModelConfig& c = model.net.config();
     limit_ = sampling.max_batch;
     if (limit_ == 0) {
-      // Some of it is left for what passes through a layer and for graphs.
+      // The rest of the memory is left for a layer's temporaries and for graphs.
       const std::int64_t free =
           model.flat.is_cpu() ? demand.bytes : device::free_bytes(model.flat.device()) / 10 * 8;
       limit_ = device_running_limit(c, model.element_size(), demand.positions, free);
@@ -48,7 +49,7 @@ class BlockCache : public Cache {
     uniforms_ = at::zeros({limit_}, of(at::kDouble));
     choices_ = at::zeros({2, limit_}, of(at::kDouble));
     model.net.rope(demand.positions,
-                   model.weights.embed);  // a graph expects the tables to stay where they are
+                   model.weights.embed);  // now, since a graph expects the tables to stay where they are
   }
 
   std::int64_t limit() const override { return limit_; }
@@ -77,7 +78,7 @@ class BlockCache : public Cache {
     return next_++;
   }
 
-  /// Where a sequence ends, the last one moves into its place.
+  /// When a sequence ends, the last sequence moves into its place.
   void drop(const std::vector<Id>& sequences) override {
     const auto ends = [&](const Place& p) {
       return std::find(sequences.begin(), sequences.end(), p.sequence) != sequences.end();
@@ -100,7 +101,7 @@ class BlockCache : public Cache {
     }
   }
 
-  /// Rows of the batch beyond the running sequences compute something that nobody reads.
+  /// A step computes more rows than there are sequences. Nobody reads the results of the additional rows.
   std::vector<Choice> step(const std::vector<Row>& rows) override {
     std::unordered_map<Id, const Row*> by_id;
     for (const Row& row : rows) by_id.emplace(row.sequence, &row);
@@ -110,7 +111,7 @@ class BlockCache : public Cache {
       const Row& row = *by_id.at(p.sequence);
       uniforms.push_back(row.u);
       longest = std::max(longest, row.length);
-      // The device's own lengths were cut where the last step ended.
+      // The last step clamped the device's lengths to reach_; a longer sequence makes them stale.
       is_stale_ = is_stale_ || row.length > reach_;
       p.length = row.length + 1;
     }
@@ -140,12 +141,12 @@ class BlockCache : public Cache {
 
   std::int64_t running() const { return static_cast<std::int64_t>(places_.size()); }
 
-  /// The first positions of a place: (layers, length, K, D).
+  /// The first `length` positions of a place: (layers, length, K, D).
   static at::Tensor place(const at::Tensor& cache, std::int64_t index, std::int64_t length) {
     return cache.select(1, index).narrow(1, 0, length);
   }
 
-  /// What a graph holds: everything is read from and written to tensors that stay where they are.
+  /// The part of a step that a graph holds: it reads and writes only tensors that stay where they are.
   void decode(std::int64_t rows, std::int64_t longest) {
     Qwen2& net = model_.net;
     const auto& embed = model_.weights.embed;
@@ -163,10 +164,10 @@ class BlockCache : public Cache {
     const auto choices = sample_aten(logits, uniforms_.narrow(0, 0, rows), sampling_);
     choices_.narrow(1, 0, rows).copy_(choices);
     token_ids_.narrow(0, 0, rows).copy_(choices.select(0, 0));
-    lengths_.narrow(0, 0, rows).add_(1).clamp_max_(longest);  // no running one is cut
+    lengths_.narrow(0, 0, rows).add_(1).clamp_max_(longest);  // step() mends a running one that this cuts
   }
 
-  /// Tells the device of every place's token and length; those without a sequence begin again.
+  /// Copies the token and the length of every place to the device. Places without a sequence get length 0.
   void tell_rows(const std::unordered_map<Id, const Row*>& by_id) {
     auto host = at::zeros({2, limit_}, at::kLong);
     auto* values = host.data_ptr<std::int64_t>();
@@ -184,14 +185,14 @@ class BlockCache : public Cache {
   const SamplingParams& sampling_;
   std::int64_t limit_ = 0;  // places
   ops::Block block_;
-  // By place, on the device, where graphs expect them: the next token, the length, the random number, and
-  // what was chosen.
+  // Per place, on the device, at addresses that graphs hold: the next token, the length, the random number
+  // and the choice.
   at::Tensor token_ids_, lengths_, uniforms_, choices_;
-  bool is_stale_ = true;     // the device does not know every place's token and length
-  std::int64_t reach_ = -1;  // the largest length that the last step left on the device
+  bool is_stale_ = true;     // the device's tokens or lengths are not those of the sequences
+  std::int64_t reach_ = -1;  // the largest length that the last step could leave on the device
   device::Graphs graphs_;
   std::vector<Place> places_;
-  std::unordered_map<Id, at::Tensor> prompts_;  // (layers, length, 2 K D): views of their forward pass's
+  std::unordered_map<Id, at::Tensor> prompts_;  // (layers, length, 2 K D): views of the prefill's result
   Id next_ = 0;
 };
 

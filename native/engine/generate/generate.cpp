@@ -12,16 +12,16 @@
 namespace rapo {
 namespace {
 
-/// A prompt whose completions are being started.
+/// A computed prompt of which some completions have not started.
 struct Prefilled {
-  std::int64_t prompt = -1, waiting = 0;  // completions not started
+  std::int64_t prompt = -1, waiting = 0;  // waiting: completions that have not started
   Cache::Id kept = 0;
-  at::Tensor logits;  // (1, V) of the first new token
+  at::Tensor logits;  // (1, V) at the end of the prompt
 };
 
 struct Running {
   std::int64_t completion = 0, length = 0;  // length: tokens in the cache
-  std::int32_t token = 0;                   // sampled, not yet in the cache
+  std::int32_t token = 0;                   // the last sampled token, not yet in the cache
   Cache::Id sequence = 0;
 };
 
@@ -38,7 +38,7 @@ class Decoder {
         total_(transcript_.total()) {}
 
   Completions run() {
-    // Starting is batched: a prefill costs a pass over the weights, so a few free places wait for company.
+    // A prefill reads all weights, so few free places wait until there are enough of them to fill at once.
     const std::int64_t worth = std::max<std::int64_t>(1, cache_.limit() / 8);
     while (waiting() > 0 || !running_.empty()) {
       control_.check();
@@ -50,8 +50,8 @@ class Decoder {
   }
 
  private:
-  /// Completions that are to be started: those stopped for want of room first, then the others in their
-  /// order.
+  /// Completions that are to be started, in this order: first those that were stopped because the cache was
+  /// full, then the others.
   std::int64_t waiting() const { return static_cast<std::int64_t>(stopped_.size()) + total_ - next_; }
   std::int64_t waiting_at(std::int64_t i) const {
     const auto stopped = static_cast<std::int64_t>(stopped_.size());
@@ -62,10 +62,10 @@ class Decoder {
     return prompts_.offsets[static_cast<std::size_t>(p) + 1] - prompts_.offsets[static_cast<std::size_t>(p)];
   }
 
-  /// How many of the waiting completions may join. Each is expected to become twice as long as the finished
-  /// ones were on average (those that end first are short), so that the cache holds what the sequences use,
-  /// not what they might; and where that was too little, as long as the longest so far, lest one be stopped
-  /// again.
+  /// How many of the waiting completions may start. Each sequence is expected to become twice as long as the
+  /// finished ones were on average, since short sequences finish first. So the cache is filled with what
+  /// sequences use, not with what they could use at most. If a sequence had to be stopped because that was
+  /// too little, each is expected to become as long as the longest so far, so that none is stopped again.
   std::int64_t startable() const {
     const std::int64_t free =
         std::min(cache_.limit() - static_cast<std::int64_t>(running_.size()), waiting());
@@ -87,8 +87,7 @@ class Decoder {
     return free;
   }
 
-  /// Starts the first `count` of the waiting completions; their prompts are computed where they are not
-  /// there.
+  /// Starts the first `count` of the waiting completions. Prompts that are not in the cache are computed.
   void start(std::int64_t count) {
     std::vector<std::int64_t> completions;
     completions.reserve(static_cast<std::size_t>(count));
@@ -130,7 +129,8 @@ class Decoder {
                         [prompt](const Prefilled& p) { return p.prompt == prompt; });
   }
 
-  /// Computes the prompts of completions before next_ that were not computed yet, some at once.
+  /// Computes the prompts of the completions before next_ that have not been computed yet, several in one
+  /// pass.
   void prefill_new() {
     const std::int64_t at_once = prefill_tokens(model_.net.config(), model_.element_size());
     const std::int64_t end = (next_ + sampling_.n - 1) / sampling_.n;
@@ -145,7 +145,8 @@ class Decoder {
     }
   }
 
-  /// Prompts [first, end): keys, values and the logits behind the last token of each, for n completions.
+  /// Computes prompts [first, end) for n completions of each: keys, values and the logits at the end of the
+  /// prompt.
   void prefill(std::int64_t first, std::int64_t end, std::int64_t n) {
     const auto input = plain_input(prompts_, static_cast<std::size_t>(first), static_cast<std::size_t>(end));
     std::vector<Cache::Span> spans;
@@ -165,8 +166,8 @@ class Decoder {
     }
   }
 
-  /// Stops the youngest sequences until the cache has room for each other one's next token. They are
-  /// started again from their prompts, and come out the same.
+  /// Stops the youngest sequences until the cache has room for the next token of each other sequence. Stopped
+  /// sequences start again from their prompts later; their random numbers, and so their tokens, are the same.
   void make_room() {
     for (;;) {
       std::int64_t needed = 0;
@@ -180,7 +181,7 @@ class Decoder {
     }
   }
 
-  /// One token for every running sequence.
+  /// Generates one token for every running sequence.
   void step() {
     if (cache_.unit_limit() != INT64_MAX) make_room();
     std::vector<Cache::Row> rows;
@@ -195,7 +196,7 @@ class Decoder {
     settle(std::move(now), choices);
   }
 
-  /// Records the sequences' next tokens. Those that end leave the cache, the others run on.
+  /// Records the next token of each sequence. Sequences that end leave the cache; the others keep running.
   void settle(std::vector<Running>&& sequences, const std::vector<Choice>& choices) {
     std::vector<Cache::Id> ended;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
@@ -226,11 +227,11 @@ class Decoder {
   Control& control_;
   Transcript transcript_;
 
-  std::int64_t total_, next_ = 0;   // completions: all, and the first not started
-  std::int64_t prefilled_end_ = 0;  // the first prompt that was not computed
+  std::int64_t total_, next_ = 0;   // completions: all of them; the first that was never started
+  std::int64_t prefilled_end_ = 0;  // the first prompt that was never computed
   std::int64_t finished_ = 0, finished_tokens_ = 0;
-  std::vector<Running> running_;       // the oldest first
-  std::vector<std::int64_t> stopped_;  // completions that lost their place in the cache
+  std::vector<Running> running_;       // oldest first
+  std::vector<std::int64_t> stopped_;  // completions that were stopped to make room
   std::vector<Prefilled> prefilled_;
 };
 

@@ -1,5 +1,5 @@
-// The decoding loop: each prompt is computed once, its completions step together, and finished ones are
-// replaced at once.
+// The decoding loop. Each prompt is computed once, its completions step together, and a finished completion
+// is replaced by a waiting one at once.
 #pragma once
 
 #include "control.h"
@@ -8,7 +8,7 @@
 
 namespace rapo {
 
-/// Arguments are valid (Policy::generate checks them). cache_bytes: see PolicyOptions.
+/// The arguments must be valid; Policy::generate checks them. cache_bytes: see PolicyOptions.
 Completions generate(Model& model, const PackedTokens& prompts, const SamplingParams& sampling,
                      std::int64_t cache_bytes, Control& control);
 

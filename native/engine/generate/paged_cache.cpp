@@ -1,5 +1,5 @@
-// Pages of kCacheBlock positions of all layers, taken as sequences grow; completions of one prompt share its
-// whole pages.
+// A key/value cache for the CPU, in pages of kCacheBlock positions of all layers. Sequences take pages as
+// they grow; completions of one prompt share its whole pages.
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
@@ -12,7 +12,7 @@
 namespace rapo {
 namespace {
 
-constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;  // the cache grows by
+constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;  // the cache grows by this many bytes
 
 class PagedCache : public Cache {
  public:
@@ -44,7 +44,7 @@ class PagedCache : public Cache {
     return ids;
   }
 
-  /// Whole pages are shared; the last one, which the sequence goes on to fill, is copied.
+  /// The prompt's whole pages are shared. Its last page, which the sequence will fill, is copied.
   Id branch(Id prompt, bool is_last) override {
     if (is_last) return prompt;
     Held sequence = held_.at(prompt);
@@ -97,7 +97,7 @@ class PagedCache : public Cache {
 
  private:
   struct Held {
-    std::int64_t length = 0;  // a prompt's
+    std::int64_t length = 0;  // tokens of a prompt
     std::vector<void*> pages;
   };
 
@@ -124,12 +124,11 @@ class PagedCache : public Cache {
 
   Model& model_;
   const SamplingParams& sampling_;
-  std::int64_t
-      layer_size_;  // elements of one layer's part of a page, which holds the layers' one after another
+  std::int64_t layer_size_;  // elements of one layer in a page; the layers lie one after another
   std::int64_t page_bytes_;
   std::int64_t limit_ = 0, page_limit_ = 0;
   CachePages pages_;
-  std::unordered_map<Id, Held> held_;  // prompts and sequences
+  std::unordered_map<Id, Held> held_;  // by prompt and by sequence
   Id next_ = 0;
 };
 

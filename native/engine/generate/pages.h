@@ -1,5 +1,5 @@
-// The key/value cache's memory: pages of kCacheBlock positions of every layer, taken as sequences grow and
-// shared by completions of one prompt.
+// The memory of the paged key/value cache. Pages are taken as sequences grow and shared by completions of one
+// prompt.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace rapo {
 
 class CachePages {
  public:
-  /// elements: the size of a page. chunk_pages: pages allocated at once.
+  /// elements: elements of one page. chunk_pages: pages that are allocated at once.
   CachePages(std::int64_t elements, std::int64_t chunk_pages, at::TensorOptions options)
       : elements_(elements), chunk_pages_(chunk_pages), options_(options) {}
 
@@ -24,14 +24,14 @@ class CachePages {
     owners_[page] = 1;
     return data(page);
   }
-  /// Add and remove an owner of a page. A page without owners is free again.
+  /// Add or remove one owner of a page. A page without owners is free.
   void share(void* page) { ++owners_[index(page)]; }
   void drop(void* page) {
     const std::size_t i = index(page);
     if (--owners_[i] == 0) free_.push_back(i);
   }
 
-  /// Pages with an owner.
+  /// Number of pages that have an owner.
   std::int64_t used() const { return static_cast<std::int64_t>(owners_.size() - free_.size()); }
   std::size_t bytes() const { return static_cast<std::size_t>(elements_) * options_.dtype().itemsize(); }
 
@@ -54,13 +54,13 @@ class CachePages {
         return c * static_cast<std::size_t>(chunk_pages_) + static_cast<std::size_t>(at - begin) / bytes();
       }
     }
-    return owners_.size();  // not a page of this cache: no caller passes one
+    return owners_.size();  // not a page of this cache; no caller passes one
   }
 
   std::int64_t elements_, chunk_pages_;
   at::TensorOptions options_;
   std::vector<at::Tensor> chunks_;
-  std::vector<std::int64_t> owners_;  // by page
+  std::vector<std::int64_t> owners_;  // owners of each page
   std::vector<std::size_t> free_;
 };
 

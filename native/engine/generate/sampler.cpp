@@ -10,7 +10,7 @@
 namespace rapo {
 namespace {
 
-/// What choose() reuses from row to row; one per thread.
+/// Memory that choose() reuses from row to row; one per thread.
 struct SamplerScratch {
   std::vector<float> p;
   std::vector<double> block_sums;
@@ -25,7 +25,7 @@ float widen(loops::BFloat16 x) {
   return out;
 }
 
-/// The tokens that the filters leave, most probable first; p are unnormalised probabilities with maximum 1.
+/// The tokens that pass the filters, most probable first. p: unnormalised probabilities with maximum 1.
 void filter(const std::vector<float>& p, std::int64_t size, double total, const SamplingParams& params,
             std::vector<std::int32_t>& order) {
   const auto before = [&](std::int32_t a, std::int32_t b) {
@@ -37,8 +37,8 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
   const bool has_top_k = params.top_k > 0 && params.top_k < size;
   const std::size_t limit = static_cast<std::size_t>(has_top_k ? params.top_k : size);
 
-  // Sorts as many of the best as the filters can ask for: doubling until top-p is reached spares the whole
-  // sort.
+  // Sorts only as many of the most probable tokens as the filters need: the number doubles until top-p is
+  // reached, which is cheaper than sorting the whole row.
   std::size_t sorted = 0;
   const auto sort_up_to = [&](std::size_t count) {
     count = std::min(count, limit);
@@ -73,7 +73,7 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
            static_cast<double>(p[static_cast<std::size_t>(order.back())]) < params.min_p) {
       order.pop_back();
     }
-  } else {  // min-p alone: no order is needed, ids ascend
+  } else {  // only min-p: the tokens need no order and stay sorted by id
     const auto below = [&](std::int32_t v) {
       return static_cast<double>(p[static_cast<std::size_t>(v)]) < params.min_p;
     };
@@ -81,8 +81,8 @@ void filter(const std::vector<float>& p, std::int64_t size, double total, const 
   }
 }
 
-/// The lowest id of the highest logit. The logits decide, not their exponentials, which may share a rounded
-/// value.
+/// The lowest id among the highest logits. It compares logits, since the exponentials of two different logits
+/// can round to the same value.
 template <class T>
 std::int64_t argmax(const T* logits, std::int64_t size) {
   std::int64_t best = 0;
@@ -92,8 +92,8 @@ std::int64_t argmax(const T* logits, std::int64_t size) {
   return best;
 }
 
-/// The token at which the running sum over all words passes u * sum. Where rounding keeps it below, the last
-/// word that has a probability.
+/// The token at which the running sum over all words passes u * sum. If rounding keeps the running sum below
+/// that, the last word whose probability is not 0.
 std::int64_t draw(const SamplerScratch& scratch, std::int64_t size, double sum, double u) {
   double left = u * sum;
   std::int64_t token = 0;
@@ -114,7 +114,7 @@ std::int64_t draw(const SamplerScratch& scratch, std::int64_t size, double sum, 
   return std::max_element(scratch.p.begin(), scratch.p.begin() + size) - scratch.p.begin();
 }
 
-/// The same over the words that the filters left.
+/// The same over the words that passed the filters.
 std::int64_t draw(const SamplerScratch& scratch, double u) {
   const auto p = [&](std::int32_t v) { return static_cast<double>(scratch.p[static_cast<std::size_t>(v)]); };
   double left = 0;
@@ -139,7 +139,7 @@ Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& pa
   const float max =
       loops::table().ops<T>().exp_row(logits, vocab_size, scale, scratch.p.data(), scratch.block_sums.data());
   const double sum = std::accumulate(scratch.block_sums.begin(), scratch.block_sums.end(), 0.0);
-  // A NaN reaches the sum, an infinite logit the maximum.
+  // A NaN shows in the sum, an infinite logit in the maximum.
   if (!std::isfinite(max) || !std::isfinite(sum)) return {0, std::numeric_limits<float>::quiet_NaN()};
 
   std::int64_t token = 0;

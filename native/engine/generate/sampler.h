@@ -14,17 +14,18 @@ struct Choice {
   float logprob = 0;  // under softmax(logits / temperature), before the filters; greedy: temperature 1
 };
 
-/// The next token of each row of logits (B, V): top-k, then top-p of what is left, then min-p; u (B) float64
-/// in [0, 1) decides. Equal probabilities are ordered by id. Greedy (temperature 0): the highest, of equals
-/// the lowest id.
-/// -> (2, B) float64 on the logits' device: the tokens, and their log-probs, NaN where a row has no finite
-/// maximum. On the CPU, and, with the same result but for rounding, in ATen calls for any device.
+/// Samples the next token of each row of logits (B, V) with the random numbers u (B) float64 in [0, 1). The
+/// filters are top-k, then top-p of what is left, then min-p; equal probabilities are ordered by id. With
+/// temperature 0 (greedy) the token with the highest logit is taken, and of equal logits the lowest id.
+/// Returns (2, B) float64 on the logits' device: the tokens and their log-probs. The log-prob is NaN if the
+/// row has no finite maximum. sample_cpu is for the CPU; sample_aten uses ATen calls, works on any device and
+/// gives the same result except for rounding.
 at::Tensor sample_cpu(const at::Tensor& logits, const at::Tensor& u, const SamplingParams& params);
 at::Tensor sample_aten(const at::Tensor& logits, const at::Tensor& u, const SamplingParams& params);
 
-/// What a sampler returned. This waits for the device.
+/// Reads a sampler's result. On a device this waits for the result.
 std::vector<Choice> choices_of(const at::Tensor& sampled);
-/// Numbers as a CPU tensor that shares their memory.
+/// A CPU tensor that shares the memory of `values`.
 at::Tensor tensor_of(const std::vector<double>& values);
 
 }  // namespace rapo

@@ -16,10 +16,10 @@ namespace {
 using ops::aten::options_of;
 using ops::aten::wide;
 
-/// Where, in each row of p (B, n), ascending sums first exceed `left` (B, 1); n where they do not.
+/// For each row of ascending sums (B, n): the index of the first sum that exceeds `left` (B, 1), or n.
 at::Tensor passed(const at::Tensor& sums, const at::Tensor& left) { return sums.le(left).sum({1}, true); }
 
-/// A token of each row of p (B, blocks * kSumBlock), in the order of ids.
+/// Samples one token from each row of p (B, blocks * kSumBlock). The running sum goes by ascending id.
 at::Tensor draw(const at::Tensor& p, const at::Tensor& u) {
   const std::int64_t rows = p.size(0), blocks = p.size(1) / loops::kSumBlock;
   const auto by_block = p.view({rows, blocks, loops::kSumBlock});
@@ -30,21 +30,23 @@ at::Tensor draw(const at::Tensor& p, const at::Tensor& u) {
   const auto before = ends.gather(1, block).sub_(sums.gather(1, block));
   const auto inner = by_block.gather(1, block.unsqueeze(2).expand({rows, 1, loops::kSumBlock})).squeeze(1);
   auto at = passed(inner.to(at::kDouble).cumsum(1), left.sub(before));
-  // Where rounding keeps the sum below, the block's last word that has a probability, or the best of all.
+  // If rounding keeps the sum below `left`: the last word in the block whose probability is not 0, or the
+  // most probable word.
   const auto numbers = at::arange(1, loops::kSumBlock + 1, block.options());
   const auto last = inner.gt(0).mul(numbers).amax({1}, true).sub_(1);
   at = at::minimum(at, last).add_(block.mul(loops::kSumBlock));
   return at::where(last.lt(0), p.argmax(1, true), at);
 }
 
-/// A token of each row of p (B, V) after top-k, top-p and min-p, in the order of probabilities; equal ones
-/// go by id. total (B, 1): of p.
+/// Samples one token from each row of p (B, V) after top-k, top-p and min-p. The running sum goes by
+/// descending probability, and by id among equal ones. total (B, 1): the sum of p.
 at::Tensor draw_filtered(const at::Tensor& p, const at::Tensor& total, const at::Tensor& u,
                          const SamplingParams& params) {
   constexpr std::int64_t kLow = 0xffffffff;
   const std::int64_t size = p.size(1);
   const bool has_top_k = params.top_k > 0 && params.top_k < size;
-  // A probability's bits, then the id from the end: one number by which to sort, as no float's sign is set.
+  // The sort key: the bits of the probability (not negative, so that they sort like the number), then the
+  // inverted id.
   const auto numbers = at::arange(size, options_of(p, at::kLong)).neg_().add_(kLow);
   auto sorted = p.contiguous().view(at::kInt).to(at::kLong).bitwise_left_shift_(32).bitwise_or_(numbers);
   sorted = has_top_k ? std::get<0>(at::topk(sorted, params.top_k, 1, true, true))
@@ -60,7 +62,7 @@ at::Tensor draw_filtered(const at::Tensor& p, const at::Tensor& total, const at:
   q = q.mul_(keep);
   const auto sums = q.cumsum(1);
   const auto at = passed(sums, sums.narrow(1, sums.size(1) - 1, 1).mul(u));
-  const auto last = q.gt(0).sum({1}, true).sub_(1).clamp_min_(0);  // those that are kept come first
+  const auto last = q.gt(0).sum({1}, true).sub_(1).clamp_min_(0);  // the words that are kept come first
   return ids.gather(1, at::minimum(at, last));
 }
 
@@ -85,7 +87,7 @@ at::Tensor sample_aten(const at::Tensor& logits, const at::Tensor& u, const Samp
     if (params.min_p > 0) p.masked_fill_(p.lt(params.min_p), 0);
     token = draw(p, decide);
   }
-  token.clamp_(0, size - 1);  // rows of NaN lead anywhere
+  token.clamp_(0, size - 1);  // a row with NaN gives an arbitrary index
   auto logprob = z.gather(1, token).sub_(max).sub_(sum.log().to(at::kFloat)).clamp_max_(0).to(at::kDouble);
   logprob.masked_fill_(max.isfinite().logical_and_(sum.isfinite()).logical_not_(), std::nan(""));
   return at::stack({token.squeeze(1).to(at::kDouble), logprob.squeeze(1)});

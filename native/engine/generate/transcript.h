@@ -1,4 +1,4 @@
-// The completions of one call of generate, as far as they have been made.
+// The completions of one call of generate, as they grow.
 #pragma once
 
 #include <algorithm>
@@ -27,25 +27,25 @@ class Transcript {
   /// Completions, in the order prompt 0 sample 0, prompt 0 sample 1, …
   std::int64_t total() const { return static_cast<std::int64_t>(total_); }
 
-  /// Tokens of a completion.
+  /// Number of tokens in a completion so far.
   std::int64_t length(std::int64_t completion) const {
     return static_cast<std::int64_t>(tokens_[index(completion)].size());
   }
 
-  /// The random number of a completion's next token.
+  /// The random number for a completion's next token.
   double next_uniform(std::int64_t completion) const {
     const std::size_t c = index(completion), n = index(sampling_.n);
     const bool is_shared = sampling_.seeds.size() == 1;
     return uniform(sampling_.seeds[is_shared ? 0 : c / n], is_shared ? c : c % n, tokens_[c].size());
   }
 
-  /// Appends a token. The caller counts it in control.
+  /// Appends a token. The caller adds the token to control's count.
   void add(std::int64_t completion, std::int32_t token, float logprob) {
     tokens_[index(completion)].push_back(token);
     logprobs_[index(completion)].push_back(logprob);
   }
 
-  /// Drops a completion's tokens. It will be made again from the same random numbers.
+  /// Drops the tokens of a completion, which starts again with the same random numbers.
   void restart(std::int64_t completion) {
     control_.done -= length(completion);
     tokens_[index(completion)].clear();
@@ -59,7 +59,7 @@ class Transcript {
         std::find(stops.begin(), stops.end(), tokens_[index(completion)].back()) != stops.end();
     if (!stopped && length(completion) < sampling_.max_new_tokens) return false;
     if (stopped) reasons_[index(completion)] = FinishReason::kStop;
-    // Tokens that will not be generated count as done.
+    // Tokens that need not be generated count as done.
     control_.done += sampling_.max_new_tokens - length(completion);
     return true;
   }

@@ -8,7 +8,7 @@
 namespace rapo {
 namespace {
 
-/// As many entries as rows.
+/// The array must have one entry per row.
 template <class T>
 void check_length(const std::vector<T>& values, const char* name, std::size_t rows, bool optional = false) {
   if (values.size() == rows || (optional && values.empty())) return;
@@ -107,7 +107,7 @@ void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_
 #define RAPO_LENGTH(name, type, js, required, ...) check_length(batch.rows.name, js, rows, !(required));
   RAPO_ROW_ARRAYS(RAPO_LENGTH)
 #undef RAPO_LENGTH
-  const float logits = 0;  // only the presence of these two is looked at
+  const float logits = 0;  // the checks only ask whether these two are present
   const double ratios = 0;
   Batch b = rows_of(batch);
   b.vocab_size = b.logits_stride = b.ref_stride = vocab_size;

@@ -1,5 +1,5 @@
-// What a call is given, checked before anything is computed. Each of these throws Error(kInvalidArgument)
-// that names the field and the value.
+// Checks of a call's arguments, made before anything is computed. Each of these functions throws
+// Error(kInvalidArgument) that names the field and the value.
 #pragma once
 
 #include <cstdint>
@@ -13,29 +13,29 @@
 
 namespace rapo {
 
-/// Packed sequences of at least one token, within the model's context and vocabulary. what: their name in
-/// errors.
+/// Each sequence has at least one token and lies within the model's context and vocabulary. what: the name of
+/// the sequences in errors.
 void check_sequences(const PackedTokens& packed, const ModelConfig& config, const char* what);
 
-/// Each position lies within the sequences.
+/// Each position is the index of a token in the sequences.
 void check_positions(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions);
 
-/// The prompts and how they are to be continued.
+/// Arguments of generate().
 void check_sampling(const PackedTokens& prompts, const SamplingParams& sampling, const ModelConfig& config);
 
-/// What logprobs() is given.
+/// Arguments of logprobs().
 void check_rows(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
                 const std::vector<std::int32_t>& token_ids, double temperature, const ModelConfig& config);
 
-/// The per-row arrays and the objective, by the kernels' own checks: errors then count rows as the caller
-/// does.
+/// The per-row arrays and the objective, by the kernels' own checks. They run on the whole batch before it is
+/// split, so that errors number the rows as the caller does.
 void check_loss(const MicroBatch& batch, const Objective& objective, std::int64_t vocab_size);
 
-/// The first row of each sequence, and the number of rows: (B + 1), for gspo. Rows must come in the
-/// sequences' order.
+/// For gspo: the index of each sequence's first row, and the number of rows; (B + 1). The rows must be in the
+/// order of the sequences.
 std::vector<std::int32_t> sequence_offsets(const MicroBatch& batch);
 
-/// The per-row arrays as the kernels take them.
+/// The per-row arrays in the kernels' form.
 Batch rows_of(const MicroBatch& batch);
 
 }  // namespace rapo

@@ -16,7 +16,7 @@ DType dtype_of(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
 }
 
-/// A copy of a host array on x's device, or null of null; `held` keeps it.
+/// A copy of a host array on x's device; null if the array is null. `held` keeps the copy alive.
 template <class T>
 const T* on_device(const T* host, std::int64_t count, const at::Tensor& x, std::vector<at::Tensor>& held) {
   if (!host) return nullptr;
@@ -61,7 +61,7 @@ Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops
       part.ref_stride = ref_logits.stride(0);
     }
     Outputs outputs;
-    outputs.grad_logits = logits.data_ptr();  // in place: logits hold the gradient from here on
+    outputs.grad_logits = logits.data_ptr();  // in place: the gradient overwrites the logits
     outputs.grad_dtype = part.dtype;
     outputs.grad_stride = part.logits_stride;
     total.add(logits.is_cpu()

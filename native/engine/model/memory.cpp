@@ -43,7 +43,7 @@ std::int64_t running_limit(const ModelConfig& c, std::int64_t parameters, std::i
 std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std::int64_t positions,
                                   std::int64_t bytes) {
   constexpr std::int64_t kMost = 512;
-  // Sampling a row: its logits, and four float32 copies on the way.
+  // For each row that is sampled: its keys and values, its logits, and four float32 copies of its logits.
   const std::int64_t row = positions * 2 * c.kv_size() * c.layers * width + c.vocab_size * (width + 16);
   return std::clamp<std::int64_t>(bytes / row, 1, kMost);
 }

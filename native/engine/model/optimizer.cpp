@@ -43,7 +43,7 @@ void Optimizer::publish() {
 
 void Optimizer::save(const std::string& file, const Control& control) const {
   std::vector<StoredTensor> tensors;
-  std::vector<at::Tensor> held;  // what tensors point into
+  std::vector<at::Tensor> held;  // owns the memory that `tensors` points to
   for (const auto& [prefix, flat] :
        {std::pair<const char*, at::Tensor>{"master.", master_}, {"exp_avg.", m_}, {"exp_avg_sq.", v_}}) {
     held.push_back(flat.to(at::kCPU));
@@ -67,7 +67,8 @@ void Optimizer::load(const std::string& file, const Control& control) {
     fail("metadata steps is \"" + steps->second + "\", not a number");
   }
   std::vector<std::pair<void*, const StoredTensor*>> copies;
-  std::vector<at::Tensor> held;  // the flat buffers themselves on the CPU, copies of other devices'
+  std::vector<at::Tensor>
+      held;  // the flat buffers themselves on the CPU; copies of the buffers of another device
   for (const auto& [prefix, flat] :
        {std::pair<const char*, at::Tensor>{"master.", master_}, {"exp_avg.", m_}, {"exp_avg_sq.", v_}}) {
     held.push_back(flat.to(at::kCPU));

@@ -16,13 +16,13 @@ class Optimizer {
   Optimizer(const ops::Backend& ops, const Layout& layout, const AdamW& params, double max_grad_norm,
             at::Tensor master, at::Tensor weights);
 
-  /// grad (flat, float32) may be scaled. A norm that is not finite changes nothing.
+  /// May scale grad (flat, float32) in place. If the norm is not finite, nothing changes.
   StepResult step(at::Tensor& grad, double learning_rate, const Control& control);
 
   const at::Tensor& master() const { return master_; }
 
   void save(const std::string& file, const Control& control) const;
-  /// All or nothing: a file that does not fit changes nothing.
+  /// A file that does not fit changes nothing.
   void load(const std::string& file, const Control& control);
 
  private:

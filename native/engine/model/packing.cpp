@@ -7,14 +7,14 @@ namespace rapo {
 
 namespace {
 
-/// A sequence with its rows of weight other than 0.
+/// A sequence, with those of its rows whose weight is not 0.
 struct Trained {
   const std::int32_t* tokens = nullptr;
-  std::int64_t length = 0;        // all its tokens
-  std::int64_t begin = 0;         // its first token's index in the micro-batch
-  std::vector<std::size_t> rows;  // by position
+  std::int64_t length = 0;        // number of tokens
+  std::int64_t begin = 0;         // index of its first token in the micro-batch
+  std::vector<std::size_t> rows;  // ordered by position
   std::int64_t prompt = 0,
-               used = 0;  // number of tokens up to the first row's and up to the last row's, inclusive
+               used = 0;  // prompt: tokens up to the first row's, inclusive; used: up to the last row's
 };
 
 std::vector<Trained> trained_sequences(const MicroBatch& batch) {

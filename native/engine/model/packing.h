@@ -1,4 +1,4 @@
-// A micro-batch as the chunks that are taken through the models.
+// Splits a micro-batch into the chunks that go through the models.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,11 @@
 
 namespace rapo {
 
-/// A part of a micro-batch, taken through the models at once.
+/// A part of a micro-batch that goes through the models at once.
 struct TrainChunk {
   TrunkInput input;
-  std::vector<std::int64_t> rows;       // (n) of the micro-batch
-  std::vector<std::int64_t> positions;  // (n) the row of the trunk's output that rows[i] reads
+  std::vector<std::int64_t> rows;       // (n) indices of rows of the micro-batch
+  std::vector<std::int64_t> positions;  // (n) rows[i] belongs to this row of the trunk's output
 };
 
 /// Splits a micro-batch into chunks of about chunk_tokens tokens. Neighbouring sequences with the same prompt

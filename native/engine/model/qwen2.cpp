@@ -6,17 +6,17 @@
 namespace rapo {
 namespace {
 
-constexpr std::int64_t kAlign = 32;  // elements: matrices begin at 64 bytes also in bfloat16
+constexpr std::int64_t kAlign = 32;  // elements: matrices begin at a multiple of 64 bytes in bfloat16 too
 
-/// A tensor of a layer. Neighbours with the same member lie end to end in it and are one matrix, so that q, k
-/// and v (gate and up) are one product. A family of models is such a table: one whose q, k and v have no
-/// biases leaves those three out, and one with further norms names them, with members of LayerTensors that
-/// layer_forward() and backward() use where they are defined.
+/// One tensor of a layer. Neighbours with the same `member` lie end to end and form one matrix, so that q, k
+/// and v (or gate and up) are one product. A table of these describes a family of models. A family without
+/// biases leaves the three bias rows out. A family with additional norms names them, with new members of
+/// LayerTensors that layer_forward() and backward() use if they are defined.
 struct LayerPart {
-  const char* name;  // behind "model.layers.N."
+  const char* name;  // what follows "model.layers.N."
   at::Tensor LayerTensors::* member;
   std::int64_t (*rows)(const ModelConfig&);
-  std::int64_t (*columns)(const ModelConfig&);  // null: a vector
+  std::int64_t (*columns)(const ModelConfig&);  // null if the tensor is a vector
 };
 
 std::int64_t hidden(const ModelConfig& c) { return c.hidden_size; }
@@ -78,7 +78,7 @@ void Layout::add(const std::string& name, std::vector<std::int64_t> shape, bool 
 
 ModelTensors Layout::map(const at::Tensor& flat) const {
   std::size_t next = 0;
-  // The next `count` entries as one tensor.
+  // One tensor that covers the next `count` entries.
   const auto take = [&](std::size_t count) {
     const Entry& first = entries_[next];
     std::vector<std::int64_t> shape = first.shape;
@@ -198,7 +198,7 @@ void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTens
       layer_forward(layer, ready.layers[i], attend, a, true, false);
     }
 
-    // dx flows unchanged along the residual; each branch adds its share to it.
+    // The residual passes dx on unchanged; each branch adds its own gradient.
     ops_.add_weight_grad(grad.down, dx, a.gated);
     const auto dgate_up = ops_.swiglu_backward(a.gate_up, ops_.linear_backward(dx, layer.down));
     ops_.add_weight_grad(grad.gate_up, dgate_up, a.normed2);

@@ -45,8 +45,8 @@ Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const
     if (!config.tied_embeddings || name != "lm_head.weight") {
       throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
     }
-    // Some writers repeat a tied head. transformers leaves the two untied where they differ, which is another
-    // model.
+    // Some writers store a tied head twice. If the two differ, transformers does not tie them, and the model
+    // is another one.
     const StoredTensor& embed = tensors.at("model.embed_tokens.weight");
     if (tensor.dtype != embed.dtype || tensor.shape != embed.shape ||
         std::memcmp(tensor.data, embed.data, embed.bytes) != 0) {
@@ -87,7 +87,7 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
         float& x = data[entry.offset + i];
         if (is_norm) {
           x = 1;
-        } else if (entry.is_matrix()) {  // Box and Muller; 1 - u is never 0
+        } else if (entry.is_matrix()) {  // Box-Muller; 1 - u is never 0
           const auto words = philox(seed, e, static_cast<std::uint64_t>(i));
           const double u = (static_cast<double>(words[0]) + 0.5) * 0x1.0p-32;
           const double angle = static_cast<double>(words[1]) * 0x1.0p-32 * 6.283185307179586;

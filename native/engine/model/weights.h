@@ -14,15 +14,16 @@ namespace rapo {
 
 at::ScalarType scalar_type(DType dtype);
 
-/// Opens a directory's weights and checks that it holds exactly this model's tensors, each of the right
-/// shape, before memory is taken for them.
+/// Opens the weights of a directory. Before memory is taken for them, checks that it holds exactly this
+/// model's tensors, each of the right shape.
 Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout);
 
 /// Copies the stored numbers into a flat buffer, converted to its dtype. Throws kAborted between tensors.
 void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
                   const Control& control);
 
-/// Random float32 weights: normal with the configuration's initializer_range; norms 1, biases 0.
+/// Random float32 weights: matrices are normal with the configuration's initializer_range, norms are 1,
+/// biases 0.
 at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed,
                           const Control& control);
 
@@ -39,9 +40,9 @@ class Model {
 
   std::int64_t element_size() const { return static_cast<std::int64_t>(flat.element_size()); }
 
-  /// The current weights, ready for products.
+  /// The current weights, prepared for products.
   const ReadyWeights& ready();
-  /// To be called after every change of the weights: frees what was made of the old ones.
+  /// Must be called after every change of the weights: frees the prepared weights.
   void changed() { ready_.reset(); }
 
  private:

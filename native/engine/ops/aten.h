@@ -1,4 +1,4 @@
-// What the engine uses of ATen. <ATen/ATen.h> takes a compiler twice as long (10 s), in every file.
+// The ATen headers that the engine uses. <ATen/ATen.h> would double the time to compile each file (10 s).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -19,7 +19,7 @@ constexpr std::size_t kPage = std::size_t{2} << 20;   // a huge page
 
 class Blocks : public c10::Allocator {
  public:
-  /// Never destroyed: tensors may outlive everything else at exit.
+  /// Never destroyed, since tensors may outlive everything else when the process exits.
   static Blocks& instance() {
     static auto* blocks = new Blocks;
     return *blocks;
@@ -31,7 +31,7 @@ class Blocks : public c10::Allocator {
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
 
-  /// oneDNN takes and frees its scratch memory as bare pointers.
+  /// oneDNN allocates and frees its scratch memory with plain pointers.
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
 
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
@@ -95,7 +95,7 @@ class Blocks : public c10::Allocator {
     all.held_ += bytes;
   }
 
-  /// Frees kept blocks, the largest first, until they add up to at least so many bytes.
+  /// Frees kept blocks, largest first, until at least so many bytes are freed.
   void drop(std::size_t bytes) {
     for (std::size_t dropped = 0; dropped < bytes && !free_.empty();) {
       const auto largest = std::prev(free_.end());
@@ -109,7 +109,8 @@ class Blocks : public c10::Allocator {
   std::mutex mutex_;
   std::unordered_map<void*, std::size_t> sizes_;  // of blocks in use
   std::multimap<std::size_t, void*> free_;
-  std::size_t live_ = 0, held_ = 0, peak_ = 0;  // bytes in use, kept, and in use at most in this call
+  std::size_t live_ = 0, held_ = 0,
+              peak_ = 0;  // bytes: in use, kept, and the largest amount in use during this call
   bool is_reusing_ = false;
 };
 

@@ -13,7 +13,7 @@ Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::
   Rope rope{at::empty({positions, half}, at::kFloat), at::empty({positions, half}, at::kFloat)};
   std::vector<float> frequencies(static_cast<std::size_t>(half));
   for (std::int64_t i = 0; i < half; ++i) {
-    // float32 powers and products, as transformers forms them.
+    // Powers and products in float32, as in transformers.
     frequencies[static_cast<std::size_t>(i)] =
         1.0f / std::pow(static_cast<float>(theta), static_cast<float>(2 * i) / static_cast<float>(head_dim));
   }

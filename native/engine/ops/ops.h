@@ -1,7 +1,8 @@
-// Tensor operations. Callers have checked the shapes. Each backend fills one table of them: the CPU's own
-// loops (cpu/), and ATen's kernels for any device that libtorch has (aten/). A policy chooses its table when
-// it is loaded. Symbols: R rows (tokens), C channels, I intermediate size, H query heads, K key/value heads,
-// D head width, V vocabulary, N and K also the sizes of a weight matrix.
+// Tensor operations. Callers have checked the shapes. Each backend fills one table of operations: the CPU's
+// own loops (cpu/), and ATen's kernels for any device that libtorch supports (aten/). A policy chooses its
+// table when it is loaded.
+// Symbols: R rows (tokens), C channels, I intermediate size, H query heads, K key/value heads, D head width,
+// V vocabulary; N and K are also the sizes of a weight matrix.
 #pragma once
 
 #include <algorithm>
@@ -18,12 +19,13 @@
 
 namespace rapo::ops {
 
-/// Calls f(begin, end) for ranges that cover [0, n), on the kernels' threads: libtorch's OpenMP pool is not
-/// ours to use, since its wheels may bring a libgomp of their own. No range is shorter than `grain` (but the
-/// last); all begin at multiples of `step`.
+/// Calls f(begin, end) on the kernels' threads, for ranges that cover [0, n). libtorch's OpenMP pool is not
+/// used, since libtorch's wheels may bring a libgomp of their own. No range but the last is shorter than
+/// `grain`, and all ranges begin at multiples of `step`.
 template <class F>
 void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t step = 1) {
-  const std::int64_t wanted = 2 * static_cast<std::int64_t>(kernel_threads());  // evens out unequal ranges
+  const std::int64_t wanted =
+      2 * static_cast<std::int64_t>(kernel_threads());  // twice the threads, which evens out unequal ranges
   std::int64_t length = std::max((n + wanted - 1) / wanted, std::max<std::int64_t>(grain, 1));
   length = (length + step - 1) / step * step;
   if (kernel_threads() == 1 || length >= n) {
@@ -34,7 +36,7 @@ void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t ste
                [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
 }
 
-/// Calls f(T{}) with T the element type: float or BFloat16.
+/// Calls f(T{}) with the element type T: float or BFloat16.
 template <class F>
 decltype(auto) by_dtype(const at::Tensor& x, F&& f) {
   return x.scalar_type() == at::kFloat ? f(float{}) : f(loops::BFloat16{});
@@ -47,52 +49,52 @@ T* data(const at::Tensor& x) {
 
 using loops::HeadShape;
 
-/// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as
-/// transformers does.
+/// cos and sin of the rotary embedding, (positions, D / 2) float32, rounded to the model's dtype as in
+/// transformers.
 struct Rope {
   at::Tensor cos, sin;
 };
 Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::ScalarType dtype);
 
-/// A weight (N, K) made ready for x w^T; worth keeping where many small x follow, as in decoding.
+/// A weight (N, K) prepared for x w^T. Preparing pays off if many small x follow, as in decoding.
 struct Linear {
   at::Tensor weight;
-  at::Tensor packed;  // defined where the CPU's gemm multiplies
+  at::Tensor packed;  // defined if the CPU's own gemm computes the product
 };
 
-/// The optimizer's flat float32 buffers, and the parts of them that a step changes.
+/// The optimizer's flat float32 buffers, and the ranges of them that a step changes.
 struct AdamWBuffers {
   at::Tensor master, grad, mean, square;
 };
 struct FlatRange {
   std::int64_t offset, size;
-  bool decays;  // weight decay applies
+  bool decays;  // whether weight decay applies
 };
 struct AdamWStep {
   AdamW params;
   double learning_rate, grad_scale;
-  std::int64_t number;  // of the step, from 1: for the bias correction
+  std::int64_t number;  // number of the step from 1, for the bias correction
 };
 
 struct Backend {
   const char* name;
-  /// Decoding keeps keys and values in pages (generate/paged_cache.h); otherwise in one block of memory with
-  /// a place for each sequence (generate/block_cache.h).
+  /// true: decoding keeps keys and values in pages (generate/paged_cache.cpp). false: in one block of memory
+  /// with a place for each sequence (generate/block_cache.cpp).
   bool has_pages;
 
-  /// x (R, C), w (C) -> (R, C); rstd (R) float32 is filled where given.
+  /// x (R, C), w (C) -> (R, C). rstd (R) float32 is written unless null.
   at::Tensor (*rms_norm)(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd);
-  /// dx (R, C) and dw (C, float32) are added to.
+  /// Adds to dx (R, C) and dw (C, float32).
   void (*rms_norm_backward)(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                             const at::Tensor& dy, at::Tensor& dx, at::Tensor& dw);
 
-  /// (R, 2I), gate then up -> (R, I): silu(gate) * up.
+  /// silu(gate) * up: (R, 2I), which holds gate, then up -> (R, I).
   at::Tensor (*swiglu)(const at::Tensor& gate_up);
   at::Tensor (*swiglu_backward)(const at::Tensor& gate_up, const at::Tensor& dout);
 
-  /// Causal attention within each family of the input, rotation included. qkv (R, (H + 2K) D) -> (R, H D).
-  /// Filled where given: lse, for attention_backward() of the same backend, and kv (R, 2 K D: rotated k, then
-  /// v).
+  /// Causal attention within each family of the input, rotation included: qkv (R, (H + 2K) D) -> (R, H D).
+  /// Written unless null: lse, for attention_backward() of the same backend, and kv (R, 2 K D), the rotated
+  /// k, then v.
   at::Tensor (*attention)(const HeadShape& shape, const TrunkInput& input, const Rope& rope,
                           const at::Tensor& qkv, at::Tensor* lse, at::Tensor* kv);
   /// -> dqkv (R, (H + 2K) D).
@@ -106,35 +108,36 @@ struct Backend {
   void (*embed_backward)(at::Tensor& table, const std::int32_t* token_ids, const at::Tensor& x);
   /// Rows of x (R, C).
   at::Tensor (*gather_rows)(const at::Tensor& x, const std::int64_t* rows, std::int64_t count);
-  /// rows (N, C) at the given positions of an array (total, C) that is 0 elsewhere; rows at one position add
-  /// up.
+  /// Puts rows (N, C) at the given positions of an array (total, C) that is 0 elsewhere. Rows with the same
+  /// position are added up.
   at::Tensor (*spread_rows)(const at::Tensor& rows, const std::vector<std::int64_t>& positions,
                             std::int64_t total);
 
   Linear (*prepare)(const at::Tensor& weight);
-  /// x (R, K) w (N, K)^T -> (R, N), plus a bias (N) or a residual (R, N) where defined.
+  /// x (R, K) w (N, K)^T -> (R, N), plus a bias (N) or a residual (R, N) if defined.
   at::Tensor (*linear)(const at::Tensor& x, const Linear& w, const at::Tensor& bias_or_residual);
   /// dy (R, N) w (N, K) -> (R, K).
   at::Tensor (*linear_backward)(const at::Tensor& dy, const at::Tensor& w);
-  /// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product is rounded once to bfloat16 (its
-  /// sums are float32) and added in float32.
+  /// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product has float32 sums, is rounded once
+  /// to bfloat16 and then added in float32.
   void (*add_weight_grad)(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
 
   /// The Euclidean norm of a flat float32 tensor, summed in double in a fixed order.
   double (*norm_of)(const at::Tensor& flat);
-  /// AdamW on the ranges. The gradient may be scaled in place. Throws kAborted between ranges.
+  /// AdamW on the ranges. May scale the gradient in place. Throws kAborted between ranges.
   void (*adamw)(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
                 const Control& control);
   /// weights (bfloat16) = master (float32), rounded.
   void (*round_weights)(const at::Tensor& master, at::Tensor& weights);
 };
 
-/// Every function returns the same bits for any number of threads, but for products that libtorch multiplies.
+/// Every function returns the same bits for any number of threads, except for products that libtorch
+/// computes.
 const Backend& cpu_backend();
-/// No function but norm_of waits for the device; what they take from host memory is copied there first.
+/// No function except norm_of waits for the device. Host memory that they read is copied to the device first.
 const Backend& aten_backend();
-/// The table of that name, or, where it is empty, the device's own. Throws kInvalidArgument for another name,
-/// and for the CPU's on another device.
+/// The table of that name; for an empty name, the device's own. Throws kInvalidArgument for an unknown name,
+/// and for "cpu" on another device.
 const Backend& backend_of(const std::string& name, at::Device device);
 
 /// grad (N) float32 += the column sums of dy (R, N), summed in float32.

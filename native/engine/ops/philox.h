@@ -1,4 +1,4 @@
-// Random numbers that depend on a key and a counter alone.
+// Random numbers that depend only on a key and a counter.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t coun
   return c;
 }
 
-/// In [0, 1), 53 bits.
+/// A number in [0, 1) with 53 random bits.
 inline double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
   const auto words = philox(seed, stream, index);
   const std::uint64_t bits = (static_cast<std::uint64_t>(words[0]) << 32) | words[1];

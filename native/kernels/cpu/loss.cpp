@@ -1,4 +1,4 @@
-// The fast path: rows are shared out among the threads, each row is one or two reads of its logits and one
+// The fast path on the CPU. Threads share out the rows. Each row takes one or two reads of its logits and one
 // write.
 #include "../loss.h"
 
@@ -22,14 +22,14 @@
 namespace rapo {
 namespace {
 
-// A gradient smaller than this stays in the caches for whoever reads it next; a larger one is written past
-// them.
+// A gradient smaller than this is written into the caches, where the next reader finds it. A larger gradient
+// is written past the caches.
 constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
-// Elements that are worth handing to another thread (about 10 us of work).
+// The number of elements that are worth handing to another thread (about 10 us of work).
 constexpr std::int64_t kGrain = 16384;
 
-/// Runs body(row) for all rows on the pool. Bad logits do not stop the other rows, so that the error is
-/// always that of the first bad one.
+/// Runs body(row) for all rows on the pool. Bad logits in one row do not stop the other rows, so that the
+/// error is always that of the first bad row.
 void for_each_row(std::int64_t rows, std::int64_t vocab_size, const Control* control,
                   const std::function<void(std::int64_t)>& body) {
   const std::int64_t rows_an_item = std::max<std::int64_t>(1, kGrain / vocab_size);
@@ -59,7 +59,7 @@ class Loss {
   Loss(const Batch& batch, const Objective& objective, const Outputs& outputs)
       : b_(batch), o_(objective), out_(outputs), kernels_(row_kernels()), dtype_(dtype_index(batch.dtype)) {
     const auto bytes = b_.rows * b_.vocab_size * static_cast<std::int64_t>(dtype_size(out_.grad_dtype));
-    // In place, the line to be written is in the cache already.
+    // In place, the cache line to be written is in the cache already.
     stream_ = bytes >= kStreamBytes && out_.grad_logits != b_.logits;
   }
 
@@ -85,15 +85,15 @@ class Loss {
   void* gradient_row(std::int64_t i) const {
     return row_of(out_.grad_logits, out_.grad_dtype, out_.grad_stride, i);
   }
-  /// The passes that read. The policy's row comes last, so that the gradient's pass finds it in the cache.
+  /// Reads the row. The policy's logits are read last, so that they are still in the cache for the gradient.
   PairStats read(std::int64_t i, RowSums& sums) const {
     const auto scale = static_cast<float>(1 / o_.temperature);
     PairStats s{{0, 0, 0}, {0, 0, 0}, 0};
     const void* row = policy_row(i);
     const void* ref = o_.penalty == Penalty::kNone ? nullptr : reference_row(i);
     const float ref_scale = ref_scale_of(b_, o_, i);
-    // With phi = 0 the reference is uniform over the vocabulary, words with logit -inf included. Its own row
-    // is still read once, since a NaN in it is an error all the same.
+    // With phi = 0 the reference is uniform over the vocabulary, words with logit -inf included. The
+    // reference's logits are still read once, since a NaN in them is an error.
     const bool uniform = ref && ref_scale == 0;
     const bool full = is_full(o_.penalty);
     if (uniform || (ref && !full)) {
@@ -101,7 +101,7 @@ class Loss {
       if (!usable(s.r)) throw_bad_logits("refLogits", b_.name_of(i), ref, b_.dtype, b_.vocab_size);
     }
     if (full) {
-      // At this scale e^x is 1 for every finite logit, so that any row of them serves as the uniform one.
+      // With the scale kFlat e^x is 1 for every finite logit, so that any row can stand for the uniform one.
       const auto pair_stats = kernels_.pair_stats[full_index(o_.penalty)][dtype_];
       s = uniform ? pair_stats(row, row, b_.vocab_size, scale, kFlat)
                   : pair_stats(row, ref, b_.vocab_size, scale, ref_scale);
@@ -124,8 +124,8 @@ class Loss {
     const auto a = b_.token_ids[i];
     const double at_token = gradient_at_token(b_, o_, i, sums, token);
     if (is_full(o_.penalty)) {
-      // A uniform reference (phi = 0) has no logits of its own; its scale of 0 makes a constant of any finite
-      // row.
+      // A uniform reference (phi = 0) needs no logits of its own: with its scale of 0 any finite row is
+      // constant.
       const void* ref = terms.ref_scale == 0 ? row : reference_row(i);
       kernels_.pair_gradient[full_index(o_.penalty)][dtype_][out_index](row, ref, out, b_.vocab_size, terms,
                                                                         stream_);
@@ -143,7 +143,7 @@ class Loss {
   bool stream_;
 };
 
-/// gspo's ratios need every log-prob of a sequence before the first gradient of it: one more pass over the
+/// gspo needs every log-prob of a sequence before the sequence's first gradient: one more pass over the
 /// policy's logits.
 std::vector<double> token_logprobs(const Batch& batch, double temperature, const Control* control) {
   std::vector<double> logprobs(static_cast<std::size_t>(batch.rows));

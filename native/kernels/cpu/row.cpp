@@ -1,5 +1,5 @@
-// The row kernels in terms of native/simd. Compiled once per instruction set with RAPO_ISA as its namespace
-// and name.
+// The row kernels, written on the registers of native/simd. Compiled once per instruction set; RAPO_ISA is
+// the name of the set and of its namespace.
 #include "row.h"
 
 #include <cmath>
@@ -12,20 +12,20 @@ namespace {
 
 using namespace simd::RAPO_ISA;
 
-// A block's terms are added up in floats, 64 to a sum, before the sums go into doubles.
+// The terms of a block are added up in floats, 64 to a sum, before the sums are added in double.
 constexpr std::int64_t kPairBlock = 64 * kLanes;
-constexpr std::int64_t kBlock = 2 * kPairBlock;  // two sums a lane
-// The maximum of the blocks before serves as the maximum unless it is exceeded by more than this.
+constexpr std::int64_t kBlock = 2 * kPairBlock;  // two sums per lane
+// The maximum of the earlier blocks is kept unless a new maximum exceeds it by more than this.
 constexpr float kHeadroom = 1;
 constexpr double kInfinity = __builtin_inf();
 
-/// `count` elements from i on; the lanes beyond are -inf.
+/// `count` elements from i on; the remaining lanes are -inf.
 template <class T>
 F load_some(const T* row, std::int64_t i, std::int64_t count) {
   return count < kLanes ? load_partial(row + i, count) : load(row + i);
 }
 
-/// The largest element; NaNs are passed over here and show in the sums.
+/// The largest element. NaNs are ignored here; they show in the sums.
 template <class T>
 float block_max(const T* row, std::int64_t n) {
   const F low = set1(-__builtin_inff());
@@ -41,8 +41,8 @@ float block_max(const T* row, std::int64_t n) {
   return max_lanes(max(max(m0, m1), max(m2, m3)));
 }
 
-/// A row's logits as x = (z - offset) * scale. offset is about the largest so far; 0 while all are -inf, so
-/// that their difference stays -inf.
+/// A row's logits as x = (z - offset) * scale. offset is about the largest logit so far. While all logits are
+/// -inf it is 0, so that z - offset stays -inf.
 template <class T>
 struct Row {
   const T* data;
@@ -54,11 +54,11 @@ struct Row {
 
   bool empty() const { return stats.max == -kInfinity; }
 
-  /// Whether x may be so large, `top` being the largest, that the offset should be raised.
+  /// Whether a block whose largest x is `top` requires a larger offset.
   bool exceeded_by(float top) const { return top > (empty() ? -__builtin_inff() : kHeadroom); }
 
-  /// Raises the offset to the largest element of a block; returns by how much x falls, 0 where nothing had
-  /// been summed yet.
+  /// Raises the offset to the largest element of a block. Returns the amount by which x falls; 0 if nothing
+  /// has been summed yet.
   double raise(std::int64_t begin, std::int64_t end) {
     const auto max = static_cast<double>(block_max(data + begin, end - begin));
     if (!(max > stats.max)) return 0;
@@ -118,7 +118,7 @@ PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, 
   double cross = 0;
   const F vscale = set1(scale), vref_scale = set1(ref_scale);
   const auto raise = [&](std::int64_t begin, std::int64_t end) {
-    // Raising a maximum by delta scales that row's e^x by e^-delta and shifts its x by -delta.
+    // Raising the maximum of a row by delta scales its e^x by e^-delta and shifts its x by -delta.
     const double delta_p = p.raise(begin, end);
     cross = kReverse ? std::exp(-delta_p) * cross - delta_p * p.stats.sum : cross + delta_p * r.stats.sum;
     const double delta_r = r.raise(begin, end);
@@ -140,7 +140,8 @@ PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, 
         p_sum = add(p_sum, e);
         p_weighted = fma(e, clamped, p_weighted);
         r_sum = add(r_sum, er);
-        // The unclamped x: where one distribution has mass, the other may be far below the clamp, or -inf.
+        // x is not clamped here: where one distribution has mass, the other one may be far below the clamp,
+        // or -inf.
         if (kReverse) {
           crossed = add(crossed, zero_where_zero(e, mul(e, sub(x, xr))));
         } else {
@@ -161,7 +162,7 @@ PairStats pair_stats(const void* policy, const void* reference, std::int64_t n, 
   return {p.stats, r.stats, cross};
 }
 
-/// Elements before `out` is aligned for stream_pair; n where it never is.
+/// Number of elements before the first one that is aligned for stream_pair; n if none is.
 template <class Out>
 std::int64_t elements_to_alignment(const Out* out, std::int64_t n) {
   const std::uintptr_t pair = 2 * kLanes * sizeof(Out),
@@ -180,7 +181,8 @@ void store_range(Out* out, std::int64_t begin, std::int64_t end, const Value& va
   if (i < end) store_partial(out + i, value(i, end - i), end - i);
 }
 
-/// The whole row, from its end to its start: what was read last is still in the second-level cache.
+/// Writes the row from its end to its start, since the end was read last and is still in the second-level
+/// cache.
 template <class Out, class Value>
 void write_row(Out* out, std::int64_t n, bool streaming, const Value& value) {
   const std::int64_t begin = streaming ? elements_to_alignment(out, n) : 0;
@@ -190,7 +192,8 @@ void write_row(Out* out, std::int64_t n, bool streaming, const Value& value) {
     i -= 2 * kLanes;
     F first = value(i, kLanes), second = value(i + kLanes, kLanes);
     if (streaming) {
-      // Both are ready before either is written: halves of a cache line that reach memory apart cost twice.
+      // Both vectors are computed before either is written: a cache line that reaches memory in two halves
+      // costs twice.
       keep_together(first, second);
       stream_pair(out + i, first, second);
     } else {

@@ -1,5 +1,6 @@
-// What every instruction set implements: the passes over one row of logits (one pair of rows for the full
-// penalties). row.cpp is compiled once per instruction set, each into a namespace of its own.
+// The functions that every instruction set implements: the passes over one row of logits, or over the two
+// rows of a full penalty. row.cpp is compiled once per instruction set, each time into a namespace of its
+// own.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +10,17 @@
 
 namespace rapo {
 
-/// float32, bfloat16, float16.
+/// Index of a dtype in the tables below: float32, bfloat16, float16.
 constexpr int dtype_index(DType dtype) {
   return dtype == DType::kFloat32 ? 0 : dtype == DType::kBFloat16 ? 1 : 2;
 }
 
-/// Indexed by dtype_index where it says [3]; the full penalties' first by full_index. A gradient may
-/// overwrite its own row of logits. stream: write past the caches (for gradients that would not fit there
-/// anyway).
+/// Tables of functions. [3] is indexed by dtype_index; full penalties are indexed by full_index first. A
+/// gradient may overwrite its own row of logits. stream: write past the caches, for gradients that do not fit
+/// into them.
 struct RowKernels {
   const char* name;
-  RowStats (*sum[3])(const void* row, std::int64_t n, float scale);  // weighted is left 0
+  RowStats (*sum[3])(const void* row, std::int64_t n, float scale);  // leaves `weighted` 0
   RowStats (*stats[3])(const void* row, std::int64_t n, float scale);
   PairStats (*pair_stats[kFullPenalties][3])(const void* row, const void* ref, std::int64_t n, float scale,
                                              float ref_scale);

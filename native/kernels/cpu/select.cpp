@@ -32,7 +32,7 @@ namespace {
 
 using Entry = simd::Entry<const RowKernels*>;
 
-// In the order of preference.
+// The fastest first.
 const Entry kEntries[] = {
 #ifdef RAPO_AVX512BF16_ISA
     {"avx512bf16", &simd::Features::avx512bf16, &avx512bf16::kernels},

@@ -1,4 +1,4 @@
-// Which instruction set the kernels run on.
+// The choice of the instruction set that the kernels run on.
 #pragma once
 
 #include <string>
@@ -8,13 +8,14 @@
 
 namespace rapo {
 
-/// The fastest that this machine has, or the one that the environment variable RAPO_KERNELS_ISA names.
+/// The fastest kernels that this machine can run, or those that the environment variable RAPO_KERNELS_ISA
+/// names.
 const RowKernels& row_kernels();
 
-/// Names of those that this machine can run, fastest first.
+/// Names of the instruction sets that this machine can run, fastest first.
 std::vector<std::string> available_isas();
 
-/// Takes the named one from now on; "" restores the default. Throws kInvalidArgument for one that is not
+/// Uses the named instruction set from now on; "" restores the default. Throws kInvalidArgument if it is not
 /// available.
 void select_isa(const std::string& name);
 

@@ -59,7 +59,7 @@ class Buffer {
   std::size_t bytes_ = 0;
 };
 
-/// A device and a stream on it, with the copies that go there and back.
+/// A device and a stream on it. Copies memory between host and device.
 class Device {
  public:
   Device(int device, void* stream) : functions_(functions_for(device)), device_(device), stream_(stream) {}
@@ -83,7 +83,7 @@ class Device {
     return free;
   }
 
-  /// The elements of a device array, on the host.
+  /// Copies the elements of a device array to the host.
   template <class T>
   std::vector<T> fetch(const T* from, std::int64_t count) const {
     std::vector<T> values(static_cast<std::size_t>(from ? count : 0));
@@ -97,7 +97,7 @@ class Device {
   void* stream_;
 };
 
-/// A copy on the device of an array of the host's, or null of null.
+/// A copy on the device of a host array; null if the array is null.
 template <class T>
 class Mirror {
  public:
@@ -111,7 +111,7 @@ class Mirror {
   Buffer buffer_;
 };
 
-/// Where the device writes an array that the host wants, or null.
+/// Device memory for the results that a host array is to receive; null if the array is null.
 template <class T>
 class Result {
  public:
@@ -131,7 +131,7 @@ std::size_t row_bytes(std::int64_t vocab_size, DType dtype) {
   return static_cast<std::size_t>(vocab_size) * dtype_size(dtype);
 }
 
-/// Rows [first, first + count) of a host matrix to a dense device one, and back.
+/// Copies rows [first, first + count) of a host matrix to a device matrix without gaps, and back.
 void rows_to_device(const Device& device, void* to, const void* from, DType dtype, std::int64_t stride,
                     std::int64_t vocab_size, std::int64_t first, std::int64_t count) {
   const std::size_t bytes = row_bytes(vocab_size, dtype);
@@ -156,7 +156,8 @@ void rows_to_host(const Device& device, void* to, const void* from, DType dtype,
   }
 }
 
-/// Rows whose matrices, `bytes_a_row` together, take no more than a quarter of a GiB or of what is free.
+/// The number of rows that are processed at once. Their matrices, bytes_a_row for each row, take at most 256
+/// MiB and at most a quarter of the free memory.
 std::int64_t rows_at_once(const Device& device, std::int64_t rows, std::size_t bytes_a_row) {
   const std::size_t budget = std::min<std::size_t>(std::size_t{256} << 20, device.free_bytes() / 4);
   return std::clamp<std::int64_t>(static_cast<std::int64_t>(budget / std::max<std::size_t>(1, bytes_a_row)),
@@ -166,7 +167,7 @@ std::int64_t rows_at_once(const Device& device, std::int64_t rows, std::size_t b
 std::int64_t row_in(std::uint64_t fault) { return static_cast<std::int64_t>(fault >> 8); }
 int kind_in(std::uint64_t fault) { return static_cast<int>(fault & 0xff); }
 
-/// Throws kNonFinite for a fault of one row, whose logits and reference logits are on the host.
+/// Throws kNonFinite for the fault of one row. Its logits and reference logits are on the host.
 [[noreturn]] void throw_data_fault(DataFault fault, std::int64_t name, Penalty penalty, const void* logits,
                                    const void* ref_logits, DType dtype, std::int64_t vocab_size) {
   switch (fault) {
@@ -181,7 +182,7 @@ int kind_in(std::uint64_t fault) { return static_cast<int>(fault & 0xff); }
   }
 }
 
-/// One row of a device matrix, on the host.
+/// Copies one row of a device matrix to the host.
 std::vector<char> fetch_row(const Device& device, const void* matrix, DType dtype, std::int64_t stride,
                             std::int64_t vocab_size, std::int64_t row) {
   std::vector<char> data(matrix ? row_bytes(vocab_size, dtype) : 0);
@@ -189,7 +190,7 @@ std::vector<char> fetch_row(const Device& device, const void* matrix, DType dtyp
   return data;
 }
 
-/// The row arrays of `count` rows from `first` on, on the host.
+/// Copies the row arrays of `count` rows from `first` on to the host.
 RowVectors fetch_rows(const Device& device, const Batch& batch, std::int64_t first, std::int64_t count) {
   const Batch from = rows_from(batch, first, count);
   RowVectors rows;
@@ -199,7 +200,7 @@ RowVectors fetch_rows(const Device& device, const Batch& batch, std::int64_t fir
   return rows;
 }
 
-/// Throws what the status tells, in the words that a call on the host would have used.
+/// Throws the error for an invalid entry, with the message that a call on the host would have.
 [[noreturn]] void explain_invalid(const Device& device, const Batch& b, const Objective& objective,
                                   std::uint64_t fault) {
   if (kind_in(fault) < kFaultSequence) {
@@ -219,11 +220,11 @@ RowVectors fetch_rows(const Device& device, const Batch& batch, std::int64_t fir
   throw Error(ErrorCode::kInvalidArgument, "sequenceOffsets changed while the call ran");
 }
 
-// Workspaces and reports are kept for the next call, since allocating waits for the device.
+// Workspaces and reports are kept for later calls, since allocating waits for the device.
 std::mutex pool_mutex;
 
 std::vector<Buffer>& pool() {
-  static auto* const buffers = new std::vector<Buffer>;  // never freed: at exit the driver may be gone
+  static auto* const buffers = new std::vector<Buffer>;  // never freed, since the driver may be gone at exit
   return *buffers;
 }
 
@@ -245,7 +246,7 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   ~Workspace() {
     const std::lock_guard<std::mutex> lock(pool_mutex);
-    // One a device is enough: calls rarely overlap.
+    // One per device is enough, since calls rarely overlap.
     const auto same = [&](const Buffer& b) { return b.device() == buffer_.device(); };
     const auto kept = std::find_if(pool().begin(), pool().end(), same);
     if (kept == pool().end()) {
@@ -263,7 +264,7 @@ class Workspace {
 constexpr std::size_t kReportBytes = 256;
 static_assert(sizeof(Report) <= kReportBytes, "layout");
 
-/// Runs one call on arrays of the device and waits for it.
+/// Runs a call whose arrays are on the device and waits for the result.
 Report run_loss(const Device& device, const Batch& batch, const Objective& objective,
                 const Outputs& outputs) {
   const auto& f = device.functions();
@@ -300,8 +301,8 @@ std::size_t head_bytes(const Device& device, const FusedHead& head, std::int64_t
   return kReportBytes + device.functions().fused_head_workspace(&head, chunk_rows);
 }
 
-/// Rows of a chunk: what so many bytes hold, but no more than kMostChunkRows, beyond which the products do
-/// not get faster; then as even as 128 rows allow.
+/// Number of rows in a chunk: as many as `bytes` hold, but at most kMostChunkRows, beyond which the products
+/// do not get faster. Chunks are then made as equal as multiples of 128 rows allow.
 std::int64_t chunk_rows_for(const Device& device, const FusedHead& head, std::size_t bytes) {
   constexpr std::int64_t kMostChunkRows = 4096, kTile = 128;
   const auto up = [](std::int64_t rows) { return (rows + kTile - 1) / kTile * kTile; };
@@ -314,7 +315,8 @@ std::int64_t chunk_rows_for(const Device& device, const FusedHead& head, std::si
   return std::min(most, up(even));
 }
 
-/// Throws kNonFinite for a row of the head, whose logits are gone; its hidden row is the likely cause.
+/// Throws kNonFinite for a row of the head. The row's logits no longer exist, so the message looks for the
+/// cause in the row of hidden.
 [[noreturn]] void throw_head_fault(const Device& device, const FusedHead& head, Penalty penalty,
                                    std::uint64_t word) {
   const std::int64_t i = row_in(word);
@@ -326,7 +328,7 @@ std::int64_t chunk_rows_for(const Device& device, const FusedHead& head, std::si
   const std::string row = std::to_string(i);
   const std::string hidden = policy ? "hidden" : "refHidden", weight = policy ? "weight" : "refWeight";
   std::string cause;
-  // In the place of hidden the row is a gradient by now.
+  // If the gradient takes the place of hidden, the row is overwritten.
   if (!policy || head.grad_hidden != head.hidden) {
     const std::int64_t channels = policy ? head.channels : head.ref_channels;
     const auto data = fetch_row(device, policy ? head.hidden : head.ref_hidden, head.batch.dtype,
@@ -373,7 +375,7 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
   if (host.sequence_offsets) {
     Batch on_host = host;
     on_host.old_logprobs = nullptr;
-    sequence_log_ratios(on_host, {});  // for what it throws
+    sequence_log_ratios(on_host, {});  // called for its checks
   }
   const std::int64_t n = host.rows, v = host.vocab_size;
 #define RAPO_MIRROR(name, type, ...) const Mirror<type> mirror_##name(device, host.name, n);
@@ -386,7 +388,7 @@ Metrics policy_loss_of_host_arrays(int device_index, const Batch& host, const Ob
 #undef RAPO_RESULT
 
   const std::size_t in = row_bytes(v, host.dtype);
-  // A gradient like the logits is written over their copy.
+  // A gradient of the same dtype as the logits is written over the device's copy of the logits.
   const bool own_gradient = wanted.grad_logits && wanted.grad_dtype != host.dtype;
   const std::size_t out = own_gradient ? row_bytes(v, wanted.grad_dtype) : 0;
   const std::int64_t part =
@@ -511,13 +513,14 @@ Metrics fused_head_loss_of_device_arrays(int device_index, void* stream, const F
   if (reinterpret_cast<std::uintptr_t>(given.data) % 256 != 0) {
     invalid("workspace is not aligned to 256 bytes");
   }
-  // One of our own is not kept for the next call: it is as large as a good part of the memory.
+  // A workspace allocated here is not kept for later calls: it takes a good part of the device's memory.
   const Buffer own = device.allocate(given.data ? 0 : bytes);
   char* const workspace = given.data ? static_cast<char*>(given.data) : own.get<char>();
   auto* report = reinterpret_cast<Report*>(workspace);
   Report result;
   const auto fetch = [&] { device.to_host(&result, report, sizeof result); };
-  // By themselves and first, since the products cannot be taken back.
+  // The entries are checked before any product, since a product that was added to a gradient cannot be taken
+  // back.
   check(f, f.check_batch(device.index(), &head.batch, &objective, report, stream), "the loss on the device");
   fetch();
   if (result.status.invalid < kStopped) explain_invalid(device, head.batch, objective, result.status.invalid);

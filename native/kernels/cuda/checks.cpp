@@ -11,7 +11,7 @@
 namespace rapo::cuda {
 namespace {
 
-/// Rows of C elements, as `field`.
+/// The argument `field` must be a matrix of rows with C elements.
 void check_rows_of(const char* field, const void* data, std::int64_t rows, std::int64_t channels,
                    std::int64_t stride, const char* of) {
   if (!data && rows > 0) invalid(std::string(field) + " is missing");
@@ -29,7 +29,7 @@ void check_sequences(const Batch& batch) {
   }
 }
 
-/// What validate_loss's check of overlaps is for the head.
+/// The check of overlaps that validate_loss makes, for the arrays of the head.
 void check_head_overlaps(const FusedHead& head, const Outputs& outputs, const HeadWorkspace& workspace) {
   const Batch& b = head.batch;
   const auto n = b.rows, v = b.vocab_size;
@@ -86,7 +86,7 @@ void validate_head(const FusedHead& head, const Objective& objective, const Outp
     check_rows_of("gradWeight", head.grad_weight, b.vocab_size, head.channels, head.grad_weight_stride,
                   "channels");
   }
-  // The rest as of a batch whose logits are there.
+  // The remaining arguments are checked like those of a batch that has logits.
   Batch batch = b;
   batch.logits = head.hidden;
   batch.ref_logits = head.ref_hidden;

@@ -1,4 +1,4 @@
-// What is checked of a call before anything is sent to a device. Every failure is kInvalidArgument.
+// Checks of a call's arguments before anything is sent to a device. Every failure is kInvalidArgument.
 #pragma once
 
 #include "../rows.h"
@@ -7,13 +7,13 @@
 
 namespace rapo::cuda {
 
-/// Sequence offsets of a batch that has rows must name at least one sequence.
+/// If a batch has rows, its sequence offsets must name at least one sequence.
 void check_sequences(const Batch& batch);
 
-/// What validate_loss's check of overlaps is for the head.
+/// The check of overlaps that validate_loss makes, for the arrays of the head.
 void check_head_overlaps(const FusedHead& head, const Outputs& outputs, const HeadWorkspace& workspace);
 
-/// Shapes, dtypes, strides and missing arrays of a fused head's call.
+/// Checks shapes, dtypes and strides, and that no required array is missing.
 void validate_head(const FusedHead& head, const Objective& objective, const Outputs& outputs);
 
 }  // namespace rapo::cuda

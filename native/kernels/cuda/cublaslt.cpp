@@ -1,6 +1,6 @@
-// gemm.h through cuBLASLt. The library is opened when it is first needed, so that neither building nor
-// loading the kernels asks for it; hence the few declarations of its interface, which is the same in versions
-// 12 and 13.
+// gemm.h by cuBLASLt. The library is opened when it is first needed, so that neither building nor loading the
+// kernels requires it. The few declarations that are used stand here; they are the same in versions 12 and
+// 13.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -61,7 +61,7 @@ static_assert(sizeof(Heuristic) == sizeof(cublasLtMatmulHeuristicResult_t) &&
               "cublasLt.h");
 #endif
 
-/// The library's functions; each gives a cublasStatus_t.
+/// The library's functions. Each returns a cublasStatus_t.
 struct Library {
   int (*create)(Handle*) = nullptr;
   int (*desc_create)(void** desc, int compute, int scale_type) = nullptr;
@@ -79,7 +79,7 @@ struct Library {
                 void* b_layout, const void* beta, const void* c, void* c_layout, void* d, void* d_layout,
                 const Algorithm*, void* workspace, std::size_t workspace_bytes, void* stream) = nullptr;
   const char* (*status_text)(int) = nullptr;
-  std::string problem;  // why it is not there
+  std::string problem;  // why the library is missing
 };
 
 template <class F>
@@ -88,8 +88,8 @@ bool find(void* library, const char* name, F& function) {
   return function != nullptr;
 }
 
-/// The file that RAPO_CUBLASLT names; else the one that the process or the system's search path has, which
-/// includes what torch loaded; else the toolkit's.
+/// Opens the file that RAPO_CUBLASLT names. If the variable is not set, takes a library that the process has
+/// loaded already (torch's, for instance) or that the system's search path has, and otherwise the toolkit's.
 void* open_library(std::string& problem) {
   const char* named = std::getenv("RAPO_CUBLASLT");
   if (named && *named) {
@@ -143,7 +143,7 @@ Handle handle_of(int device) {
   return device >= 0 && device < kMostDevices ? handles[device] : nullptr;
 }
 
-/// A descriptor, destroyed at the end of its scope.
+/// A cuBLASLt descriptor, destroyed at the end of its scope.
 class Descriptor {
  public:
   explicit Descriptor(int (*destroy)(void*)) : destroy_(destroy) {}
@@ -161,7 +161,7 @@ class Descriptor {
 
 int type_of(DType dtype) { return dtype == DType::kBFloat16 ? kRealBF16 : kReal32; }
 
-/// What cuBLASLt may assume of an address.
+/// The alignment of an address that cuBLASLt may rely on.
 std::uint32_t alignment_of(const void* p) {
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   return static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & (~address + 1)));
@@ -198,7 +198,8 @@ int gemm_prepare(int device) {
 int gemm(int device, const Operand& a, const Operand& b, const Product& c, void* workspace, void* stream) {
   const Library& l = library();
   if (!l.problem.empty()) return kGemmMissing;
-  // cuBLASLt's matrices are column-major: it sees the transpose of each of ours, and computes c' = b' a'.
+  // cuBLASLt's matrices are column-major, so that it sees the transpose of each matrix and computes c' = b'
+  // a'.
   Descriptor desc(l.desc_destroy), first(l.layout_destroy), second(l.layout_destroy), out(l.layout_destroy),
       preference(l.preference_destroy);
   RAPO_TRY_LT(l.desc_create(desc.out(), kCompute32, kReal32));
@@ -222,7 +223,7 @@ int gemm(int device, const Operand& a, const Operand& b, const Product& c, void*
   RAPO_TRY_LT(prefer(kPrefReduction, kReductionInOrder));
   const void* const addresses[] = {b.data, a.data, c.data, c.data};
   for (int i = 0; i < 4; ++i) RAPO_TRY_LT(prefer(kPrefAlignmentOfA + i, alignment_of(addresses[i])));
-  // The first one, which depends on shapes, types, alignments and the device alone.
+  // The heuristic's first algorithm. It depends only on shapes, types, alignments and the device.
   Heuristic chosen = {};
   int found = 0;
   const Handle handle = handle_of(device);

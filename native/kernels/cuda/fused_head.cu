@@ -1,5 +1,4 @@
-// The fused head on the device: which product and which kernel come when, for one chunk of rows after
-// another.
+// The fused head on the device: the order of products and kernels, chunk by chunk.
 #include "../rows.h"
 #include "fused_head.h"
 #include "gemm.h"
@@ -11,12 +10,12 @@ namespace {
 struct HiddenRows {
   const void* from;
   std::int64_t from_stride;
-  void* to;  // (rows, to_stride), of which `channels` are written
+  void* to;  // (rows, to_stride); `channels` elements of each row are written
   std::int64_t to_stride, rows, channels;
   const float* token_weights;
 };
 
-/// A masked row becomes zeros: a NaN in it would get into every element of the weight's gradient.
+/// Masked rows are written as zeros: a NaN in one would reach every element of the weight's gradient.
 template <class T>
 __global__ void copy_hidden(const __grid_constant__ HiddenRows call) {
   for (std::int64_t i = blockIdx.x; i < call.rows; i += gridDim.x) {
@@ -33,13 +32,13 @@ constexpr std::size_t kAligned = 256;
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAligned - 1) / kAligned * kAligned; }
 
-/// Elements between rows of the chunk's arrays: all start where vectors do.
+/// Elements from row to row in the chunk's arrays, rounded up so that rows begin where vectors do.
 std::int64_t padded(std::int64_t columns, DType dtype) {
   const std::int64_t width = 16 / static_cast<std::int64_t>(dtype_size(dtype));
   return (columns + width - 1) / width * width;
 }
 
-/// Where each part of the workspace begins.
+/// The offset of each part of the workspace.
 struct Layout {
   std::size_t loss, gemm, hidden, logits, ref_logits, bytes;
   std::int64_t hidden_stride, logits_stride;
@@ -59,7 +58,7 @@ struct Layout {
   }
 };
 
-/// One call's chunks.
+/// The chunks of one call.
 class Chunks {
  public:
   Chunks(int device, const FusedHead& head, std::int64_t chunk_rows, void* workspace, cudaStream_t stream)
@@ -70,7 +69,8 @@ class Chunks {
         chunk_rows_(chunk_rows),
         stream_(stream) {}
 
-  /// Calls body(first, part) for each chunk, with a call whose policy logits are there.
+  /// Calls body(first, part) for each chunk. `part` is the loss call for the chunk; the policy's logits are
+  /// computed.
   template <class F>
   int for_each(const LossCall& call, F&& body) const {
     for (std::int64_t first = 0; first < call.batch.rows; first += chunk_rows_) {
@@ -108,7 +108,7 @@ class Chunks {
       part.outputs.grad_stride = layout_.logits_stride;
     }
     RAPO_TRY(enqueue_rows(device_, part, stream_));
-    // From here on the logits are the gradient's.
+    // From here on the memory of the logits holds their gradient.
     Operand gradient{base_ + layout_.logits, dtype, rows, head_.batch.vocab_size, layout_.logits_stride};
     if (head_.grad_hidden) {
       void* to = row_of(head_.grad_hidden, head_.grad_hidden_dtype, head_.grad_hidden_stride, first);
@@ -178,7 +178,8 @@ int fused_head_loss(int device, const FusedHead& head, const Objective& objectiv
   call.outputs.grad_logits = nullptr;
   RAPO_TRY(enqueue_checks(call, stream));
   if (head.batch.sequence_offsets) {
-    // One more product a chunk: no gradient can be written before all log-probs of a sequence are known.
+    // gspo needs one more product per chunk: all log-probs of a sequence must be known before its first
+    // gradient.
     if (head.batch.old_logprobs) {
       RAPO_TRY_ANY(chunks.for_each(
           call, [&](std::int64_t, LossCall& part) { return enqueue_logprobs(device, part, stream); }));

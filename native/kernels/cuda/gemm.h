@@ -1,5 +1,5 @@
-// Matrix products on the device: cuBLASLt's (cublaslt.cpp), found at run time. The tests' emulator brings its
-// own.
+// Matrix products on the device. cublaslt.cpp implements them with cuBLASLt, which is found at run time; the
+// tests' emulator has its own implementation.
 #pragma once
 
 #include <cstddef>
@@ -9,36 +9,36 @@
 
 namespace rapo::cuda {
 
-/// A row-major matrix as it lies in memory.
+/// A row-major matrix in the device's memory.
 struct Operand {
   const void* data;
   DType dtype;  // kFloat32 or kBFloat16
   std::int64_t rows, columns, stride;
-  bool transposed = false;  // used as its transpose
+  bool transposed = false;  // the product uses the transposed matrix
 };
 
 struct Product {
   void* data;
   DType dtype;
   std::int64_t stride;
-  bool accumulate;  // added to what is there
+  bool accumulate;  // add to what is there
 };
 
-/// Errors beyond cudaError_t, which are positive. The product itself may also give kGemmFailed - its status.
+/// Error numbers in addition to those of cudaError_t, which are positive. A failed product gives kGemmFailed
+/// minus its status.
 constexpr int kGemmMissing = -1, kGemmFailed = -1000;
-/// What they mean, for the current thread's last such error.
+/// The text for one of these errors: the current thread's last error of that number.
 const char* gemm_error_text(int error);
 
-/// Workspace that gemm may use, in bytes.
+/// Bytes of the workspace that gemm may use.
 constexpr std::size_t kGemmWorkspace = std::size_t{32} << 20;
 
-/// Loads the library and makes its state for the device, which is the current one. Does nothing the second
-/// time.
+/// Loads the library and creates its state for the device, which must be current. Further calls do nothing.
 int gemm_prepare(int device);
 
-/// c = a b (+ c) on the current device, which has been prepared, with float32 sums. Enqueues only, and gives
-/// the same bits every time: of the ways to split a sum over blocks, only the one that adds up the parts in a
-/// fixed order is used. The workspace is aligned to 256; `stream` is a cudaStream_t.
+/// c = a b (+ c) with float32 sums on the current device, for which gemm_prepare() was called. The call only
+/// enqueues. It gives the same bits every time: a sum may be split over blocks only if the parts are added up
+/// in a fixed order. The workspace is aligned to 256 bytes; `stream` is a cudaStream_t.
 int gemm(int device, const Operand& a, const Operand& b, const Product& c, void* workspace, void* stream);
 
 }  // namespace rapo::cuda

@@ -1,4 +1,4 @@
-// Host code of the CUDA library: how kernels are started.
+// Host code of the CUDA library that starts kernels.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
     if (rapo_error != cudaSuccess) return rapo_error; \
   } while (false)
 
-/// The same for functions that may give other errors, too (gemm.h).
+/// The same for functions that return the errors of gemm.h, too.
 #define RAPO_TRY_ANY(call)                  \
   do {                                      \
     const int rapo_error = (call);          \
@@ -24,14 +24,13 @@
 
 namespace rapo::cuda {
 
-/// A call of one kernel on a stream. `cluster` blocks that share their memory; 1 everywhere but on sm_90 and
-/// later.
+/// The launch of one kernel on a stream. `cluster` blocks share their shared memory; it is 1 before sm_90.
 struct Launch {
   int blocks, threads, shared_bytes, cluster;
   cudaStream_t stream;
 };
 
-/// `attribute` must live as long as what is returned.
+/// `attribute` must live as long as the returned configuration.
 inline cudaLaunchConfig_t configuration(const Launch& shape, cudaLaunchAttribute& attribute) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
@@ -54,7 +53,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& shape, Arguments
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
 }
 
-/// Clusters of this shape that the device holds at once.
+/// The number of such clusters that the device can run at once.
 template <class... Parameters>
 cudaError_t resident_clusters(void (*kernel)(Parameters...), const Launch& shape, int multiprocessors,
                               int& clusters) {
@@ -75,7 +74,8 @@ inline Launch one_thread_each(std::int64_t items, cudaStream_t stream) {
   return {static_cast<int>((items + kEntryThreads - 1) / kEntryThreads), kEntryThreads, 0, 1, stream};
 }
 
-/// Threads of a block that has one row at a time: whole rounds of kInFlight vectors, kRowThreads at most.
+/// Threads of a block that processes one row at a time: enough for whole rounds of kInFlight vectors, at most
+/// kRowThreads.
 inline int row_threads(std::int64_t vocab_size, DType dtype) {
   const std::int64_t vectors = vocab_size * static_cast<std::int64_t>(dtype_size(dtype)) / 16;
   const std::int64_t wanted = (vectors + kInFlight - 1) / kInFlight;
@@ -98,11 +98,12 @@ cudaError_t for_dtype(DType dtype, F&& body) {
 }
 
 cudaError_t use_device(int device);
-/// Cached; the device has been used before.
+/// The result is cached. The device must have been used before.
 cudaError_t device_info(int device, DeviceInfo& info);
 
-/// Blocks for a kernel that takes rows one after another: as many as the device holds, but no more than have
-/// their rows (row_bytes each, which are read twice) in half of its second-level cache.
+/// Number of blocks for a kernel whose blocks process rows one after another. It is the number that the
+/// device can run at once, but not more than have their rows in half of the second-level cache, since each
+/// row (row_bytes) is read twice.
 template <class... Parameters>
 cudaError_t row_blocks(void (*kernel)(Parameters...), int device, std::int64_t rows, std::int64_t row_bytes,
                        Launch& shape) {
@@ -117,30 +118,30 @@ cudaError_t row_blocks(void (*kernel)(Parameters...), int device, std::int64_t r
   return cudaSuccess;
 }
 
-/// What every kernel of a loss is told.
+/// The arguments of every kernel of a loss.
 struct LossCall {
   Batch batch;
   Objective objective;
   Outputs outputs;
   Token* tokens;   // (N)
-  double* ratios;  // (N) gspo's log-ratios; first the log-probs they are made from
+  double* ratios;  // (N) for gspo: first log-probs, then the log-ratios made from them
   Report* report;
-  std::int64_t first_row;  // what row 0 is called where the logits are those of a part of the rows
+  std::int64_t first_row;  // added to a row's index in reports, if the logits are those of a part of the rows
 };
 
-// policy_loss and its parts in their order. The rows' logits may come in several parts: enqueue_logprobs and
-// enqueue_rows are then called for each, with the call's arrays from that part on.
+// policy_loss, and its parts in the order of their use. If the logits come in several parts, enqueue_logprobs
+// and enqueue_rows are called once for each part, with arrays that begin at the part's first row.
 LossCall loss_call(const Batch& batch, const Objective& objective, const Outputs& outputs, void* workspace,
                    Report* report);
-/// All rows' entries; starts the report.
+/// Clears the report and checks the entries of all rows.
 cudaError_t enqueue_checks(const LossCall& call, cudaStream_t stream);
-/// gspo with old log-probs: the rows' own log-probs.
+/// For gspo with old log-probs: computes the log-prob of each row.
 cudaError_t enqueue_logprobs(int device, const LossCall& call, cudaStream_t stream);
-/// gspo: all rows' ratios, which the call then has.
+/// For gspo: computes the log-ratios of all rows and puts them into the call.
 cudaError_t enqueue_sequence_ratios(LossCall& call, cudaStream_t stream);
-/// Losses and gradients.
+/// Computes losses and gradients.
 cudaError_t enqueue_rows(int device, const LossCall& call, cudaStream_t stream);
-/// All rows' metrics.
+/// Adds up the metrics of all rows.
 cudaError_t enqueue_metrics(const LossCall& call, cudaStream_t stream);
 cudaError_t policy_loss(int device, const Batch& batch, const Objective& objective, const Outputs& outputs,
                         void* workspace, Report* report, cudaStream_t stream);
@@ -157,7 +158,7 @@ RAPO_DEVICE const T* typed_row(const void* data, std::int64_t stride, std::int64
   return static_cast<const T*>(data) + row * stride;
 }
 
-/// Notes a fault of a row; the first row's stays.
+/// Records a fault of a row. The fault of the row with the smallest index is kept.
 RAPO_DEVICE void note_fault(std::uint64_t* word, std::int64_t row, int fault) {
   atomicMin(reinterpret_cast<unsigned long long*>(word),
             static_cast<unsigned long long>(row) << 8 | static_cast<unsigned long long>(fault));

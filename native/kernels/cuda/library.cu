@@ -1,4 +1,4 @@
-// The library's table of functions, and the memory and devices behind it.
+// The library's table of functions, with the functions for memory and devices.
 #include <cstring>
 #include <mutex>
 
@@ -24,7 +24,8 @@ int memory_info(int device, std::size_t* free, std::size_t* total) {
 int allocate(int device, std::size_t bytes, void** pointer) {
   RAPO_TRY(use_device(device));
   const auto error = cudaMalloc(pointer, bytes);
-  if (error == cudaErrorMemoryAllocation) cudaGetLastError();  // or the next call would report it again
+  if (error == cudaErrorMemoryAllocation)
+    cudaGetLastError();  // clears the error, or the next call would report it again
   return error;
 }
 

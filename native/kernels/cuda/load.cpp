@@ -16,9 +16,9 @@ std::string beside_this_addon() {
   return addon.substr(0, addon.rfind('/') + 1) + "librapo_cuda.so";
 }
 
-/// The library's functions, or null and why.
+/// The library's functions; null, with the reason, if it cannot be used.
 const Functions* open_library(const std::string& file, std::string& problem) {
-  // Of a file that is not there the linker would say more than is of use.
+  // For a file that does not exist, the linker's message is longer than useful.
   if (file.find('/') != std::string::npos && access(file.c_str(), F_OK) != 0) {
     problem = "not there";
     return nullptr;
@@ -43,8 +43,8 @@ std::string describe(const std::vector<Place>& searched) {
   return text;
 }
 
-/// Why there are no devices. The runtime gives one error for a driver that is missing and one that is too
-/// old.
+/// The reason for having no devices. The runtime returns the same error for a missing driver and for a driver
+/// that is too old.
 void explain_no_devices(const std::string& error, int code, Availability& found) {
   constexpr int kStubLibrary = 34, kInsufficientDriver = 35, kSystemDriverMismatch = 803;
   if (code != kStubLibrary && code != kInsufficientDriver && code != kSystemDriverMismatch) {

@@ -1,4 +1,4 @@
-// Where there is no dlopen.
+// For systems without dlopen.
 #include "open.h"
 
 namespace rapo::cuda {

@@ -10,7 +10,7 @@ RAPO_DEVICE std::int64_t global_thread() {
   return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-/// Everything but the logits. One thread a row, and one a sequence.
+/// Checks everything but the logits. One thread per row and one per sequence.
 __global__ void check_entries(const __grid_constant__ LossCall call) {
   const Batch& b = call.batch;
   const std::int64_t i = global_thread();
@@ -34,7 +34,7 @@ __global__ void check_entries(const __grid_constant__ LossCall call) {
 
 RAPO_DEVICE bool stopped(const LossCall& call) { return call.report->status.invalid != kNoFault; }
 
-/// gspo: each row's log-prob, for the mean over its sequence.
+/// For gspo: writes each row's log-prob, of which the next kernel takes the mean over the sequence.
 template <class In>
 __global__ void __launch_bounds__(kRowThreads) row_logprobs(const __grid_constant__ LossCall call) {
   if (stopped(call)) return;
@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kRowThreads) row_logprobs(const __grid_constan
   }
 }
 
-/// gspo: the mean over each sequence, written over the log-probs. One thread a sequence, in the order of its
-/// rows.
+/// For gspo: replaces the log-probs by the mean log-ratio of the sequence. One thread per sequence adds up
+/// its rows in order.
 __global__ void sequence_means(const __grid_constant__ LossCall call) {
   if (stopped(call)) return;
   const Batch& b = call.batch;
@@ -67,14 +67,14 @@ __global__ void sequence_means(const __grid_constant__ LossCall call) {
   for (std::int64_t i = begin; i < end; ++i) call.ratios[i] = mean;
 }
 
-/// With bad logits the rows of their sequence have no ratio: the loss is not worth computing, and its faults
+/// Bad logits leave the rows of their sequence without a ratio. The loss is then not computed: its faults
 /// would hide the one that caused them.
 __global__ void stop_if_not_finite(const __grid_constant__ LossCall call) {
   if (call.report->status.non_finite != kNoFault && !stopped(call)) call.report->status.invalid = kStopped;
 }
 
-/// The sums over row i, in thread 0; and in `fault` what is wrong with the logits. kResident: the policy's
-/// row, or this block's share of it, is in `slots`.
+/// Computes the sums over row i, which thread 0 gets, and in `fault` what is wrong with the logits.
+/// kResident: the policy's row, or this block's share of it, is in `slots`.
 template <class In, bool kPair, bool kResident>
 RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault& fault, Team team,
                                 SharedPointer<uint4> slots) {
@@ -86,7 +86,7 @@ RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault&
   fault = DataFault::kNone;
   const bool reference = b.ref_logits != nullptr, uniform = reference && ref_scale == 0;
   if (reference && (!kPair || uniform)) {
-    // A uniform reference's own row is still read, since a NaN in it is an error all the same.
+    // The logits of a uniform reference are still read, since a NaN in them is an error.
     const In* ref = typed_row<In>(b.ref_logits, b.ref_stride, i);
     const float ref_k = in_powers_of_two(uniform ? scale : ref_scale);
     s.r = block_stats<kResident>(read_row<In, true>(ref, b.vocab_size, ref_k, team, slots), ref_k, team);
@@ -108,8 +108,8 @@ RAPO_DEVICE PairStats read_sums(const LossCall& call, std::int64_t i, DataFault&
   return s;
 }
 
-/// What thread 0 does with the sums: the row's values, and how its gradient is to be written.
-/// z and u: the logits of the row's token. `first`: this thread is the one that writes the row's values.
+/// Runs in thread 0: turns the sums into the row's values and the plan for its gradient. z and u: the logits
+/// of the row's token. first: this thread writes the row's values.
 RAPO_DEVICE RowPlan finish_row(const LossCall& call, std::int64_t i, const PairStats& s, DataFault fault,
                                float z, float u, bool first) {
   const Batch& b = call.batch;
@@ -144,7 +144,7 @@ RAPO_DEVICE Out* gradient_row(const LossCall& call, std::int64_t i) {
   return static_cast<Out*>(call.outputs.grad_logits) + i * call.outputs.grad_stride;
 }
 
-/// A masked row's zeros; by one block.
+/// Writes the zeros of a masked row. One block does it.
 template <class Out>
 RAPO_DEVICE void mask_row(const LossCall& call, std::int64_t i) {
   if (call.outputs.grad_logits) zero_row(gradient_row<Out>(call, i), call.batch.vocab_size);
@@ -154,7 +154,7 @@ RAPO_DEVICE void mask_row(const LossCall& call, std::int64_t i) {
   }
 }
 
-/// Everything of an unmasked row.
+/// Processes one unmasked row.
 template <class In, class Out, bool kPair, bool kResident>
 RAPO_DEVICE void process_row(const LossCall& call, std::int64_t i, Team team, SharedPointer<uint4> slots) {
   const Batch& b = call.batch;
@@ -163,8 +163,8 @@ RAPO_DEVICE void process_row(const LossCall& call, std::int64_t i, Team team, Sh
   const In* ref = b.ref_logits ? typed_row<In>(b.ref_logits, b.ref_stride, i) : nullptr;
   float z = 0, u = 0;
   if (threadIdx.x == 0) {
-    // Before the sums: once they are done, another block of the cluster may write its part of a gradient in
-    // place.
+    // Must be read before the sums are done: after that, another block of the cluster may overwrite the
+    // logits with its part of the gradient.
     z = Element<In>::widen(load1(row + b.token_ids[i]));
     if (ref) u = Element<In>::widen(load1(ref + b.token_ids[i]));
   }
@@ -174,15 +174,15 @@ RAPO_DEVICE void process_row(const LossCall& call, std::int64_t i, Team team, Sh
   __syncthreads();
   const RowPlan plan = shared_plan[0];
   if (!plan.write) return;
-  // A uniform reference has no logits of its own: at its scale any finite row is a constant.
+  // A uniform reference needs no logits of its own: with its scale any finite row is constant.
   const bool own = kPair && ref_scale_of(b, call.objective, i) != 0;
   write_row<In, Out, kPair, kResident>(row, own ? ref : row, gradient_row<Out>(call, i), b.vocab_size, plan,
                                        team, slots);
 }
 
-/// Rows of a block, one after another. Reads a row of the policy twice, the second time from the second-level
-/// cache, and one of the reference once (twice where it takes part in the gradient), and writes the gradient
-/// once.
+/// Each block processes rows one after another. It reads a row of the policy twice, the second time from the
+/// second-level cache. It reads a row of the reference once, or twice if the gradient needs it, and writes
+/// the gradient once.
 template <class In, class Out, bool kPair>
 __global__ void __launch_bounds__(kRowThreads) loss_rows(const __grid_constant__ LossCall call) {
   if (stopped(call)) return;
@@ -195,9 +195,9 @@ __global__ void __launch_bounds__(kRowThreads) loss_rows(const __grid_constant__
   }
 }
 
-/// The same with the policy's row kept in the shared memory of a cluster of blocks, which take a part of it
-/// each, so that it is read once. The next row is on its way as soon as a thread has written its part of this
-/// one's gradient.
+/// The same with the policy's row in shared memory, so that it is read once. Each block of a cluster keeps a
+/// part of the row. A thread starts loading its part of the next row as soon as it has written its part of
+/// the current gradient.
 template <class In, class Out, bool kPair>
 __global__ void __launch_bounds__(kResidentThreads, 2)
     loss_rows_resident(const __grid_constant__ LossCall call, const int blocks) {
@@ -223,12 +223,13 @@ __global__ void __launch_bounds__(kResidentThreads, 2)
     i = unmasked_from(i + step);
     fetch(i);
   }
-  cluster_sync();  // a block's shared memory must last until the others have read it
+  cluster_sync();  // other blocks may still read this block's shared memory
 }
 
 constexpr int kMetricsThreads = 256;
 
-/// One block; each thread adds up every kMetricsThreads-th row, then pairs of threads.
+/// Runs in one block. Each thread adds up every kMetricsThreads-th row; then the threads' sums are added in
+/// pairs.
 __global__ void __launch_bounds__(kMetricsThreads) add_metrics(const __grid_constant__ LossCall call) {
   const auto partial = shared_memory<Metrics>(0);
   const int thread = static_cast<int>(threadIdx.x);
@@ -247,8 +248,8 @@ __global__ void __launch_bounds__(kMetricsThreads) add_metrics(const __grid_cons
   if (thread == 0) call.report->metrics = own;
 }
 
-/// Blocks of a cluster, as few as hold a row between them: two to a multiprocessor if that will do, else one.
-/// 0 where no cluster does.
+/// The number of blocks in the smallest cluster that holds a row: with two blocks per multiprocessor if
+/// possible, otherwise with one. 0 if no cluster holds the row.
 int resident_blocks(const DeviceInfo& info, std::int64_t vocab_size, DType dtype, int& shared_bytes) {
   const std::int64_t vectors = vocab_size * static_cast<std::int64_t>(dtype_size(dtype)) / 16;
   const int most = info.major >= 9 ? 8 : 1;
@@ -272,7 +273,8 @@ cudaError_t launch_rows(int device, const LossCall& call, cudaStream_t stream) {
   RAPO_TRY(device_info(device, info));
   Launch shape{0, row_threads(b.vocab_size, b.dtype), kSharedRows, 1, stream};
   const std::int64_t row_bytes = b.vocab_size * static_cast<std::int64_t>(dtype_size(b.dtype));
-  // Rows that the cache holds between their two reads, two blocks to a multiprocessor, need no cluster.
+  // If the cache holds the rows of two blocks per multiprocessor between their two reads, no cluster is
+  // needed.
   const bool cached = row_bytes * 2 * info.multiprocessors <= info.l2 / 2;
   const int cluster = cached ? 0 : resident_blocks(info, b.vocab_size, b.dtype, shape.shared_bytes);
   if (cluster == 0) {
@@ -280,7 +282,8 @@ cudaError_t launch_rows(int device, const LossCall& call, cudaStream_t stream) {
     return launch(loss_rows<In, Out, kPair>, shape, call);
   }
   const auto kernel = loss_rows_resident<In, Out, kPair>;
-  // The limit is the kernel's, not the launch's: another thread may be launching it with another size.
+  // The attribute belongs to the kernel, not to one launch: another thread may be launching it with another
+  // size.
   RAPO_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 static_cast<int>(info.shared_per_block)));
   shape.threads = kResidentThreads;

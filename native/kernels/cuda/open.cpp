@@ -8,7 +8,7 @@ namespace rapo::cuda {
 namespace {
 
 constexpr int kErrorMemoryAllocation = 2;  // cudaErrorMemoryAllocation
-constexpr int kOldestMajor = 8;            // of the compute capabilities that CMakeLists.txt compiles for
+constexpr int kOldestMajor = 8;            // the oldest compute capability that CMakeLists.txt compiles for
 
 std::mutex packaged_mutex;  // worker threads load the addon, too
 

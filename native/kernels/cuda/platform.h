@@ -1,5 +1,5 @@
-// The few things that device code asks of the machine. Under nvcc they are instructions; the tests compile
-// the same kernels for the host, where RAPO_CUDA_EMULATOR's header takes nvcc's place.
+// The few machine-dependent operations of device code. Under nvcc they are instructions. The tests compile
+// the same kernels for the host, with the header that RAPO_CUDA_EMULATOR names in place of nvcc.
 #pragma once
 
 #ifdef RAPO_CUDA_EMULATOR
@@ -18,25 +18,26 @@
 
 namespace rapo::cuda {
 
-/// Shared memory is reached through this type, since the emulator watches every access of it.
+/// The type of pointers to shared memory. The emulator checks every access through it.
 template <class T>
 using SharedPointer = T*;
 
-/// The block's dynamic shared memory; `offset` bytes, a multiple of alignof(T), from its start.
+/// A pointer into the block's dynamic shared memory, `offset` bytes from its start. offset is a multiple of
+/// alignof(T).
 template <class T>
 RAPO_DEVICE SharedPointer<T> shared_memory(int offset) {
   extern __shared__ __align__(16) unsigned char arena[];
   return reinterpret_cast<T*>(arena + offset);
 }
 
-/// 2^x, within 2 ulp; results below the smallest normal number are 0.
+/// 2^x, within 2 ulp. Results below the smallest normal number are 0.
 RAPO_DEVICE float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-/// The larger one; NaN where x is.
+/// The larger of the two; NaN if x is NaN.
 RAPO_DEVICE float max_keep_nan(float x, float y) {
   float z;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
@@ -45,7 +46,7 @@ RAPO_DEVICE float max_keep_nan(float x, float y) {
 
 RAPO_DEVICE float half_to_float(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-/// Two numbers rounded to nearest, the first one in the lower half.
+/// Two numbers, rounded to nearest and packed, the first one in the lower half.
 RAPO_DEVICE std::uint32_t to_bfloat16x2(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const std::uint32_t*>(&pair);
@@ -55,8 +56,8 @@ RAPO_DEVICE std::uint32_t to_float16x2(float low, float high) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-/// Global memory, 16 bytes at an address that is a multiple of 16, and single elements. `_last`: nobody will
-/// read the line again soon.
+/// Access to global memory: 16 bytes at an address that is a multiple of 16, or a single element. `_last`
+/// marks a cache line that will not be read again soon.
 RAPO_DEVICE uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
 RAPO_DEVICE uint4 load16_last(const void* p) { return __ldcs(static_cast<const uint4*>(p)); }
 RAPO_DEVICE void store16(void* p, uint4 words) { __stcs(static_cast<uint4*>(p), words); }
@@ -69,8 +70,8 @@ RAPO_DEVICE void store1(T* p, T value) {
   *p = value;
 }
 
-/// Starts a copy of 16 bytes from global to shared memory by this thread, which alone may read them, and
-/// after async_wait: the copies of all but the last `Pending` groups are there then.
+/// Starts a copy of 16 bytes from global to shared memory. Only the thread that copies may read them.
+/// async_wait<Pending> waits until at most `Pending` groups of copies are unfinished.
 RAPO_DEVICE void async_copy16(SharedPointer<uint4> to, const void* from) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
@@ -96,12 +97,12 @@ RAPO_DEVICE int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-/// A barrier for all threads of the cluster; what was written to shared memory before it can be read after
-/// it.
+/// A barrier for all threads of the cluster. What was written to shared memory before the barrier can be read
+/// after it.
 RAPO_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-/// The word at the same place in the shared memory of block `rank` of the cluster.
+/// Reads the word at the same place in the shared memory of block `rank` of the cluster.
 RAPO_DEVICE double load_remote(SharedPointer<double> p, int rank) {
   const auto local = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
   std::uint32_t remote;

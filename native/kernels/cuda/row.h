@@ -1,5 +1,5 @@
-// What a block of threads does with a row of logits: the sums over it and the gradient written from them.
-// Device code; every thread of the block calls these functions together.
+// The work of a block of threads on a row of logits: the sums over the row, and the gradient written from
+// them. This is device code; all threads of the block call these functions together.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ constexpr float kLog2E = 1.44269504088896340736f;
 constexpr double kLn2 = 0.69314718055994530942;
 constexpr float kMinusInfinity = -HUGE_VALF;
 
-/// Element types, with 16 bytes of them as numbers and back.
+/// An element type: converts 16 bytes to numbers and back.
 template <class T>
 struct Element;
 
@@ -81,7 +81,8 @@ struct Element<F16> {
   }
 };
 
-/// How a row is cut: single elements up to the first address that is a multiple of 16, vectors, and the rest.
+/// The parts of a row: single elements up to the first address that is a multiple of 16, then vectors, then
+/// the remaining elements.
 struct Partition {
   int head, tail;        // elements
   std::int64_t vectors;  // of 16 bytes
@@ -96,13 +97,13 @@ struct Partition {
   }
 };
 
-/// A block's place in its cluster of `blocks`; alone outside of one.
+/// A block's rank in its cluster, and the cluster's number of blocks.
 struct Team {
   int rank = 0, blocks = 1;
 };
 
-/// The vectors of a row that one block of a cluster takes; the first block has the head too, the last one the
-/// tail.
+/// The vectors of a row that one block of a cluster processes. The first block also has the head, the last
+/// block the tail.
 struct Share {
   std::int64_t begin, end;
   bool head, tail;
@@ -118,7 +119,7 @@ struct Share {
 
 RAPO_DEVICE bool is_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
-/// One vector of a row, whose start need not be aligned.
+/// Loads one vector of a row. `aligned`: whether p is a multiple of 16.
 template <class T, bool kLast>
 RAPO_DEVICE void load_vector(const T* p, bool aligned, float* x) {
   if (aligned) {
@@ -137,9 +138,9 @@ RAPO_DEVICE void store_vector(T* p, bool aligned, const float* x) {
   }
 }
 
-// In what follows x is in powers of two: x = (z - offset) * scale * log2 e, and the sums of e^x x are
-// multiplied by ln 2 in the end. The offset is a logit of the row, raised only when another one exceeds it by
-// 2^kSlack, so that the sums are hardly ever rescaled; e^x is then 2^kSlack at most.
+// From here on x is in powers of two: x = (z - offset) * scale * log2 e, and the sums of e^x x are multiplied
+// by ln 2 at the end. The offset is a logit of the row. It is raised only when another logit exceeds it by
+// 2^kSlack in e^x, so that sums are hardly ever rescaled and e^x is at most 2^kSlack.
 constexpr float kSlack = 8;
 constexpr float kLowest = -200;  // 2^-200 is 0 in float32
 
@@ -147,8 +148,8 @@ struct Online {
   float offset = kMinusInfinity;
   double sum = 0, weighted = 0;  // Σ e^x, Σ e^x x
 
-  /// Makes `to` the offset; returns by how much x falls, 0 where nothing had been summed yet. The fall is a
-  /// double, which cannot overflow: masks made of the lowest float are common.
+  /// Raises the offset to `to`. Returns the amount by which x falls; 0 if nothing has been summed yet. It is
+  /// a double, which cannot overflow: masks made of the lowest float are common.
   RAPO_DEVICE double raise(float to, float k) {
     double delta = 0;
     if (offset > kMinusInfinity) {
@@ -160,11 +161,12 @@ struct Online {
     offset = to;
     return delta;
   }
-  /// While all logits are -inf, their difference from the offset must stay -inf, not NaN.
+  /// What is subtracted from a logit: 0 while all logits are -inf, so that the difference stays -inf and does
+  /// not become NaN.
   RAPO_DEVICE float subtrahend() const { return offset == kMinusInfinity ? 0 : offset; }
 };
 
-/// Adds kCount logits. NaNs are passed over by the maximum and show in the sums, as +inf does.
+/// Adds kCount logits. The maximum ignores NaNs; they show in the sums, as +inf does.
 template <int kCount>
 RAPO_DEVICE void accumulate(Online& s, const float (&z)[kCount], float k) {
   float top = z[0];
@@ -181,7 +183,7 @@ RAPO_DEVICE void accumulate(Online& s, const float (&z)[kCount], float k) {
   s.weighted += weighted[0] + weighted[1];
 }
 
-/// Policy (p) and reference (r), with what crosses them: Σ e^{x_r} (x_r - x_p) and Σ e^{x_p} (x_p - x_r).
+/// Policy (p) and reference (r), with the cross sums Σ e^{x_r} (x_r - x_p) and Σ e^{x_p} (x_p - x_r).
 struct OnlinePair {
   Online p, r;
   double forward = 0, reverse = 0;
@@ -221,7 +223,8 @@ RAPO_DEVICE void accumulate(OnlinePair& s, const float (&z)[kCount], const float
     p_sum += e;
     p_weighted = fmaf(e, xc, p_weighted);
     r_sum += er;
-    // The unclamped x: where one distribution has mass, the other may be far below the clamp, or -inf.
+    // x is not clamped here: where one distribution has mass, the other one may be far below the clamp, or
+    // -inf.
     if (er != 0) forward = fmaf(er, xr - x, forward);
     if (e != 0) reverse = fmaf(e, x - xr, reverse);
   }
@@ -232,16 +235,18 @@ RAPO_DEVICE void accumulate(OnlinePair& s, const float (&z)[kCount], const float
   s.reverse += reverse;
 }
 
-/// The most threads a block has: with more, the registers of one thread would not hold what a row needs.
+/// Largest number of threads in a block: with more, the registers of a thread could not hold what a row
+/// needs.
 constexpr int kRowThreads = 512;
-/// Of a block that keeps a row in its shared memory; two of them to a multiprocessor.
+/// Threads of a block that keeps a row in shared memory; two such blocks share a multiprocessor.
 constexpr int kResidentThreads = 256;
 
-/// Vectors a thread has under way at once.
+/// The number of vectors that a thread loads at once.
 constexpr int kInFlight = 4;
 constexpr int kPairInFlight = 2;
 
-/// Starts copying a block's share of a row to shared memory. A thread copies what it alone will read.
+/// Starts copying a block's share of a row to shared memory. Each thread copies only what it will read
+/// itself.
 template <class T>
 RAPO_DEVICE void fetch_share(const T* row, std::int64_t n, Team team, SharedPointer<uint4> slots) {
   const Partition part(row, n);
@@ -255,8 +260,8 @@ RAPO_DEVICE void fetch_share(const T* row, std::int64_t n, Team team, SharedPoin
 
 RAPO_DEVICE SharedPointer<uint4> no_slots() { return SharedPointer<uint4>{0}; }
 
-/// This thread's part of the sums over a row, or over its block's share of one. kResident: the share is in
-/// `slots`.
+/// This thread's part of the sums over a row, or over its block's share of the row. kResident: the share is
+/// in `slots`.
 template <class T, bool kLast, bool kResident = false>
 RAPO_DEVICE Online read_row(const T* row, std::int64_t n, float k, Team team, SharedPointer<uint4> slots) {
   constexpr int kWidth = Element<T>::kWidth;
@@ -294,7 +299,8 @@ RAPO_DEVICE Online read_row(const T* row, std::int64_t n, float k, Team team, Sh
   return s;
 }
 
-/// The same over two rows, which are cut where the policy's is aligned; that one alone may be resident.
+/// The same over two rows. Both are cut where the policy's row is aligned. Only the policy's row can be
+/// resident.
 template <class T, bool kResident>
 RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, float k, float ref_k, Team team,
                                  SharedPointer<uint4> slots) {
@@ -333,7 +339,7 @@ RAPO_DEVICE OnlinePair read_pair(const T* row, const T* ref, std::int64_t n, flo
 
 // ---- sums over the block ----
 
-/// Offsets in shared memory, in bytes. What follows kSharedRows is free for rows.
+/// Offsets in shared memory, in bytes. The memory from kSharedRows on is free for rows.
 constexpr int kSharedTop = 0;                               // float[2][kWarp]: the warps' largest offsets
 constexpr int kSharedSums = kSharedTop + 2 * kWarp * 4;     // double[4][kWarp]: the warps' sums
 constexpr int kSharedPlan = kSharedSums + 4 * kWarp * 8;    // RowPlan
@@ -354,8 +360,8 @@ RAPO_DEVICE double warp_sum(double x) {
 RAPO_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 RAPO_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-/// The largest value in the block, in every thread; slot is 0 or 1, and free again after the next barrier but
-/// one.
+/// The largest value in the block: put_max(), a barrier, then get_max() in every thread. slot is 0 or 1; it
+/// may be used again after a second barrier.
 RAPO_DEVICE void put_max(float x, int slot) {
   x = warp_max(x);
   if (lane_index() == 0) shared_memory<float>(kSharedTop)[slot * kWarp + warp_index()] = x;
@@ -367,8 +373,8 @@ RAPO_DEVICE float get_max(int slot) {
   return warp_max(x);
 }
 
-/// The sum over the block in its first warp, added up in an order that depends on nothing but the block's
-/// size.
+/// The sum over the block, which its first warp gets: put_sum(), a barrier, then get_sum(). The order of
+/// additions depends only on the size of the block.
 RAPO_DEVICE void put_sum(double x, int slot) {
   x = warp_sum(x);
   if (lane_index() == 0) shared_memory<double>(kSharedSums)[slot * kWarp + warp_index()] = x;
@@ -380,7 +386,7 @@ RAPO_DEVICE double get_sum(int slot) {
   return warp_sum(x);
 }
 
-/// What holds for the block becomes what holds for the cluster; all threads call these together.
+/// Extends the block's maxima to those of the cluster. All threads call this together.
 RAPO_DEVICE void cluster_max(float& x, float& y, Team team) {
   const auto own = shared_memory<float>(kSharedClusterTop);
   if (threadIdx.x == 0) {
@@ -394,7 +400,8 @@ RAPO_DEVICE void cluster_max(float& x, float& y, Team team) {
   }
 }
 
-/// In thread 0, in the order of the blocks.
+/// Extends the block's sums to those of the cluster, added in the order of the blocks. Thread 0 gets the
+/// result.
 template <int kCount>
 RAPO_DEVICE void cluster_sum(double (&sums)[kCount], Team team) {
   const auto own = shared_memory<double>(kSharedClusterSums);
@@ -409,8 +416,8 @@ RAPO_DEVICE void cluster_sum(double (&sums)[kCount], Team team) {
   }
 }
 
-/// From the threads' sums to the row's, which thread 0 gets. Shared memory may be used for the next reduction
-/// after one more barrier.
+/// Combines the threads' sums to the row's sums, which thread 0 gets. One more barrier is needed before
+/// shared memory is used for the next reduction.
 template <bool kCluster = false>
 RAPO_DEVICE RowStats block_stats(Online s, float k, Team team = {}) {
   put_max(s.offset, 0);
@@ -429,7 +436,7 @@ RAPO_DEVICE RowStats block_stats(Online s, float k, Team team = {}) {
   return {top, sums[0], sums[1] * kLn2};
 }
 
-/// The cross sum of a full penalty.
+/// The cross sum that a full penalty needs.
 RAPO_DEVICE double crossed(const OnlinePair& s, Penalty penalty) {
   return penalty == Penalty::kReverseFull ? s.reverse : s.forward;
 }
@@ -458,19 +465,19 @@ RAPO_DEVICE PairStats block_stats(OnlinePair s, float k, float ref_k, Penalty pe
 
 // ---- the gradient ----
 
-/// What thread 0 makes of the row's sums and every thread writes the gradient from; the terms' scales and
-/// factors of x are in powers of two here, and their reference is that of the forward KL alone.
+/// Thread 0 makes it from the row's sums, and every thread writes the gradient from it. Scales and factors of
+/// x are in powers of two here. terms.reference is that of the forward KL only.
 struct RowPlan {
   GradientTerms terms;
-  float cross;  // what multiplies e^x x_r, for the reverse KL
+  float cross;  // factor of e^x x_r, for the reverse KL
   std::int64_t token;
-  float at_token;  // the sampled token's element
-  int write;       // 0: the row stays as it is
+  float at_token;  // the gradient's element at the sampled token
+  int write;       // 0: the row is not written
 };
 
 RAPO_DEVICE float in_powers_of_two(float scale) { return scale * kLog2E; }
 
-/// The terms with their scales and factors of x in powers of two.
+/// Converts the terms' scales and factors of x to powers of two.
 RAPO_DEVICE RowPlan plan_of(const GradientTerms& terms, Penalty penalty) {
   RowPlan plan = {};
   plan.terms = terms;
@@ -496,8 +503,8 @@ RAPO_DEVICE float gradient_of(const GradientTerms& t, float cross, float z, floa
   return fmaf(t.reference, exp2_approx(max_keep_nan(xr, kLowest)), own);
 }
 
-/// The gradient of a row, or of a block's share of one. ref is looked at in pairs alone. In place (out ==
-/// row), each thread writes what it alone has read. kResident: the row's share is in `slots`.
+/// Writes the gradient of a row, or of a block's share of it. ref is read for full penalties only. In place
+/// (out == row), each thread writes only what it has read itself. kResident: the row's share is in `slots`.
 template <class In, class Out, bool kPair, bool kResident>
 RAPO_DEVICE void write_row(const In* row, const In* ref, Out* out, std::int64_t n, const RowPlan& plan,
                            Team team, SharedPointer<uint4> slots) {

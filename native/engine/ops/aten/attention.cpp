@@ -1,4 +1,5 @@
-// Attention over packed segments: libtorch's flash attention where it takes them, plain products elsewhere.
+// Attention over packed segments: libtorch's flash attention if it supports the tensors, plain products
+// otherwise.
 #include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
@@ -17,19 +18,20 @@
 
 namespace rapo::ops {
 
-/// Which attention of `keys` a range of queries takes: query i of a segment sees the segment's keys up to and
-/// with keys - queries + i, so that its last one sees them all.
+/// A range of queries and the range of keys that it attends to. Query i sees the segment's keys 0 .. keys -
+/// queries + i, so that the last query sees all keys.
 struct Segment {
   std::int64_t query, queries;  // first row, number of rows
   std::int64_t key, keys;
 };
 
-/// What the operations need of a TrunkInput, on its device: made once and kept by it.
+/// What the operations need to know of a TrunkInput, on its device. Made once; the TrunkInput keeps it.
 struct AtenInput {
-  at::Tensor positions;             // (R) int64
-  std::vector<Segment> segments;    // in the order of their queries; keys count in rows of key_rows
-  at::Tensor key_rows;              // (keys of all segments) int64; undefined where it would be 0 .. R - 1
-  at::Tensor query_ends, key_ends;  // (segments + 1) int32: where each segment begins, and the end
+  at::Tensor positions;           // (R) int64
+  std::vector<Segment> segments;  // ordered by query; `key` is an index into key_rows
+  at::Tensor key_rows;            // (keys of all segments) int64; undefined if it would be 0 .. R - 1
+  at::Tensor query_ends,
+      key_ends;  // (segments + 1) int32: the first query (key) of each segment, and the number of all
   std::int64_t most_queries = 0, most_keys = 0;
 };
 
@@ -38,8 +40,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// The segments of a family: its prefix, whose keys are its own, and the branches, whose keys are the
-/// prefix's and their own. Kept by the input, for the layers and for the backward pass.
+/// The segments of the families. A prefix attends to its own keys; a branch attends to the prefix's keys and
+/// to its own. The input keeps the result for all layers and for the backward pass.
 const AtenInput& prepared(const TrunkInput& input, const at::Tensor& like) {
   if (input.aten) return *input.aten;
   auto made = std::make_shared<AtenInput>();
@@ -78,7 +80,8 @@ const AtenInput& prepared(const TrunkInput& input, const at::Tensor& like) {
   return *input.aten;
 }
 
-/// The half-split rotation of x (R, heads, D), see loops.cpp; cos, sin (R, D / 2). back: its transpose.
+/// The half-split rotation of x (R, heads, D), see cpu/attention.cpp; cos, sin (R, D / 2). back: the
+/// transposed rotation.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back = false) {
   const std::int64_t half = x.size(2) / 2;
   const auto c = cos.unsqueeze(1), s = back ? sin.unsqueeze(1).neg() : sin.unsqueeze(1);
@@ -86,7 +89,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return at::cat({x1.mul(c).sub_(x2.mul(s)), x2.mul(c).add_(x1.mul(s))}, 2).to(x.scalar_type());
 }
 
-/// Queries (R, H, D), keys and values (R, K, D) of (R, (H + 2K) D): views.
+/// Views of qkv (R, (H + 2K) D): queries (R, H, D), keys and values (R, K, D).
 struct Heads {
   at::Tensor q, k, v;
 
@@ -98,14 +101,14 @@ struct Heads {
   }
 };
 
-/// Whether libtorch's flash attention takes these.
+/// Whether libtorch's flash attention supports such tensors.
 bool has_flash(const at::Tensor& x, std::int64_t head_dim) {
   return x.is_cuda() && x.scalar_type() == at::kBFloat16 && head_dim % 8 == 0 && head_dim <= 256;
 }
 
 double scale_of(const loops::HeadShape& s) { return 1 / std::sqrt(static_cast<double>(s.head_dim)); }
 
-/// (n, H, D) -> (K, H / K * n, D) float32: a key/value head's queries together.
+/// (n, H, D) -> (K, H / K * n, D) float32: groups the queries by key/value head.
 at::Tensor by_kv_head(const at::Tensor& x, std::int64_t kv_heads) {
   const std::int64_t n = x.size(0), share = x.size(1) / kv_heads, width = x.size(2);
   return wide(x)
@@ -118,7 +121,7 @@ at::Tensor by_query(const at::Tensor& x, std::int64_t n) {
   return x.view({kv_heads, share, n, width}).permute({2, 0, 1, 3}).reshape({n, kv_heads * share, width});
 }
 
-/// q (K, share * n, D) times the keys (K, m, D), scaled, -inf where a query does not see a key.
+/// Scaled scores of q (K, share * n, D) with the keys (K, m, D); -inf if a query does not see a key.
 at::Tensor scores(const at::Tensor& q, const at::Tensor& k, std::int64_t n, double scale) {
   const std::int64_t m = k.size(1);
   auto out = at::bmm(q, k.transpose(1, 2)).mul_(scale);
@@ -131,7 +134,7 @@ at::Tensor scores(const at::Tensor& q, const at::Tensor& k, std::int64_t n, doub
 at::Tensor attend(const loops::HeadShape& shape, const AtenInput& input, const at::Tensor& q,
                   const at::Tensor& k, const at::Tensor& v, at::Tensor* lse) {
   if (has_flash(q, shape.head_dim)) {
-    // Its causal mask is aligned at the last query and the last key, as a segment's is.
+    // Flash attention's causal mask is aligned at the last query and the last key, like a segment's.
     auto result = at::_flash_attention_forward(q, k, v, input.query_ends, input.key_ends, input.most_queries,
                                                input.most_keys, 0, true, false, scale_of(shape));
     if (lse) *lse = std::get<1>(result);
@@ -152,7 +155,8 @@ at::Tensor attend(const loops::HeadShape& shape, const AtenInput& input, const a
   return out;
 }
 
-/// libtorch's flash attention adds up dq with atomics unless told not to.
+/// While an object of this class exists, libtorch's flash attention is deterministic. By default it adds up
+/// dq with atomics.
 class Deterministic {
  public:
   Deterministic()
@@ -203,8 +207,8 @@ AttentionGradients attend_backward(const loops::HeadShape& shape, const AtenInpu
   return grad;
 }
 
-/// What attention's two directions begin with: rotated queries, and keys and values as the segments count
-/// them.
+/// The common inputs of attention and its backward pass: rotated queries, and keys and values in the order of
+/// the segments.
 struct Rotated {
   at::Tensor cos, sin;  // (R, D / 2)
   at::Tensor q, k, v;   // k, v (R, K, D)
@@ -239,7 +243,7 @@ at::Tensor attention_backward(const loops::HeadShape& shape, const TrunkInput& i
   const Rotated x(shape, in, rope, qkv);
   AttentionGradients grad = attend_backward(shape, in, x.q, x.segment_k, x.segment_v, out.view(x.q.sizes()),
                                             lse, dout.view(x.q.sizes()));
-  if (in.key_rows.defined()) {  // a prefix's keys collect the shares of its branches
+  if (in.key_rows.defined()) {  // a prefix's keys collect the gradients of its branches
     for (at::Tensor* d : {&grad.dk, &grad.dv}) {
       auto sum = at::zeros(x.k.sizes(), options_of(qkv, at::kFloat));
       add_rows(sum, in.key_rows, wide(*d));
@@ -271,7 +275,7 @@ at::Tensor decode_attention(const loops::HeadShape& shape, const Block& cache, s
   values.flatten(0, 1).index_copy_(0, batch.rows, heads.v);
   if (has_flash(q, shape.head_dim)) {
     const auto ends = at::arange(n + 1, options_of(qkv, at::kInt));
-    // A place's keys begin where its positions do, and as many count as there are.
+    // Each place has its own range of keys; `lengths` says how many of them count.
     return std::get<0>(at::_flash_attention_forward(q, keys.flatten(0, 1), values.flatten(0, 1), ends,
                                                     ends.mul(positions), 1, batch.longest + 1, 0, false,
                                                     false, scale_of(shape), std::nullopt, std::nullopt,

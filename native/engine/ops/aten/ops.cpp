@@ -100,7 +100,7 @@ void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x
 }
 
 double norm_of(const at::Tensor& flat) {
-  constexpr std::int64_t kPart = 1 << 24;  // bounds what is widened at once
+  constexpr std::int64_t kPart = 1 << 24;  // bounds the memory of the float64 copy
   auto total = at::zeros({}, options_of(flat, at::kDouble));
   for (std::int64_t at = 0; at < flat.numel(); at += kPart) {
     total.add_(flat.narrow(0, at, std::min(kPart, flat.numel() - at)).to(at::kDouble).square_().sum());
@@ -108,7 +108,7 @@ double norm_of(const at::Tensor& flat) {
   return std::sqrt(total.item<double>());
 }
 
-/// libtorch's fused AdamW, once for the parts that decay and once for the others.
+/// libtorch's fused AdamW, called once for the ranges with weight decay and once for the others.
 void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
            const Control& control) {
   const AdamW& params = step.params;

@@ -1,4 +1,4 @@
-// The operations in ATen calls, which run on any device that libtorch has.
+// The operations as ATen calls, which run on any device that libtorch supports.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace rapo::ops {
 
-/// Keys and values of the sequences that are being decoded: row s of the batch has place s.
+/// Keys and values of the running sequences. Row s of a batch belongs to place s.
 struct Block {
   at::Tensor keys, values;  // (layers, places, positions, K, D)
 
@@ -15,13 +15,13 @@ struct Block {
   std::int64_t positions() const { return keys.size(2); }
 };
 
-/// The next tokens of the sequences at places 0 .. B - 1.
+/// One decoding step of the sequences at places 0 .. B - 1.
 struct DecodeBatch {
-  at::Tensor token_ids, lengths;  // (B) int64; length: positions in the cache
-  std::int64_t longest = 0;       // no length is larger
+  at::Tensor token_ids, lengths;  // (B) int64; lengths: positions in the cache
+  std::int64_t longest = 0;       // at least the largest length
 
   // Filled in by place_batch():
-  at::Tensor rows;      // (B) int64: where the new keys go, as rows of (places * positions)
+  at::Tensor rows;      // (B) int64: where the new keys go, as rows of a (places * positions) matrix
   at::Tensor cos, sin;  // (B, D / 2)
 };
 
@@ -33,22 +33,22 @@ inline at::TensorOptions options_of(const at::Tensor& like, at::ScalarType type)
   return like.options().dtype(type);
 }
 
-/// A copy of host memory, int64, on the device of `like`.
+/// A copy of host integers on the device of `like`, int64.
 at::Tensor indices(const std::int32_t* ids, std::int64_t count, const at::Tensor& like);
 at::Tensor indices(const std::int64_t* ids, std::int64_t count, const at::Tensor& like);
-/// table[rows[i]] += x[i] in the order of i: index_add_'s order is fixed on the CPU alone, index_put_'s on
-/// CUDA.
+/// table[rows[i]] += x[i] in the order of i. It uses index_add_ on the CPU and index_put_ on CUDA, since each
+/// has a fixed order only there.
 void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& x);
 
 // attention.cpp
-/// lse is attention_backward()'s alone: its shape depends on how it was computed.
+/// lse is for attention_backward() only: its shape depends on the method that computed it.
 at::Tensor attention(const HeadShape& shape, const TrunkInput& input, const Rope& rope, const at::Tensor& qkv,
                      at::Tensor* lse, at::Tensor* kv);
 at::Tensor attention_backward(const HeadShape& shape, const TrunkInput& input, const Rope& rope,
                               const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
                               const at::Tensor& dout);
 void place_batch(DecodeBatch& batch, const Block& cache, const Rope& rope);
-/// qkv (B, (H + 2K) D) of the batch's tokens -> (B, H D); their keys and values are put into the cache.
+/// qkv (B, (H + 2K) D) of the batch's tokens -> (B, H D). Adds the tokens' keys and values to the cache.
 at::Tensor decode_attention(const HeadShape& shape, const Block& cache, std::int64_t layer,
                             const DecodeBatch& batch, const at::Tensor& qkv);
 

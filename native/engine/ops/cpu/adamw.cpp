@@ -1,4 +1,4 @@
-// AdamW on flat float32 arrays, and what a step needs beside it.
+// AdamW on flat float32 arrays, and the other loops of an optimizer step.
 #include "vec.h"
 
 namespace rapo::loops {

@@ -4,8 +4,8 @@ namespace rapo::loops {
 namespace RAPO_ISA {
 namespace {
 
-/// The half-split rotation: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), then times scale; zeros up to the padded
-/// width.
+/// The half-split rotation (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), multiplied by scale. The padding gets
+/// zeros.
 template <class T>
 RAPO_INLINE void rotate(const T* x, const float* cos, const float* sin, i64 head_dim, float scale,
                         float* out) {
@@ -18,7 +18,7 @@ RAPO_INLINE void rotate(const T* x, const float* cos, const float* sin, i64 head
   for (i64 i = head_dim; i < padded(head_dim); ++i) out[i] = 0;
 }
 
-/// The transpose of rotate().
+/// The transposed rotation.
 template <class T>
 RAPO_INLINE void rotate_back(const float* dy, const float* cos, const float* sin, i64 head_dim, float scale,
                              T* out) {
@@ -41,7 +41,7 @@ RAPO_INLINE void narrow(const float* x, i64 n, T* out) {
   for (i64 i = 0; i < n; ++i) put(out + i, x[i]);
 }
 
-// Queries are taken kQueries at a time, so that each key or value that is loaded serves all of them.
+// kQueries queries are computed at once, so that each loaded key or value serves all of them.
 constexpr int kQueries = 4;
 
 /// acc[r] = sum over d of rows[r][d] * columns[d][j .. j + 16); rows (kQueries, dp), columns (head_dim, tp).
@@ -78,17 +78,17 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
   const i64 group = s.heads / s.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* keys = scratch;             // (dim, tp), transposed: the prefix's, then the current branch's
+  float* keys = scratch;             // (dim, tp), transposed: keys of the prefix, then of the current branch
   float* values = keys + dim * tp;   // (longest, dp)
   float* q = values + longest * dp;  // (kQueries, dp)
   float* o = q + kQueries * dp;      // (kQueries, dp)
   float* p = o + kQueries * dp;      // (kQueries, tp)
   float* k_row = p + kQueries * tp;  // (dp)
 
-  i64 token = 0;  // first of the segment
+  i64 token = 0;  // the segment's first token
   for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
     const i64 start = segment == 0 ? 0 : prefix, stop = start + lengths[segment];  // positions
-    const i64 shift = token - start;                                               // token of a position
+    const i64 shift = token - start;  // a position plus shift is its token
     for (i64 t = start; t < stop; ++t) {
       const T* k = qkv + (t + shift) * row_size + q_size + kv_head * dim;
       rotate(k, cos + t * half, sin + t * half, dim, 1.0f, k_row);
@@ -108,8 +108,7 @@ void attention(const HeadShape& s, const i64* lengths, i64 segments, i64 kv_head
           rotate(qkv + (t + shift) * row_size + head * dim, cos + t * half, sin + t * half, dim, scale,
                  q + r * dp);
         }
-        const i64 last =
-            t0 + rows;  // keys 0 .. last - 1 are seen by some row; what lies behind them is masked
+        const i64 last = t0 + rows;  // some row sees keys 0 .. last - 1; later keys are masked
         Vec top[kQueries];
         for (int r = 0; r < kQueries; ++r) top[r] = splat(-__builtin_inff());
         for (i64 j = 0; j < last; j += kLanes) {
@@ -153,10 +152,10 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
   const i64 q_size = s.heads * dim, kv_size = s.kv_heads * dim, row_size = q_size + 2 * kv_size;
   const i64 group = s.heads / s.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  float* keys = scratch;                // (dim, tp), transposed: the prefix's, then the current branch's
-  float* values = keys + dim * tp;      // (dim, tp), transposed
+  float* keys = scratch;            // (dim, tp), transposed: keys of the prefix, then of the current branch
+  float* values = keys + dim * tp;  // (dim, tp), transposed
   float* key_rows = values + dim * tp;  // (longest, dp)
-  float* dk = key_rows + longest * dp;  // (longest, dp): the prefix's collects every branch's share
+  float* dk = key_rows + longest * dp;  // (longest, dp); the prefix's rows collect all branches
   float* dv = dk + longest * dp;        // (longest, dp)
   float* q = dv + longest * dp;         // (kQueries, dp)
   float* grad = q + kQueries * dp;      // (kQueries, dp)
@@ -173,10 +172,10 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
     }
   };
 
-  i64 token = 0;  // first of the segment
+  i64 token = 0;  // the segment's first token
   for (i64 segment = 0; segment < segments; token += lengths[segment++]) {
     const i64 start = segment == 0 ? 0 : prefix, stop = start + lengths[segment];  // positions
-    const i64 shift = token - start;                                               // token of a position
+    const i64 shift = token - start;  // a position plus shift is its token
     for (i64 t = start; t < stop; ++t) {
       const T* k = qkv + (t + shift) * row_size + q_size + kv_head * dim;
       float* row = key_rows + t * dp;
@@ -198,7 +197,7 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
           row_lse[r] = lse[(t + shift) * s.heads + head];
           Vec sum{};
           for (i64 d = 0; d < dim; d += kLanes) {
-            // A row that is not there repeats row t0 with no gradient: it adds nothing.
+            // Missing rows repeat row t0 with gradient 0, so that they add nothing.
             const i64 at = (t + shift) * q_size + head * dim + d;
             const Vec g = r < rows ? load_up_to(dout + at, dim - d) : Vec{};
             store(grad + r * dp + d, g);
@@ -243,7 +242,7 @@ void attention_backward(const HeadShape& s, const i64* lengths, i64 segments, i6
   write_back(0, prefix, 0);
 }
 
-/// R query heads, from head h0 on, of one key/value head, over `count` cached positions.
+/// Attention of query heads h0 .. h0 + R - 1, which share a key/value head, over `count` cached positions.
 template <class T, int R>
 void decode_heads(const HeadShape& s, i64 h0, i64 kv_head, i64 count, const T* qkv, const float* cos,
                   const float* sin, void* const* blocks, i64 offset, T* out, float* q, float* p) {

@@ -1,4 +1,4 @@
-// Work on the optimizer's flat buffers.
+// Operations on the optimizer's flat buffers.
 #include <algorithm>
 #include <cmath>
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::int64_t kBlock = 65536;
 
-/// Calls f(begin, end) for blocks of at most kBlock elements, over threads.
+/// Calls f(begin, end) on the threads, for ranges of at most kBlock elements.
 template <class F>
 void for_blocks(std::int64_t begin, std::int64_t end, const F& f) {
   const std::int64_t blocks = (end - begin + kBlock - 1) / kBlock;

@@ -4,8 +4,7 @@ namespace rapo::loops {
 namespace RAPO_ISA {
 namespace {
 
-// A block of c is kept in registers: 6 x 64 with AVX-512's 32 registers of 16 floats, 4 x 16 with fewer or
-// narrower ones.
+// Registers hold a block of c: 6 x 64 with AVX-512, which has 32 registers of 16 floats; 4 x 16 otherwise.
 #if defined(__AVX512F__)
 constexpr int kBlockRows = 6, kBlockVecs = 4;
 #else
@@ -13,7 +12,7 @@ constexpr int kBlockRows = 4, kBlockVecs = 1;
 #endif
 constexpr i64 kPanel = 64;
 
-/// Rows i .. i + R, columns j .. j + 16 V (the last vector `tail` wide, where that is not 16) of c.
+/// Rows i .. i + R, columns j .. j + 16 V of c. If the last vector is not full, it has `tail` columns.
 template <int R, int V>
 RAPO_INLINE void gemm_block(const Gemm& g, i64 i, i64 j, i64 tail) {
   const bool short_load = tail < kLanes && !g.b_padded;

@@ -8,8 +8,9 @@
 namespace rapo::ops::cpu {
 namespace {
 
-// Up to this size a float32 weight goes through our own product: it stays in the caches, a library call's
-// overhead shows, and MKL takes a slow path on AMD. Beyond it libtorch's is as good or better.
+// Float32 weights up to this size are multiplied by our own gemm. They stay in the caches, the overhead of a
+// library call would show, and MKL takes a slow path on AMD processors. For larger weights libtorch's product
+// is as good or better.
 constexpr std::int64_t kSmallWeight = 1 << 17;
 
 bool is_small(const at::Tensor& w) {
@@ -17,17 +18,19 @@ bool is_small(const at::Tensor& w) {
 }
 
 void run(const loops::Gemm& g) {
-  // A thread is worth some hundred thousand products; ranges of whole register blocks (6 rows).
+  // A thread pays off from some hundred thousand multiplications on. Ranges are whole register blocks (6
+  // rows).
   const std::int64_t grain = (std::int64_t{1} << 20) / std::max<std::int64_t>(g.n * g.k, 1);
   for_ranges(
       g.m, grain, [&](std::int64_t begin, std::int64_t end) { loops::table().gemm(g, begin, end); }, 6);
 }
 
-/// Calls write(c, c_row, i0, rows, j0, columns), on threads, for tiles that cover a (m, k) b (k, n).
+/// Computes a (m, k) b (k, n) in tiles, on the threads, and calls write(c, c_row, i0, rows, j0, columns) for
+/// each.
 template <class F>
 void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const loops::Factor& b,
                    std::int64_t n, const F& write) {
-  constexpr std::int64_t kTileRows = 96, kTilePanels = 16, kLanes = 16;  // a tile of sums: 98 kB
+  constexpr std::int64_t kTileRows = 96, kTilePanels = 16, kLanes = 16;  // the sums of a tile take 98 kB
   const std::int64_t panels = (n + kLanes - 1) / kLanes;
   const auto packed = at::empty({panels * kLanes * k}, at::kFloat);
   for_ranges(panels, std::max<std::int64_t>(1, 4096 / k), [&](std::int64_t begin, std::int64_t end) {
@@ -51,7 +54,7 @@ loops::Factor columns_of(const at::Tensor& x) {
   return {x.data_ptr(), x.scalar_type() != at::kFloat, 1, x.stride(0)};
 }
 
-/// y (n, m) = start + the transpose of a b: the weights, a, are read where they lie, row by row.
+/// y (n, m) = start + (a b)^T. `a`, the weights, is read where it lies, row by row.
 at::Tensor transposed_product(const loops::Factor& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
                               const at::Tensor& start) {
   const std::int64_t n = x.size(0);

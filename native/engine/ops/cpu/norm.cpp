@@ -46,7 +46,8 @@ void rms_norm_backward(const T* x, const T* w, const float* rstd, const T* dy, i
       if constexpr (sizeof(T) == 4) {
         store_up_to(out + c, load_up_to(out + c, n) + g * load_up_to(w + c, n) * r - v * pull, n);
       } else {
-        // Spelled out: whether the compiler fuses these depends on how a bfloat16 is stored.
+        // Written with fused(), since the compiler's own choice to fuse would depend on how a bfloat16 is
+        // stored.
         const Vec sum = fused(g * load_up_to(w + c, n), splat(r), load_up_to(out + c, n));
         store_up_to(out + c, fused_negative(v, splat(pull), sum), n);
       }

@@ -8,7 +8,7 @@ namespace rapo::ops {
 namespace cpu {
 namespace {
 
-/// Rows worth a thread of their own, for elementwise work on rows of that many elements.
+/// The number of rows of that width from which a thread pays off, for elementwise work.
 std::int64_t row_grain(std::int64_t width) {
   return std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(width, 1));
 }
@@ -34,7 +34,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Te
 
 void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd, const at::Tensor& dy,
                        at::Tensor& dx, at::Tensor& dw) {
-  // dw is summed in blocks of fixed size, added in order: the same bits whoever computes a block.
+  // dw is summed in blocks of fixed size, which are added in order, so that the bits do not depend on the
+  // threads.
   constexpr std::int64_t kBlock = 128;
   const std::int64_t rows = x.size(0), channels = x.size(1), blocks = (rows + kBlock - 1) / kBlock;
   auto partial = at::zeros({blocks, channels}, at::kFloat);
@@ -81,12 +82,12 @@ at::Tensor swiglu_backward(const at::Tensor& gate_up, const at::Tensor& dout) {
   return dgate_up;
 }
 
-/// Calls f(family, kv_head) for every pair, over threads.
+/// Calls f(family, kv_head) for every pair, on the threads.
 template <class F>
 void for_each_unit(const TrunkInput& input, std::int64_t kv_heads, const F& f) {
   const std::int64_t units = static_cast<std::int64_t>(input.families.size()) * kv_heads;
   const auto rows = static_cast<std::int64_t>(input.token_ids.size());
-  // A thread is worth it from some hundred tokens on.
+  // A thread pays off from some hundred tokens on.
   const std::int64_t grain =
       std::max<std::int64_t>(1, 256 * units / std::max<std::int64_t>(rows * kv_heads, 1));
   for_ranges(units, grain, [&](std::int64_t begin, std::int64_t end) {
@@ -185,7 +186,7 @@ void embed_backward(at::Tensor& table, const std::int32_t* token_ids, const at::
   by_dtype(x, [&](auto tag) {
     using T = decltype(tag);
     const auto f = loops::table().ops<T>().scatter_add;
-    // Threads share the channels, not the rows: each sum then has one order.
+    // Threads share out the channels, not the rows, so that each sum is added up in one order.
     const std::int64_t grain = std::max<std::int64_t>(64, 65536 / std::max<std::int64_t>(rows, 1));
     for_ranges(channels, grain, [&](std::int64_t begin, std::int64_t end) {
       f(token_ids, rows, data<T>(x), channels, data<float>(table), begin, end);
@@ -199,7 +200,7 @@ at::Tensor cache_blocks(const loops::HeadShape& shape, const at::Tensor& kv) {
   constexpr std::int64_t kBlock = loops::kCacheBlock;
   const std::int64_t length = kv.size(0), kv_size = shape.kv_heads * shape.head_dim;
   const std::int64_t blocks = (length + kBlock - 1) / kBlock;
-  // (blocks, kBlock, 2, K D), zeros behind the end
+  // (blocks, kBlock, 2, K D); positions beyond the end are 0.
   auto rows = at::zeros({blocks * kBlock, 2 * kv_size}, kv.options());
   rows.narrow(0, 0, length).copy_(kv);
   rows = rows.view({blocks, kBlock, 2, kv_size});

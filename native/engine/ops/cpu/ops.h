@@ -9,18 +9,18 @@
 
 namespace rapo::ops::cpu {
 
-/// A thread's own memory of at least so many floats, until its next call.
+/// At least so many floats of memory that belong to the thread. Valid until the thread's next call.
 inline float* scratch(std::int64_t floats) {
   static thread_local std::vector<float> buffer;
   if (static_cast<std::int64_t>(buffer.size()) < floats) buffer.resize(static_cast<std::size_t>(floats));
   return buffer.data();
 }
 
-/// The rotated keys and values of one sequence, (length, 2 K D), in the blocks of
-/// loops::Ops::decode_attention.
+/// The rotated keys and values of one sequence, (length, 2 K D), rearranged into blocks as
+/// loops::Ops::decode_attention expects.
 at::Tensor cache_blocks(const HeadShape& shape, const at::Tensor& kv);
-/// Row i of qkv is the next token, at positions[i], of the sequence whose cache blocks are blocks[i] (see
-/// loops::Ops::decode_attention).
+/// One decoding step. Row i of qkv is the token at positions[i] of the sequence whose cache blocks are
+/// blocks[i] (see loops::Ops::decode_attention).
 at::Tensor decode_attention(const HeadShape& shape, const std::vector<const std::vector<void*>*>& blocks,
                             const std::vector<std::int64_t>& positions, const Rope& rope,
                             const at::Tensor& qkv, std::int64_t layer_offset);

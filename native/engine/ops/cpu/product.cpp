@@ -4,8 +4,8 @@ namespace rapo::loops {
 namespace RAPO_ISA {
 namespace {
 
-// Blocks of sums in registers. With 16 of 8 floats 6 x 16 take twelve, two are for a row of b and one for a
-// number of a; with 32 of 16 floats 12 x 16 hide the latency of two units.
+// Registers hold a block of sums. With 16 registers of 8 floats, 6 x 16 sums take twelve; two hold a row of b
+// and one a number of a. With 32 registers of 16 floats, 12 x 16 sums hide the latency of two units.
 #if defined(__AVX512F__)
 constexpr int kProductRows = 12;
 #else
@@ -18,8 +18,8 @@ constexpr bool kHasProduct = false;
 #endif
 constexpr i64 kProductDepth = 256;  // a panel of b then takes half of a first-level cache
 
-/// c (R, 16), rows c_row apart, = or += a b: a's element (r, k) is a[r * a_row + k] or, packed,
-/// a[kProductRows k + r]; b (depth, 16).
+/// c (R, 16) = a b, or += a b with `add`; rows of c lie c_row apart; b (depth, 16). Element (r, k) of a is
+/// a[r * a_row + k], or a[kProductRows k + r] if packed.
 template <int R, bool packed>
 RAPO_INLINE void product_block(const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
                                bool add) {
@@ -28,11 +28,11 @@ RAPO_INLINE void product_block(const float* a, i64 a_row, const float* b, i64 de
     const Vec v = load(b + k * kLanes);
     for (int r = 0; r < R; ++r) acc[r] += v * (packed ? a[k * kProductRows + r] : a[r * a_row + k]);
   }
-  // Sums of sums: a single chain of thousands of additions would lose twice as much to rounding.
+  // Sums of partial sums: one chain of thousands of additions would lose twice as much to rounding.
   for (int r = 0; r < R; ++r) store(c + r * c_row, add ? load(c + r * c_row) + acc[r] : acc[r]);
 }
 
-/// product_block of 1 <= rows <= R rows.
+/// product_block for a number of rows known at run time, 1 <= rows <= R.
 template <bool packed, int R = kProductRows>
 void product_rows(int rows, const float* a, i64 a_row, const float* b, i64 depth, float* c, i64 c_row,
                   bool add) {
@@ -42,8 +42,8 @@ void product_rows(int rows, const float* a, i64 a_row, const float* b, i64 depth
   product_block<R, packed>(a, a_row, b, depth, c, c_row, add);
 }
 
-/// Rows of a, k0 .. k0 + depth, as product_block wants them: where they lie, or widened or packed into
-/// scratch.
+/// Rows of a, columns k0 .. k0 + depth, in the form that product_block reads: where they lie, or widened or
+/// packed into scratch memory.
 template <class T>
 RAPO_INLINE void take_rows(const Factor& f, i64 i, int rows, i64 k0, i64 depth, bool may_read_16,
                            float* scratch) {

@@ -24,7 +24,7 @@ float exp_row(const T* logits, i64 size, float scale, float* p, double* block_su
     for (v = b; v < stop; v += kLanes) {
       const i64 n = stop - v;
       const Vec z = load_up_to(p + v, n) - m;
-      Vec e = choose(z < -87.0f, Vec{}, exp_of(z));  // -inf, and what float32 would call a denormal, is 0
+      Vec e = choose(z < -87.0f, Vec{}, exp_of(z));  // 0 for -inf and below float32's normal range
       if (n < kLanes) e = first_lanes(e, n, 0);
       store_up_to(p + v, e, n);
       part += e;

@@ -3,7 +3,7 @@
 namespace rapo::loops {
 namespace RAPO_ISA {
 
-// Made at the first call and not before: to make it is to run code of this instruction set.
+// Built at the first call, not at load time: building it runs code of this instruction set.
 const Table& table() {
   static const Table filled = [] {
     Table t{};

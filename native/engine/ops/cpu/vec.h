@@ -1,6 +1,6 @@
-// Vectors of 16 floats for the engine's operations, on registers of any width (native/simd), and what each
-// operation's file shares. Every source file that includes this one is compiled once per instruction set: see
-// CMakeLists.txt.
+// Vectors of 16 floats for the engine's operations, on registers of any width (native/simd), and helpers that
+// several operations share. Every source file that includes this header is compiled once per instruction set:
+// see CMakeLists.txt.
 #pragma once
 
 #include "loops.h"
@@ -9,7 +9,7 @@
 namespace rapo::loops {
 namespace RAPO_ISA {
 
-/// What each file puts into the table of its instruction set.
+/// Each file puts its functions into the table of its instruction set.
 void fill_adamw(Table& table);
 void fill_attention(Table& table);
 void fill_embedding(Table& table);
@@ -26,7 +26,7 @@ namespace simd = rapo::simd::RAPO_ISA;
 using i64 = std::int64_t;
 constexpr i64 kLanes = 16;
 
-// Two halves by hand: GCC splits a vector wider than the registers into parts that it keeps in memory.
+// Written as two halves: GCC splits a vector wider than the registers into parts and keeps them in memory.
 template <class H>
 struct Pair {
   H lo, hi;
@@ -83,7 +83,7 @@ RAPO_INLINE void operator+=(Pair<H>& a, Pair<H> b) {
   a.hi += b.hi;
 }
 
-/// The vector whose register from lane `at` on is f(at).
+/// Builds a vector from registers: the register that begins at lane `at` is f(at).
 template <class V = Vec, class Function>
 RAPO_INLINE V build(Function f, i64 at = 0) {
   if constexpr (kIsRegister<V>) {
@@ -105,7 +105,8 @@ RAPO_INLINE Vec load(const T* p) {
 
 typedef std::int32_t Ints __attribute__((vector_size(sizeof(simd::F))));
 
-/// bfloat16 is rounded to nearest even. NaN would overflow into the sign, so one is stored that does not.
+/// Rounds bfloat16 to nearest even. Rounding a NaN could overflow into the sign bit, so a fixed NaN is
+/// stored.
 template <class T, class V>
 RAPO_INLINE void store(T* p, V v) {
   if constexpr (!kIsRegister<V>) {
@@ -127,8 +128,8 @@ RAPO_INLINE V choose(Mask mask, V yes, V no) {
   }
 }
 
-/// a b + c and c - a b, rounded once where the set has such an instruction. Left to the compiler, whether a
-/// result that is stored as bfloat16 is fused depends on the code around it.
+/// a b + c and c - a b, rounded once if the instruction set has a fused instruction. If the choice were the
+/// compiler's, it would depend on the surrounding code when the result is stored as bfloat16.
 template <class V>
 RAPO_INLINE V fused(V a, V b, V c) {
   if constexpr (kIsRegister<V>) {
@@ -146,7 +147,7 @@ RAPO_INLINE V fused_negative(V a, V b, V c) {
   }
 }
 
-/// Lanes 0 .. count - 1 of v, `other` in those behind them.
+/// Lanes 0 .. count - 1 of v; `other` in the lanes behind them.
 template <class V>
 RAPO_INLINE V first_lanes(V v, i64 count, float other) {
   if constexpr (kIsRegister<V>) {
@@ -168,7 +169,7 @@ RAPO_INLINE V exp_of(V x) {
   }
 }
 
-/// b where either is NaN.
+/// Takes b if either is NaN.
 template <class V>
 RAPO_INLINE V max_of(V a, V b) {
   return a > b ? a : b;
@@ -181,7 +182,7 @@ RAPO_INLINE Pair<H> max_of(Pair<H> a, Pair<H> b) {
 typedef float Four __attribute__((vector_size(16)));
 typedef float Eight __attribute__((vector_size(32)));
 
-/// One number of a vector's: op of its halves, of that one's halves and so on.
+/// Reduces a vector to one number: op of its halves, then of that result's halves, and so on.
 template <class Op>
 RAPO_INLINE float fold(Four v, Op op) {
   return op(op(v[0], v[2]), op(v[1], v[3]));
@@ -228,7 +229,7 @@ RAPO_INLINE void put(BFloat16* p, float x) {
   p->bits = static_cast<std::uint16_t>(x != x ? 0x7FC0u : (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
 
-/// The first n < 16 elements, zeros behind them.
+/// The first n < 16 elements, followed by zeros.
 template <class T>
 RAPO_INLINE Vec load_part(const T* p, i64 n) {
   float lanes[kLanes];
