@@ -219,9 +219,10 @@ async function usualTime(
   tree: string,
   test: string,
   usual: Map<string, number>,
+  env: Record<string, string> = {},
 ): Promise<number | undefined> {
   if (!usual.has(test)) {
-    const { passed, taken, output } = await runTest(tree, test, 3600)
+    const { passed, taken, output } = await runTest(tree, test, 3600, env)
     if (!passed) console.log(`${test} fails by itself and is not asked:\n${output.slice(-1500)}`)
     usual.set(test, passed ? taken : Number.NaN)
   }
@@ -234,18 +235,22 @@ async function judge(
   mutant: Drawn,
   asked: readonly string[],
   usual: Map<string, number>,
-  env = {},
+  env: Record<string, string> = {},
+  mutation: Record<string, string> = {},
 ) {
   let by: string | undefined
+  let answers = 0
   for (const test of asked) {
-    const seconds = await usualTime(tree, test, usual)
+    const seconds = await usualTime(tree, test, usual, env)
     if (seconds === undefined) continue
-    const { passed } = await runTest(tree, test, CPU_SLACK + 10 * seconds, env)
+    answers++
+    const { passed } = await runTest(tree, test, CPU_SLACK + 10 * seconds, { ...env, ...mutation })
     if (!passed) {
       by = test
       break
     }
   }
+  if (asked.length > 0 && answers === 0) throw new Error('every test fails without a mistake')
   const { key, file, line, what } = mutant
   const result: Result = { key, place: `${file}:${line}`, what, ...(by && { by }) }
   known.set(key, result)
@@ -379,7 +384,7 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
     .filter(test => existsSync(path.join(tree, test)))
   for (const mutant of chosen().filter(isOpen)) {
     const id = drawn.indexOf(mutant) + 1
-    await judge(tree, mutant, asked, usual, { RAPO_CACHE: env.RAPO_CACHE, RAPO_MUTANT: String(id) })
+    await judge(tree, mutant, asked, usual, env, { RAPO_MUTANT: String(id) })
   }
 }
 
