@@ -1,5 +1,6 @@
 /** Waiting for a promise of somebody else's code, which may never settle. */
 import { setMaxListeners } from 'node:events'
+import { RapoError } from './errors.js'
 
 export interface WaitOptions {
   /** Aborting ends the waiting with the signal's reason. */
@@ -44,6 +45,12 @@ export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions)
   } finally {
     stop()
   }
+}
+
+/** The value of a user's callback, which may be async. */
+export function told<T>(answer: T, signal?: AbortSignal): Promise<Awaited<T>> {
+  const never = () => new RapoError('ERR_RAPO_INTERNAL', 'the promise of a callback can never settle')
+  return waitFor(answer as Awaited<T>, { signal, fault: never })
 }
 
 /** Aborted by any of them. Many may wait for it at once. */

@@ -5,7 +5,7 @@ import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
 import type { MathOptions } from '../reward/math.js'
-import { judge } from '../reward/verifier.js'
+import { checkAnswer, judge } from '../reward/verifier.js'
 import { openOutput } from './output.js'
 
 /** That a verdict is waited for: the default of task.timeout. */
@@ -43,7 +43,7 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
       throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
     }
     if (reference === undefined) throw fault(`has no reference; it has ${Object.keys(value).join(', ')}`)
-    const wrong = verifier.checkAnswer(reference)
+    const wrong = checkAnswer(verifier, reference, placeOf(row))
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
   }
   let correct = 0

@@ -7,6 +7,7 @@ import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
 import { copyFile, mkdir, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
+import { type Watched, watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { io } from '../base/files.js'
 import { withLock } from '../base/lock.js'
@@ -28,7 +29,11 @@ export interface HubOptions {
    * HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
    */
   readonly env?: Readonly<Record<string, string | undefined>>
-  /** Bytes of all files that are fetched, and what was asked for. */
+  /**
+   * Called with the bytes that have come, those of all files that are fetched, and what was asked for. What the function
+   * throws, or rejects with, ends the download, which a later call goes on with; where everything was fetched already, the
+   * error becomes a warning of the process.
+   */
   readonly onProgress?: (done: number, total: number, name: string) => void
 }
 
@@ -134,9 +139,13 @@ async function resolveSnapshot(wanted: Needed, options: HubOptions): Promise<str
       `${what} cache ${folder} has no whole copy of it; HF_HUB_OFFLINE forbids fetching it`,
     )
   }
+  const told = watched('onDownload', options.onProgress)
   try {
-    return await fetchSnapshot(wanted, folder, env, options.onProgress)
+    const fetched = await fetchSnapshot(wanted, folder, env, told)
+    told.finish()
+    return fetched
   } catch (error) {
+    told.failed.throwIfAborted()
     if (cached && error instanceof Unreachable) {
       process.emitWarning(plainLine(`${error.message}; using the copy of ${given} in the cache`))
       return cached
@@ -155,7 +164,7 @@ async function fetchSnapshot(
   wanted: Needed,
   folder: string,
   env: Env,
-  onProgress: HubOptions['onProgress'],
+  told: Watched<[done: number, total: number, name: string]>,
 ): Promise<string> {
   const { type, repo: name, revision, given } = wanted
   const hub = await connect(env, tokenOf(env))
@@ -181,17 +190,21 @@ async function fetchSnapshot(
         const total = missing.reduce((sum, file) => sum + file.size, 0)
         let before = 0
         for (const file of missing) {
+          told.failed.throwIfAborted()
           const blob = blobOf(file)
           if (sizeOf(blob) !== file.size) {
             const encoded = file.path.split('/').map(encodeURIComponent).join('/')
             const url = `${hub.url}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
-            await download(hub, url, file, blob, done => onProgress?.(before + done, total, given))
+            await download(hub, url, file, blob, done => {
+              told.call(before + done, total, given)
+              told.failed.throwIfAborted()
+            })
           }
           if (!isThere(file)) {
             await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
           }
           before += file.size
-          onProgress?.(before, total, given)
+          told.call(before, total, given)
         }
       },
     )

@@ -1,5 +1,6 @@
 /** What a verifier is, and how its verdicts are checked. */
-import { RapoError } from '../base/errors.js'
+import { inspect } from 'node:util'
+import { RapoError, reasonOf } from '../base/errors.js'
 import { waitFor } from '../base/wait.js'
 
 /** What a verifier makes of a completion. */
@@ -21,6 +22,28 @@ export interface Verifier {
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
   /** The same of a final answer alone, where verify looks for it in the completion. Default: verify. */
   verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
+}
+
+/** What checkAnswer says of an answer. Whatever it throws, or gives instead of a text, is a RapoError that names `what`. */
+export function checkAnswer(
+  verifier: Pick<Verifier, 'checkAnswer'>,
+  answer: unknown,
+  what: string,
+): string | undefined {
+  const fault = (why: string, cause?: unknown) =>
+    new RapoError('ERR_RAPO_INTERNAL', `the verifier's checkAnswer failed on ${what}: ${why}`, { cause })
+  let said: unknown
+  try {
+    said = verifier.checkAnswer(answer)
+  } catch (cause) {
+    throw fault(reasonOf(cause), cause)
+  }
+  if (said === undefined || typeof said === 'string') return said
+  // Nobody waits for it: its rejection would end the process.
+  if (isThenable(said)) said.then(undefined, () => {})
+  throw fault(
+    `it must return a text or undefined, at once, and returned ${isThenable(said) ? 'a promise' : inspect(said)}`,
+  )
 }
 
 /** How long a verdict is waited for. */
@@ -50,19 +73,19 @@ export async function judge(
   let verdict: Verdict
   try {
     const pending = verify()
-    verdict = isThenable(pending)
+    verdict = isThenable<Verdict>(pending)
       ? await waitFor(pending, { signal, timeout, fault: why => (why === 'timeout' ? late : never) })
       : pending
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
     if (cause === late && onTimeout === 'zero')
       return { reward: 0, reason: `no verdict within ${timeout} seconds` }
-    throw fault(cause instanceof Error ? cause.message : String(cause), cause)
+    throw fault(reasonOf(cause), cause)
   }
   if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
   return verdict
 }
 
-function isThenable(value: unknown): value is PromiseLike<Verdict> {
+function isThenable<T>(value: unknown): value is PromiseLike<T> {
   return typeof (value as { then?: unknown } | undefined)?.then === 'function'
 }

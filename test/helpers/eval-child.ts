@@ -1,6 +1,6 @@
 /**
  * A measurement that a test starts in a process of its own: OUTPUT MODEL PROBLEMS [CALL]. It kills itself in the middle of
- * the call of generate with that number.
+ * the call of generate with that number; where CALL is "silent", its onProgress never answers.
  */
 import { parseConfig } from '../../lib/config/load.js'
 import { evaluate } from '../../lib/eval/evaluate.js'
@@ -30,6 +30,10 @@ if (process.argv[1]?.endsWith('eval-child.ts')) {
       },
     }
   }
-  const options = { dir: model!, model: 'm', name: 'n', output: output!, loadPolicy: mortal }
+  const silent = { onProgress: () => new Promise<void>(() => {}) }
+  const options = {
+    ...{ dir: model!, model: 'm', name: 'n', output: output!, loadPolicy: mortal },
+    ...(last === 'silent' && silent),
+  }
   await evaluate(evalConfig(model!, problems!), options)
 }

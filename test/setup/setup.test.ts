@@ -1,5 +1,6 @@
 /** Set-up with temporary caches and fake tools (small shell scripts on PATH): no network, nothing compiled. */
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import {
   chmodSync,
   existsSync,
@@ -71,6 +72,7 @@ const fakes = {
           exit 2
         fi
         echo "[1/2] Building"
+        [ -z "$FAKE_STUCK" ] || sleep 1000000
         echo "[2/2] Linking"
         echo addon > "$2/rapo_engine.node" ;;
     esac`,
@@ -117,7 +119,7 @@ function makeTorch(dir: string, version: string, options: { cuda?: boolean; oldA
 /** setup() that never looks at the libtorch of the machine that the tests run on. */
 function runSetup(
   { env }: Context,
-  options: { force?: boolean; onProgress?: (event: SetupEvent) => void } = {},
+  options: { force?: boolean; onProgress?: (event: SetupEvent) => unknown } = {},
 ) {
   return setup({ env, prefixes: [], ...options })
 }
@@ -455,6 +457,62 @@ test('a set-up that is told to end ends its tools, gives the lock back, and is r
   assert.not.ok(existsSync(join(cache, 'set-up.lock')))
   await runSetup(context)
   assert.equal(calls(context, 'found half.o'), [])
+})
+
+test('an onProgress that fails ends the tools and the set-up, not the process', async context => {
+  const { root, cache, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_STUCK = '1'
+  const boom = new Error('boom')
+  const failing = {
+    throws: () => {
+      throw boom
+    },
+    rejects: () => Promise.reject(boom),
+  }
+  for (const [how, fail] of Object.entries(failing)) {
+    const onProgress = ({ done }: SetupEvent) => (done === 1 ? fail() : undefined)
+    assert.is(await failure(runSetup(context, { onProgress })), boom, how)
+    assert.not(existsSync(join(cache, 'set-up.lock')), how)
+  }
+  assert.is(
+    await failure(runSetup(context, { onProgress: failing.throws })),
+    boom,
+    'before anything is built',
+  )
+  env.FAKE_STUCK = ''
+  await runSetup(context)
+  assert.equal(calls(context, 'found half.o'), [])
+})
+
+test('an onProgress that fails while another set-up is waited for ends the waiting', async context => {
+  const { root, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_GATE = join(root, 'gate')
+  const other = runSetup(context)
+  await until(() => calls(context, 'cmake --build').length === 1)
+  const boom = new Error('boom')
+  const onProgress = ({ message }: SetupEvent) => {
+    if (/waiting for another/.test(message)) throw boom
+  }
+  assert.is(await failure(runSetup(context, { onProgress })), boom)
+  writeFileSync(env.FAKE_GATE, '')
+  await other
+})
+
+test('an onProgress that fails when the engine is ready is a warning', async context => {
+  const { root, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  for (const part of ['built', 'found']) {
+    const warned = once(process, 'warning')
+    const onProgress = (event: SetupEvent) => {
+      if (event.part === 'engine' && event.seconds !== undefined) throw new Error('too late')
+    }
+    assert.ok(existsSync((await runSetup(context, { onProgress })).addon), part)
+    const [warning] = await warned
+    assert.is(warning.name, 'RapoWarning', part)
+    assert.match(warning.message, 'onProgress failed', part)
+  }
 })
 
 test('two set-ups at once build once', async context => {
