@@ -379,9 +379,12 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
   }
   console.log(`${chosen().length} mistakes in one build, ${wrong.size} did not compile`)
   if (values.build) return
-  const asked = tests
-    .map(name => `test/${name.split(/[-.]/)[0]}/${name}.test.ts`)
-    .filter(test => existsSync(path.join(tree, test)))
+  const files = readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
+  const asked = tests.map(name => {
+    const file = files.find(file => path.basename(file) === `${name}.test.ts`)
+    if (!file) throw new Error(`there is no test ${name}.test.ts`)
+    return path.posix.join('test', file.replaceAll('\\', '/'))
+  })
   for (const mutant of chosen().filter(isOpen)) {
     const id = drawn.indexOf(mutant) + 1
     await judge(tree, mutant, asked, usual, env, { RAPO_MUTANT: String(id) })
