@@ -180,7 +180,8 @@ function copyTree(): string {
 
 /** Whether a test file passes, and the seconds of CPU that it took. */
 async function runTest(tree: string, test: string, limit: number, env: Record<string, string> = {}) {
-  const temporary = path.join(home, 'tmp')
+  // Of its own: runs for two parts may go on at once.
+  const temporary = path.join(home, `tmp-${part}`)
   mkdirSync(temporary, { recursive: true })
   const command = `ulimit -t ${Math.ceil(limit)}; "$0" --import tsx ${test}; code=$?; times >&2; exit $code`
   const child = spawn('bash', ['-c', command, process.execPath], {
