@@ -56,6 +56,7 @@ export function told<T>(answer: T, signal?: AbortSignal): Promise<Awaited<T>> {
 /** Aborted by any of them. Many may wait for it at once. */
 export function anySignal(...signals: readonly (AbortSignal | undefined)[]): AbortSignal {
   const any = AbortSignal.any(signals.filter(signal => signal !== undefined))
-  setMaxListeners(0, any)
+  // Not 0, for which events.getMaxListeners, which undici asks, throws.
+  setMaxListeners(Infinity, any)
   return any
 }

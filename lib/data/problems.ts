@@ -3,7 +3,7 @@ import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import type { Message } from '../model/template.js'
 import { checkAnswer, type Verifier } from '../reward/verifier.js'
-import { chooseColumns, type DataOptions } from './fields.js'
+import { chooseColumns, type DataOptions, hubOptions } from './fields.js'
 import type { Row } from './rows.js'
 import * as files from './rows.js'
 
@@ -35,7 +35,7 @@ export async function readProblems(
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const rows = await files.readRows(given, options.onDownload)
+  const rows = await files.readRows(given, hubOptions(options))
   const name = files.nameOf(given)
   const columns = chooseColumns(rows, name, options)
   const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)

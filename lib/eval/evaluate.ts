@@ -62,7 +62,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const { samples: n, bootstrap, seed } = config.eval
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
-  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
+  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
+  const data = { ...config.data, ...hooks, signal: options.signal }
   const verifier = await loadVerifier(config.task.verifier, config.task)
   const never = () =>
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)

@@ -12,6 +12,7 @@ import { RapoError } from '../base/errors.js'
 import { io } from '../base/files.js'
 import { withLock } from '../base/lock.js'
 import { plainLine } from '../base/text.js'
+import { anySignal } from '../base/wait.js'
 import {
   connect,
   download,
@@ -35,6 +36,8 @@ export interface HubOptions {
    * error becomes a warning of the process.
    */
   readonly onProgress?: (done: number, total: number, name: string) => void
+  /** Aborting ends the download, which a later call goes on with, and rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
 }
 
 /** What is wanted of a repository, and when it is there. */
@@ -140,12 +143,13 @@ async function resolveSnapshot(wanted: Needed, options: HubOptions): Promise<str
     )
   }
   const told = watched('onDownload', options.onProgress)
+  const stop = anySignal(told.failed, options.signal)
   try {
-    const fetched = await fetchSnapshot(wanted, folder, env, told)
+    const fetched = await fetchSnapshot(wanted, folder, env, { ...told, stop })
     told.finish()
     return fetched
   } catch (error) {
-    told.failed.throwIfAborted()
+    stop.throwIfAborted()
     if (cached && error instanceof Unreachable) {
       process.emitWarning(plainLine(`${error.message}; using the copy of ${given} in the cache`))
       return cached
@@ -164,10 +168,10 @@ async function fetchSnapshot(
   wanted: Needed,
   folder: string,
   env: Env,
-  told: Watched<[done: number, total: number, name: string]>,
+  { call, stop }: Pick<Watched<[done: number, total: number, name: string]>, 'call'> & { stop: AbortSignal },
 ): Promise<string> {
   const { type, repo: name, revision, given } = wanted
-  const hub = await connect(env, tokenOf(env))
+  const hub = await connect(env, tokenOf(env), stop)
   const { sha, files } = await listWanted(wanted, hub)
   wanted.check(files, hub.url)
 
@@ -190,21 +194,21 @@ async function fetchSnapshot(
         const total = missing.reduce((sum, file) => sum + file.size, 0)
         let before = 0
         for (const file of missing) {
-          told.failed.throwIfAborted()
+          stop.throwIfAborted()
           const blob = blobOf(file)
           if (sizeOf(blob) !== file.size) {
             const encoded = file.path.split('/').map(encodeURIComponent).join('/')
             const url = `${hub.url}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
             await download(hub, url, file, blob, done => {
-              told.call(before + done, total, given)
-              told.failed.throwIfAborted()
+              call(before + done, total, given)
+              stop.throwIfAborted()
             })
           }
           if (!isThere(file)) {
             await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
           }
           before += file.size
-          told.call(before, total, given)
+          call(before, total, given)
         }
       },
     )

@@ -799,6 +799,44 @@ test('an onProgress that fails when everything was fetched is a warning', async 
   }
 })
 
+test('an abort ends the request that is running, and gives the lock back; the next call goes on from there', async () => {
+  const reason = new Error('enough')
+  for (const sent of [0, 10_000]) {
+    rmSync(folder(), { recursive: true, force: true })
+    const controller = new AbortController()
+    let closed: Promise<unknown> | undefined
+    answer = (response, body) => {
+      closed = once(response, 'close')
+      response.write(body.subarray(0, sent))
+      response.flushHeaders()
+      // The rest never comes.
+      if (sent === 0) setImmediate(() => controller.abort(reason))
+    }
+    const onProgress = (done: number) => {
+      if (done > 5000) controller.abort(reason)
+    }
+    const calls = { env, onProgress, signal: controller.signal }
+    assert.is(await resolveModel('o/m', calls).catch(error => error), reason)
+    await closed
+    assert.not(existsSync(path.join(folder(), 'rapo.lock')))
+    answer = whole
+    const dir = await resolveModel('o/m', { env })
+    assert.equal(readFileSync(path.join(dir, 'model.safetensors')), weights)
+  }
+  assert.is(
+    await resolveModel('o/m', { env, signal: AbortSignal.abort(reason) }).catch(error => error),
+    reason,
+  )
+})
+
+test('an abort reaches the files of data', async () => {
+  const reason = new Error('enough')
+  const name = 'hf://datasets/o/d/main/train.jsonl'
+  const signal = AbortSignal.abort(reason)
+  const error = await readProblems(name, exact, { signal }).catch(error => error)
+  assert.is(error, reason)
+})
+
 function fail(error: Error): never {
   throw error
 }
