@@ -9,18 +9,21 @@ export interface WaitOptions {
   readonly timeout?: number | undefined
   /** What to throw: 'timeout', or 'never' where nothing is left in this process that could settle the promise. */
   fault(why: 'timeout' | 'never'): Error
+  /** Of a whole call, in which others wait: these know better what never comes, and are told instead where there are any. */
+  readonly isWhole?: boolean
 }
 
-/** What is to be told when the process has nothing left to do: it would end there, silently. */
-const waiting = new Set<() => void>()
+/** What is to be told when the process has nothing left to do: it would end there, silently. True: of a whole call. */
+const waiting = new Map<() => void, boolean>()
 
 function tellAll(): void {
-  for (const tell of [...waiting]) tell()
+  const inner = [...waiting].filter(([, isWhole]) => !isWhole)
+  for (const [tell] of inner.length > 0 ? inner : [...waiting]) tell()
 }
 
 /** The value of work, or why there is none. */
 export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions): Promise<T> {
-  const { signal, timeout, fault } = options
+  const { signal, timeout, fault, isWhole = false } = options
   let stop = () => {}
   const given = new Promise<never>((_, reject) => {
     const onNever = () => reject(fault('never'))
@@ -28,7 +31,7 @@ export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions)
     const onTimeout = () => reject(fault('timeout'))
     if (signal?.aborted) return onAbort()
     if (waiting.size === 0) process.on('beforeExit', tellAll)
-    waiting.add(onNever)
+    waiting.set(onNever, isWhole)
     signal?.addEventListener('abort', onAbort)
     // A timer holds no more than 2^31 − 1 milliseconds.
     const timer =
@@ -45,6 +48,16 @@ export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions)
   } finally {
     stop()
   }
+}
+
+/** The result of a call that may wait for parts of the user's (a policy, say) without an end. */
+export function whole<T>(name: string, call: Promise<T>): Promise<T> {
+  const never = () =>
+    new RapoError(
+      'ERR_RAPO_INTERNAL',
+      `${name} cannot end: a promise that it waits for, perhaps of loadPolicy or of the policy, can never settle`,
+    )
+  return waitFor(call, { fault: never, isWhole: true })
 }
 
 /** The value of a user's callback, which may be async. */
