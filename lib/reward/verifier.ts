@@ -16,7 +16,10 @@ export interface Verdict {
  * and that ends the run.
  */
 export interface Verifier {
-  /** Says what is wrong with a problem's answer, or undefined. Called once a problem, before anything is sampled. */
+  /**
+   * Says what is wrong with a problem's answer, or undefined: at once, not by a promise. Called once a problem, before
+   * anything is sampled.
+   */
   checkAnswer(answer: unknown): string | undefined
   /** Judges one completion. Promises may be many: a step's completions are all asked for before the first is awaited. */
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>

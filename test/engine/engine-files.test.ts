@@ -247,7 +247,10 @@ test('weights: an unsupported dtype, no file, a directory', async () => {
   await rejects(load(path.join(none, 'nowhere')), /cannot open .*config.json/, 'ERR_RAPO_IO')
   const directory = newDir()
   mkdirSync(path.join(directory, 'config.json'))
-  await rejects(load(directory), /cannot read .*config.json: Is a directory/, 'ERR_RAPO_IO')
+  await rejects(load(directory), /cannot read .*config.json: .*directory/, 'ERR_RAPO_IO')
+  const index = withWeights(() => {})
+  mkdirSync(path.join(index, `${weights}.index.json`))
+  await rejects(load(index), /cannot read .*index.json: .*directory/, 'ERR_RAPO_IO')
 })
 
 test('weights: any order, unaligned data, a repeated tied head and shards load alike', async () => {
