@@ -1,7 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import {
+import fs, {
   chmodSync,
   existsSync,
   mkdirSync,
@@ -11,6 +11,7 @@ import {
   utimesSync,
   writeFileSync,
 } from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { Worker } from 'node:worker_threads'
@@ -273,6 +274,23 @@ test('a place where no file can be made', async () => {
   assert.is(error.code, 'ERR_RAPO_IO')
   mkdirSync(path.join(dir, 'lock'))
   assert.is((await acquireLock(path.join(dir, 'lock'), refuse).catch(error => error)).code, 'ERR_RAPO_IO')
+})
+
+test('a full disk leaves no lock without a holder', async () => {
+  const file = path.join(makeTempDir(), 'lock')
+  const write = fs.writeFileSync
+  fs.writeFileSync = () => {
+    throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' })
+  }
+  syncBuiltinESMExports()
+  try {
+    assert.match(await messageOf(acquireLock(file, refuse)), /^cannot write .*: the disk is full$/)
+  } finally {
+    fs.writeFileSync = write
+    syncBuiltinESMExports()
+  }
+  assert.not(existsSync(file))
+  await (await acquireLock(file, refuse)).release()
 })
 
 test.run()
