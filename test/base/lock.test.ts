@@ -276,6 +276,16 @@ test('a place where no file can be made', async () => {
   assert.is((await acquireLock(path.join(dir, 'lock'), refuse).catch(error => error)).code, 'ERR_RAPO_IO')
 })
 
+test('where the start of a process cannot be read, a living one keeps its lock without a renewal', async () => {
+  const file = path.join(makeTempDir(), 'lock')
+  const own = await acquireLock(file, refuse)
+  const holder = JSON.parse(readFileSync(file, 'utf8'))
+  await own.release()
+  writeFileSync(file, JSON.stringify({ ...holder, start: undefined, token: 'theirs', pid: process.ppid }))
+  const message = await messageOf(acquireLock(file, refuse, { stale: 1 }))
+  assert.is(message, `held by process ${process.ppid}`)
+})
+
 test('a full disk leaves no lock without a holder', async () => {
   const file = path.join(makeTempDir(), 'lock')
   const write = fs.writeFileSync
