@@ -281,9 +281,11 @@ test('where the start of a process cannot be read, a living one keeps its lock w
   const own = await acquireLock(file, refuse)
   const holder = JSON.parse(readFileSync(file, 'utf8'))
   await own.release()
-  writeFileSync(file, JSON.stringify({ ...holder, start: undefined, token: 'theirs', pid: process.ppid }))
+  const other = spawn(process.execPath, ['-e', 'process.stdin.resume()'])
+  writeFileSync(file, JSON.stringify({ ...holder, start: undefined, token: 'theirs', pid: other.pid }))
   const message = await messageOf(acquireLock(file, refuse, { stale: 1 }))
-  assert.is(message, `held by process ${process.ppid}`)
+  other.kill()
+  assert.is(message, `held by process ${other.pid}`)
 })
 
 test('a full disk leaves no lock without a holder', async () => {
