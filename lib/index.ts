@@ -2,6 +2,7 @@
 /** What `import 'rapo'` gives: every part of the loop. Importing it leaves nothing in the process. */
 
 // Modules with large dependencies, or with effects on the process. scripts/build.mjs loads them when a function is first called.
+import { whole } from './base/wait.js'
 import type { Config } from './config/config.js'
 import * as configs from './config/load.js'
 import type { Problem } from './data/problems.js'
@@ -286,7 +287,7 @@ export function libtorchVersion(): string {
 
 /** Trains in config.run.output until config.run.steps. Returns the number of steps done. Throws RapoError. */
 export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
-  return training.train(config, options)
+  return whole('train', training.train(config, options))
 }
 
 /**
@@ -296,5 +297,5 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
  * One measurement at a time may write to an output directory. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
-  return evaluations.evaluate(config, options)
+  return whole('evaluate', evaluations.evaluate(config, options))
 }

@@ -1,7 +1,7 @@
 // Makes a clone ready to run: packages, the kernels addon, libtorch, the engine addon. Parts that are ready are skipped. This
 // file is plain JavaScript without dependencies, since it runs before node_modules exists.
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -30,12 +30,12 @@ export async function bootstrap({ addons = true } = {}) {
 }
 
 async function makeAddons() {
-  const [cache, processes, setups, tools] = await Promise.all(
-    ['cache.ts', 'process.ts', 'setup.ts', 'tools.ts'].map(load),
+  const [cache, processes, setups, tools, trees] = await Promise.all(
+    ['cache.ts', 'process.ts', 'setup.ts', 'tools.ts', 'tree.ts'].map(load),
   )
   // The kernels compile while pip works, since neither needs the other. If both fail, the engine's error is shown: it names
   // every tool that is missing.
-  const made = await Promise.allSettled([prepareEngine(setups), buildKernels(cache, processes, tools)])
+  const made = await Promise.allSettled([prepareEngine(setups), buildKernels(cache, processes, tools, trees)])
   const failed = made.find(result => result.status === 'rejected')
   if (failed) throw failed.reason
 }
@@ -75,7 +75,7 @@ async function installPackages() {
   if (code !== 0) throw setupError(`npm ci failed with exit status ${code}\n${output}`)
 }
 
-async function buildKernels({ hashSources }, { work }, { findTools, requireTools }) {
+async function buildKernels({ hashSources }, { work }, { findTools, requireTools }, { dropBrokenCache }) {
   const stamp = join(root, 'build', 'sources.sha256')
   const sources = hashSources()
   const addon = join(root, 'build', 'Release', 'rapo_kernels.node')
@@ -85,7 +85,8 @@ async function buildKernels({ hashSources }, { work }, { findTools, requireTools
     const log = join(root, 'build', 'kernels.log')
     mkdirSync(dirname(log), { recursive: true })
     writeFileSync(log, '')
-    dropFailedConfigure(join(root, 'build'))
+    // cmake-js configures only where there is no cache.
+    dropBrokenCache(join(root, 'build'))
     const cmakeJs = join(root, 'node_modules', 'cmake-js', 'bin', 'cmake-js')
     await work(
       'building the kernels addon',
@@ -99,17 +100,6 @@ async function buildKernels({ hashSources }, { work }, { findTools, requireTools
     )
     writeFileSync(stamp, sources)
   })
-}
-
-/**
- * CMake writes its cache even if configuring fails, and cmake-js configures only if there is no cache. A cache without build
- * files is such a leftover and is removed, with CMakeFiles, which holds what was found out about the compiler.
- */
-export function dropFailedConfigure(tree) {
-  if (readdirSync(tree).some(name => /^(Makefile|build\.ninja|.+\.(slnx?|xcodeproj))$/.test(name))) return
-  for (const name of ['CMakeCache.txt', 'CMakeFiles']) {
-    rmSync(join(tree, name), { recursive: true, force: true })
-  }
 }
 
 /**

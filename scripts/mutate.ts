@@ -185,7 +185,8 @@ function copyTree(): string {
 
 /** Whether a test file passes, and the seconds of CPU that it took. */
 async function runTest(tree: string, test: string, limit: number, env: Record<string, string> = {}) {
-  const temporary = path.join(home, 'tmp')
+  // Of its own: runs for two parts may go on at once.
+  const temporary = path.join(home, `tmp-${part}`)
   mkdirSync(temporary, { recursive: true })
   const command = `ulimit -t ${Math.ceil(limit)}; "$0" --import tsx ${test}; code=$?; times >&2; exit $code`
   const child = spawn('bash', ['-c', command, process.execPath], {
@@ -224,9 +225,10 @@ async function usualTime(
   tree: string,
   test: string,
   usual: Map<string, number>,
+  env: Record<string, string> = {},
 ): Promise<number | undefined> {
   if (!usual.has(test)) {
-    const { passed, taken, output } = await runTest(tree, test, 3600)
+    const { passed, taken, output } = await runTest(tree, test, 3600, env)
     if (!passed) console.log(`${test} fails by itself and is not asked:\n${output.slice(-1500)}`)
     usual.set(test, passed ? taken : Number.NaN)
   }
@@ -239,18 +241,22 @@ async function judge(
   mutant: Drawn,
   asked: readonly string[],
   usual: Map<string, number>,
-  env = {},
+  env: Record<string, string> = {},
+  mutation: Record<string, string> = {},
 ) {
   let by: string | undefined
+  let answers = 0
   for (const test of asked) {
-    const seconds = await usualTime(tree, test, usual)
+    const seconds = await usualTime(tree, test, usual, env)
     if (seconds === undefined) continue
-    const { passed } = await runTest(tree, test, CPU_SLACK + 10 * seconds, env)
+    answers++
+    const { passed } = await runTest(tree, test, CPU_SLACK + 10 * seconds, { ...env, ...mutation })
     if (!passed) {
       by = test
       break
     }
   }
+  if (asked.length > 0 && answers === 0) throw new Error('every test fails without a mistake')
   const { key, file, line, what } = mutant
   const result: Result = { key, place: `${file}:${line}`, what, ...(by && { by }) }
   known.set(key, result)
@@ -381,12 +387,15 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
   }
   console.log(`${chosen().length} mistakes in one build, ${wrong.size} did not compile`)
   if (values.build) return
-  const asked = tests
-    .map(name => `test/${name.split(/[-.]/)[0]}/${name}.test.ts`)
-    .filter(test => existsSync(path.join(tree, test)))
+  const files = readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
+  const asked = tests.map(name => {
+    const file = files.find(file => path.basename(file) === `${name}.test.ts`)
+    if (!file) throw new Error(`there is no test ${name}.test.ts`)
+    return path.posix.join('test', file.replaceAll('\\', '/'))
+  })
   for (const mutant of chosen().filter(isOpen)) {
     const id = drawn.indexOf(mutant) + 1
-    await judge(tree, mutant, asked, usual, { RAPO_CACHE: env.RAPO_CACHE, RAPO_MUTANT: String(id) })
+    await judge(tree, mutant, asked, usual, env, { RAPO_MUTANT: String(id) })
   }
 }
 

@@ -15,7 +15,12 @@ export interface Job {
   readonly answer: CountdownAnswer
 }
 
-const TIME_LIMIT = 2_000 // milliseconds
+/**
+ * Milliseconds that one program may run. The configuration's task.timeout cannot take its place: rapo counts that from
+ * the moment when it asks for the whole batch, time in the queue included, and then only stops waiting. A program without
+ * an end would keep its worker.
+ */
+const TIME_LIMIT = 2_000
 
 class Pool {
   /** How many jobs were in work at once, at most. */

@@ -1,6 +1,6 @@
-/** What the asynchronous calls of both addons have in common: an abort goes in, progress and an error come out. */
+/** What long calls have in common: an abort goes in, progress and an error come out. */
 import { inspect } from 'node:util'
-import { RapoError } from './errors.js'
+import { RapoError, reasonOf } from './errors.js'
 
 /** Of every long call. */
 export interface CallOptions {
@@ -24,6 +24,53 @@ export interface Control {
   readonly total: number
 }
 
+/** A user's function that is told of work while the work runs. */
+export interface Watched<A extends unknown[]> {
+  /** Calls the function and never throws. */
+  call(...args: A): void
+  /** Aborted with what the function throws, or rejects with. From then on the function is not called. */
+  readonly failed: AbortSignal
+  /** To be called when the work is done: an error of the function, earlier or later, becomes a warning of the process. */
+  finish(): void
+}
+
+/**
+ * Without this, what the function throws in an event of Node's, or a promise of its that rejects, ends the process.
+ * @param name the option that the function is, for the warning
+ */
+export function watched<A extends unknown[]>(
+  name: string,
+  told: ((...args: A) => unknown) | undefined,
+): Watched<A> {
+  const failure = new AbortController()
+  let isDone = false
+  const fail = (error: unknown) => {
+    if (failure.signal.aborted) return
+    failure.abort(error)
+    if (isDone) warn(name, error)
+  }
+  return {
+    failed: failure.signal,
+    call(...args) {
+      if (failure.signal.aborted) return
+      try {
+        Promise.resolve(told?.(...args)).catch(fail)
+      } catch (error) {
+        fail(error)
+      }
+    },
+    finish() {
+      isDone = true
+      if (failure.signal.aborted) warn(name, failure.signal.reason)
+    },
+  }
+}
+
+function warn(name: string, error: unknown): void {
+  const why = error instanceof Error ? (error.stack ?? reasonOf(error)) : reasonOf(error)
+  process.emitWarning(`${name} failed; the call's result is kept: ${why}`, 'RapoWarning')
+}
+
 const progressInterval = 200 // milliseconds
 
 /** Throws ERR_RAPO_INVALID_ARGUMENT for a signal that is none, or an onProgress that cannot be called. */
@@ -45,40 +92,25 @@ export async function runCall<T>(
   start: (control: Control) => Promise<T>,
 ): Promise<T> {
   if (signal?.aborted) throw signal.reason
-  let failure: { readonly error: unknown } | undefined
-  let isDone = false
+  const told = onProgress && watched('onProgress', onProgress)
+  const report = () => told?.call(control.done, control.total)
   const cancel = () => control.cancel()
-  const report = async () => {
-    if (failure) return
-    try {
-      await onProgress?.(control.done, control.total)
-    } catch (error) {
-      failure = { error }
-      control.cancel()
-      if (isDone) warn(error)
-    }
-  }
-  signal?.addEventListener('abort', cancel, { once: true })
-  const timer = onProgress && setInterval(report, progressInterval)
+  for (const stop of [signal, told?.failed]) stop?.addEventListener('abort', cancel, { once: true })
+  const timer = told && setInterval(report, progressInterval)
   try {
     const result = await start(control)
-    isDone = true
-    if (failure) warn(failure.error)
+    told?.finish()
     report()
     return result
   } catch (error) {
     if (!(error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')) throw error
-    if (failure) throw failure.error
+    told?.failed.throwIfAborted()
     if (signal?.aborted) throw signal.reason
     throw error
   } finally {
     clearInterval(timer)
     signal?.removeEventListener('abort', cancel)
   }
-}
-
-function warn(error: unknown): void {
-  process.emitWarning(`onProgress failed; the call's result is kept: ${inspect(error)}`, 'RapoWarning')
 }
 
 function invalid(name: string, value: unknown, expected: string): never {

@@ -23,3 +23,12 @@ export class RapoError extends Error {
     this.code = code
   }
 }
+
+/** What was thrown, as a text. Somebody else's code may throw anything, also what cannot be shown. */
+export function reasonOf(thrown: unknown): string {
+  try {
+    return String(thrown instanceof Error ? thrown.message : thrown)
+  } catch {
+    return 'what was thrown cannot be shown as a text'
+  }
+}

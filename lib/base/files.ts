@@ -12,7 +12,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
-import { RapoError } from './errors.js'
+import { RapoError, reasonOf } from './errors.js'
 
 /**
  * Writes a file, one part after the other, so that whatever happens it holds either the old content or the new; through
@@ -76,7 +76,7 @@ export async function io<T>(what: string, body: () => Promise<T>): Promise<T> {
 }
 
 export function asIoError(what: string, error: unknown): RapoError {
-  const isFull = (error as NodeJS.ErrnoException).code === 'ENOSPC'
-  const why = isFull ? 'the disk is full' : (error as Error).message
+  const isFull = (error as NodeJS.ErrnoException | null)?.code === 'ENOSPC'
+  const why = isFull ? 'the disk is full' : reasonOf(error)
   return new RapoError('ERR_RAPO_IO', `${what}: ${why}`, { cause: error })
 }

@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { RapoError } from './errors.js'
+import { RapoError, reasonOf } from './errors.js'
 import { waitFor } from './wait.js'
 
 /** Imports the file, relative to the working directory, TypeScript too. Throws ERR_RAPO_CONFIG naming the field. */
@@ -13,7 +13,7 @@ export async function importModule(field: string, name: string): Promise<{ defau
     const never = new Error('its top-level await never ends')
     return await waitFor(load(file), { fault: () => never })
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
+    const why = reasonOf(cause)
     throw new RapoError('ERR_RAPO_CONFIG', `${field} ${name} did not load: ${why}`, { cause })
   }
 }

@@ -1,5 +1,6 @@
 /** Waiting for a promise of somebody else's code, which may never settle. */
 import { setMaxListeners } from 'node:events'
+import { RapoError } from './errors.js'
 
 export interface WaitOptions {
   /** Aborting ends the waiting with the signal's reason. */
@@ -8,18 +9,21 @@ export interface WaitOptions {
   readonly timeout?: number | undefined
   /** What to throw: 'timeout', or 'never' where nothing is left in this process that could settle the promise. */
   fault(why: 'timeout' | 'never'): Error
+  /** Of a whole call, in which others wait: these know better what never comes, and are told instead where there are any. */
+  readonly isWhole?: boolean
 }
 
-/** What is to be told when the process has nothing left to do: it would end there, silently. */
-const waiting = new Set<() => void>()
+/** What is to be told when the process has nothing left to do: it would end there, silently. True: of a whole call. */
+const waiting = new Map<() => void, boolean>()
 
 function tellAll(): void {
-  for (const tell of [...waiting]) tell()
+  const inner = [...waiting].filter(([, isWhole]) => !isWhole)
+  for (const [tell] of inner.length > 0 ? inner : [...waiting]) tell()
 }
 
 /** The value of work, or why there is none. */
 export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions): Promise<T> {
-  const { signal, timeout, fault } = options
+  const { signal, timeout, fault, isWhole = false } = options
   let stop = () => {}
   const given = new Promise<never>((_, reject) => {
     const onNever = () => reject(fault('never'))
@@ -27,7 +31,7 @@ export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions)
     const onTimeout = () => reject(fault('timeout'))
     if (signal?.aborted) return onAbort()
     if (waiting.size === 0) process.on('beforeExit', tellAll)
-    waiting.add(onNever)
+    waiting.set(onNever, isWhole)
     signal?.addEventListener('abort', onAbort)
     // A timer holds no more than 2^31 − 1 milliseconds.
     const timer =
@@ -46,9 +50,26 @@ export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions)
   }
 }
 
+/** The result of a call that may wait for parts of the user's (a policy, say) without an end. */
+export function whole<T>(name: string, call: Promise<T>): Promise<T> {
+  const never = () =>
+    new RapoError(
+      'ERR_RAPO_INTERNAL',
+      `${name} cannot end: a promise that it waits for, perhaps of loadPolicy or of the policy, can never settle`,
+    )
+  return waitFor(call, { fault: never, isWhole: true })
+}
+
+/** The value of a user's callback, which may be async. */
+export function told<T>(answer: T, signal?: AbortSignal): Promise<Awaited<T>> {
+  const never = () => new RapoError('ERR_RAPO_INTERNAL', 'the promise of a callback can never settle')
+  return waitFor(answer as Awaited<T>, { signal, fault: never })
+}
+
 /** Aborted by any of them. Many may wait for it at once. */
 export function anySignal(...signals: readonly (AbortSignal | undefined)[]): AbortSignal {
   const any = AbortSignal.any(signals.filter(signal => signal !== undefined))
-  setMaxListeners(0, any)
+  // Not 0, for which events.getMaxListeners, which undici asks, throws.
+  setMaxListeners(Infinity, any)
   return any
 }

@@ -1,11 +1,12 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
 import { RapoError } from '../base/errors.js'
 import { readInput } from '../base/jsonl.js'
+import { hubOptions } from '../data/fields.js'
 import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
 import type { MathOptions } from '../reward/math.js'
-import { judge } from '../reward/verifier.js'
+import { checkAnswer, judge } from '../reward/verifier.js'
 import { openOutput } from './output.js'
 
 /** That a verdict is waited for: the default of task.timeout. */
@@ -33,7 +34,10 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
   const output = openOutput(wanted)
   const verifier = await loadVerifier(task, mathOptions)
   const name = input ?? 'standard input'
-  const rows = input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, onDownload)
+  const rows =
+    input === undefined
+      ? rowsOfLines(readInput(0), name)
+      : await readRows(input, hubOptions({ onDownload, signal }))
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   for (const row of rows) {
     const { value } = row
@@ -43,7 +47,7 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
       throw fault(`must have completion or answer, a text; it has ${Object.keys(value).join(', ')}`)
     }
     if (reference === undefined) throw fault(`has no reference; it has ${Object.keys(value).join(', ')}`)
-    const wrong = verifier.checkAnswer(reference)
+    const wrong = checkAnswer(verifier, reference, placeOf(row))
     if (wrong !== undefined) throw fault(`reference: ${wrong}`)
   }
   let correct = 0

@@ -18,7 +18,14 @@ export interface DataOptions {
   /** Told of all rows that are left out. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Bytes of a file that is fetched from the hub. */
-  readonly onDownload?: HubOptions['onProgress']
+  readonly onDownload?: HubOptions['onProgress'] | undefined
+  /** Aborting ends such a download and rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/** What is needed of them to fetch a file. */
+export function hubOptions({ onDownload, signal }: Pick<DataOptions, 'onDownload' | 'signal'>): HubOptions {
+  return { ...(onDownload && { onProgress: onDownload }), signal }
 }
 
 type Part = 'problem' | 'answer' | 'id' | 'difficulty'

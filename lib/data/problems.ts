@@ -1,8 +1,9 @@
 /** Problems from data files. */
+import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import type { Message } from '../model/template.js'
-import type { Verifier } from '../reward/verifier.js'
-import { chooseColumns, type DataOptions } from './fields.js'
+import { checkAnswer, type Verifier } from '../reward/verifier.js'
+import { chooseColumns, type DataOptions, hubOptions } from './fields.js'
 import type { Row } from './rows.js'
 import * as files from './rows.js'
 
@@ -34,7 +35,7 @@ export async function readProblems(
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const rows = await files.readRows(given, options.onDownload)
+  const rows = await files.readRows(given, hubOptions(options))
   const name = files.nameOf(given)
   const columns = chooseColumns(rows, name, options)
   const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)
@@ -56,7 +57,7 @@ export async function readProblems(
       ? `has the id "${problem.id}" that ${rowOf(sameId)} has already`
       : samePrompt
         ? `has the problem that ${rowOf(samePrompt)} has already`
-        : verifier.checkAnswer(problem.answer)
+        : checkAnswer(verifier, problem.answer, files.placeOf(row))
     if (fault !== undefined) {
       refuse(fault)
       continue
@@ -89,7 +90,10 @@ export function settleUnusable(
 ): void {
   if (unusable.length === 0) return
   if (dropUnusable) {
-    onUnusable?.(unusable)
+    const told = watched('onUnusable', onUnusable)
+    told.call(unusable)
+    told.failed.throwIfAborted()
+    told.finish()
     return
   }
   throw new RapoError('ERR_RAPO_DATA', summarizeUnusable(unusable, count).join('\n'))

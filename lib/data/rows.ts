@@ -29,14 +29,11 @@ export function nameOf(files: string | readonly string[]): string {
  * default), .json (an array, or lines), .csv, .tsv, .parquet, each but the last also with .gz or .zst. Throws
  * ERR_RAPO_DATA, naming the file, for one that is missing, broken or empty, and ERR_RAPO_IO where the hub cannot be read.
  */
-export async function readRows(
-  files: string | readonly string[],
-  onDownload?: HubOptions['onProgress'],
-): Promise<Row[]> {
+export async function readRows(files: string | readonly string[], hub: HubOptions = {}): Promise<Row[]> {
   const rows: Row[] = []
   for (const name of [files].flat()) {
     for (const file of await expand(name)) {
-      const place = await resolveDataFile(file, onDownload ? { onProgress: onDownload } : {})
+      const place = await resolveDataFile(file, hub)
       const found = await read(file, Buffer.from(readInput(place)))
       if (found.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
       for (const row of found) rows.push(row)

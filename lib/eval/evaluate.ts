@@ -1,12 +1,13 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
 import { mkdirSync } from 'node:fs'
 import path from 'node:path'
+import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { asIoError, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
-import { anySignal, waitFor } from '../base/wait.js'
+import { anySignal, told, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
 import { type Problem, readProblems } from '../data/problems.js'
@@ -61,7 +62,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const { samples: n, bootstrap, seed } = config.eval
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
-  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
+  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
+  const data = { ...config.data, ...hooks, signal: options.signal }
   const verifier = await loadVerifier(config.task.verifier, config.task)
   const never = () =>
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
@@ -97,7 +99,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
       const solved = perProblem.filter(({ correct }) => correct > 0).length
       return options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
     }
-    await report()
+    await told(report(), signal)
     const { samplesPerCall, keepSamples } = config.eval
     const together = Math.max(1, Math.floor(samplesPerCall / n))
     for (let first = 0; first < prompts.length; first += together) {
@@ -113,8 +115,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
         const sampled = missing.length * call.count
         signal.throwIfAborted()
-        // The last one counts when it is judged.
-        const reporting = postponed((tokens: number, most: number) =>
+        // The last one counts when it is judged. What onProgress throws waits for the end of the call.
+        const reporting = watched('onProgress', (tokens: number, most: number) =>
           report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
         const { call: onProgress } = reporting
@@ -137,14 +139,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
             })),
           })
         }
-        reporting.rethrow()
+        reporting.failed.throwIfAborted()
       }
       for (const { problem } of some) {
         const correct = progress.sum(problem.id, 'correct')
         const hardForBase = hard && { hardForBase: hard.has(problem.id) }
         perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
       }
-      await report()
+      await told(report(), signal)
     }
 
     const ks = listKs(n, config.eval.largestK)
@@ -177,23 +179,6 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
     throw error
-  }
-}
-
-/** A function of somebody else's, called while work is running that must not be lost: what it throws is thrown later. */
-function postponed<A extends unknown[]>(told: (...args: A) => unknown) {
-  const failures: unknown[] = []
-  return {
-    async call(...args: A) {
-      try {
-        if (failures.length === 0) await told(...args)
-      } catch (error) {
-        failures.push(error)
-      }
-    },
-    rethrow() {
-      if (failures.length > 0) throw failures[0]
-    },
   }
 }
 

@@ -69,7 +69,8 @@ function reasonOf(error: Error): string {
   return error.message || ((error as NodeJS.ErrnoException).code ?? String(error))
 }
 
-export async function connect(env: Env, token: string | undefined): Promise<Hub> {
+/** The signal ends every request, and the reading of every answer. */
+export async function connect(env: Env, token: string | undefined, signal: AbortSignal): Promise<Hub> {
   const url = (env.HF_ENDPOINT || 'https://huggingface.co').replace(/\/+$/, '')
   const {
     protocol = '',
@@ -97,7 +98,7 @@ export async function connect(env: Env, token: string | undefined): Promise<Hub>
       // A listing may go on wherever the server says; a redirect to another host drops the header.
       if (token && new URL(to).origin === origin) headers.set('Authorization', `Bearer ${token}`)
       try {
-        return await (proxy ?? fetch)(to, { ...init, headers })
+        return await (proxy ?? fetch)(to, { ...init, headers, signal })
       } catch (error) {
         throw new Broken(error, route)
       }

@@ -7,10 +7,12 @@ import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
 import { copyFile, mkdir, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
+import { type Watched, watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { io } from '../base/files.js'
 import { withLock } from '../base/lock.js'
 import { plainLine } from '../base/text.js'
+import { anySignal } from '../base/wait.js'
 import {
   connect,
   download,
@@ -28,8 +30,14 @@ export interface HubOptions {
    * HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
    */
   readonly env?: Readonly<Record<string, string | undefined>>
-  /** Bytes of all files that are fetched, and what was asked for. */
+  /**
+   * Called with the bytes that have come, those of all files that are fetched, and what was asked for. What the function
+   * throws, or rejects with, ends the download, which a later call goes on with; where everything was fetched already, the
+   * error becomes a warning of the process.
+   */
   readonly onProgress?: (done: number, total: number, name: string) => void
+  /** Aborting ends the download, which a later call goes on with, and rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
 }
 
 /** What is wanted of a repository, and when it is there. */
@@ -134,9 +142,14 @@ async function resolveSnapshot(wanted: Needed, options: HubOptions): Promise<str
       `${what} cache ${folder} has no whole copy of it; HF_HUB_OFFLINE forbids fetching it`,
     )
   }
+  const told = watched('onDownload', options.onProgress)
+  const stop = anySignal(told.failed, options.signal)
   try {
-    return await fetchSnapshot(wanted, folder, env, options.onProgress)
+    const fetched = await fetchSnapshot(wanted, folder, env, { ...told, stop })
+    told.finish()
+    return fetched
   } catch (error) {
+    stop.throwIfAborted()
     if (cached && error instanceof Unreachable) {
       process.emitWarning(plainLine(`${error.message}; using the copy of ${given} in the cache`))
       return cached
@@ -155,10 +168,10 @@ async function fetchSnapshot(
   wanted: Needed,
   folder: string,
   env: Env,
-  onProgress: HubOptions['onProgress'],
+  { call, stop }: Pick<Watched<[done: number, total: number, name: string]>, 'call'> & { stop: AbortSignal },
 ): Promise<string> {
   const { type, repo: name, revision, given } = wanted
-  const hub = await connect(env, tokenOf(env))
+  const hub = await connect(env, tokenOf(env), stop)
   const { sha, files } = await listWanted(wanted, hub)
   wanted.check(files, hub.url)
 
@@ -181,17 +194,21 @@ async function fetchSnapshot(
         const total = missing.reduce((sum, file) => sum + file.size, 0)
         let before = 0
         for (const file of missing) {
+          stop.throwIfAborted()
           const blob = blobOf(file)
           if (sizeOf(blob) !== file.size) {
             const encoded = file.path.split('/').map(encodeURIComponent).join('/')
             const url = `${hub.url}/${type === 'model' ? '' : 'datasets/'}${name}/resolve/${sha}/${encoded}`
-            await download(hub, url, file, blob, done => onProgress?.(before + done, total, given))
+            await download(hub, url, file, blob, done => {
+              call(before + done, total, given)
+              stop.throwIfAborted()
+            })
           }
           if (!isThere(file)) {
             await io(`cannot write to ${snapshot}`, () => link(blob, path.join(snapshot, file.path)))
           }
           before += file.size
-          onProgress?.(before, total, given)
+          call(before, total, given)
         }
       },
     )

@@ -1,5 +1,6 @@
 /** What a verifier is, and how its verdicts are checked. */
-import { RapoError } from '../base/errors.js'
+import { inspect } from 'node:util'
+import { RapoError, reasonOf } from '../base/errors.js'
 import { waitFor } from '../base/wait.js'
 
 /** What a verifier makes of a completion. */
@@ -15,12 +16,37 @@ export interface Verdict {
  * and that ends the run.
  */
 export interface Verifier {
-  /** Says what is wrong with a problem's answer, or undefined. Called once a problem, before anything is sampled. */
+  /**
+   * Says what is wrong with a problem's answer, or undefined: at once, not by a promise. Called once a problem, before
+   * anything is sampled.
+   */
   checkAnswer(answer: unknown): string | undefined
   /** Judges one completion. Promises may be many: a step's completions are all asked for before the first is awaited. */
   verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
   /** The same of a final answer alone, where verify looks for it in the completion. Default: verify. */
   verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
+}
+
+/** What checkAnswer says of an answer. Whatever it throws, or gives instead of a text, is a RapoError that names `what`. */
+export function checkAnswer(
+  verifier: Pick<Verifier, 'checkAnswer'>,
+  answer: unknown,
+  what: string,
+): string | undefined {
+  const fault = (why: string, cause?: unknown) =>
+    new RapoError('ERR_RAPO_INTERNAL', `the verifier's checkAnswer failed on ${what}: ${why}`, { cause })
+  let said: unknown
+  try {
+    said = verifier.checkAnswer(answer)
+  } catch (cause) {
+    throw fault(reasonOf(cause), cause)
+  }
+  if (said === undefined || typeof said === 'string') return said
+  // Nobody waits for it: its rejection would end the process.
+  if (isThenable(said)) said.then(undefined, () => {})
+  throw fault(
+    `it must return a text or undefined, at once, and returned ${isThenable(said) ? 'a promise' : inspect(said)}`,
+  )
 }
 
 /** How long a verdict is waited for. */
@@ -50,19 +76,19 @@ export async function judge(
   let verdict: Verdict
   try {
     const pending = verify()
-    verdict = isThenable(pending)
+    verdict = isThenable<Verdict>(pending)
       ? await waitFor(pending, { signal, timeout, fault: why => (why === 'timeout' ? late : never) })
       : pending
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
     if (cause === late && onTimeout === 'zero')
       return { reward: 0, reason: `no verdict within ${timeout} seconds` }
-    throw fault(cause instanceof Error ? cause.message : String(cause), cause)
+    throw fault(reasonOf(cause), cause)
   }
   if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
   return verdict
 }
 
-function isThenable(value: unknown): value is PromiseLike<Verdict> {
+function isThenable<T>(value: unknown): value is PromiseLike<T> {
   return typeof (value as { then?: unknown } | undefined)?.then === 'function'
 }

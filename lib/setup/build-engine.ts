@@ -27,6 +27,7 @@ import {
 } from './cache.js'
 import type { TorchDir } from './inspect.js'
 import { ask, work } from './process.js'
+import { dropBrokenCache } from './tree.js'
 
 export interface BuildOptions {
   readonly cache: string
@@ -75,16 +76,31 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
   const busy = join(tree, 'busy')
   // A compiler that was killed may have left half an object file that looks new.
   if (force || existsSync(busy)) rmSync(tree, { recursive: true, force: true })
-  mkdirSync(tree, { recursive: true })
-  writeFileSync(busy, '')
   const log = join(tree, 'build.log')
-  writeFileSync(log, '')
+  const begin = () => {
+    mkdirSync(tree, { recursive: true })
+    writeFileSync(busy, '')
+    writeFileSync(log, '')
+  }
+  begin()
+  dropBrokenCache(tree)
 
   const jobs = countJobs()
   options.onMessage(`compiling the engine against libtorch ${libtorch.version} (${jobs} at a time)`)
   const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
+  const configure = () =>
+    work('configuring the engine (cmake)', 'cmake', configureArguments(tree, ninja, libtorch), run)
+  const isOld = existsSync(join(tree, 'CMakeCache.txt'))
   try {
-    await work('configuring the engine (cmake)', 'cmake', configureArguments(tree, ninja, libtorch), run)
+    try {
+      await configure()
+    } catch (error) {
+      if (!isOld || !isSetupError(error)) throw error
+      options.onMessage('the old build tree cannot be configured any more; compiling from nothing')
+      rmSync(tree, { recursive: true, force: true })
+      begin()
+      await configure()
+    }
     await work(
       'building the engine (cmake --build)',
       'cmake',
@@ -96,7 +112,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
     )
   } catch (error) {
     // What tools that ended by themselves left is good for the next attempt.
-    if (!(error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED')) rmSync(busy, { force: true })
+    if (isSetupError(error)) rmSync(busy, { force: true })
     throw error
   }
   rmSync(busy)
@@ -123,6 +139,11 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
   renameSync(join(dir, 'done.json.new'), join(dir, 'done.json'))
   prune(cache, dir, tree)
   return whole()!
+}
+
+/** As of a tool that ended by itself. */
+function isSetupError(error: unknown): boolean {
+  return error instanceof RapoError && error.code === 'ERR_RAPO_SETUP'
 }
 
 function pick({ dir, version }: TorchDir) {

@@ -2,7 +2,8 @@
 import { spawn } from 'node:child_process'
 import { createWriteStream, readFileSync } from 'node:fs'
 import { finished } from 'node:stream/promises'
-import { RapoError } from '../base/errors.js'
+import { RapoError, reasonOf } from '../base/errors.js'
+import { io } from '../base/files.js'
 
 export interface Answer {
   /** It started and exited with 0. */
@@ -60,7 +61,8 @@ export interface WorkOptions {
 
 /**
  * Runs a long command. Throws ERR_RAPO_SETUP with the log's last lines and its path unless it exits with 0, and
- * ERR_RAPO_ABORTED where this process was told to end meanwhile: the command and all its children are ended first.
+ * ERR_RAPO_ABORTED where the signal is aborted or this process is told to end meanwhile: the command and all its children
+ * are ended first.
  */
 export async function work(
   what: string,
@@ -68,7 +70,10 @@ export async function work(
   args: readonly string[],
   options: WorkOptions,
 ): Promise<void> {
+  options.signal?.throwIfAborted()
   const log = createWriteStream(options.log, { flags: 'a' })
+  // An error that nobody listens for would end the process; finished() below reports the error.
+  log.on('error', () => {})
   log.write(`$ ${[command, ...args].join(' ')}\n`)
   let stopped: string | undefined
   const end = await new Promise<string>(resolve => {
@@ -86,7 +91,7 @@ export async function work(
         if (child.pid) process.kill(isGroup ? -child.pid : child.pid, 'SIGTERM')
       } catch {} // it has ended already
     }
-    const onAbort = () => stop('the lock was lost')
+    const onAbort = () => stop(reasonOf(options.signal?.reason))
     for (const signal of signals) process.on(signal, stop)
     options.signal?.addEventListener('abort', onAbort)
     for (const stream of [child.stdout, child.stderr]) {
@@ -107,7 +112,7 @@ export async function work(
     child.on('close', (code, signal) => finish(signal ? `killed by ${signal}` : `exit status ${code}`))
   })
   log.end()
-  await finished(log)
+  await io(`cannot write ${options.log}`, () => finished(log))
   if (stopped) {
     throw new RapoError(
       'ERR_RAPO_ABORTED',

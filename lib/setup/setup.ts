@@ -2,8 +2,10 @@
 
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
+import { type Watched, watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { withLock } from '../base/lock.js'
+import { anySignal } from '../base/wait.js'
 import { buildEngine } from './build-engine.js'
 import { type BuiltEngine, cacheDir, findEngine, markUsed } from './cache.js'
 import {
@@ -29,6 +31,10 @@ export interface SetupEvent {
 }
 
 export interface SetupOptions {
+  /**
+   * What onProgress throws, or rejects with, ends the set-up, which then rejects with that error; where the engine is ready
+   * already, the error becomes a warning of the process.
+   */
   readonly onProgress?: (event: SetupEvent) => void
   /** Look for libtorch anew and compile the engine from nothing, even if a finished one is there. */
   readonly force?: boolean
@@ -42,7 +48,18 @@ export interface SetupOptions {
  * waited for. Throws ERR_RAPO_SETUP: one message for all missing tools, or the last lines of pip or the compiler.
  */
 export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
-  const { env = process.env, force = false, onProgress = () => {} } = options
+  const told = watched('onProgress', options.onProgress)
+  try {
+    return await makeReady(options, told)
+  } catch (error) {
+    told.failed.throwIfAborted()
+    throw error
+  }
+}
+
+async function makeReady(options: SetupOptions, told: Watched<[SetupEvent]>): Promise<BuiltEngine> {
+  const { env = process.env, force = false } = options
+  const { call: onProgress, failed } = told
   const cache = cacheDir(env)
   let start = performance.now()
   const finish = (part: SetupEvent['part'], message: string) => {
@@ -53,6 +70,7 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
   const ready = findEngine(cache, env)
   if (ready && !force) {
     markUsed(ready)
+    told.finish()
     finish('engine', `ready, against ${describe(ready.marker.libtorch)}`)
     return ready
   }
@@ -60,10 +78,11 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
   const libtorch = await prepareLibtorch(
     { cache, env, ...(options.prefixes ? { prefixes: options.prefixes } : {}) },
     message => onProgress({ part: 'libtorch', message }),
+    failed,
   )
   finish('libtorch', `${describe(libtorch)}, from ${libtorch.source}`)
   const onMessage = (message: string) => onProgress({ part: 'engine', message })
-  const engine = await locked(cache, onMessage, signal =>
+  const engine = await locked(cache, onMessage, failed, signal =>
     buildEngine(libtorch, {
       cache,
       env,
@@ -73,6 +92,7 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
       onProgress: (done, total) => onProgress({ part: 'engine', message: 'compiling', done, total }),
     }),
   )
+  told.finish()
   finish('engine', `built: ${engine.addon}`)
   return engine
 }
@@ -80,6 +100,7 @@ export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
 async function prepareLibtorch(
   options: LibtorchOptions,
   onMessage: (message: string) => void,
+  failed: AbortSignal,
 ): Promise<Libtorch> {
   const find = async () => (await findLibtorch(options)).at(-1)?.found
   const [found, tools] = await Promise.all([find(), findTools(options.env)])
@@ -90,7 +111,7 @@ async function prepareLibtorch(
   const lack = lackOfWheel()
   if (lack) throw new RapoError('ERR_RAPO_SETUP', lack)
   requireTools({ ...tools, python: torchPython(tools.python) }, ['compiler', 'cmake', 'python'])
-  return locked(options.cache, onMessage, async signal => {
+  return locked(options.cache, onMessage, failed, async signal => {
     // Another process may have installed it meanwhile.
     return (await find()) ?? (await installLibtorch({ ...options, onMessage, signal }))
   })
@@ -100,12 +121,17 @@ function describe({ dir, version }: { dir: string; version: string }): string {
   return `libtorch ${version} in ${dir}`
 }
 
-/** One set-up at a time in a cache; the others wait. The signal says that the lock was lost: two builds must not mix. */
+/**
+ * One set-up at a time in a cache; the others wait. The signal says that onProgress failed, or that the lock was lost: two
+ * builds must not mix.
+ */
 async function locked<T>(
   cache: string,
   onMessage: (message: string) => void,
-  body: (lost: AbortSignal) => Promise<T>,
+  failed: AbortSignal,
+  body: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
+  failed.throwIfAborted()
   try {
     mkdirSync(cache, { recursive: true })
   } catch (cause) {
@@ -115,6 +141,9 @@ async function locked<T>(
       { cause },
     )
   }
-  const onHeld = (holder: string) => onMessage(`waiting for another rapo set-up to finish (${holder})`)
-  return withLock(join(cache, 'set-up.lock'), onHeld, body)
+  const onHeld = (holder: string) => {
+    onMessage(`waiting for another rapo set-up to finish (${holder})`)
+    failed.throwIfAborted()
+  }
+  return withLock(join(cache, 'set-up.lock'), onHeld, lost => body(anySignal(lost, failed)))
 }

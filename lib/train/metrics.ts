@@ -1,4 +1,5 @@
 /** What a step measured: sums from the kernels, one line of metrics.jsonl from them (docs/files.md, docs/metrics.md). */
+import { RapoError } from '../base/errors.js'
 import { moments } from '../base/stats.js'
 import { zeroAdvantageFraction } from '../loss/advantage.js'
 import { meanMetrics, type ObjectiveMetrics } from '../loss/objective.js'
@@ -53,6 +54,7 @@ export interface StepMetrics extends Remeasured {
 
 /**
  * A step's line of metrics.jsonl, but for what the caller knows.
+ * Throws ERR_RAPO_INVALID_ARGUMENT where there are no rollouts or no optimizer steps.
  * @param sums over all micro-batches of the step
  * @param optimizerSteps results, one an optimizer step; loss and gradNorm are means over them
  */
@@ -62,6 +64,9 @@ export function summarizeStep(
   sums: ObjectiveMetrics,
   optimizerSteps: readonly StepResult[],
 ): Omit<StepMetrics, 'step' | 'learningRate' | 'seconds'> {
+  for (const [name, list] of Object.entries({ rollouts, optimizerSteps })) {
+    if (list.length === 0) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is empty`)
+  }
   const rewards = rollouts.map(rollout => rollout.reward)
   const lengths = rollouts.map(rollout => rollout.completionIds.length)
   const { mean: rewardMean, std: rewardStd } = moments(rewards)

@@ -9,6 +9,7 @@ import { anySignal, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
 import { type Cursor, createCursor } from '../data/cursor.js'
+import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { openPolicy } from '../model/engine.js'
@@ -68,11 +69,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const verifier = await loadVerifier(config.task.verifier, config.task)
-  const { onUnusable, onDownload } = options
-  const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
+  const { onUnusable, onDownload, signal: aborted } = options
+  const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
+  const data = { ...config.data, ...told }
   const problems = await withSignal(readProblems(data.train, verifier, data), options.signal)
-  const hub = onDownload ? { onProgress: onDownload } : {}
-  const resolve = (name: string) => withSignal(resolveModel(name, hub), options.signal)
+  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(told)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)

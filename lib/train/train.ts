@@ -1,9 +1,9 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
-import { RapoError } from '../base/errors.js'
+import { RapoError, reasonOf } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { plainLine } from '../base/text.js'
-import { waitFor } from '../base/wait.js'
+import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
@@ -48,7 +48,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
   let stepSaved = run.state.step
   try {
-    await told(options.onStart?.(run.state.step), run)
+    await told(options.onStart?.(run.state.step), run.signal)
     let isStopping = false
     while (run.state.step < config.run.steps && !isStopping) {
       run.signal.throwIfAborted()
@@ -70,7 +70,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       run.isMidStep = false
       if ('failure' in asked) throw asked.failure
       await run.observer.step(metrics, run.signal)
-      await told(options.onStep?.(metrics), run)
+      await told(options.onStep?.(metrics), run.signal)
     }
   } catch (error) {
     const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
@@ -82,16 +82,10 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   return run.state.step
 }
 
-/** A callback of somebody else's may be async. */
-function told<T>(answer: T, { signal }: Run): Promise<Awaited<T>> {
-  const never = () => new RapoError('ERR_RAPO_INTERNAL', 'the promise of a callback can never settle')
-  return waitFor(answer as Awaited<T>, { signal, fault: never })
-}
-
 /** Where isStopping fails, the step is finished first. */
 async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
   try {
-    return { isStopping: (await told(isStopping?.(), run)) ?? false }
+    return { isStopping: (await told(isStopping?.(), run.signal)) ?? false }
   } catch (failure) {
     return { isStopping: true, failure }
   }
@@ -112,7 +106,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
     run.lock.check()
     checkpoint.commit()
   } catch (second) {
-    note = `the state after step ${step} could not be saved: ${(second as Error).message}`
+    note = `the state after step ${step} could not be saved: ${reasonOf(second)}`
     if (isAbort) process.emitWarning(plainLine(note))
   }
   if (isAbort || !(error instanceof RapoError)) return error

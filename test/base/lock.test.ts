@@ -1,7 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import {
+import fs, {
   chmodSync,
   existsSync,
   mkdirSync,
@@ -11,6 +11,7 @@ import {
   utimesSync,
   writeFileSync,
 } from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { Worker } from 'node:worker_threads'
@@ -273,6 +274,35 @@ test('a place where no file can be made', async () => {
   assert.is(error.code, 'ERR_RAPO_IO')
   mkdirSync(path.join(dir, 'lock'))
   assert.is((await acquireLock(path.join(dir, 'lock'), refuse).catch(error => error)).code, 'ERR_RAPO_IO')
+})
+
+test('where the start of a process cannot be read, a living one keeps its lock without a renewal', async () => {
+  const file = path.join(makeTempDir(), 'lock')
+  const own = await acquireLock(file, refuse)
+  const holder = JSON.parse(readFileSync(file, 'utf8'))
+  await own.release()
+  const other = spawn(process.execPath, ['-e', 'process.stdin.resume()'])
+  writeFileSync(file, JSON.stringify({ ...holder, start: undefined, token: 'theirs', pid: other.pid }))
+  const message = await messageOf(acquireLock(file, refuse, { stale: 1 }))
+  other.kill()
+  assert.is(message, `held by process ${other.pid}`)
+})
+
+test('a full disk leaves no lock without a holder', async () => {
+  const file = path.join(makeTempDir(), 'lock')
+  const write = fs.writeFileSync
+  fs.writeFileSync = () => {
+    throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' })
+  }
+  syncBuiltinESMExports()
+  try {
+    assert.match(await messageOf(acquireLock(file, refuse)), /^cannot write .*: the disk is full$/)
+  } finally {
+    fs.writeFileSync = write
+    syncBuiltinESMExports()
+  }
+  assert.not(existsSync(file))
+  await (await acquireLock(file, refuse)).release()
 })
 
 test.run()

@@ -88,6 +88,7 @@ test('--help on every command; train lists every field with help, range and defa
     }
     assert.match(text, 'Presets of objective.preset: rapo surrogate clip, penalty forward')
   }
+  assert.match((await rapo('bench', '--help')).stdout, /--rows <counts> .*\(default: \[128\]\)/)
 })
 
 test('mistakes on the command line: one clear message, exit code 1', async () => {
@@ -114,6 +115,7 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
     [['eval', '-m', model], 'rapo: task.verifier is missing'],
     [['generate', '-m', model, '--n', '0'], 'It must be a whole number ≥ 1.'],
     [['generate', '-m', model, '--top-p', '0'], 'It must be a number > 0 and ≤ 1.'],
+    [['generate', '-m', model, '--min-p', '1'], 'It must be a number ≥ 0 and < 1.'],
     [['logprobs', '-m', model, '--temperature', '0'], 'It must be a number > 0.'],
     [['generate', '-m', model], 'rapo: standard input is empty'],
     [['report', path.join(dir, 'none')], 'none'],

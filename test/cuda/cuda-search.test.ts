@@ -123,6 +123,15 @@ testHere('the package, where there is none beside the addon or one that will not
   }
 })
 
+testHere('a library that was cut off ends no process: the dynamic linker is not asked', async () => {
+  const whole = readFileSync(fake)
+  for (const share of [0.1, 0.5, 0.9]) {
+    const cuda = await look({ beside: whole.subarray(0, whole.length * share), packaged: fake })
+    assert.ok(cuda.available)
+    assert.match(cuda.searched[0]!.problem!, /^damaged: it has \d+ bytes of \d+$/)
+  }
+})
+
 testHere('RAPO_CUDA_LIBRARY names the only one', async () => {
   const named = await look({ beside: foreign, packaged: foreign }, { RAPO_CUDA_LIBRARY: fake })
   assert.equal(placesOf(named), [[fake, undefined]])

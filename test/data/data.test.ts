@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { readdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -32,6 +33,37 @@ async function messageOf(content: string | Buffer, options?: DataOptions, name =
   }
   return assert.unreachable('nothing was thrown') as never
 }
+
+test('an onUnusable that throws ends the reading; one that rejects later is a warning, not the end of the process', async () => {
+  const content = '{"prompt":"p","answer":""}\n{"prompt":"q","answer":"1"}'
+  const boom = new Error('boom')
+  const onUnusable = () => {
+    throw boom
+  }
+  const options = { dropUnusable: true }
+  assert.is(await read(content, { ...options, onUnusable }).catch(error => error), boom)
+  const warned = once(process, 'warning')
+  const later = () => Promise.reject(boom)
+  assert.is((await read(content, { ...options, onUnusable: later as never })).length, 1)
+  const [warning] = await warned
+  assert.is(warning.name, 'RapoWarning')
+  assert.match(warning.message, /onUnusable failed.*boom/)
+})
+
+test('a checkAnswer that throws, or gives no text, is an error that names the row', async () => {
+  const wrong = {
+    throws: [() => assert.unreachable('mine'), 'mine'],
+    'gives a promise': [async () => Promise.reject(new Error('mine')), 'returned a promise'],
+    'gives no text': [() => false, 'returned false'],
+  } as const
+  writeFileSync(file, '{"prompt":"p","answer":"1"}')
+  for (const [how, [checkAnswer, why]] of Object.entries(wrong)) {
+    const error = await readProblems(file, { checkAnswer: checkAnswer as never }).catch(error => error)
+    assert.is(error.code, 'ERR_RAPO_INTERNAL', how)
+    assert.match(error.message, `checkAnswer failed on ${file}:1: line 1: `, how)
+    assert.match(error.message, why, how)
+  }
+})
 
 const good = '{"id":"a","prompt":"1+1=","answer":"2","difficulty":"easy","source":"ignored"}'
 

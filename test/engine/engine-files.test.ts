@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process'
 import {
   copyFileSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
   renameSync,
@@ -222,6 +223,18 @@ for (const [what, [make, message]] of Object.entries(formatErrors)) {
   })
 }
 
+test('a character and its escape are the same, in every length of UTF-8 and at its bounds', async () => {
+  for (const code of [0x20, 0x7f, 0x80, 0x7ff, 0x800, 0xd7ff, 0xe000, 0xffff, 0x10000, 0x10ffff]) {
+    const character = String.fromCodePoint(code)
+    const escaped = Array.from(
+      { length: character.length },
+      (_, i) => `\\u${character.charCodeAt(i).toString(16).padStart(4, '0')}`,
+    ).join('')
+    const broken = withHeader(() => `{"${character}":1,"${escaped}":2}`)
+    await rejects(load(broken), new RegExp(`the key "${character}" appears twice`), 'ERR_RAPO_FORMAT')
+  }
+})
+
 test('weights: an unsupported dtype, no file, a directory', async () => {
   const integers = rewritten(tensors => tensors.set(name, { ...tensors.get(name)!, dtype: 'I32' }))
   await rejects(
@@ -232,6 +245,12 @@ test('weights: an unsupported dtype, no file, a directory', async () => {
   const none = withWeights(() => {})
   await rejects(load(none), /cannot open .*model.safetensors: No such file/, 'ERR_RAPO_IO')
   await rejects(load(path.join(none, 'nowhere')), /cannot open .*config.json/, 'ERR_RAPO_IO')
+  const directory = newDir()
+  mkdirSync(path.join(directory, 'config.json'))
+  await rejects(load(directory), /cannot read .*config.json: .*directory/, 'ERR_RAPO_IO')
+  const index = withWeights(() => {})
+  mkdirSync(path.join(index, `${weights}.index.json`))
+  await rejects(load(index), /cannot read .*index.json: .*directory/, 'ERR_RAPO_IO')
 })
 
 test('weights: any order, unaligned data, a repeated tied head and shards load alike', async () => {

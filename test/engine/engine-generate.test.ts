@@ -176,6 +176,13 @@ test('greedy takes the most probable token, whatever the seed and the neighbours
   assert.equal(topOne.tokens, made.tokens)
 })
 
+test('a min-p that leaves every token changes no sample', async () => {
+  // The probabilities of 24 tokens whose logits reach about 10 are far above 1e-30.
+  const params = { ...sampling, n: 50, stopTokenIds: [] }
+  const made = await policy.generate(prompts, params)
+  assert.equal((await policy.generate(prompts, { ...params, minP: 1e-30 })).tokens, made.tokens)
+})
+
 /** The distribution after top-k, top-p and min-p, by the definitions. */
 function filtered(
   logp: Float32Array,

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -540,6 +540,15 @@ test('an onProgress that throws, as the engine calls it from a timer: the call t
   assert.is(error, boom)
   assert.is(fromTimer, undefined)
   assert.is(kept(output), 1)
+})
+
+test('an onProgress that never answers is an error that says so, in a process with nothing left to do', () => {
+  const output = path.join(dir, 'silent')
+  const args = ['--import', 'tsx', 'test/helpers/eval-child.ts', output, model, ten, 'silent']
+  const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  assert.is(status, 1)
+  assert.match(stderr, 'the promise of a callback can never settle')
+  assert.not(existsSync(path.join(output, 'eval.lock')))
 })
 
 test('an interrupted measurement knows the module that judged; one of an older version goes on', async () => {

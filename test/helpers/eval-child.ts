@@ -1,6 +1,6 @@
 /**
  * An evaluation that a test runs in a process of its own, with arguments OUTPUT MODEL PROBLEMS [CALL]. The process kills itself
- * in the middle of generate call number CALL.
+ * in the middle of generate call number CALL. If CALL is "silent", onProgress never answers.
  */
 import { parseConfig } from '../../lib/config/load.js'
 import { evaluate } from '../../lib/eval/evaluate.js'
@@ -30,6 +30,10 @@ if (process.argv[1]?.endsWith('eval-child.ts')) {
       },
     }
   }
-  const options = { dir: model!, model: 'm', name: 'n', output: output!, loadPolicy: mortal }
+  const silent = { onProgress: () => new Promise<void>(() => {}) }
+  const options = {
+    ...{ dir: model!, model: 'm', name: 'n', output: output!, loadPolicy: mortal },
+    ...(last === 'silent' && silent),
+  }
   await evaluate(evalConfig(model!, problems!), options)
 }

@@ -1,5 +1,6 @@
 /** The hub's protocol from a server of our own: what is fetched, where it lies, and every way in which a download breaks. */
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import {
   existsSync,
   lstatSync,
@@ -764,16 +765,80 @@ test('where links are not allowed, a snapshot holds copies', async () => {
 })
 
 test('what onProgress throws comes back as it is, and a cache that is whole may be read-only', async () => {
-  const thrown = new Error('enough')
-  const onProgress = () => {
-    throw thrown
+  // With the mark of an error of a file, of which the callback's is none.
+  const thrown = Object.assign(new Error('enough'), { syscall: 'write' })
+  for (const onProgress of [() => Promise.reject(thrown), () => fail(thrown)]) {
+    assert.is(await resolveModel('o/m', { env, onProgress }).catch(error => error), thrown)
   }
-  assert.is(await resolveModel('o/m', { env, onProgress }).catch(error => error), thrown)
+  assert.not(existsSync(blob()))
   await resolveModel('o/m', { env })
   const before = statSync(path.join(folder(), 'refs', 'main'), { bigint: true })
   await resolveModel('o/m', { env })
   const after = statSync(path.join(folder(), 'refs', 'main'), { bigint: true })
   assert.equal([after.ino, after.mtimeNs], [before.ino, before.mtimeNs])
 })
+
+test('an onProgress that fails when everything was fetched is a warning', async () => {
+  const late = new Error('too late')
+  for (const last of [() => Promise.reject(late), () => fail(late)]) {
+    rmSync(folder(), { recursive: true, force: true })
+    let isChecked = false
+    const onProgress = (done: number, total: number) => {
+      if (done < total) return
+      // Told first of the last bytes, then once more when they are checked.
+      const answer = isChecked ? last() : undefined
+      isChecked = true
+      return answer
+    }
+    const warned = once(process, 'warning')
+    const model = await resolveModel('o/m', { env, onProgress })
+    assert.equal(readFileSync(path.join(model, 'model.safetensors')), weights)
+    const [warning] = await warned
+    assert.is(warning.name, 'RapoWarning')
+    assert.match(warning.message, /onDownload failed.*too late/)
+  }
+})
+
+test('an abort ends the request that is running, and gives the lock back; the next call goes on from there', async () => {
+  const reason = new Error('enough')
+  for (const sent of [0, 10_000]) {
+    rmSync(folder(), { recursive: true, force: true })
+    const controller = new AbortController()
+    let closed: Promise<unknown> | undefined
+    answer = (response, body) => {
+      closed = once(response, 'close')
+      response.write(body.subarray(0, sent))
+      response.flushHeaders()
+      // The rest never comes.
+      if (sent === 0) setImmediate(() => controller.abort(reason))
+    }
+    const onProgress = (done: number) => {
+      if (done > 5000) controller.abort(reason)
+    }
+    const calls = { env, onProgress, signal: controller.signal }
+    assert.is(await resolveModel('o/m', calls).catch(error => error), reason)
+    await closed
+    assert.not(existsSync(path.join(folder(), 'rapo.lock')))
+    answer = whole
+    const dir = await resolveModel('o/m', { env })
+    assert.equal(readFileSync(path.join(dir, 'model.safetensors')), weights)
+  }
+  assert.is(
+    await resolveModel('o/m', { env, signal: AbortSignal.abort(reason) }).catch(error => error),
+    reason,
+  )
+})
+
+test('an abort reaches the files of data', async () => {
+  const reason = new Error('enough')
+  const name = 'hf://datasets/o/d/main/train.jsonl'
+  const signal = AbortSignal.abort(reason)
+  const error = await readProblems(name, exact, { signal }).catch(error => error)
+  assert.is(error, reason)
+})
+
+function fail(error: Error): never {
+  throw error
+}
 
 test.run()

@@ -1,5 +1,6 @@
 /** Set-up with temporary caches and fake tools (small shell scripts on PATH): no network, nothing compiled. */
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import {
   chmodSync,
   existsSync,
@@ -26,8 +27,7 @@ import { inspectLibtorch } from '../../lib/setup/inspect.js'
 import { findLibtorch, lackOfWheel } from '../../lib/setup/libtorch.js'
 import { type SetupEvent, setup } from '../../lib/setup/setup.js'
 import { findTools, requireTools } from '../../lib/setup/tools.js'
-// @ts-expect-error: no types
-import { dropFailedConfigure } from '../../scripts/bootstrap.mjs'
+import { dropBrokenCache } from '../../lib/setup/tree.js'
 
 interface Context {
   root: string
@@ -60,7 +60,15 @@ const fakes = {
     echo "cmake $*" >> "$FAKE_LOG"
     case "$1" in
       --version) echo "cmake version \${FAKE_CMAKE:-3.25.1}" ;;
-      -S) [ ! -e "$4/half.o" ] || echo "found half.o" >> "$FAKE_LOG" ;;
+      -S)
+        [ ! -e "$4/half.o" ] || echo "found half.o" >> "$FAKE_LOG"
+        if [ -n "$FAKE_STALE" ] && [ -e "$4/CMakeCache.txt" ]; then
+          echo "CMake Error: CMAKE_CXX_COMPILER is not a full path to an existing compiler tool"
+          exit 1
+        fi
+        [ -z "$FAKE_UNUSABLE" ] || { echo "CMake Error: no"; exit 1; }
+        echo "CMAKE_CXX_COMPILER:FILEPATH=$FAKE_COMPILER" > "$4/CMakeCache.txt"
+        touch "$4/Makefile" ;;
       --build)
         touch "$2/half.o"
         [ -z "$FAKE_HANG" ] || sleep 1000000
@@ -71,6 +79,7 @@ const fakes = {
           exit 2
         fi
         echo "[1/2] Building"
+        [ -z "$FAKE_STUCK" ] || sleep 1000000
         echo "[2/2] Linking"
         echo addon > "$2/rapo_engine.node" ;;
     esac`,
@@ -117,7 +126,7 @@ function makeTorch(dir: string, version: string, options: { cuda?: boolean; oldA
 /** setup() that never looks at the libtorch of the machine that the tests run on. */
 function runSetup(
   { env }: Context,
-  options: { force?: boolean; onProgress?: (event: SetupEvent) => void } = {},
+  options: { force?: boolean; onProgress?: (event: SetupEvent) => unknown } = {},
 ) {
   return setup({ env, prefixes: [], ...options })
 }
@@ -407,18 +416,93 @@ test('another compiler starts with a tree of its own', async context => {
   assert.equal(calls(context, 'found half.o'), [])
 })
 
-test('the kernels are configured anew where an attempt to configure failed', ({ root }) => {
+test('a tree is configured anew where an attempt to configure failed, or what its cache names is gone', ({
+  root,
+}) => {
   const tree = join(root, 'tree')
   const cache = join(tree, 'CMakeCache.txt')
-  for (const generated of ['', 'Makefile', 'build.ninja', 'rapo.slnx', 'rapo.xcodeproj']) {
+  const isKept = (content: string, generated = 'Makefile') => {
     mkdirSync(join(tree, 'CMakeFiles'), { recursive: true })
-    writeFileSync(cache, '')
+    writeFileSync(cache, content)
     if (generated) writeFileSync(join(tree, generated), '')
-    dropFailedConfigure(tree)
-    assert.is(existsSync(cache), generated !== '', generated)
-    assert.is(existsSync(join(tree, 'CMakeFiles')), generated !== '', generated)
+    dropBrokenCache(tree)
+    assert.is(existsSync(join(tree, 'CMakeFiles')), existsSync(cache))
     rmSync(join(tree, generated || 'none'), { force: true })
+    return existsSync(cache)
   }
+  for (const generated of ['Makefile', 'build.ninja', 'rapo.slnx', 'rapo.xcodeproj']) {
+    assert.ok(isKept('', generated), generated)
+  }
+  assert.not(isKept('', ''))
+  const gone = join(root, 'gone')
+  for (const name of ['CMAKE_CXX_COMPILER', 'CMAKE_MAKE_PROGRAM']) {
+    assert.ok(isKept(`// A tool\n${name}:FILEPATH=${process.execPath}\n`), name)
+    assert.not(isKept(`// A tool\n${name}:FILEPATH=${gone}\n`), name)
+  }
+  assert.ok(isKept(`CMAKE_CACHEFILE_DIR:INTERNAL=${tree}`))
+  assert.not(isKept(`CMAKE_CACHEFILE_DIR:INTERNAL=${root}`))
+  assert.not(isKept(`CMAKE_CACHEFILE_DIR:INTERNAL=${gone}`))
+})
+
+test('with the real CMake: a tree whose compiler is deleted is configured anew', ({ root }) => {
+  const compiler = join(root, 'my-c++')
+  const [source, tree] = [join(root, 'source'), join(root, 'tree')]
+  mkdirSync(source)
+  writeFileSync(
+    join(source, 'CMakeLists.txt'),
+    'cmake_minimum_required(VERSION 3.19)\nproject(tiny LANGUAGES CXX)\n',
+  )
+  const configure = (env: NodeJS.ProcessEnv) => {
+    const { status, stderr } = spawnSync('cmake', ['-S', source, '-B', tree], { env, encoding: 'utf8' })
+    return { status, stderr }
+  }
+  writeFileSync(compiler, '#!/bin/sh\nexec c++ "$@"\n', { mode: 0o755 })
+  assert.is(configure({ ...process.env, CXX: compiler }).status, 0)
+  rmSync(compiler)
+  const failed = configure(process.env)
+  assert.is.not(failed.status, 0)
+  assert.match(failed.stderr, /is not a full path to an existing compiler tool/)
+  dropBrokenCache(tree)
+  assert.is(configure(process.env).status, 0)
+})
+
+test('an engine is built although the tree of an earlier build cannot be configured any more', async context => {
+  const { root, cache, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_COMPILER = join(env.PATH!, 'c++')
+  env.FAKE_BROKEN = '1'
+  await failure(runSetup(context))
+  env.FAKE_BROKEN = ''
+  // What is wrong with the tree is for CMake to say.
+  env.FAKE_STALE = '1'
+  const messages: string[] = []
+  await runSetup(context, { onProgress: ({ message }) => messages.push(message) })
+  assert.ok(findEngine(cache, env))
+  assert.ok(messages.some(message => /cannot be configured any more/.test(message)))
+  assert.equal(calls(context, 'found half.o').length, 1)
+  assert.equal(trees(cache).length, 1)
+})
+
+test('a tree of a compiler that is gone is configured anew, at the first attempt', async context => {
+  const { root, cache, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_COMPILER = join(root, 'gone')
+  env.FAKE_BROKEN = '1'
+  await failure(runSetup(context))
+  Object.assign(env, { FAKE_BROKEN: '', FAKE_STALE: '1', FAKE_COMPILER: join(env.PATH!, 'c++') })
+  const before = calls(context, 'cmake -S').length
+  await runSetup(context)
+  assert.ok(findEngine(cache, env))
+  assert.is(calls(context, 'cmake -S').length, before + 1)
+})
+
+test('what cannot be configured in a new tree is tried once', async context => {
+  const { root, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_UNUSABLE = '1'
+  const error = await failure(runSetup(context))
+  assert.match(error.message, 'CMake Error: no')
+  assert.is(calls(context, 'cmake -S').length, 1)
 })
 
 test('a set-up that was killed is repeated from a clean tree', async context => {
@@ -455,6 +539,62 @@ test('a set-up that is told to end ends its tools, gives the lock back, and is r
   assert.not.ok(existsSync(join(cache, 'set-up.lock')))
   await runSetup(context)
   assert.equal(calls(context, 'found half.o'), [])
+})
+
+test('an onProgress that fails ends the tools and the set-up, not the process', async context => {
+  const { root, cache, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_STUCK = '1'
+  const boom = new Error('boom')
+  const failing = {
+    throws: () => {
+      throw boom
+    },
+    rejects: () => Promise.reject(boom),
+  }
+  for (const [how, fail] of Object.entries(failing)) {
+    const onProgress = ({ done }: SetupEvent) => (done === 1 ? fail() : undefined)
+    assert.is(await failure(runSetup(context, { onProgress })), boom, how)
+    assert.not(existsSync(join(cache, 'set-up.lock')), how)
+  }
+  assert.is(
+    await failure(runSetup(context, { onProgress: failing.throws })),
+    boom,
+    'before anything is built',
+  )
+  env.FAKE_STUCK = ''
+  await runSetup(context)
+  assert.equal(calls(context, 'found half.o'), [])
+})
+
+test('an onProgress that fails while another set-up is waited for ends the waiting', async context => {
+  const { root, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  env.FAKE_GATE = join(root, 'gate')
+  const other = runSetup(context)
+  await until(() => calls(context, 'cmake --build').length === 1)
+  const boom = new Error('boom')
+  const onProgress = ({ message }: SetupEvent) => {
+    if (/waiting for another/.test(message)) throw boom
+  }
+  assert.is(await failure(runSetup(context, { onProgress })), boom)
+  writeFileSync(env.FAKE_GATE, '')
+  await other
+})
+
+test('an onProgress that fails when the engine is ready is a warning', async context => {
+  const { root, env } = context
+  env.RAPO_LIBTORCH = makeTorch(join(root, 'mine'), '2.13.0')
+  for (const part of ['built', 'found']) {
+    const warned = once(process, 'warning')
+    const onProgress = (event: SetupEvent) => {
+      if (event.part === 'engine' && event.seconds !== undefined) throw new Error('too late')
+    }
+    assert.ok(existsSync((await runSetup(context, { onProgress })).addon), part)
+    const [warning] = await warned
+    assert.is(warning.name, 'RapoWarning', part)
+    assert.match(warning.message, 'onProgress failed', part)
+  }
 })
 
 test('two set-ups at once build once', async context => {

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { RapoError } from '../../lib/base/errors.js'
 import { addMetrics, emptyMetrics, meanMetrics, type ObjectiveMetrics } from '../../lib/loss/objective.js'
 import type { ScoredRollout } from '../../lib/rollout/rollout.js'
 import { type Remeasured, summarizeStep } from '../../lib/train/metrics.js'
@@ -75,6 +76,17 @@ test('metrics of a split add up, and nothing is neutral', () => {
   for (const [name, value] of Object.entries(sums)) {
     assert.is(twice[name as keyof ObjectiveMetrics], /^ratioM/.test(name) ? value : 2 * value, name)
   }
+})
+
+test('of no rollouts, or no optimizer steps, there is no mean', () => {
+  const one = [rollout(1, 1, 'stop')]
+  const isRefused = (why: string) => (error: RapoError) =>
+    error.code === 'ERR_RAPO_INVALID_ARGUMENT' && error.message === why
+  assert.throws(
+    () => summarizeStep([], 1, sums, [{ gradNorm: 1, skipped: false }]),
+    isRefused('rollouts is empty'),
+  )
+  assert.throws(() => summarizeStep(one, 1, sums, []), isRefused('optimizerSteps is empty'))
 })
 
 test('means are over the trained tokens', () => {

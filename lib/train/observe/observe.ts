@@ -1,6 +1,6 @@
 /** Where a run's metrics go besides metrics.jsonl: the configuration's group observe (docs/observe.md). */
 import path from 'node:path'
-import { RapoError } from '../../base/errors.js'
+import { RapoError, reasonOf } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
 import { plainLine } from '../../base/text.js'
@@ -81,7 +81,7 @@ async function callHook(
     await waitFor(hook?.(metrics, { config }), { signal, fault: () => never })
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
-    const why = cause instanceof Error ? cause.message : String(cause)
+    const why = reasonOf(cause)
     const message = `observe.hook ${config.observe.hook} failed on step ${metrics.step}: ${why}`
     throw new RapoError('ERR_RAPO_INTERNAL', message, { cause })
   }

@@ -1,12 +1,37 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "open.h"
 
 namespace rapo::cuda {
 namespace {
+
+/// Why an ELF file is not whole, or an empty text: the dynamic linker crashes on a file that was cut off. The
+/// section headers, whose place and size the file's header has, are the last part of a library.
+std::string find_fault(const std::string& file) {
+  constexpr unsigned char kElf[] = {0x7f, 'E', 'L', 'F'};
+  std::FILE* stream = std::fopen(file.c_str(), "rb");
+  if (!stream) return "";
+  unsigned char header[64];
+  const bool is_elf = std::fread(header, sizeof header, 1, stream) == 1 &&
+                      std::memcmp(header, kElf, sizeof kElf) == 0 && std::fseek(stream, 0, SEEK_END) == 0;
+  const auto bytes = static_cast<std::uint64_t>(std::ftell(stream));
+  std::fclose(stream);
+  if (!is_elf) return "";
+  std::uint64_t sections = 0;
+  std::uint16_t size = 0, count = 0;
+  std::memcpy(&sections, header + 40, sizeof sections);
+  std::memcpy(&size, header + 58, sizeof size);
+  std::memcpy(&count, header + 60, sizeof count);
+  const std::uint64_t whole = sections + std::uint64_t{size} * count;
+  if (bytes >= whole) return "";
+  return "damaged: it has " + std::to_string(bytes) + " bytes of " + std::to_string(whole);
+}
 
 std::string beside_this_addon() {
   Dl_info info;
@@ -23,6 +48,8 @@ const Functions* open_library(const std::string& file, std::string& problem) {
     problem = "not there";
     return nullptr;
   }
+  problem = find_fault(file);
+  if (!problem.empty()) return nullptr;
   void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     const char* error = dlerror();
