@@ -3,6 +3,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
 import { RapoError } from '../base/errors.js'
+import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import type { ModelInfo } from './policy.js'
 
 /** What rapo needs of a tokenizer. */
@@ -123,11 +124,14 @@ export function copyTokenizer(fromDir: string, toDir: string): void {
 export function readJson(file: string): Record<string, unknown> | undefined {
   if (!existsSync(file)) return undefined
   try {
-    const value: unknown = JSON.parse(readFileSync(file, 'utf8'))
+    const text = readFileSync(file, 'utf8')
+    if (isLfsPointer(text)) throw new RapoError('ERR_RAPO_FORMAT', lfsMessage(file))
+    const value: unknown = JSON.parse(text)
     if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
       return value as Record<string, unknown>
     }
   } catch (cause) {
+    if (cause instanceof RapoError) throw cause
     throw new RapoError('ERR_RAPO_FORMAT', `${file}: ${(cause as Error).message}`, { cause })
   }
   throw new RapoError('ERR_RAPO_FORMAT', `${file} must hold a JSON object`)

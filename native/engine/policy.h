@@ -16,14 +16,14 @@ namespace rapo {
 /// Not thread-safe: the caller (bindings) runs one call at a time, each on the engine's own thread.
 class Policy {
  public:
-  /// Loads config.json and model.safetensors (or its sharded form). Errors name the file and the tensor or
-  /// field. control: looked at between tensors, as in the other calls that read or write files.
-  static std::unique_ptr<Policy> load(const std::string& dir, const PolicyOptions& options,
+  /// Loads model.safetensors or its sharded form. Errors name the file and the tensor. control: looked at
+  /// between tensors, as in the other calls that read or write files.
+  static std::unique_ptr<Policy> load(const ModelSource& model, const PolicyOptions& options,
                                       const Control& control);
 
-  /// Writes a Hugging Face directory with random weights (normal, 0.02; norms 1; biases 0) for the
-  /// config.json in it.
-  static void initialize(const std::string& dir, std::uint64_t seed, const Control& control);
+  /// Writes model.safetensors with random weights (normal with initializer_range; norms 1; biases 0). dtype:
+  /// float32 or bfloat16.
+  static void initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const Control& control);
 
   ~Policy();
 
@@ -53,8 +53,7 @@ class Policy {
   /// debugging.
   void save_gradients(const std::string& file, const Control& control) const;
 
-  /// Writes the weights and config.json as loaded, which is everything that transformers needs except for the
-  /// tokenizer's files. dir must exist. A model larger than max_shard_bytes is written in shards with an
+  /// Writes the weights. dir must exist. A model larger than max_shard_bytes is written in shards with an
   /// index; files of an earlier save that are not overwritten are removed. dtype: float32 (the masters of a
   /// bfloat16 policy, where it has them) or bfloat16.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const Control& control) const;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/row_vectors.h"
+#include "model/config.h"
 
 namespace rapo {
 
@@ -18,7 +19,7 @@ struct PolicyOptions {
   std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
   std::string backend;            // whose operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
   bool trainable = true;          // false: no gradients, masters or moments are held
-  std::string reference_dir;      // the frozen reference's directory; empty: no reference
+  ModelSource reference;          // the frozen reference
   AdamW adamw;
   double max_grad_norm = 1;  // > 0
   bool recompute = false;    // keep each layer's input only, and compute the rest again in the backward pass
@@ -80,6 +81,8 @@ struct ModelInfo {
   std::int64_t max_position_embeddings = 0, parameters = 0;
   bool tied_embeddings = false;
   DType dtype = DType::kFloat32;
+  /// Tensors of the files, of the reference's too, that a policy has no use for: "FILE: NAME".
+  std::vector<std::string> ignored;
 };
 
 /// What predict_memory() needs to know of a run.
