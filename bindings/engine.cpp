@@ -241,14 +241,15 @@ Napi::Value dispose(const Napi::CallbackInfo& info) {
   });
 }
 
-/// initialize(model, dtype, seed) -> Promise<undefined>
+/// initialize(model, dtype, seed, configText) -> Promise<undefined>
 Napi::Value initialize(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto model = source_from(info[0], "model");
     const DType dtype = dtype_from(string_argument(info, 1, "dtype"), "dtype");
     const auto seed = static_cast<std::uint64_t>(number_argument(info, 2, "seed"));
-    return on_engine(info.Env(), [model, dtype, seed](Control& control) {
-      Policy::initialize(model, dtype, seed, control);
+    const auto config = string_argument(info, 3, "configText");
+    return on_engine(info.Env(), [model, dtype, seed, config](Control& control) {
+      Policy::initialize(model, dtype, seed, config, control);
     });
   });
 }
@@ -361,15 +362,16 @@ Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   });
 }
 
-/// save(handle, dir, dtype, maxShardBytes) -> Promise<undefined>
+/// save(handle, dir, dtype, maxShardBytes, configText) -> Promise<undefined>
 Napi::Value save(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
     const auto dir = string_argument(info, 1, "dir");
     const DType dtype = dtype_from(string_argument(info, 2, "dtype"), "dtype");
     const auto max_shard_bytes = static_cast<std::int64_t>(number_argument(info, 3, "maxShardBytes"));
-    return on_engine(info.Env(), [policy, dir, dtype, max_shard_bytes](Control& control) {
-      policy->save(dir, dtype, max_shard_bytes, control);
+    const auto config = string_argument(info, 4, "configText");
+    return on_engine(info.Env(), [policy, dir, dtype, max_shard_bytes, config](Control& control) {
+      policy->save(dir, dtype, max_shard_bytes, config, control);
     });
   });
 }

@@ -21,8 +21,9 @@ export function checkModel(dir: string): ModelSource {
   const names = listFiles(dir)
   for (const name of names) {
     const file = path.join(dir, name)
-    if (!modelFiles.test(name) || (statSync(file, { throwIfNoEntry: false })?.size ?? 0) > MAX_POINTER)
-      continue
+    const found = statSync(file, { throwIfNoEntry: false })
+    // Reading a pipe would wait for whoever writes to it.
+    if (!modelFiles.test(name) || !found?.isFile() || found.size > MAX_POINTER) continue
     if (isLfsPointer(readFileSync(file))) throw new RapoError('ERR_RAPO_FORMAT', lfsMessage(file))
   }
   // Another architecture says more than weights of another format do.

@@ -1,8 +1,6 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
-import path from 'node:path'
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { writeWhole } from '../base/files.js'
 import { plainLine } from '../base/text.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
@@ -150,8 +148,7 @@ export async function initializeModel(dir: string, seed: number): Promise<void> 
   integer('seed', seed, 0)
   const model = readModelConfig(dir)
   const dtype = dtypeOf(model.text) === 'bfloat16' ? 'bfloat16' : 'float32'
-  await engine().initialize(model, dtype, seed)
-  writeWhole(path.join(dir, 'config.json'), withDtype(model.text, dtype))
+  await engine().initialize(model, dtype, seed, withDtype(model.text, dtype))
 }
 
 /** Threads that the engine uses in this process, from its next call on; 0 restores the default. */
@@ -195,7 +192,7 @@ interface Engine extends EngineAddon {
   readonly libtorchCuda: boolean
   readonly Control: new () => Control
   setThreads(threads: number): void
-  initialize(model: ModelSource, dtype: ModelDType, seed: number): Promise<void>
+  initialize(model: ModelSource, dtype: ModelDType, seed: number, configText: string): Promise<void>
   predictMemory(model: ModelSource, options: object, shape: RunShape): Promise<MemoryPrediction>
   /** ignored: tensors that the engine has no use for, as "FILE: NAME". */
   load(
@@ -226,7 +223,13 @@ interface Engine extends EngineAddon {
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
   zeroGrad(handle: Handle): Promise<void>
-  save(handle: Handle, dir: string, dtype: ModelDType, maxShardBytes: number): Promise<void>
+  save(
+    handle: Handle,
+    dir: string,
+    dtype: ModelDType,
+    maxShardBytes: number,
+    configText: string,
+  ): Promise<void>
   saveLogits(handle: Handle, sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void>
   saveState(handle: Handle, file: string): Promise<void>
   loadState(handle: Handle, file: string): Promise<void>
@@ -323,10 +326,8 @@ class NativePolicy implements Policy {
     const { dtype = this.info.dtype, maxShardBytes = 5e9 } = options
     oneOf('dtype', dtype, ['float32', 'bfloat16'])
     integer('maxShardBytes', maxShardBytes, 1)
-    return this.#call(undefined, async () => {
-      await this.#addon.save(this.#handle, dir, dtype, maxShardBytes)
-      writeWhole(path.join(dir, 'config.json'), withDtype(this.#configText, dtype))
-    })
+    const config = withDtype(this.#configText, dtype)
+    return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes, config))
   }
 
   async saveLogits(sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void> {

@@ -144,11 +144,13 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
   });
 }
 
-void Policy::initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const Control& control) {
+void Policy::initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const std::string& config,
+                        const Control& control) {
   translated("initializing a model", [&] {
     const Layout layout(model.config);
     auto flat = random_weights(model.config, layout, seed, control).to(scalar_type(dtype));
     write_safetensors(model.dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
+    write_text_file(model.dir + "/config.json", config);
   });
 }
 
@@ -311,7 +313,7 @@ void Policy::save_gradients(const std::string& file, const Control& control) con
 }
 
 void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes,
-                  const Control& control) const {
+                  const std::string& config, const Control& control) const {
   translated("saving a model", [&] {
     if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
     if (max_shard_bytes < 1)
@@ -338,6 +340,7 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
             return std::shared_ptr<const void>(converted, converted->data_ptr());
           });
     }
+    write_text_file(dir + "/config.json", config);
   });
 }
 

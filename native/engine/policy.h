@@ -21,9 +21,10 @@ class Policy {
   static std::unique_ptr<Policy> load(const ModelSource& model, const PolicyOptions& options,
                                       const Control& control);
 
-  /// Writes model.safetensors with random weights (normal with initializer_range; norms 1; biases 0). dtype:
-  /// float32 or bfloat16.
-  static void initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const Control& control);
+  /// Writes config as config.json, and model.safetensors with random weights (normal with initializer_range;
+  /// norms 1; biases 0). dtype: float32 or bfloat16.
+  static void initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const std::string& config,
+                         const Control& control);
 
   ~Policy();
 
@@ -53,10 +54,11 @@ class Policy {
   /// debugging.
   void save_gradients(const std::string& file, const Control& control) const;
 
-  /// Writes the weights. dir must exist. A model larger than max_shard_bytes is written in shards with an
-  /// index; files of an earlier save that are not overwritten are removed. dtype: float32 (the masters of a
-  /// bfloat16 policy, where it has them) or bfloat16.
-  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const Control& control) const;
+  /// Writes the weights and config as config.json. dir must exist. A model larger than max_shard_bytes is
+  /// written in shards with an index; files of an earlier save that are not overwritten are removed. dtype:
+  /// float32 (the masters of a bfloat16 policy, where it has them) or bfloat16.
+  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const std::string& config,
+            const Control& control) const;
 
   /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
   void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
