@@ -1,5 +1,5 @@
 /** config.json of a Qwen2 model: read, checked, and written back with another dtype. */
-import { readFileSync } from 'node:fs'
+import { readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import * as lossless from 'lossless-json'
 import { RapoError, type RapoErrorCode } from '../base/errors.js'
@@ -76,6 +76,8 @@ export function withDtype(text: string, dtype: string): string {
 function readText(file: string): string {
   let content: Buffer
   try {
+    // Reading a pipe would wait for whoever writes to it.
+    if (!statSync(file).isFile()) throw new Error('not a regular file')
     content = readFileSync(file)
   } catch (cause) {
     throw new RapoError('ERR_RAPO_IO', `cannot read ${file}: ${(cause as Error).message}`, { cause })

@@ -8,7 +8,7 @@ import type { ModelInfo } from './policy.js'
 
 /** What rapo needs of a tokenizer. */
 export interface Tokenizer {
-  /** No special tokens are added; those spelled out in the text become their ids. Throws ERR_RAPO_DATA for a character it does not know. */
+  /** No special tokens are added; those spelled out in the text become their ids. Throws ERR_RAPO_DATA for a character that it does not know, drops or changes. */
   encode(text: string): number[]
   /** Special tokens show up as their text. */
   decode(tokenIds: ArrayLike<number>): string
@@ -51,6 +51,11 @@ export function loadTokenizer(modelDir: string): Tokenizer {
   }
   const unknownToken = tokenizer.model?.unk_token
   const unknownId = unknownToken === undefined ? undefined : tokenizer.token_to_id(unknownToken)
+  const decode = (tokenIds: ArrayLike<number>) =>
+    // Cleaning up would change the text (it drops spaces before punctuation).
+    tokenIds.length === 0
+      ? ''
+      : tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
   return {
     encode(text) {
       const { ids } = tokenizer.encode(text, { add_special_tokens: false })
@@ -62,17 +67,30 @@ export function loadTokenizer(modelDir: string): Tokenizer {
           )
         }
       }
+      const again = decode(ids)
+      if (bare(again) !== bare(text)) throw changedError(file, text, again)
       return ids
     },
-    decode(tokenIds) {
-      if (tokenIds.length === 0) return ''
-      // Cleaning up would change the text (it drops spaces before punctuation).
-      return tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
-    },
+    decode,
     tokenId: token => tokenizer.token_to_id(token),
     // Not spread into Math.max: a vocabulary has more words than a call takes arguments.
     maxId: [...tokenizer.get_vocab(true).values()].reduce((a, b) => Math.max(a, b), -1),
   }
+}
+
+/** A text without what tokenizers change on purpose: white space, upper case, and composed forms of characters. */
+function bare(text: string): string {
+  return text.normalize('NFKC').toLowerCase().normalize('NFKC').replaceAll(/\s+/g, '')
+}
+
+function changedError(file: string, text: string, again: string): RapoError {
+  let at = 0
+  while (at < text.length && text[at] === again[at]) at++
+  const show = (whole: string) => JSON.stringify(whole.slice(Math.max(0, at - 10), at + 20))
+  return new RapoError(
+    'ERR_RAPO_DATA',
+    `the tokenizer ${file} drops or changes characters: ${show(text)} reads back as ${show(again)}`,
+  )
 }
 
 /** Throws ERR_RAPO_FORMAT where the tokenizer can produce an id that the model has no embedding for. */
