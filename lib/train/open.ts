@@ -11,6 +11,7 @@ import { stringifyConfig } from '../config/load.js'
 import { type Cursor, createCursor } from '../data/cursor.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
@@ -75,6 +76,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const resolve = (name: string) => withSignal(resolveModel(name, hub), options.signal)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
+  // A loader of the caller's own may know other models.
+  if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)

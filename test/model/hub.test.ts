@@ -326,6 +326,31 @@ test('a repository without safetensors is refused', async () => {
   Object.assign(files, rest, { 'model.safetensors': kept! })
 })
 
+test('a model that the engine cannot run is refused before its weights are fetched', async () => {
+  const own = files['config.json']!
+  const cases: [object, RegExp][] = [
+    [{ architectures: ['LlamaForCausalLM'] }, /config.json: architectures is \["LlamaForCausalLM"\]/],
+    [{ quantization_config: { quant_method: 'awq' } }, /config.json: quantization_config says .* by AWQ/],
+  ]
+  for (const [changes, message] of cases) {
+    files['config.json'] = { content: Buffer.from(JSON.stringify({ ...tinyConfig, ...changes })) }
+    requests = []
+    await fails('o/m', message, 'ERR_RAPO_UNSUPPORTED')
+    assert.ok(requests.some(({ url }) => url.endsWith('/config.json')))
+    assert.not(requests.some(({ url }) => url.endsWith('/model.safetensors')))
+  }
+  files['config.json'] = own
+})
+
+test('a repository of an adapter says how the two are merged', async () => {
+  const kept = { ...files }
+  for (const name of Object.keys(files)) delete files[name]
+  files['adapter_config.json'] = { content: Buffer.from('{}') }
+  await fails('o/m', /^o\/m on .* holds an adapter of PEFT .*from_pretrained\('o\/m'/, 'ERR_RAPO_FORMAT')
+  delete files['adapter_config.json']
+  Object.assign(files, kept)
+})
+
 const dataFolder = () => path.join(env.HF_HOME!, 'hub', 'datasets--o--d')
 const failsData = (name: string, message: RegExp | string, code?: string) =>
   fails(name, message, code, resolveDataFile)
@@ -459,7 +484,12 @@ const answers = (value: unknown) => (response: ServerResponse) => {
   response.writeHead(200, { 'Content-Type': 'application/json' })
   response.end(typeof value === 'string' ? value : JSON.stringify(value))
 }
-const config = { type: 'file', path: 'config.json', size: configText.length, oid: gitHash(files['config.json']!.content) }
+const config = {
+  type: 'file',
+  path: 'config.json',
+  size: configText.length,
+  oid: gitHash(files['config.json']!.content),
+}
 const large = { type: 'file', path: 'model.safetensors', size: weights.length, oid: 'b'.repeat(40) }
 /** All that lies in and beside the cache. */
 const everything = () => readdirSync(path.dirname(env.HF_HOME!), { recursive: true })
@@ -558,12 +588,22 @@ test('a small file of other bytes, and a file that goes on behind its end or sto
       { ...large, lfs: { oid: sha256(weights) } },
     ]),
   }
-  await fails('o/m', RegExp(`config.json is damaged: it has ${configText.length} bytes, the hub says ${configText.length + 8}`))
+  await fails(
+    'o/m',
+    RegExp(
+      `config.json is damaged: it has ${configText.length} bytes, the hub says ${configText.length + 8}`,
+    ),
+  )
   // Some servers refuse a range that begins at the end.
   mkdirSync(path.dirname(place), { recursive: true })
   writeFileSync(`${place}.incomplete`, files['config.json']!.content)
   rigged[`/o/m/resolve/${sha}/config.json`] = response => response.writeHead(416).end()
-  await fails('o/m', RegExp(`config.json is damaged: it has no more than ${configText.length} bytes, the hub says ${configText.length + 8}`))
+  await fails(
+    'o/m',
+    RegExp(
+      `config.json is damaged: it has no more than ${configText.length} bytes, the hub says ${configText.length + 8}`,
+    ),
+  )
   assert.not(existsSync(place))
   assert.not(existsSync(`${place}.incomplete`))
 })
