@@ -127,13 +127,33 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
   return object;
 }
 
+/// { dir, config }. lib/model/config.ts has checked the values.
+ModelSource source_from(const Napi::Value& value, const char* name) {
+  const auto source = object_from(value, name);
+  const auto c = object_from(source.Get("config"), "config");
+  ModelConfig config;
+  config.vocab_size = integer(c, "vocabSize");
+  config.hidden_size = integer(c, "hiddenSize");
+  config.intermediate_size = integer(c, "intermediateSize");
+  config.layers = integer(c, "layers");
+  config.heads = integer(c, "heads");
+  config.kv_heads = integer(c, "kvHeads");
+  config.head_dim = integer(c, "headDim");
+  config.max_position_embeddings = integer(c, "maxPositionEmbeddings");
+  config.rms_norm_eps = number(c, "rmsNormEps");
+  config.rope_theta = number(c, "ropeTheta");
+  config.initializer_range = number(c, "initializerRange");
+  config.tied_embeddings = boolean(c, "tiedEmbeddings");
+  return {string(source, "dir"), config};
+}
+
 PolicyOptions options_from(const Napi::Object& o) {
   PolicyOptions options;
   options.dtype = dtype_from(string(o, "dtype"), "dtype");
   options.device = string(o, "device");
   if (present(o.Get("backend"))) options.backend = string(o, "backend");
   options.trainable = boolean(o, "trainable");
-  if (present(o.Get("referenceDir"))) options.reference_dir = string(o, "referenceDir");
+  if (present(o.Get("reference"))) options.reference = source_from(o.Get("reference"), "reference");
   const auto adamw = object_from(o.Get("adamw"), "adamw");
   options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
                    number(adamw, "weightDecay")};
@@ -144,17 +164,17 @@ PolicyOptions options_from(const Napi::Object& o) {
   return options;
 }
 
-/// predictMemory(dir, options, shape) -> Promise<{ weights, ... }> in bytes
+/// predictMemory(model, options, shape) -> Promise<{ weights, ... }>, bytes
 Napi::Value predict(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const auto dir = string_argument(info, 0, "dir");
+    const auto model = source_from(info[0], "model");
     const auto options = options_from(object_from(info[1], "options"));
     const auto s = object_from(info[2], "shape");
     const RunShape shape = {integer(s, "promptTokens"), integer(s, "maxNewTokens"), integer(s, "sequences"),
                             integer(s, "maxBatch")};
     return on_engine<MemoryPrediction>(
         info.Env(), std::make_shared<Control>(),
-        [dir, options, shape](Control&) { return predict_memory(dir, options, shape); },
+        [model, options, shape](Control&) { return predict_memory(model.config, options, shape); },
         [](Napi::Env env, MemoryPrediction& m) {
           auto object = Napi::Object::New(env);
           const auto set = [&](const char* name, std::int64_t value) {
@@ -174,26 +194,30 @@ Napi::Value predict(const Napi::CallbackInfo& info) {
   });
 }
 
-/// load(dir, options, control) -> Promise<{ handle, info }>
+/// load(model, options, control) -> Promise<{ handle, info, ignored }>
 Napi::Value load(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const auto dir = string_argument(info, 0, "dir");
+    const auto model = source_from(info[0], "model");
     const auto o = object_from(info[1], "options");
     const auto options = options_from(o);
     return on_engine<std::shared_ptr<Policy>>(
         info.Env(), ControlObject::get(info[2]),
-        [dir, options](Control& control) {
-          return std::shared_ptr<Policy>(Policy::load(dir, options, control));
+        [model, options](Control& control) {
+          return std::shared_ptr<Policy>(Policy::load(model, options, control));
         },
         [options](Napi::Env env, std::shared_ptr<Policy>& policy) {
           auto handle = std::make_unique<Handle>(Handle{std::move(policy), 0});
           const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
-          const std::int64_t copies = 1 + (options.reference_dir.empty() ? 0 : 1);
-          // Gradients and two moments, and for a bfloat16 model masters.
+          const std::int64_t copies = 1 + (options.reference.dir.empty() ? 0 : 1);
+          // Gradients and two moments, and the masters of a bfloat16 model.
           const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
           handle->bytes = handle->policy->info().parameters * (copies * width + training);
           auto result = Napi::Object::New(env);
           result.Set("info", info_to_js(env, handle->policy->info()));
+          const auto& names = handle->policy->info().ignored;
+          auto ignored = Napi::Array::New(env, names.size());
+          for (std::uint32_t i = 0; i < names.size(); ++i) ignored.Set(i, names[i]);
+          result.Set("ignored", ignored);
           auto external = Napi::External<Handle>::New(env, handle.get(), [](Napi::Env e, Handle* h) {
             Napi::MemoryManagement::AdjustExternalMemory(e, -h->bytes);
             delete h;
@@ -217,11 +241,16 @@ Napi::Value dispose(const Napi::CallbackInfo& info) {
   });
 }
 
+/// initialize(model, dtype, seed, configText) -> Promise<undefined>
 Napi::Value initialize(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
-    const auto dir = string_argument(info, 0, "dir");
-    const auto seed = static_cast<std::uint64_t>(number_argument(info, 1, "seed"));
-    return on_engine(info.Env(), [dir, seed](Control& control) { Policy::initialize(dir, seed, control); });
+    const auto model = source_from(info[0], "model");
+    const DType dtype = dtype_from(string_argument(info, 1, "dtype"), "dtype");
+    const auto seed = static_cast<std::uint64_t>(number_argument(info, 2, "seed"));
+    const auto config = string_argument(info, 3, "configText");
+    return on_engine(info.Env(), [model, dtype, seed, config](Control& control) {
+      Policy::initialize(model, dtype, seed, config, control);
+    });
   });
 }
 
@@ -334,15 +363,16 @@ Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   });
 }
 
-/// save(handle, dir, dtype, maxShardBytes) -> Promise<undefined>
+/// save(handle, dir, dtype, maxShardBytes, configText) -> Promise<undefined>
 Napi::Value save(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
     const auto dir = string_argument(info, 1, "dir");
     const DType dtype = dtype_from(string_argument(info, 2, "dtype"), "dtype");
     const auto max_shard_bytes = static_cast<std::int64_t>(number_argument(info, 3, "maxShardBytes"));
-    return on_engine(info.Env(), [policy, dir, dtype, max_shard_bytes](Control& control) {
-      policy->save(dir, dtype, max_shard_bytes, control);
+    const auto config = string_argument(info, 4, "configText");
+    return on_engine(info.Env(), [policy, dir, dtype, max_shard_bytes, config](Control& control) {
+      policy->save(dir, dtype, max_shard_bytes, config, control);
     });
   });
 }

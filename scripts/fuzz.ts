@@ -11,11 +11,9 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-export const targets = ['json', 'safetensors', 'config', 'checkpoint']
-/** The sources of every target: the readers, which need no libtorch. */
-export const readers = ['json', 'safetensors', 'config', 'write'].map(
-  name => `native/engine/files/${name}.cpp`,
-)
+export const targets = ['json', 'safetensors', 'checkpoint']
+/** What every target is compiled from: the readers, which need no libtorch. */
+export const readers = ['json', 'safetensors', 'write'].map(name => `native/engine/files/${name}.cpp`)
 export const includes = ['native', 'native/engine'].map(dir => `-I${dir}`)
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) process.exitCode = await main()

@@ -1,6 +1,7 @@
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { RapoError } from './errors.js'
 import { ioGuard, writeWhole } from './files.js'
+import { isLfsPointer, lfsMessage } from './lfs.js'
 
 /** JSON Lines: the one reader and the one writer. */
 export interface Line {
@@ -47,8 +48,11 @@ export function parseJsonLines(
 /** A file's bytes, or ERR_RAPO_DATA saying why there are none. */
 export function readInput(file: string | number): Uint8Array {
   try {
-    return readFileSync(file)
+    const content = readFileSync(file)
+    if (isLfsPointer(content)) throw new RapoError('ERR_RAPO_DATA', lfsMessage(String(file)))
+    return content
   } catch (cause) {
+    if (cause instanceof RapoError) throw cause
     throw new RapoError('ERR_RAPO_DATA', `cannot read ${file}: ${(cause as Error).message}`, { cause })
   }
 }

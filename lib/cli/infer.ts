@@ -3,6 +3,7 @@ import { RapoError } from '../base/errors.js'
 import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { packTokens } from '../model/batch.js'
+import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import type {
   CallOptions,
@@ -147,6 +148,7 @@ async function withModel(
   const output = openOutput(options.output)
   const lines = parseJsonLines(readInput(input ?? 0), name)
   if (lines.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
+  if (!options.loadPolicy) checkModel(model)
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
   const policy = await openPolicy(model, { dtype, device, trainable: false }, 0, options.loadPolicy)
   try {

@@ -13,6 +13,7 @@ import { requireField } from '../config/config.js'
 import { type Problem, readProblems } from '../data/problems.js'
 import { fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { nameOf } from '../data/rows.js'
+import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import type { Device, LoadPolicy, Policy } from '../model/policy.js'
@@ -69,6 +70,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
   const reading = readProblems(data.eval, verifier, data)
   const problems = await waitFor(reading, { signal: options.signal, fault: never })
+  if (!options.loadPolicy) checkModel(options.dir)
   const tokenizer = loadTokenizer(options.dir)
   const template = templateFor(problems, data, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)

@@ -1,10 +1,13 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
+import { plainLine } from '../base/text.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
+import { dtypeOf, type ModelSource, readModelConfig, withDtype } from './config.js'
+import { checkModel } from './directory.js'
 import {
   type AdamW,
   type Completions,
@@ -29,11 +32,28 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   fields('options', options, { ...optionFields, signal: true })
   const { signal, ...rest } = options
   checkCallOptions({ signal })
-  const native = checkOptions(rest)
+  const { referenceDir, ...native } = checkOptions(rest)
+  const model = checkModel(dir)
+  const reference = referenceDir === undefined ? undefined : checkModel(referenceDir)
   const addon = engine()
   if (native.device !== 'cpu') nameCudaLibrary(addon)
-  const loaded = await runCall(new addon.Control(), { signal }, control => addon.load(dir, native, control))
-  return new NativePolicy(addon, loaded.handle, Object.freeze(loaded.info))
+  const { handle, info, ignored } = await runCall(new addon.Control(), { signal }, control =>
+    addon.load(model, { ...native, reference }, control),
+  )
+  if (ignored.length > 0) warnOfIgnored(ignored)
+  return new NativePolicy(addon, handle, Object.freeze(info), model.text)
+}
+
+/** names: "FILE: NAME". Rotary frequencies, one in each layer, are counted; value heads are named. */
+function warnOfIgnored(names: readonly string[]): void {
+  const buffers = names.filter(name => name.endsWith('rotary_emb.inv_freq'))
+  const shown = names.filter(name => !buffers.includes(name))
+  if (buffers.length > 0) shown.push(buffers[0]!)
+  const more = buffers.length > 1 ? ` and ${buffers.length - 1} more rotary frequencies` : ''
+  process.emitWarning(
+    plainLine(`ignored, because generation and training do not use them: ${shown.join(', ')}${more}`),
+    'RapoWarning',
+  )
 }
 
 /** The options with their defaults. */
@@ -110,8 +130,13 @@ export async function predictMemory(
   integer('maxNewTokens', maxNewTokens, 1)
   integer('sequences', sequences, 1)
   integer('maxBatch', maxBatch, 0)
-  const native = checkOptions(options)
-  return engine().predictMemory(dir, native, { promptTokens, maxNewTokens, sequences, maxBatch })
+  const { referenceDir, ...native } = checkOptions(options)
+  const reference = referenceDir === undefined ? undefined : readModelConfig(referenceDir)
+  return engine().predictMemory(
+    readModelConfig(dir),
+    { ...native, reference },
+    { promptTokens, maxNewTokens, sequences, maxBatch },
+  )
 }
 
 /**
@@ -121,7 +146,9 @@ export async function predictMemory(
 export async function initializeModel(dir: string, seed: number): Promise<void> {
   text('dir', dir)
   integer('seed', seed, 0)
-  await engine().initialize(dir, seed)
+  const model = readModelConfig(dir)
+  const dtype = dtypeOf(model.text) === 'bfloat16' ? 'bfloat16' : 'float32'
+  await engine().initialize(model, dtype, seed, withDtype(model.text, dtype))
 }
 
 /** Threads that the engine uses in this process, from its next call on; 0 restores the default. */
@@ -165,9 +192,14 @@ interface Engine extends EngineAddon {
   readonly libtorchCuda: boolean
   readonly Control: new () => Control
   setThreads(threads: number): void
-  initialize(dir: string, seed: number): Promise<void>
-  predictMemory(dir: string, options: object, shape: RunShape): Promise<MemoryPrediction>
-  load(dir: string, options: object, control: Control): Promise<{ handle: Handle; info: ModelInfo }>
+  initialize(model: ModelSource, dtype: ModelDType, seed: number, configText: string): Promise<void>
+  predictMemory(model: ModelSource, options: object, shape: RunShape): Promise<MemoryPrediction>
+  /** ignored: tensors that the engine has no use for, as "FILE: NAME". */
+  load(
+    model: ModelSource,
+    options: object,
+    control: Control,
+  ): Promise<{ handle: Handle; info: ModelInfo; ignored: readonly string[] }>
   dispose(handle: Handle): Promise<void>
   generate(
     handle: Handle,
@@ -191,7 +223,13 @@ interface Engine extends EngineAddon {
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
   zeroGrad(handle: Handle): Promise<void>
-  save(handle: Handle, dir: string, dtype: ModelDType, maxShardBytes: number): Promise<void>
+  save(
+    handle: Handle,
+    dir: string,
+    dtype: ModelDType,
+    maxShardBytes: number,
+    configText: string,
+  ): Promise<void>
   saveLogits(handle: Handle, sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void>
   saveState(handle: Handle, file: string): Promise<void>
   loadState(handle: Handle, file: string): Promise<void>
@@ -206,13 +244,16 @@ class NativePolicy implements Policy {
   readonly info: ModelInfo
   readonly #addon: Engine
   readonly #handle: Handle
+  /** Of the config.json that it was loaded with. */
+  readonly #configText: string
   /** Settles when the call made last is over. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
 
-  constructor(addon: Engine, handle: Handle, info: ModelInfo) {
+  constructor(addon: Engine, handle: Handle, info: ModelInfo, configText: string) {
     this.#addon = addon
     this.#handle = handle
+    this.#configText = configText
     this.info = info
   }
 
@@ -285,7 +326,8 @@ class NativePolicy implements Policy {
     const { dtype = this.info.dtype, maxShardBytes = 5e9 } = options
     oneOf('dtype', dtype, ['float32', 'bfloat16'])
     integer('maxShardBytes', maxShardBytes, 1)
-    return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes))
+    const config = withDtype(this.#configText, dtype)
+    return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes, config))
   }
 
   async saveLogits(sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void> {

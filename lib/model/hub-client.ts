@@ -130,8 +130,11 @@ async function proxyOf(env: Env): Promise<typeof fetch | undefined> {
   return proxied as unknown as typeof fetch
 }
 
-/** The commit of what is wanted and its files there. Throws ERR_RAPO_IO where the answer is none that a hub gives. */
-export async function listWanted(wanted: Wanted, hub: Hub): Promise<{ sha: string; files: HubFile[] }> {
+/** The commit of what is wanted, the names of the files there, and those that are wanted. Throws ERR_RAPO_IO where the answer is none that a hub gives. */
+export async function listWanted(
+  wanted: Wanted,
+  hub: Hub,
+): Promise<{ sha: string; names: string[]; files: HubFile[] }> {
   const { type, repo, revision, missing } = wanted
   const { REGEX_COMMIT_HASH, ...library } = await import('@huggingface/hub')
   const refused = (why: string, options?: ErrorOptions) =>
@@ -169,11 +172,14 @@ export async function listWanted(wanted: Wanted, hub: Hub): Promise<{ sha: strin
       typeof wanted.files === 'string'
         ? await library.pathsInfo({ ...place, paths: [wanted.files] })
         : library.listFiles(place)
+    const names: string[] = []
     const files = new Map<string, HubFile>()
     for await (const entry of entries) {
       const isWanted =
         typeof wanted.files === 'string' ? entry.path === wanted.files : wanted.files.test(entry.path)
-      if (entry.type !== 'file' || !isWanted) continue
+      if (entry.type !== 'file') continue
+      if (isWanted || typeof wanted.files !== 'string') names.push(String(entry.path))
+      if (!isWanted) continue
       const file = checkEntry(entry)
       if (!file) {
         const shown = JSON.stringify(entry).slice(0, 300)
@@ -187,7 +193,7 @@ export async function listWanted(wanted: Wanted, hub: Hub): Promise<{ sha: strin
       }
       files.set(name, file)
     }
-    return { sha, files: [...files.values()] }
+    return { sha, names, files: [...files.values()] }
   } catch (cause) {
     if (cause instanceof RapoError) throw cause
     throw refused(`answered as no hub does: ${(cause as Error).message}`, { cause })

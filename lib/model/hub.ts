@@ -13,6 +13,9 @@ import { io } from '../base/files.js'
 import { withLock } from '../base/lock.js'
 import { plainLine } from '../base/text.js'
 import { anySignal } from '../base/wait.js'
+import { readModelConfig } from './config.js'
+import { modelFiles } from './directory.js'
+import { explainFiles } from './foreign.js'
 import {
   connect,
   download,
@@ -44,15 +47,14 @@ export interface HubOptions {
 interface Needed extends Wanted {
   /** As the person wrote it, for messages. */
   readonly given: string
-  /** Throws RapoError where what is needed is not there. */
-  check(files: readonly HubFile[], hubUrl: string): void
+  /** Throws RapoError where what is needed is not among the repository's files. */
+  check(names: readonly string[], hubUrl: string): void
+  /** Called when all but the weights is in the snapshot. Throws RapoError where the weights would be of no use. */
+  checkBeforeWeights?(snapshot: string): void
   /** Whether a snapshot in the cache is whole; `has` tells which files it holds. */
   cached(snapshot: string, has: (file: string) => boolean): boolean
 }
 
-/** What a model needs: no weights in other formats, no pictures. */
-const modelFiles =
-  /^(model[\w.-]*\.safetensors(\.index\.json)?|[\w.-]+\.json|merges\.txt|chat_template\.jinja)$/
 const commitHash = /^[0-9a-f]{40}$/
 
 /** As the hub allows names: with -- or .. in them, two repositories could share a folder of the cache. */
@@ -64,8 +66,9 @@ const modelName = RegExp(String.raw`^${repoName}(?:@(?<revision>[\w./-]+))?$`)
  * The directory of a model. An existing directory is itself; `owner/name` or `owner/name@revision` is looked up on the
  * hub, and what is missing in the cache is fetched: an interrupted download goes on where it stopped, and every file is
  * checked by size and hash. Where the hub cannot be reached, or HF_HUB_OFFLINE=1 forbids it, a complete cached copy
- * serves. Any other text is returned as it is. Throws ERR_RAPO_IO (network, access, a damaged download) and
- * ERR_RAPO_FORMAT (a repository without safetensors).
+ * serves. Any other text is returned as it is. A repository that holds no model of the engine is refused before its
+ * weights are fetched. Throws ERR_RAPO_IO (network, access, a damaged download), and ERR_RAPO_FORMAT and
+ * ERR_RAPO_UNSUPPORTED as loadPolicy does for a directory.
  */
 export async function resolveModel(model: string, options: HubOptions = {}): Promise<string> {
   const { repo, revision = 'main' } = modelName.exec(model)?.groups ?? {}
@@ -74,14 +77,11 @@ export async function resolveModel(model: string, options: HubOptions = {}): Pro
     {
       ...{ type: 'model', repo, revision, given: model, missing: `there is no directory ${repo}, and ` },
       files: modelFiles,
-      check(files, hubUrl) {
-        const has = (pattern: RegExp) => files.some(file => pattern.test(file.path))
-        if (has(/^config\.json$/) && has(/safetensors/)) return
-        throw new RapoError(
-          'ERR_RAPO_FORMAT',
-          `${repo} on ${hubUrl} has no config.json or no model.safetensors`,
-        )
+      check(names, hubUrl) {
+        const fault = explainFiles(names, repo)
+        if (fault) throw new RapoError('ERR_RAPO_FORMAT', `${repo} on ${hubUrl} ${fault}`)
       },
+      checkBeforeWeights: readModelConfig,
       cached: isWholeModel,
     },
     options,
@@ -112,8 +112,8 @@ export async function resolveDataFile(given: string, options: HubOptions = {}): 
     {
       ...{ type: 'dataset', repo, revision, given, missing: `${given}: ` },
       files: file,
-      check(files, hubUrl) {
-        if (files.length > 0) return
+      check(names, hubUrl) {
+        if (names.length > 0) return
         throw new RapoError(
           'ERR_RAPO_DATA',
           `${given}: the dataset ${repo} on ${hubUrl} has no file ${file} at revision ${revision}`,
@@ -172,14 +172,17 @@ async function fetchSnapshot(
 ): Promise<string> {
   const { type, repo: name, revision, given } = wanted
   const hub = await connect(env, tokenOf(env), stop)
-  const { sha, files } = await listWanted(wanted, hub)
-  wanted.check(files, hub.url)
+  const { sha, names, files } = await listWanted(wanted, hub)
+  wanted.check(names, hub.url)
 
   const snapshot = path.join(folder, 'snapshots', sha)
   const blobOf = (file: HubFile) => path.join(folder, 'blobs', file.hash)
   const isThere = (file: HubFile) => isLinked(blobOf(file), path.join(snapshot, file.path), file.size)
   // The weights last: a copy that ended early is not taken for a whole one.
-  const missing = files.filter(file => !isThere(file)).sort((a, b) => a.size - b.size)
+  const isWeights = ({ path }: HubFile) => path.endsWith('.safetensors')
+  const missing = files
+    .filter(file => !isThere(file))
+    .sort((a, b) => Number(isWeights(a)) - Number(isWeights(b)) || a.size - b.size)
   if (missing.length > 0) {
     await io(`cannot write to the cache ${folder}`, () =>
       Promise.all(
@@ -193,8 +196,13 @@ async function fetchSnapshot(
       async () => {
         const total = missing.reduce((sum, file) => sum + file.size, 0)
         let before = 0
+        let isChecked = false
         for (const file of missing) {
           stop.throwIfAborted()
+          if (isWeights(file) && !isChecked) {
+            wanted.checkBeforeWeights?.(snapshot)
+            isChecked = true
+          }
           const blob = blobOf(file)
           if (sizeOf(blob) !== file.size) {
             const encoded = file.path.split('/').map(encodeURIComponent).join('/')

@@ -172,6 +172,15 @@ function endOfTurn(
     .sort((a, b) => b.length - a.length)[0]
 }
 
+/** A token of the vocabulary whose name says that it ends a text, for a message. */
+function likelyEnd(modelDir: string): string {
+  const added = readJson(path.join(modelDir, 'tokenizer.json'))?.added_tokens
+  const found = (Array.isArray(added) ? added : []).find(token =>
+    /^(<\|endoftext\|>|<\|im_end\|>|<\/s>|<eos>|<\|eot_id\|>)$/.test(String(token?.content)),
+  )
+  return found ? `, such as ${found.id} (${found.content})` : ''
+}
+
 /**
  * What ends a completion: readStopTokenIds and the template's own. Throws ERR_RAPO_FORMAT where the tokenizer lacks one
  * of the template's special tokens, and where nothing would end a completion.
@@ -191,7 +200,7 @@ export function stopTokenIdsFor(modelDir: string, tokenizer: Tokenizer, template
   if (ids.length === 0) {
     throw new RapoError(
       'ERR_RAPO_FORMAT',
-      `nothing ends a completion of the model in ${modelDir}: no eos_token_id in generation_config.json or config.json, and no eos_token in tokenizer_config.json`,
+      `nothing ends a completion of the model in ${modelDir}: generation_config.json and config.json have no eos_token_id, tokenizer_config.json has no eos_token, and data.template adds none. Set eos_token_id in generation_config.json to the id of the token that ends a text${likelyEnd(modelDir)}`,
     )
   }
   return ids

@@ -3,11 +3,12 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
 import { RapoError } from '../base/errors.js'
+import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import type { ModelInfo } from './policy.js'
 
 /** What rapo needs of a tokenizer. */
 export interface Tokenizer {
-  /** No special tokens are added; those spelled out in the text become their ids. Throws ERR_RAPO_DATA for a character it does not know. */
+  /** No special tokens are added; those spelled out in the text become their ids. Throws ERR_RAPO_DATA for a character that it does not know, drops or changes. */
   encode(text: string): number[]
   /** Special tokens show up as their text. */
   decode(tokenIds: ArrayLike<number>): string
@@ -50,6 +51,11 @@ export function loadTokenizer(modelDir: string): Tokenizer {
   }
   const unknownToken = tokenizer.model?.unk_token
   const unknownId = unknownToken === undefined ? undefined : tokenizer.token_to_id(unknownToken)
+  const decode = (tokenIds: ArrayLike<number>) =>
+    // Cleaning up would change the text (it drops spaces before punctuation).
+    tokenIds.length === 0
+      ? ''
+      : tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
   return {
     encode(text) {
       const { ids } = tokenizer.encode(text, { add_special_tokens: false })
@@ -61,17 +67,30 @@ export function loadTokenizer(modelDir: string): Tokenizer {
           )
         }
       }
+      const again = decode(ids)
+      if (bare(again) !== bare(text)) throw changedError(file, text, again)
       return ids
     },
-    decode(tokenIds) {
-      if (tokenIds.length === 0) return ''
-      // Cleaning up would change the text (it drops spaces before punctuation).
-      return tokenizer.decode(Array.from(tokenIds), { clean_up_tokenization_spaces: false })
-    },
+    decode,
     tokenId: token => tokenizer.token_to_id(token),
     // Not spread into Math.max: a vocabulary has more words than a call takes arguments.
     maxId: [...tokenizer.get_vocab(true).values()].reduce((a, b) => Math.max(a, b), -1),
   }
+}
+
+/** A text without what tokenizers change on purpose: white space, upper case, and composed forms of characters. */
+function bare(text: string): string {
+  return text.normalize('NFKC').toLowerCase().normalize('NFKC').replaceAll(/\s+/g, '')
+}
+
+function changedError(file: string, text: string, again: string): RapoError {
+  let at = 0
+  while (at < text.length && text[at] === again[at]) at++
+  const show = (whole: string) => JSON.stringify(whole.slice(Math.max(0, at - 10), at + 20))
+  return new RapoError(
+    'ERR_RAPO_DATA',
+    `the tokenizer ${file} drops or changes characters: ${show(text)} reads back as ${show(again)}`,
+  )
 }
 
 /** Throws ERR_RAPO_FORMAT where the tokenizer can produce an id that the model has no embedding for. */
@@ -123,11 +142,14 @@ export function copyTokenizer(fromDir: string, toDir: string): void {
 export function readJson(file: string): Record<string, unknown> | undefined {
   if (!existsSync(file)) return undefined
   try {
-    const value: unknown = JSON.parse(readFileSync(file, 'utf8'))
+    const text = readFileSync(file, 'utf8')
+    if (isLfsPointer(text)) throw new RapoError('ERR_RAPO_FORMAT', lfsMessage(file))
+    const value: unknown = JSON.parse(text)
     if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
       return value as Record<string, unknown>
     }
   } catch (cause) {
+    if (cause instanceof RapoError) throw cause
     throw new RapoError('ERR_RAPO_FORMAT', `${file}: ${(cause as Error).message}`, { cause })
   }
   throw new RapoError('ERR_RAPO_FORMAT', `${file} must hold a JSON object`)

@@ -12,6 +12,7 @@ import { type Cursor, createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
@@ -76,6 +77,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(told)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
+  // A loader of the caller's own may know other models.
+  if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)

@@ -93,7 +93,7 @@ struct Policy::Impl {
 Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Policy::~Policy() = default;
 
-std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions& options,
+std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptions& options,
                                      const Control& control) {
   return translated("loading a model", [&] {
     const at::Device device = device::open(options.device);
@@ -103,7 +103,7 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
     auto impl = std::make_unique<Impl>();
     impl->options = options;
     const ops::Backend& backend = ops::backend_of(options.backend, device);
-    impl->policy = std::make_unique<Model>(dir, options.dtype, device, backend, control);
+    impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
     if (options.trainable) {
       at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
@@ -117,9 +117,8 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
                                                     master, impl->policy->flat);
     }
     impl->policy->checkpoint = {};
-    if (!options.reference_dir.empty()) {
-      impl->reference =
-          std::make_unique<Model>(options.reference_dir, options.dtype, device, backend, control);
+    if (!options.reference.dir.empty()) {
+      impl->reference = std::make_unique<Model>(options.reference, options.dtype, device, backend, control);
       impl->reference->checkpoint = {};
       if (impl->reference->net.config().vocab_size != impl->config().vocab_size) {
         invalid("the reference's vocabulary has " + std::to_string(impl->reference->net.config().vocab_size) +
@@ -136,20 +135,23 @@ std::unique_ptr<Policy> Policy::load(const std::string& dir, const PolicyOptions
                   c.max_position_embeddings,
                   layout.parameters(),
                   c.tied_embeddings,
-                  options.dtype};
+                  options.dtype,
+                  impl->policy->ignored};
+    if (impl->reference) {
+      const auto& more = impl->reference->ignored;
+      impl->info.ignored.insert(impl->info.ignored.end(), more.begin(), more.end());
+    }
     return std::unique_ptr<Policy>(new Policy(std::move(impl)));
   });
 }
 
-void Policy::initialize(const std::string& dir, std::uint64_t seed, const Control& control) {
+void Policy::initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const std::string& config,
+                        const Control& control) {
   translated("initializing a model", [&] {
-    const ModelConfig config = read_config(dir);
-    const Layout layout(config);
-    auto flat = random_weights(config, layout, seed, control);
-    const bool bf16 = config.dtype == "bfloat16";
-    if (bf16) flat = flat.to(at::kBFloat16);
-    write_safetensors(dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
-    write_text_file(dir + "/config.json", config_text(config, bf16 ? "bfloat16" : "float32"));
+    const Layout layout(model.config);
+    auto flat = random_weights(model.config, layout, seed, control).to(scalar_type(dtype));
+    write_safetensors(model.dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
+    write_text_file(model.dir + "/config.json", config);
   });
 }
 
@@ -312,7 +314,7 @@ void Policy::save_gradients(const std::string& file, const Control& control) con
 }
 
 void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes,
-                  const Control& control) const {
+                  const std::string& config, const Control& control) const {
   translated("saving a model", [&] {
     if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
     if (max_shard_bytes < 1)
@@ -339,7 +341,7 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
             return std::shared_ptr<const void>(converted, converted->data_ptr());
           });
     }
-    write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
+    write_text_file(dir + "/config.json", config);
   });
 }
 

@@ -16,14 +16,15 @@ namespace rapo {
 /// Not thread-safe. The caller (bindings/) runs one call at a time, each on the engine's thread.
 class Policy {
  public:
-  /// Loads config.json and the weights (model.safetensors, or shards). Errors name the file and the tensor or
-  /// field. This call, like the others that read or write files, can be aborted between tensors.
-  static std::unique_ptr<Policy> load(const std::string& dir, const PolicyOptions& options,
+  /// Loads model.safetensors or its sharded form. Errors name the file and the tensor. control: looked at
+  /// between tensors, as in the other calls that read or write files.
+  static std::unique_ptr<Policy> load(const ModelSource& model, const PolicyOptions& options,
                                       const Control& control);
 
-  /// Writes random weights (matrices normal with initializer_range, norms 1, biases 0) for the config.json in
-  /// dir.
-  static void initialize(const std::string& dir, std::uint64_t seed, const Control& control);
+  /// Writes config as config.json, and model.safetensors with random weights (normal with initializer_range;
+  /// norms 1; biases 0). dtype: float32 or bfloat16.
+  static void initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const std::string& config,
+                         const Control& control);
 
   ~Policy();
 
@@ -53,11 +54,11 @@ class Policy {
   /// debugging.
   void save_gradients(const std::string& file, const Control& control) const;
 
-  /// Writes the weights and config.json: everything that transformers needs except the tokenizer's files. dir
-  /// must exist. A model larger than max_shard_bytes is written in shards with an index. Files of an earlier
-  /// save that are not overwritten are removed. dtype is float32 (the masters of a bfloat16 policy, if it has
-  /// them) or bfloat16.
-  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const Control& control) const;
+  /// Writes the weights and config as config.json. dir must exist. A model larger than max_shard_bytes is
+  /// written in shards with an index; files of an earlier save that are not overwritten are removed. dtype:
+  /// float32 (the masters of a bfloat16 policy, where it has them) or bfloat16.
+  void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const std::string& config,
+            const Control& control) const;
 
   /// Writes the logits (N, V) at row_positions, float32, as a safetensors file. For tests.
   void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,

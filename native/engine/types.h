@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/row_vectors.h"
+#include "model/config.h"
 
 namespace rapo {
 
@@ -14,11 +15,11 @@ struct AdamW {
 };
 
 struct PolicyOptions {
-  DType dtype = DType::kFloat32;  // of weights and activations: kFloat32 or kBFloat16. Masters are float32.
-  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N"
-  std::string backend;            // table of operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
-  bool trainable = true;          // false: no gradients, masters or moments
-  std::string reference_dir;      // the frozen reference's directory; empty: no reference
+  DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
+  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
+  std::string backend;            // whose operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
+  bool trainable = true;          // false: no gradients, masters or moments are held
+  ModelSource reference;          // the frozen reference
   AdamW adamw;
   double max_grad_norm = 1;    // > 0
   bool recompute = false;      // keep only each layer's input; compute the rest again in the backward pass
@@ -80,6 +81,8 @@ struct ModelInfo {
   std::int64_t max_position_embeddings = 0, parameters = 0;
   bool tied_embeddings = false;
   DType dtype = DType::kFloat32;
+  /// Tensors of the files, of the reference's too, that a policy has no use for: "FILE: NAME".
+  std::vector<std::string> ignored;
 };
 
 /// What predict_memory() must know of a run.

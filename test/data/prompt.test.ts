@@ -33,6 +33,50 @@ test('a character that the tokenizer does not know is an error, not a gap', () =
   assert.throws(() => encodePrompt({ ...problem, prompt: '3€' }, context), /^problem "p1": the tokenizer/)
 })
 
+test('a tokenizer that drops or changes characters is an error; spaces, case and composed forms are not', () => {
+  const dir = makeFakeModel()
+  const file = path.join(dir, 'tokenizer.json')
+  const read = () => JSON.parse(readFileSync(file, 'utf8'))
+  const own = read()
+  const withNormalizer = (normalizer: object) => {
+    writeFileSync(file, JSON.stringify({ ...own, normalizer }))
+    return loadTokenizer(dir)
+  }
+  const replace = (from: string, to: string) => ({ type: 'Replace', pattern: { String: from }, content: to })
+  assert.throws(
+    () => withNormalizer(replace('5', '')).encode('3 5 7'),
+    (error: RapoError) =>
+      error.code === 'ERR_RAPO_DATA' &&
+      /drops or changes characters: "3 5 7" reads back as "3 +7"$/.test(error.message),
+  )
+  assert.throws(() => withNormalizer(replace('5', '6')).encode('3 5 7'), /"3 5 7" reads back as "3 6 7"$/)
+  assert.is(withNormalizer(replace(' ', '')).encode('3 5 7').length, 3)
+  assert.equal(withNormalizer({ type: 'NFKC' }).encode('３ 5'), tokenizer.encode('3 5'))
+})
+
+test('a byte-level tokenizer keeps every character', () => {
+  const dir = makeTempDir()
+  // The alphabet of bytes, as GPT-2 writes them: printable ones as themselves, the others from U+0100 on.
+  const isPrintable = (byte: number) => (byte >= 33 && byte <= 126) || (byte >= 161 && byte !== 173)
+  let next = 256
+  const alphabet = Array.from({ length: 256 }, (_, byte) =>
+    String.fromCodePoint(isPrintable(byte) ? byte : next++),
+  )
+  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: false, use_regex: true }
+  const content = {
+    ...{ version: '1.0', truncation: null, padding: null, added_tokens: [], normalizer: { type: 'NFC' } },
+    ...{ pre_tokenizer: byteLevel, decoder: byteLevel, post_processor: null },
+    model: {
+      ...{ type: 'BPE', dropout: null, unk_token: null, byte_fallback: false, merges: [] },
+      vocab: Object.fromEntries(alphabet.map((letter, id) => [letter, id])),
+    },
+  }
+  writeFileSync(path.join(dir, 'tokenizer.json'), JSON.stringify(content))
+  const bytes = loadTokenizer(dir)
+  const text = 'Was ist ½ + 中文 🙂?\n\te\u0301 A<b>'
+  assert.is(bytes.decode(bytes.encode(text)), text.normalize('NFC'))
+})
+
 test('the template surrounds the prompt', () => {
   const { promptIds } = encodePrompt(problem, {
     ...context,
@@ -188,7 +232,10 @@ test('a model for which nothing ends a completion is refused', () => {
   const dir = makeFakeModel()
   for (const name of ['config.json', 'generation_config.json', 'tokenizer_config.json'])
     writeFileSync(path.join(dir, name), '{}')
-  assert.throws(() => stopTokenIdsFor(dir, tokenizer, plain), /nothing ends a completion of the model in /)
+  assert.throws(
+    () => stopTokenIdsFor(dir, tokenizer, plain),
+    /nothing ends a completion of the model in .* Set eos_token_id in generation_config.json to the id .*, such as 1 \(<eos>\)$/,
+  )
   assert.equal(stopTokenIdsFor(dir, tokenizer, { ...plain, stop: ['<eos>'] }), [eosId])
 })
 

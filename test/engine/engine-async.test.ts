@@ -1,7 +1,7 @@
 /** Calls off the main thread: responsiveness, progress, abort, order, dispose, the end of threads and processes. */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, copyFileSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, copyFileSync, openSync, readdirSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setImmediate as turn } from 'node:timers/promises'
@@ -18,6 +18,7 @@ import {
   objective,
   pack,
   prompts,
+  readSafetensors,
   rejects,
   sampling,
   trainingBatch,
@@ -174,15 +175,19 @@ test('loadPolicy can be aborted: before, while it waits, and between tensors', a
   await release()
   assert.is(await queued, 'no more')
 
-  // The weights come after config.json, which is a pipe here.
+  // The weights come after their index, which is a pipe here.
   const slow = newDir()
-  copyFileSync(path.join(dir, 'model.safetensors'), path.join(slow, 'model.safetensors'))
-  execFileSync('mkfifo', [path.join(slow, 'config.json')])
+  copyFileSync(path.join(dir, 'config.json'), path.join(slow, 'config.json'))
+  copyFileSync(path.join(dir, 'model.safetensors'), path.join(slow, 'all.safetensors'))
+  const index = path.join(slow, 'model.safetensors.index.json')
+  execFileSync('mkfifo', [index])
   const loading = new AbortController()
   const loaded = failure(loadPolicy(slow, { signal: loading.signal }))
-  const pipe = openSync(path.join(slow, 'config.json'), 'w')
+  const pipe = openSync(index, 'w')
   loading.abort('not that one')
-  writeFileSync(pipe, readFileSync(path.join(dir, 'config.json')))
+  const names = [...readSafetensors(path.join(dir, 'model.safetensors')).keys()]
+  const map = Object.fromEntries(names.map(name => [name, 'all.safetensors']))
+  writeFileSync(pipe, JSON.stringify({ weight_map: map }))
   closeSync(pipe)
   assert.is(await loaded, 'not that one')
 })

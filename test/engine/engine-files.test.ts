@@ -2,7 +2,6 @@
 import { execFileSync } from 'node:child_process'
 import {
   copyFileSync,
-  mkdirSync,
   readdirSync,
   readFileSync,
   renameSync,
@@ -176,7 +175,7 @@ const formatErrors: Record<string, [() => string, RegExp]> = {
   ],
   'an extra tensor': [
     () => rewritten(tensors => tensors.set('model.layers.2.mlp.down_proj.weight', tensors.get(name)!)),
-    /tensor "model.layers.2.mlp.down_proj.weight" does not belong to this model/,
+    /tensor "model.layers.2.mlp.down_proj.weight" does not belong to a Qwen2 model of the sizes in config.json/,
   ],
   'a head that differs from tied embeddings': [
     () =>
@@ -239,18 +238,12 @@ test('weights: an unsupported dtype, no file, a directory', async () => {
   const integers = rewritten(tensors => tensors.set(name, { ...tensors.get(name)!, dtype: 'I32' }))
   await rejects(
     load(integers),
-    new RegExp(`"${name}" has the dtype I32; F32, BF16 and F16`),
+    new RegExp(`"${name}" has the dtype I32, as quantised models have; F64, F32, BF16 and F16`),
     'ERR_RAPO_UNSUPPORTED',
   )
   const none = withWeights(() => {})
-  await rejects(load(none), /cannot open .*model.safetensors: No such file/, 'ERR_RAPO_IO')
-  await rejects(load(path.join(none, 'nowhere')), /cannot open .*config.json/, 'ERR_RAPO_IO')
-  const directory = newDir()
-  mkdirSync(path.join(directory, 'config.json'))
-  await rejects(load(directory), /cannot read .*config.json: .*directory/, 'ERR_RAPO_IO')
-  const index = withWeights(() => {})
-  mkdirSync(path.join(index, `${weights}.index.json`))
-  await rejects(load(index), /cannot read .*index.json: .*directory/, 'ERR_RAPO_IO')
+  await rejects(load(none), /^\S+ has no model.safetensors$/, 'ERR_RAPO_FORMAT')
+  await rejects(load(path.join(none, 'nowhere')), /there is no directory .*nowhere$/, 'ERR_RAPO_IO')
 })
 
 test('weights: any order, unaligned data, a repeated tied head and shards load alike', async () => {
@@ -308,7 +301,7 @@ test('shards: missing, misplaced, outside the directory', async () => {
   const outside = sharded(index => {
     index.weight_map[name] = '../model.safetensors'
   })
-  await rejects(load(outside), /is not mapped to a file name/, 'ERR_RAPO_FORMAT')
+  await rejects(load(outside), /is not mapped to a file of this directory/, 'ERR_RAPO_FORMAT')
 })
 
 test('save writes shards of the size asked for with their index, and the other form goes', async () => {
@@ -396,8 +389,7 @@ const unsupported: [object, RegExp][] = [
   [{ architectures: ['LlamaForCausalLM'] }, /architectures is .*LlamaForCausalLM/s],
   [{ model_type: 'qwen3' }, /model_type is "qwen3"; only "qwen2" is supported/],
   [{ hidden_act: 'gelu' }, /hidden_act is "gelu"; only "silu"/],
-  [{ use_sliding_window: true }, /use_sliding_window is true/],
-  [{ layer_types: ['full_attention', 'sliding_attention'] }, /layer_types contains "sliding_attention"/],
+  [{ layer_types: ['full_attention', 'linear_attention'] }, /layer_types contains "linear_attention"/],
   [{ rope_scaling: { rope_type: 'yarn', factor: 4 } }, /rope_scaling.rope_type is "yarn"/],
   [{ rope_scaling: { type: 'linear', factor: 2 } }, /rope_scaling.type is "linear"/],
   [{ rope_scaling: { factor: 2 } }, /rope_scaling is/],
@@ -434,11 +426,12 @@ test('config.json: what is unsupported or malformed is named with its value', as
     }
   }
   const texts: [string, RegExp][] = [
-    ['', /not valid JSON at byte 0: the text ends early/],
-    ['{"a": 01}', /at byte 7/],
-    ['{"a": 1} x', /unexpected text after the value/],
-    ['{"a": "\\ud800"}', /half a surrogate pair/],
-    ['{"a": nul}', /unknown word/],
+    ['', /config.json: not valid JSON: .* end of input at position 0/],
+    ['{"a": 01}', /at position 7/],
+    ['{"a": 1} x', /Expected end of input but got 'x'/],
+    ['{"a": 1, "a": 2}', /Duplicate key 'a'/],
+    ['{"a": nul}', /at position 6/],
+    [`{"a": ${'['.repeat(100_000)}`, /not valid JSON/],
     ['[]', /must hold an object/],
   ]
   for (const [text, message] of texts) {
@@ -455,7 +448,7 @@ test('config.json: what is unsupported or malformed is named with its value', as
     num_key_value_heads: 1,
   }
   writeFileSync(path.join(huge, 'config.json'), JSON.stringify(sizes))
-  await rejects(load(huge), /too large/, 'ERR_RAPO_UNSUPPORTED')
+  await rejects(initializeModel(huge, 1), /too large/, 'ERR_RAPO_UNSUPPORTED')
   // Sizes that memory could not hold are compared with the file before any is taken.
   const large = withWeights(file => writeFileSync(file, original))
   writeFileSync(path.join(large, 'config.json'), JSON.stringify({ ...tinyConfig, vocab_size: 2 ** 31 }))

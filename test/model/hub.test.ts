@@ -27,12 +27,14 @@ import { readProblems } from '../../lib/data/problems.js'
 import { readRows } from '../../lib/data/rows.js'
 import { resolveDataFile, resolveModel } from '../../lib/model/hub.js'
 import { exact } from '../../lib/reward/exact.js'
+import { tinyConfig } from '../helpers/engine-util.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const sha = 'a'.repeat(40)
 const weights = Buffer.from(Array.from({ length: 100_000 }, (_, i) => i % 251))
+const configText = JSON.stringify(tinyConfig)
 const files: Record<string, { content: Buffer; isLarge?: boolean }> = {
-  'config.json': { content: Buffer.from('{"model_type":"qwen2"}') },
+  'config.json': { content: Buffer.from(configText) },
   'tokenizer.json': { content: Buffer.from('{}') },
   'model.safetensors': { content: weights, isLarge: true },
   'pytorch_model.bin': { content: Buffer.from('not wanted'), isLarge: true },
@@ -192,7 +194,7 @@ test("a model lies as the hub's own programs lay it, and is asked for once", asy
     gitHash(files['tokenizer.json']!.content),
   ]
   assert.equal(readdirSync(path.join(folder(), 'blobs')).sort(), blobs.sort())
-  const total = weights.length + 22 + 2
+  const total = weights.length + configText.length + 2
   assert.equal(progress.at(-1), [total, total])
 
   requests = []
@@ -321,8 +323,33 @@ test('offline, and without a network, the cache serves if it is whole', async ()
 test('a repository without safetensors is refused', async () => {
   const { 'model.safetensors': kept, ...rest } = files
   delete files['model.safetensors']
-  await fails('o/m', /has no config.json or no model.safetensors/, 'ERR_RAPO_FORMAT')
+  await fails('o/m', /^o\/m on .* holds its weights as pytorch_model.bin only/, 'ERR_RAPO_FORMAT')
   Object.assign(files, rest, { 'model.safetensors': kept! })
+})
+
+test('a model that the engine cannot run is refused before its weights are fetched', async () => {
+  const own = files['config.json']!
+  const cases: [object, RegExp][] = [
+    [{ architectures: ['LlamaForCausalLM'] }, /config.json: architectures is \["LlamaForCausalLM"\]/],
+    [{ quantization_config: { quant_method: 'awq' } }, /config.json: quantization_config says .* by AWQ/],
+  ]
+  for (const [changes, message] of cases) {
+    files['config.json'] = { content: Buffer.from(JSON.stringify({ ...tinyConfig, ...changes })) }
+    requests = []
+    await fails('o/m', message, 'ERR_RAPO_UNSUPPORTED')
+    assert.ok(requests.some(({ url }) => url.endsWith('/config.json')))
+    assert.not(requests.some(({ url }) => url.endsWith('/model.safetensors')))
+  }
+  files['config.json'] = own
+})
+
+test('a repository of an adapter says how the two are merged', async () => {
+  const kept = { ...files }
+  for (const name of Object.keys(files)) delete files[name]
+  files['adapter_config.json'] = { content: Buffer.from('{}') }
+  await fails('o/m', /^o\/m on .* holds an adapter of PEFT .*from_pretrained\('o\/m'/, 'ERR_RAPO_FORMAT')
+  delete files['adapter_config.json']
+  Object.assign(files, kept)
 })
 
 const dataFolder = () => path.join(env.HF_HOME!, 'hub', 'datasets--o--d')
@@ -458,7 +485,12 @@ const answers = (value: unknown) => (response: ServerResponse) => {
   response.writeHead(200, { 'Content-Type': 'application/json' })
   response.end(typeof value === 'string' ? value : JSON.stringify(value))
 }
-const config = { type: 'file', path: 'config.json', size: 22, oid: gitHash(files['config.json']!.content) }
+const config = {
+  type: 'file',
+  path: 'config.json',
+  size: configText.length,
+  oid: gitHash(files['config.json']!.content),
+}
 const large = { type: 'file', path: 'model.safetensors', size: weights.length, oid: 'b'.repeat(40) }
 /** All that lies in and beside the cache. */
 const everything = () => readdirSync(path.dirname(env.HF_HOME!), { recursive: true })
@@ -535,7 +567,7 @@ test('names that lead out of the cache, on any system, are not looked up', async
 
 test('a small file of other bytes, and a file that goes on behind its end or stops before', async () => {
   const place = path.join(folder(), 'blobs', config.oid)
-  rigged[`/o/m/resolve/${sha}/config.json`] = response => response.end('{"model_type":"qwen3"}')
+  rigged[`/o/m/resolve/${sha}/config.json`] = response => response.end(configText.replace('qwen2', 'qwen3'))
   await fails('o/m', /config.json is damaged: its hash is \w+, the hub says/)
   let sent = 0
   const closed = new Promise<void>(resolve => {
@@ -548,21 +580,31 @@ test('a small file of other bytes, and a file that goes on behind its end or sto
       more()
     }
   })
-  await fails('o/m', /config.json is damaged: it has more than the 22 bytes/)
+  await fails('o/m', RegExp(`config.json is damaged: it has more than the ${configText.length} bytes`))
   await closed
-  assert.ok(sent > 22)
+  assert.ok(sent > configText.length)
   rigged = {
     [tree]: answers([
-      { ...config, size: 30 },
+      { ...config, size: configText.length + 8 },
       { ...large, lfs: { oid: sha256(weights) } },
     ]),
   }
-  await fails('o/m', /config.json is damaged: it has 22 bytes, the hub says 30/)
+  await fails(
+    'o/m',
+    RegExp(
+      `config.json is damaged: it has ${configText.length} bytes, the hub says ${configText.length + 8}`,
+    ),
+  )
   // Some servers refuse a range that begins at the end.
   mkdirSync(path.dirname(place), { recursive: true })
   writeFileSync(`${place}.incomplete`, files['config.json']!.content)
   rigged[`/o/m/resolve/${sha}/config.json`] = response => response.writeHead(416).end()
-  await fails('o/m', /config.json is damaged: it has no more than 22 bytes, the hub says 30/)
+  await fails(
+    'o/m',
+    RegExp(
+      `config.json is damaged: it has no more than ${configText.length} bytes, the hub says ${configText.length + 8}`,
+    ),
+  )
   assert.not(existsSync(place))
   assert.not(existsSync(`${place}.incomplete`))
 })
@@ -676,7 +718,7 @@ test('links in the cache that lead out of it are neither followed nor trusted', 
     assert.is(await resolveModel('o/m', { env: offline }).catch(error => error.code), 'ERR_RAPO_IO')
     assert.is(await resolveModel('o/m', { env }), dir)
     assert.is(await resolveModel('o/m', { env: offline }), dir)
-    assert.is(readFileSync(entry, 'utf8'), '{"model_type":"qwen2"}')
+    assert.is(readFileSync(entry, 'utf8'), configText)
     assert.is(readFileSync(outside, 'utf8'), '{"model_type":"outside"}')
   }
   replace(entry)
@@ -695,13 +737,13 @@ test('links in the cache that lead out of it are neither followed nor trusted', 
   rmSync(entry)
   symlinkSync(blob(), entry)
   assert.is(await resolveModel('o/m', { env }), dir)
-  assert.is(readFileSync(entry, 'utf8'), '{"model_type":"qwen2"}')
+  assert.is(readFileSync(entry, 'utf8'), configText)
   writeFileSync(small, '{')
   assert.is(await resolveModel('o/m', { env }), dir)
-  assert.is(readFileSync(entry, 'utf8'), '{"model_type":"qwen2"}')
+  assert.is(readFileSync(entry, 'utf8'), configText)
   // Where links are not allowed there are copies.
   rmSync(entry)
-  writeFileSync(entry, '{"model_type":"qwen2"}')
+  writeFileSync(entry, configText)
   requests = []
   assert.is(await resolveModel('o/m', { env: offline }), dir)
   assert.is(await resolveModel('o/m', { env }), dir)

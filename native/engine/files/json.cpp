@@ -257,69 +257,13 @@ class Parser {
   std::size_t at_ = 0;
 };
 
-void write(const Json& value, int indent, std::string& out) {
-  const auto line = [&](int depth) { out += "\n" + std::string(static_cast<std::size_t>(depth) * 2, ' '); };
-  switch (value.type) {
-    case Json::Type::kNull:
-      out += "null";
-      break;
-    case Json::Type::kBool:
-      out += value.boolean ? "true" : "false";
-      break;
-    case Json::Type::kNumber:
-      out += value.text;
-      break;
-    case Json::Type::kString:
-      out += quote_json(value.text);
-      break;
-    case Json::Type::kArray:
-      out += "[";
-      for (std::size_t i = 0; i < value.items.size(); ++i) {
-        if (i > 0) out += ",";
-        line(indent + 1);
-        write(value.items[i], indent + 1, out);
-      }
-      if (!value.items.empty()) line(indent);
-      out += "]";
-      break;
-    case Json::Type::kObject:
-      out += "{";
-      for (std::size_t i = 0; i < value.members.size(); ++i) {
-        if (i > 0) out += ",";
-        line(indent + 1);
-        out += quote_json(value.members[i].first) + ": ";
-        write(value.members[i].second, indent + 1, out);
-      }
-      if (!value.members.empty()) line(indent);
-      out += "}";
-      break;
-  }
-}
-
 }  // namespace
-
-Json Json::string(std::string value) {
-  Json json;
-  json.type = Type::kString;
-  json.text = std::move(value);
-  return json;
-}
 
 const Json* Json::find(std::string_view name) const {
   for (const auto& [key, value] : members) {
     if (key == name) return &value;
   }
   return nullptr;
-}
-
-void Json::set(const std::string& name, Json value) {
-  for (auto& [key, old] : members) {
-    if (key == name) {
-      old = std::move(value);
-      return;
-    }
-  }
-  members.emplace_back(name, std::move(value));
 }
 
 bool Json::to_integer(std::int64_t* out) const {
@@ -329,8 +273,6 @@ bool Json::to_integer(std::int64_t* out) const {
   *out = value;
   return errno == 0;
 }
-
-double Json::to_double() const { return std::strtod(text.c_str(), nullptr); }
 
 Json parse_json(std::string_view text, const std::string& what) { return Parser(text, what).document(); }
 
@@ -365,12 +307,6 @@ std::string quote_json(std::string_view text) {
     }
   }
   return out + "\"";
-}
-
-std::string write_json(const Json& value) {
-  std::string out;
-  write(value, 0, out);
-  return out + "\n";
 }
 
 }  // namespace rapo

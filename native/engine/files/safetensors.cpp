@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "files/io.h"
 #include "files/json.h"
@@ -15,6 +16,24 @@ namespace {
 
 constexpr std::size_t kMaxHeader = 100'000'000;  // the reference implementation's limit
 constexpr std::size_t kMaxIndex = 100'000'000;
+
+/// A clone without Git LFS holds a small text in place of each large file.
+void refuse_pointer(std::string_view text, const std::string& path) {
+  constexpr std::string_view kBegin = "version https://git-lfs.github.com/spec/";
+  if (text.substr(0, kBegin.size()) == kBegin)
+    fail_format(path + " is a Git LFS pointer, not the file: git lfs pull");
+}
+
+/// Whether a name of the index leads nowhere but down from the model's directory.
+bool stays_below(const std::string& name) {
+  for (std::size_t begin = 0;;) {
+    const std::size_t end = std::min(name.find('/', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    if (part.empty() || part == "." || part == ".." || part.find('\0') != std::string::npos) return false;
+    if (end == name.size()) return true;
+    begin = end + 1;
+  }
+}
 
 }  // namespace
 
@@ -29,7 +48,7 @@ std::size_t width_of(const std::string& dtype) {
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail_io("cannot open", path);
-  struct stat status{};
+  struct stat status {};
   if (::fstat(file.fd, &status) != 0) fail_io("cannot read", path);
   if (!S_ISREG(status.st_mode)) fail_format(path + ": not a regular file");
   size_ = static_cast<std::size_t>(status.st_size);
@@ -49,6 +68,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
 SafetensorsFile::~SafetensorsFile() { ::munmap(const_cast<std::byte*>(map_), size_); }
 
 void SafetensorsFile::read_header() {
+  refuse_pointer({reinterpret_cast<const char*>(map_), size_}, path_);
   std::uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = (length << 8) | static_cast<std::uint64_t>(map_[i]);
   if (length > kMaxHeader || length > size_ - 8) {
@@ -131,15 +151,16 @@ Checkpoint::Checkpoint(const std::string& dir) {
     return;
   }
   path_ = index_path;
-  const Json index = parse_json(read_text_file(index_path, kMaxIndex), index_path);
+  const std::string text = read_text_file(index_path, kMaxIndex);
+  refuse_pointer(text, index_path);
+  const Json index = parse_json(text, index_path);
   const Json* weight_map = index.find("weight_map");
   if (!weight_map || weight_map->type != Json::Type::kObject)
     fail_format(index_path + ": lacks a weight_map");
   std::map<std::string, std::size_t> shards;
   for (const auto& [name, shard] : weight_map->members) {
-    if (shard.type != Json::Type::kString || shard.text.empty() ||
-        shard.text.find('/') != std::string::npos) {
-      fail_format(index_path + ": tensor \"" + name + "\" is not mapped to a file name");
+    if (shard.type != Json::Type::kString || !stays_below(shard.text)) {
+      fail_format(index_path + ": tensor \"" + name + "\" is not mapped to a file of this directory");
     }
     const auto [found, is_new] = shards.emplace(shard.text, files_.size());
     if (is_new) files_.push_back(std::make_unique<SafetensorsFile>(dir + "/" + shard.text));

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "error.h"
-#include "files/config.h"
 #include "kernels/objective.h"
 #include "types.h"
 

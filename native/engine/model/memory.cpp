@@ -48,15 +48,14 @@ std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std:
   return std::clamp<std::int64_t>(bytes / row, 1, kMost);
 }
 
-MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& options, const RunShape& shape) {
-  const ModelConfig c = read_config(dir);
+MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& options, const RunShape& shape) {
   const Layout layout(c);
   const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
   const std::int64_t all = layout.flat_size(), parameters = layout.parameters();
-  const bool has_reference = !options.reference_dir.empty(), on_cpu = options.device == "cpu";
+  const bool has_reference = !options.reference.dir.empty(), on_cpu = options.device == "cpu";
   MemoryPrediction m;
   m.weights = all * width;
-  if (has_reference) m.reference = Layout(read_config(options.reference_dir)).flat_size() * width;
+  if (has_reference) m.reference = Layout(options.reference.config).flat_size() * width;
   if (options.trainable) {
     m.masters = width == 4 ? 0 : all * 4;
     m.moments = all * 8;
@@ -79,7 +78,7 @@ MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& opt
     m.logits = rows * c.vocab_size * ((has_reference ? 2 : 1) * width + 4);
   }
   const std::int64_t running = std::min(shape.max_batch > 0 ? shape.max_batch
-                                        : on_cpu ? running_limit(c, parameters, width, longest)
+                                        : on_cpu            ? running_limit(c, parameters, width, longest)
                                                  : device_running_limit(c, width, longest, INT64_MAX),
                                         shape.sequences);
   const std::int64_t position = 2 * c.kv_size() * c.layers * width;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "files/config.h"
+#include "model/config.h"
 #include "types.h"
 
 namespace rapo {
@@ -37,7 +37,8 @@ std::int64_t running_limit(const ModelConfig& c, std::int64_t parameters, std::i
 std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std::int64_t positions,
                                   std::int64_t bytes);
 
-/// Computed from config.json of dir and of the reference; no weights are read. Throws as read_config() does.
-MemoryPrediction predict_memory(const std::string& dir, const PolicyOptions& options, const RunShape& shape);
+/// Computed from the configurations of the model and of options.reference.
+MemoryPrediction predict_memory(const ModelConfig& config, const PolicyOptions& options,
+                                const RunShape& shape);
 
 }  // namespace rapo

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "control.h"
-#include "files/config.h"
 #include "files/safetensors.h"
+#include "model/config.h"
 #include "ops/aten.h"
 #include "ops/ops.h"
 

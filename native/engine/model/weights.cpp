@@ -14,27 +14,74 @@ std::string show(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
+/// A tensor's type in memory; Undefined for one that is no type of weights.
+at::ScalarType stored_type(const std::string& dtype) {
+  if (dtype == "F32") return at::kFloat;
+  if (dtype == "BF16") return at::kBFloat16;
+  if (dtype == "F16") return at::kHalf;
+  return dtype == "F64" ? at::kDouble : at::ScalarType::Undefined;
+}
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+/// Rotary frequencies, which rope_theta gives, and the heads that PPO and reward models add.
+bool is_ignored(const std::string& name) {
+  return ends_with(name, "rotary_emb.inv_freq") || name.rfind("v_head.", 0) == 0 || name == "score.weight" ||
+         name == "score.bias";
+}
+
+/// What tensors that do not belong to a plain model tell of the file; empty where they tell nothing.
+std::string explain(const std::map<std::string, StoredTensor>& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    if (name.find(".lora_") != std::string::npos || name.find(".base_layer.") != std::string::npos)
+      return "; the file has LoRA weights (" + name +
+             ") that are not merged into the model: merge_and_unload() of PEFT does it";
+    for (const char* part : {".qweight", ".qzeros", ".weight_scale", ".weight_packed", ".absmax"}) {
+      if (name.find(part) != std::string::npos)
+        return "; the file is of a quantised model (" + name + "): take the model that it was made from";
+    }
+  }
+  return "";
+}
+
+/// The same name behind a prefix, as wrappers of torch write it.
+std::string explain_missing(const std::map<std::string, StoredTensor>& tensors, const std::string& wanted) {
+  const std::string known = explain(tensors);
+  if (!known.empty()) return known;
+  const std::string bare = wanted.rfind("model.", 0) == 0 ? wanted.substr(6) : wanted;
+  for (const auto& [name, tensor] : tensors) {
+    if (name == bare || ends_with(name, "." + bare)) return "; the file calls it \"" + name + "\"";
+  }
+  return "";
+}
+
 }  // namespace
 
 at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
 
-Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout) {
-  Checkpoint checkpoint(dir);
+Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vector<std::string>& ignored) {
+  Checkpoint checkpoint(model.dir);
   const auto& tensors = checkpoint.tensors();
   const auto what = [&](const std::string& name) {
     return checkpoint.file_of(name) + ": tensor \"" + name + "\"";
   };
   for (const Layout::Entry& entry : layout.entries()) {
     const auto found = tensors.find(entry.name);
-    if (found == tensors.end()) throw Error(ErrorCode::kFormat, what(entry.name) + " is missing");
+    if (found == tensors.end()) {
+      throw Error(ErrorCode::kFormat,
+                  what(entry.name) + " is missing" + explain_missing(tensors, entry.name));
+    }
     const StoredTensor& tensor = found->second;
+    if (stored_type(tensor.dtype) == at::ScalarType::Undefined) {
+      throw Error(ErrorCode::kUnsupported,
+                  what(entry.name) + " has the dtype " + tensor.dtype +
+                      ", as quantised models have; F64, F32, BF16 and F16 are supported");
+    }
     if (tensor.shape != entry.shape) {
       throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show(tensor.shape) +
                                           ", config.json asks for " + show(entry.shape));
-    }
-    if (tensor.dtype != "F32" && tensor.dtype != "BF16" && tensor.dtype != "F16") {
-      throw Error(ErrorCode::kUnsupported,
-                  what(entry.name) + " has the dtype " + tensor.dtype + "; F32, BF16 and F16 are supported");
     }
   }
   if (tensors.size() == layout.entries().size()) return checkpoint;
@@ -42,8 +89,13 @@ Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const
     bool known = false;
     for (const Layout::Entry& entry : layout.entries()) known = known || entry.name == name;
     if (known) continue;
-    if (!config.tied_embeddings || name != "lm_head.weight") {
-      throw Error(ErrorCode::kFormat, what(name) + " does not belong to this model");
+    if (is_ignored(name)) {
+      ignored.push_back(checkpoint.file_of(name) + ": " + name);
+      continue;
+    }
+    if (!model.config.tied_embeddings || name != "lm_head.weight") {
+      throw Error(ErrorCode::kFormat, what(name) + " does not belong to a Qwen2 model of the sizes in " +
+                                          "config.json" + explain(tensors));
     }
     // Some writers store a tied head twice. If the two differ, transformers does not tie them, and the model
     // is another one.
@@ -63,7 +115,7 @@ void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor
   for (const Layout::Entry& entry : layout.entries()) {
     control.check();
     const StoredTensor& from = checkpoint.tensors().at(entry.name);
-    const auto type = from.dtype == "F32" ? at::kFloat : from.dtype == "BF16" ? at::kBFloat16 : at::kHalf;
+    const auto type = stored_type(from.dtype);
     auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
     if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
       source = at::empty({entry.size}, type);
@@ -99,9 +151,9 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
   return flat;
 }
 
-Model::Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops,
+Model::Model(const ModelSource& source, DType dtype, at::Device device, const ops::Backend& ops,
              const Control& control)
-    : net(read_config(dir), ops), checkpoint(open_weights(dir, net.config(), net.layout())) {
+    : net(source.config, ops), checkpoint(open_weights(source, net.layout(), ignored)) {
   flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
   weights = net.layout().map(flat);
   read_weights(checkpoint, net.layout(), flat, control);

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "control.h"
 #include "files/safetensors.h"
@@ -14,9 +15,10 @@ namespace rapo {
 
 at::ScalarType scalar_type(DType dtype);
 
-/// Opens the weights of a directory. Before memory is taken for them, checks that it holds exactly this
-/// model's tensors, each of the right shape.
-Checkpoint open_weights(const std::string& dir, const ModelConfig& config, const Layout& layout);
+/// Opens a directory's weights and checks that it holds exactly this model's tensors, each of the right
+/// shape, before memory is taken for them. Appended to ignored, as "FILE: NAME": rotary frequencies and value
+/// heads, which nothing here uses.
+Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vector<std::string>& ignored);
 
 /// Copies the stored numbers into a flat buffer, converted to its dtype. Throws kAborted between tensors.
 void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
@@ -30,13 +32,14 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
 /// A model with its weights.
 class Model {
  public:
-  Model(const std::string& dir, DType dtype, at::Device device, const ops::Backend& ops,
+  Model(const ModelSource& source, DType dtype, at::Device device, const ops::Backend& ops,
         const Control& control);
 
   Qwen2 net;
-  Checkpoint checkpoint;  // the caller closes it once the masters have been read
-  at::Tensor flat;        // (flat_size), of the policy's dtype
-  ModelTensors weights;   // views of flat
+  std::vector<std::string> ignored;  // as open_weights() gives them; before checkpoint, which fills it
+  Checkpoint checkpoint;             // the caller closes it once the masters have been read
+  at::Tensor flat;                   // (flat_size), of the policy's dtype
+  ModelTensors weights;              // views of flat
 
   std::int64_t element_size() const { return static_cast<std::int64_t>(flat.element_size()); }
 

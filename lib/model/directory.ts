@@ -1,0 +1,56 @@
+/** A model's directory, checked before anything is read for long or written. */
+import { readdirSync, readFileSync, statSync } from 'node:fs'
+import path from 'node:path'
+import { RapoError } from '../base/errors.js'
+import { isLfsPointer, lfsMessage } from '../base/lfs.js'
+import { type ModelSource, readModelConfig } from './config.js'
+import { explainFiles } from './foreign.js'
+
+/** What a model needs: no weights in other formats, no pictures. */
+export const modelFiles =
+  /^(model[\w.-]*\.safetensors(\.index\.json)?|[\w.-]+\.json|merges\.txt|chat_template\.jinja)$/
+
+/** A pointer of Git LFS is shorter than this, and so is little else that a model has. */
+const MAX_POINTER = 1024
+
+/**
+ * The configuration of a model that the engine can run. Throws RapoError for a directory that is missing, that holds
+ * something else than such a model, or Git LFS pointers in place of files; the message says what it holds and what to do.
+ */
+export function checkModel(dir: string): ModelSource {
+  const names = listFiles(dir)
+  for (const name of names) {
+    const file = path.join(dir, name)
+    const found = statSync(file, { throwIfNoEntry: false })
+    // Reading a pipe would wait for whoever writes to it.
+    if (!modelFiles.test(name) || !found?.isFile() || found.size > MAX_POINTER) continue
+    if (isLfsPointer(readFileSync(file))) throw new RapoError('ERR_RAPO_FORMAT', lfsMessage(file))
+  }
+  // Another architecture says more than weights of another format do.
+  const model = names.includes('config.json') ? readModelConfig(dir) : undefined
+  const fault = explainFiles(names, dir)
+  if (fault || !model) throw new RapoError('ERR_RAPO_FORMAT', `${dir} ${fault}`)
+  return model
+}
+
+function listFiles(dir: string): string[] {
+  const found = statSync(dir, { throwIfNoEntry: false })
+  if (!found) {
+    const isBare = /^\w[\w.-]*$/.test(dir)
+    const hint = isBare ? '; a model on the Hugging Face hub is named OWNER/NAME' : ''
+    throw new RapoError('ERR_RAPO_IO', `there is no directory ${dir}${hint}`)
+  }
+  if (!found.isDirectory()) {
+    throw new RapoError(
+      'ERR_RAPO_FORMAT',
+      `${dir} is a file; a model is a directory with config.json and model.safetensors`,
+    )
+  }
+  try {
+    return readdirSync(dir).filter(
+      name => !statSync(path.join(dir, name), { throwIfNoEntry: false })?.isDirectory(),
+    )
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_IO', `cannot read ${dir}: ${(cause as Error).message}`, { cause })
+  }
+}

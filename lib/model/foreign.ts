@@ -1,0 +1,85 @@
+/** Models that the engine cannot run, by their files or their config.json: what each is, and what to do. */
+import { isLosslessNumber } from 'lossless-json'
+
+/** The models that the engine runs, for messages. */
+const supported =
+  'rapo runs Qwen2ForCausalLM: Qwen2, Qwen2.5, Qwen2.5-Math, Qwen2.5-Coder, and models made from these, such as DeepSeek-R1-Distill-Qwen'
+
+const kinds: readonly (readonly [RegExp, string])[] = [
+  [/RewardModel|ForSequenceClassification|ForTokenClassification/, 'a reward model or classifier'],
+  [/^Qwen2Model$/, 'a model without the head that generates text'],
+  [/moe/i, 'a mixture of experts'],
+  [/VL|Vision|Audio|Omni|ForConditionalGeneration/, 'a model of more than text'],
+]
+
+/** What a config.json says of a model that the engine cannot run; undefined where it may be one that it can. */
+export function explainConfig(json: Readonly<Record<string, unknown>>, dir: string): string | undefined {
+  const { architectures, model_type } = json
+  const isOwn =
+    Array.isArray(architectures) && architectures.length === 1 && architectures[0] === 'Qwen2ForCausalLM'
+  if ((architectures ?? undefined) !== undefined && !isOwn) {
+    const shown = JSON.stringify(architectures)
+    const kind = kinds.find(([pattern]) => pattern.test(shown.replace(/^\["|"\]$/g, '')))?.[1]
+    return `architectures is ${shown}${kind ? `, ${kind}` : ''}; only ["Qwen2ForCausalLM"] is supported. ${supported}`
+  }
+  if ((model_type ?? 'qwen2') !== 'qwen2') {
+    return `model_type is ${JSON.stringify(model_type)}; only "qwen2" is supported. ${supported}`
+  }
+  const quantised = json.quantization_config ?? undefined
+  return quantised === undefined ? undefined : explainQuantised(quantised as Record<string, unknown>, dir)
+}
+
+const methods: Readonly<Record<string, string>> = { awq: 'AWQ', gptq: 'GPTQ', fp8: 'FP8' }
+
+function explainQuantised(quantised: Readonly<Record<string, unknown>>, dir: string): string {
+  const method = String(
+    quantised.quant_method ??
+      (quantised.load_in_4bit || quantised.load_in_8bit ? 'bitsandbytes' : 'an unknown method'),
+  )
+  const { bits } = quantised
+  const width = isLosslessNumber(bits) ? ` with ${bits} bits` : ''
+  const name = nameOf(dir)
+  const bare = name.replace(/[-_.](awq|gptq|fp8|bnb|int[48]|w[48]a\d+|[48]bit)([-_.].*)?$/i, '')
+  const from = bare === name ? '' : ` (by its name: ${bare})`
+  return `quantization_config says that the weights are quantised by ${methods[method] ?? method}${width}; rapo trains unquantised weights (F64, F32, BF16, F16). Take the model that this one was made from${from}`
+}
+
+/** A directory's name, or OWNER/NAME where it lies in the hub's cache. */
+function nameOf(dir: string): string {
+  const [, owner, name] = /models--([^/\\]+?)--([^/\\]+)[/\\]snapshots/.exec(dir) ?? []
+  return owner && name ? `${owner}/${name}` : (dir.split(/[/\\]/).filter(Boolean).at(-1) ?? dir)
+}
+
+/**
+ * Why these files of a directory, or of a repository, are no model that the engine can read; undefined where they are.
+ * `from` is what transformers would load them by.
+ */
+export function explainFiles(names: readonly string[], from: string): string | undefined {
+  const has = (pattern: RegExp) => names.find(name => pattern.test(name))
+  const hasWeights = has(/^model\.safetensors(\.index\.json)?$/)
+  if (hasWeights && has(/^config\.json$/)) return undefined
+
+  const python = (load: string, to: string) =>
+    `python -c "from transformers import AutoModelForCausalLM, AutoTokenizer; ${load}.save_pretrained('${to}', safe_serialization=True); AutoTokenizer.from_pretrained('${from}').save_pretrained('${to}')"`
+  const load = (more = '') => `AutoModelForCausalLM.from_pretrained('${from}', torch_dtype='auto'${more})`
+  const last = from.split('/').at(-1)!
+
+  if (hasWeights) return 'has no config.json'
+  if (has(/^adapter_(config\.json|model\.(safetensors|bin))$/)) {
+    const merge = `from peft import AutoPeftModelForCausalLM; AutoPeftModelForCausalLM.from_pretrained('${from}', torch_dtype='auto').merge_and_unload()`
+    return `holds an adapter of PEFT (${has(/^adapter_/)}), which changes another model, and no model. Merge the two with PEFT: ${python(merge, `${last}-merged`)}`
+  }
+  const gguf = has(/\.gguf$/i)
+  if (gguf) {
+    return `holds a model in the GGUF format of llama.cpp (${gguf}); rapo reads safetensors. Take the model that it was made from, or convert it: ${python(load(`, gguf_file='${gguf}'`), `${last}-safetensors`)}`
+  }
+  const pickled = has(/^pytorch_model.*\.bin(\.index\.json)?$/)
+  if (pickled) {
+    return `holds its weights as ${pickled} only, a format that can run code when it is read; rapo reads safetensors. Convert them: ${python(load(), `${last}-safetensors`)}`
+  }
+  const shard = has(/^model-\d+-of-\d+\.safetensors$/)
+  if (shard) return `has ${shard}, but no model.safetensors.index.json, which says what each file holds`
+  const other = names.filter(name => /\.(safetensors|bin|pth?|ckpt|h5|msgpack|onnx)$/i.test(name)).slice(0, 3)
+  const missing = has(/^config\.json$/) ? 'no model.safetensors' : 'no config.json and no model.safetensors'
+  return `has ${missing}${other.length > 0 ? `; of other weights it has ${other.join(', ')}` : ''}`
+}
