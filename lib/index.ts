@@ -164,8 +164,22 @@ export {
   type Tolerance,
   verifyMath,
 } from './reward/math.js'
-export type { Patience, Verdict, Verifier } from './reward/verifier.js'
-export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
+export type {
+  Patience,
+  Verdict,
+  Verifier,
+  VerifierResult,
+  Verify,
+  VerifyContext,
+} from './reward/verifier.js'
+export {
+  type Rollout,
+  rolloutGroups,
+  type ScoredRollout,
+  type ScoreOptions,
+  samplingParams,
+  score,
+} from './rollout/rollout.js'
 export {
   figure2,
   type TheoryDescent,

@@ -6,7 +6,7 @@ export const task = z.strictObject({
   verifier: z
     .string()
     .min(1)
-    .describe('what rewards a completion: countdown, exact, math, or the path of a module'),
+    .describe('what rewards a completion: countdown, exact, math, or the path of a module (docs/rewards.md)'),
   extract: z
     .enum(extractions)
     .optional()

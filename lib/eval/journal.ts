@@ -107,7 +107,11 @@ function describeConditions(
     'data.template': data.template,
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },
     'model files': digest(weights),
-    problems: digest(prompts.map(({ problem }) => problem)),
+    problems: digest(prompts.map(({ problem: { columns: _, ...problem } }) => problem)),
+    // A verifier of the user's may read them.
+    ...(existsSync(task.verifier) && {
+      columns: digest(prompts.map(({ problem }) => problem.columns ?? {})),
+    }),
   }
 }
 

@@ -5,7 +5,7 @@ import { importModule } from '../base/module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 import { createMath, type MathOptions } from './math.js'
-import type { Verdict, Verifier } from './verifier.js'
+import { judge, type Verifier, type Verify } from './verifier.js'
 
 /** Those built in. */
 const verifiers: Readonly<Record<string, Verifier>> = {
@@ -37,23 +37,34 @@ export async function loadVerifier(name: string, options: MathOptions = {}): Pro
     )
   }
   const module = await importModule('task.verifier', name)
-  const verifier = module.default as Partial<Verifier> | undefined
-  if (typeof verifier?.verify !== 'function' || typeof verifier.checkAnswer !== 'function') {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.verifier ${name}: its default export must have the functions verify(completion, answer) and checkAnswer(answer)`,
-    )
+  const verifier = asVerifier(module.default)
+  if (verifier) return verifier
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `task.verifier ${name}: its default export must be a function (completion, answer, context) that returns a reward, or an object with that function as verify, and checkAnswer(answer) where answers are to be checked`,
+  )
+}
+
+/** A verifier as a module may export one: whole, without checkAnswer, or verify alone. undefined for anything else. */
+function asVerifier(exported: unknown): Verifier | undefined {
+  const checkAnswer = () => undefined
+  if (typeof exported === 'function') return { checkAnswer, verify: exported as Verify }
+  const verifier = (exported ?? {}) as Partial<Verifier>
+  if (typeof verifier.verify !== 'function') return undefined
+  if (typeof verifier.checkAnswer === 'function') return verifier as Verifier
+  if (verifier.checkAnswer !== undefined) return undefined
+  const { verifyAnswer } = verifier
+  return {
+    checkAnswer,
+    verify: (...args) => verifier.verify!(...args),
+    ...(verifyAnswer && { verifyAnswer: (...args) => verifyAnswer.call(verifier, ...args) }),
   }
-  return verifier as Verifier
 }
 
 /** The verifier with answers that may also be a list: a completion is right where any entry of the list is its answer. */
 function withAlternatives(verifier: Verifier): Verifier {
-  const best = async (
-    answers: readonly unknown[],
-    judge: (answer: unknown) => Verdict | Promise<Verdict>,
-  ) => {
-    const verdicts = await Promise.all(answers.map(judge))
+  const best = async (answers: readonly unknown[], verify: (answer: unknown) => ReturnType<Verify>) => {
+    const verdicts = await Promise.all(answers.map(answer => judge(() => verify(answer), 'an answer')))
     return verdicts.reduce((best, verdict) => (verdict.reward > best.reward ? verdict : best))
   }
   const { verify, verifyAnswer } = verifier
@@ -67,11 +78,15 @@ function withAlternatives(verifier: Verifier): Verifier {
         ? undefined
         : `answer has several entries, of which number ${at! + 1}: ${fault}`
     },
-    verify: (completion, answer) =>
-      Array.isArray(answer) ? best(answer, entry => verify(completion, entry)) : verify(completion, answer),
+    verify: (completion, answer, context) =>
+      Array.isArray(answer)
+        ? best(answer, entry => verify(completion, entry, context))
+        : verify(completion, answer, context),
     ...(verifyAnswer && {
-      verifyAnswer: (text: string, answer: unknown) =>
-        Array.isArray(answer) ? best(answer, entry => verifyAnswer(text, entry)) : verifyAnswer(text, answer),
+      verifyAnswer: (text, answer, context) =>
+        Array.isArray(answer)
+          ? best(answer, entry => verifyAnswer(text, entry, context))
+          : verifyAnswer(text, answer, context),
     }),
   }
 }

@@ -4,7 +4,7 @@ import type { EncodedPrompt } from '../data/prompts.js'
 import { packTokens } from '../model/batch.js'
 import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
 import type { Tokenizer } from '../model/tokenizer.js'
-import { judge, type Patience, type Verifier } from '../reward/verifier.js'
+import { judge, type Patience, type Verifier, type VerifyContext } from '../reward/verifier.js'
 
 /** A prompt and one completion of it. */
 export interface Rollout {
@@ -17,6 +17,12 @@ export interface Rollout {
   readonly finishReason: FinishReason
   /** The completion as text, without the stop token. */
   readonly completion: string
+}
+
+/** How score waits, and what it tells verifiers. */
+export interface ScoreOptions extends Patience {
+  /** VerifyContext.maxNewTokens. */
+  readonly maxNewTokens?: number
 }
 
 export interface ScoredRollout extends Rollout {
@@ -64,24 +70,38 @@ export async function rolloutGroups(
 
 /**
  * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
- * not come, or a reward that is no number, ends the run with the problem named.
+ * not come, or a result that is none, ends the run with the problem named.
  */
 export async function score(
   rollouts: readonly Rollout[],
   verifier: Verifier,
-  patience?: Patience,
+  { maxNewTokens, ...patience }: ScoreOptions = {},
 ): Promise<ScoredRollout[]> {
   const verdicts = await Promise.all(
-    rollouts.map(({ problem, completion }) =>
-      judge(
-        () => verifier.verify(completion, problem.answer),
+    rollouts.map(rollout => {
+      const { problem, completion } = rollout
+      return judge(
+        () => verifier.verify(completion, problem.answer, contextOf(rollout, maxNewTokens)),
         `problem "${problem.id}", completion ${JSON.stringify(completion)}`,
         patience,
-      ),
-    ),
+      )
+    }),
   )
   return rollouts.map((rollout, i) => {
     const { reward, reason } = verdicts[i]!
     return { ...rollout, reward, reason }
   })
+}
+
+function contextOf(
+  { problem, completionIds, finishReason }: Rollout,
+  maxNewTokens: number | undefined,
+): VerifyContext {
+  const { id, prompt, messages, columns = {} } = problem
+  const sampled = {
+    tokens: completionIds.length,
+    finishReason,
+    ...(maxNewTokens !== undefined && { maxNewTokens }),
+  }
+  return { id, prompt, ...(messages && { messages }), columns, ...sampled }
 }

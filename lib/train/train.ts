@@ -129,7 +129,7 @@ async function trainStep(run: Run, config: Config, step: number) {
   const params = samplingParams(sampling, { n: sampling.groupSize, stopTokenIds, seed })
   const sampled = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
   const rollouts = await timed(seconds, 'rollout', sampled)
-  const scored = await timed(seconds, 'score', score(rollouts, verifier, { ...task, signal }))
+  const scored = await timed(seconds, 'score', score(rollouts, verifier, { ...task, maxNewTokens: sampling.maxNewTokens, signal }))
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
   const updating = update(run, scored, config, learningRate)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)

@@ -379,7 +379,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   writeFileSync(path.join(dir, 'empty.mjs'), '')
   assert.match(
     await messageOf(run(path.join(dir, 'empty.mjs'))),
-    'its default export must have the functions',
+    'its default export must be a function (completion, answer, context)',
   )
 })
 
