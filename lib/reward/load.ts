@@ -1,7 +1,8 @@
 /** Verifiers by name: those built in, and modules of the user's. */
+import path from 'node:path'
 import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../base/errors.js'
-import { importModule } from '../base/module.js'
+import { type Exports, importModule } from '../base/module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 import { createMath, type MathOptions } from './math.js'
@@ -17,7 +18,7 @@ const verifiers: Readonly<Record<string, Verifier>> = {
 export const verifierNames = Object.keys(verifiers)
 
 /**
- * A built-in verifier by its name, or the default export of a module by its path; the options are those of `math`, which
+ * A built-in verifier by its name, or the default export of a module by its path, or `PATH#NAME` for a named export; the options are those of `math`, which
  * no other takes. Throws ERR_RAPO_CONFIG.
  */
 export async function loadVerifier(name: string, options: MathOptions = {}): Promise<Verifier> {
@@ -29,19 +30,52 @@ export async function loadVerifier(name: string, options: MathOptions = {}): Pro
   }
   const builtIn = Object.hasOwn(verifiers, name) ? verifiers[name] : undefined
   if (builtIn) return builtIn
-  if (!/[\\/]|\.[cm]?[jt]s$/.test(name)) {
+  if (!isModuleName(name)) {
     const nearest = verifierNames.toSorted((a, b) => distance(name, a) - distance(name, b))[0]
     throw new RapoError(
       'ERR_RAPO_CONFIG',
       `task.verifier "${name}" is not known: did you mean "${nearest}"? Known: ${verifierNames.join(', ')}, or the path of a module`,
     )
   }
-  const module = await importModule('task.verifier', name)
-  const verifier = asVerifier(module.default)
+  const { file, exported = 'default' } = parseModuleName(name)
+  const module = await importModule('task.verifier', file)
+  const verifier = asVerifier(module[exported])
   if (verifier) return verifier
-  throw new RapoError(
+  throw notAVerifier('task.verifier', name, exported, module)
+}
+
+/** Whether a name is the path of a module rather than what is built in. */
+export const isModuleName = (name: string) => /[\\/]|\.[cm]?[jt]s(#.*)?$/.test(name)
+
+/** `./rewards.ts`, or `./rewards.ts#style` for one of its named exports. */
+export function parseModuleName(name: string): { readonly file: string; readonly exported?: string } {
+  const [, file, exported] = /^(.*\.[cm]?[jt]s)#([\p{ID_Start}$_][\p{ID_Continue}$]*)$/u.exec(name) ?? []
+  return file !== undefined && exported !== undefined ? { file, exported } : { file: name }
+}
+
+/** The exports of a module that are verifiers: the one that is named; else the default one; else all. */
+export async function loadExports(field: string, name: string): Promise<ReadonlyMap<string, Verifier>> {
+  const { file, exported } = parseModuleName(name)
+  const module = await importModule(field, file)
+  const one = asVerifier(module[exported ?? 'default'])
+  if (one) return new Map([[exported ?? path.parse(file).name, one]])
+  if (exported !== undefined) throw notAVerifier(field, name, exported, module)
+  const all = Object.entries(module).flatMap(([own, value]) => {
+    const verifier = asVerifier(value)
+    return verifier ? [[own, verifier] as const] : []
+  })
+  if (all.length === 0) throw notAVerifier(field, name, 'default', module)
+  return new Map(all)
+}
+
+function notAVerifier(field: string, name: string, exported: string, module: Exports): RapoError {
+  const which = exported === 'default' ? 'its default export' : `its export ${exported}`
+  const others = Object.keys(module).filter(other => other !== 'default' && asVerifier(module[other]))
+  const hint =
+    others.length > 0 ? `; it exports ${others.join(', ')}, as in ${name.split('#')[0]}#${others[0]}` : ''
+  return new RapoError(
     'ERR_RAPO_CONFIG',
-    `task.verifier ${name}: its default export must be a function (completion, answer, context) that returns a reward, or an object with that function as verify, and checkAnswer(answer) where answers are to be checked`,
+    `${field} ${name}: ${which} must be a function (completion, answer, context) that returns a reward, or an object with that function as verify, and checkAnswer(answer) where answers are to be checked${hint}`,
   )
 }
 

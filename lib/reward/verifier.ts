@@ -61,6 +61,8 @@ export interface Patience {
   /** What a verdict that takes longer is: a fault of the verifier's, or reward 0. Default error. */
   readonly onTimeout?: 'error' | 'zero' | undefined
   readonly signal?: AbortSignal | undefined
+  /** What a message calls the one that judges. Default: the verifier. */
+  readonly who?: string | undefined
 }
 
 /**
@@ -70,10 +72,10 @@ export interface Patience {
 export async function judge(
   verify: () => VerifierResult | Promise<VerifierResult>,
   what: string,
-  { timeout, onTimeout = 'error', signal }: Patience = {},
+  { timeout, onTimeout = 'error', signal, who = 'the verifier' }: Patience = {},
 ): Promise<Verdict> {
   const fault = (why: string, cause?: unknown) =>
-    new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on ${what}: ${why}`, { cause })
+    new RapoError('ERR_RAPO_INTERNAL', `${who} failed on ${what}: ${why}`, { cause })
   const late = new Error(`it has not answered within ${timeout} seconds (task.timeout)`)
   const never = new Error(
     'its promise can never settle: nothing is left in this process that it could wait for',

@@ -48,6 +48,8 @@ export interface StepMetrics extends Remeasured {
   truncatedFraction: number
   tokens: number
   skippedSteps: number
+  /** With several rewards: of each by its name, not weighted. */
+  rewards?: Readonly<Record<string, { readonly mean: number; readonly std: number }>>
   seconds: PhaseSeconds
 }
 
@@ -79,5 +81,15 @@ export function summarizeStep(
     truncatedFraction: truncated / rollouts.length,
     tokens: sums.tokens,
     skippedSteps: optimizerSteps.filter(result => result.skipped).length,
+    ...rewardParts(rollouts),
   }
+}
+
+function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rewards'> {
+  const parts = rollouts[0]?.parts
+  if (!parts) return {}
+  const rewards = parts.map(
+    ({ name }, k) => [name, moments(rollouts.map(({ parts }) => parts![k]!.reward))] as const,
+  )
+  return { rewards: Object.fromEntries(rewards) }
 }

@@ -16,8 +16,7 @@ import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
-import { loadVerifier } from '../reward/load.js'
-import type { Verifier } from '../reward/verifier.js'
+import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -43,7 +42,7 @@ export interface OpenRun {
   readonly policy: Policy
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
-  readonly verifier: Verifier
+  readonly rewards: readonly RewardPart[]
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
@@ -67,10 +66,10 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
-  const verifier = await loadVerifier(config.task.verifier, config.task)
+  const rewards = await loadRewards(config.task)
   const { onUnusable, onDownload } = options
   const data = { ...config.data, ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const problems = await withSignal(readProblems(data.train, verifier, data), options.signal)
+  const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
   const hub = onDownload ? { onProgress: onDownload } : {}
   const resolve = (name: string) => withSignal(resolveModel(name, hub), options.signal)
   const modelDir = await resolve(model.dir)
@@ -135,7 +134,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, state },
+      ...{ policy, modelDir, rewards, cursor, context, stopTokenIds, state },
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {

@@ -7,11 +7,11 @@ import { waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { encodePrompt } from '../data/prompts.js'
-import { groupAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
+import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
-import { rolloutGroups, type ScoredRollout, samplingParams, score } from '../rollout/rollout.js'
+import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
 import { type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
@@ -121,7 +121,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
 async function trainStep(run: Run, config: Config, step: number) {
-  const { policy, context, cursor, stopTokenIds, verifier, signal } = run
+  const { policy, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
   const prompts = cursor.next(sampling.promptsPerStep).map(problem => encodePrompt(problem, context))
@@ -129,7 +129,8 @@ async function trainStep(run: Run, config: Config, step: number) {
   const params = samplingParams(sampling, { n: sampling.groupSize, stopTokenIds, seed })
   const sampled = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
   const rollouts = await timed(seconds, 'rollout', sampled)
-  const scored = await timed(seconds, 'score', score(rollouts, verifier, { ...task, maxNewTokens: sampling.maxNewTokens, signal }))
+  const patience = { ...task, maxNewTokens: sampling.maxNewTokens, signal }
+  const scored = await timed(seconds, 'score', scoreParts(rollouts, rewards, patience))
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
   const updating = update(run, scored, config, learningRate)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
@@ -141,22 +142,24 @@ async function trainStep(run: Run, config: Config, step: number) {
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
 async function update(run: Run, scored: readonly ScoredRollout[], config: Config, learningRate: number) {
   const { policy, signal } = run
-  const { penalty, aggregation, advantageBaseline, advantageScale, phi, ...range } = config.objective
+  const { penalty, aggregation, phi, maskTruncatedCompletions, ...range } = config.objective
   const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
-  const options = { baseline: advantageBaseline, scale: advantageScale }
-  const advantages = groupAdvantages(rewards, groupSize, options)
+  const advantages = advantagesOf(scored, config)
   // The reverse penalties are defined with φ = 1 (docs/objective.md).
   const refWeights = penalty.startsWith('forward')
     ? referenceWeights(rewards, { shape: phi, ...range } as PhiRange)
     : undefined
-  const sampled = scored.map(({ promptIds, completionIds, logprobs }, i) =>
-    toSequence(promptIds, completionIds, {
+  const sampled = scored.map(({ promptIds, completionIds, logprobs, finishReason }, i) => {
+    const sequence = toSequence(promptIds, completionIds, {
       advantage: advantages[i]!,
       oldLogprobs: logprobs,
       ...(refWeights && { refWeight: refWeights[i]! }),
-    }),
-  )
+    })
+    // Its reward still counts in the mean of its group.
+    const isMasked = maskTruncatedCompletions && finishReason === 'length'
+    return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
+  })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
     policy,
     sampled,
@@ -183,6 +186,19 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
   return { sums, results, remeasured: metrics, nextEntropyCoef }
 }
 
+function advantagesOf(scored: readonly ScoredRollout[], { objective, sampling }: Config): number[] {
+  const { advantageBaseline, advantageScale, multiObjectiveAggregation } = objective
+  const parts = (scored[0]?.parts ?? [{ weight: 1 }]).map(({ weight }, k) => ({
+    weight,
+    rewards: scored.map(({ reward, parts }) => (parts ? parts[k]!.reward : reward)),
+  }))
+  return multiObjectiveAdvantages(parts, sampling.groupSize, {
+    baseline: advantageBaseline,
+    scale: advantageScale,
+    aggregation: multiObjectiveAggregation,
+  })
+}
+
 function save({ policy, modelDir, lock }: OpenRun, { run }: Config, state: TrainerState, keep: number) {
   lock.check()
   return writeCheckpoint(run.output, modelDir, policy, state, keep)
@@ -199,8 +215,14 @@ async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: 
 function chooseSamples(scored: readonly ScoredRollout[], count: number, step: number): object[] {
   const chosen = Math.min(count, scored.length)
   return Array.from({ length: chosen }, (_, i) => {
-    const { problem, completion, reward, reason, finishReason } =
+    const { problem, completion, reward, reason, finishReason, parts } =
       scored[Math.floor((i * scored.length) / chosen)]!
-    return { step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason }
+    return {
+      ...{ step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+      ...(parts && { correct: parts[0]!.reward >= 1, rewards: rewardsOf(parts) }),
+    }
   })
 }
+
+const rewardsOf = (parts: NonNullable<ScoredRollout['parts']>) =>
+  parts.map(({ name, weight, reward, reason }) => ({ name, weight, reward, ...(reason && { reason }) }))

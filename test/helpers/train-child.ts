@@ -27,9 +27,9 @@ export function makeConfig(
     writeFileSync(train, Array.from({ length: 10 }, (_, i) => `${line(i)}\n`).join(''))
   }
   return parseConfig({
-    model: { dir: model },
+    model: { dir: model, ...changes.model },
     data: { train },
-    task: { verifier: 'countdown' },
+    task: { verifier: 'countdown', ...changes.task },
     sampling: { promptsPerStep: 4, groupSize: 8, maxNewTokens: 4, ...changes.sampling },
     objective: { preset: 'grpo', ...changes.objective },
     optimizer: { learningRate: 1, ...changes.optimizer },
