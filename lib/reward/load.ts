@@ -60,10 +60,13 @@ export async function loadExports(field: string, name: string): Promise<Readonly
   const one = asVerifier(module[exported ?? 'default'])
   if (one) return new Map([[exported ?? path.parse(file).name, one]])
   if (exported !== undefined) throw notAVerifier(field, name, exported, module)
-  const all = Object.entries(module).flatMap(([own, value]) => {
-    const verifier = asVerifier(value)
-    return verifier ? [[own, verifier] as const] : []
-  })
+  // Not in the module's order, which not every loader keeps.
+  const all = Object.keys(module)
+    .sort()
+    .flatMap(own => {
+      const verifier = asVerifier(module[own])
+      return verifier ? [[own, verifier] as const] : []
+    })
   if (all.length === 0) throw notAVerifier(field, name, 'default', module)
   return new Map(all)
 }

@@ -93,7 +93,7 @@ test('the length, and the soft punishment of DAPO', () => {
     [1, 80, 81, 90, 100].map(tokens => overlongPunishment(at(tokens), 20).reward),
     [0, 0, -0.05, -0.5, -1],
   )
-  assert.throws(() => lengthReward(context), /its? length is known where it was sampled|no tokens/)
+  assert.throws(() => lengthReward(context), /a completion's length is known where it was sampled/)
 })
 
 test('parts: the verifier first, modules with one or several exports, their weights', async () => {
@@ -107,19 +107,16 @@ test('parts: the verifier first, modules with one or several exports, their weig
       overlongPenaltyFactor: 2,
     }),
     [
-      ...[
-        ['math', 1],
-        ['format', 0.2],
-        ['polite', 0.3],
-      ], // alphabetical order of exports is not needed
-      ...[
-        ['brief', 0.4],
-        ['one', 0.5],
-        ['length', 0],
-        ['exact', -1],
-        ['overlong', 2],
-      ],
-    ].map((pair, i) => (i === 2 ? ['brief', 0.3] : i === 3 ? ['polite', 0.4] : pair)),
+      ['math', 1],
+      ['format', 0.2],
+      // A module's exports come in the order of their names.
+      ['brief', 0.3],
+      ['polite', 0.4],
+      ['one', 0.5],
+      ['length', 0],
+      ['exact', -1],
+      ['overlong', 2],
+    ],
   )
   assert.equal(await namesOf({ verifier: `${style}#polite`, rewardFuncs: [`${style}#brief`] }), [
     ...[
