@@ -18,6 +18,7 @@ interface Chart {
 const CHARTS: readonly Chart[] = [
   { field: 'rewardMean', title: 'Reward', fromZero: true },
   { field: 'zeroAdvantageFraction', title: 'Groups without signal', fromZero: true },
+  { field: 'filteredFraction', title: 'Groups left out', fromZero: true },
   { field: 'kl', title: 'KL penalty', fromZero: true },
   { field: 'entropy', title: 'Entropy', fromZero: true },
   { field: 'loss', title: 'Loss' },

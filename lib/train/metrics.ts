@@ -27,8 +27,16 @@ export interface Remeasured {
   maskedFraction?: number
 }
 
+/** With sampling.filterGroups. */
+export interface Filtered {
+  /** Groups sampled for the step. */
+  generatedGroups?: number
+  /** Share of them that was left out. */
+  filteredFraction?: number
+}
+
 /** A line of metrics.jsonl. */
-export interface StepMetrics extends Remeasured {
+export interface StepMetrics extends Remeasured, Filtered {
   step: number
   rewardMean: number
   rewardStd: number
@@ -92,4 +100,16 @@ function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rew
     ({ name }, k) => [name, moments(rollouts.map(({ parts }) => parts![k]!.reward))] as const,
   )
   return { rewards: Object.fromEntries(rewards) }
+}
+
+/** Adds the seconds that the work takes to those of its phase. */
+export async function timed<T>(
+  seconds: PhaseSeconds,
+  phase: keyof PhaseSeconds,
+  work: Promise<T>,
+): Promise<T> {
+  const start = performance.now()
+  const result = await work
+  seconds[phase] += (performance.now() - start) / 1000
+  return result
 }

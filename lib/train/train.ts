@@ -1,19 +1,18 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
 import { RapoError } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
-import { deriveSeed } from '../base/random.js'
 import { plainLine } from '../base/text.js'
 import { waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
-import { encodePrompt } from '../data/prompts.js'
 import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
-import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
+import type { ScoredRollout } from '../rollout/rollout.js'
 import { type TrainerState, writeCheckpoint } from './checkpoint.js'
-import { type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
+import { gather } from './gather.js'
+import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { learningRateAt } from './schedule.js'
@@ -121,22 +120,24 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
 async function trainStep(run: Run, config: Config, step: number) {
-  const { policy, context, cursor, stopTokenIds, rewards, signal } = run
-  const { sampling, task } = config
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
-  const prompts = cursor.next(sampling.promptsPerStep).map(problem => encodePrompt(problem, context))
-  const seed = deriveSeed(config.run.seed, 'rollout', step)
-  const params = samplingParams(sampling, { n: sampling.groupSize, stopTokenIds, seed })
-  const sampled = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
-  const rollouts = await timed(seconds, 'rollout', sampled)
-  const patience = { ...task, maxNewTokens: sampling.maxNewTokens, signal }
-  const scored = await timed(seconds, 'score', scoreParts(rollouts, rewards, patience))
+  const {
+    sampled,
+    trained,
+    zeroAdvantageFraction,
+    metrics: filtered,
+  } = await gather(run, config, step, seconds)
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
-  const updating = update(run, scored, config, learningRate)
+  const updating = update(run, trained, config, learningRate)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
-  const measured = summarizeStep(scored, sampling.groupSize, sums, results)
-  const metrics: StepMetrics = { step, ...measured, ...remeasured, learningRate, seconds }
-  return { scored, metrics, entropyCoef: nextEntropyCoef }
+  const taken = results.length > 0 ? results : [{ gradNorm: 0, skipped: false }]
+  const measured = summarizeStep(sampled, config.sampling.groupSize, sums, taken)
+  const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
+  const metrics: StepMetrics = {
+    ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
+    ...{ ...remeasured, ...filtered, learningRate, seconds },
+  }
+  return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
@@ -173,6 +174,8 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
   const groups = splitEvenly(sequences, sequences.length / groupSize)
   for (const part of splitEvenly(groups, config.optimizer.stepsPerBatch)) {
     const miniBatch = part.flat()
+    // sampling.filterGroups may leave fewer groups than optimizer steps.
+    if (miniBatch.length === 0) continue
     const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
     for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
       // A batch whose first optimizer step is done is finished: half of one could not be resumed.
@@ -202,13 +205,6 @@ function advantagesOf(scored: readonly ScoredRollout[], { objective, sampling }:
 function save({ policy, modelDir, lock }: OpenRun, { run }: Config, state: TrainerState, keep: number) {
   lock.check()
   return writeCheckpoint(run.output, modelDir, policy, state, keep)
-}
-
-async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: Promise<T>): Promise<T> {
-  const start = performance.now()
-  const result = await work
-  seconds[phase] += (performance.now() - start) / 1000
-  return result
 }
 
 /** `count` rollouts spread over the batch, as lines of samples.jsonl. */
