@@ -326,6 +326,16 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   });
 }
 
+/// syncReference(handle, share) -> Promise<undefined>
+Napi::Value sync_reference(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const double share = number_argument(info, 1, "share");
+    return on_engine(info.Env(),
+                     [policy, share](Control& control) { policy->sync_reference(share, control); });
+  });
+}
+
 Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
@@ -359,7 +369,7 @@ Napi::Value save_logits(const Napi::CallbackInfo& info) {
   });
 }
 
-/// saveState, loadState, saveGradients: (handle, path) -> Promise<undefined>
+/// saveState, loadState, saveGradients, saveReference: (handle, path) -> Promise<undefined>
 template <auto method>
 Napi::Value with_path(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
@@ -404,11 +414,13 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("logprobs", Napi::Function::New<logprobs>(env));
   exports.Set("accumulate", Napi::Function::New<accumulate>(env));
   exports.Set("step", Napi::Function::New<step>(env));
+  exports.Set("syncReference", Napi::Function::New<sync_reference>(env));
   exports.Set("zeroGrad", Napi::Function::New<zero_grad>(env));
   exports.Set("save", Napi::Function::New<save>(env));
   exports.Set("saveLogits", Napi::Function::New<save_logits>(env));
   exports.Set("saveState", Napi::Function::New<with_path<&Policy::save_state>>(env));
   exports.Set("loadState", Napi::Function::New<with_path<&Policy::load_state>>(env));
+  exports.Set("saveReference", Napi::Function::New<with_path<&Policy::save_reference>>(env));
   exports.Set("saveGradients", Napi::Function::New<with_path<&Policy::save_gradients>>(env));
   return exports;
 }

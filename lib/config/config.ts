@@ -38,7 +38,7 @@ export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> &
 
 /** What no single field can say. */
 export function crossFaults(config: Config): [path: string, text: string][] {
-  const { objective: o, correction, optimizer, sampling, data, task } = config
+  const { model, objective: o, correction, optimizer, sampling, data, task } = config
   const faults: [string, string][] = []
   if (data.shard >= data.shards) {
     faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
@@ -62,6 +62,12 @@ export function crossFaults(config: Config): [path: string, text: string][] {
     faults.push([
       'task.overlongPenaltyFactor',
       `is ${task.overlongPenaltyFactor}; it needs task.overlongBufferLen`,
+    ])
+  }
+  if (model.refModelSyncSteps > 0 && o.penalty === 'none') {
+    faults.push([
+      'model.refModelSyncSteps',
+      `is ${model.refModelSyncSteps}; it must be 0 without a penalty: there is no reference`,
     ])
   }
   if (o.penalty === 'none' && o.klCoef !== 0) {

@@ -190,6 +190,8 @@ interface Engine extends EngineAddon {
     control: Control,
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
+  syncReference(handle: Handle, share: number): Promise<void>
+  saveReference(handle: Handle, dir: string): Promise<void>
   zeroGrad(handle: Handle): Promise<void>
   save(handle: Handle, dir: string, dtype: ModelDType, maxShardBytes: number): Promise<void>
   saveLogits(handle: Handle, sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void>
@@ -268,6 +270,16 @@ class NativePolicy implements Policy {
   async step(learningRate: number): Promise<StepResult> {
     range('learningRate', learningRate, '≥ 0', x => x >= 0 && x < Infinity)
     return this.#call(undefined, () => this.#addon.step(this.#handle, learningRate))
+  }
+
+  async syncReference(share: number): Promise<void> {
+    range('share', share, 'in (0, 1]', x => x > 0 && x <= 1)
+    return this.#call(undefined, () => this.#addon.syncReference(this.#handle, share))
+  }
+
+  async saveReference(dir: string): Promise<void> {
+    text('dir', dir)
+    return this.#call(undefined, () => this.#addon.saveReference(this.#handle, dir))
   }
 
   async zeroGrad(): Promise<void> {

@@ -15,7 +15,7 @@ import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
-import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
+import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
@@ -48,6 +48,8 @@ export interface OpenRun {
   readonly stopTokenIds: readonly number[]
   /** After the steps done already. */
   readonly state: TrainerState
+  /** The reference is one of a checkpoint, not the one that the run began with. */
+  readonly hasMoved: boolean
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
@@ -74,6 +76,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const resolve = (name: string) => withSignal(resolveModel(name, hub), options.signal)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
+  if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
@@ -109,11 +112,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     options.signal?.throwIfAborted()
     policy = await openPolicy(
       from?.dir ?? modelDir,
-      trainingOptions(config, referenceDir),
+      trainingOptions(config, from?.referenceDir ?? referenceDir),
       run.threads,
       options.loadPolicy,
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
+    checkSync(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
@@ -135,6 +139,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const signal = anySignal(lock.lost, options.signal)
     return {
       ...{ policy, modelDir, rewards, cursor, context, stopTokenIds, state },
+      hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
@@ -142,6 +147,31 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     await close().catch(() => {})
     throw error
   }
+}
+
+/** Of config.json: what the tensors' shapes follow from. */
+const shapeFields = [
+  ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
+  ...['num_key_value_heads', 'head_dim', 'vocab_size', 'tie_word_embeddings'],
+]
+
+/** Now, and not when the reference is updated for the first time. */
+function checkShapes(modelDir: string, referenceDir: string): void {
+  const [own, other] = [modelDir, referenceDir].map(dir => readJson(path.join(dir, 'config.json')))
+  const field = shapeFields.find(name => own?.[name] !== other?.[name])
+  if (field === undefined) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `model.refModelSyncSteps needs a reference of the model's shape: ${field} is ${other?.[field]} in ${referenceDir} and ${own?.[field]} in ${modelDir}`,
+  )
+}
+
+function checkSync({ model }: Config, policy: Policy): void {
+  if (model.refModelSyncSteps === 0 || (policy.syncReference && policy.saveReference)) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `model.refModelSyncSteps is ${model.refModelSyncSteps}; it must be 0 for a policy without syncReference and saveReference`,
+  )
 }
 
 function noCheckpoint(dir: string): RapoError {

@@ -36,6 +36,8 @@ interface Run extends OpenRun {
   state: TrainerState
   /** The weights are not those of that state any more. */
   isMidStep: boolean
+  /** Nor is the reference the one that the run began with. */
+  hasMoved: boolean
 }
 
 /**
@@ -53,6 +55,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       run.signal.throwIfAborted()
       const step = run.state.step + 1
       const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
+      await syncReference(run, config, step)
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
@@ -202,9 +205,18 @@ function advantagesOf(scored: readonly ScoredRollout[], { objective, sampling }:
   })
 }
 
-function save({ policy, modelDir, lock }: OpenRun, { run }: Config, state: TrainerState, keep: number) {
+/** TR-DPO (arXiv 2404.09656): every model.refModelSyncSteps steps the reference moves to the policy. */
+async function syncReference(run: Run, { model }: Config, step: number): Promise<void> {
+  if (model.refModelSyncSteps === 0 || step % model.refModelSyncSteps !== 0) return
+  run.isMidStep = true
+  await run.policy.syncReference!(model.refModelMixupAlpha)
+  run.hasMoved = true
+}
+
+function save(run: Run, { run: { output } }: Config, state: TrainerState, keep: number) {
+  const { policy, modelDir, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(run.output, modelDir, policy, state, keep)
+  return writeCheckpoint(output, modelDir, policy, state, keep, hasMoved)
 }
 
 /** `count` rollouts spread over the batch, as lines of samples.jsonl. */

@@ -46,6 +46,10 @@ class Policy {
   /// gradient to zero.
   StepResult step(double learning_rate, Control& control);
 
+  /// The reference's weights become share * policy + (1 - share) * reference, share in (0, 1] (TR-DPO, arXiv
+  /// 2404.09656). Reference and policy must have the same tensors.
+  void sync_reference(double share, Control& control);
+
   /// Drops the accumulated gradients.
   void zero_grad();
 
@@ -58,6 +62,9 @@ class Policy {
   /// index; files of an earlier save that are not overwritten are removed. dtype: float32 (the masters of a
   /// bfloat16 policy, where it has them) or bfloat16.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const Control& control) const;
+
+  /// The reference in the same way, in its own dtype, which load() reads back to the same bits.
+  void save_reference(const std::string& dir, const Control& control) const;
 
   /// The logits (N, V), float32, at row_positions, as a safetensors file; for tests.
   void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,

@@ -44,6 +44,10 @@ class Model {
   /// To be called after every change of the weights: frees what was made of the old ones.
   void changed() { ready_.reset(); }
 
+  /// weights = share * other + (1 - share) * weights, share in (0, 1], in float32 and rounded once. other: a
+  /// flat buffer of the same layout.
+  void mix_in(const at::Tensor& other, double share);
+
  private:
   std::unique_ptr<ReadyWeights> ready_;
 };
