@@ -34,8 +34,11 @@ export {
   type AdvantageOptions,
   type AdvantageScale,
   groupAdvantages,
+  type MultiObjectiveAggregation,
+  multiObjectiveAdvantages,
   type PhiRange,
   referenceWeights,
+  type WeightedRewards,
   zeroAdvantageFraction,
 } from './loss/advantage.js'
 export {
@@ -154,6 +157,8 @@ export type {
 export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
+export { type Format, verifyFormat } from './reward/format.js'
+export { lengthReward, overlongPunishment } from './reward/length.js'
 export { loadVerifier } from './reward/load.js'
 export {
   type CompareOptions,
@@ -164,6 +169,7 @@ export {
   type Tolerance,
   verifyMath,
 } from './reward/math.js'
+export { loadRewards, type RewardOptions, type RewardPart } from './reward/rewards.js'
 export type {
   Patience,
   Verdict,
@@ -179,6 +185,7 @@ export {
   type ScoreOptions,
   samplingParams,
   score,
+  scoreParts,
 } from './rollout/rollout.js'
 export {
   figure2,
@@ -190,7 +197,7 @@ export {
   theoryOptimum,
   theoryValue,
 } from './theory/theory.js'
-export { type PhaseSeconds, type StepMetrics, summarizeStep } from './train/metrics.js'
+export { type Filtered, type PhaseSeconds, type StepMetrics, summarizeStep } from './train/metrics.js'
 export type { Hook } from './train/observe/observe.js'
 export type { OpenOptions } from './train/open.js'
 export { learningRateAt, type Schedule } from './train/schedule.js'

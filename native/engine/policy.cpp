@@ -47,7 +47,8 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
-/// A Hugging Face directory's weights and config.json. flat: the net's weights, on any device and of any dtype.
+/// A Hugging Face directory's weights and config.json. flat: the net's weights, on any device and of any
+/// dtype.
 void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, DType dtype,
                    std::int64_t max_shard_bytes, const Control& control) {
   const bool bf16 = dtype == DType::kBFloat16;
@@ -57,16 +58,16 @@ void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, DT
   if (flat.scalar_type() == type) {
     write_model(dir, stored, max_shard_bytes, control);
   } else {  // each tensor is converted when it is written
-    write_model(
-        dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
-          std::int64_t count = 1;
-          for (const auto size : tensor.shape) count *= size;
-          auto converted =
-              std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
-                                                         at::TensorOptions(flat.scalar_type()))
-                                               .to(type));
-          return std::shared_ptr<const void>(converted, converted->data_ptr());
-        });
+    write_model(dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32",
+                [&](const StoredTensor& tensor) {
+                  std::int64_t count = 1;
+                  for (const auto size : tensor.shape) count *= size;
+                  auto converted =
+                      std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                                                 at::TensorOptions(flat.scalar_type()))
+                                                       .to(type));
+                  return std::shared_ptr<const void>(converted, converted->data_ptr());
+                });
   }
   write_text_file(dir + "/config.json", config_text(net.config(), bf16 ? "bfloat16" : "float32"));
 }

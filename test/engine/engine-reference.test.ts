@@ -69,9 +69,9 @@ test('a share below 1 mixes, in float32; of bfloat16 the masters are mixed in an
       const [mixed, old, now] = [numbers(tensor), numbers(before.get(name)!), own.get(name)!.values]
       for (let i = 0; i < mixed.length; i++) {
         const exact = 0.3 * now[i]! + 0.7 * old[i]!
-        // Three roundings in float32 of numbers as large as the operands, and one to bfloat16, whose step is 2^-8.
+        // Three roundings in float32 of numbers as large as the operands, and one to bfloat16, to half a step of 8 bits.
         const size = Math.abs(now[i]!) + Math.abs(old[i]!)
-        const bound = 3 * 2 ** -24 * size + (dtype === 'bfloat16' ? 2 ** -9 * Math.abs(exact) : 0)
+        const bound = 3 * 2 ** -24 * size + (dtype === 'bfloat16' ? 2 ** -8 * Math.abs(exact) : 0)
         assert.ok(Math.abs(mixed[i]! - exact) <= bound * 1.01, `${dtype} ${name}[${i}]: ${mixed[i]} ${exact}`)
         if (mixed[i] !== old[i]) moved++
       }

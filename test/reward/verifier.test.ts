@@ -1,5 +1,5 @@
 /** What a verifier is given, what it may return, and how a module may export it. */
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -148,6 +148,19 @@ test('other columns: a state of before is taken up, a changed column is noticed'
   createCursor(withColumns('t'), 1, now)
   assert.throws(() => createCursor(withColumns('u'), 1, now), /are not those that the checkpoint was made/)
   assert.throws(() => createCursor(plain, 1, now), /are not those that the checkpoint was made/)
+})
+
+test('the example of docs/rewards.md is a verifier', async () => {
+  const page = readFileSync('docs/rewards.md', 'utf8')
+  const code = /```ts\n(.*?)```/s.exec(page)![1]!
+  const verifier = await loadVerifier(module_('example.ts', code))
+  const context = { id: 'p', prompt: 'p', columns: { source: 'a book' } }
+  const judged = (completion: string) => judge(() => verifier.verify(completion, 7, context), 'p')
+  assert.equal(await judged('it is 7'), {
+    reward: 1,
+    reason: 'right, in 3 words; the problem is from a book',
+  })
+  assert.is((await judged('it is 8')).reward, 0)
 })
 
 test.run()
