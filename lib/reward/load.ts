@@ -57,16 +57,17 @@ export function parseModuleName(name: string): { readonly file: string; readonly
 export async function loadExports(field: string, name: string): Promise<ReadonlyMap<string, Verifier>> {
   const { file, exported } = parseModuleName(name)
   const module = await importModule(field, file)
-  const one = asVerifier(module[exported ?? 'default'])
+  const names = Object.keys(module)
+  // jiti makes up a default export, that does not stand among the names, of a module's named ones.
+  const hasDefault = names.length === 0 || names.includes('default')
+  const one = exported !== undefined || hasDefault ? asVerifier(module[exported ?? 'default']) : undefined
   if (one) return new Map([[exported ?? path.parse(file).name, one]])
   if (exported !== undefined) throw notAVerifier(field, name, exported, module)
   // Not in the module's order, which not every loader keeps.
-  const all = Object.keys(module)
-    .sort()
-    .flatMap(own => {
-      const verifier = asVerifier(module[own])
-      return verifier ? [[own, verifier] as const] : []
-    })
+  const all = names.toSorted().flatMap(own => {
+    const verifier = asVerifier(module[own])
+    return verifier ? [[own, verifier] as const] : []
+  })
   if (all.length === 0) throw notAVerifier(field, name, 'default', module)
   return new Map(all)
 }

@@ -1,4 +1,5 @@
 /** Several rewards of a run: where they come from, what they are worth, and where each is seen. */
+import { spawnSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
@@ -132,6 +133,26 @@ test('parts: the verifier first, modules with one or several exports, their weig
   assert.is(checkAnswerOf(parts).checkAnswer('long'), 'is long')
   assert.is(checkAnswerOf(parts).checkAnswer('short'), undefined)
   assert.equal(parts[2]!.verifier.verify('\\boxed{1}', '', context), { reward: 1, reason: 'in the format' })
+})
+
+test('TypeScript that only jiti loads: the same parts, also of a module whose export is named verify', () => {
+  const file = module_(
+    'typed.ts',
+    `enum Score { none }
+     export const verify = (completion: string) => Score.none
+     export const other = (completion: string) => 1`,
+  )
+  const loader = new URL('../../lib/reward/load.ts', import.meta.url).href
+  const jiti = new URL('../../node_modules/jiti/lib/jiti.mjs', import.meta.url).href
+  // Node.js alone, where lib/ itself is loaded by jiti.
+  const script = `import { createJiti } from ${JSON.stringify(jiti)}
+    const { loadExports } = await createJiti(import.meta.url).import(${JSON.stringify(loader)})
+    console.log(JSON.stringify([...(await loadExports('f', ${JSON.stringify(file)})).keys()]))`
+  const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+    encoding: 'utf8',
+    env: { ...process.env, NODE_OPTIONS: '' },
+  })
+  assert.is(stdout.trim(), '["other","verify"]', stderr)
 })
 
 test('parts that are not there, named twice, or weighed wrongly', async () => {
