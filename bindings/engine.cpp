@@ -356,6 +356,16 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   });
 }
 
+/// syncReference(handle, share) -> Promise<undefined>
+Napi::Value sync_reference(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const double share = number_argument(info, 1, "share");
+    return on_engine(info.Env(),
+                     [policy, share](Control& control) { policy->sync_reference(share, control); });
+  });
+}
+
 Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
@@ -374,6 +384,17 @@ Napi::Value save(const Napi::CallbackInfo& info) {
     return on_engine(info.Env(), [policy, dir, dtype, max_shard_bytes, config](Control& control) {
       policy->save(dir, dtype, max_shard_bytes, config, control);
     });
+  });
+}
+
+/// saveReference(handle, dir, configText) -> Promise<undefined>
+Napi::Value save_reference(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const auto dir = string_argument(info, 1, "dir");
+    const auto config = string_argument(info, 2, "configText");
+    return on_engine(info.Env(),
+                     [policy, dir, config](Control& control) { policy->save_reference(dir, config, control); });
   });
 }
 
@@ -436,11 +457,13 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("logprobs", Napi::Function::New<logprobs>(env));
   exports.Set("accumulate", Napi::Function::New<accumulate>(env));
   exports.Set("step", Napi::Function::New<step>(env));
+  exports.Set("syncReference", Napi::Function::New<sync_reference>(env));
   exports.Set("zeroGrad", Napi::Function::New<zero_grad>(env));
   exports.Set("save", Napi::Function::New<save>(env));
   exports.Set("saveLogits", Napi::Function::New<save_logits>(env));
   exports.Set("saveState", Napi::Function::New<with_path<&Policy::save_state>>(env));
   exports.Set("loadState", Napi::Function::New<with_path<&Policy::load_state>>(env));
+  exports.Set("saveReference", Napi::Function::New<save_reference>(env));
   exports.Set("saveGradients", Napi::Function::New<with_path<&Policy::save_gradients>>(env));
   return exports;
 }

@@ -35,9 +35,12 @@ export {
   type AdvantageOptions,
   type AdvantageScale,
   groupAdvantages,
+  type MultiObjectiveAggregation,
+  multiObjectiveAdvantages,
   type PhiRange,
   perRow,
   referenceWeights,
+  type WeightedRewards,
   zeroAdvantageFraction,
 } from './loss/advantage.js'
 export {
@@ -159,6 +162,8 @@ export type {
 export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
+export { type Format, verifyFormat } from './reward/format.js'
+export { lengthReward, overlongPunishment } from './reward/length.js'
 export { loadVerifier } from './reward/load.js'
 export {
   type CompareOptions,
@@ -169,9 +174,25 @@ export {
   type Tolerance,
   verifyMath,
 } from './reward/math.js'
-export type { Patience, Verdict, Verifier } from './reward/verifier.js'
+export { loadRewards, type RewardOptions, type RewardPart } from './reward/rewards.js'
+export type {
+  Patience,
+  Verdict,
+  Verifier,
+  VerifierResult,
+  Verify,
+  VerifyContext,
+} from './reward/verifier.js'
 export { Episode } from './rollout/episode.js'
-export { type Rollout, rolloutGroups, type ScoredRollout, samplingParams, score } from './rollout/rollout.js'
+export {
+  type Rollout,
+  rolloutGroups,
+  type ScoredRollout,
+  type ScoreOptions,
+  samplingParams,
+  score,
+  scoreParts,
+} from './rollout/rollout.js'
 export {
   figure2,
   type TheoryDescent,
@@ -182,7 +203,7 @@ export {
   theoryOptimum,
   theoryValue,
 } from './theory/theory.js'
-export { type PhaseSeconds, type StepMetrics, summarizeStep } from './train/metrics.js'
+export { type Filtered, type PhaseSeconds, type StepMetrics, summarizeStep } from './train/metrics.js'
 export type { Hook } from './train/observe/observe.js'
 export type { OpenOptions } from './train/open.js'
 export { learningRateAt, type Schedule } from './train/schedule.js'

@@ -5,8 +5,11 @@ import { pathToFileURL } from 'node:url'
 import { RapoError, reasonOf } from './errors.js'
 import { waitFor } from './wait.js'
 
+/** What a module exports, by name. */
+export type Exports = Readonly<Record<string, unknown>>
+
 /** Imports the file, relative to the working directory, TypeScript too. Throws ERR_RAPO_CONFIG naming the field. */
-export async function importModule(field: string, name: string): Promise<{ default?: unknown }> {
+export async function importModule(field: string, name: string): Promise<Exports> {
   const file = path.resolve(name)
   if (!existsSync(file)) throw new RapoError('ERR_RAPO_CONFIG', `${field}: there is no file ${name}`)
   try {
@@ -24,7 +27,7 @@ const needsJiti = new Set([
   ...['ERR_UNSUPPORTED_NODE_MODULES_TYPE_STRIPPING', 'ERR_MODULE_NOT_FOUND'],
 ])
 
-async function load(file: string): Promise<{ default?: unknown }> {
+async function load(file: string): Promise<Exports> {
   const url = pathToFileURL(file).href
   try {
     // First as the program itself imports: a module that the program has already is then the same one.

@@ -2,11 +2,11 @@
 import { RapoError } from '../base/errors.js'
 import { readInput } from '../base/jsonl.js'
 import { hubOptions } from '../data/fields.js'
-import { placeOf, readRows, rowsOfLines } from '../data/rows.js'
+import { placeOf, type Row, readRows, rowsOfLines } from '../data/rows.js'
 import type { HubOptions } from '../model/hub.js'
 import { loadVerifier } from '../reward/load.js'
 import type { MathOptions } from '../reward/math.js'
-import { checkAnswer, judge } from '../reward/verifier.js'
+import { checkAnswer, judge, type VerifyContext } from '../reward/verifier.js'
 import { openOutput } from './output.js'
 
 /** That a verdict is waited for: the default of task.timeout. */
@@ -61,7 +61,8 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
       const place = placeOf(row)
       signal?.throwIfAborted()
       const patience = { timeout: TIMEOUT_SECONDS, signal }
-      const verdict = await judge(() => verify.call(verifier, text, reference), place, patience)
+      const context = contextOf(row)
+      const verdict = await judge(() => verify.call(verifier, text, reference, context), place, patience)
       const isCorrect = verdict.reward >= 1
       if (isCorrect) correct++
       output.write([{ ...value, correct: isCorrect, reason: verdict.reason }])
@@ -71,4 +72,11 @@ export async function gradeLines(options: GradeOptions): Promise<{ correct: numb
     throw output.fail(error)
   }
   return { correct, total: rows.length }
+}
+
+/** A row of `rapo generate` has the prompt; any other may have one. */
+function contextOf(row: Row): VerifyContext {
+  const { id, prompt, completion: _, answer: __, reference: ___, ...columns } = row.value
+  const name = typeof id === 'string' || typeof id === 'number' ? String(id) : placeOf(row)
+  return { id: name, prompt: typeof prompt === 'string' ? prompt : '', columns }
 }

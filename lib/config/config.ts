@@ -38,7 +38,7 @@ export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> &
 
 /** What no single field can say. */
 export function crossFaults(config: Config): [path: string, text: string][] {
-  const { objective: o, correction, optimizer, sampling, data } = config
+  const { model, objective: o, correction, optimizer, sampling, data, task } = config
   const faults: [string, string][] = []
   if (data.shard >= data.shards) {
     faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
@@ -47,6 +47,27 @@ export function crossFaults(config: Config): [path: string, text: string][] {
     faults.push([
       'data.systemPrompt',
       `is given; it needs data.template chat, not ${JSON.stringify(data.template)}`,
+    ])
+  }
+  if (task.format !== undefined && !task.rewardFuncs.includes('format')) {
+    faults.push(['task.format', `is ${task.format}; it needs format among task.rewardFuncs`])
+  }
+  if (task.overlongBufferLen > sampling.maxNewTokens) {
+    faults.push([
+      'task.overlongBufferLen',
+      `is ${task.overlongBufferLen}; it must be ≤ sampling.maxNewTokens, ${sampling.maxNewTokens}`,
+    ])
+  }
+  if (task.overlongPenaltyFactor !== 1 && task.overlongBufferLen === 0) {
+    faults.push([
+      'task.overlongPenaltyFactor',
+      `is ${task.overlongPenaltyFactor}; it needs task.overlongBufferLen`,
+    ])
+  }
+  if (model.refModelSyncSteps > 0 && o.penalty === 'none') {
+    faults.push([
+      'model.refModelSyncSteps',
+      `is ${model.refModelSyncSteps}; it must be 0 without a penalty: there is no reference`,
     ])
   }
   if (o.penalty === 'none' && o.klCoef !== 0) {

@@ -1,6 +1,7 @@
 /** The section `model`: which model is trained, and where it lives. */
 import { z } from 'zod'
 import { devicePattern, deviceRange } from '../model/policy.js'
+import { count } from './values.js'
 
 export const model = z.strictObject({
   dir: z
@@ -10,6 +11,19 @@ export const model = z.strictObject({
       'Hugging Face directory of the model to train, or its name on the hub, such as Qwen/Qwen2.5-3B',
     ),
   reference: z.string().min(1).optional().describe('directory of the frozen reference (default: model.dir)'),
+  refModelSyncSteps: count(0)
+    .default(0)
+    .describe(
+      'steps from one update of the reference to the next, in which it moves to the policy; 0 is never',
+    ),
+  refModelMixupAlpha: z
+    .number()
+    .gt(0)
+    .max(1)
+    .default(0.6)
+    .describe(
+      "the policy's share in an updated reference, the rest being the reference before; 1 copies the policy",
+    ),
   dtype: z
     .enum(['float32', 'bfloat16'])
     .default('float32')

@@ -1,6 +1,12 @@
 /** The section `objective`: presets, and the objective that the kernels are given. */
 import { z } from 'zod'
-import { type AdvantageScale, advantageBaselines, advantageScales, phiShapes } from '../loss/advantage.js'
+import {
+  type AdvantageScale,
+  advantageBaselines,
+  advantageScales,
+  multiObjectiveAggregations,
+  phiShapes,
+} from '../loss/advantage.js'
 import { numberEntries, type ObjectiveNumber } from '../loss/fields.js'
 import {
   cispo,
@@ -48,6 +54,16 @@ export const objective = z.strictObject({
     .enum(advantageScales)
     .optional()
     .describe("what the difference is divided by: the standard deviation of the group's rewards, or nothing"),
+  multiObjectiveAggregation: z
+    .enum(multiObjectiveAggregations)
+    .default('sum-then-normalize')
+    .describe(
+      'of several rewards: one advantage of their sum, or the sum of the advantages that each gives (GDPO)',
+    ),
+  maskTruncatedCompletions: z
+    .boolean()
+    .default(false)
+    .describe('leave completions that were cut off out of the loss'),
   phi: z
     .enum(phiShapes)
     .optional()

@@ -24,5 +24,16 @@ export const sampling = z.strictObject({
     .lt(1)
     .default(0)
     .describe('drop tokens less likely than this times the likeliest; 0 is off'),
+  filterGroups: z
+    .enum(['off', 'reward', 'acc'])
+    .default('off')
+    .describe(
+      'leave out groups whose rewards (acc: those of the verifier) are all equal, and sample further prompts instead',
+    ),
+  maxNumGenBatches: count()
+    .default(10)
+    .describe(
+      'with filterGroups: times that a step samples, at most; then it is trained on the groups found',
+    ),
   maxNewTokens: count().default(1024).describe('longest completion, in tokens'),
 })

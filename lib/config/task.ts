@@ -1,12 +1,58 @@
 /** The section `task`: what rewards a completion. */
 import { z } from 'zod'
+import { formats } from '../reward/format.js'
 import { extractions } from '../reward/math/extract.js'
+import { count } from './values.js'
+
+const list = (text: string) =>
+  text
+    .split(',')
+    .map(item => item.trim())
+    .filter(item => item !== '')
+
+const numbers = (text: string, context: z.core.$RefinementCtx<string>) => {
+  const weights = list(text).map(Number)
+  if (!weights.every(Number.isFinite)) context.issues.push({ code: 'custom', input: text })
+  return weights
+}
 
 export const task = z.strictObject({
   verifier: z
     .string()
     .min(1)
-    .describe('what rewards a completion: countdown, exact, math, or the path of a module'),
+    .describe('what rewards a completion: countdown, exact, math, or the path of a module (docs/rewards.md)'),
+  rewardFuncs: z
+    .union([z.string().transform(list), z.array(z.string().min(1))])
+    .default([])
+    .meta({
+      range: 'a list of texts, or one text with commas',
+      description:
+        'rewards beside the verifier: format, length, a verifier, or the path of a module that exports one or several (docs/rewards.md)',
+    }),
+  rewardWeights: z
+    .union([z.string().transform(numbers), z.array(z.number()), z.number().transform(weight => [weight])])
+    .default([])
+    .meta({
+      range: 'a list of numbers, or one text with commas',
+      description:
+        'what the rewards of the verifier and of each of rewardFuncs are multiplied with (default: 1 each)',
+    }),
+  format: z
+    .enum(formats)
+    .optional()
+    .describe(
+      'what the reward function format looks for: <think>…</think> <answer>…</answer>, <think>…</think> …, or a box (default: think-answer)',
+    ),
+  overlongBufferLen: count(0)
+    .default(0)
+    .describe(
+      'last tokens of sampling.maxNewTokens in which a completion is punished, the more the longer it is; 0 is off',
+    ),
+  overlongPenaltyFactor: z
+    .number()
+    .positive()
+    .default(1)
+    .describe('the punishment of a completion that has sampling.maxNewTokens tokens'),
   extract: z
     .enum(extractions)
     .optional()

@@ -11,6 +11,8 @@ export interface CursorState {
   readonly position: number
   /** Of the seed and the problems, so that a changed file is noticed. */
   readonly fingerprint: string
+  /** Of the problems' other columns; absent where there are none, and in states of versions that did not read them. */
+  readonly columnsFingerprint?: string
 }
 
 /** An order of the problems that can be left and taken up again. */
@@ -26,8 +28,12 @@ export interface Cursor {
  * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where problems or seed are not those of that state.
  */
 export function createCursor(problems: readonly Problem[], seed: number, from?: CursorState): Cursor {
-  const fingerprint = digest([seed, problems])
-  if (from && from.fingerprint !== fingerprint) {
+  const fingerprint = digest([seed, problems.map(({ columns: _, ...problem }) => problem)])
+  const columns = problems.map(problem => problem.columns)
+  const columnsFingerprint = columns.some(Boolean) ? digest(columns) : undefined
+  const hasOtherColumns =
+    from?.columnsFingerprint !== undefined && from.columnsFingerprint !== columnsFingerprint
+  if (from && (from.fingerprint !== fingerprint || hasOtherColumns)) {
     throw new RapoError(
       'ERR_RAPO_DATA',
       'the training problems or the seed are not those that the checkpoint was made with',
@@ -56,6 +62,6 @@ export function createCursor(problems: readonly Problem[], seed: number, from?: 
       }
       return taken
     },
-    state: () => ({ epoch, position, fingerprint }),
+    state: () => ({ epoch, position, fingerprint, ...(columnsFingerprint && { columnsFingerprint }) }),
   }
 }

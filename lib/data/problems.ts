@@ -18,6 +18,8 @@ export interface Problem {
   readonly answer: unknown
   /** Splits the evaluation. */
   readonly difficulty?: string
+  /** The row's other columns, for verifiers; absent where there are none. */
+  readonly columns?: Readonly<Record<string, unknown>>
 }
 
 /**
@@ -144,7 +146,15 @@ function parseProblem(
       : { prompt: prompt as string }),
     answer,
     ...(difficulty === undefined ? {} : { difficulty: String(difficulty) }),
+    ...otherColumns(row, columns),
   }
+}
+
+/** Those that are no part of the problem. A column that a dotted name leads into has other entries, too: it stays. */
+function otherColumns({ value }: Row, columns: ReturnType<typeof chooseColumns>): Pick<Problem, 'columns'> {
+  const own = new Set(Object.values(columns).map(({ name }) => name))
+  const others = Object.entries(value).filter(([name]) => !own.has(name))
+  return others.length > 0 ? { columns: Object.fromEntries(others) } : {}
 }
 
 const emptyAsAbsent = (value: unknown) => (value === '' ? undefined : value)

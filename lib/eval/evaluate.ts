@@ -123,7 +123,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         )
         const { call: onProgress } = reporting
         const rollouts = await rolloutGroups(policy, tokenizer, missing, params, { signal, onProgress })
-        const scored = await score(rollouts, verifier, { ...config.task, signal })
+        const scored = await score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
         lock.check()
         const seconds = (performance.now() - start) / 1000 / missing.length
         for (const [i, { problem }] of missing.entries()) {

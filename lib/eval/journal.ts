@@ -7,6 +7,7 @@ import { appendJsonLines, parseJsonLines, readInput, toJsonLines } from '../base
 import { digest } from '../base/random.js'
 import type { Config } from '../config/config.js'
 import type { EncodedPrompt } from '../data/prompts.js'
+import { parseModuleName } from '../reward/load.js'
 
 /** A line of eval-progress.jsonl, after the first. */
 export interface ProgressLine {
@@ -85,6 +86,7 @@ function describeConditions(
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
   const { temperature, topP, topK, minP, maxNewTokens } = sampling
+  const { file: module } = parseModuleName(task.verifier)
   const weights = readdirSync(dir)
     .filter(name => /\.(?:safetensors|json)$/.test(name))
     .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs])
@@ -101,13 +103,17 @@ function describeConditions(
     },
     'sampling.maxNewTokens': maxNewTokens,
     'task.verifier': task.verifier,
-    ...(existsSync(task.verifier) && {
-      'verifier module': digest(Buffer.from(readInput(task.verifier)).toString('base64')),
+    ...(existsSync(module) && {
+      'verifier module': digest(Buffer.from(readInput(module)).toString('base64')),
     }),
     'data.template': data.template,
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },
     'model files': digest(weights),
-    problems: digest(prompts.map(({ problem }) => problem)),
+    problems: digest(prompts.map(({ problem: { columns: _, ...problem } }) => problem)),
+    // A verifier of the user's may read them.
+    ...(existsSync(module) && {
+      columns: digest(prompts.map(({ problem }) => problem.columns ?? {})),
+    }),
   }
 }
 

@@ -66,6 +66,58 @@ export function groupAdvantages(
   return advantages
 }
 
+/**
+ * How several rewards become one advantage, by TRL's names. sum-then-normalize: A of the weighted sum of the rewards.
+ * normalize-then-sum: the weighted sum of each reward's own A, divided by the standard deviation of that sum over the
+ * whole batch, plus 1e-6 (GDPO, arXiv 2601.05242).
+ */
+export const multiObjectiveAggregations = ['sum-then-normalize', 'normalize-then-sum'] as const
+/** An aggregation by its name. */
+export type MultiObjectiveAggregation = (typeof multiObjectiveAggregations)[number]
+
+/** One of several rewards of the same completions. */
+export interface WeightedRewards {
+  /** One a completion, group after group. */
+  readonly rewards: readonly number[]
+  readonly weight: number
+}
+
+/**
+ * The advantages of completions with several rewards. A group gets exactly 0 where its sums, or with normalize-then-sum
+ * all its rewards of a weight other than 0, are equal. Throws as groupAdvantages does.
+ */
+export function multiObjectiveAdvantages(
+  parts: readonly WeightedRewards[],
+  groupSize: number,
+  options: AdvantageOptions & { readonly aggregation?: MultiObjectiveAggregation } = {},
+): number[] {
+  const { aggregation = 'sum-then-normalize', ...perGroup } = options
+  oneOf('aggregation', aggregation, multiObjectiveAggregations)
+  for (const [i, { weight }] of parts.entries()) {
+    if (!Number.isFinite(weight)) invalid(`the weight of part ${i} is ${weight}; it must be a finite number`)
+  }
+  if (aggregation === 'sum-then-normalize') return groupAdvantages(weightedSums(parts), groupSize, perGroup)
+  const normalized = parts.map(({ rewards, weight }) => ({
+    rewards: groupAdvantages(rewards, groupSize, perGroup),
+    weight,
+  }))
+  const sums = weightedSums(normalized)
+  const { std } = moments(sums, 1)
+  // The mean of the sums is 0 already.
+  return sums.map(sum => sum / (std + STD_EPSILON))
+}
+
+/** Σ weight · reward of each completion. Throws ERR_RAPO_INVALID_ARGUMENT where the parts differ in length. */
+export function weightedSums(parts: readonly WeightedRewards[]): number[] {
+  const [first, ...others] = parts
+  if (!first) invalid('there must be one part at least')
+  const bad = others.find(({ rewards }) => rewards.length !== first.rewards.length)
+  if (bad) invalid(`a part has ${bad.rewards.length} rewards, the first has ${first.rewards.length}`)
+  return first.rewards.map((reward, i) =>
+    others.reduce((sum, { rewards, weight }) => sum + weight * rewards[i]!, first.weight * reward),
+  )
+}
+
 /** Share of the groups whose rewards are all equal: they teach nothing but the penalty. Without groups 0. */
 export function zeroAdvantageFraction(rewards: readonly number[], groupSize: number): number {
   checkGroups(rewards, groupSize)

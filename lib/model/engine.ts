@@ -41,7 +41,7 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
     addon.load(model, { ...native, reference }, control),
   )
   if (ignored.length > 0) warnOfIgnored(ignored)
-  return new NativePolicy(addon, handle, Object.freeze(info), model.text)
+  return new NativePolicy(addon, handle, Object.freeze(info), model.text, reference?.text)
 }
 
 /** names: "FILE: NAME". Rotary frequencies, one in each layer, are counted; value heads are named. */
@@ -222,6 +222,8 @@ interface Engine extends EngineAddon {
     control: Control,
   ): Promise<ObjectiveMetrics>
   step(handle: Handle, learningRate: number): Promise<StepResult>
+  syncReference(handle: Handle, share: number): Promise<void>
+  saveReference(handle: Handle, dir: string, configText: string): Promise<void>
   zeroGrad(handle: Handle): Promise<void>
   save(
     handle: Handle,
@@ -246,14 +248,16 @@ class NativePolicy implements Policy {
   readonly #handle: Handle
   /** Of the config.json that it was loaded with. */
   readonly #configText: string
+  readonly #referenceText: string | undefined
   /** Settles when the call made last is over. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
 
-  constructor(addon: Engine, handle: Handle, info: ModelInfo, configText: string) {
+  constructor(addon: Engine, handle: Handle, info: ModelInfo, configText: string, referenceText?: string) {
     this.#addon = addon
     this.#handle = handle
     this.#configText = configText
+    this.#referenceText = referenceText
     this.info = info
   }
 
@@ -309,6 +313,18 @@ class NativePolicy implements Policy {
   async step(learningRate: number): Promise<StepResult> {
     range('learningRate', learningRate, '≥ 0', x => x >= 0 && x < Infinity)
     return this.#call(undefined, () => this.#addon.step(this.#handle, learningRate))
+  }
+
+  async syncReference(share: number): Promise<void> {
+    range('share', share, 'in (0, 1]', x => x > 0 && x <= 1)
+    return this.#call(undefined, () => this.#addon.syncReference(this.#handle, share))
+  }
+
+  async saveReference(dir: string): Promise<void> {
+    text('dir', dir)
+    // Without a reference the engine says that there is none.
+    const config = withDtype(this.#referenceText ?? this.#configText, this.info.dtype)
+    return this.#call(undefined, () => this.#addon.saveReference(this.#handle, dir, config))
   }
 
   async zeroGrad(): Promise<void> {

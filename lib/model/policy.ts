@@ -166,6 +166,13 @@ export interface Policy {
   accumulate(batch: MicroBatch, objective: Objective, options?: CallOptions): Promise<ObjectiveMetrics>
   /** Clips the gradient held, takes an AdamW step with learningRate ≥ 0, and drops the gradient. */
   step(learningRate: number): Promise<StepResult>
+  /**
+   * The reference's weights become share · policy + (1 − share) · reference, share in (0, 1]; both must have the same
+   * tensors. Absent, as saveReference, from policies that cannot: model.refModelSyncSteps needs both.
+   */
+  syncReference?(share: number): Promise<void>
+  /** Writes the reference into an existing directory, which as referenceDir gives the same bits. */
+  saveReference?(dir: string): Promise<void>
   /** Drops the gradient held. */
   zeroGrad(): Promise<void>
   /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */

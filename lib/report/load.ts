@@ -33,7 +33,7 @@ export interface Stage {
 }
 
 /** pass@k counts these as correct. */
-export const isRight = (sample: Sample) => sample.reward >= 1
+export const isRight = ({ correct, reward }: Sample) => correct ?? reward >= 1
 
 /** Stretches into which the steps of training are divided. */
 const STAGES = 5
@@ -46,6 +46,7 @@ const metricsSchema = z
   .object({
     step: z.int().nonnegative(),
     seconds: z.record(z.string(), value).optional(),
+    rewards: z.record(z.string(), z.record(z.string(), value)).optional(),
   })
   .catchall(z.unknown())
 
@@ -57,6 +58,18 @@ const sampleSchema = z.object({
   reward: z.number(),
   reason: z.string().default(''),
   finishReason: z.string().default(''),
+  /** With several rewards: whether the verifier's says so, and each. */
+  correct: z.boolean().optional(),
+  rewards: z
+    .array(
+      z.object({
+        name: z.string(),
+        weight: z.number().default(1),
+        reward: z.number(),
+        reason: z.string().default(''),
+      }),
+    )
+    .default([]),
 })
 
 const groupSchema = z.object({

@@ -34,11 +34,18 @@ const cards = (samples: readonly Sample[]) =>
   samples.some(({ prompt, completion }) => prompt.length + completion.length > 400) ? 'cards wide' : 'cards'
 
 function card(sample: Sample, label?: string): Html {
-  const { problemId, prompt, completion, reward, reason, finishReason } = sample
+  const { problemId, prompt, completion, reward, reason, finishReason, rewards } = sample
   const verdict = isRight(sample) ? '✓ right' : '✗ wrong'
   const place = html`problem ${visibleText(problemId)}${label !== undefined && `, ${label}`}${finishReason === 'length' && ', truncated'}`
   return html`<article class="sample ${isRight(sample) ? 'right' : 'wrong'}">
     <header><span><b>${verdict}</b> · reward ${number(reward)}</span><span>${place}</span>
-    ${reason !== '' && html`<span class="reason">${visibleText(reason, 300)}</span>`}</header>
+    ${rewards.length === 0 && reason !== '' && html`<span class="reason">${visibleText(reason, 300)}</span>`}
+    ${rewards.map(part => html`<span class="reason">${partText(part)}</span>`)}</header>
     <pre dir="ltr"><span class="prompt">${visibleText(prompt)}</span>${visibleText(completion)}</pre></article>`
+}
+
+/** format 1 × 0.2: in the format */
+function partText({ name, weight, reward, reason }: Sample['rewards'][number]): Html {
+  const factor = weight === 1 ? '' : ` × ${number(weight)}`
+  return html`${visibleText(name)} ${number(reward)}${factor}${reason !== '' && html`: ${visibleText(reason, 300)}`}`
 }

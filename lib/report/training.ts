@@ -18,6 +18,7 @@ interface Chart {
 const CHARTS: readonly Chart[] = [
   { field: 'rewardMean', title: 'Reward', fromZero: true },
   { field: 'zeroAdvantageFraction', title: 'Groups without signal', fromZero: true },
+  { field: 'filteredFraction', title: 'Groups left out', fromZero: true },
   { field: 'kl', title: 'KL penalty', fromZero: true },
   { field: 'entropy', title: 'Entropy', fromZero: true },
   { field: 'loss', title: 'Loss' },
@@ -44,7 +45,7 @@ export function trainingSection(shown: readonly ShownRun[]): Html {
   const others = shown.filter(({ run }) => !run.metrics?.length && !run.isBase)
   const lastStep = Math.max(1, ...trained.map(({ run }) => run.metrics.at(-1)!.step))
   const reach = Math.floor(lastStep * SMOOTHING)
-  const charts = CHARTS.flatMap(chart => metricChart(chart, trained, reach, lastStep) ?? [])
+  const charts = chartsOf(trained).flatMap(chart => metricChart(chart, trained, reach, lastStep) ?? [])
   return html`<section id="training">
     <h2>Training</h2>
     ${
@@ -106,13 +107,28 @@ function metricChart(
 /** Two moving means: weights that fall off to both sides, so that a spike becomes a bump and not a plateau. */
 const smoothed = (points: readonly Point[], reach: number) => movingMean(movingMean(points, reach), reach)
 
+/** With several rewards, a chart of each one's mean behind that of the reward. */
+function chartsOf(trained: readonly Trained[]): Chart[] {
+  const names = new Set(
+    trained.flatMap(({ run }) => run.metrics.flatMap(({ rewards }) => Object.keys(rewards ?? {}))),
+  )
+  const [first, ...rest] = CHARTS
+  const parts = [...names].map(name => ({
+    field: `rewards.${name}.mean`,
+    title: `Reward ${name}`,
+    fromZero: true,
+  }))
+  return [first!, ...parts, ...rest]
+}
+
 /** null where the step lacks the value; seconds are those of all phases. */
 function metricOf(step: StepMetrics, field: string): number | null {
   if (field === 'seconds') {
     const seconds = Object.values(step.seconds ?? {}).filter(value => value != null)
     return seconds.length > 0 ? seconds.reduce((sum, value) => sum + value, 0) : null
   }
-  const value = step[field]
+  const [, reward] = /^rewards\.(.*)\.mean$/.exec(field) ?? []
+  const value = reward === undefined ? step[field] : step.rewards?.[reward]?.mean
   return typeof value === 'number' ? value : null
 }
 

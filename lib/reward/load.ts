@@ -1,11 +1,12 @@
 /** Verifiers by name: those built in, and modules of the user's. */
+import path from 'node:path'
 import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../base/errors.js'
-import { importModule } from '../base/module.js'
+import { type Exports, importModule } from '../base/module.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 import { createMath, type MathOptions } from './math.js'
-import type { Verdict, Verifier } from './verifier.js'
+import { judge, type Verifier, type Verify } from './verifier.js'
 
 /** Those built in. */
 const verifiers: Readonly<Record<string, Verifier>> = {
@@ -17,7 +18,7 @@ const verifiers: Readonly<Record<string, Verifier>> = {
 export const verifierNames = Object.keys(verifiers)
 
 /**
- * A built-in verifier by its name, or the default export of a module by its path; the options are those of `math`, which
+ * A built-in verifier by its name, or the default export of a module by its path, or `PATH#NAME` for a named export; the options are those of `math`, which
  * no other takes. Throws ERR_RAPO_CONFIG.
  */
 export async function loadVerifier(name: string, options: MathOptions = {}): Promise<Verifier> {
@@ -29,31 +30,79 @@ export async function loadVerifier(name: string, options: MathOptions = {}): Pro
   }
   const builtIn = Object.hasOwn(verifiers, name) ? verifiers[name] : undefined
   if (builtIn) return builtIn
-  if (!/[\\/]|\.[cm]?[jt]s$/.test(name)) {
+  if (!isModuleName(name)) {
     const nearest = verifierNames.toSorted((a, b) => distance(name, a) - distance(name, b))[0]
     throw new RapoError(
       'ERR_RAPO_CONFIG',
       `task.verifier "${name}" is not known: did you mean "${nearest}"? Known: ${verifierNames.join(', ')}, or the path of a module`,
     )
   }
-  const module = await importModule('task.verifier', name)
-  const verifier = module.default as Partial<Verifier> | undefined
-  if (typeof verifier?.verify !== 'function' || typeof verifier.checkAnswer !== 'function') {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.verifier ${name}: its default export must have the functions verify(completion, answer) and checkAnswer(answer)`,
-    )
+  const { file, exported = 'default' } = parseModuleName(name)
+  const module = await importModule('task.verifier', file)
+  const verifier = asVerifier(module[exported])
+  if (verifier) return verifier
+  throw notAVerifier('task.verifier', name, exported, module)
+}
+
+/** Whether a name is the path of a module rather than what is built in. */
+export const isModuleName = (name: string) => /[\\/]|\.[cm]?[jt]s(#.*)?$/.test(name)
+
+/** `./rewards.ts`, or `./rewards.ts#style` for one of its named exports. */
+export function parseModuleName(name: string): { readonly file: string; readonly exported?: string } {
+  const [, file, exported] = /^(.*\.[cm]?[jt]s)#([\p{ID_Start}$_][\p{ID_Continue}$]*)$/u.exec(name) ?? []
+  return file !== undefined && exported !== undefined ? { file, exported } : { file: name }
+}
+
+/** The exports of a module that are verifiers: the one that is named; else the default one; else all. */
+export async function loadExports(field: string, name: string): Promise<ReadonlyMap<string, Verifier>> {
+  const { file, exported } = parseModuleName(name)
+  const module = await importModule(field, file)
+  const names = Object.keys(module)
+  // jiti makes up a default export, that does not stand among the names, of a module's named ones.
+  const hasDefault = names.length === 0 || names.includes('default')
+  const one = exported !== undefined || hasDefault ? asVerifier(module[exported ?? 'default']) : undefined
+  if (one) return new Map([[exported ?? path.parse(file).name, one]])
+  if (exported !== undefined) throw notAVerifier(field, name, exported, module)
+  // Not in the module's order, which not every loader keeps.
+  const all = names.toSorted().flatMap(own => {
+    const verifier = asVerifier(module[own])
+    return verifier ? [[own, verifier] as const] : []
+  })
+  if (all.length === 0) throw notAVerifier(field, name, 'default', module)
+  return new Map(all)
+}
+
+function notAVerifier(field: string, name: string, exported: string, module: Exports): RapoError {
+  const which = exported === 'default' ? 'its default export' : `its export ${exported}`
+  const others = Object.keys(module).filter(other => other !== 'default' && asVerifier(module[other]))
+  const hint =
+    others.length > 0 ? `; it exports ${others.join(', ')}, as in ${name.split('#')[0]}#${others[0]}` : ''
+  return new RapoError(
+    'ERR_RAPO_CONFIG',
+    `${field} ${name}: ${which} must be a function (completion, answer, context) that returns a reward, or an object with that function as verify, and checkAnswer(answer) where answers are to be checked${hint}`,
+  )
+}
+
+/** A verifier as a module may export one: whole, without checkAnswer, or verify alone. undefined for anything else. */
+function asVerifier(exported: unknown): Verifier | undefined {
+  const checkAnswer = () => undefined
+  if (typeof exported === 'function') return { checkAnswer, verify: exported as Verify }
+  const verifier = (exported ?? {}) as Partial<Verifier>
+  if (typeof verifier.verify !== 'function') return undefined
+  if (typeof verifier.checkAnswer === 'function') return verifier as Verifier
+  if (verifier.checkAnswer !== undefined) return undefined
+  const { verifyAnswer } = verifier
+  return {
+    checkAnswer,
+    verify: (...args) => verifier.verify!(...args),
+    ...(verifyAnswer && { verifyAnswer: (...args) => verifyAnswer.call(verifier, ...args) }),
   }
-  return verifier as Verifier
 }
 
 /** The verifier with answers that may also be a list: a completion is right where any entry of the list is its answer. */
 function withAlternatives(verifier: Verifier): Verifier {
-  const best = async (
-    answers: readonly unknown[],
-    judge: (answer: unknown) => Verdict | Promise<Verdict>,
-  ) => {
-    const verdicts = await Promise.all(answers.map(judge))
+  const best = async (answers: readonly unknown[], verify: (answer: unknown) => ReturnType<Verify>) => {
+    const verdicts = await Promise.all(answers.map(answer => judge(() => verify(answer), 'an answer')))
     return verdicts.reduce((best, verdict) => (verdict.reward > best.reward ? verdict : best))
   }
   const { verify, verifyAnswer } = verifier
@@ -67,11 +116,15 @@ function withAlternatives(verifier: Verifier): Verifier {
         ? undefined
         : `answer has several entries, of which number ${at! + 1}: ${fault}`
     },
-    verify: (completion, answer) =>
-      Array.isArray(answer) ? best(answer, entry => verify(completion, entry)) : verify(completion, answer),
+    verify: (completion, answer, context) =>
+      Array.isArray(answer)
+        ? best(answer, entry => verify(completion, entry, context))
+        : verify(completion, answer, context),
     ...(verifyAnswer && {
-      verifyAnswer: (text: string, answer: unknown) =>
-        Array.isArray(answer) ? best(answer, entry => verifyAnswer(text, entry)) : verifyAnswer(text, answer),
+      verifyAnswer: (text, answer, context) =>
+        Array.isArray(answer)
+          ? best(answer, entry => verifyAnswer(text, entry, context))
+          : verifyAnswer(text, answer, context),
     }),
   }
 }

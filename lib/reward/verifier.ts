@@ -2,14 +2,44 @@
 import { inspect } from 'node:util'
 import { RapoError, reasonOf } from '../base/errors.js'
 import { waitFor } from '../base/wait.js'
+import type { FinishReason } from '../model/policy.js'
+import type { Message } from '../model/template.js'
 
-/** What a verifier makes of a completion. */
+/** A judged completion. */
 export interface Verdict {
   /** Finite; 1 is a correct completion. pass@k counts rewards ≥ 1 as correct. */
   readonly reward: number
-  /** One line for a person: why this reward. */
+  /** One line for a person: why this reward. Empty where the verifier gave none. */
   readonly reason: string
 }
+
+/** What a verifier may return: a reward alone, or a reward with a reason. */
+export type VerifierResult = number | { readonly reward: number; readonly reason?: string | undefined }
+
+/** What is known of a completion beside its text and the answer. */
+export interface VerifyContext {
+  /** The problem's name. */
+  readonly id: string
+  /** The problem's text; of a conversation, the last message of the user. */
+  readonly prompt: string
+  /** The conversation, where the problem is one. */
+  readonly messages?: readonly Message[]
+  /** The columns of the problem's row that are neither its problem, answer, id nor difficulty. */
+  readonly columns: Readonly<Record<string, unknown>>
+  /** Of a completion that was sampled: its tokens, with the one that ended it. */
+  readonly tokens?: number
+  /** Of a completion that was sampled: the largest number of tokens that it could have had. */
+  readonly maxNewTokens?: number
+  /** Of a completion that was sampled: `length` where it was cut off. */
+  readonly finishReason?: FinishReason
+}
+
+/** A verifier's judgement of one completion. */
+export type Verify = (
+  completion: string,
+  answer: unknown,
+  context: VerifyContext,
+) => VerifierResult | Promise<VerifierResult>
 
 /**
  * Judges completions. A malformed completion is worth 0 with a reason; only a fault of the verifier's own throws,
@@ -22,9 +52,9 @@ export interface Verifier {
    */
   checkAnswer(answer: unknown): string | undefined
   /** Judges one completion. Promises may be many: a step's completions are all asked for before the first is awaited. */
-  verify(completion: string, answer: unknown): Verdict | Promise<Verdict>
+  verify(...args: Parameters<Verify>): ReturnType<Verify>
   /** The same of a final answer alone, where verify looks for it in the completion. Default: verify. */
-  verifyAnswer?(given: string, answer: unknown): Verdict | Promise<Verdict>
+  verifyAnswer?(...args: Parameters<Verify>): ReturnType<Verify>
 }
 
 /** What checkAnswer says of an answer. Whatever it throws, or gives instead of a text, is a RapoError that names `what`. */
@@ -56,27 +86,29 @@ export interface Patience {
   /** What a verdict that takes longer is: a fault of the verifier's, or reward 0. Default error. */
   readonly onTimeout?: 'error' | 'zero' | undefined
   readonly signal?: AbortSignal | undefined
+  /** What a message calls the one that judges. Default: the verifier. */
+  readonly who?: string | undefined
 }
 
 /**
- * What a verifier says. Whatever it throws, a verdict that never comes, or a reward that is no number, is a RapoError
- * that names `what` it judged. Aborting rejects with the signal's reason.
+ * What a verifier says. Whatever it throws, a verdict that never comes, or a result that is no VerifierResult, is a
+ * RapoError that names `what` it judged. Aborting rejects with the signal's reason.
  */
 export async function judge(
-  verify: () => Verdict | Promise<Verdict>,
+  verify: () => VerifierResult | Promise<VerifierResult>,
   what: string,
-  { timeout, onTimeout = 'error', signal }: Patience = {},
+  { timeout, onTimeout = 'error', signal, who = 'the verifier' }: Patience = {},
 ): Promise<Verdict> {
   const fault = (why: string, cause?: unknown) =>
-    new RapoError('ERR_RAPO_INTERNAL', `the verifier failed on ${what}: ${why}`, { cause })
+    new RapoError('ERR_RAPO_INTERNAL', `${who} failed on ${what}: ${why}`, { cause })
   const late = new Error(`it has not answered within ${timeout} seconds (task.timeout)`)
   const never = new Error(
     'its promise can never settle: nothing is left in this process that it could wait for',
   )
-  let verdict: Verdict
+  let result: VerifierResult
   try {
     const pending = verify()
-    verdict = isThenable<Verdict>(pending)
+    result = isThenable<VerifierResult>(pending)
       ? await waitFor(pending, { signal, timeout, fault: why => (why === 'timeout' ? late : never) })
       : pending
   } catch (cause) {
@@ -85,8 +117,27 @@ export async function judge(
       return { reward: 0, reason: `no verdict within ${timeout} seconds` }
     throw fault(reasonOf(cause), cause)
   }
-  if (!Number.isFinite(verdict?.reward)) throw fault(`its reward is ${verdict?.reward}`)
+  const verdict = toVerdict(result)
+  if (typeof verdict === 'string') throw fault(verdict)
   return verdict
+}
+
+/** The result as a verdict, or what is wrong with it. */
+function toVerdict(result: unknown): Verdict | string {
+  const { reward, reason = '' } = (typeof result === 'number' ? { reward: result } : (result ?? {})) as {
+    reward?: unknown
+    reason?: unknown
+  }
+  const wanted = 'it must return a number, or { reward: a number, reason: a text, which may be left out }'
+  if (typeof reward !== 'number' || !Number.isFinite(reward))
+    return `its reward is ${asText(reward)}; it returned ${asText(result)}, but ${wanted}`
+  if (typeof reason !== 'string') return `its reason is ${asText(reason)}, which is no text; ${wanted}`
+  return { reward, reason }
+}
+
+function asText(value: unknown): string {
+  const text = inspect(value, { breakLength: Infinity, depth: 1 })
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text
 }
 
 function isThenable<T>(value: unknown): value is PromiseLike<T> {

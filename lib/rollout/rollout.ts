@@ -4,7 +4,8 @@ import type { EncodedPrompt } from '../data/prompts.js'
 import { packTokens, unpackCompletions } from '../model/batch.js'
 import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
 import type { Tokenizer } from '../model/tokenizer.js'
-import { judge, type Patience, type Verifier } from '../reward/verifier.js'
+import type { RewardPart } from '../reward/rewards.js'
+import { judge, type Patience, type Verdict, type Verifier, type VerifyContext } from '../reward/verifier.js'
 
 /** A prompt and one completion of it. */
 export interface Rollout {
@@ -19,9 +20,19 @@ export interface Rollout {
   readonly completion: string
 }
 
+/** How score waits, and what it tells verifiers. */
+export interface ScoreOptions extends Patience {
+  /** VerifyContext.maxNewTokens. */
+  readonly maxNewTokens?: number
+}
+
 export interface ScoredRollout extends Rollout {
+  /** With several rewards: their weighted sum. */
   readonly reward: number
+  /** The verifier's. */
   readonly reason: string
+  /** With several rewards, or a weight: each by its name, the verifier's first, not weighted. */
+  readonly parts?: readonly (Verdict & Pick<RewardPart, 'name' | 'weight'>)[]
 }
 
 /** What the engine is told of the configuration's sampling fields. */
@@ -59,24 +70,61 @@ export async function rolloutGroups(
 
 /**
  * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
- * not come, or a reward that is no number, ends the run with the problem named.
+ * not come, or a result that is none, ends the run with the problem named.
  */
 export async function score(
   rollouts: readonly Rollout[],
   verifier: Verifier,
-  patience?: Patience,
+  { maxNewTokens, ...patience }: ScoreOptions = {},
 ): Promise<ScoredRollout[]> {
   const verdicts = await Promise.all(
-    rollouts.map(({ problem, completion }) =>
-      judge(
-        () => verifier.verify(completion, problem.answer),
+    rollouts.map(rollout => {
+      const { problem, completion } = rollout
+      return judge(
+        () => verifier.verify(completion, problem.answer, contextOf(rollout, maxNewTokens)),
         `problem "${problem.id}", completion ${JSON.stringify(completion)}`,
         patience,
-      ),
-    ),
+      )
+    }),
   )
   return rollouts.map((rollout, i) => {
     const { reward, reason } = verdicts[i]!
     return { ...rollout, reward, reason }
   })
+}
+
+/** The same with several rewards, whose weighted sum is the reward. All are asked for before the first is awaited. */
+export async function scoreParts(
+  rollouts: readonly Rollout[],
+  parts: readonly RewardPart[],
+  options: ScoreOptions = {},
+): Promise<ScoredRollout[]> {
+  const [first, ...others] = parts
+  if (first && others.length === 0 && first.weight === 1) return score(rollouts, first.verifier, options)
+  const scored = await Promise.all(
+    parts.map(({ name, verifier }, k) =>
+      score(rollouts, verifier, { ...options, ...(k > 0 && { who: `the reward ${name}` }) }),
+    ),
+  )
+  return rollouts.map((rollout, i) => {
+    const verdicts = parts.map(({ name, weight }, k) => {
+      const { reward, reason } = scored[k]![i]!
+      return { name, weight, reward, reason }
+    })
+    const reward = verdicts.reduce((sum, { weight, reward }) => sum + weight * reward, 0)
+    return { ...rollout, reward, reason: verdicts[0]!.reason, parts: verdicts }
+  })
+}
+
+function contextOf(
+  { problem, completionIds, finishReason }: Rollout,
+  maxNewTokens: number | undefined,
+): VerifyContext {
+  const { id, prompt, messages, columns = {} } = problem
+  const sampled = {
+    tokens: completionIds.length,
+    finishReason,
+    ...(maxNewTokens !== undefined && { maxNewTokens }),
+  }
+  return { id, prompt, ...(messages && { messages }), columns, ...sampled }
 }

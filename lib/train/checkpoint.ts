@@ -37,11 +37,14 @@ export interface Checkpoint {
   readonly dir: string
   /** Masters and moments, for Policy.loadState. */
   readonly stateFile: string
+  /** A model directory with the reference, where it has moved (model.refModelSyncSteps). */
+  readonly referenceDir?: string
   readonly trainer: TrainerState
 }
 
 const TEMPORARY = '.tmp'
 const stateFileOf = (dir: string) => path.join(dir, 'rapo', 'state.safetensors')
+const referenceDirOf = (dir: string) => path.join(dir, 'rapo', 'reference')
 const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
 
 /**
@@ -49,13 +52,15 @@ const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
  * newest `keep`. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
  *
  * @param modelDir where the tokenizer is copied from
+ * @param hasMoved whether the reference is no longer the one that the run began with, and so is a part of the state
  */
 export async function writeCheckpoint(
   runDir: string,
   modelDir: string,
-  policy: Pick<Policy, 'save' | 'saveState'>,
+  policy: Pick<Policy, 'save' | 'saveState' | 'saveReference'>,
   trainer: TrainerState,
   keep: number,
+  hasMoved = false,
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
   const name = `step-${String(trainer.step).padStart(6, '0')}`
@@ -78,6 +83,10 @@ export async function writeCheckpoint(
     mkdirSync(path.join(temporary, 'rapo'), { recursive: true })
     await policy.save(temporary)
     await policy.saveState(stateFileOf(temporary))
+    if (hasMoved) {
+      mkdirSync(referenceDirOf(temporary))
+      await policy.saveReference!(referenceDirOf(temporary))
+    }
     copyTokenizer(modelDir, temporary)
     writeFileSync(trainerFileOf(temporary), `${JSON.stringify(trainer, null, 2)}\n`)
     syncTree(temporary)
@@ -108,7 +117,8 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
       throw new Error('step or cursor is missing')
     const { entropyCoef = 0 } = trainer
     if (!(Number.isFinite(entropyCoef) && entropyCoef >= 0)) throw new Error('entropyCoef is no number ≥ 0')
-    return { dir, stateFile: stateFileOf(dir), trainer }
+    const referenceDir = referenceDirOf(dir)
+    return { dir, stateFile: stateFileOf(dir), ...(existsSync(referenceDir) && { referenceDir }), trainer }
   } catch (cause) {
     throw new RapoError('ERR_RAPO_FORMAT', `the checkpoint ${dir} is damaged: ${(cause as Error).message}`, {
       cause,

@@ -28,8 +28,16 @@ export interface Remeasured {
   maskedFraction?: number
 }
 
+/** With sampling.filterGroups. */
+export interface Filtered {
+  /** Groups sampled for the step. */
+  generatedGroups?: number
+  /** Share of them that was left out. */
+  filteredFraction?: number
+}
+
 /** A line of metrics.jsonl. */
-export interface StepMetrics extends Remeasured {
+export interface StepMetrics extends Remeasured, Filtered {
   step: number
   rewardMean: number
   rewardStd: number
@@ -49,6 +57,8 @@ export interface StepMetrics extends Remeasured {
   truncatedFraction: number
   tokens: number
   skippedSteps: number
+  /** With several rewards: of each by its name, not weighted. */
+  rewards?: Readonly<Record<string, { readonly mean: number; readonly std: number }>>
   seconds: PhaseSeconds
 }
 
@@ -84,5 +94,27 @@ export function summarizeStep(
     truncatedFraction: truncated / rollouts.length,
     tokens: sums.tokens,
     skippedSteps: optimizerSteps.filter(result => result.skipped).length,
+    ...rewardParts(rollouts),
   }
+}
+
+function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rewards'> {
+  const parts = rollouts[0]?.parts
+  if (!parts) return {}
+  const rewards = parts.map(
+    ({ name }, k) => [name, moments(rollouts.map(({ parts }) => parts![k]!.reward))] as const,
+  )
+  return { rewards: Object.fromEntries(rewards) }
+}
+
+/** Adds the seconds that the work takes to those of its phase. */
+export async function timed<T>(
+  seconds: PhaseSeconds,
+  phase: keyof PhaseSeconds,
+  work: Promise<T>,
+): Promise<T> {
+  const start = performance.now()
+  const result = await work
+  seconds[phase] += (performance.now() - start) / 1000
+  return result
 }

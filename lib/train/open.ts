@@ -17,9 +17,8 @@ import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
-import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
-import { loadVerifier } from '../reward/load.js'
-import type { Verifier } from '../reward/verifier.js'
+import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
+import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -45,12 +44,14 @@ export interface OpenRun {
   readonly policy: Policy
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
-  readonly verifier: Verifier
+  readonly rewards: readonly RewardPart[]
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
   /** After the steps done already. */
   readonly state: TrainerState
+  /** The reference is one of a checkpoint, not the one that the run began with. */
+  readonly hasMoved: boolean
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
@@ -69,16 +70,17 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
-  const verifier = await loadVerifier(config.task.verifier, config.task)
+  const rewards = await loadRewards(config.task)
   const { onUnusable, onDownload, signal: aborted } = options
   const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
   const data = { ...config.data, ...told }
-  const problems = await withSignal(readProblems(data.train, verifier, data), options.signal)
+  const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(told)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
   // A loader of the caller's own may know other models.
   if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
+  if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
@@ -114,11 +116,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     options.signal?.throwIfAborted()
     policy = await openPolicy(
       from?.dir ?? modelDir,
-      trainingOptions(config, referenceDir),
+      trainingOptions(config, from?.referenceDir ?? referenceDir),
       run.threads,
       options.loadPolicy,
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
+    checkSync(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
@@ -139,7 +142,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, modelDir, verifier, cursor, context, stopTokenIds, state },
+      ...{ policy, modelDir, rewards, cursor, context, stopTokenIds, state },
+      hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
@@ -147,6 +151,31 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     await close().catch(() => {})
     throw error
   }
+}
+
+/** Of config.json: what the tensors' shapes follow from. */
+const shapeFields = [
+  ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
+  ...['num_key_value_heads', 'head_dim', 'vocab_size', 'tie_word_embeddings'],
+]
+
+/** Now, and not when the reference is updated for the first time. */
+function checkShapes(modelDir: string, referenceDir: string): void {
+  const [own, other] = [modelDir, referenceDir].map(dir => readJson(path.join(dir, 'config.json')))
+  const field = shapeFields.find(name => own?.[name] !== other?.[name])
+  if (field === undefined) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `model.refModelSyncSteps needs a reference of the model's shape: ${field} is ${other?.[field]} in ${referenceDir} and ${own?.[field]} in ${modelDir}`,
+  )
+}
+
+function checkSync({ model }: Config, policy: Policy): void {
+  if (model.refModelSyncSteps === 0 || (policy.syncReference && policy.saveReference)) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `model.refModelSyncSteps is ${model.refModelSyncSteps}; it must be 0 for a policy without syncReference and saveReference`,
+  )
 }
 
 function noCheckpoint(dir: string): RapoError {

@@ -34,7 +34,9 @@ export async function remeasure(
   const isCorrected = correction.level !== 'off'
   const isNeeded =
     isCorrected || correction.maxDivergence !== undefined || target !== undefined || topEntropyFraction < 1
-  if (!isNeeded) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
+  // All completions of a batch may be masked.
+  const isEmpty = !sequences.some(sequence => trainedLength(sequence) > 0)
+  if (!isNeeded || isEmpty) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
 
   const batch = packBatch(
     sequences,

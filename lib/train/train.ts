@@ -1,19 +1,18 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
 import { RapoError, reasonOf } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
-import { deriveSeed } from '../base/random.js'
 import { plainLine } from '../base/text.js'
 import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
-import { encodePrompt } from '../data/prompts.js'
-import { groupAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
+import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
-import { rolloutGroups, type ScoredRollout, samplingParams, score } from '../rollout/rollout.js'
+import type { ScoredRollout } from '../rollout/rollout.js'
 import { type TrainerState, writeCheckpoint } from './checkpoint.js'
-import { type PhaseSeconds, type StepMetrics, summarizeStep } from './metrics.js'
+import { gather } from './gather.js'
+import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { learningRateAt } from './schedule.js'
@@ -37,6 +36,8 @@ interface Run extends OpenRun {
   state: TrainerState
   /** The weights are not those of that state any more. */
   isMidStep: boolean
+  /** Nor is the reference the one that the run began with. */
+  hasMoved: boolean
 }
 
 /**
@@ -54,6 +55,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       run.signal.throwIfAborted()
       const step = run.state.step + 1
       const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
+      await syncReference(run, config, step)
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
@@ -115,42 +117,47 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
 async function trainStep(run: Run, config: Config, step: number) {
-  const { policy, context, cursor, stopTokenIds, verifier, signal } = run
-  const { sampling, task } = config
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
-  const prompts = cursor.next(sampling.promptsPerStep).map(problem => encodePrompt(problem, context))
-  const seed = deriveSeed(config.run.seed, 'rollout', step)
-  const params = samplingParams(sampling, { n: sampling.groupSize, stopTokenIds, seed })
-  const sampled = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
-  const rollouts = await timed(seconds, 'rollout', sampled)
-  const scored = await timed(seconds, 'score', score(rollouts, verifier, { ...task, signal }))
+  const {
+    sampled,
+    trained,
+    zeroAdvantageFraction,
+    metrics: filtered,
+  } = await gather(run, config, step, seconds)
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
-  const updating = update(run, scored, config, learningRate)
+  const updating = update(run, trained, config, learningRate)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
-  const measured = summarizeStep(scored, sampling.groupSize, sums, results)
-  const metrics: StepMetrics = { step, ...measured, ...remeasured, learningRate, seconds }
-  return { scored, metrics, entropyCoef: nextEntropyCoef }
+  const taken = results.length > 0 ? results : [{ gradNorm: 0, skipped: false }]
+  const measured = summarizeStep(sampled, config.sampling.groupSize, sums, taken)
+  const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
+  const metrics: StepMetrics = {
+    ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
+    ...{ ...remeasured, ...filtered, learningRate, seconds },
+  }
+  return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
 async function update(run: Run, scored: readonly ScoredRollout[], config: Config, learningRate: number) {
   const { policy, signal } = run
-  const { penalty, aggregation, advantageBaseline, advantageScale, phi, ...range } = config.objective
+  const { penalty, aggregation, phi, maskTruncatedCompletions, ...range } = config.objective
   const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
-  const options = { baseline: advantageBaseline, scale: advantageScale }
-  const advantages = groupAdvantages(rewards, groupSize, options)
+  const advantages = advantagesOf(scored, config)
   // The reverse penalties are defined with φ = 1 (docs/objective.md).
   const refWeights = penalty.startsWith('forward')
     ? referenceWeights(rewards, { shape: phi, ...range } as PhiRange)
     : undefined
-  const sampled = scored.map(({ promptIds, completionIds, logprobs }, i) =>
-    toSequence(promptIds, completionIds, {
+  const sampled = scored.map(({ promptIds, completionIds, logprobs, finishReason }, i) => {
+    const sequence = toSequence(promptIds, completionIds, {
       advantage: advantages[i]!,
       oldLogprobs: logprobs,
       ...(refWeights && { refWeight: refWeights[i]! }),
-    }),
-  )
+    })
+    // Its reward still counts in the mean of its group.
+    const isMasked = maskTruncatedCompletions && finishReason === 'length'
+    return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
+  })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
     policy,
     sampled,
@@ -164,6 +171,8 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
   const groups = splitEvenly(sequences, sequences.length / groupSize)
   for (const part of splitEvenly(groups, config.optimizer.stepsPerBatch)) {
     const miniBatch = part.flat()
+    // sampling.filterGroups may leave fewer groups than optimizer steps.
+    if (miniBatch.length === 0) continue
     const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
     for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
       // A batch whose first optimizer step is done is finished: half of one could not be resumed.
@@ -177,24 +186,45 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
   return { sums, results, remeasured: metrics, nextEntropyCoef }
 }
 
-function save({ policy, modelDir, lock }: OpenRun, { run }: Config, state: TrainerState, keep: number) {
-  lock.check()
-  return writeCheckpoint(run.output, modelDir, policy, state, keep)
+function advantagesOf(scored: readonly ScoredRollout[], { objective, sampling }: Config): number[] {
+  const { advantageBaseline, advantageScale, multiObjectiveAggregation } = objective
+  const parts = (scored[0]?.parts ?? [{ weight: 1 }]).map(({ weight }, k) => ({
+    weight,
+    rewards: scored.map(({ reward, parts }) => (parts ? parts[k]!.reward : reward)),
+  }))
+  return multiObjectiveAdvantages(parts, sampling.groupSize, {
+    baseline: advantageBaseline,
+    scale: advantageScale,
+    aggregation: multiObjectiveAggregation,
+  })
 }
 
-async function timed<T>(seconds: PhaseSeconds, phase: keyof PhaseSeconds, work: Promise<T>): Promise<T> {
-  const start = performance.now()
-  const result = await work
-  seconds[phase] += (performance.now() - start) / 1000
-  return result
+/** TR-DPO (arXiv 2404.09656): every model.refModelSyncSteps steps the reference moves to the policy. */
+async function syncReference(run: Run, { model }: Config, step: number): Promise<void> {
+  if (model.refModelSyncSteps === 0 || step % model.refModelSyncSteps !== 0) return
+  run.isMidStep = true
+  await run.policy.syncReference!(model.refModelMixupAlpha)
+  run.hasMoved = true
+}
+
+function save(run: Run, { run: { output } }: Config, state: TrainerState, keep: number) {
+  const { policy, modelDir, lock, hasMoved } = run
+  lock.check()
+  return writeCheckpoint(output, modelDir, policy, state, keep, hasMoved)
 }
 
 /** `count` rollouts spread over the batch, as lines of samples.jsonl. */
 function chooseSamples(scored: readonly ScoredRollout[], count: number, step: number): object[] {
   const chosen = Math.min(count, scored.length)
   return Array.from({ length: chosen }, (_, i) => {
-    const { problem, completion, reward, reason, finishReason } =
+    const { problem, completion, reward, reason, finishReason, parts } =
       scored[Math.floor((i * scored.length) / chosen)]!
-    return { step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason }
+    return {
+      ...{ step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+      ...(parts && { correct: parts[0]!.reward >= 1, rewards: rewardsOf(parts) }),
+    }
   })
 }
+
+const rewardsOf = (parts: NonNullable<ScoredRollout['parts']>) =>
+  parts.map(({ name, weight, reward, reason }) => ({ name, weight, reward, ...(reason && { reason }) }))

@@ -47,6 +47,38 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
+/// Writes a Hugging Face directory's weights, and config as config.json. flat: the net's weights, on any
+/// device and of any dtype.
+void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, DType dtype,
+                   std::int64_t max_shard_bytes, const std::string& config, const Control& control) {
+  const bool bf16 = dtype == DType::kBFloat16;
+  flat = flat.to(at::kCPU);
+  const auto type = scalar_type(dtype);
+  const auto stored = net.layout().stored(flat);
+  if (flat.scalar_type() == type) {
+    write_model(dir, stored, max_shard_bytes, control);
+  } else {  // each tensor is converted when it is written
+    write_model(dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32",
+                [&](const StoredTensor& tensor) {
+                  std::int64_t count = 1;
+                  for (const auto size : tensor.shape) count *= size;
+                  auto converted =
+                      std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                                                 at::TensorOptions(flat.scalar_type()))
+                                                       .to(type));
+                  return std::shared_ptr<const void>(converted, converted->data_ptr());
+                });
+  }
+  write_text_file(dir + "/config.json", config);
+}
+
+bool same_tensors(const Layout& a, const Layout& b) {
+  const auto is_same = [](const Layout::Entry& x, const Layout::Entry& y) {
+    return x.name == y.name && x.shape == y.shape;
+  };
+  return std::equal(a.entries().begin(), a.entries().end(), b.entries().begin(), b.entries().end(), is_same);
+}
+
 }  // namespace
 
 struct Policy::Impl {
@@ -66,6 +98,11 @@ struct Policy::Impl {
 
   void need_trainable(const char* call) const {
     if (!options.trainable) invalid(std::string(call) + " needs a policy loaded with trainable: true");
+  }
+
+  Model& need_reference(const char* call) const {
+    if (!reference) invalid(std::string(call) + " needs a policy loaded with a referenceDir");
+    return *reference;
   }
 
   void need_whole_grad() const {
@@ -297,6 +334,19 @@ StepResult Policy::step(double learning_rate, Control& control) {
   });
 }
 
+void Policy::sync_reference(double share, Control& control) {
+  translated("synchronizing the reference", [&] {
+    Model& reference = impl_->need_reference("syncReference()");
+    if (!(share > 0 && share <= 1)) invalid("share must be in (0, 1]");
+    if (!same_tensors(reference.net.layout(), impl_->policy->net.layout())) {
+      invalid("syncReference() needs a reference with the policy's tensors: it is a model of another shape");
+    }
+    control.committed = true;
+    // Of a bfloat16 policy that trains, the masters have the digits that its weights have lost.
+    reference.mix_in(impl_->optimizer && share < 1 ? impl_->optimizer->master() : impl_->policy->flat, share);
+  });
+}
+
 void Policy::zero_grad() {
   translated("dropping gradients", [&] {
     impl_->need_trainable("zeroGrad()");
@@ -319,29 +369,18 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
     if (max_shard_bytes < 1)
       invalid("maxShardBytes must be at least 1, got " + std::to_string(max_shard_bytes));
-    const auto& net = impl_->policy->net;
-    const bool bf16 = dtype == DType::kBFloat16;
     at::Tensor flat = impl_->policy->flat;
     // float32 files of a trainable policy are written from its masters.
-    if (!bf16 && impl_->optimizer) flat = impl_->optimizer->master();
-    flat = flat.to(at::kCPU);
-    const auto type = scalar_type(dtype);
-    const auto stored = net.layout().stored(flat);
-    if (flat.scalar_type() == type) {
-      write_model(dir, stored, max_shard_bytes, control);
-    } else {  // each tensor is converted at the moment when it is written
-      write_model(
-          dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32", [&](const StoredTensor& tensor) {
-            std::int64_t count = 1;
-            for (const auto size : tensor.shape) count *= size;
-            auto converted =
-                std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
-                                                           at::TensorOptions(flat.scalar_type()))
-                                                 .to(type));
-            return std::shared_ptr<const void>(converted, converted->data_ptr());
-          });
-    }
-    write_text_file(dir + "/config.json", config);
+    if (dtype == DType::kFloat32 && impl_->optimizer) flat = impl_->optimizer->master();
+    write_weights(dir, impl_->policy->net, flat, dtype, max_shard_bytes, config, control);
+  });
+}
+
+void Policy::save_reference(const std::string& dir, const std::string& config, const Control& control) const {
+  translated("saving the reference", [&] {
+    const Model& reference = impl_->need_reference("saveReference()");
+    constexpr std::int64_t kShardBytes = 5'000'000'000;
+    write_weights(dir, reference.net, reference.flat, impl_->options.dtype, kShardBytes, config, control);
   });
 }
 

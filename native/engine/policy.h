@@ -47,6 +47,10 @@ class Policy {
   /// gradient to zero.
   StepResult step(double learning_rate, Control& control);
 
+  /// The reference's weights become share * policy + (1 - share) * reference, share in (0, 1] (TR-DPO, arXiv
+  /// 2404.09656). Reference and policy must have the same tensors.
+  void sync_reference(double share, Control& control);
+
   /// Drops the accumulated gradients.
   void zero_grad();
 
@@ -59,6 +63,10 @@ class Policy {
   /// float32 (the masters of a bfloat16 policy, where it has them) or bfloat16.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const std::string& config,
             const Control& control) const;
+
+  /// Writes the reference in its own dtype, which load() reads back to the same bits, and config as
+  /// config.json.
+  void save_reference(const std::string& dir, const std::string& config, const Control& control) const;
 
   /// Writes the logits (N, V) at row_positions, float32, as a safetensors file. For tests.
   void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,

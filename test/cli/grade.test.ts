@@ -53,6 +53,15 @@ test('the other verifiers, and a module', async () => {
   )
   assert.is((await gradeLines({ task: module, input, output })).correct, 0)
   assert.is(read()[0].reason, 'half')
+  // A row's name, prompt and other columns are the context.
+  const pathname = path.join(dir, 'context.mjs')
+  writeFileSync(
+    pathname,
+    `export default (completion, answer, context) => ({ reward: 1, reason: JSON.stringify(context) })`,
+  )
+  write([{ id: 7, prompt: 'p', completion: 'c', reference: 'r', difficulty: 'easy' }])
+  await gradeLines({ task: pathname, input, output })
+  assert.is(read()[0].reason, '{"id":"7","prompt":"p","columns":{"difficulty":"easy"}}')
 })
 
 test('a verifier that gives no verdict: its line is named', async () => {
@@ -66,7 +75,7 @@ test('a verifier that gives no verdict: its line is named', async () => {
     writeFileSync(module, `export default { checkAnswer() {}, verify: () => (${verdict}) }`)
     await gradeLines({ task: module, input, output }).then(assert.unreachable as never, error => {
       assert.is(error.code, 'ERR_RAPO_INTERNAL')
-      assert.is(error.message, `the verifier failed on ${input}:1: line 1: ${why}`)
+      assert.ok(error.message.startsWith(`the verifier failed on ${input}:1: line 1: ${why}`), error.message)
     })
   }
 })

@@ -1,11 +1,17 @@
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { fields } from '../../lib/config/help.js'
 import { loadConfig } from '../../lib/config/load.js'
 import { promptStyles } from '../../lib/model/template.js'
 import { verifierNames } from '../../lib/reward/load.js'
+import { rewardFuncNames } from '../../lib/reward/rewards.js'
+import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import type { StepMetrics } from '../../lib/train/metrics.js'
+import { train } from '../../lib/train/train.js'
+import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = fileURLToPath(new URL('../../configs', import.meta.url))
 const files = readdirSync(dir).filter(name => name.endsWith('.yaml'))
@@ -15,6 +21,7 @@ for (const name of files) {
   test(`${name} is valid`, () => {
     const config = load(name)
     assert.ok(verifierNames.includes(config.task.verifier))
+    assert.ok(config.task.rewardFuncs.every(func => rewardFuncNames.includes(func)))
     assert.ok(config.data.train && config.data.eval)
   })
 }
@@ -49,6 +56,50 @@ test("the paper's setting: SimpleRL's recipe, its prompt to the letter", () => {
     assert.is(objective.advantageScale, 'sample-std')
     assert.is(evaluation.samples, 2048)
   }
+})
+
+test('each feature of docs/rewards.md has an example that runs, and shows it', async () => {
+  const page = readFileSync(path.join(dir, '..', 'docs', 'rewards.md'), 'utf8')
+  const named = [...page.matchAll(/`configs\/([^`]+)`/g)].map(match => match[1]!)
+  assert.equal(
+    named.filter(name => !files.includes(name)),
+    [],
+  )
+  const shown = {
+    'countdown-rewards.yaml': ({ rewards }: StepMetrics) => 'length' in rewards! && 'overlong' in rewards,
+    'countdown-dynamic-sampling.yaml': ({ generatedGroups }: StepMetrics) => generatedGroups! > 4,
+    'countdown-moving-reference.yaml': () => true,
+  }
+  for (const [name, isShown] of Object.entries(shown)) {
+    const output = path.join(makeTempDir(), 'run')
+    const model = makeFakeModel({ 1: Math.log(5), 10: Math.log(5) })
+    const config = loadConfig(path.join(dir, name), {
+      ...{ 'model.dir': model, 'run.output': output, 'run.steps': 2 },
+      ...{ 'sampling.promptsPerStep': 4, 'sampling.groupSize': 4, 'sampling.maxNewTokens': 8 },
+      ...(name === 'countdown-moving-reference.yaml' && { 'model.refModelSyncSteps': 2 }),
+    })
+    const steps: StepMetrics[] = []
+    await train(config, { loadPolicy: loadFakePolicy, onStep: metrics => void steps.push(metrics) })
+    assert.ok(steps.length === 2 && steps.every(isShown), name)
+    const reference = readLatestCheckpoint(output)!.referenceDir
+    assert.is(reference !== undefined, name === 'countdown-moving-reference.yaml', name)
+  }
+})
+
+test('docs/coming-from.md names fields that there are', () => {
+  const page = readFileSync(path.join(dir, '..', 'docs', 'coming-from.md'), 'utf8')
+  const known = new Set(fields.map(field => field.path))
+  const groups = new Set([...known].map(field => field.split('.')[0]!))
+  let named = 0
+  for (const row of page.split('\n').filter(line => line.startsWith('| '))) {
+    const cell = row.split(/(?<!\\)\|/)[3]!
+    for (const [, field] of cell.matchAll(/`([a-z]+\.[a-zA-Z0-9]+)/g)) {
+      if (!groups.has(field!.split('.')[0]!)) continue
+      assert.ok(known.has(field!), `${field} in ${row}`)
+      named++
+    }
+  }
+  assert.ok(named > 60, `${named}`)
 })
 
 test.run()

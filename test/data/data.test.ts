@@ -13,6 +13,7 @@ import { type Problem, readProblems } from '../../lib/data/problems.js'
 import { readRows } from '../../lib/data/rows.js'
 import { exact } from '../../lib/reward/exact.js'
 import { loadVerifier } from '../../lib/reward/load.js'
+import { judge } from '../../lib/reward/verifier.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -65,11 +66,11 @@ test('a checkAnswer that throws, or gives no text, is an error that names the ro
   }
 })
 
-const good = '{"id":"a","prompt":"1+1=","answer":"2","difficulty":"easy","source":"ignored"}'
+const good = '{"id":"a","prompt":"1+1=","answer":"2","difficulty":"easy","source":"a book"}'
 
 test('reads problems; ids default to the line number; blank lines and a byte order mark are skipped', async () => {
   assert.equal(await read(`\ufeff${good}\r\n\n{"prompt":"p","answer":"x"}`), [
-    { id: 'a', prompt: '1+1=', answer: '2', difficulty: 'easy' },
+    { id: 'a', prompt: '1+1=', answer: '2', difficulty: 'easy', columns: { source: 'a book' } },
     { id: '3', prompt: 'p', answer: 'x' },
   ])
 })
@@ -492,9 +493,12 @@ test('several answers: the built-in verifiers take any of them', async () => {
     )
     assert.match(verifier.checkAnswer([]) ?? '', 'answer is an empty list')
     const text = (value: string) => (name === 'math' ? `\\boxed{${value}}` : value)
-    const rewards = await Promise.all(['7', '2', '3'].map(value => verifier.verify(text(value), ['2', '7'])))
+    const context = { id: 'p', prompt: '', columns: {} }
+    const verdicts = await Promise.all(
+      ['7', '2', '3'].map(value => judge(() => verifier.verify(text(value), ['2', '7'], context), value)),
+    )
     assert.equal(
-      rewards.map(({ reward }) => reward),
+      verdicts.map(({ reward }) => reward),
       [1, 1, 0],
     )
   }
@@ -508,10 +512,12 @@ test('layouts of public datasets are read as they are', async () => {
   for (const name of names) {
     const problems = await readProblems(path.join(layouts, name), math)
     assert.ok(problems.length > 0, name)
-    for (const { prompt, answer } of problems) {
+    for (const { id, prompt, answer } of problems) {
       assert.ok(prompt.length > 5, name)
       const expected = name === 'olympiad-bench.jsonl' ? '7' : prompt.includes('14') ? '22' : '21'
-      const reward = async (given: string) => (await math.verify(`So \\boxed{${given}}.`, answer)).reward
+      const context = { id, prompt, columns: {} }
+      const reward = async (given: string) =>
+        (await judge(() => math.verify(`So \\boxed{${given}}.`, answer, context), given)).reward
       assert.is(await reward(expected), 1, `${name}: ${JSON.stringify(answer)}`)
       assert.is(await reward('10'), 0, `${name}: ${JSON.stringify(answer)}`)
     }

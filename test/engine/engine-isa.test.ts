@@ -7,7 +7,10 @@ import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 
-const files = ['engine-golden.test.ts', 'engine-generate.test.ts', 'engine.test.ts']
+const files = [
+  ...['engine-golden.test.ts', 'engine-generate.test.ts', 'engine.test.ts'],
+  'engine-reference.test.ts',
+]
 
 function runFile(file: string, settings: NodeJS.ProcessEnv) {
   const script = fileURLToPath(new URL(file, import.meta.url))

@@ -45,9 +45,12 @@ function draw(p: Float64Array, u: number): number {
   return p.length - 1
 }
 
-export const loadFakePolicy: LoadPolicy = async dir => {
+/** The penalty is a fortieth of the squared distance of the logits from the reference's: little, so that the task is learnt. */
+export const loadFakePolicy: LoadPolicy = async (dir, options = {}) => {
   const read = (file: string) => Float64Array.from(JSON.parse(readFileSync(file, 'utf8')))
   const biases = read(path.join(dir, 'weights.json'))
+  const { referenceDir } = options
+  const reference = referenceDir === undefined ? undefined : read(path.join(referenceDir, 'weights.json'))
   let momentum = new Float64Array(size)
   const gradient = new Float64Array(size)
   const startOf = (position: number) => Math.min(position, positions - 1) * vocabSize
@@ -101,7 +104,7 @@ export const loadFakePolicy: LoadPolicy = async dir => {
         entropy: Float32Array.from(rows, p => -p.reduce((sum, mass) => sum + mass * Math.log(mass), 0)),
       }
     },
-    async accumulate({ sequences, rowPositions, tokenIds, tokenWeights, advantages }) {
+    async accumulate({ sequences, rowPositions, tokenIds, tokenWeights, advantages }, { klCoef }) {
       let loss = 0
       for (const [i, position] of positionsOf(sequences, rowPositions).entries()) {
         const p = probabilities(position, 1)
@@ -111,6 +114,7 @@ export const loadFakePolicy: LoadPolicy = async dir => {
           gradient[startOf(position) + v]! -= push * ((v === tokenIds[i] ? 1 : 0) - mass)
         }
       }
+      for (let v = 0; v < size && reference; v++) gradient[v]! += 0.05 * klCoef * (biases[v]! - reference[v]!)
       const rows = tokenIds.length
       return { ...emptyMetrics, tokens: rows, loss, ratioSum: rows, ratioMin: 1, ratioMax: 1 }
     },
@@ -122,6 +126,12 @@ export const loadFakePolicy: LoadPolicy = async dir => {
       }
       gradient.fill(0)
       return { gradNorm, skipped: false }
+    },
+    async syncReference(share) {
+      for (let v = 0; v < size; v++) reference![v] = share * biases[v]! + (1 - share) * reference![v]!
+    },
+    async saveReference(dir) {
+      writeFileSync(path.join(dir, 'weights.json'), JSON.stringify([...reference!]))
     },
     async zeroGrad() {
       gradient.fill(0)

@@ -2,8 +2,9 @@
  * Training runs that a test starts in a process of its own, in order to fill its disk or to kill it:
  *
  *     grow DIR MODEL    checkpoints of 100 KB, 200 KB, then 2 MB; prints the result of each
- *     run DIR MODEL [PLACE COUNT]    40 steps in DIR, resumed if there is a checkpoint; kills itself in the middle of
- *                                    that method of the policy, or after a step's lines (onStep), the COUNT-th time
+ *     run DIR MODEL [PLACE COUNT [CHANGES]]    40 steps in DIR, resumed if there is a checkpoint; kills itself in the middle of
+ *                                    that method of the policy, or after a step's lines (onStep), the COUNT-th time.
+ *                                    CHANGES: of the configuration, as JSON
  */
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -27,9 +28,9 @@ export function makeConfig(
     writeFileSync(train, Array.from({ length: 10 }, (_, i) => `${line(i)}\n`).join(''))
   }
   return parseConfig({
-    model: { dir: model },
+    model: { dir: model, ...changes.model },
     data: { train },
-    task: { verifier: 'countdown' },
+    task: { verifier: 'countdown', ...changes.task },
     sampling: { promptsPerStep: 4, groupSize: 8, maxNewTokens: 4, ...changes.sampling },
     objective: { preset: 'grpo', ...changes.objective },
     optimizer: { learningRate: 1, ...changes.optimizer },
@@ -38,7 +39,7 @@ export function makeConfig(
   })
 }
 
-const [what, dir, model, place, count] = process.argv.slice(2)
+const [what, dir, model, place, count, changes = '{}'] = process.argv.slice(2)
 if (what === 'grow') {
   let saves = 0
   const growing: LoadPolicy = async (from, options) => {
@@ -81,5 +82,5 @@ if (what === 'grow') {
     }
   }
   const options = { resume: isStarted, overwrite: true, loadPolicy: mortal, onStep: () => dieAt('onStep') }
-  await train(makeConfig(dir!, model!), options)
+  await train(makeConfig(dir!, model!, JSON.parse(changes)), options)
 }

@@ -3,7 +3,13 @@ import * as assert from 'uvu/assert'
 import { RapoError } from '../../lib/base/errors.js'
 import { moments } from '../../lib/base/stats.js'
 import { parseConfig } from '../../lib/config/load.js'
-import { groupAdvantages, perRow, referenceWeights, zeroAdvantageFraction } from '../../lib/loss/advantage.js'
+import {
+  groupAdvantages,
+  multiObjectiveAdvantages,
+  perRow,
+  referenceWeights,
+  zeroAdvantageFraction,
+} from '../../lib/loss/advantage.js'
 import { rapoPhi } from '../../lib/loss/objective.js'
 import { errorOf } from '../helpers/kernels-check.js'
 
@@ -208,6 +214,53 @@ test('perRow: offsets that do not fit throw with field, value and range', () => 
     assert.is(error.code, 'ERR_RAPO_INVALID_ARGUMENT')
     assert.ok(error.message.includes(message), error.message)
   }
+})
+
+test('several rewards: the advantage of their sum, or the sum of their advantages', () => {
+  const parts = [
+    { rewards: [1, 0, 0, 0, 1, 1, 0, 0], weight: 1 },
+    { rewards: [0, 0, 1, 1, 0.5, 0.5, 0.5, 0.5], weight: 0.5 },
+    { rewards: [3, 1, 4, 1, 5, 9, 2, 6], weight: 0 },
+  ]
+  const sums = [1, 0, 0.5, 0.5, 1.25, 1.25, 0.25, 0.25]
+  assert.equal(multiObjectiveAdvantages(parts, 4), groupAdvantages(sums, 4))
+  assert.equal(
+    multiObjectiveAdvantages(parts, 2, { scale: 'none', baseline: 'leave-one-out' }),
+    groupAdvantages(sums, 2, { scale: 'none', baseline: 'leave-one-out' }),
+  )
+  // By hand: A of each within its group of 4, weighted, then over the standard deviation of all 8.
+  const normalized = (group: number[]) => {
+    const mean = group.reduce((sum, x) => sum + x) / 4
+    const std = Math.sqrt(group.reduce((sum, x) => sum + (x - mean) ** 2, 0) / 3)
+    return group.map(x => (x - mean) / (std + 1e-6))
+  }
+  const own = [
+    ...normalized([1, 0, 0, 0]).map((x, i) => x + 0.5 * normalized([0, 0, 1, 1])[i]!),
+    ...normalized([1, 1, 0, 0]),
+  ]
+  const std = Math.sqrt(own.reduce((sum, x) => sum + x * x, 0) / 7)
+  const got = multiObjectiveAdvantages(parts, 4, { aggregation: 'normalize-then-sum' })
+  for (const [i, x] of own.entries()) assert.ok(Math.abs(got[i]! - x / (std + 1e-6)) < 1e-12, `${i}`)
+  // Equal sums of unlike rewards are told apart by the second alone.
+  const swapped = [
+    { rewards: [1, 0, 1, 0], weight: 1 },
+    { rewards: [0, 1, 0.2, 0.2], weight: 1 },
+  ]
+  assert.equal(multiObjectiveAdvantages(swapped, 2).slice(0, 2), [0, 0])
+  const apart = [swapped[0]!, { rewards: [0, 1, 0, 1], weight: 3 }]
+  const aggregation = 'normalize-then-sum'
+  assert.ok(multiObjectiveAdvantages(apart, 2, { aggregation })[0]! < 0)
+  // Without a difference anywhere: exactly 0.
+  assert.equal(multiObjectiveAdvantages([{ rewards: [1, 1], weight: 1 }], 2, { aggregation }), [0, 0])
+  assert.throws(
+    () => multiObjectiveAdvantages([{ rewards: [1, 0], weight: Number.NaN }], 2),
+    /the weight of part 0 is NaN/,
+  )
+  assert.throws(() => multiObjectiveAdvantages([], 2), /one part at least/)
+  assert.throws(
+    () => multiObjectiveAdvantages([swapped[0]!, { rewards: [1], weight: 1 }], 2),
+    /a part has 1 rewards, the first has 4/,
+  )
 })
 
 test.run()

@@ -112,6 +112,32 @@ test('the three runs side by side: table, curves, training, differences, samples
   assert.not.match(page, /undefined|NaN|\[object/)
 })
 
+test('several rewards: a chart of each, and each in the samples; right is what the verifier says', async () => {
+  const rewards = { math: { mean: 0.5, std: 0.5 }, 'a<b': { mean: -1, std: 0 } }
+  const parts = (reward: number) => [
+    { name: 'math', weight: 1, reward, reason: 'the same' },
+    { name: 'a<b', weight: 0.25, reward: -1 },
+  ]
+  const run = writeRun(path.join(fresh(), 'parts'), {
+    metrics: metricsOf(3, { rewards }),
+    samples: [
+      sampleOf({ step: 1, reward: 0.75, correct: true, rewards: parts(1) }),
+      sampleOf({ step: 1, reward: 1.5, correct: false, rewards: parts(0) }),
+    ],
+  })
+  const page = await reportOf([run])
+  const metrics = [...page.matchAll(/data-metric="([^"]+)"/g)].map(match => match[1])
+  assert.equal(metrics.slice(0, 4), [
+    'rewardMean',
+    'rewards.math.mean',
+    'rewards.a&lt;b.mean',
+    'zeroAdvantageFraction',
+  ])
+  const samples = textOf(page, 'samples')
+  assert.match(samples, /✓ right · reward 0\.75 .* math 1: the same a.*b −1 × 0\.25/)
+  assert.match(samples, /✗ wrong · reward 1\.5 .* math 0: the same/)
+})
+
 test('the page needs and may load nothing', async () => {
   const { base, grpo, rapo } = writeThreeRuns(fresh())
   const page = await reportOf([grpo, rapo], base)

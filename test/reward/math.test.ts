@@ -285,7 +285,10 @@ test('verdicts have reasons', () => {
     math.checkAnswer('48/2 = 24 clips in May.\n#### '),
     'answer must have the final answer behind ####',
   )
-  assert.equal(math.verify('\\boxed{18.0}', 18), { reward: 1, reason: 'correct: the same value' })
+  assert.equal(math.verify('\\boxed{18.0}', 18, { id: 'p', prompt: '', columns: {} }), {
+    reward: 1,
+    reason: 'correct: the same value',
+  })
 })
 
 /** Each pair lies within what a tolerance of a few digits would let through. */

@@ -20,36 +20,12 @@ import type { StepMetrics } from '../../lib/train/metrics.js'
 import { learningRateAt } from '../../lib/train/schedule.js'
 import { type TrainOptions, train } from '../../lib/train/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
+import { fingerprint, readLines } from '../helpers/run-files.js'
 import { makeConfig } from '../helpers/train-child.js'
 
 /** Writes 7 (id 10) and the end (id 1) with probability 1/6 each, so that one completion in 36 is right. */
 const model = makeFakeModel({ 1: Math.log(5), 10: Math.log(5) })
 const fake = { loadPolicy: loadFakePolicy }
-
-/** A run's lines, without the seconds, which are never the same. */
-function readLines(run: string, name: string): Record<string, unknown>[] {
-  const text = readFileSync(path.join(run, name), 'utf8')
-  return text
-    .trim()
-    .split('\n')
-    .map(line => {
-      const { seconds: _, ...rest } = JSON.parse(line)
-      return rest
-    })
-}
-
-/** All that must be the same bits in two runs that did the same. */
-function fingerprint(run: string) {
-  const checkpoint = readLatestCheckpoint(run)!
-  const read = (file: string) => readFileSync(path.join(checkpoint.dir, file), 'utf8')
-  return {
-    metrics: readLines(run, 'metrics.jsonl'),
-    samples: readLines(run, 'samples.jsonl'),
-    weights: read('weights.json'),
-    state: read('rapo/state.safetensors'),
-    trainer: read('rapo/trainer.json'),
-  }
-}
 
 async function messageOf(work: Promise<unknown>): Promise<string> {
   try {
@@ -379,7 +355,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   writeFileSync(path.join(dir, 'empty.mjs'), '')
   assert.match(
     await messageOf(run(path.join(dir, 'empty.mjs'))),
-    'its default export must have the functions',
+    'its default export must be a function (completion, answer, context)',
   )
 })
 

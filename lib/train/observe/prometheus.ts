@@ -14,18 +14,31 @@ export function writePrometheus(
   writeWhole(file, formatPrometheus(metrics, labels))
 }
 
-/** One gauge a metric: rewardMean → rapo_reward_mean; seconds has its phase as a label. */
+/** One gauge a metric: rewardMean → rapo_reward_mean; seconds has its phase as a label, rewards have their name. */
 export function formatPrometheus(metrics: object, labels: Readonly<Record<string, string>>): string {
-  return Object.entries(metrics)
+  const { rewards, ...others } = metrics as { rewards?: Readonly<Record<string, object>> }
+  return [...Object.entries(others), ...rewardEntries(rewards)]
     .map(([name, value]) => {
       const gauge = `rapo_${name.replace(/[A-Z]/g, letter => `_${letter.toLowerCase()}`)}`
       const samples =
         typeof value === 'object' && value !== null
-          ? Object.entries(value).map(([phase, inner]) => sample(gauge, { ...labels, phase }, inner))
+          ? Object.entries(value).map(([inner, number]) =>
+              sample(gauge, { ...labels, [name === 'seconds' ? 'phase' : 'reward']: inner }, number),
+            )
           : [sample(gauge, labels, value)]
       return `# HELP ${gauge} ${name} of metrics.jsonl\n# TYPE ${gauge} gauge\n${samples.join('')}`
     })
     .join('')
+}
+
+/** { math: { mean, std } } → rewardsMean and rewardsStd, each by the reward's name. */
+function rewardEntries(rewards: Readonly<Record<string, object>> = {}): [string, object][] {
+  const all = Object.entries(rewards)
+  const statistics = new Set(all.flatMap(([, values]) => Object.keys(values)))
+  return [...statistics].map(statistic => [
+    `rewards${statistic[0]!.toUpperCase()}${statistic.slice(1)}`,
+    Object.fromEntries(all.map(([name, values]) => [name, values[statistic as keyof object]])),
+  ])
 }
 
 function sample(gauge: string, labels: Readonly<Record<string, string>>, value: unknown): string {

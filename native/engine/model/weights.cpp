@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -163,6 +164,22 @@ Model::Model(const ModelSource& source, DType dtype, at::Device device, const op
 const ReadyWeights& Model::ready() {
   if (!ready_) ready_ = std::make_unique<ReadyWeights>(net.ops(), weights);
   return *ready_;
+}
+
+void Model::mix_in(const at::Tensor& other, double share) {
+  constexpr std::int64_t kChunk = std::int64_t{1} << 24;  // bounds the copies in float32
+  for (std::int64_t begin = 0; begin < flat.numel(); begin += kChunk) {
+    const std::int64_t count = std::min(kChunk, flat.numel() - begin);
+    auto own = flat.narrow(0, begin, count);
+    const auto from = other.narrow(0, begin, count);
+    if (share == 1) {
+      own.copy_(from);
+      continue;
+    }
+    auto mixed = own.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+    own.copy_(mixed.lerp_(from.to(at::kFloat), share));
+  }
+  changed();
 }
 
 }  // namespace rapo

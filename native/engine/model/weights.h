@@ -48,6 +48,10 @@ class Model {
   /// Must be called after every change of the weights: frees the prepared weights.
   void changed() { ready_.reset(); }
 
+  /// weights = share * other + (1 - share) * weights, share in (0, 1], in float32 and rounded once. other: a
+  /// flat buffer of the same layout.
+  void mix_in(const at::Tensor& other, double share);
+
  private:
   std::unique_ptr<ReadyWeights> ready_;
 };

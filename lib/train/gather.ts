@@ -1,0 +1,72 @@
+/** The rollouts of a step: sampled and rewarded, and with sampling.filterGroups those that teach something. */
+import { deriveSeed } from '../base/random.js'
+import type { Config } from '../config/config.js'
+import { encodePrompt } from '../data/prompts.js'
+import { splitEvenly } from '../model/batch.js'
+import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
+import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
+import type { OpenRun } from './open.js'
+
+export interface Gathered {
+  /** Whole groups, in the order sampled: all of the step. */
+  readonly sampled: readonly ScoredRollout[]
+  /** Those of them to train on. */
+  readonly trained: readonly ScoredRollout[]
+  /** Share of the sampled groups whose advantages are all 0. */
+  readonly zeroAdvantageFraction: number
+  readonly metrics: Filtered
+}
+
+/**
+ * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
+ * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
+ * enough or sampling.maxNumGenBatches calls were made. What is sampled depends on the run's seed, the step, the number of
+ * the call and where the cursor stood, so that a step that is done again gives the same bits.
+ */
+export async function gather(
+  run: Pick<OpenRun, 'policy' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  config: Config,
+  step: number,
+  seconds: PhaseSeconds,
+): Promise<Gathered> {
+  const { policy, context, cursor, stopTokenIds, rewards, signal } = run
+  const { sampling, task } = config
+  const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
+  const groups: ScoredRollout[][] = []
+  const kept: ScoredRollout[][] = []
+  const calls = filterGroups === 'off' ? 1 : maxNumGenBatches
+  for (let call = 0; call < calls && kept.length < promptsPerStep; call++) {
+    const problems = cursor.next(promptsPerStep - kept.length)
+    const prompts = problems.map(problem => encodePrompt(problem, context))
+    const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
+    const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
+    const rolling = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
+    const rollouts = await timed(seconds, 'rollout', rolling)
+    const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
+    const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)
+    groups.push(...scored)
+    kept.push(...scored.filter(group => filterGroups === 'off' || differs(group, filterGroups, config)))
+  }
+  const share = (count: number) => count / groups.length
+  return {
+    sampled: groups.flat(),
+    trained: kept.flat(),
+    zeroAdvantageFraction: share(groups.filter(group => !differs(group, 'reward', config)).length),
+    metrics:
+      filterGroups === 'off'
+        ? {}
+        : { generatedGroups: groups.length, filteredFraction: share(groups.length - kept.length) },
+  }
+}
+
+/** Whether a group's rewards, or those of the verifier alone, are not all the same. */
+function differs(group: readonly ScoredRollout[], by: 'reward' | 'acc', { objective }: Config): boolean {
+  const isMixed = (read: (rollout: ScoredRollout) => number) =>
+    group.some(rollout => read(rollout) !== read(group[0]!))
+  if (by === 'acc') return isMixed(({ reward, parts }) => (parts ? parts[0]!.reward : reward))
+  const parts = group[0]!.parts ?? []
+  // Then each reward has an advantage of its own.
+  if (objective.multiObjectiveAggregation === 'normalize-then-sum' && parts.length > 0)
+    return parts.some(({ weight }, k) => weight !== 0 && isMixed(rollout => rollout.parts![k]!.reward))
+  return isMixed(({ reward }) => reward)
+}
