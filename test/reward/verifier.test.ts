@@ -3,6 +3,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { digest } from '../../lib/base/random.js'
 import { createCursor } from '../../lib/data/cursor.js'
 import { readProblems } from '../../lib/data/problems.js'
 import { loadVerifier } from '../../lib/reward/load.js'
@@ -142,6 +143,8 @@ test('other columns: a state of before is taken up, a changed column is noticed'
   const withColumns = (tests: string) => [{ ...plain[0]!, columns: { tests } }]
   const before = createCursor(plain, 1).state()
   assert.not('columnsFingerprint' in before)
+  // As versions made it that did not read other columns.
+  assert.is(before.fingerprint, digest([1, plain]))
   createCursor(withColumns('t'), 1, before)
   const now = createCursor(withColumns('t'), 1).state()
   assert.is(now.fingerprint, before.fingerprint)
