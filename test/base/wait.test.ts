@@ -1,9 +1,11 @@
 /** What is never settled, in processes of their own: they have nothing left to do. */
 import { spawnSync } from 'node:child_process'
+import { getEventListeners } from 'node:events'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { waitFor } from '../../lib/base/wait.js'
 import { makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -32,6 +34,20 @@ test('a call is told that it cannot end, but first whoever in it knows what neve
     promises[1].catch(() => setImmediate(() => {}))`)
   assert.match(outer!, /^first cannot end: a promise that it waits for/)
   assert.equal([inner, one, two], ['inner', 'one', 'two'])
+})
+
+test('waiting that is over leaves no listener', async () => {
+  const { signal } = new AbortController()
+  const before = process.listenerCount('beforeExit')
+  const waits = [Promise.resolve(1), Promise.reject(new Error('of the work'))].map(work =>
+    waitFor(work, { signal, timeout: 1e6, fault: () => new Error('never') }),
+  )
+  assert.is(process.listenerCount('beforeExit'), before + 1)
+  assert.is(getEventListeners(signal, 'abort').length, 2)
+  const [one, two] = await Promise.allSettled(waits)
+  assert.equal([one!.status, two!.status], ['fulfilled', 'rejected'])
+  assert.is(getEventListeners(signal, 'abort').length, 0)
+  assert.is(process.listenerCount('beforeExit'), before)
 })
 
 test('a policy of the caller that never comes: train and evaluate say so', () => {
