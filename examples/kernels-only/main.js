@@ -1,5 +1,5 @@
 /**
- * A trainer of its own on rapo's kernels alone: no libtorch, no Python, nothing but arrays. The policy is linear,
+ * A trainer on rapo's kernels alone: no libtorch, no Python, nothing but arrays. The policy is linear,
  * logits = W x; which of V answers is right for a question x is hidden in a matrix that only the reward knows.
  *
  *     npm install && npm start
@@ -9,7 +9,6 @@ import { groupAdvantages, policyLoss, rapo, referenceWeights } from 'rapo'
 const [V, D] = [8, 12] // answers, features of a question
 const [questions, groupSize, steps, updates, learningRate] = [16, 16, 200, 2, 1]
 const objective = rapo({ klCoef: 0.02, entropyCoef: 0.003 })
-const phi = { phiMin: 0.7, phiMax: 1, rMin: 0, rMax: 1 }
 
 let state = 1
 /** In [0, 1): the mulberry32 generator, so that every run is the same. */
@@ -60,7 +59,7 @@ for (let step = 1; step <= steps; step++) {
     tokenIds: Int32Array.from(rows, row => row.token),
     tokenWeights: new Float32Array(rows.length).fill(1 / rows.length),
     advantages: Float32Array.from(groupAdvantages(reward, groupSize)),
-    refWeights: Float32Array.from(referenceWeights(reward, phi)),
+    refWeights: Float32Array.from(referenceWeights(reward)),
     oldLogprobs: Float32Array.from(rows, row => row.logprob),
   }
   // From the second update on the ratio to the policy that sampled differs from 1, and clipping begins to act.

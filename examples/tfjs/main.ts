@@ -7,12 +7,11 @@
  * On @tensorflow/tfjs-node, which has the same interface and is faster, only the imports change.
  */
 import * as tf from '@tensorflow/tfjs'
-import { groupAdvantages, type LossBatch, policyLoss, rapo, referenceWeights } from 'rapo'
+import { groupAdvantages, type LossBatch, perRow, policyLoss, rapo, referenceWeights } from 'rapo'
 
 const [V, T, hidden] = [5, 3, 32] // digits, digits a prompt and a completion, units
 const [prompts, groupSize, steps] = [16, 16, 100]
 const objective = rapo({ klCoef: 0.02, entropyCoef: 0.003 })
-const phi = { phiMin: 0.7, phiMax: 1, rMin: 0, rMax: 1 }
 
 /** rapo's loss as a TensorFlow.js operation on logits (N × V): differentiable like any other. */
 function rapoLoss(
@@ -62,7 +61,7 @@ const optimizer = tf.train.adam(0.02)
 const rewards: number[] = []
 
 for (let step = 0; step < steps; step++) {
-  // One row a completion token: every completion of every prompt, position after position.
+  // One row per completion token: every completion of every prompt, position after position.
   const rollouts = Array.from({ length: prompts }, (_, p) => promptAt(step * prompts + p)).flatMap(prompt =>
     Array.from({ length: groupSize }, () => prompt),
   )
@@ -76,14 +75,13 @@ for (let step = 0; step < steps; step++) {
   })
   rewards.push(mean(reward))
 
-  const perRow = (values: readonly number[]) =>
-    Float32Array.from(tokenIds, (_, row) => values[Math.floor(row / T)]!)
+  const offsets = Array.from({ length: rollouts.length + 1 }, (_, i) => i * T) // rows of each completion
   const batch = {
     refLogits: tf.tidy(() => network(inputs, frozen).dataSync() as Float32Array),
     tokenIds: Int32Array.from(tokenIds),
     tokenWeights: new Float32Array(tokenIds.length).fill(1 / tokenIds.length),
-    advantages: perRow(groupAdvantages(reward, groupSize)),
-    refWeights: perRow(referenceWeights(reward, phi)),
+    advantages: perRow(groupAdvantages(reward, groupSize), offsets),
+    refWeights: perRow(referenceWeights(reward), offsets),
   }
   optimizer.minimize(() => rapoLoss(network(inputs, weights), batch))
   inputs.dispose()
