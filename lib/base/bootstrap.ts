@@ -2,10 +2,10 @@
 import { createRandom } from './random.js'
 
 /**
- * The mean of each column over the rows, and its 95 % bootstrap interval: percentiles of the means over rows drawn with
- * replacement. Same seed, same numbers.
+ * The mean of each column over the rows, and the mean's 95 % bootstrap interval: percentiles of the means over rows drawn with
+ * replacement. The same seed gives the same numbers.
  *
- * @param rows one a problem, one value a column
+ * @param rows one row per problem, with one value per column
  */
 export function bootstrapMeans(rows: readonly (readonly number[])[], resamples: number, seed: number) {
   const columns = rows[0]!.length
@@ -26,7 +26,7 @@ export function bootstrapMeans(rows: readonly (readonly number[])[], resamples: 
   return { mean: [...meanOf(rows)], low, high }
 }
 
-/** Between the two nearest of the sorted values, linearly. */
+/** The quantile of sorted values, interpolated linearly between the two nearest. */
 function quantile(sorted: Float64Array, q: number): number {
   const at = q * (sorted.length - 1)
   const below = Math.floor(at)

@@ -2,29 +2,29 @@
 import { inspect } from 'node:util'
 import { RapoError, reasonOf } from './errors.js'
 
-/** Of every long call. */
+/** Options of every long call. */
 export interface CallOptions {
   /**
-   * Aborting rejects with the signal's reason as soon as the native call has stopped. An abort that comes too late for
-   * that changes nothing: the call resolves.
+   * Aborting stops the native call; the promise then rejects with the signal's reason. If the call can no longer be stopped, it
+   * resolves as if there had been no abort.
    */
   readonly signal?: AbortSignal | undefined
   /**
-   * Called on the thread that made the call, a few times a second while the call runs and once when it is over. What
-   * onProgress throws, or rejects with, aborts the call, which then rejects with that error; where the work was done
-   * already, its result is kept and the error becomes a warning of the process.
+   * Called on the thread that made the call, a few times a second while the call runs and once at its end. If onProgress throws
+   * or rejects, the call is aborted and rejects with that error. If the work was done already, the result is kept and the error
+   * becomes a warning of the process.
    */
   readonly onProgress?: ((done: number, total: number) => void) | undefined
 }
 
-/** The Control of either addon. */
+/** The Control object of an addon; both addons have one. */
 export interface Control {
   cancel(): void
   readonly done: number
   readonly total: number
 }
 
-/** A user's function that is told of work while the work runs. */
+/** A user's function that is called with the state of work while the work runs. */
 export interface Watched<A extends unknown[]> {
   /** Calls the function and never throws. */
   call(...args: A): void

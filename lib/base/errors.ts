@@ -1,4 +1,4 @@
-/** What every failure of rapo is: a message for people, a code for programs. */
+/** The one class of rapo's errors: a message for people, a code for programs. */
 export type RapoErrorCode =
   | 'ERR_RAPO_INVALID_ARGUMENT'
   | 'ERR_RAPO_NON_FINITE'
@@ -13,7 +13,9 @@ export type RapoErrorCode =
   | 'ERR_RAPO_DATA'
   | 'ERR_RAPO_SETUP'
 
-/** What rapo throws: `code` is for programs, `message` for people, `cause` what it came from where there is such. */
+/**
+ * The error that rapo throws. `code` is for programs, `message` for people; `cause` is the underlying error, if there is one.
+ */
 export class RapoError extends Error {
   override readonly name = 'RapoError'
   readonly code: RapoErrorCode

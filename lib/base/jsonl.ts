@@ -3,7 +3,7 @@ import { RapoError } from './errors.js'
 import { ioGuard, writeWhole } from './files.js'
 import { isLfsPointer, lfsMessage } from './lfs.js'
 
-/** JSON Lines: the one reader and the one writer. */
+/** The one reader and the one writer of JSON Lines. */
 export interface Line {
   readonly value: Readonly<Record<string, unknown>>
   /** From 1. */
@@ -45,7 +45,7 @@ export function parseJsonLines(
   return lines
 }
 
-/** A file's bytes, or ERR_RAPO_DATA saying why there are none. */
+/** A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read. */
 export function readInput(file: string | number): Uint8Array {
   try {
     const content = readFileSync(file)
@@ -71,7 +71,7 @@ export function appendJsonLines(file: string, values: readonly object[]): void {
   ioGuard(`cannot write ${file}`, () => appendFileSync(file, text))
 }
 
-/** Drops the lines of later steps, and a last line that a killed process left half-written. */
+/** Removes the lines of later steps, and a last line that a killed process left half-written. */
 export function truncateJsonLines(file: string, lastStep: number): void {
   if (!existsSync(file)) return
   writeWhole(file, linesUpTo(lastStep, readFileSync(file)))
@@ -94,7 +94,7 @@ function stepOf(line: string): number {
   }
 }
 
-/** Objects as lines, one at a time: together they may be longer than a text can be. */
+/** Objects as lines, one at a time, since all together may be longer than a string can be. */
 export function* toJsonLines(values: Iterable<object>): Iterable<string> {
   for (const value of values) yield `${JSON.stringify(value)}\n`
 }

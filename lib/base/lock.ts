@@ -1,8 +1,8 @@
 /**
- * The one lock of the project: a file that one holder at a time has, among threads, processes, containers and hosts that
- * share a file system. Process numbers alone cannot decide (in a container every run is process 1), nor can clocks, which
- * differ between hosts. A holder renews the file's time; it is gone where its process is seen to have ended, or where the
- * file did not change for STALE_MS by the watcher's own clock.
+ * The one lock of the project: a file that one holder at a time has, among threads, processes, containers and hosts that share
+ * a file system. Process numbers alone cannot decide who lives, since in a container every run is process 1. Clocks cannot
+ * either, since they differ between hosts. A holder therefore renews the file's time. A holder is gone if its process is known
+ * to have ended, or if the file did not change for STALE_MS on the clock of the process that waits.
  */
 import { createHash, randomUUID } from 'node:crypto'
 import {
@@ -24,19 +24,19 @@ import { RapoError } from './errors.js'
 import { asIoError } from './files.js'
 
 export interface Lock {
-  /** Aborted once somebody else is found to have the lock; its reason is a RapoError that says so. */
+  /** Aborted when another holder is found to have the lock. The reason is a RapoError that says so. */
   readonly lost: AbortSignal
-  /** Throws that reason where the lock is not held any more. To be called before anything is written that it guards. */
+  /** Throws that reason if the lock is not held any more. Call it before writing anything that the lock guards. */
   check(): void
-  /** Removes the file, unless it is somebody else's by now. Idempotent. */
+  /** Removes the file, unless another holder has taken it over. Further calls do nothing. */
   release(): Promise<void>
 }
 
-/** Milliseconds; for tests. */
+/** Times in milliseconds; only tests change them. */
 export interface LockTimes {
   /** Between renewals. Default 2 s. */
   readonly beat?: number
-  /** Without a renewal for so long, a holder whose process cannot be seen is gone. Default 20 s. */
+  /** A holder whose process cannot be seen is gone after so long without a renewal. Default 20 s. */
   readonly stale?: number
 }
 
@@ -44,11 +44,11 @@ const BEAT_MS = 2_000
 const STALE_MS = 20_000
 const POLL_MS = 100
 
-/** What a lock file holds, as JSON. Older versions of rapo wrote the process number alone. */
+/** The content of a lock file, as JSON. Older versions of rapo wrote only the process number. */
 interface Holder {
   readonly pid?: number
   readonly host?: string
-  /** The running kernel, the namespace that pid is counted in, and the process's start: absent where they cannot be read. */
+  /** The running kernel, the namespace of pid and the process's start. Each is absent if it cannot be read. */
   readonly boot?: string
   readonly pids?: string
   readonly start?: string
@@ -61,7 +61,7 @@ interface LockFile {
   readonly version: string
 }
 
-/** Of the locks that this thread has: what removes their files. */
+/** The locks that this thread has, by token: functions that remove their files. */
 const held = new Map<string, () => void>()
 
 function removeAll(): void {
@@ -77,13 +77,13 @@ export async function acquireLock(
   onHeld: (holder: string) => void,
   { beat = BEAT_MS, stale = STALE_MS }: LockTimes = {},
 ): Promise<Lock> {
-  // A later chdir must not move it.
+  // Absolute, so that a later chdir does not change the place.
   const place = path.resolve(file)
   const token = randomUUID()
   const content = JSON.stringify({ ...self(), token } satisfies Holder)
   await take(place, content, onHeld, stale)
   try {
-    // A file system that cannot do this would make a living holder look dead.
+    // On a file system that cannot set times, a living holder would look dead.
     utimesSync(place, new Date(), new Date())
   } catch (error) {
     rmSync(place, { force: true })
@@ -92,7 +92,7 @@ export async function acquireLock(
   return hold(place, content, token, beat)
 }
 
-/** Runs body under the lock; the signal is that of Lock.lost. */
+/** Runs body under the lock. The signal is Lock.lost. */
 export async function withLock<T>(
   file: string,
   onHeld: (holder: string) => void,
@@ -106,7 +106,7 @@ export async function withLock<T>(
   }
 }
 
-/** The file is renewed by a thread of its own: however long this one is busy, it is alive. */
+/** A separate thread renews the file, so that a busy holder is not taken for a dead one. */
 const heartbeat = `
   const { parentPort, workerData: { place, content, beat } } = require('node:worker_threads')
   const { readFileSync, utimesSync } = require('node:fs')
@@ -114,7 +114,7 @@ const heartbeat = `
     try {
       if (readFileSync(place, 'utf8') === content) return utimesSync(place, new Date(), new Date())
     } catch (error) {
-      // Any other fault may pass.
+      // Any other fault may be temporary.
       if (error.code !== 'ENOENT') return
     }
     clearInterval(timer)
@@ -147,7 +147,7 @@ function hold(place: string, content: string, token: string, beat: number): Lock
   const worker = new Worker(heartbeat, {
     eval: true,
     workerData: { place, content, beat },
-    // None of the embedder's loaders.
+    // Without the loaders of the embedding program.
     execArgv: [],
     env: {},
   })
@@ -174,7 +174,7 @@ function hold(place: string, content: string, token: string, beat: number): Lock
   }
 }
 
-/** Makes the file with this content, in the place of one whose holder is gone. */
+/** Creates the file with this content, or replaces the file of a holder that is gone. */
 async function take(
   place: string,
   content: string,
@@ -195,7 +195,7 @@ async function take(
   }
 }
 
-/** changed: it is not the same holder's any more. */
+/** changed: another holder has the file now. */
 async function stateOf(place: string, found: LockFile, stale: number): Promise<'held' | 'gone' | 'changed'> {
   const holder = parse(found.content)
   if (holder.token !== undefined && held.has(holder.token)) return 'held'
@@ -208,7 +208,7 @@ async function stateOf(place: string, found: LockFile, stale: number): Promise<'
     const now = read(place)
     if (now?.content !== found.content) return 'changed'
     if (now.version !== found.version) return 'held'
-    // While this process was suspended, the holder may have been, too.
+    // If this process was suspended, the holder may have been suspended too, so that long pauses do not count.
     unchanged += Math.min(performance.now() - seen, 2 * POLL_MS)
     seen = performance.now()
   }
@@ -216,8 +216,8 @@ async function stateOf(place: string, found: LockFile, stale: number): Promise<'
 }
 
 /**
- * Puts a lock of this content where the gone holder's is. Under a lock of its own, named after the old content: who has
- * that is the only one that may replace it, so that no two processes take over, and nobody a lock that is new.
+ * Replaces the lock file of a holder that is gone. A second lock, named after the old content, guards the replacement: only its
+ * holder may replace the file. So two processes cannot both take over, and nobody replaces a new lock.
  */
 async function replace(place: string, found: LockFile, content: string, stale: number): Promise<boolean> {
   const name = createHash('sha256').update(found.content).digest('hex').slice(0, 8)
@@ -238,7 +238,7 @@ async function replace(place: string, found: LockFile, content: string, stale: n
   }
 }
 
-/** False where there is such a file. */
+/** False if the file exists already. */
 function create(place: string, content: string): boolean {
   let isMade = false
   try {
@@ -257,7 +257,10 @@ function create(place: string, content: string): boolean {
   }
 }
 
-/** Undefined where there is no such file. It is opened, not asked for its time alone: NFS caches that for a minute. */
+/**
+ * Undefined if the file does not exist. The file is opened, since NFS caches the times of a file that is not opened for a
+ * minute.
+ */
 function read(place: string): LockFile | undefined {
   try {
     const descriptor = openSync(place, 'r')
@@ -273,7 +276,7 @@ function read(place: string): LockFile | undefined {
   }
 }
 
-/** Of a file that is cut or damaged nothing is known. */
+/** A file that is cut off or damaged says nothing about its holder. */
 function parse(content: string): Holder {
   try {
     const value: unknown = JSON.parse(content)
@@ -289,7 +292,7 @@ function describe(holder: Holder): string {
   return `process ${holder.pid}${holder.host === undefined || isNear(holder) ? '' : ` on ${holder.host}`}`
 }
 
-/** Whether its process number is counted as ours is. */
+/** Whether the holder's process number belongs to the same machine and namespace as this process's. */
 function isNear({ host, boot, pids }: Holder): boolean {
   const own = self()
   return own.boot === undefined
@@ -297,14 +300,14 @@ function isNear({ host, boot, pids }: Holder): boolean {
     : boot === own.boot && pids === own.pids
 }
 
-/** Whether the holder's process is there; undefined where only renewals can say. */
+/** Whether the holder's process exists; undefined if only renewals can tell. */
 function isAlive(holder: Holder): boolean | undefined {
   const own = self()
   const { pid, host, start } = holder
   if (pid === undefined) return undefined
-  // Of an older version, which renews nothing.
+  // A lock of an older version, which renews nothing.
   if (host === undefined) return pid !== own.pid && exists(pid)
-  // Of this process: another thread, or one that was terminated.
+  // This process's number: the holder is another thread, or one that was terminated.
   if (!isNear(holder) || (pid === own.pid && start === own.start)) return undefined
   // Where starts cannot be read, the other host may have the same name.
   if (start === undefined) return exists(pid) || undefined
@@ -313,7 +316,7 @@ function isAlive(holder: Holder): boolean | undefined {
   return found === undefined ? undefined : found === start
 }
 
-/** Also where it is another user's. */
+/** Whether a process exists, also if it belongs to another user. */
 function exists(pid: number): boolean {
   if (!(pid > 0)) return false
   try {
@@ -326,7 +329,7 @@ function exists(pid: number): boolean {
 
 let known: Holder | undefined
 
-/** Who this process is, so that another one with its number is told apart (proc(5)). */
+/** The identity of this process, which distinguishes it from another process with the same number (proc(5)). */
 function self(): Holder {
   if (known) return known
   known = { pid: process.pid, host: hostname() }
@@ -334,18 +337,21 @@ function self(): Holder {
     const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
     const pids = readlinkSync('/proc/self/ns/pid')
     const start = startOf(process.pid)
-    // Where /proc is another namespace's, its numbers are others'.
+    // /proc may belong to another namespace and then has other numbers.
     const isOurs = Number.parseInt(readFileSync('/proc/self/stat', 'utf8'), 10) === process.pid
     if (isOurs && start !== undefined) known = { ...known, boot, pids, start }
   } catch {} // no such files here
   return known
 }
 
-/** When a process started, in ticks since the machine did; a dead one that nobody has waited for has the start "dead". */
+/**
+ * The start of a process in ticks since the machine started; "dead" for a process that has ended and that nobody has waited
+ * for.
+ */
 function startOf(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    // The name in brackets may hold anything.
+    // The name in brackets may contain spaces and brackets.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
     return /[ZX]/.test(fields[0]!) ? 'dead' : fields[19]
   } catch {

@@ -1,4 +1,4 @@
-/** A module of the user's, named in the configuration. */
+/** Imports modules of the user's that the configuration names. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -30,7 +30,7 @@ const needsJiti = new Set([
 async function load(file: string): Promise<Exports> {
   const url = pathToFileURL(file).href
   try {
-    // First as the program itself imports: a module that the program has already is then the same one.
+    // First import as the program itself would: a module that the program has loaded is then the same module.
     return await import(/* webpackIgnore: true */ /* @vite-ignore */ url)
   } catch (error) {
     if (!/\.[cm]?ts$/.test(file) || !needsJiti.has(String((error as NodeJS.ErrnoException)?.code)))

@@ -1,14 +1,14 @@
-/** Where the files of this package are, and its version. */
+/** The directory and the version of this package. */
 import { readFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
-/** scripts/build.mjs puts the version in, so that importing rapo reads no file. */
+/** scripts/build.mjs inserts the version, so that importing rapo reads no file. */
 declare const RAPO_VERSION: string | undefined
 
 /**
- * The package's directory; the same from lib/base/, dist/base/ and esm/base/. In a bundle the code lies elsewhere: then
- * some other directory, or '' where the bundler knows no import.meta.url.
+ * The package's directory, seen from lib/base/, dist/base/ or esm/base/. In a bundle the code lies elsewhere: the value is then
+ * another directory, or '' if the bundler does not support import.meta.url.
  */
 export const packageRoot: string = import.meta.url
   ? resolve(dirname(fileURLToPath(import.meta.url)), '../..')
@@ -16,7 +16,7 @@ export const packageRoot: string = import.meta.url
 
 export const packageVersion: string = typeof RAPO_VERSION === 'string' ? RAPO_VERSION : readPackage().version
 
-/** Whether packageRoot is rapo's: not so where a bundler copied the code into another file. */
+/** Whether packageRoot is rapo's directory. It is not if a bundler copied the code into another file. */
 export function isInPackage(): boolean {
   try {
     return readPackage().name === 'rapo'

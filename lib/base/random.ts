@@ -5,8 +5,8 @@ import { uniformInt } from 'pure-rand/distribution/uniformInt'
 import { xoroshiro128plusFromState } from 'pure-rand/generator/xoroshiro128plus'
 
 /**
- * A seed of its own for each use, from a run's seed and what the use is, such as deriveSeed(7, 'rollout', step).
- * 53 bits (a safe integer ≥ 0): FNV-1a over the parts' text, finished by splitmix64's mixer.
+ * Derives a separate seed for each use from a run's seed and a description of the use, such as deriveSeed(7, 'rollout', step).
+ * The seed has 53 bits (a safe integer ≥ 0): FNV-1a over the text of the parts, finished by splitmix64's mixer.
  */
 export function deriveSeed(seed: number, ...parts: readonly (string | number)[]): number {
   let hash = 0xcbf29ce484222325n
@@ -23,7 +23,7 @@ export interface Random {
   below(limit: number): number
   /** One of the items, which must not be empty. */
   pick<T>(items: readonly T[]): T
-  /** A new array: the items in a uniformly random order. */
+  /** A new array with the items in a uniformly random order. */
   shuffle<T>(items: readonly T[]): T[]
 }
 
@@ -65,7 +65,7 @@ function mix(value: bigint): bigint {
   return z ^ (z >> 31n)
 }
 
-/** A short name of a value, by its JSON: equal values have equal names. */
+/** A hash of a value's JSON: equal values have equal hashes. */
 export function digest(value: unknown): string {
   return createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16)
 }

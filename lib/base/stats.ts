@@ -1,7 +1,7 @@
 /** Moments, and the estimate of pass@k. */
 import { RapoError } from './errors.js'
 
-/** Mean, and standard deviation with count − correction in the denominator. */
+/** Mean and standard deviation. The denominator is count − correction. */
 export function moments(values: readonly number[], correction = 0): { mean: number; std: number } {
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length
   const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0)

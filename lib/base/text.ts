@@ -1,14 +1,15 @@
-/** Text that came from a model, a file or another program, as a person is to see it. */
+/** Makes text from a model, a file or another program safe to show to a person. */
 
 /**
- * What shows nothing of itself, or changes how its surroundings are shown: controls but newline and tab (every escape
- * sequence begins with one), soft hyphen, zero-width and bidirectional characters, line and paragraph separators, tags,
- * the byte-order mark, lone surrogates.
+ * Characters that are invisible or change how other text is shown: control characters except newline and tab (every escape
+ * sequence begins with one), soft hyphens, zero-width and bidirectional characters, line and paragraph separators, tags, the
+ * byte-order mark, lone surrogates.
  */
 export const HIDDEN = /[^\P{C}\n\t]|\u034f|[\u2028\u2029\u115f\u1160\u3164\uffa0]/gu
 
 /**
- * For a terminal: each hidden character is spelled out as in JSON, so that it is seen and obeyed by nothing.
+ * For a terminal: each hidden character is written as in JSON, so that people see the character and the terminal does not act
+ * on it.
  *
  *     plainText('\u001b[2J9*9') → '\\u001b[2J9*9'
  */
@@ -24,9 +25,9 @@ export function plainText(text: string): string {
 /** The same on one line. */
 export const plainLine = (text: string) => plainText(text).replace(/\s+/g, ' ')
 
-/** What the commands print: whatever a model, a file or a server wrote steers no terminal. */
+/** The commands' output. Text from a model, a file or a server cannot control the terminal. */
 export const printLine = (text: string) => console.log(plainText(text))
 export const printError = (text: string) => console.error(plainText(text))
 
-/** Calls back when all that was printed has been written. */
+/** Calls back when everything that was printed has been written. */
 export const afterOutput = (done: () => void) => process.stdout.write('', done)

@@ -1,4 +1,4 @@
-/** Waiting for a promise of somebody else's code, which may never settle. */
+/** Waits for promises of user code, which may never settle. */
 import { setMaxListeners } from 'node:events'
 import { RapoError } from './errors.js'
 
@@ -7,13 +7,18 @@ export interface WaitOptions {
   readonly signal?: AbortSignal | undefined
   /** Ends the waiting after so many seconds. */
   readonly timeout?: number | undefined
-  /** What to throw: 'timeout', or 'never' where nothing is left in this process that could settle the promise. */
+  /** The error to throw. 'never': nothing is left in this process that could settle the promise. */
   fault(why: 'timeout' | 'never'): Error
-  /** Of a whole call, in which others wait: these know better what never comes, and are told instead where there are any. */
+  /**
+   * True for a whole call, inside which other waits run. The inner waits know better what cannot settle: if there are any, only
+   * they are told.
+   */
   readonly isWhole?: boolean
 }
 
-/** What is to be told when the process has nothing left to do: it would end there, silently. True: of a whole call. */
+/**
+ * Waits that are told when the process has nothing left to do; otherwise the process would end silently. The value is isWhole.
+ */
 const waiting = new Map<() => void, boolean>()
 
 function tellAll(): void {
@@ -21,7 +26,7 @@ function tellAll(): void {
   for (const [tell] of inner.length > 0 ? inner : [...waiting]) tell()
 }
 
-/** The value of work, or why there is none. */
+/** The value of `work`; throws if `work` fails, or if the wait ends for one of the reasons in `options`. */
 export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions): Promise<T> {
   const { signal, timeout, fault, isWhole = false } = options
   let stop = () => {}
@@ -33,7 +38,7 @@ export async function waitFor<T>(work: T | PromiseLike<T>, options: WaitOptions)
     if (waiting.size === 0) process.on('beforeExit', tellAll)
     waiting.set(onNever, isWhole)
     signal?.addEventListener('abort', onAbort)
-    // A timer holds no more than 2^31 − 1 milliseconds.
+    // A timer cannot run for more than 2^31 − 1 milliseconds.
     const timer =
       timeout === undefined ? undefined : setTimeout(onTimeout, Math.min(timeout * 1000, 2 ** 31 - 1)).unref()
     stop = () => {

@@ -1,19 +1,22 @@
-/** Rewards → advantages and reference weights φ(r), one a completion (docs/objective.md). */
+/** Rewards → advantages and reference weights φ(r), one per completion (docs/objective.md). */
 import { RapoError } from '../base/errors.js'
 import { moments } from '../base/stats.js'
 import { rapoPhi } from './objective.js'
 
-/** Keeps a group whose rewards hardly differ from exploding. */
+/** Keeps the advantages of a group whose rewards hardly differ from becoming huge. */
 const STD_EPSILON = 1e-6
 
-/** What is subtracted from a reward: the mean of its group (GRPO), or of the others in it (RLOO, arXiv 2402.14740). */
+/**
+ * The number that is subtracted from a reward: the mean of its group (GRPO), or the mean of the other rewards in the group
+ * (RLOO, arXiv 2402.14740).
+ */
 export const advantageBaselines = ['group-mean', 'leave-one-out'] as const
 /** A baseline by its name. */
 export type AdvantageBaseline = (typeof advantageBaselines)[number]
 
 /**
- * What the difference is divided by, plus 1e-6: the group's standard deviation with n − 1 (SimpleRL, TRL, verl) or with n
- * (DeepSeekMath); or by nothing (Dr. GRPO, RLOO).
+ * The divisor of the difference, to which 1e-6 is added: the group's standard deviation with n − 1 (SimpleRL, TRL, verl) or
+ * with n (DeepSeekMath). `none` does not divide (Dr. GRPO, RLOO).
  */
 export const advantageScales = ['sample-std', 'population-std', 'none'] as const
 /** A scale by its name. */
@@ -118,7 +121,7 @@ export function weightedSums(parts: readonly WeightedRewards[]): number[] {
   )
 }
 
-/** Share of the groups whose rewards are all equal: they teach nothing but the penalty. Without groups 0. */
+/** Share of the groups whose rewards are all equal, which give no policy gradient. 0 if there are no groups. */
 export function zeroAdvantageFraction(rewards: readonly number[], groupSize: number): number {
   checkGroups(rewards, groupSize)
   let groups = 0

@@ -1,16 +1,16 @@
 /**
- * Off-policy correction, for rollouts whose sampler is not quite the policy that is trained: another engine, another
- * precision, older weights. Weights of the policy term, one a row (LossBatch.policyWeights). Rows are laid out as in
- * LossBatch: sequence b has those from sequenceOffsets[b] up to sequenceOffsets[b + 1].
+ * Off-policy correction, for rollouts whose sampler is not exactly the policy that is trained: another engine, another
+ * precision, older weights. The results are weights of the policy term, one per row (LossBatch.policyWeights). Rows are laid
+ * out as in LossBatch: sequence b has the rows from sequenceOffsets[b] up to sequenceOffsets[b + 1].
  */
 import { RapoError } from '../base/errors.js'
 
 export const correctionLevels = ['token', 'sequence'] as const
 export const outsideChoices = ['truncate', 'mask'] as const
 
-/** How ratios between the policy that is trained and the one that sampled are bounded: see importanceWeights. */
+/** The bounds of ratios between the policy that is trained and the policy that sampled: see importanceWeights. */
 export interface Correction {
-  /** The ratio trainer / sampler of each token, or the product of them over its sequence. */
+  /** Whether the ratio trainer / sampler is taken of each token, or as a product over each sequence. */
   readonly level: (typeof correctionLevels)[number]
   /** A ratio outside the bounds is moved to the bound (truncated importance sampling), or gets weight 0. */
   readonly outside: (typeof outsideChoices)[number]
@@ -19,7 +19,7 @@ export interface Correction {
   readonly high: number
 }
 
-/** Two opinions on the same tokens. */
+/** Log-probs of the same tokens by the policy that is trained and by the sampler. */
 export interface SampledRows {
   /** (N) log-probs by the policy that is trained, before its first step on the batch. */
   readonly logprobs: Float32Array
@@ -29,24 +29,24 @@ export interface SampledRows {
   readonly sequenceOffsets: Int32Array
 }
 
-/** What importanceWeights returns. */
+/** The result of importanceWeights. */
 export interface ImportanceWeights {
   /** (N) ≥ 0, for LossBatch.policyWeights. */
   readonly weights: Float32Array
-  /** Of the ratios before bounding, over rows (level token) or sequences; 1 where there are none. */
+  /** Statistics of the ratios before bounding, over rows (level token) or sequences; 1 if there are none. */
   readonly mean: number
   readonly min: number
   readonly max: number
-  /** Share of the ratios that a bound changed; 0 where there are none. */
+  /** Share of the ratios that a bound changed; 0 if there are none. */
   readonly truncatedFraction: number
 }
 
-/** exp beyond this says nothing that a bound would not replace. */
+/** A larger log-ratio would only be replaced by a bound. */
 const MAX_LOG_RATIO = 20
 
 /**
- * Bounded importance weights exp(logprobs − samplerLogprobs), per token or multiplied up per sequence.
- * Throws ERR_RAPO_INVALID_ARGUMENT: lengths, offsets, bounds, log-probs that are not finite.
+ * Bounded importance weights exp(logprobs − samplerLogprobs), per token or as a product per sequence. Throws
+ * ERR_RAPO_INVALID_ARGUMENT for lengths, offsets or bounds that do not fit, and for log-probs that are not finite.
  */
 export function importanceWeights(rows: SampledRows, correction: Correction): ImportanceWeights {
   const { level, outside: choice, low, high } = correction
@@ -81,12 +81,12 @@ export function importanceWeights(rows: SampledRows, correction: Correction): Im
 }
 
 /**
- * Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556): weight 0 for the rows of a sequence with a negative
- * advantage and a mean of samplerLogprobs − logprobs above maxDivergence, 1 elsewhere. What the policy would hardly
- * write any more need not be pushed down.
+ * Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556). A sequence gets weight 0 in all its rows if its advantage is
+ * negative and its mean of samplerLogprobs − logprobs is above maxDivergence; all other rows get weight 1. Tokens that the
+ * policy would hardly write any more need not be made less likely.
  *
- * @param rows their advantages (N) are the same within a sequence
- * Throws ERR_RAPO_INVALID_ARGUMENT as importanceWeights does, and where the advantages are not so.
+ * @param rows the advantages (N) must be equal within a sequence
+ * Throws ERR_RAPO_INVALID_ARGUMENT as importanceWeights does, and if the advantages differ within a sequence.
  */
 export function offPolicyMask(
   rows: SampledRows & { readonly advantages: Float32Array },

@@ -1,6 +1,6 @@
 /**
- * Arrays in the memory of a CUDA device, and the kernels on them: for trainers whose tensors are there already, no
- * copies. Every call throws ERR_RAPO_DEVICE, with the reason, where there is no CUDA.
+ * Arrays in the memory of a CUDA device, and the kernels on them. A trainer whose tensors are on the device needs no copies.
+ * Every call throws ERR_RAPO_DEVICE, with the reason, if there is no CUDA.
  */
 import { RapoError } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
@@ -8,7 +8,7 @@ import { deviceNumber, type KernelDevice, type LogitsDType, type LossResult } fr
 import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
 import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './rows.js'
 
-/** Element types, as their typed arrays hold them: the bits of bfloat16 and float16 numbers in a Uint16Array. */
+/** Element types. A Uint16Array holds the bits of bfloat16 and float16 numbers. */
 const arrays = {
   float32: Float32Array,
   bfloat16: Uint16Array,
@@ -18,7 +18,7 @@ const arrays = {
 } as const
 /** The type of a DeviceArray's elements. */
 export type DeviceDType = keyof typeof arrays
-/** What a DeviceArray is filled from and read into. */
+/** Host arrays that a DeviceArray is filled from and read into. */
 export type HostArray = Float32Array | Uint16Array | Int32Array | Uint8Array
 
 /** DLPack's DLDataTypeCode, and bits. */
@@ -58,7 +58,7 @@ interface RawCuda extends KernelsAddon {
   fusedHeadLossOnDeviceAsync(call: RawCall): Promise<ObjectiveMetrics>
   gatherLogprobsOnDevice(call: RawCall): void
 }
-/** One object a call: addresses, sizes and strides. */
+/** The argument of a native call, one object for each call: addresses, sizes and strides. */
 type RawCall = Readonly<Record<string, unknown>>
 
 const addon = () => loadKernels() as RawCuda
@@ -67,19 +67,20 @@ const addon = () => loadKernels() as RawCuda
 interface Memory {
   readonly raw?: RawMemory
   disposed: boolean
-  /** Calls in progress that use it. */
+  /** Number of calls in progress that use the memory. */
   inUse: number
 }
 
-/** On which stream a call's work is put. */
+/** The stream of a call. */
 export interface StreamOptions {
   /** A cudaStream_t as a number; 0 is the default stream. */
   readonly stream?: bigint
 }
 
 /**
- * An array of a shape on a CUDA device. The rows of a matrix may lie apart; everything else is dense, last dimension
- * first. dispose() frees what allocate and from made (`using` does so by itself); V8 knows its size.
+ * An array of a shape on a CUDA device. The rows of a matrix may lie apart; all other arrays have no gaps, last dimension
+ * first. dispose() frees what `allocate` and `from` made (`using` calls it). V8 knows the size, so that forgotten arrays are
+ * collected.
  */
 export class DeviceArray {
   readonly dtype: DeviceDType
@@ -107,7 +108,7 @@ export class DeviceArray {
     this.device = device
   }
 
-  /** Memory of unspecified content. Throws ERR_RAPO_OUT_OF_MEMORY where the device has too little. */
+  /** Allocates memory of unspecified content. Throws ERR_RAPO_OUT_OF_MEMORY if the device has too little. */
   static allocate(
     dtype: DeviceDType,
     shape: readonly number[],
@@ -137,7 +138,10 @@ export class DeviceArray {
     return result
   }
 
-  /** Memory that someone else owns and keeps while the array is used, as DLPack describes it. dispose() leaves it be. */
+  /**
+   * Memory of another owner, described as in DLPack. The owner must keep the memory while the array is used; dispose() does not
+   * free it.
+   */
   static wrap(tensor: DLTensor): DeviceArray {
     const { data, device, dtype, shape, strides } = tensor
     if (device.type !== 2) invalid(`device.type is ${device.type}, expected 2, CUDA`)
@@ -175,7 +179,7 @@ export class DeviceArray {
     return this.strides.every((stride, i) => stride === denseStrides(this.shape)[i])
   }
 
-  /** What DLPack calls a DLTensor: for libraries that take it. */
+  /** The array as a DLPack DLTensor, for libraries that accept one. */
   toDLPack(): DLTensor {
     const { code, bits } = dlpackTypes[this.dtype]
     return {
@@ -187,7 +191,7 @@ export class DeviceArray {
     }
   }
 
-  /** The same memory from an element on, in another shape; disposing either disposes both. */
+  /** A view of the same memory from an element on, in another shape. Disposing of either disposes of both. */
   view(
     start: number,
     shape: readonly number[],
@@ -219,7 +223,7 @@ export class DeviceArray {
     return result
   }
 
-  /** Frees the memory, of its views too. A second call does nothing. */
+  /** Frees the memory, also that of its views. A second call does nothing. */
   dispose(): void {
     if (this.#memory.inUse > 0) invalid('the device array is in use by a call that has not settled')
     this.#memory.raw?.dispose()
@@ -231,7 +235,7 @@ export class DeviceArray {
     this.dispose()
   }
 
-  /** For a call that goes on off the main thread; returns what ends it. */
+  /** Marks the array as used by a call off the main thread. The returned function ends the use. */
   static hold(held: readonly DeviceArray[]): () => void {
     for (const array of held) array.#memory.inUse++
     return () => {
@@ -255,7 +259,7 @@ export function deviceMemory(device: KernelDevice = 'cuda'): { free: number; tot
   return addon().cudaMemory(cudaNumber(device))
 }
 
-/** The arrays of LossBatch with an entry a row, on one device; tokenIds int32, the others float32. */
+/** The arrays of LossBatch with one entry per row, on one device. tokenIds is int32, the others float32. */
 export type DeviceRows = { readonly [K in keyof LossRows]: DeviceArray } & {
   /** (B + 1) int32 */
   readonly sequenceOffsets?: DeviceArray
@@ -269,24 +273,25 @@ export interface DeviceLossBatch extends DeviceRows {
   readonly refLogits?: DeviceArray
 }
 
-/** Where the results go: arrays of (N), float32, `clipped` uint8; masked rows get 0. */
+/** Arrays that receive results: (N) float32 each, `clipped` uint8. Masked rows get 0. */
 export type DevicePerToken = Partial<Record<keyof PerToken, DeviceArray>>
 
-/** Where policyLossOnDevice writes, and on which stream. */
+/** The outputs and the stream of policyLossOnDevice. */
 export interface DeviceLossOptions extends StreamOptions {
   /**
-   * `in-place` (default): over the logits. `none`: the value alone. An array: (N × V) of the logits' dtype or float32.
+   * `in-place` (default) writes the gradient over the logits; `none` computes the value alone. An array (N × V) of the logits'
+   * dtype or float32 receives the gradient.
    */
   readonly grad?: 'in-place' | 'none' | DeviceArray
   readonly perToken?: DevicePerToken
 }
 
-/** What policyLossOnDevice returns to the host. */
+/** The host's result of policyLossOnDevice. */
 export type DeviceLossResult = Pick<LossResult<never, false>, 'loss' | 'metrics'>
 
 /**
- * policyLoss on arrays of a device; returns when the results are there. After ERR_RAPO_INVALID_ARGUMENT nothing has been
- * written. After ERR_RAPO_NON_FINITE the other rows have; the named one still holds its logits.
+ * policyLoss on arrays of a device. Returns when the results are there. After ERR_RAPO_INVALID_ARGUMENT nothing has been
+ * written. After ERR_RAPO_NON_FINITE the gradient of rows without a fault is written; the named row still holds its logits.
  */
 export function policyLossOnDevice(
   batch: DeviceLossBatch,
@@ -298,8 +303,8 @@ export function policyLossOnDevice(
 }
 
 /**
- * policyLossOnDevice off the main thread. Its arrays cannot be disposed until it has settled. Do not write to them before:
- * the device checks token ids and offsets once and then uses them as indices.
+ * policyLossOnDevice off the main thread. Its arrays cannot be disposed of until it has settled. Do not write to them before
+ * that: the device checks token ids and offsets once and then uses them as indices.
  */
 export async function policyLossOnDeviceAsync(
   batch: DeviceLossBatch,
@@ -312,30 +317,30 @@ export async function policyLossOnDeviceAsync(
 
 /** The head's inputs, on one device: logits = hidden × weightᵀ. Rows of the matrices may lie apart. */
 export interface DeviceHeadBatch extends DeviceRows {
-  /** (N × C) float32 or bfloat16; masked rows are not looked at */
+  /** (N × C) float32 or bfloat16; masked rows are not read */
   readonly hidden: DeviceArray
   /** (V × C) of the same dtype, as those of the reference */
   readonly weight: DeviceArray
-  /** (N × C′); left out where the penalty is none */
+  /** (N × C′); left out if the penalty is none */
   readonly refHidden?: DeviceArray
   /** (V × C′) */
   readonly refWeight?: DeviceArray
 }
 
-/** Where fusedHeadLossOnDevice writes, on which stream, and how many rows it takes at a time. */
+/** The outputs, the stream and the chunks of fusedHeadLossOnDevice. */
 export interface FusedHeadOptions extends StreamOptions {
   /** (N × C) of hidden's dtype or float32: ∂loss/∂hidden is written here. It may be `hidden` itself. */
   readonly gradHidden?: DeviceArray
   /** (V × C) float32: ∂loss/∂weight is added to what is here. */
   readonly gradWeight?: DeviceArray
   /**
-   * Rows of a chunk, for which the device holds the logits of the policy and of the reference at one time. Default: at
-   * most 4096, and what the workspace or half of the free memory holds. The sums over chunks are float32, so that another
-   * number gives other roundings, and the same number the same bits.
+   * Number of rows in a chunk. The device holds the logits of policy and reference for one chunk at a time. Default: at most
+   * 4096, and no more than the workspace or half of the free memory holds. The sums over chunks are float32: the same number
+   * gives the same bits, another number gives other roundings.
    */
   readonly chunkRows?: number
   /**
-   * uint8, of as many bytes as fusedHeadWorkspace tells, aligned to 256. Default: allocated for the call, which waits for
+   * uint8, with as many bytes as fusedHeadWorkspace returns, aligned to 256. Default: allocated for the call, which waits for
    * the device.
    */
   readonly workspace?: DeviceArray
@@ -343,13 +348,13 @@ export interface FusedHeadOptions extends StreamOptions {
 }
 
 /**
- * The loss of a model's head: policyLoss of the logits hidden × weightᵀ (and refHidden × refWeightᵀ) and the gradients
- * with respect to hidden and weight, without an (N × V) array. Products by cuBLASLt with float32 sums; logits and their
+ * The loss of a model's head: policyLoss of the logits hidden × weightᵀ (and refHidden × refWeightᵀ), with gradients with
+ * respect to hidden and weight, without an (N × V) array. cuBLASLt computes the products with float32 sums. Logits and their
  * gradient are rounded to hidden's dtype. Returns when the results are there.
  *
- * Throws ERR_RAPO_INVALID_ARGUMENT (shape, dtype, device, an entry out of range) and ERR_RAPO_DEVICE (no CUDA, or no
- * cuBLASLt) before anything is written; ERR_RAPO_OUT_OF_MEMORY where a chunk does not fit; ERR_RAPO_NON_FINITE, which
- * names the row, and leaves unspecified values in the gradients.
+ * Throws ERR_RAPO_INVALID_ARGUMENT (shape, dtype, device, an entry out of range) and ERR_RAPO_DEVICE (no CUDA, or no cuBLASLt)
+ * before anything is written. Throws ERR_RAPO_OUT_OF_MEMORY if a chunk does not fit. ERR_RAPO_NON_FINITE names the row; the
+ * gradients then hold unspecified values.
  */
 export function fusedHeadLossOnDevice(
   batch: DeviceHeadBatch,
@@ -369,7 +374,7 @@ export function fusedHeadWorkspace(
   return addon().fusedHeadWorkspace(headCall(batch, objective, { chunkRows }))
 }
 
-/** fusedHeadLossOnDevice off the main thread; what policyLossOnDeviceAsync says of arrays goes here too. */
+/** fusedHeadLossOnDevice off the main thread. Its arrays follow the rules of policyLossOnDeviceAsync. */
 export async function fusedHeadLossOnDeviceAsync(
   batch: DeviceHeadBatch,
   objective: Objective,
@@ -379,7 +384,7 @@ export async function fusedHeadLossOnDeviceAsync(
   return settled(addon().fusedHeadLossOnDeviceAsync(call), { ...batch, ...options, ...options.perToken })
 }
 
-/** What a call under way comes to; until then none of its device arrays can be disposed. */
+/** The result of a call in progress. Until it settles, none of its device arrays can be disposed of. */
 async function settled(pending: Promise<ObjectiveMetrics>, used: object): Promise<DeviceLossResult> {
   const release = DeviceArray.hold(Object.values(used).filter(array => array instanceof DeviceArray))
   try {
@@ -394,13 +399,13 @@ async function settled(pending: Promise<ObjectiveMetrics>, used: object): Promis
 export interface DeviceGatherBatch {
   /** (N × V) float32, bfloat16 or float16 */
   readonly logits: DeviceArray
-  /** (N) int32; needed for logprobs alone */
+  /** (N) int32; needed for logprobs only */
   readonly tokenIds?: DeviceArray
   /** Default 1. */
   readonly temperature?: number
 }
 
-/** gatherLogprobs on arrays of a device: fills those given, (N) float32 each. */
+/** gatherLogprobs on arrays of a device. Fills the given arrays, (N) float32 each. */
 export function gatherLogprobsOnDevice(
   batch: DeviceGatherBatch,
   outputs: { logprobs?: DeviceArray; entropy?: DeviceArray; logSumExp?: DeviceArray },
@@ -543,7 +548,7 @@ function checkMatrix(
     invalid(`${field} has the strides (${strides.join(', ')}), expected rows of adjoining words`)
 }
 
-/** Addresses of arrays of one dimension, checked. */
+/** Checks arrays of one dimension and returns their addresses. */
 function pointers(device: number, rows: number) {
   return (field: string, array: DeviceArray | undefined, dtype: DeviceDType, length: number = rows) => {
     if (array === undefined) return undefined

@@ -1,23 +1,23 @@
-/** What a run may do with the entropies of its tokens beside the constant bonus of the objective. */
+/** Uses of the tokens' entropies beside the objective's constant bonus. */
 import { RapoError } from '../base/errors.js'
 
-/** Holds the entropy near a target: see adaptEntropyCoef. */
+/** Options for keeping the entropy near a target: see adaptEntropyCoef. */
 export interface EntropyControl {
-  /** Nats a token; below it the coefficient rises, above it falls. */
+  /** Nats per token. The coefficient rises if the entropy is below, and falls if it is above. */
   readonly target: number
-  /** By how much the coefficient changes a step, > 0. */
+  /** Change of the coefficient per step, > 0. */
   readonly step: number
-  /** Most that the coefficient may become. Default 1. */
+  /** Upper bound of the coefficient. Default 1. */
   readonly max?: number
 }
 
 /**
- * Adaptive entropy control (Skywork-OR1, arXiv 2505.22312): coefficient is carried from step to step and
- * moves towards the target by a fixed amount; it acts (entropyCoef of this step) only while the entropy is at or below
- * the target.
+ * Adaptive entropy control (Skywork-OR1, arXiv 2505.22312). The caller carries the coefficient from step to step; each step
+ * moves it by a fixed amount towards the target. The coefficient acts (as this step's entropyCoef) only while the entropy is at
+ * or below the target.
  *
- * @param entropy of the policy on this step's tokens, before its update: mean, in nats
- * Throws ERR_RAPO_INVALID_ARGUMENT for what is not a number or outside its range.
+ * @param entropy the policy's mean entropy on this step's tokens before the update, in nats
+ * Throws ERR_RAPO_INVALID_ARGUMENT for a value that is not a number or outside its range.
  */
 export function adaptEntropyCoef(
   coefficient: number,
@@ -37,13 +37,13 @@ export function adaptEntropyCoef(
 }
 
 /**
- * 1 for the share `fraction` of the rows with the highest entropies, 0 for the rest: as LossBatch.policyWeights it
- * leaves the policy term to the tokens at which the model decides something (arXiv 2506.01939: a fifth of them).
- * Taken over a whole batch. Rows that tie with the last one in are in too.
+ * Returns 1 for the share `fraction` of the rows with the highest entropies, and 0 for the rest. As LossBatch.policyWeights
+ * this restricts the policy term to the tokens at which the model decides something (arXiv 2506.01939 uses a fifth of them).
+ * Call it with the rows of a whole batch. Rows with the same entropy as the last selected row are selected too.
  *
  * topEntropyWeights(Float32Array.of(.1, 2, .3, 1), .5) → 0 1 0 1
  *
- * Throws ERR_RAPO_INVALID_ARGUMENT where fraction is outside (0, 1] or an entropy is not finite.
+ * Throws ERR_RAPO_INVALID_ARGUMENT if fraction is outside (0, 1] or an entropy is not finite.
  */
 export function topEntropyWeights(entropies: Float32Array, fraction: number): Float32Array {
   check('fraction', fraction, 'a number in (0, 1]', x => x > 0 && x <= 1)

@@ -6,11 +6,11 @@
 export interface NumberField {
   readonly default: number
   readonly low: number
-  /** `low` itself is outside of the range. */
+  /** Whether `low` itself is excluded from the range. */
   readonly open?: boolean
-  /** Infinity is in the range where this is Infinity; Number.MAX_VALUE: any finite number. */
+  /** Infinity: the range includes Infinity. Number.MAX_VALUE: the range includes every finite number. */
   readonly high: number
-  /** The surrogates that read it, where they are not all. It may be left out. */
+  /** The surrogates that read the field, unless all do. For others the field may be left out. */
   readonly only?: readonly string[]
   readonly help: string
 }

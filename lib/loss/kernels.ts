@@ -1,7 +1,7 @@
 /**
- * The objective's loss and gradient for full logits, and log-prob gathering: the typed face of the kernels addon.
- * Needs no libtorch. N is the number of rows (completion tokens), V the vocabulary; row i of `logits` is the
- * distribution that `tokenIds[i]` was drawn from.
+ * The objective's loss and gradient for full logits, and log-prob gathering: the typed face of the kernels addon. Needs no
+ * libtorch. N is the number of rows (completion tokens), V the vocabulary. Row i of `logits` must be the logits that predicted
+ * `tokenIds[i]`.
  */
 import * as calls from '../base/call.js'
 import { RapoError } from '../base/errors.js'
@@ -11,46 +11,46 @@ import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './
 
 export type { LossRows, PerToken } from './rows.js'
 
-/** What the numbers of the logits are stored as. */
+/** The number format of the logits. */
 export type LogitsDType = 'float32' | 'bfloat16' | 'float16'
-/** Float32Array, or Uint16Array holding the bits of bfloat16 or float16 numbers. */
+/** Float32Array, or Uint16Array with the bits of bfloat16 or float16 numbers. */
 export type Logits = Float32Array | Uint16Array
 
-/** The matrices are borrowed for the call, the other arrays are copied. */
+/** A batch of rows. The matrices are borrowed for the call; the other arrays are copied. */
 export interface LossBatch<L extends Logits = Logits> extends LossRows {
   readonly vocabSize: number
-  /** Of logits and refLogits. Default float32. */
+  /** The format of logits and refLogits. Default float32. */
   readonly dtype?: LogitsDType
-  /** (N × V) the policy's, before division by the temperature. */
+  /** (N × V) logits of the policy, before division by the temperature. */
   readonly logits: L
-  /** (N × V) the reference's; left out without a penalty. */
+  /** (N × V) logits of the reference; left out without a penalty. */
   readonly refLogits?: L
   /**
-   * (B + 1) ascending from 0 to N: sequence b has the rows from entry b up to entry b + 1. For `gspo` alone; the unmasked
-   * rows of a sequence must agree in tokenWeights, advantages and policyWeights.
+   * (B + 1) ascending from 0 to N: sequence b has the rows from entry b up to entry b + 1. For `gspo` only. The unmasked rows
+   * of a sequence must have equal tokenWeights, advantages and policyWeights.
    */
   readonly sequenceOffsets?: Int32Array
 }
 
 /**
- * Where the gradient goes: a new array of the logits' dtype, over the logits themselves, nowhere, or into an array
- * given (a Float32Array, or one like the logits).
+ * Where the gradient is written: into a new array of the logits' dtype, over the logits themselves, nowhere, or into a given
+ * array (a Float32Array, or one of the logits' type).
  */
 export type GradMode = 'new' | 'in-place' | 'none' | Logits
 
-/** Where the work is done: `cuda` is CUDA device 0. kernelsInfo().cuda tells whether there is one, or why not. */
+/** The device that computes; `cuda` is CUDA device 0. kernelsInfo().cuda says whether there is one, or why not. */
 export type KernelDevice = 'cpu' | 'cuda' | `cuda:${number}`
 
-/** Where a call is computed. */
+/** The device of a call. */
 export interface DeviceOptions {
   /**
-   * Default cpu. On CUDA the arrays, which are in host memory, are copied there and back; policyLossOnDevice takes
-   * arrays that are on the device already. Throws ERR_RAPO_DEVICE where there is no CUDA.
+   * Default cpu. On CUDA the arrays, which are in host memory, are copied to the device and back; policyLossOnDevice takes
+   * arrays that are on the device already. Throws ERR_RAPO_DEVICE if there is no CUDA.
    */
   readonly device?: KernelDevice
 }
 
-/** What policyLoss is to return beside the loss, and where it is computed. */
+/** Options of policyLoss: further results, and the device. */
 export interface LossOptions<M extends GradMode = GradMode, P extends boolean = boolean>
   extends DeviceOptions {
   /** Default 'new'. */
@@ -61,7 +61,7 @@ export interface LossOptions<M extends GradMode = GradMode, P extends boolean = 
 
 type GradOf<L, M> = M extends 'none' ? undefined : M extends Logits ? M : L
 
-/** What policyLoss returns. */
+/** The result of policyLoss. */
 export interface LossResult<G, P extends boolean> {
   readonly loss: number
   /** (N × V) ∂loss/∂logits. */
@@ -70,13 +70,13 @@ export interface LossResult<G, P extends boolean> {
   readonly perToken: P extends true ? PerToken : undefined
 }
 
-/** Of the calls that run off the main thread. */
+/** Options of the calls that run off the main thread. */
 export interface AsyncOptions {
-  /** Aborting rejects with the signal's reason, within a few rows' time; too late, it changes nothing. */
+  /** Aborting rejects with the signal's reason, within the time of a few rows. An abort that comes too late changes nothing. */
   readonly signal?: AbortSignal
 }
 
-/** What a call of the addon is told: one object, made for the call. */
+/** The argument of a call of the addon: one object, made for the call. */
 type RawCall = Readonly<Record<string, unknown>>
 
 /** The functions of bindings/kernels.cpp. */
@@ -102,10 +102,12 @@ interface RawKernels extends KernelsAddon {
 const addon = () => loadKernels() as RawKernels
 
 /**
- * loss = −Σ n (w g − αD + βH) over the rows, w being policyWeights, and its gradient with respect to the policy's logits.
- * Losses, gradients and metrics of any split of a batch add up. The same bits for any number of threads.
- * Throws ERR_RAPO_INVALID_ARGUMENT (field, value, range) before anything is written; ERR_RAPO_NON_FINITE, naming the
- * first row with NaN, +inf or an infinite penalty, after which a gradient in place has destroyed the logits.
+ * loss = −Σ n (w g − αD + βH) over the rows, where w are the policyWeights, and the loss's gradient with respect to the
+ * policy's logits. Losses, gradients and metrics of the parts of a batch add up. The result has the same bits for any number of
+ * threads.
+ *
+ * Throws ERR_RAPO_INVALID_ARGUMENT (field, value, range) before anything is written. ERR_RAPO_NON_FINITE names the first row
+ * with NaN, +inf or an infinite penalty; a gradient in place has then destroyed the logits.
  */
 export function policyLoss<L extends Logits, M extends GradMode = 'new', P extends boolean = false>(
   batch: LossBatch<L>,
@@ -117,13 +119,13 @@ export function policyLoss<L extends Logits, M extends GradMode = 'new', P exten
 }
 
 /**
- * policyLoss off the main thread. Until it settles, logits, refLogits and a gradient array that was given belong to the
- * call: writing to them gives unspecified numbers. The other arrays were copied before this returned.
+ * policyLoss off the main thread. Until it settles, logits, refLogits and a given gradient array belong to the call: writing to
+ * them gives unspecified numbers. The other arrays are copied before this function returns.
  *
- * Do not transfer the buffers of those three (postMessage, structuredClone, ArrayBuffer.transfer) before the call has
- * settled: Node-API cannot keep the memory of a buffer that is transferred, and the new owner may free it while it is read and
- * written here. The call then rejects with ERR_RAPO_INVALID_ARGUMENT where the process still runs. A SharedArrayBuffer cannot
- * be transferred. An array on a resizable buffer, which could shrink, is refused.
+ * Do not transfer the buffers of these three arrays (postMessage, structuredClone, ArrayBuffer.transfer) before the call has
+ * settled. Node-API cannot keep the memory of a transferred buffer, and the new owner may free the memory while the call uses
+ * it. If the process still runs, the call rejects with ERR_RAPO_INVALID_ARGUMENT. A SharedArrayBuffer cannot be transferred. An
+ * array on a resizable buffer is refused, since the buffer could shrink.
  */
 export async function policyLossAsync<
   L extends Logits,
@@ -154,23 +156,23 @@ export interface GatherBatch extends LogitRows {
   readonly tokenIds: Int32Array | BigInt64Array
 }
 
-/** An entry a row. */
+/** Results of gatherLogprobs, with one entry per row. */
 export interface GatherResult {
-  /** log p of the token; −Infinity where its logit is. */
+  /** log p of the token; −Infinity if the token's logit is −Infinity. */
   readonly logprobs: Float32Array
   readonly entropy: Float32Array
-  /** Of logits / temperature. */
+  /** log Σ exp(logits / temperature). */
   readonly logSumExp: Float32Array
 }
 
-/** Each row's log-prob of its token, entropy and log-sum-exp, in one pass. Throws as policyLoss does. */
+/** The log-prob of each row's token, the row's entropy and its log-sum-exp, in one pass. Throws as policyLoss does. */
 export function gatherLogprobs(batch: GatherBatch, options: DeviceOptions = {}): GatherResult {
   const { call, outputs } = prepareGather(batch, options)
   addon().gatherLogprobs(call)
   return outputs
 }
 
-/** gatherLogprobs off the main thread; what policyLossAsync says of arrays goes here too. */
+/** gatherLogprobs off the main thread. Its arrays follow the rules of policyLossAsync. */
 export async function gatherLogprobsAsync(
   batch: GatherBatch,
   options: AsyncOptions & DeviceOptions = {},
@@ -185,7 +187,7 @@ export function entropy(rows: LogitRows, options: DeviceOptions = {}): Float32Ar
   return oneOfRows('entropy', rows, options)
 }
 
-/** entropy off the main thread; what policyLossAsync says of arrays goes here too. */
+/** entropy off the main thread. Its arrays follow the rules of policyLossAsync. */
 export async function entropyAsync(
   rows: LogitRows,
   options: AsyncOptions & DeviceOptions = {},
@@ -198,7 +200,7 @@ export function logSumExp(rows: LogitRows, options: DeviceOptions = {}): Float32
   return oneOfRows('logSumExp', rows, options)
 }
 
-/** logSumExp off the main thread; what policyLossAsync says of arrays goes here too. */
+/** logSumExp off the main thread. Its arrays follow the rules of policyLossAsync. */
 export async function logSumExpAsync(
   rows: LogitRows,
   options: AsyncOptions & DeviceOptions = {},
@@ -216,14 +218,14 @@ export interface CudaDevice {
   readonly memory: number
 }
 
-/** A file in which the library of the CUDA kernels was looked for. */
+/** A file that was tried as the library of the CUDA kernels. */
 export interface CudaPlace {
   readonly library: string
-  /** Why it will not do; left out for the one in use. */
+  /** Why the file cannot be used; left out for the library in use. */
   readonly problem?: string
 }
 
-/** The CUDA devices, or what is missing and why. `searched` is in the order of the search (docs/cuda.md). */
+/** The CUDA devices, or what is missing and why. `searched` lists the files in the order of the search (docs/cuda.md). */
 export type CudaInfo =
   | {
       readonly available: true
@@ -232,9 +234,9 @@ export type CudaInfo =
     }
   | {
       readonly available: false
-      /** The library of the kernels, NVIDIA's driver, or a device. */
+      /** What is missing: the library of the kernels, NVIDIA's driver, or a device. */
       readonly lacks: 'library' | 'driver' | 'device'
-      /** The same as a sentence, with what mends it. */
+      /** The same as a sentence that says what to do. */
       readonly reason: string
       readonly searched: readonly CudaPlace[]
     }
@@ -243,14 +245,14 @@ export type CudaInfo =
 export interface KernelsInfo {
   /** The instruction set in use; RAPO_KERNELS_ISA overrides the choice. */
   readonly isa: string
-  /** Those that this machine can run, fastest first. */
+  /** The instruction sets that this machine can run, fastest first. */
   readonly isas: readonly string[]
-  /** Threads that share a call's work, the calling one included. */
+  /** Number of threads that share a call's work, the calling thread included. */
   readonly threads: number
   readonly cuda: CudaInfo
 }
 
-/** What the kernels run on. Throws ERR_RAPO_SETUP where their addon does not load. */
+/** The instruction set, threads and devices of the kernels. Throws ERR_RAPO_SETUP if the addon cannot be loaded. */
 export function kernelsInfo(): KernelsInfo {
   const { available, lacks, reason, searched, devices } = addon().cudaInfo()
   return {
@@ -269,7 +271,7 @@ export function deviceNumber(device: KernelDevice = 'cpu'): number | undefined {
   return Number(match[1] ?? 0)
 }
 
-/** Threads for the calls to come, in [1, 1024]; 0 restores the default, one a core. */
+/** Sets the number of threads for later calls, in [1, 1024]; 0 restores the default, one per core. */
 export function setKernelThreads(threads: number): void {
   addon().setThreads(threads)
 }
@@ -283,14 +285,14 @@ const batchFields = new Set([
   'sequenceOffsets',
 ])
 
-/** The call that the addon is given, and what is made of its answer. */
+/** The argument for the addon, and a function that makes the result of the addon's answer. */
 function prepareLoss<L extends Logits, M extends GradMode, P extends boolean>(
   batch: LossBatch<L>,
   objective: Objective,
   { grad = 'new' as M, perToken, device }: LossOptions<M, P>,
 ) {
   validateObjective(objective)
-  const given = { ...batch } // a getter runs once
+  const given = { ...batch } // a getter runs only once
   for (const field of Object.keys(given)) {
     if (!batchFields.has(field)) {
       invalid(`batch has no field ${field}; its fields are ${[...batchFields].join(', ')}`)
@@ -315,7 +317,7 @@ function prepareLoss<L extends Logits, M extends GradMode, P extends boolean>(
   return { call, result }
 }
 
-/** The rest of the arrays is checked by the addon against this number. */
+/** The addon checks the lengths of the other arrays against this number. */
 function countRows(logits: unknown, tokenIds: unknown): number {
   checkLogits(logits)
   if (!(tokenIds instanceof Int32Array || tokenIds instanceof BigInt64Array)) {
@@ -394,7 +396,7 @@ function prepareRows(output: RowValue, batch: LogitRows, { device }: DeviceOptio
   return { call, values }
 }
 
-/** Runs an asynchronous call of the addon, which the signal cancels. */
+/** Runs an asynchronous call of the addon; the signal cancels it. */
 async function abortable<T>(
   signal: AbortSignal | undefined,
   call: RawCall,
@@ -409,7 +411,10 @@ async function abortable<T>(
   }
 }
 
-/** Refuses arrays that could shrink under an asynchronous call; what is returned throws if one has been detached since. */
+/**
+ * Refuses arrays that could shrink during an asynchronous call. The returned function throws if one of them has been detached
+ * since.
+ */
 function watchBorrowed(call: RawCall): () => void {
   const borrowed = (['logits', 'refLogits', 'gradLogits'] as const).flatMap(field => {
     const array = call[field]

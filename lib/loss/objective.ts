@@ -1,13 +1,13 @@
 /**
  * The objective as a plain object; docs/objective.md has every formula.
- * A preset takes the fields to change: `rapo({ klCoef: 0.05 })`. What it returns is complete, checked and frozen, and
- * prints as the table of its choices.
+ * A preset takes the fields to change, as in `rapo({ klCoef: 0.05 })`. The result is complete, checked and frozen, and prints as
+ * the table of its choices.
  */
 import { inspect } from 'node:util'
 import { RapoError } from '../base/errors.js'
 import { describeRange, isInRange, numberEntries, objectiveNumbers } from './fields.js'
 
-/** The KL penalties: what each estimates and what is differentiated, see docs/objective.md. */
+/** The KL penalties. docs/objective.md says what each estimates and what is differentiated. */
 export const penalties = [
   'none',
   'forward',
@@ -19,29 +19,29 @@ export const penalties = [
   'reverse-k3',
   'reverse-full',
 ] as const
-/** A KL penalty D by its name in docs/objective.md; none goes with klCoef 0. */
+/** The name of a KL penalty D in docs/objective.md. With none, klCoef must be 0. */
 export type Penalty = (typeof penalties)[number]
 
-/** The policy terms, see docs/objective.md. */
+/** The policy terms; see docs/objective.md. */
 export const surrogates = ['clip', 'cispo', 'sapo', 'gspo'] as const
-/** A policy term g by its name in docs/objective.md. */
+/** The name of a policy term g in docs/objective.md. */
 export type Surrogate = (typeof surrogates)[number]
 
-/** What is optimised: loss = −Σ n (g − klCoef · D + entropyCoef · H) over tokens. docs/objective.md has the formulas. */
+/** The objective. The loss is −Σ n (g − klCoef · D + entropyCoef · H) over tokens; docs/objective.md has the formulas. */
 export interface Objective {
   /** Default clip. */
   readonly surrogate?: Surrogate
   readonly penalty: Penalty
-  /** α ≥ 0, the penalty's weight; 0 without a penalty. */
+  /** α ≥ 0, the weight of the penalty; 0 without a penalty. */
   readonly klCoef: number
   /** β ≥ 0, the weight of the policy's exact entropy. */
   readonly entropyCoef: number
   /** The ratio is clipped to [1 − clipLow, 1 + clipHigh]; clipLow in [0, 1], clipHigh ≥ 0 (Infinity: no upper bound). */
   readonly clipLow: number
   readonly clipHigh: number
-  /** `clip` and `gspo`: bounds the ratio where A < 0 too (two-sided clipping); ≥ 1 + clipHigh. Default Infinity. */
+  /** `clip` and `gspo` only: upper bound of the ratio if A < 0, too (two-sided clipping); ≥ 1 + clipHigh. Default Infinity. */
   readonly ratioCap?: number
-  /** `sapo` alone: sharpness of the gate where A > 0, and where not; in (0, 1e6]. Default 1 and 1.05. */
+  /** `sapo` only: sharpness of the gate if A > 0, and otherwise; in (0, 1e6]. Defaults 1 and 1.05. */
   readonly sapoTauPositive?: number
   readonly sapoTauNegative?: number
   /** τ in [1e-6, 1e6]: the logits of both models are divided by it. */
@@ -89,13 +89,13 @@ export function drGrpo(changes: Partial<Objective> = {}): Objective {
   return preset('Dr. GRPO, arXiv 2503.20783', {}, changes)
 }
 
-/** GSPO (arXiv 2507.18071): the clip at work on the sequence's ratio, whose bounds are much narrower; no penalty. */
+/** GSPO (arXiv 2507.18071): the clip acts on the ratio of the sequence, with much narrower bounds; no penalty. */
 export function gspo(changes: Partial<Objective> = {}): Objective {
   const choices = { surrogate: 'gspo', clipLow: 3e-4, clipHigh: 4e-4 } as const
   return preset('GSPO, arXiv 2507.18071', choices, changes)
 }
 
-/** CISPO (MiniMax-M1, arXiv 2506.13585): the ratio, cut at 1 + clipHigh, weighs the log-prob's gradient. */
+/** CISPO (MiniMax-M1, arXiv 2506.13585): the ratio, cut at 1 + clipHigh, weights the gradient of the log-prob. */
 export function cispo(changes: Partial<Objective> = {}): Objective {
   return preset('CISPO, arXiv 2506.13585', { surrogate: 'cispo', clipLow: 1, clipHigh: 4 }, changes)
 }
@@ -124,7 +124,7 @@ function helpOf(field: keyof Objective): string {
 }
 
 const checked = new WeakSet<Objective>()
-/** Preset and paper of those that have one. */
+/** The preset and paper of an objective, if it was made by a preset. */
 const sources = new WeakMap<Objective, string>()
 
 /** A checked, frozen copy. Throws ERR_RAPO_INVALID_ARGUMENT as validateObjective does. */
@@ -142,7 +142,7 @@ function freeze(objective: Objective, source?: string): Objective {
   return frozen
 }
 
-/** Throws ERR_RAPO_INVALID_ARGUMENT naming field, value and range, or why a combination makes no sense. */
+/** Throws ERR_RAPO_INVALID_ARGUMENT, which names field, value and range, or says why a combination makes no sense. */
 export function validateObjective(objective: Objective): void {
   if (checked.has(objective)) return
   if (typeof objective !== 'object' || objective === null)
@@ -190,7 +190,7 @@ function invalid(message: string): never {
   throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }
 
-/** Sums over the trained tokens, as the kernels return them; those of any split of a batch add up (addMetrics). */
+/** Sums over the trained tokens, as the kernels return them. The sums of the parts of a batch add up (addMetrics). */
 export interface ObjectiveMetrics {
   tokens: number
   loss: number
@@ -206,7 +206,7 @@ export interface ObjectiveMetrics {
   ratioMax: number
 }
 
-/** What addMetrics starts from. */
+/** The metrics of an empty batch: the start of a sum with addMetrics. */
 export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   tokens: 0,
   loss: 0,
@@ -221,7 +221,7 @@ export const emptyMetrics: Readonly<ObjectiveMetrics> = {
   ratioMax: -Infinity,
 }
 
-/** The metrics of two parts of a batch as those of both. */
+/** The metrics of two parts of a batch together. */
 export function addMetrics(a: ObjectiveMetrics, b: ObjectiveMetrics): ObjectiveMetrics {
   return {
     tokens: a.tokens + b.tokens,
@@ -248,7 +248,7 @@ export interface MeanMetrics {
   readonly approxKl: number
 }
 
-/** The means that the sums of a call or of a whole batch (addMetrics) stand for. */
+/** The means of the metrics of a call or of a whole batch (addMetrics). */
 export function meanMetrics(sums: ObjectiveMetrics): MeanMetrics {
   const perToken = (sum: number) => sum / Math.max(1, sums.tokens)
   return {

@@ -1,24 +1,27 @@
 /**
- * The arrays with an entry a row: what a loss takes and what it returns for each. native/kernels/row_arrays.h has the
- * same two lists. N is the number of rows.
+ * The arrays with one entry per row: the inputs and the per-row results of a loss. native/kernels/row_arrays.h has the same two
+ * lists. N is the number of rows.
  */
 
 /** (N) each. */
 export interface LossRows {
   /** In [0, V). */
   readonly tokenIds: Int32Array | BigInt64Array
-  /** n_t, mask × aggregation weight over the whole batch. 0 masks the row: nothing else in it is looked at. */
+  /**
+   * n_t: 0 ignores the row; otherwise the token's share of the mean over the whole batch (tokenWeights). Of a row with 0,
+   * nothing else is read.
+   */
   readonly tokenWeights: Float32Array
   readonly advantages: Float32Array
-  /** φ in [0, 1], for the forward penalties. Left out: 1. */
+  /** φ in [0, 1], for the forward penalties. 1 if left out. */
   readonly refWeights?: Float32Array
-  /** log π_old(token). Left out: the policy's own, so that every ratio is 1. */
+  /** log π_old(token). If left out, the policy's own log-probs, so that every ratio is 1. */
   readonly oldLogprobs?: Float32Array
-  /** ≥ 0, what the policy term g is multiplied with (importanceWeights, topEntropyWeights). Left out: 1. */
+  /** ≥ 0, factor of the policy term g (importanceWeights, topEntropyWeights). 1 if left out. */
   readonly policyWeights?: Float32Array
 }
 
-/** An entry a row; 0 in masked rows. */
+/** Results with one entry per row; 0 in masked rows. */
 export interface PerToken {
   /** log p of the token. */
   readonly logprobs: Float32Array
@@ -33,7 +36,7 @@ export interface PerToken {
   readonly clipped: Uint8Array
 }
 
-/** Of LossRows: the type of the entries, and whether the array may be left out. */
+/** For each array of LossRows: the type of its entries, and whether the array may be left out. */
 export const rowArrays = {
   tokenIds: { dtype: 'int32', required: true },
   tokenWeights: { dtype: 'float32', required: true },
@@ -58,7 +61,7 @@ export const rowOutputs = {
   clipped: 'uint8',
 } as const satisfies Record<keyof PerToken, string>
 
-/** f of each entry of a list, under its name. */
+/** Applies f to each entry of a list; the results have the entries' names. */
 export function mapRows<K extends string, T, R>(
   list: Record<K, T>,
   f: (name: K, type: T) => R,

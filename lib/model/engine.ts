@@ -90,21 +90,21 @@ function checkOptions(options: PolicyOptions) {
   }
 }
 
-/** What a policy will be used for, as far as its memory depends on it. */
+/** The use of a policy, as far as its memory depends on it. */
 export interface RunShape {
-  /** Of the longest prompt. */
+  /** Tokens of the longest prompt. */
   readonly promptTokens: number
   readonly maxNewTokens: number
-  /** Completions asked for in one call of generate. */
+  /** Completions in one call of generate. */
   readonly sequences: number
   /** As in SamplingParams. */
   readonly maxBatch?: number
 }
 
 /**
- * Bytes. All the time: weights, masters (beside bfloat16 weights), moments, gradients, reference. In training besides:
- * activations, and logits (of a chunk of the head). In generation besides: cache (keys and values), and sampling (logits,
- * and what passes through a layer).
+ * All in bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference. Added in training:
+ * activations, and the logits of a chunk of the head. Added in generation: cache (keys and values), and sampling (logits and
+ * the activations of one layer).
  */
 export interface MemoryPrediction {
   readonly weights: number
@@ -118,7 +118,7 @@ export interface MemoryPrediction {
   readonly sampling: number
 }
 
-/** What loadPolicy(dir, options) and its use would take, from config.json alone: no weights are read. */
+/** Predicts the memory of loadPolicy(dir, options) and its use from config.json alone; no weights are read. */
 export async function predictMemory(
   dir: string,
   options: PolicyOptions,
@@ -140,8 +140,8 @@ export async function predictMemory(
 }
 
 /**
- * Writes random weights (normal with the config's initializer_range; norms 1, biases 0) for the config.json in
- * `dir`, as model.safetensors beside it. Same seed, same bits on the same machine.
+ * Writes random weights as model.safetensors beside the config.json in `dir`. Matrices are normal with the config's
+ * initializer_range, norms are 1, biases 0. The same seed gives the same bits on the same machine.
  */
 export async function initializeModel(dir: string, seed: number): Promise<void> {
   text('dir', dir)
@@ -151,7 +151,7 @@ export async function initializeModel(dir: string, seed: number): Promise<void> 
   await engine().initialize(model, dtype, seed, withDtype(model.text, dtype))
 }
 
-/** Threads that the engine uses in this process, from its next call on; 0 restores the default. */
+/** Sets the number of threads that the engine uses in this process from its next call on; 0 restores the default. */
 export function setEngineThreads(threads: number): void {
   integer('threads', threads, 0, 1024)
   engine().setThreads(threads)
@@ -249,7 +249,7 @@ class NativePolicy implements Policy {
   /** Of the config.json that it was loaded with. */
   readonly #configText: string
   readonly #referenceText: string | undefined
-  /** Settles when the call made last is over. */
+  /** Settles when the latest call has ended. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
 
@@ -372,7 +372,7 @@ class NativePolicy implements Policy {
     return this.dispose()
   }
 
-  /** Runs after the calls made before, whether those succeeded or not. */
+  /** Runs after the earlier calls, whether they succeed or not. */
   #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
     if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
     checkCallOptions(options)
@@ -384,7 +384,7 @@ class NativePolicy implements Policy {
 
 const adamwDefaults: AdamW = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 }
 
-// Known names, so that a misspelt field is an error and not a default.
+// Only known names are allowed, so that a misspelt field is an error and not a default.
 const optionFields: Record<keyof PolicyOptions, true> = {
   dtype: true,
   device: true,
