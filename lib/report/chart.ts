@@ -17,14 +17,14 @@ import { number } from './format.js'
 import { type Html, html } from './html.js'
 import type { Point } from './series.js'
 
-/** What one run looks like everywhere: a colour (CSS class), a symbol and, beyond the palette's end, a dash. */
+/** The look of one run in the whole report: a colour (CSS class), a symbol and, when the palette is used up, a dash. */
 export interface Look {
   readonly className: string
   readonly symbol: SymbolType
   readonly dash?: string
 }
 
-/** Colours for runs, beside the one for the base. */
+/** Number of colours for runs, in addition to the base's colour. */
 export const PALETTE_SIZE = 6
 const DASHES = [undefined, '5 3', '2 3']
 const SYMBOLS = [symbolSquare, symbolTriangle, symbolDiamond, symbolCross, symbolStar, symbolWye]
@@ -40,7 +40,7 @@ export function looks(isBase: readonly boolean[]): Look[] {
   })
 }
 
-/** A run's line and symbol, to stand beside its name. */
+/** A run's line and symbol, shown beside its name. */
 export function swatch(look: Look, isLine = true): Html {
   return html`<svg class="swatch ${look.className}" width="26" height="12" viewBox="0 0 26 12" aria-hidden="true">
     ${isLine && html`<path class="line" ${dashOf(look)} d="M1 6H25"/>`}
@@ -69,12 +69,12 @@ export interface Curve {
 }
 
 export interface Axes {
-  /** For those who cannot see the chart. */
+  /** A description for readers who cannot see the chart. */
   readonly label: string
   readonly xLabel: string
   readonly x: readonly [number, number]
   readonly y: readonly [number, number]
-  /** Powers of two along x; otherwise linear. */
+  /** Whether x has powers of two; otherwise x is linear. */
   readonly isLog2?: boolean
   readonly formatY?: (value: number) => string
   readonly height?: number
@@ -91,7 +91,7 @@ export function lineChart(axes: Axes, curves: readonly Curve[]): Html {
     ? scaleLog().base(2).domain(axes.x).range([left, right])
     : scaleLinear().domain(axes.x).range([left, right])
   const formatY = axes.formatY ?? number
-  // A nested svg cuts off what leaves the frame, needing no id; the 4 leave room for marks on the edge.
+  // A nested svg clips what leaves the frame and needs no id. The 4 leave room for marks on the edge.
   const frame = { x: left - 4, y: top - 4, width: right - left + 8, height: bottom - top + 8 }
 
   const pathOf = line<Point>(
@@ -108,7 +108,7 @@ export function lineChart(axes: Axes, curves: readonly Curve[]): Html {
     .defined(({ low, high }) => low !== null && high !== null)
     .digits(1)
 
-  // Many bands over one another must not hide the lines.
+  // Many overlapping bands must not hide the lines.
   const bandOpacity = Math.min(0.14, round(0.5 / curves.length, 2))
 
   const gridLine = (tick: number) => html`<g transform="translate(0 ${round(y(tick))})">
@@ -133,7 +133,7 @@ export function lineChart(axes: Axes, curves: readonly Curve[]): Html {
   </svg>`
 }
 
-/** Every power of two has room up to six of them; beyond, every second one. */
+/** There is room for every power of two up to six of them; with more, every second one is shown. */
 function xTicks({ x: [from, to], isLog2 }: Axes): number[] {
   if (!isLog2) return scaleLinear().domain([from, to]).ticks(5).filter(Number.isInteger)
   const first = Math.ceil(Math.log2(from))

@@ -1,14 +1,14 @@
-/** What differs between runs: configurations, and the conditions under which they were evaluated. */
+/** Finds the differences between runs: in their configurations, and in the conditions of their evaluations. */
 import { isInGroup } from '../eval/groups.js'
 import type { Evaluation, Run } from './load.js'
 
-/** A field that not all configurations agree on; one text a configuration, undefined where it lacks the field. */
+/** A field in which configurations differ: one text per configuration, undefined if it lacks the field. */
 export interface Difference {
   readonly field: string
   readonly values: readonly (string | undefined)[]
 }
 
-/** In the order of the fields' first appearance. */
+/** The fields in the order of their first appearance. */
 export function configDifferences(configs: readonly Readonly<Record<string, unknown>>[]): Difference[] {
   const flat = configs.map(config => flatten(config))
   const fields = new Set(flat.flatMap(config => [...config.keys()]))
@@ -27,7 +27,7 @@ function flatten(value: unknown, prefix = '', into = new Map<string, string>()) 
   return into
 }
 
-/** Why the runs' pass@k may not be compared; empty where it may. */
+/** The reasons why the runs' pass@k may not be compared; empty if it may. */
 export function evaluationConflicts(runs: readonly Run[]): string[] {
   const evaluated = runs.filter(
     (run): run is Run & { evaluation: Evaluation } => run.evaluation !== undefined,
@@ -60,7 +60,10 @@ const listed = (names: readonly string[]) =>
 const problemSet = (evaluation: Evaluation) =>
   JSON.stringify(evaluation.perProblem.map(({ id, difficulty }) => [id, difficulty ?? '']).sort())
 
-/** How many problems a run solved at least once, and which of them the base did not, or did and the run not. */
+/**
+ * The number of problems that a run solved at least once; which of them the base did not solve (gained), and which the base
+ * solved and the run did not (lost).
+ */
 export interface Coverage {
   readonly problems: number
   readonly solved: number
@@ -68,7 +71,7 @@ export interface Coverage {
   readonly lost?: number
 }
 
-/** Over the problems of one group ('all' or a difficulty); gained and lost only where base has the same problems. */
+/** For the problems of one group ('all' or a difficulty). gained and lost are given only if the base has the same problems. */
 export function coverage(evaluation: Evaluation, base: Evaluation | undefined, group: string): Coverage {
   const inGroup = ({ perProblem }: Evaluation) => perProblem.filter(problem => isInGroup(problem, group))
   const own = inGroup(evaluation)

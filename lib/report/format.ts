@@ -2,7 +2,7 @@
 
 const NONE = '–'
 
-/** A probability in percent, one decimal; what is not quite 0 or 1 never reads as such. */
+/** A probability in percent with one decimal. A value that is not exactly 0 or 1 is never printed as 0 or 100. */
 export function percent(value: number | null | undefined): string {
   if (value == null) return NONE
   const text = (100 * value).toFixed(1)

@@ -1,4 +1,4 @@
-/** HTML by a template tag that escapes whatever is put in, so that nothing a model wrote becomes markup. */
+/** A template tag for HTML. It escapes inserted values, so that text of a model cannot become markup. */
 
 import { HIDDEN } from '../base/text.js'
 
@@ -12,7 +12,10 @@ export class Html {
 
 export type Content = Html | string | number | false | undefined | readonly Content[]
 
-/** Values are escaped and rid of hidden characters, Html goes in as it is, arrays are joined, false and undefined are nothing. */
+/**
+ * Strings and numbers are escaped and lose hidden characters, Html is inserted as it is, arrays are joined, and false and
+ * undefined insert nothing.
+ */
 export function html(strings: TemplateStringsArray, ...values: Content[]): Html {
   return new Html(strings.reduce((text, string, i) => text + render(values[i - 1]) + string))
 }
@@ -37,7 +40,7 @@ const ENTITIES: Record<string, string> = {
 const escapeHtml = (text: string) =>
   text.replace(HIDDEN, '\ufffd').replace(/[&<>"']/g, character => ENTITIES[character]!)
 
-/** Text a model wrote: each hidden character is shown by its name, and text beyond limit characters is only counted. */
+/** Text of a model: each hidden character is shown by its name, and the characters beyond `limit` are only counted. */
 export function visibleText(text: string, limit = 4000): Html {
   const shown = text.length > limit ? text.slice(0, limit).replace(/[\ud800-\udbff]$/, '') : text
   const parts: Content[] = []

@@ -1,4 +1,4 @@
-/** A run directory (docs/files.md) as the report needs it. */
+/** Reads a run directory (docs/files.md) for the report. */
 import { createReadStream, existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { parse as parseYaml } from 'yaml'
@@ -6,38 +6,38 @@ import { z } from 'zod'
 import { RapoError } from '../base/errors.js'
 
 export interface Run {
-  /** Unlike that of every other run in the report. */
+  /** Different from the names of all other runs in the report. */
   readonly name: string
   /** As given. */
   readonly dir: string
-  /** Given as such, or the only run without training. */
+  /** Whether the run is the base: it was given as the base, or is the only run without training. */
   readonly isBase: boolean
   readonly config?: { readonly text: string; readonly value: Readonly<Record<string, unknown>> }
-  /** Ascending steps, each once. Absent: there is no metrics.jsonl. */
+  /** Steps in ascending order, each once. Absent if there is no metrics.jsonl. */
   readonly metrics?: readonly StepMetrics[]
   readonly samples?: readonly Stage[]
   readonly evaluation?: Evaluation
   readonly evalSamples?: readonly Sample[]
 }
 
-/** One line of metrics.jsonl; null, or a field that is absent, is a gap. */
+/** One line of metrics.jsonl. A field that is null or absent is a gap. */
 export type StepMetrics = z.infer<typeof metricsSchema>
 export type Sample = z.infer<typeof sampleSchema>
 export type Evaluation = z.infer<typeof evaluationSchema>
 
-/** Some completions of a stretch of training. */
+/** Some completions of one stage of training. */
 export interface Stage {
   readonly firstStep: number
   readonly lastStep: number
   readonly samples: readonly Sample[]
 }
 
-/** pass@k counts these as correct. */
+/** Whether pass@k counts the completion as correct. */
 export const isRight = ({ correct, reward }: Sample) => correct ?? reward >= 1
 
-/** Stretches into which the steps of training are divided. */
+/** Number of stages into which the steps of training are divided. */
 const STAGES = 5
-/** Right ones and wrong ones kept of a stage, and of the evaluation. */
+/** Number of right and of wrong completions kept from each stage, and from the evaluation. */
 const KEPT_OF_STAGE = 2
 const KEPT_OF_EVALUATION = 6
 
@@ -120,7 +120,7 @@ const evaluationSchema = z
       context.addIssue({ code: 'custom', path: ['groups', 'all'], message: 'is missing' })
   })
 
-/** Reads all runs, the base first. Throws RapoError naming the file, and the line or field. */
+/** Reads all runs, the base first. Throws a RapoError that names the file, and the line or field. */
 export async function loadRuns(dirs: readonly string[], base?: string): Promise<Run[]> {
   const given = base === undefined ? [...dirs] : [base, ...dirs]
   if (given.length === 0)
@@ -172,7 +172,7 @@ async function loadRun(dir: string): Promise<Omit<Run, 'isBase'>> {
   }
 }
 
-/** Runs of one name get the part of their path that tells them apart. */
+/** Runs with the same name get the part of their path that differs. */
 function withDistinctNames(runs: Run[]): Run[] {
   return runs.map(run => {
     const twins = runs.filter(other => other.name === run.name)
@@ -214,7 +214,7 @@ async function readMetrics(file: string): Promise<StepMetrics[]> {
   const steps: StepMetrics[] = []
   for await (const { place, value } of jsonLines(file)) {
     const line = checked(metricsSchema, value, place)
-    // A run resumed from a checkpoint repeats the steps after it: the later lines count.
+    // A run that was resumed from a checkpoint repeats later steps: the last line of a step counts.
     while (steps.length > 0 && steps.at(-1)!.step >= line.step) steps.pop()
     steps.push(line)
   }
@@ -227,7 +227,7 @@ async function readSamples(file: string): Promise<Stage[]> {
     const sample = checked(sampleSchema, value, place)
     const { step } = sample
     if (step === undefined) throw new RapoError('ERR_RAPO_FORMAT', `${place}: step is missing`)
-    // As with the metrics, a resumed run repeats steps; a step has several lines here.
+    // As with the metrics, a resumed run repeats steps. Here a step has several lines.
     if (samples.length > 0 && step < samples.at(-1)!.step) {
       while (samples.length > 0 && samples.at(-1)!.step >= step) samples.pop()
     }
@@ -242,14 +242,14 @@ async function readSamples(file: string): Promise<Stage[]> {
   })
 }
 
-/** count right ones, then count wrong ones, each spread over the list. */
+/** `count` right completions, then `count` wrong ones, each spread evenly over the list. */
 function rightAndWrong(samples: readonly Sample[], count: number): Sample[] {
   return [samples.filter(isRight), samples.filter(sample => !isRight(sample))].flatMap(kept =>
     spread(kept, count),
   )
 }
 
-/** Right and wrong completions of different problems, as far as there are. */
+/** Right and wrong completions, of different problems as far as possible. */
 async function readEvalSamples(file: string): Promise<Sample[]> {
   const first = new Map<string, Sample>()
   for await (const { place, value } of jsonLines(file)) {
@@ -260,7 +260,7 @@ async function readEvalSamples(file: string): Promise<Sample[]> {
   return rightAndWrong([...first.values()], KEPT_OF_EVALUATION)
 }
 
-/** At most count of the items, evenly spaced, the first and the last among them. */
+/** At most `count` of the items, evenly spaced, with the first and the last one. */
 function spread<T>(items: readonly T[], count: number): T[] {
   if (items.length <= count) return [...items]
   return Array.from({ length: count }, (_, i) => items[Math.round((i * (items.length - 1)) / (count - 1))]!)
@@ -277,8 +277,8 @@ function checked<T>(schema: z.ZodType<T>, value: unknown, place: string): T {
 }
 
 /**
- * The objects of a JSON Lines file, streamed: evaluations hold millions of samples. A last line without its newline
- * that does not parse is what a killed process leaves, and is skipped; any other broken line is an error.
+ * The objects of a JSON Lines file, as a stream, since evaluations hold millions of samples. If the last line has no newline
+ * and cannot be parsed, a killed process left it, and it is skipped. Any other broken line is an error.
  */
 async function* jsonLines(file: string): AsyncGenerator<{ place: string; value: unknown }> {
   let number = 0
@@ -297,7 +297,7 @@ async function* jsonLines(file: string): AsyncGenerator<{ place: string; value: 
   }
 }
 
-/** Not node:readline, which also breaks lines at U+2028 and U+2029, and those stand unescaped inside JSON. */
+/** node:readline is not used: it also breaks lines at U+2028 and U+2029, which JSON may contain unescaped. */
 async function* lines(file: string): AsyncGenerator<{ line: string; isWhole: boolean }> {
   let rest = ''
   for await (const chunk of createReadStream(file, 'utf8')) {

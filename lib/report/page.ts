@@ -1,4 +1,6 @@
-/** The report on one or more runs: one HTML file that needs nothing else. Its sections stand in the order in which a reader asks. */
+/**
+ * The report on one or more runs: one HTML file that needs nothing else. Its sections follow the order of a reader's questions.
+ */
 import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { asIoError, writeWhole } from '../base/files.js'
@@ -13,10 +15,10 @@ import { samplesSection } from './samples.js'
 import { style } from './style.js'
 import { trainingSection } from './training.js'
 
-/** Names that take more characters give way to their number. */
+/** If the names take more characters than this, only their number is shown. */
 const LONGEST_TITLE = 80
 
-/** Scripts are forbidden altogether: even if a model's text became markup, it could do nothing. */
+/** Scripts are forbidden: even if a model's text became markup, it could do nothing. */
 const POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 const SECTIONS = [
@@ -30,15 +32,15 @@ const SECTIONS = [
 export interface ReportOptions {
   /** Run directories (docs/files.md), in the order in which they are shown. */
   readonly runs: readonly string[]
-  /** Directory with the base model's eval.json. Default: the only run without metrics.jsonl, where there is one. */
+  /** Directory with the base model's eval.json. Default: the only run without metrics.jsonl, if there is one. */
   readonly base?: string
-  /** The HTML file; replaced where it exists, its directory is made where it does not. */
+  /** The HTML file. An existing file is replaced; a missing directory is made. */
   readonly output: string
-  /** What the page says about when it was made. Default: now. */
+  /** The time that the page shows as the time of its making. Default: now. */
   readonly made?: Date
 }
 
-/** Throws RapoError naming the file, and the line or field, that cannot be read; then output is left as it was. */
+/** Throws a RapoError that names the file, and the line or field, that cannot be read. The output is then left as it was. */
 export async function writeReport({ runs, base, output, made = new Date() }: ReportOptions): Promise<void> {
   const page = renderPage(await loadRuns(runs, base), made)
   try {

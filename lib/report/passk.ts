@@ -1,4 +1,4 @@
-/** What the runs can do: the pass@k table and curves, and the problems solved at all. */
+/** The abilities of the runs: the pass@k table and curves, and the number of problems solved at all. */
 import { lineChart, type MarkedPoint } from './chart.js'
 import { coverage } from './compare.js'
 import { count, percent, percentRange } from './format.js'
@@ -8,7 +8,7 @@ import { missing, runName, type ShownRun } from './parts.js'
 
 type Evaluated = ShownRun & { readonly run: Run & { readonly evaluation: Evaluation } }
 
-/** The k of the table; those that the evaluations have. */
+/** The values of k in the table, of which those are shown that the evaluations have. */
 const TABLE_K = [1, 4, 16, 64, 256, 1024]
 
 export function passAtKSection(shown: readonly ShownRun[], conflicts: readonly string[]): Html {
@@ -38,7 +38,7 @@ function groupNames(evaluated: readonly Evaluated[]): string[] {
 const groupTitle = (group: string) =>
   group === 'all' ? 'All problems' : `${group.charAt(0).toUpperCase()}${group.slice(1)}`
 
-/** How all were evaluated; where they differ, the warning says how. */
+/** The conditions of the evaluations. If they differ, the warning says how. */
 function conditions(evaluated: readonly Evaluated[]): string {
   const all = evaluated.map(({ run }) => run.evaluation)
   const common = (read: (evaluation: Evaluation) => string | undefined) => {
@@ -71,7 +71,7 @@ function table(evaluated: readonly Evaluated[], groups: readonly string[], isCom
       const cells = ks.map((k, i) => {
         const cell = cellOf(entry, group, k)
         if (!cell) return html`<td>–</td>`
-        // What prints the same is equally good.
+        // Values that are printed alike count as equally good.
         const isBest = isMarked && best[i]! > 0 && percent(cell.value) === percent(best[i])
         const interval = percentRange(cell.low, cell.high)
         return html`<td${isBest && html` class="best"`}><span class="value">${percent(cell.value)}</span>${interval && html`<span class="interval">${interval}</span>`}</td>`
@@ -85,7 +85,7 @@ function table(evaluated: readonly Evaluated[], groups: readonly string[], isCom
   </table></div>`
 }
 
-/** One chart a group, all on the same axes, so that they compare. */
+/** One chart per group, all with the same axes, so that they can be compared. */
 function curves(evaluated: readonly Evaluated[], group: string, groups: readonly string[]): Html {
   const inGroups = evaluated.flatMap(({ run }) => groups.flatMap(name => run.evaluation.groups[name] ?? []))
   const top = Math.max(

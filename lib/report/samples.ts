@@ -1,4 +1,4 @@
-/** What the models wrote, right and wrong. */
+/** Completions of the models, right and wrong. */
 import { number } from './format.js'
 import { type Html, html, visibleText } from './html.js'
 import { isRight, type Sample } from './load.js'

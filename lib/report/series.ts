@@ -1,12 +1,12 @@
-/** Series of numbers made fit to draw. A null is a gap and stays one. */
+/** Prepares series of numbers for drawing. A null is a gap and stays a gap. */
 export interface Point {
   readonly x: number
   readonly y: number | null
 }
 
 /**
- * Mean over the points whose x is at most reach away; fewer at the ends and beside gaps. x ascends.
- * Each window is summed afresh: a running sum keeps a residue where all that is left of it is zeros.
+ * Mean over the points whose x is at most `reach` away; there are fewer such points at the ends and beside gaps. x ascends.
+ * Each window is summed afresh, since a running sum keeps a residue when only zeros are left in the window.
  */
 export function movingMean(points: readonly Point[], reach: number): Point[] {
   let from = 0
@@ -27,7 +27,10 @@ export function movingMean(points: readonly Point[], reach: number): Point[] {
   })
 }
 
-/** At most about 2 · bins points: of each bin along x the lowest and the highest in their order, so that no spike is lost. */
+/**
+ * At most about 2 · bins points: the lowest and the highest point of each bin along x, in their order, so that no spike is
+ * lost.
+ */
 export function decimate(points: readonly Point[], bins: number): Point[] {
   if (points.length <= 2 * bins) return [...points]
   const first = points[0]!.x
@@ -55,7 +58,7 @@ export function decimate(points: readonly Point[], bins: number): Point[] {
   return kept
 }
 
-/** The values' range without the outermost share at each end; undefined without values. */
+/** The range of the values without the given share at each end; undefined without values. */
 export function innerRange(values: readonly number[], share: number): [number, number] | undefined {
   if (values.length === 0) return undefined
   const sorted = Float64Array.from(values).sort()

@@ -1,4 +1,7 @@
-/** The report's only style sheet. Runs' colours: Okabe and Ito's, told apart with any colour vision, lighter on dark. */
+/**
+ * The report's only style sheet. The runs' colours are Okabe and Ito's, which can be distinguished with any colour vision; they
+ * are lighter on a dark background.
+ */
 export const style = `
 :root {
   color-scheme: light dark;

@@ -1,4 +1,4 @@
-/** How training went: a chart a metric (docs/metrics.md), all runs in each, and where the time went. */
+/** The course of training: one chart per metric (docs/metrics.md) with all runs, and the time of each phase. */
 import { lineChart } from './chart.js'
 import { duration, number } from './format.js'
 import { type Html, html } from './html.js'
@@ -30,14 +30,14 @@ const CHARTS: readonly Chart[] = [
   { field: 'seconds', title: 'Seconds a step', fromZero: true },
 ]
 
-/** Each of the two moving means reaches to both sides over this share of the steps. */
+/** Each of the two moving means covers this share of the steps to either side. */
 const SMOOTHING = 1 / 100
-/** Share of the raw values, at each end, that may leave a chart. */
+/** Share of the raw values at each end that may lie outside a chart. */
 const CUT = 0.02
-/** A chart is about this many pixels wide: finer detail would not show. */
+/** The width of a chart in pixels, about; finer detail would not show. */
 const RAW_BINS = 280
 const LINE_BINS = 140
-/** Runs up to which the last value of each stands beside a chart's title. */
+/** Largest number of runs for which the last value of each is shown beside a chart's title. */
 const MOST_VALUES = 4
 
 export function trainingSection(shown: readonly ShownRun[]): Html {
@@ -63,7 +63,7 @@ const smoothingNote = (reach: number) =>
     ? `Lines: weighted mean over ${4 * reach + 1} steps; faint: every step, of which the outermost ${100 * CUT} % may lie outside. The number is where the line ends.`
     : 'The number is where the line ends.'
 
-/** Each run minimises its own loss: two objectives' values measure different things. */
+/** Each run minimises its own loss: the values of two objectives measure different things. */
 function objectiveNote(trained: readonly Trained[]): string {
   const objectives = trained.map(({ run }) => JSON.stringify(run.config?.value.objective))
   if (new Set(objectives).size < 2) return ''
@@ -104,7 +104,7 @@ function metricChart(
     ${lineChart(axes, curves)}</figure>`
 }
 
-/** Two moving means: weights that fall off to both sides, so that a spike becomes a bump and not a plateau. */
+/** Two moving means in a row have weights that fall off to both sides, so that a spike becomes a bump and not a plateau. */
 const smoothed = (points: readonly Point[], reach: number) => movingMean(movingMean(points, reach), reach)
 
 /** With several rewards, a chart of each one's mean behind that of the reward. */
@@ -121,7 +121,7 @@ function chartsOf(trained: readonly Trained[]): Chart[] {
   return [first!, ...parts, ...rest]
 }
 
-/** null where the step lacks the value; seconds are those of all phases. */
+/** null if the step lacks the value. `seconds` is the sum over all phases. */
 function metricOf(step: StepMetrics, field: string): number | null {
   if (field === 'seconds') {
     const seconds = Object.values(step.seconds ?? {}).filter(value => value != null)
@@ -145,7 +145,7 @@ function range(
   return low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2]
 }
 
-/** Mean seconds a step of each phase, as bars on one scale. */
+/** Mean seconds per step of each phase, as bars on one scale. */
 function phases(trained: readonly Trained[]): Html | false {
   const means = trained.map(({ run }) => {
     const names = [...new Set(run.metrics.flatMap(({ seconds }) => Object.keys(seconds ?? {})))]

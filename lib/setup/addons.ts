@@ -6,7 +6,7 @@ import { join, resolve } from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { isInPackage, packageRoot } from '../base/package.js'
 
-/** What both addons have. lib/loss/kernels.ts and lib/model/engine.ts give the other functions their types. */
+/** The functions that both addons have. lib/loss/kernels.ts and lib/model/engine.ts give the other functions their types. */
 export interface Addon {
   setErrorClass(errorClass: typeof RapoError): void
   setEnvironment(name: string, value: string): void
@@ -17,13 +17,13 @@ export interface Addon {
 /** The raw functions of bindings/kernels.cpp. */
 export type KernelsAddon = Addon
 
-// scripts/build.mjs leaves this line out of dist/: bundlers and tracers follow CommonJS's own require alone.
+// scripts/build.mjs removes this line for dist/: bundlers and tracers follow only CommonJS's own require.
 const require = createRequire(import.meta.url || process.execPath)
 let kernels: KernelsAddon | undefined
 
 /**
- * The kernels addon: the file that RAPO_KERNELS_ADDON names, else build/Release or the package's prebuilds.
- * Throws ERR_RAPO_SETUP, with the fix, where there is none for this platform or it does not load.
+ * The kernels addon: the file that RAPO_KERNELS_ADDON names; otherwise that of build/Release or of the package's prebuilds.
+ * Throws ERR_RAPO_SETUP, with the fix, if there is none for this platform or it cannot be loaded.
  */
 export function loadKernels(): KernelsAddon {
   if (kernels) return kernels
@@ -34,7 +34,7 @@ export function loadKernels(): KernelsAddon {
   return kernels
 }
 
-/** The package that brings the CUDA kernels to this platform, and its library where it is installed. */
+/** The package with the CUDA kernels for this platform, and its library if it is installed. */
 export function locateCudaPackage(): { name: string; library?: string } {
   const name = `rapo-cuda-${process.platform}-${process.arch}`
   try {
@@ -44,7 +44,7 @@ export function locateCudaPackage(): { name: string; library?: string } {
   }
 }
 
-/** The file that loadKernels() loads. Throws ERR_RAPO_SETUP where there is none. */
+/** The file that loadKernels() loads. Throws ERR_RAPO_SETUP if there is none. */
 export function locateKernels(): string {
   if (process.env.RAPO_KERNELS_ADDON) return resolve(process.env.RAPO_KERNELS_ADDON)
   requirePackage('kernels')
@@ -55,7 +55,7 @@ export function locateKernels(): string {
   }
 }
 
-/** Throws ERR_RAPO_SETUP in a bundle: what lies beside it is no addon of rapo's, whatever its name. */
+/** Throws ERR_RAPO_SETUP in a bundle: a file beside the bundle is not rapo's addon, whatever its name. */
 export function requirePackage(name: 'kernels' | 'engine'): void {
   if (isInPackage()) return
   throw new RapoError(
@@ -65,12 +65,12 @@ export function requirePackage(name: 'kernels' | 'engine'): void {
   )
 }
 
-/** What rapo comes prebuilt for. */
+/** The platforms for which rapo has prebuilt addons. */
 export const prebuiltPlatforms = [
   ...['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64', 'win32-arm64'],
 ]
 
-/** Why there is no kernels addon for a platform, and what makes one. */
+/** The reason why there is no kernels addon for a platform, and the command that builds one. */
 export function explainMissingKernels(
   cause?: unknown,
   platform = `${process.platform}-${process.arch}`,
@@ -88,14 +88,14 @@ export function explainMissingKernels(
 
 function listPrebuilds(): string {
   try {
-    // @vercel/nft, and with it Next.js and Vercel, takes a directory along whose path is spelled out like this.
+    // @vercel/nft, which Next.js and Vercel use, includes a directory whose path is written out in this form.
     const found = readdirSync(join(import.meta.dirname, '../../prebuilds'))
     if (found.length > 0) return `prebuilds for ${found.join(', ')}`
   } catch {} // there is no such directory
   return 'no prebuilds'
 }
 
-/** A clone has what develops rapo; an installed package does not. */
+/** A clone has the files for developing rapo; an installed package does not. */
 const isClone = () => existsSync(join(packageRoot, 'scripts'))
 const buildKernels = () => {
   const command = isClone() ? 'npm run build:kernels' : 'npx cmake-js build -O build -T rapo_kernels'
@@ -103,8 +103,8 @@ const buildKernels = () => {
 }
 
 /**
- * What the dynamic linker's or Node's complaint about an addon means, and the command that mends it.
- * @param machine the C library of this process; glibc undefined where it is another, as musl
+ * The meaning of a complaint of the dynamic linker or of Node about an addon, and the command that fixes it.
+ * @param machine the C library of this process; glibc is undefined for another one, such as musl
  */
 export function explainLoadFailure(
   name: 'kernels' | 'engine',
@@ -161,13 +161,13 @@ export interface FileRecord {
   readonly sha256: string
 }
 
-/** For whoever built a file, to be left beside it. */
+/** The record that a builder writes beside the built file. */
 export function describeFile(file: string): FileRecord {
   const content = readFileSync(file)
   return { bytes: content.length, sha256: hash(content) }
 }
 
-/** What scripts/prebuilds.mjs wrote beside an addon; undefined where it was built by other means. */
+/** The record that scripts/prebuilds.mjs wrote beside an addon; undefined if the addon was built otherwise. */
 function readRecord(file: string): FileRecord | undefined {
   try {
     return JSON.parse(readFileSync(file.replace(/\.node$/, '.json'), 'utf8'))
@@ -176,7 +176,7 @@ function readRecord(file: string): FileRecord | undefined {
   }
 }
 
-/** Loads an addon. Throws ERR_RAPO_SETUP, with the fix, where the file is not whole or does not load. */
+/** Loads an addon. Throws ERR_RAPO_SETUP, with the fix, if the file is damaged or cannot be loaded. */
 export function loadAddon(name: 'kernels' | 'engine', file: string, record?: Partial<FileRecord>): Addon {
   const fault = findFault(file, record)
   if (fault) {
@@ -196,7 +196,10 @@ export function loadAddon(name: 'kernels' | 'engine', file: string, record?: Par
   }
 }
 
-/** Why a file is not the one that was built. Asked before loading: in a file that was cut off the dynamic linker crashes. */
+/**
+ * Why a file is not the one that was built. Must be checked before loading, since the dynamic linker crashes on a truncated
+ * file.
+ */
 export function findFault(file: string, record: Partial<FileRecord> = {}): string | undefined {
   let content: Buffer
   try {
@@ -214,7 +217,7 @@ export function findFault(file: string, record: Partial<FileRecord> = {}): strin
 
 const hash = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
-/** Where the section headers end, the last part of an ELF file; 0 for other formats. */
+/** The end of the section headers, which are the last part of an ELF file; 0 for other formats. */
 function endOfElf(content: Buffer): number {
   if (content.length < 64 || content.readUInt32BE(0) !== 0x7f454c46) return 0
   return Number(content.readBigUInt64LE(40)) + content.readUInt16LE(58) * content.readUInt16LE(60)

@@ -32,23 +32,23 @@ import { dropBrokenCache } from './tree.js'
 export interface BuildOptions {
   readonly cache: string
   readonly env: NodeJS.ProcessEnv
-  /** Build even if there is a finished one, from nothing. */
+  /** Build from nothing, even if there is a finished build. */
   readonly force?: boolean
   readonly signal?: AbortSignal
   readonly onMessage: (message: string) => void
-  /** Compiled files, of how many. */
+  /** Number of compiled files, and of all files. */
   readonly onProgress?: (done: number, total: number) => void
 }
 
-/** A compiler at work on libtorch's headers takes up to this much. */
+/** The memory that a compiler takes with libtorch's headers, at most. */
 const BYTES_PER_JOB = 1.5e9
-/** Finished addons and build trees kept, the last used ones. */
+/** Number of finished addons and build trees that are kept: those used last. */
 const KEEP_ENGINES = 4
 const KEEP_TREES = 2
 
 /**
- * The engine addon for these sources and this libtorch: built, unless it is there already.
- * The caller holds the cache's lock. Throws ERR_RAPO_SETUP with the compiler's last lines where it fails.
+ * The engine addon for these sources and this libtorch. Builds it unless it is there already. The caller holds the cache's
+ * lock. Throws ERR_RAPO_SETUP with the compiler's last lines if the build fails.
  */
 export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Promise<BuiltEngine> {
   const { cache, env, force } = options
@@ -70,11 +70,11 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
 
   const start = performance.now()
   const ninja = (await ask('ninja', ['--version'], { env })).ok
-  // The tree is shared by successive versions of the sources, so that a change compiles only what it touches. CMake reads
-  // CXX only when it configures a new one.
+  // Successive versions of the sources share the tree, so that only changed files are compiled. CMake reads CXX only when it
+  // configures a new tree.
   const tree = join(cache, 'build', digest({ ...key, packageRoot, ninja, compiler: env.CXX || undefined }))
   const busy = join(tree, 'busy')
-  // A compiler that was killed may have left half an object file that looks new.
+  // A killed compiler may have left a half-written object file that looks new.
   if (force || existsSync(busy)) rmSync(tree, { recursive: true, force: true })
   const log = join(tree, 'build.log')
   const begin = () => {
@@ -111,7 +111,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
       },
     )
   } catch (error) {
-    // What tools that ended by themselves left is good for the next attempt.
+    // Files of tools that ended by themselves can be used by the next attempt.
     if (isSetupError(error)) rmSync(busy, { force: true })
     throw error
   }
@@ -126,7 +126,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
   mkdirSync(dir, { recursive: true })
   rmSync(join(dir, 'done.json'), { force: true })
   const addon = join(dir, engineAddonName)
-  // Renamed into place: a process that has an older copy loaded keeps it.
+  // Renamed into place, so that a process that has loaded an older copy keeps it.
   copyFileSync(join(tree, engineAddonName), `${addon}.new`)
   renameSync(`${addon}.new`, addon)
   const marker: EngineMarker = {
@@ -170,7 +170,7 @@ function configureArguments(tree: string, ninja: boolean, libtorch: TorchDir): s
     `-DTorch_DIR=${libtorch.cmakeDir}`,
     `-DCMAKE_PREFIX_PATH=${libtorch.dir}`,
     `-DCMAKE_JS_INC=${require('node-api-headers').include_dir}`,
-    // Relative to the working directory, which is not CMake's.
+    // A relative path refers to this process's working directory, which is not CMake's.
     `-DRAPO_NODE_ADDON_API=${resolve(require('node-addon-api').include_dir)}`,
   ]
 }
@@ -183,7 +183,7 @@ function reportProgress(line: string, onProgress?: (done: number, total: number)
   else if (percent) onProgress?.(Number(percent), 100)
 }
 
-/** Deletes what nobody has used for long: broken and older addons, older trees, and libtorches that no addon needs. */
+/** Deletes broken and old addons, old build trees, and libtorches that no addon needs. */
 function prune(cache: string, dir: string, tree: string) {
   const kept = listEngines(cache).slice(0, KEEP_ENGINES)
   const keptDirs = new Set([dir, ...kept.map(engine => engine.dir)])

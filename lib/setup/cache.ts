@@ -1,4 +1,4 @@
-/** Where set-up keeps things, and how a built engine is found again. The rest of lib/setup/ fills it. */
+/** The cache directory, and how a built engine is found in it. The rest of lib/setup/ fills the cache. */
 import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, realpathSync, statSync, utimesSync } from 'node:fs'
 import { homedir } from 'node:os'
@@ -30,13 +30,13 @@ export function hashSources(root = packageRoot): string {
   return hash.digest('hex')
 }
 
-/** Says that an engine was chosen just now: it is found before others, and pruned after them. */
+/** Records that an engine was chosen just now: it is then found before others and removed after them. */
 export function markUsed(engine: BuiltEngine): void {
   const now = new Date()
   utimesSync(join(engine.dir, 'done.json'), now, now)
 }
 
-/** What done.json beside a finished engine addon says; written last, by a rename. */
+/** The content of done.json beside a finished engine addon. The file is written last, by a rename. */
 export interface EngineMarker {
   readonly version: string
   readonly sources: string
@@ -45,7 +45,7 @@ export interface EngineMarker {
   readonly libtorch: { readonly dir: string; readonly version: string }
   /** Bytes of rapo_engine.node. */
   readonly bytes: number
-  /** Of its content. */
+  /** Of rapo_engine.node. */
   readonly sha256?: string
   readonly seconds: number
 }
@@ -69,7 +69,7 @@ function readMarker(dir: string): BuiltEngine | undefined {
     if (statSync(addon).size !== marker.bytes) return undefined
     return { addon, dir, marker, usedAt: statSync(file).mtimeMs }
   } catch {
-    return undefined // no marker, or one that is broken: not built
+    return undefined // without a valid marker, the build is not finished
   }
 }
 
@@ -84,8 +84,8 @@ export function listEngines(cache = cacheDir()): BuiltEngine[] {
 }
 
 /**
- * The engine built from these very sources for this machine, against a libtorch that is still there.
- * With RAPO_LIBTORCH set, only one built against that.
+ * The engine built from exactly these sources for this machine, against a libtorch that still exists. If RAPO_LIBTORCH is set,
+ * only an engine built against that libtorch.
  */
 export function findEngine(
   cache = cacheDir(),
@@ -95,7 +95,7 @@ export function findEngine(
   return listEngines(cache).find(engine => !engineMismatch(engine, env, sources))
 }
 
-/** Why findEngine passes over a build, as a phrase; undefined where it does not. */
+/** The reason why findEngine does not take a build, as a phrase; undefined if it does. */
 export function engineMismatch(
   { marker }: BuiltEngine,
   env: NodeJS.ProcessEnv = process.env,
@@ -115,7 +115,7 @@ export function engineMismatch(
   return undefined
 }
 
-/** Directories in the cache that should hold an engine and do not: a build that was cut off, or a file that was damaged. */
+/** Directories in the cache without a usable engine: the build was interrupted, or a file was damaged. */
 export function listBrokenEngines(cache = cacheDir()): string[] {
   const root = join(cache, 'engine')
   if (!existsSync(root)) return []

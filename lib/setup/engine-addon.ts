@@ -19,12 +19,12 @@ export type EngineAddon = Addon
 let engine: EngineAddon | undefined
 
 /**
- * The engine addon: the file that RAPO_ENGINE_ADDON names, else the one that `rapo setup` left in the cache.
- * Throws ERR_RAPO_SETUP, with the fix, where it is missing, outdated or does not load.
+ * The engine addon: the file that RAPO_ENGINE_ADDON names; otherwise the one that `rapo setup` left in the cache. Throws
+ * ERR_RAPO_SETUP, with the fix, if it is missing, outdated or cannot be loaded.
  */
 export function loadEngine(): EngineAddon {
-  // OpenMP reads this when libtorch is loaded. Its default is to spin between two small operations, which costs ten
-  // times the work itself as soon as another process wants the cores.
+  // OpenMP reads this when libtorch is loaded. By default its threads spin between two small operations, which costs ten times
+  // the work itself as soon as another process needs the cores.
   process.env.OMP_WAIT_POLICY ??= 'passive'
   // A worker's process.env is a copy, which OpenMP does not see.
   if (!isMainThread) loadKernels().setEnvironment('OMP_WAIT_POLICY', process.env.OMP_WAIT_POLICY)
@@ -36,8 +36,8 @@ export function loadEngine(): EngineAddon {
 }
 
 /**
- * Tells the engine where the CUDA kernels' library is: beside the kernels addon, where the engine's does not look, or in
- * its package.
+ * Tells the engine where the CUDA kernels' library is: beside the kernels addon, where the engine does not look by itself, or
+ * in the library's own package.
  */
 export function nameCudaLibrary(engine: EngineAddon): void {
   const beside = join(dirname(locateKernels()), 'librapo_cuda.so')
@@ -45,7 +45,7 @@ export function nameCudaLibrary(engine: EngineAddon): void {
   if (library) engine.setCudaLibrary(library)
 }
 
-/** The file that loadEngine() loads. Throws ERR_RAPO_SETUP where there is none. */
+/** The file that loadEngine() loads. Throws ERR_RAPO_SETUP if there is none. */
 export function locateEngine(): string {
   return locate().file
 }
@@ -58,7 +58,7 @@ function locate() {
   return { file: found.addon, record: found.marker }
 }
 
-/** Why no engine in the cache will do, and the command that makes one. */
+/** The reason why no engine in the cache can be used, and the command that builds one. */
 function explainMissingEngine(): string {
   const reasons = [
     ...listEngines().map(engine => `${engine.dir}: ${engineMismatch(engine)}`),

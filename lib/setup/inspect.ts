@@ -1,20 +1,20 @@
-/** What a directory with libtorch holds, read from its files alone: no Python, no CMake. */
+/** Inspects a directory with libtorch by its files alone, without Python and CMake. */
 import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs'
 import { join } from 'node:path'
 
 export interface TorchDir {
   /** A libtorch or torch directory, or a prefix such as /usr. */
   readonly dir: string
-  /** Holds TorchConfig.cmake. */
+  /** The directory of TorchConfig.cmake. */
   readonly cmakeDir: string
-  /** With the build's suffix where the files tell it: 2.13.0+cpu. */
+  /** With the build's suffix if the files have it: 2.13.0+cpu. */
   readonly version: string
   /** false: compiled with the C++ ABI before GCC 5 (Linux wheels before 2.7). */
   readonly cxx11Abi: boolean
   readonly cuda: boolean
 }
 
-/** The libtorch in dir, or the reason why there is none, as a phrase. */
+/** The libtorch in dir; otherwise the reason why there is none, as a phrase. */
 export function inspectLibtorch(dir: string): TorchDir | string {
   let real: string
   try {

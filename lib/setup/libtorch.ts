@@ -7,9 +7,9 @@ import { ask } from './process.js'
 import { findNvcc, type Tool } from './tools.js'
 import { makeVenv } from './venv.js'
 
-/** The version that the private environment gets. */
+/** The version that is installed into the private environment. */
 export const TORCH_VERSION = '2.13.0'
-/** What its wheels are for: Python from this on, on these platforms. */
+/** Its wheels need at least this Python, on these platforms. */
 const WHEEL_PYTHON = [3, 10] as const
 const wheelPlatforms = ['linux-x64', 'linux-arm64', 'darwin-arm64', 'win32-x64']
 const MINIMUM = [2, 4] as const
@@ -24,7 +24,7 @@ export interface Libtorch extends TorchDir {
   readonly source: LibtorchSource
 }
 
-/** One place that was looked at: what is there, or why nothing usable is. */
+/** One place that was examined: the libtorch there, or why there is no usable one. */
 export interface Candidate {
   readonly source: LibtorchSource
   readonly found?: Libtorch
@@ -34,13 +34,13 @@ export interface Candidate {
 export interface LibtorchOptions {
   readonly cache: string
   readonly env: NodeJS.ProcessEnv
-  /** Where the system's CMake packages are looked for, after CMAKE_PREFIX_PATH. */
+  /** Directories of the system's CMake packages, which are examined after CMAKE_PREFIX_PATH. */
   readonly prefixes?: readonly string[]
 }
 
 /**
- * Looks for libtorch in order and installs nothing. Stops at the first found unless all is set (for the doctor).
- * Throws ERR_RAPO_SETUP where RAPO_LIBTORCH is set but not usable, unless all is set.
+ * Looks for libtorch in a fixed order and installs nothing. Stops at the first one found unless `all` is set (for the doctor).
+ * Throws ERR_RAPO_SETUP if RAPO_LIBTORCH is set but not usable, unless `all` is set.
  */
 export async function findLibtorch(options: LibtorchOptions, all = false): Promise<Candidate[]> {
   const candidates: Candidate[] = []
@@ -96,7 +96,7 @@ const look: Record<LibtorchSource, (options: LibtorchOptions) => Promise<TorchDi
   },
 }
 
-/** The libtorch, or why the engine cannot be compiled against it. */
+/** The libtorch; otherwise the reason why the engine cannot be compiled against it. */
 async function usable(found: TorchDir | string, env: NodeJS.ProcessEnv): Promise<TorchDir | string> {
   if (typeof found === 'string') return found
   if (isOlder(found.version, MINIMUM)) {
@@ -113,7 +113,7 @@ function isOlder(version: string, [least, leastMinor]: readonly [number, number]
   return major < least || (major === least && minor < leastMinor)
 }
 
-/** The machine's python3 as a tool to install torch with: torch has no wheels for the older ones. */
+/** The machine's python3, if torch can be installed with it: torch has no wheels for older versions. */
 export function torchPython(python: Tool): Tool {
   const { version } = python
   if (version === undefined || !isOlder(version, WHEEL_PYTHON)) return python
@@ -122,7 +122,7 @@ export function torchPython(python: Tool): Tool {
   }
 }
 
-/** Why pip has no torch for a machine; undefined where it has. glibc: its version, undefined for another C library. */
+/** The reason why pip has no torch for a machine; undefined if it has. glibc: its version; undefined for another C library. */
 export function lackOfWheel(
   { platform, arch, glibc }: { platform: string; arch: string; glibc: string | undefined } = thisMachine(),
 ): string | undefined {
@@ -137,7 +137,7 @@ function thisMachine() {
   return { platform: process.platform, arch: process.arch, glibc: report?.header?.glibcVersionRuntime }
 }
 
-/** Written when an installation is whole. */
+/** A marker, written when an installation is complete. */
 const DONE = 'rapo-done'
 
 function privateDir(cache: string): string {
@@ -156,8 +156,8 @@ function sitePackages(venv: string): string | undefined {
 }
 
 /**
- * Installs torch into a virtual environment under the cache; the caller holds the cache's lock.
- * Throws ERR_RAPO_SETUP with pip's last lines where it fails.
+ * Installs torch into a virtual environment in the cache. The caller holds the cache's lock. Throws ERR_RAPO_SETUP with pip's
+ * last lines if that fails.
  */
 export async function installLibtorch(
   options: LibtorchOptions & { onMessage: (message: string) => void; signal?: AbortSignal },
@@ -172,7 +172,7 @@ export async function installLibtorch(
   const install = await makeVenv(dir, run)
   const torch = `torch==${TORCH_VERSION}`
   const [gpu, nvcc] = await Promise.all([hasNvidiaGpu(env), findNvcc(env)])
-  // Only on Linux is the build that pip takes by default one with CUDA.
+  // Only on Linux does pip take a build with CUDA by default.
   const cpuOnly = process.platform === 'linux' && !(gpu && nvcc.version)
   const index = cpuOnly && (await answers(CPU_INDEX, env)) ? ['--index-url', CPU_INDEX] : []
   const kind = index.length ? "from PyTorch's CPU index" : "from pip's own index"
@@ -181,7 +181,7 @@ export async function installLibtorch(
   const idle =
     cpuOnly && gpu ? `; the GPU is not used, since a torch with CUDA takes nvcc: ${nvcc.problem}` : ''
   onMessage(`installing ${torch} ${kind} into ${dir}${idle}${warning}`)
-  // What torch needs in Python is never used: only its libraries and headers are.
+  // Without torch's Python dependencies: only its libraries and headers are used.
   await install(torch, [torch, '--no-deps', ...index])
 
   const site = sitePackages(dir)
@@ -206,7 +206,7 @@ export async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
   return ok && /^GPU \d/m.test(stdout)
 }
 
-/** Asked through Python, which honours the proxy settings that pip does. */
+/** Tested with Python, which uses the same proxy settings as pip. */
 async function answers(url: string, env: NodeJS.ProcessEnv): Promise<boolean> {
   const script = `import urllib.request; urllib.request.urlopen(${JSON.stringify(`${url}/torch/`)}, timeout=${CPU_INDEX_TIMEOUT_S})`
   return (await ask('python3', ['-c', script], { env, timeoutMs: (CPU_INDEX_TIMEOUT_S + 1) * 1000 })).ok

@@ -1,4 +1,4 @@
-/** Subprocesses: one to ask, one to work with its output in a log file. */
+/** Runs subprocesses: short ones for their output, long ones with the output in a log file. */
 import { spawn } from 'node:child_process'
 import { createWriteStream, readFileSync } from 'node:fs'
 import { finished } from 'node:stream/promises'
@@ -6,10 +6,10 @@ import { RapoError, reasonOf } from '../base/errors.js'
 import { io } from '../base/files.js'
 
 export interface Answer {
-  /** It started and exited with 0. */
+  /** The command started and exited with 0. */
   readonly ok: boolean
   readonly stdout: string
-  /** Where not ok: its last line on stderr, or why it did not run, as a phrase. */
+  /** If not ok: the last line on stderr, or the reason why the command did not run, as a phrase. */
   readonly problem: string
 }
 
@@ -21,7 +21,7 @@ export function ask(
 ): Promise<Answer> {
   const { env = process.env, timeoutMs = 20_000 } = options
   return new Promise(resolve => {
-    // Not spawn's own timeout: its timer keeps the process alive where the command does not exist.
+    // spawn's own timeout is not used: its timer keeps this process alive if the command does not exist.
     const signal = AbortSignal.timeout(timeoutMs)
     const child = spawn(command, args, {
       cwd: '/',
@@ -60,9 +60,8 @@ export interface WorkOptions {
 }
 
 /**
- * Runs a long command. Throws ERR_RAPO_SETUP with the log's last lines and its path unless it exits with 0, and
- * ERR_RAPO_ABORTED where the signal is aborted or this process is told to end meanwhile: the command and all its children
- * are ended first.
+ * Runs a long command. Throws ERR_RAPO_SETUP with the log's last lines and path unless the command exits with 0. Throws
+ * ERR_RAPO_ABORTED if this process is told to end meanwhile; the command and all its children are ended first.
  */
 export async function work(
   what: string,
@@ -77,7 +76,7 @@ export async function work(
   log.write(`$ ${[command, ...args].join(' ')}\n`)
   let stopped: string | undefined
   const end = await new Promise<string>(resolve => {
-    // A process group of its own, since CMake does not pass a signal on to the compilers.
+    // A process group of its own, since CMake does not pass signals on to the compilers.
     const isGroup = process.platform !== 'win32'
     const child = spawn(command, args, {
       env: options.env,
@@ -89,7 +88,7 @@ export async function work(
       stopped = why
       try {
         if (child.pid) process.kill(isGroup ? -child.pid : child.pid, 'SIGTERM')
-      } catch {} // it has ended already
+      } catch {} // the process has ended already
     }
     const onAbort = () => stop(reasonOf(options.signal?.reason))
     for (const signal of signals) process.on(signal, stop)
@@ -128,7 +127,7 @@ export async function work(
 
 const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
-/** The log's last lines, and before them the first that tells of an error, which is often the cause of the rest. */
+/** The log's last lines, preceded by the first line with an error, which is often the cause of the rest. */
 function excerpt(file: string): string {
   const lines = readFileSync(file, 'utf8').trimEnd().split('\n')
   const end = Math.max(0, lines.length - 20)

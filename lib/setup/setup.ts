@@ -1,4 +1,4 @@
-/** `rapo setup`: libtorch found or installed, the engine addon compiled against it. */
+/** `rapo setup`: finds or installs libtorch and compiles the engine addon against it. */
 
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -18,7 +18,7 @@ import {
 } from './libtorch.js'
 import { findTools, requireTools } from './tools.js'
 
-/** What set-up is doing. */
+/** The progress of set-up. */
 export interface SetupEvent {
   readonly part: 'libtorch' | 'engine'
   /** A line for people. */
@@ -36,7 +36,7 @@ export interface SetupOptions {
    * already, the error becomes a warning of the process.
    */
   readonly onProgress?: (event: SetupEvent) => void
-  /** Look for libtorch anew and compile the engine from nothing, even if a finished one is there. */
+  /** Look for libtorch again and compile the engine from nothing, even if there is a finished one. */
   readonly force?: boolean
   readonly env?: NodeJS.ProcessEnv
   /** As in LibtorchOptions. */
@@ -44,8 +44,8 @@ export interface SetupOptions {
 }
 
 /**
- * Makes the engine ready to load and returns it; does nothing that is done already. A set-up in another process is
- * waited for. Throws ERR_RAPO_SETUP: one message for all missing tools, or the last lines of pip or the compiler.
+ * Makes the engine ready to load and returns it. Parts that are done are skipped. Waits for a set-up that runs in another
+ * process. Throws ERR_RAPO_SETUP with one message for all missing tools, or with the last lines of pip or the compiler.
  */
 export async function setup(options: SetupOptions = {}): Promise<BuiltEngine> {
   const told = watched('onProgress', options.onProgress)
@@ -112,7 +112,7 @@ async function prepareLibtorch(
   if (lack) throw new RapoError('ERR_RAPO_SETUP', lack)
   requireTools({ ...tools, python: torchPython(tools.python) }, ['compiler', 'cmake', 'python'])
   return locked(options.cache, onMessage, failed, async signal => {
-    // Another process may have installed it meanwhile.
+    // Another process may have installed libtorch meanwhile.
     return (await find()) ?? (await installLibtorch({ ...options, onMessage, signal }))
   })
 }
@@ -122,8 +122,8 @@ function describe({ dir, version }: { dir: string; version: string }): string {
 }
 
 /**
- * One set-up at a time in a cache; the others wait. The signal says that onProgress failed, or that the lock was lost: two
- * builds must not mix.
+ * Allows one set-up at a time in a cache; others wait. The signal is aborted if the lock is lost, since two builds must not
+ * mix.
  */
 async function locked<T>(
   cache: string,

@@ -4,9 +4,9 @@ import { RapoError } from '../base/errors.js'
 import { ask } from './process.js'
 
 export interface Tool {
-  /** Absent: not found, or too old. */
+  /** Absent if the tool was not found or is too old. */
   readonly version?: string
-  /** Why it cannot be used, as a phrase. */
+  /** The reason why the tool cannot be used, as a phrase. */
   readonly problem?: string
 }
 
@@ -15,7 +15,7 @@ export interface Tools {
   readonly cmake: Tool
   /** Optional: builds are somewhat faster with it. */
   readonly ninja: Tool
-  /** Python 3 that can make a virtual environment and install into it; needed only where libtorch must be installed. */
+  /** A Python 3 that can make a virtual environment and install into it. Needed only if libtorch must be installed. */
   readonly python: Tool
 }
 
@@ -35,7 +35,7 @@ async function versionOf(command: string, env: NodeJS.ProcessEnv): Promise<Tool>
 }
 
 async function findCompiler(env: NodeJS.ProcessEnv): Promise<Tool> {
-  // As CMake looks: $CXX alone where it is set.
+  // In CMake's way: if $CXX is set, nothing else is tried.
   const names = env.CXX ? [env.CXX.split(' ')[0]!] : ['c++', 'g++', 'clang++']
   for (const name of names) {
     const tool = await versionOf(name, env)
@@ -44,7 +44,9 @@ async function findCompiler(env: NodeJS.ProcessEnv): Promise<Tool> {
   return { problem: env.CXX ? `CXX=${env.CXX} does not run` : `none of ${names.join(', ')} runs` }
 }
 
-/** The CUDA compiler, where torch's CMake files find it: $CUDACXX alone where it is set, else on PATH or under $CUDA_PATH. */
+/**
+ * The CUDA compiler, looked for as in torch's CMake files: $CUDACXX alone if it is set; otherwise on PATH or under $CUDA_PATH.
+ */
 export async function findNvcc(env: NodeJS.ProcessEnv): Promise<Tool> {
   if (env.CUDACXX) {
     const tool = await versionOf(env.CUDACXX, env)
@@ -100,7 +102,7 @@ const fixes = [
   { system: 'macOS', command: 'brew install', compiler: '', cmake: 'cmake', python: 'python' },
 ] as const
 
-/** Throws ERR_RAPO_SETUP, naming all that is missing and how to get it, unless everything needed is there. */
+/** Throws ERR_RAPO_SETUP unless everything needed is there. The message names everything that is missing and how to get it. */
 export function requireTools(tools: Tools, needed: readonly (keyof typeof needs)[]): void {
   const missing = needed.filter(name => tools[name].problem)
   if (missing.length === 0) return

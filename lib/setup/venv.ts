@@ -1,13 +1,13 @@
-/** Private Python environments under the cache. */
+/** Private Python environments in the cache. */
 import { join } from 'node:path'
 import { ask, type WorkOptions, work } from './process.js'
 
-/** Makes a virtual environment in dir and returns its `pip install`, which takes pip's further arguments. */
+/** Makes a virtual environment in dir. Returns its `pip install`, which takes pip's further arguments. */
 export async function makeVenv(
   dir: string,
   options: WorkOptions,
 ): Promise<(what: string, args: readonly string[]) => Promise<void>> {
-  // An environment without pip is made in no time; the pip outside it can install into it from version 22.3 on.
+  // An environment without pip is made quickly. The pip outside can install into it from version 22.3 on.
   await work('python3 -m venv', 'python3', ['-m', 'venv', '--without-pip', dir], options)
   const python = join(dir, 'bin', 'python')
   let pip = ['python3', '-m', 'pip', '--python', python]

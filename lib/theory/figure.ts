@@ -1,4 +1,4 @@
-/** What the theory says for one problem: a table for the terminal and a figure as a self-contained SVG. */
+/** The results of the theory for one problem: a table for the terminal and a figure as a self-contained SVG. */
 import { scaleBand, scaleLinear } from 'd3-scale'
 import { percent } from '../report/format.js'
 import { type Html, html } from '../report/html.js'
@@ -21,10 +21,10 @@ interface Solved {
   readonly objective: TheoryObjective
   readonly policy: Float64Array
   readonly descent: Float64Array
-  /** Largest difference between the two. */
+  /** Largest difference between closed form and ascent. */
   readonly distance: number
   readonly value: number
-  /** Mass where the reference has none. */
+  /** The maximiser's mass on outcomes without reference mass. */
   readonly outside: number
 }
 
@@ -43,7 +43,7 @@ function solve(problem: TheoryProblem): Solved[] {
   })
 }
 
-/** One line an outcome, then what sums up each maximiser. Throws as theoryOptimum. */
+/** One line per outcome, then a summary of each maximiser. Throws as theoryOptimum does. */
 export function theoryTable(problem: TheoryProblem): string {
   const solved = solve(problem)
   const columns: [string, (row: Solved) => string][] = [
@@ -78,12 +78,12 @@ interface Panel {
   readonly title: string
   readonly note?: string
   readonly bars: ArrayLike<number>
-  /** Top of the scale; default the highest bar. */
+  /** Upper end of the scale; by default the highest bar. */
   readonly top?: number
   readonly dots?: ArrayLike<number>
 }
 
-/** Rewards, reference and the three maximisers, closed form as bars and ascent as dots. Throws as theoryOptimum. */
+/** Rewards, reference and the three maximisers: closed form as bars, ascent as dots. Throws as theoryOptimum does. */
 export function theoryFigure(problem: TheoryProblem): string {
   const outcomes = Array.from(problem.rewards, (_, i) => i)
   const without = outcomes.filter(i => problem.reference[i] === 0)

@@ -1,11 +1,11 @@
 /**
- * What maximises the RAPO paper's three objectives over a finite set of outcomes (arXiv 2510.03865, section 3):
- * in closed form and by gradient ascent on the objective itself. docs/theory.md has formulas, proofs and the figure.
+ * The maximisers of the RAPO paper's three objectives over a finite set of outcomes (arXiv 2510.03865, section 3), in closed
+ * form and by gradient ascent on the objective. docs/theory.md has formulas, proofs and the figure.
  */
 import { RapoError } from '../base/errors.js'
 
 /**
- * What is maximised over distributions π:
+ * The objectives, which are maximised over distributions π:
  * - `reverse-kl`: Σ π r − α KL(π ‖ p), Lemma 3.1
  * - `forward-kl`: Σ π r − α KL(p ‖ π), Lemma 3.2
  * - `forward-kl-entropy`: Σ π r − α KL(p ‖ π) + β H(π), Proposition 3.3
@@ -14,11 +14,14 @@ export const theoryObjectives = ['reverse-kl', 'forward-kl', 'forward-kl-entropy
 /** One of theoryObjectives. */
 export type TheoryObjective = (typeof theoryObjectives)[number]
 
-/** A finite set of outcomes. Ranges are wide enough for anything but a slip, and narrow enough for double precision. */
+/**
+ * A finite set of outcomes with rewards and reference. The ranges exclude only mistakes and values that double precision cannot
+ * handle.
+ */
 export interface TheoryProblem {
-  /** r, one an outcome, each in [−1e6, 1e6]. */
+  /** r, one per outcome, each in [−1e6, 1e6]. */
   readonly rewards: ArrayLike<number>
-  /** p, one an outcome, ≥ 0, with sum 1 within 1e-6; it is divided by its sum. */
+  /** p, one per outcome, ≥ 0. The sum must be 1 within 1e-6; p is divided by its sum. */
   readonly reference: ArrayLike<number>
   /** α in [1e-6, 1e6]. */
   readonly klCoef: number
@@ -26,17 +29,17 @@ export interface TheoryProblem {
   readonly entropyCoef: number
 }
 
-/** What theoryDescent found. */
+/** The result of theoryDescent. */
 export interface TheoryDescent {
-  /** π, one an outcome. */
+  /** π, one per outcome. */
   readonly policy: Float64Array
-  /** Gradients that were taken. */
+  /** Number of gradients that were computed. */
   readonly gradients: number
   /** Whether another step would change no probability by more than 1e-13; false after 20 000 gradients. */
   readonly converged: boolean
 }
 
-/** The paper's Figure 2: no reference mass on 0, 1, 2, 13, 14, 15. Rewards and coefficients are ours. */
+/** The problem of the paper's Figure 2: no reference mass on 0, 1, 2, 13, 14, 15. Rewards and coefficients are ours. */
 export const figure2: TheoryProblem & Record<'rewards' | 'reference', readonly number[]> = {
   rewards: [0.7, 0.9, 0.8, 0.3, 0.1, 0, 0.2, 0.5, 0.4, 0.1, 0, 0.1, 0.3, 0.85, 1, 0.75],
   reference: [0, 0, 0, 0.02, 0.06, 0.12, 0.18, 0.22, 0.16, 0.12, 0.07, 0.03, 0.02, 0, 0, 0],
@@ -45,9 +48,9 @@ export const figure2: TheoryProblem & Record<'rewards' | 'reference', readonly n
 }
 
 /**
- * The maximiser π in closed form, one entry an outcome. Where `forward-kl` has several (equal highest rewards without
- * reference mass), the one that treats them alike.
- * Throws ERR_RAPO_INVALID_ARGUMENT naming field, value and range.
+ * The maximiser π in closed form, one entry per outcome. `forward-kl` can have several maximisers (equal highest rewards
+ * without reference mass); the result is the one that treats these outcomes alike. Throws ERR_RAPO_INVALID_ARGUMENT, which
+ * names field, value and range.
  */
 export function theoryOptimum(objective: TheoryObjective, problem: TheoryProblem): Float64Array {
   const checked = check(objective, problem)
@@ -55,7 +58,10 @@ export function theoryOptimum(objective: TheoryObjective, problem: TheoryProblem
   return objective === 'forward-kl' ? forwardKlOptimum(checked) : forwardKlEntropyOptimum(checked)
 }
 
-/** The objective at a policy (a distribution over the outcomes); −Infinity where the KL is infinite. Throws as theoryOptimum. */
+/**
+ * The objective's value for a policy (a distribution over the outcomes); −Infinity if the KL is infinite. Throws as
+ * theoryOptimum does.
+ */
 export function theoryValue(
   objective: TheoryObjective,
   problem: TheoryProblem,
@@ -77,7 +83,7 @@ export function theoryValue(
 const klTerm = (a: number, b: number) => (a === 0 ? 0 : a * Math.log(a / b))
 
 interface Checked {
-  /** r − max r: no objective's maximiser changes, and nothing cancels. */
+  /** r − max r. This changes no maximiser and avoids cancellation. */
   readonly rewards: Float64Array
   readonly reference: Float64Array
   readonly alpha: number
@@ -90,8 +96,8 @@ function reverseKlOptimum({ rewards, reference, alpha }: Checked): Float64Array 
 }
 
 /**
- * π = αp/(λ − r), Σ π = 1, unless the highest reward is where p = 0 and above that λ. Then λ is that reward, and what
- * Σ αp/(λ − r) leaves of 1 goes to it.
+ * π = αp/(λ − r) with Σ π = 1, unless the highest reward belongs to outcomes with p = 0 and exceeds that λ. In that case λ is
+ * the highest reward, and these outcomes get the mass that Σ αp/(λ − r) leaves.
  */
 function forwardKlOptimum({ rewards, reference, alpha }: Checked): Float64Array {
   const top = maxOf(rewards.filter((_, i) => reference[i]! > 0))
@@ -104,7 +110,8 @@ function forwardKlOptimum({ rewards, reference, alpha }: Checked): Float64Array 
     const rest = 1 - sum(policy)
     if (rest >= 0) return policy.map((x, i) => x + (isBeyond[i]! * rest) / beyond)
   }
-  // From here on λ stands for λ − top. Each π ≤ 1 bounds it from below, λ − r ≥ λ for all r from above.
+  // From here on λ stands for λ − top. Lower bounds follow from π ≤ 1 for each outcome; an upper bound from λ − r ≥ λ for all
+  // r.
   const least = maxOf(reference.map((p, i) => (p === 0 ? 0 : alpha * p - (top - rewards[i]!))))
   return mass(decreasingRoot(lambda => sum(mass(lambda)) - 1, least, alpha))
 }
@@ -118,7 +125,7 @@ function forwardKlEntropyOptimum({ rewards, reference, alpha, beta }: Checked): 
       const c = (alpha * p) / beta
       const y = kappa + Math.log(c)
       const w = logLambertW(y)
-      // Two ways to write one number: π = c/w = e^(w − κ). A small w is no divisor.
+      // π can be written as c/w or as e^(w − κ). A small w must not be a divisor.
       return y > 0 ? c / w : Math.exp(w - kappa)
     })
   // λ + β − max r: π ≤ 1 means κ ≥ αp/β for each outcome; Σ π times stationarity is α + β H(π) + Σ π (r − max r).
@@ -127,7 +134,7 @@ function forwardKlEntropyOptimum({ rewards, reference, alpha, beta }: Checked): 
   return mass(decreasingRoot(shifted => sum(mass(shifted)) - 1, least, most))
 }
 
-/** W(e^y) on the principal branch, without e^y: the w > 0 with w + log w = y (the Wright omega function). */
+/** W(e^y) on the principal branch, computed without e^y: the w > 0 with w + log w = y (the Wright omega function). */
 export function logLambertW(y: number): number {
   // w ≈ e^y for small ones, y − log y for large ones; Newton on the convex side of a concave function.
   let w = y < 0 ? Math.exp(y) / (1 + Math.exp(y)) : y > 2 ? y - Math.log(y) : (1 + y) / 2
@@ -152,13 +159,14 @@ function decreasingRoot(f: (x: number) => number, low: number, high: number): nu
 
 const MOST_GRADIENTS = 20_000
 const MOST_STEPS = 60
-/** Of a probability, for one step: far below what is asked for, and above what rounding can do. */
+/** Change of a probability in one step: far below the accuracy that is asked for, and above rounding errors. */
 const SMALLEST_CHANGE = 1e-13
 
 /**
- * The same maximiser by first-order ascent on the objective, over the logits of π, from the uniform distribution (on
- * p's support for `reverse-kl`, which is −∞ anywhere else): conjugate gradients, preconditioned by a diagonal, the
- * step along each direction found by the sign of the slope. It knows nothing of λ. Throws as theoryOptimum.
+ * The same maximiser by first-order ascent on the objective, over the logits of π. The start is the uniform distribution (for
+ * `reverse-kl`, which is −∞ elsewhere, uniform on p's support). The method is conjugate gradients with a diagonal
+ * preconditioner; the sign of the slope finds the step along each direction. The method does not use λ. Throws as theoryOptimum
+ * does.
  */
 export function theoryDescent(objective: TheoryObjective, problem: TheoryProblem): TheoryDescent {
   const checked = check(objective, problem)
@@ -172,7 +180,7 @@ export function theoryDescent(objective: TheoryObjective, problem: TheoryProblem
     const found = climb(objective, checked, at, direction)
     gradients += found.gradients
     const next = found.point
-    // Polak and Ribière, restarted where negative.
+    // Polak and Ribière's method, restarted where the factor is negative.
     const turned = dot(
       next.gradient.map((x, i) => x - at.gradient[i]!),
       next.step,
@@ -184,7 +192,7 @@ export function theoryDescent(objective: TheoryObjective, problem: TheoryProblem
   return { policy: at.policy, gradients, converged: false }
 }
 
-/** A probability that is all but 0 must not want to grow either. */
+/** The end also requires that no probability near 0 would grow. */
 function isDone({ step, policy }: Evaluation): boolean {
   return step.every((x, i) => Math.abs(x) * policy[i]! <= SMALLEST_CHANGE && x <= 1e-3)
 }
@@ -192,16 +200,16 @@ function isDone({ step, policy }: Evaluation): boolean {
 interface Evaluation {
   readonly logits: Float64Array
   readonly policy: Float64Array
-  /** J, constants aside, and the size of what it is added up from. */
+  /** J without constants, and the size of the terms that it is added up from. */
   readonly value: number
   readonly size: number
   /** dJ/dz. */
   readonly gradient: Float64Array
-  /** The gradient over the preconditioner. */
+  /** The gradient divided by the preconditioner. */
   readonly step: Float64Array
 }
 
-/** With G = π dJ/dπ, which needs no division by π: dJ/dz = G − π Σ G. */
+/** Computed with G = π dJ/dπ, which needs no division by π: dJ/dz = G − π Σ G. */
 function evaluate(objective: TheoryObjective, problem: Checked, logits: Float64Array): Evaluation {
   const { rewards, reference, alpha, beta } = problem
   const { policy, logPolicy } = softmax(logits)
@@ -231,10 +239,10 @@ function evaluate(objective: TheoryObjective, problem: Checked, logits: Float64A
   const gross = sum(pull.map(Math.abs))
   const gradient = pull.map((x, i) => {
     const g = x - policy[i]! * total
-    return Math.abs(g) > 2 ** -50 * (Math.abs(x) + policy[i]! * gross) ? g : 0 // less is rounding
+    return Math.abs(g) > 2 ** -50 * (Math.abs(x) + policy[i]! * gross) ? g : 0 // a smaller value is a rounding error
   })
-  // The diagonal of minus the Hessian at a maximum. The gradient's size, 0 there, bounds a step elsewhere: no logit
-  // moves by more than 1, and one on its way to −∞, where a probability ends at 0, by just that.
+  // The diagonal of minus the Hessian at a maximum. Elsewhere the size of the gradient, which is 0 at a maximum, bounds a step:
+  // no logit moves by more than 1, and the logit of a probability that ends at 0 moves by exactly 1.
   const allCurvature = sum(curvature)
   const step = gradient.map((x, i) => {
     const [c, pi] = [curvature[i]!, policy[i]!]
@@ -245,8 +253,8 @@ function evaluate(objective: TheoryObjective, problem: Checked, logits: Float64A
 }
 
 /**
- * Goes along the direction, never to a lower value, to where the slope is a tenth of what it is here, or as near as
- * rounding lets it.
+ * Moves along the direction, never to a lower value, until the slope is a tenth of the slope here, or as near as rounding
+ * allows.
  */
 function climb(objective: TheoryObjective, problem: Checked, from: Evaluation, direction: Float64Array) {
   const slopeAt = (point: Evaluation) => dot(point.gradient, direction)
@@ -311,7 +319,7 @@ function check(objective: TheoryObjective, problem: TheoryProblem): Checked {
   return { rewards: rewards.map(r => r - top), reference, alpha: klCoef, beta: entropyCoef }
 }
 
-/** Divided by its sum, which may be off by roundings. */
+/** Divides by the sum, which may be off by rounding errors. */
 function distribution(field: string, values: ArrayLike<number>, length: number): Float64Array {
   if (values.length !== length) {
     invalid(`${field} has ${values.length} entries, expected ${length}, as rewards has`)
