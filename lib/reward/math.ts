@@ -7,13 +7,13 @@ export { type CompareOptions, type Comparison, compareAnswers } from './math/com
 export { type Extraction, extractAnswer, extractBoxed, extractions } from './math/extract.js'
 export type { Tolerance } from './math/judge.js'
 
-/** How verifyMath finds and compares an answer. */
+/** Options of verifyMath: how it finds and compares answers. */
 export interface MathOptions extends CompareOptions {
-  /** Where the answer is looked for. Default: boxed. */
+  /** Which text of the completion is the answer. Default: boxed. */
   readonly extract?: Extraction | undefined
 }
 
-/** The verifier with options of its own. */
+/** The verifier `math` with these options. */
 export function createMath(options: MathOptions = {}): Verifier {
   return {
     checkAnswer(answer) {
@@ -27,7 +27,7 @@ export function createMath(options: MathOptions = {}): Verifier {
   }
 }
 
-/** Without options. */
+/** The verifier `math` with default options. */
 export const math: Verifier = createMath()
 
 const missing: Readonly<Record<Extraction, string>> = {
@@ -36,7 +36,7 @@ const missing: Readonly<Record<Extraction, string>> = {
   any: 'no answer',
 }
 
-/** Reward 1 where the final answer equals the reference, else 0. Never throws, whatever the texts. */
+/** Reward 1 if the final answer equals the reference, otherwise 0. Never throws, whatever the texts are. */
 export function verifyMath(completion: string, reference: string, options: MathOptions = {}): Verdict {
   const { extract = 'boxed' } = options
   const answer = extractAnswer(completion, extract)

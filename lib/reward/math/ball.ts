@@ -1,6 +1,6 @@
 /**
- * Real and complex numbers known to within a bound: mantissa · 2^exponent ± 2^error. Every operation carries the bound
- * along, so that two numbers whose difference excludes 0 are proved to differ.
+ * Real and complex numbers with an error bound: mantissa · 2^exponent ± 2^error. Every operation computes the bound of its
+ * result, so that two numbers whose difference excludes 0 are proved to differ.
  */
 
 import { type Budget, Unreadable } from './budget.js'
@@ -9,7 +9,7 @@ import { bitLength, type Rational } from './rational.js'
 export interface Ball {
   readonly mantissa: bigint
   readonly exponent: number
-  /** log₂ of the error's bound; −Infinity where the number is exact. */
+  /** log₂ of the error bound; −Infinity if the number is exact. */
   readonly error: number
 }
 
@@ -19,9 +19,9 @@ export interface Complex {
 }
 
 const ZERO: Ball = { mantissa: 0n, exponent: 0, error: -Infinity }
-/** Beyond this, log₂ of a number is no longer exact enough as a double. */
+/** If log₂ of a number exceeds this, a double does not hold it exactly enough. */
 const MAX_LOG = 2 ** 40
-/** Larger numbers have no integer part that anyone asks for. */
+/** Integer parts of larger numbers are not needed. */
 const MAX_SHIFT = 20_000
 
 /** log₂(2^a + 2^b + …). */
@@ -53,7 +53,7 @@ function logBelow(ball: Ball): number {
     : log - (ball.error === -Infinity ? 0 : 1)
 }
 
-/** The largest integer that is not above; undefined where the bound does not tell. */
+/** The largest integer ≤ the number; undefined if the bound leaves several. */
 export function floorOfBall({ mantissa, exponent, error }: Ball): bigint | undefined {
   if (Math.abs(exponent) > MAX_SHIFT || error - exponent > MAX_SHIFT) return undefined
   const down = (n: bigint) => (exponent >= 0 ? n << BigInt(exponent) : n >> BigInt(-exponent))
@@ -63,7 +63,7 @@ export function floorOfBall({ mantissa, exponent, error }: Ball): bigint | undef
   return low === high ? low : undefined
 }
 
-/** Functions of balls, to `bits` binary digits. */
+/** Functions of balls, computed to `bits` binary digits. */
 export class BallField {
   readonly bits: number
   /** Digits of fixed-point numbers inside functions. */
@@ -140,13 +140,13 @@ export class BallField {
     return this.#round(quotient.mantissa, exponent, error)
   }
 
-  /** −1, 0 or 1; 0 where the ball contains 0. */
+  /** The sign: −1, 0 or 1. 0 if the ball contains 0. */
   sign(a: Ball): number {
     if (containsZero(a)) return 0
     return a.mantissa < 0n ? -1 : 1
   }
 
-  /** Of a number ≥ 0; a ball around 0 is taken for one. */
+  /** Square root of a number ≥ 0. A ball around 0 counts as such a number. */
   squareRoot(a: Ball): Ball {
     this.#spend(8)
     if (a.mantissa === 0n && a.error === -Infinity) return ZERO
@@ -192,7 +192,7 @@ export class BallField {
 
   exp(a: Ball): Ball {
     this.#spend(64)
-    // Far below: 0, to within the bound.
+    // The result is so small that it is 0 within the bound.
     if (logAbove(a) > 40) throw new Unreadable('too large')
     if (a.error > -2) throw new Unreadable('not known well enough')
     const extra = BigInt(Math.max(0, Math.ceil(logAbove(a))))
@@ -209,7 +209,7 @@ export class BallField {
     return this.#round(value, exponent, sumErrors(size + a.error + 1, size - this.bits - 16))
   }
 
-  /** Of |x| < 1: Taylor's series of x / 2^16, squared 16 times. */
+  /** e^x for |x| < 1: Taylor's series of x / 2^16, squared 16 times. */
   #expFixed(x: bigint, digits: bigint): bigint {
     const guard = 32n
     const places = digits + guard
@@ -271,10 +271,10 @@ export class BallField {
   atan2(y: Ball, x: Ball): Ball {
     const [signX, signY] = [this.sign(x), this.sign(y)]
     if (signX === 0 && signY === 0) throw new Unreadable('the angle of what may be 0')
-    // To the sides of the axes that are nearer, where the quotient is at most about 1.
+    // Uses the nearer axis, so that the quotient is at most about 1.
     if (logOf(y) <= logOf(x)) {
       const angle = this.#arctan(this.divide(y, x))
-      // Below the negative real axis by no more than the error: on it.
+      // A point below the negative real axis by no more than the error counts as on the axis.
       if (signX > 0) return angle
       return signY < 0 ? this.subtract(angle, this.pi) : this.add(angle, this.pi)
     }
@@ -287,7 +287,7 @@ export class BallField {
     return { mantissa: a.mantissa, exponent: a.exponent - 1, error: a.error - 1 }
   }
 
-  /** Newton on sin z − x cos z, which doubles the right digits. */
+  /** Newton's method on sin z − x cos z, which doubles the number of right digits. */
   #arctan(a: Ball): Ball {
     if (a.mantissa === 0n) return a
     this.#spend(600)
@@ -312,7 +312,7 @@ function arctanOfInverse(n: bigint, digits: number): bigint {
   return sum >> 16n
 }
 
-/** Of |x| < 2: Taylor's series. */
+/** Taylor's series for |x| < 2. */
 function sinCosFixed(x: bigint, digits: number): { sin: bigint; cos: bigint } {
   const places = BigInt(digits)
   let term = 1n << places

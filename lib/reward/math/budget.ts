@@ -1,13 +1,16 @@
-/** The bound on the work of a verdict, and what ends a verdict that has none. */
+/** The bound on the work for a verdict, and the exception that ends a verdict which cannot be reached. */
 
-/** Why an answer, or its value, is beyond what the verifier does. No Error: a stack trace for each would cost more than the parse. */
+/**
+ * The reason why the verifier cannot handle an answer or its value. This is not an Error: a stack trace for each would cost
+ * more than parsing.
+ */
 export class Unreadable {
   constructor(readonly reason: string) {}
 }
 
 /**
- * The work that one comparison may do, counted in steps of a few microseconds: what is not decided by then is not
- * equal. A count, not a clock, so that a verdict does not depend on the machine.
+ * The work that one comparison may do, counted in steps of a few microseconds. What is not decided within it is not equal. The
+ * work is counted rather than timed, so that a verdict does not depend on the machine.
  */
 export class Budget {
   #left: number

@@ -1,4 +1,4 @@
-/** Finite closed forms, worked out: sums, products, determinants, arithmetic of vectors and matrices, gcd, floor … */
+/** Computes finite closed forms: sums, products, determinants, arithmetic of vectors and matrices, gcd, floor … */
 import { type Budget, Unreadable } from './budget.js'
 import { exactValue, folded } from './evaluate.js'
 import { unlessUnreadable } from './judge.js'
@@ -17,15 +17,15 @@ import {
 } from './tree.js'
 import { floorOf, order } from './value.js'
 
-/** Of a sum or product. */
+/** Largest number of terms of a sum or product. */
 const MAX_TERMS = 300
-/** Of a matrix whose determinant, inverse or power is taken. */
+/** Largest size of a matrix whose determinant, inverse or power is computed. */
 const MAX_ROWS = 4
 const MAX_POWER = 12n
 
 type Rows = readonly (readonly Node[])[]
 
-/** The expression with all that is finite worked out. Throws Unreadable. */
+/** The expression with all finite parts computed. Throws Unreadable. */
 export function workOut(node: Node, budget: Budget): Node {
   budget.spend(1)
   if (node.type === 'bound') {
@@ -197,7 +197,7 @@ function directionOf(node: Node): string | undefined {
   return /^(?:\\\w+\()?(?:\\?([ij])(?:math)?|(k))\)?$/.exec(node.name)?.slice(1).find(Boolean)
 }
 
-/** The value of an expression with vectors or matrices in it; undefined where it has none that this knows. */
+/** The value of an expression with vectors or matrices; undefined if it has none that this module can compute. */
 function arrayOf(node: Node, budget: Budget): Node | undefined {
   switch (node.type) {
     case 'minus':

@@ -83,7 +83,7 @@ export function compareLists(a: Node, b: Node, judge: Judge): boolean {
   return haveSameItems(itemsOf(a), itemsOf(b), judge)
 }
 
-/** ∧ is no ∨; what people write between answers says less. */
+/** ∧ and ∨ differ; the words that people write between answers need not agree. */
 function areSameConnectors(a: string | undefined, b: string | undefined): boolean {
   const [logicA, logicB] = [logicOf(a), logicOf(b)]
   return (a !== '∧' && a !== '∨' && b !== '∧' && b !== '∨') || (logicA !== undefined && logicA === logicB)

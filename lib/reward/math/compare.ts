@@ -1,4 +1,4 @@
-/** Is an answer the reference? What the two texts may be read as, compared pair by pair. */
+/** Compares an answer with the reference: every reading of the one text with every reading of the other. */
 import { Budget, Unreadable } from './budget.js'
 import { createJudge } from './equal.js'
 import { finalReference } from './extract.js'
@@ -8,23 +8,23 @@ import { condense, textOf } from './texts.js'
 import { MAX_ANSWER } from './tokens.js'
 import { type Node, some } from './tree.js'
 
-/** Whether two answers are equal, and why. */
+/** The result of a comparison: whether two answers are equal, and why. */
 export interface Comparison {
   readonly isEqual: boolean
-  /** One line for a person. */
+  /** The reason, one line for people. */
   readonly reason: string
 }
 
-/** How compareAnswers compares. */
+/** Options of compareAnswers. */
 export interface CompareOptions {
   /**
-   * Where one of two values is a decimal: a share of the reference in (0, 1), or 'digits', as many as the decimal shows.
-   * Default: values are equal exactly.
+   * Applies if one of two values is a decimal. A number in (0, 1) is the allowed difference as a share of the reference.
+   * 'digits' compares as many digits as the decimal shows. Default: values must be equal exactly.
    */
   readonly tolerance?: Tolerance | undefined
 }
 
-/** Of one comparison: budget.ts says what a step is. */
+/** The work limit of one comparison in steps; budget.ts says what a step is. */
 const MAX_STEPS = 10_000
 
 /** Compares a final answer with the reference, both LaTeX or plain text. Never throws. */
@@ -40,7 +40,7 @@ export function compareAnswers(answer: string, reference: string, options: Compa
   }
 }
 
-/** Without Markdown's asterisks for bold type around it. */
+/** Removes Markdown's asterisks for bold type around the answer. */
 function plain(source: string): string {
   if (source.length > MAX_ANSWER) return source
   return /^\s*\*\*([^*]+)\*\*\s*$/.exec(source)?.[1] ?? source
@@ -72,7 +72,7 @@ function compareTexts(answer: string, reference: string, judge: Judge): Comparis
   const pairs: [given: Node, wanted: Node][] = [[given, wanted]]
   pairs.push(...choicePairs(answer, given, reference, wanted, budget))
   const isRead = (node: Node | string): node is Node => typeof node !== 'string'
-  // "100, 200" as the reference: then "100,200" are two numbers as well.
+  // If the reference is "100, 200", then "100,200" is two numbers as well.
   if (wanted.type === 'list' && given.type !== 'list' && /\d,\d{3}/.test(answer)) {
     pairs.push(
       ...[read(answer, budget, { commasSeparate: true })]
@@ -82,7 +82,7 @@ function compareTexts(answer: string, reference: string, judge: Judge): Comparis
   }
   pairs.push(...decimalCommaPairs(answer, given, reference, wanted, budget))
   if (givenUnit) pairs.push([givenUnit, wanted])
-  // 17 \text{ m} for "17 m"; but 17 is not the reference 17 m, which may be a product.
+  // The answer 17 \text{ m} equals the reference "17 m". The answer 17 does not, since "17 m" may be a product.
   if (wantedUnit && given.type === 'quantity') pairs.push([given, wantedUnit])
   let fault: Unreadable | undefined
   for (const [a, b] of pairs) {
@@ -101,13 +101,13 @@ function compareTexts(answer: string, reference: string, judge: Judge): Comparis
   )
 }
 
-/** "October 30" may be in other type, but its numbers and signs stay. */
+/** "October 30" may be typeset differently, but its numbers and signs must agree. */
 function haveSameNumbers(a: string, b: string): boolean {
   const bare = (text: string) => text.replaceAll(/\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm)|[\s{}$]/g, '')
   return !/\d/.test(a + b) || bare(a) === bare(b)
 }
 
-/** (D) 12 is D, or 12; where both have a letter and a text, neither may differ. */
+/** (D) 12 is D, or 12. If both sides have a letter and a text, both must agree. */
 function choicePairs(
   answer: string,
   given: Node,
@@ -128,7 +128,7 @@ function choicePairs(
   ]
 }
 
-/** 2,74 for 2.74, and [0,5; 1,5]: where the reference is no list of numbers itself. */
+/** The answer 2,74 is 2.74, and [0,5; 1,5] has two decimals, unless the reference itself is a list of numbers. */
 function decimalCommaPairs(
   answer: string,
   given: Node,

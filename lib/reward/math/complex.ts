@@ -1,4 +1,4 @@
-/** Elementary functions of complex balls; principal values, but real roots of negative numbers are real. */
+/** Elementary functions of complex balls. They take principal values, except that real roots of negative numbers are real. */
 import { type Ball, BallField, type Complex, containsZero, logAbove } from './ball.js'
 import { type Budget, Unreadable } from './budget.js'
 import type { Rational } from './rational.js'
@@ -7,7 +7,10 @@ const ZERO: Ball = { mantissa: 0n, exponent: 0, error: -Infinity }
 
 export class ComplexField {
   readonly real: BallField
-  /** log₂ of the smallest that was added to anything: what is to be told apart must be known better than that. */
+  /**
+   * log₂ of the smallest term that was added to anything. Values must be known to a smaller error than that to be
+   * distinguished.
+   */
   smallestAddend = 0
 
   constructor(bits: number, budget: Budget) {
@@ -91,7 +94,7 @@ export class ComplexField {
     return this.power(a, half)
   }
 
-  /** The n-th root: of a negative number the real one where n is odd. */
+  /** The n-th root. Of a negative number it is the real root if n is odd. */
   root(a: Complex, n: bigint): Complex {
     if (n === 2n) return this.squareRoot(a)
     if (n < 1n) throw new Unreadable('a root whose index is not above 0')
@@ -164,7 +167,7 @@ function isReal({ im }: Complex): boolean {
   return im.mantissa === 0n && im.error === -Infinity
 }
 
-/** Real to within a small error: on a branch cut it counts as real. */
+/** Whether a number is real within a small error. Such a number counts as real on a branch cut. */
 function isNearlyReal({ im }: Complex): boolean {
   return containsZero(im) && im.error < -40
 }

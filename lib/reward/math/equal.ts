@@ -1,4 +1,4 @@
-/** Are two answers, read as trees, the same? By their structure first, then by the values in it. */
+/** Compares two answers that were read as trees: first by their structure, then by the values in it. */
 import type { Budget } from './budget.js'
 import { compareCollections, compareLists, isCollection } from './collections.js'
 import { compareFamilies, hasFamily } from './families.js'
@@ -37,12 +37,12 @@ function isEqual(a: Node, b: Node, judge: Judge): boolean {
   return compareQuantities(a, b, judge)
 }
 
-/** undefined where one is no set of real numbers. */
+/** undefined if one of the two is not a set of real numbers. */
 function compareSets(a: Node, b: Node, { budget }: Judge): boolean | undefined {
   return unlessUnreadable(() => areSameSets(toSet(a, budget), toSet(b, budget), budget), budget)
 }
 
-/** x > 3 is not y > 3; but (3, ∞) says nothing of its name. */
+/** x > 3 and y > 3 differ, but (3, ∞) has no name that could differ. */
 function areSameVariables(a: Node, b: Node): boolean {
   const [own, wanted] = [unknownsOf(a), unknownsOf(b)]
   return own.length !== 1 || wanted.length !== 1 || own[0] === wanted[0]

@@ -14,7 +14,7 @@ import {
 } from './rational.js'
 import { LOG, type Node, type NodeOf } from './tree.js'
 
-/** What evaluate needs. A field without roots or functions leaves them out. */
+/** The operations that evaluate() needs. A field without roots or functions leaves them out. */
 interface Field<T> {
   readonly budget: Budget
   number(value: Rational): T
@@ -30,7 +30,7 @@ interface Field<T> {
   call?(name: string, items: readonly T[]): T
 }
 
-/** The field lacks what the expression needs: another may have it. */
+/** The field lacks an operation of the expression; another field may have it. */
 export class Unsupported extends Unreadable {
   constructor(what: string) {
     super(`${what} has no value that can be compared`)
@@ -38,7 +38,7 @@ export class Unsupported extends Unreadable {
 }
 
 const HUNDREDTH = rational(1n, 100n)
-/** Of a factorial or binomial coefficient. */
+/** Largest argument of a factorial or binomial coefficient. */
 const MAX_FACTORS = 2000n
 
 export function evaluate<T>(node: Node, field: Field<T>): T {
@@ -147,7 +147,7 @@ export function exactValue(node: Node, budget: Budget): Rational | undefined {
   }
 }
 
-/** A number where the expression is a rational one: else what is made of others grows and grows. */
+/** Replaces an expression by its rational value, if it has one. Otherwise expressions made of it would grow and grow. */
 export function folded(node: Node, budget: Budget): Node {
   const value = unlessUnreadable(() => exactValue(node, budget), budget)
   return value ? { type: 'number', value, digits: 1 } : node
@@ -179,13 +179,13 @@ function exactField(budget: Budget): Field<Rational> {
   }
 }
 
-/** A fraction modulo PRIME, not reduced: its numerator is 0 exactly where the expression's own is. */
+/** A fraction modulo PRIME, not reduced: its numerator is 0 exactly if the numerator of the expression is 0. */
 export interface Modular {
   readonly top: bigint
   readonly bottom: bigint
 }
 
-/** A prime of the form 4k + 1: −1 has a square root. */
+/** A prime of the form 4k + 1, modulo which −1 has a square root. */
 const PRIME = 2n ** 255n - 19n
 const ROOT_OF_MINUS_ONE = powerModulo(2n, (PRIME - 1n) / 4n)
 
@@ -203,8 +203,9 @@ function powerModulo(base: bigint, exponent: bigint): bigint {
 }
 
 /**
- * Where rational functions are compared: two that agree at a random point modulo a large prime are equal (Schwartz,
- * Zippel), however large the numbers are. π and e are transcendental, so they may be unknowns like the variables.
+ * The point at which rational functions are compared. Two of them that agree at a random point modulo a large prime are equal
+ * (Schwartz, Zippel), however large their numbers are. π and e are transcendental, so that they may be unknowns like the
+ * variables.
  */
 export function modularField(budget: Budget, point: number): Field<Modular> {
   const at = (name: string): Modular => {
@@ -234,7 +235,7 @@ export function modularField(budget: Budget, point: number): Field<Modular> {
       if (base.top === 0n && exponent <= 0n) throw new Unreadable('0 to a power that is not above 0')
       budget.spend(200)
       const size = exponent < 0n ? -exponent : exponent
-      // Fermat: exponents count modulo PRIME − 1.
+      // By Fermat's little theorem exponents can be reduced modulo PRIME − 1.
       const reduced = size > PRIME ? size % (PRIME - 1n) : size
       const top = base.top === 0n ? 0n : powerModulo(base.top, reduced)
       const bottom = powerModulo(base.bottom, reduced)
@@ -247,7 +248,9 @@ function hash(name: string, point: number): string {
   return createHash('sha256').update(`${point} ${name}`).digest('hex')
 }
 
-/** Where variables are: of either sign, in (1, 3) and in (0, 1). Roots and logarithms are compared at positive ones first. */
+/**
+ * Values of the variables: of either sign, in (1, 3) and in (0, 1). Roots and logarithms are compared at positive values first.
+ */
 export const points = [
   { from: 1, width: 2, isPositive: true },
   { from: 1, width: 2, isPositive: true },

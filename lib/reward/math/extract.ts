@@ -1,12 +1,12 @@
 /** The final answer in a completion. */
 import { isDenied, wordsOfAmount } from './words.js'
 
-/** Where the answer is looked for: in the last box; else where the text states it; else in its last formula or number. */
+/** Which text is the answer: the last box; otherwise the answer that the text states; otherwise its last formula or number. */
 export type Extraction = 'boxed' | 'final' | 'any'
 
 export const extractions: readonly Extraction[] = ['boxed', 'final', 'any']
 
-/** Only this much of a text without a box is looked at, from its end. */
+/** Only so many characters at the end of a text without a box are examined. */
 const MAX_TEXT = 4000
 
 /** undefined where there is none. */
@@ -18,13 +18,13 @@ export function extractAnswer(completion: string, extraction: Extraction): strin
 }
 
 const boxCommand = /\\(?:boxed|fbox)(?![A-Za-z])\s*/g
-/** Between boxes, or formulas, that are one answer together. */
+/** The text between boxes or formulas that form one answer together. */
 const joint = /^(?:[\s$,;&]|\\[()[\],;: ]|\\(?:quad|qquad|text|mbox)(?![a-z])|[{}]|\b(?:and|or)\b)*$/
 
 /**
- * What stands in the last \boxed{…} or \fbox{…} whose braces are balanced, and which is not empty if another is not; the
- * outer one of nested boxes; several with a comma or "and" between them as a list. \boxed 5, as TeX allows it, holds the
- * number that follows. undefined where there is none.
+ * The content of the last \boxed{…} or \fbox{…}. Its braces must be balanced; of nested boxes the outer one counts; empty boxes
+ * are ignored unless all are empty. Several boxes with a comma, "and" or "or" between them are one list. \boxed 5, as TeX
+ * allows it, holds the number that follows. undefined if there is no box.
  */
 export function extractBoxed(completion: string): string | undefined {
   const closing = matchBraces(completion)
@@ -55,7 +55,7 @@ export function extractBoxed(completion: string): string | undefined {
   return last?.join('')
 }
 
-/** The place of the closing brace of every opening one that has one; escaped braces are none. */
+/** For each opening brace the position of its closing brace, if there is one. Escaped braces are ignored. */
 function matchBraces(text: string): Map<number, number> {
   const closing = new Map<number, number>()
   const open: number[] = []
@@ -68,7 +68,7 @@ function matchBraces(text: string): Map<number, number> {
   return closing
 }
 
-/** The final answer of a reference that is a whole solution: behind the last ####, or in its last box. */
+/** The final answer of a reference that is a whole solution: what follows the last ####, or the last box. */
 export function finalReference(reference: string): string {
   const at = reference.lastIndexOf('####')
   const final = at < 0 ? extractBoxed(reference) : reference.slice(at + 4).trim()
@@ -93,12 +93,12 @@ function statedAnswer(text: string): string | undefined {
   return answer === '' ? undefined : answer
 }
 
-/** From the last end of a sentence. */
+/** The text after the last end of a sentence. */
 function sentenceBefore(text: string, at: number): string {
   return /[^.!?\n。]*$/.exec(text.slice(Math.max(0, at - 200), at))![0]
 }
 
-/** The last formula, or several with a comma or "and" between them; of a text without any, its last line or number. */
+/** The last formula, or several with a comma or "and" between them. Of a text without formulas, the last line or number. */
 function lastAnswer(text: string): string | undefined {
   const formula = lastFormula(text)
   if (formula) return isDenied(formula.around) ? undefined : formula.text
@@ -124,17 +124,17 @@ const introduction =
 
 export interface Formula {
   readonly text: string
-  /** The sentence that it stands in, without it. */
+  /** The sentence that contains the answer, without the answer. */
   readonly around: string
 }
 
-/** The last formula between dollar signs, \( and \) or \[ and \], with those that are joined to it. */
+/** The last formula between dollar signs, \( and \) or \[ and \], together with the formulas that are joined to it. */
 export function lastFormula(text: string): Formula | undefined {
   const tail = text.slice(-MAX_TEXT)
   const formulas = [
     ...tail.matchAll(/\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[[\]]).)+)\\\]/gs),
   ]
-  // The exponent of a unit in "10 cm$^2$" is no answer.
+  // The exponent of a unit in "10 cm$^2$" is not an answer.
   while (/^\$\s*[\^_]/.test(formulas.at(-1)?.[0] ?? '')) formulas.pop()
   const last = formulas.at(-1)
   if (!last) return undefined

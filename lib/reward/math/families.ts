@@ -1,4 +1,4 @@
-/** All values that an expression takes as k runs through the integers: π/6 + kπ, k ∈ ℤ. */
+/** The set of all values that an expression takes as k runs through the integers: π/6 + kπ, k ∈ ℤ. */
 import { type Budget, Unreadable } from './budget.js'
 import { exactValue } from './evaluate.js'
 import { attempt, type Judge, unlessUnreadable } from './judge.js'
@@ -23,7 +23,7 @@ interface Progression {
   readonly period: Node
 }
 
-/** Common periods of more than this many of the smallest are not looked at. */
+/** A common period is not examined if it is more than this many times the smallest period. */
 const MAX_STEPS = 24
 
 /** A list with a clause such as k ∈ ℤ as the families of its other items. */
@@ -39,7 +39,7 @@ export function familiesOf(node: Node): Node {
   const rest = node.items.filter(item => item !== clause)
   const name = clause.items[0] as NodeOf<'variable'>
   const domain = domainOf(clause.items[1]!)!
-  // n ∈ ℕ alone says what n is.
+  // n ∈ ℕ by itself describes n and is not a clause.
   if (rest.length === 0 || !rest.some(item => namesIn(item).has(name.name))) return node
   const families = rest.map((item): Node => {
     if (!namesIn(item).has(name.name)) return item
@@ -95,7 +95,7 @@ export function compareFamilies(a: Node, b: Node, judge: Judge): boolean {
   return areSameSets(progressions[0]!, progressions[1]!, judge)
 }
 
-/** The same expression, but for the parameter's name. */
+/** The same expression, apart from the name of the parameter. */
 function areRenamed(a: NodeOf<'family'>, b: NodeOf<'family'>, judge: Judge): boolean {
   const name: Node = { type: 'variable', name: 'parameter' }
   return attempt(
@@ -146,7 +146,7 @@ function withSign(node: Node, parameter: string, odd: number, budget: Budget): N
   return integer(signs[0]!)
 }
 
-/** Offsets modulo a common period, each in the other's. Throws Unreadable where there is no common one. */
+/** Compares offsets modulo a common period: each must be among the other's. Throws Unreadable if there is no common period. */
 function areSameSets(a: readonly Progression[], b: readonly Progression[], judge: Judge): boolean {
   const { budget } = judge
   const [first] = a
@@ -157,7 +157,7 @@ function areSameSets(a: readonly Progression[], b: readonly Progression[], judge
     )
     return near !== undefined && haveSameValue(node, integer(near), budget) ? near : undefined
   }
-  // The smallest multiple of the first period that is one of all.
+  // The smallest multiple of the first period that is a multiple of all periods.
   let common: Node | undefined
   for (let n = 1; n <= MAX_STEPS && !common; n++) {
     const candidate = productOf(integer(n), first!.period)

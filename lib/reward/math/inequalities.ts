@@ -1,4 +1,4 @@
-/** Inequalities in one unknown, solved: a x² + b x + c, quotients and products of linear and square factors, |…|. */
+/** Solves inequalities in one unknown: a x² + b x + c, quotients and products of linear and quadratic factors, |…|. */
 
 import { integerSquareRoot } from './ball.js'
 import { type Budget, Unreadable } from './budget.js'
@@ -26,13 +26,13 @@ import { haveSameValue, order, ratioSign } from './value.js'
 interface Factor {
   readonly roots: readonly Node[]
   readonly sign: number
-  /** Where it is 0 there is no value. */
+  /** Whether the factor is in the denominator: where it is 0 there is no value. */
   readonly isBelow: boolean
 }
 
 const MAX_ROOTS = 12
 
-/** What an inequality is about: a lone name, also f(x) and |AB|, or the one name in it. */
+/** The subject of an inequality: a single name, also f(x) and |AB|, or the one name in it. */
 export function unknownOf(node: NodeOf<'relation'>): Node | undefined {
   // 2 ≤ |z| ≤ 5 is about |z|.
   const middle = node.items.length === 3 ? node.items[1]! : undefined
@@ -61,7 +61,7 @@ function digits(_: string, value: unknown) {
   return typeof value === 'bigint' ? String(value) : value
 }
 
-/** Where left − right has a sign: intervals between roots, as the ends of sets.ts. Throws Unreadable. */
+/** The set where left − right has a given sign: intervals between roots, as ends of sets.ts. Throws Unreadable. */
 export function solve(
   left: Node,
   sign: Relation,
@@ -82,7 +82,7 @@ export function solve(
   roots.sort((x, y) => order(x.value, y.value, budget))
   const wants = (value: number) =>
     sign === '!=' ? value !== 0 : value === 0 ? sign.endsWith('=') : sign.startsWith('>') === value > 0
-  // From the right end to the left one, where each root changes the signs of the factors that it belongs to.
+  // Goes from the right end to the left end. Each root changes the signs of the factors that have it.
   const areas: boolean[] = []
   for (let i = 0; i <= roots.length; i++) {
     const value = factors.reduce((product, factor) => {
@@ -99,7 +99,7 @@ export function solve(
   }
 }
 
-/** left − right as factors above and below the line; a product or quotient against 0 by its own factors. */
+/** left − right as factors of numerator and denominator. A product or quotient compared with 0 keeps its own factors. */
 function factorsOf(left: Node, right: Node, unknown: string, budget: Budget): Factor[] {
   const isZero = (node: Node) => node.type === 'number' && node.value.numerator === 0n
   if (isZero(right)) return splitFactors(left, unknown, false, budget)
@@ -182,7 +182,7 @@ function factorOf(node: Node, unknown: string, isBelow: boolean, budget: Budget)
   return { roots: kind === 0 ? [roots[0]!, roots[0]!] : roots, sign: signA, isBelow }
 }
 
-/** Of a square, the number itself. */
+/** If the expression is a square, the base. */
 function rootOf(node: Node): Node {
   if (node.type === 'number') {
     const { numerator, denominator } = node.value
@@ -200,7 +200,7 @@ export function absoluteOf(left: Node, sign: Relation, right: Node, budget: Budg
   return isPositive ? { inner: left.items[0]!, limit: right, isInside: sign.startsWith('<') } : undefined
 }
 
-/** Are two inequalities the same side by side, or but for a positive factor? */
+/** Whether two inequalities are the same side by side, or differ by a positive factor. */
 export function haveSameSides(a: NodeOf<'relation'>, b: NodeOf<'relation'>, budget: Budget): boolean {
   const [x, y] = [upward(a), upward(b)]
   if (String(x.signs) !== String(y.signs) || x.items.length !== y.items.length) return false
@@ -213,7 +213,7 @@ export function haveSameSides(a: NodeOf<'relation'>, b: NodeOf<'relation'>, budg
   return unlessUnreadable(() => ratioSign(f, g, budget) > 0, budget) === true
 }
 
-/** Without a name below a line or in a function, so that a ratio at some points is one at all. */
+/** Whether no name stands in a denominator or in a function, so that a ratio at some points holds everywhere. */
 function isPolynomial(node: Node): boolean {
   if (node.type === 'quotient') return isPolynomial(node.left) && namesIn(node.right).size === 0
   if (node.type === 'power') return isPolynomial(node.left) && node.right.type === 'number'

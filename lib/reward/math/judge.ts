@@ -1,29 +1,29 @@
-/** What the comparisons of values, units, sets, equations … share, so that none of them imports another. */
+/** The interface between the comparisons of values, units, sets, equations …, so that none of them imports another. */
 import { type Budget, Unreadable } from './budget.js'
 import type { Node } from './tree.js'
 
-/** A share of the reference, or 'digits': as many as the decimal shows. */
+/** A share of the reference, or 'digits': as many digits as the decimal shows. */
 export type Tolerance = number | 'digits'
 
 export interface Judge {
   readonly budget: Budget
   readonly tolerance: Tolerance | undefined
-  /** Throws Unreadable where it cannot be decided. a is of the answer, b of the reference. */
+  /** Throws Unreadable if it cannot be decided. a belongs to the answer, b to the reference. */
   isEqual(a: Node, b: Node): boolean
 }
 
-/** False where it cannot be decided. */
+/** False if it cannot be decided. */
 export function attempt(body: () => boolean, budget: Budget): boolean {
   return unlessUnreadable(body, budget) ?? false
 }
 
-/** undefined where it cannot be read or decided. */
+/** undefined if it cannot be read or decided. */
 export function unlessUnreadable<T>(body: () => T, budget: Budget): T | undefined {
   try {
     return body()
   } catch (error) {
     if (!(error instanceof Unreadable)) throw error
-    // Where there is no work left, nothing else is tried.
+    // When the work limit is reached, nothing else is tried.
     budget.spend(0)
     return undefined
   }

@@ -1,9 +1,9 @@
-/** How numbers are written: decimals, digits in other bases, words. */
+/** Reads numbers: decimals, digits in other bases, words. */
 import { Budget, Unreadable } from './budget.js'
 import { powerRational, type Rational, rational } from './rational.js'
 import { integer, type Node, type NodeOf, quotientOf } from './tree.js'
 
-/** Of a number: longer ones are refused. */
+/** Largest number of digits of a number; longer numbers are refused. */
 export const MAX_DIGITS = 1000
 /** Larger powers of ten in scientific notation stay powers. */
 const MAX_SCALE = 1000n
@@ -72,8 +72,8 @@ function partOf(word: string): bigint | undefined {
 }
 
 /**
- * A number with the first of the words behind it that change its value (dozen, thirds, squared, per thousand, in
- * binary), and the words that are left; undefined where no word does.
+ * Applies the first of the words behind a number that change its value (dozen, thirds, squared, per thousand, in binary).
+ * Returns the number and the words that are left; undefined if no word changes the value.
  */
 export function changedByWords(node: Node, words: string): { node: Node; rest: string } | undefined {
   const [, base = '', after = ''] =
@@ -96,7 +96,7 @@ export function changedByWords(node: Node, words: string): { node: Node; rest: s
   const word = first.toLowerCase()
   const size = sizes.get(word)
   if (size !== undefined) return { node: { type: 'product', items: [node, integer(size)] }, rest }
-  // "a second" is a time, "three seconds" too; "quarters" are coins as well as parts.
+  // "a second" and "three seconds" are times; "quarters" are coins as well as parts.
   const below = partOf(word)
   if (below !== undefined) return { node: quotientOf(node, integer(below)), rest: rest.replace(/^of\b/, '') }
   return undefined
@@ -123,7 +123,7 @@ export function decimal(text: string): Node {
   return { type: 'product', items: [node, { type: 'number', value: power, digits: 2 }] }
 }
 
-/** `fixed` with the digits behind it for ever: 0.1 and 23 are 0.1232323… */
+/** The decimal `fixed` followed by endless repetitions of the digits: 0.1 and 23 are 0.1232323… */
 export function repeatingDecimal(fixed: string, digits: string): Node {
   if (fixed.length + digits.length > MAX_DIGITS) throw new Unreadable('a number that is too long')
   const places = fixed.split('.')[1] ?? ''
@@ -144,7 +144,7 @@ export function based(text: string, base: number): NodeOf<'based'> {
   return { type: 'based', digits, places: text.split('.')[1]?.length ?? 0, base }
 }
 
-/** 05:00 can only be a time; two digits below 60 behind each colon are a time or a ratio. */
+/** 05:00 can only be a time. Two digits below 60 behind each colon can be a time or a ratio. */
 export function kindOfRatio(written: string): NodeOf<'ratio'>['kind'] {
   if (/(?:^|:)0(?!\.)/.test(written)) return 'time'
   return /^\d\d?(?::[0-5]\d)+$/.test(written) ? 'time or ratio' : 'ratio'

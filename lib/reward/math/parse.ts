@@ -1,4 +1,4 @@
-/** Tokens to a tree: recursive descent over the notation that answers use. parse/ has the layers of the grammar. */
+/** Parses tokens into a tree, by recursive descent over the notation that answers use. */
 import { Budget, Unreadable } from './budget.js'
 import { changedByWords, numberInWords } from './numbers.js'
 import { relations } from './parse/factors.js'
@@ -207,7 +207,7 @@ function isPunctuation(token: Token): boolean {
   return (token.type === 'sign' && ['.', ':', '?'].includes(token.text)) || token.type === 'connector'
 }
 
-/** Two quantities of the same kind, the larger unit first, as one in that unit. */
+/** Joins two quantities of the same kind, the larger unit first, into one quantity in that unit. */
 function addQuantities(a: Node, b: Node): Node | undefined {
   if (a.type !== 'quantity' || b.type !== 'quantity') return undefined
   const budget = new Budget(100)

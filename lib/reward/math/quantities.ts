@@ -12,7 +12,7 @@ export function compareQuantities(a: Node, b: Node, judge: Judge): boolean {
   if (a.type === 'ratio' && b.type === 'ratio') return compareRatios(a, b, judge)
   for (const mark of ['degrees', 'percent'] as const) {
     const [hasA, hasB] = [isMarked(a, mark), isMarked(b, mark)]
-    // 60 for 60°, 50 for 50 %; but 0.5 % for 0.5 is another value.
+    // 60 equals 60°, and 50 equals 50 %. But the answer 0.5 % is not the reference 0.5.
     const mayDiffer = hasB || mark === 'degrees' || !isBelowOne(b, judge.budget)
     if (
       hasA !== hasB &&
@@ -26,8 +26,8 @@ export function compareQuantities(a: Node, b: Node, judge: Judge): boolean {
 }
 
 /**
- * The base left out, as a unit may be: 12 for 12_8, and 12_8 for the 12 of a problem that names the base. The same
- * number in base ten is not what was asked for: "Convert 1230_4 to base 10" would be its own answer.
+ * The base may be left out, like a unit: 12 for 12_8, and 12_8 for 12 if the problem names the base. The same number in base
+ * ten is not accepted: "Convert 1230_4 to base 10" could then be answered with 1230_4 itself.
  */
 function isSameButForBase(a: Node, b: Node): boolean {
   if (a.type === 'minus' && b.type === 'minus') return isSameButForBase(a.item, b.item)
@@ -49,7 +49,7 @@ function isBelowOne(node: Node, budget: Budget): boolean {
   }, budget)
 }
 
-/** Outside of functions, whose angles count as they are. */
+/** Outside of functions, since angles in functions count as they are. */
 function isMarked(node: Node, mark: 'degrees' | 'percent' | 'based'): boolean {
   return node.type === mark || (node.type !== 'call' && partsOf(node).some(part => isMarked(part, mark)))
 }
@@ -69,7 +69,7 @@ function compareRatios(a: NodeOf<'ratio'>, b: NodeOf<'ratio'>, judge: Judge): bo
   )
 }
 
-/** A unit may be left out; two must agree, or be measures of the same thing. */
+/** A unit may be left out. Two units must agree or measure the same thing. */
 function compareUnits(a: Node, b: Node, judge: Judge): boolean {
   const { budget } = judge
   const wanted = b.type === 'quantity' ? readUnit(b.unit, budget) : undefined
@@ -91,7 +91,7 @@ function compareUnits(a: Node, b: Node, judge: Judge): boolean {
   const [bare, unit] = given ? [y, given] : [x, wanted!]
   if (bare.type === 'percent' || bare.type === 'based') return false
   if (isMarked(bare, 'degrees')) {
-    // 20° for 20 °C; π/4 radians are 45°, 40 radians are not 40°.
+    // 20° equals 20 °C; π/4 radians are 45°, but 40 radians are not 40°.
     const isTemperature = 'celsius' in unit.dimensions || 'fahrenheit' in unit.dimensions
     if (isTemperature)
       return given ? judge.isEqual(x, unmarked(y, 'degrees')) : judge.isEqual(unmarked(x, 'degrees'), y)

@@ -1,13 +1,13 @@
 /** Exact rational numbers of bounded size. */
 import { type Budget, Unreadable } from './budget.js'
 
-/** In lowest terms, denominator above 0. */
+/** A fraction in lowest terms with a positive denominator. */
 export interface Rational {
   readonly numerator: bigint
   readonly denominator: bigint
 }
 
-/** Larger results are refused: what has more digits is compared modulo primes (field.ts). */
+/** Larger results are refused; numbers with more digits are compared modulo a prime (evaluate.ts). */
 export const MAX_BITS = 4096
 
 export class TooLarge extends Unreadable {
@@ -66,11 +66,11 @@ export function powerRational(base: Rational, exponent: bigint, budget: Budget):
   }
   if (exponent > BigInt(MAX_BITS)) throw new TooLarge()
   charge((sizeOf(base) - 1) * Number(exponent), budget)
-  // Powers of coprime numbers are coprime.
+  // Powers of coprime numbers are coprime, so that the fraction needs no reduction.
   return { numerator: base.numerator ** exponent, denominator: base.denominator ** exponent }
 }
 
-/** Refuses what would grow beyond MAX_BITS; the greatest common divisor takes time with the square of the size. */
+/** Refuses results beyond MAX_BITS: the time for a greatest common divisor grows with the square of the size. */
 function charge(bits: number, budget: Budget): void {
   if (bits > MAX_BITS) throw new TooLarge()
   budget.spend(1 + (bits * bits) / 2 ** 14)

@@ -1,4 +1,4 @@
-/** What an answer's text may be read as. */
+/** The readings of an answer's text. */
 import { type Budget, Unreadable } from './budget.js'
 import { workOut } from './closed.js'
 import { lastFormula } from './extract.js'
@@ -10,10 +10,10 @@ import { MAX_ANSWER, type Reading } from './tokens.js'
 import { mapParts, type Node, some } from './tree.js'
 import { isDoubtful } from './words.js'
 
-/** ± in one answer: each doubles the values. */
+/** Largest number of ± in one answer; each doubles the number of values. */
 const MAX_PLUS_MINUS = 4
 
-/** The tree, or why there is none. */
+/** The tree, or the reason why there is none. */
 export function read(source: string, budget: Budget, reading?: Reading): Node | string {
   try {
     const text = source.length > MAX_ANSWER ? source : withoutLabels(withClause(source))
@@ -24,7 +24,10 @@ export function read(source: string, budget: Budget, reading?: Reading): Node | 
   }
 }
 
-/** What cannot be read as a whole: by the choice that it names, or by the last formula between dollar signs in prose. */
+/**
+ * A text that cannot be read as a whole is read by the choice that it names, or by the last formula between dollar signs in
+ * prose.
+ */
 export function readAnyhow(source: string, budget: Budget): Node | string {
   const node = read(source, budget)
   if (typeof node !== 'string' || source.length > MAX_ANSWER) return node
@@ -114,7 +117,7 @@ function withClause(source: string): string {
   const match = clause.exec(tail) ?? integerClause.exec(tail)
   if (!match) return source
   const head = source.slice(0, source.length - tail.length + match.index)
-  // A brace before the clause may close what is in front of it.
+  // A brace before the clause may close a brace that was opened earlier.
   const open = (head.match(/(?<!\\)\{/g) ?? []).length - (head.match(/(?<!\\)\}/g) ?? []).length
   const isBalanced = open >= 0 && (match[0].match(/(?<!\\)\}/g) ?? []).length >= open
   const domain = /[Nℕ]/.test(match[2] ?? '') ? 'N' : 'Z'
@@ -145,7 +148,7 @@ function spread(node: Node): Node {
   return { type: 'list', connector: 'and', items: [first, ...relations] }
 }
 
-/** Answers with ± as the list of what they stand for. ± and ∓ go together; without a ∓ each ± is on its own. */
+/** Expands answers with ± to the list of their values. ± and ∓ change sign together; without a ∓, each ± changes by itself. */
 function expand(node: Node): Node {
   if (node.type === 'list' || (node.type === 'brackets' && node.open === '\\{')) {
     const items = node.items.flatMap(item => {

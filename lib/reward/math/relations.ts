@@ -1,4 +1,4 @@
-/** Equations, chains and names: what stands for a value, and what equals another equation. */
+/** Equations, chains and names: which of them stand for a value, and which equations are equal. */
 import { compareLists, isCollection, isTuple } from './collections.js'
 import { exactValue } from './evaluate.js'
 import { haveSameSides } from './inequalities.js'
@@ -8,7 +8,7 @@ import { isNear } from './tolerance.js'
 import { differenceOf, isSameTree, type Node, type NodeOf, namesIn, quotientOf, some } from './tree.js'
 import { areProportional } from './value.js'
 
-/** a is of the answer, b of the reference; at least one is a relation. */
+/** a belongs to the answer, b to the reference. At least one is a relation. */
 export function compareRelations(answer: Node, reference: Node, judge: Judge): boolean {
   const [a, b] = [asEquation(answer), asEquation(reference)]
   // x = 10, y = 3 for (10, 3)
@@ -23,13 +23,13 @@ export function compareRelations(answer: Node, reference: Node, judge: Judge): b
     )
   if (!isRightlyRounded(a, judge) || !isRightlyRounded(b, judge)) return false
   if (a.type === 'relation' && b.type === 'relation') return compareEquations(a, b, judge)
-  // p + q = 19 says what the value asked for is, but 19 says nothing of p + q = 19.
+  // The answer p + q = 19 names the value that is asked for. The answer 19 says nothing about the reference p + q = 19.
   const isGiven = a.type === 'relation'
   const { values } = namedValues((isGiven ? a : b) as NodeOf<'relation'>, isGiven)
   return values.every(value => (isGiven ? judge.isEqual(value, b) : judge.isEqual(a, value)))
 }
 
-/** An implication or an inequality: not what = and ≈ say. */
+/** An implication or an inequality, but not = and ≈. */
 function isOrdered(node: Node): node is NodeOf<'relation'> {
   return node.type === 'relation' && node.signs.some(sign => sign !== '=' && sign !== '~')
 }
@@ -45,8 +45,8 @@ function compareOrdered(a: NodeOf<'relation'>, b: NodeOf<'relation'>, judge: Jud
 }
 
 /**
- * Equal are equations with the same unknowns but for a factor; chains of constants of the same value; the same name
- * with the same value. One that holds for all values is equal only to the same, side by side.
+ * These are equal: equations with the same unknowns that differ by a factor; chains of constants with the same value; the same
+ * name with the same value. An equation that holds for all values is equal only to the same equation, side by side.
  */
 function compareEquations(a: NodeOf<'relation'>, b: NodeOf<'relation'>, judge: Judge): boolean {
   const { budget } = judge
@@ -60,7 +60,7 @@ function compareEquations(a: NodeOf<'relation'>, b: NodeOf<'relation'>, judge: J
   const [own, wanted] = [namedValues(a, false), namedValues(b, false)]
   if (!mayBeSameNames(own.names, wanted.names, judge)) return false
   if ([own, wanted].some(({ names, values }) => names.length === 0 && values.some(hasNames))) return false
-  // A chain such as 3 + 4 = 7 must be right itself, so that listing numbers does not pay.
+  // A chain such as 3 + 4 = 7 must itself be right, so that listing numbers does not pay.
   return (
     own.values.every(value => judge.isEqual(value, wanted.values[0]!)) &&
     wanted.values.slice(1).every(value => judge.isEqual(own.values[0]!, value))
@@ -90,7 +90,7 @@ function segment(name: string): string {
   return /^[A-Z]{2}$/.test(name) ? [...name].sort().join('') : name
 }
 
-/** What an equation calls its value, and the values behind the names, all of which must agree. */
+/** The name in an equation, and the values behind it, all of which must agree. */
 function namedValues(
   { signs, items: all }: NodeOf<'relation'>,
   mayBeExpression: boolean,
@@ -107,7 +107,7 @@ function namedValues(
   return { names: items.slice(0, count), values: items.slice(count) }
 }
 
-/** A name for what is computed: x, f(x), AB, (a, b), P(A), dy/dx. */
+/** A name for a computed value: x, f(x), AB, (a, b), P(A), dy/dx. */
 export function isName(node: Node): boolean {
   switch (node.type) {
     case 'variable':
@@ -131,8 +131,8 @@ export function isName(node: Node): boolean {
 }
 
 /**
- * What is asked for by more than a name: p + q, ab, cos θ, |AB|. Not what is to be solved for x: 2x, x², |x|, nor an
- * equation of a line or plane, 2x + z.
+ * A value that is asked for by more than a name: p + q, ab, cos θ, |AB|. Not expressions that are to be solved for x (2x, x²,
+ * |x|), and not the equation of a line or plane (2x + z).
  */
 function isExpressionName(node: Node): boolean {
   if (node.type === 'bound') return true
@@ -174,7 +174,7 @@ function asEquation(node: Node): Node {
   return isNamed ? { ...node, signs: node.signs.with(0, '=') } : node
 }
 
-/** What stands behind ≈ is near what stands before it: so that 5 ≈ 7 is not 5. */
+/** The value behind ≈ must be near the value before it, so that 5 ≈ 7 is not 5. */
 function isRightlyRounded(node: Node, judge: Judge): boolean {
   const at = node.type === 'relation' ? node.signs.indexOf('~') : -1
   if (node.type !== 'relation' || at < 0) return true
@@ -182,7 +182,7 @@ function isRightlyRounded(node: Node, judge: Judge): boolean {
   return rounded.every(value => judge.isEqual(value, exact!) || isNearAmount(value, exact!, judge))
 }
 
-/** Perhaps without its unit or percent sign. */
+/** Compares values, also without their unit or percent sign. */
 function isNearAmount(rounded: Node, exact: Node, judge: Judge): boolean {
   const amount = (node: Node) => (node.type === 'quantity' ? node.item : node)
   const bare = (node: Node) => unmarked(unmarked(node, 'percent'), 'degrees')
@@ -190,7 +190,7 @@ function isNearAmount(rounded: Node, exact: Node, judge: Judge): boolean {
   return isNear(value, other, judge) || isNear(bare(value), bare(other), judge)
 }
 
-/** The values of x = 10, y = 3 in the order of the names, where those differ. */
+/** The values of x = 10, y = 3 in the order of the names, if the names differ. */
 function namedTuple(node: Node): NodeOf<'brackets'> | undefined {
   if (node.type !== 'list' || node.connector === 'or' || node.connector === '∨' || node.items.length < 2)
     return undefined

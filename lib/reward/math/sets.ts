@@ -1,11 +1,11 @@
-/** Sets of real numbers: intervals, unions, inequalities, as a sorted list of intervals. */
+/** Sets of real numbers (intervals, unions, inequalities) as sorted lists of intervals. */
 import { type Budget, Unreadable } from './budget.js'
 import { absoluteOf, solve, unknownOf } from './inequalities.js'
 import { isSameTree, mapParts, type Node, type NodeOf, type Relation, some } from './tree.js'
 import { order } from './value.js'
 
 interface End {
-  /** 'infinity' stands for ±∞ by the end that it is at. */
+  /** 'infinity' stands for −∞ at the low end and ∞ at the high end. */
   readonly value: Node | 'infinity'
   readonly isClosed: boolean
 }
@@ -22,7 +22,7 @@ const everything: RealSet = [
   { low: { value: 'infinity', isClosed: false }, high: { value: 'infinity', isClosed: false } },
 ]
 
-/** More intervals are not worked on. */
+/** Largest number of intervals in a set. */
 const MAX_INTERVALS = 50
 
 export function isSetLike(node: Node): boolean {
@@ -71,7 +71,7 @@ function isInfinite(node: Node): boolean {
   return node.type === 'constant' && node.name === 'infinity'
 }
 
-/** Throws Unreadable for what is no set of real numbers. */
+/** Throws Unreadable if the expression is not a set of real numbers. */
 export function toSet(node: Node, budget: Budget): RealSet {
   switch (node.type) {
     case 'brackets':
@@ -101,7 +101,7 @@ export function toSet(node: Node, budget: Budget): RealSet {
       if (node.connector === 'and' || node.connector === '∧')
         return sets.reduce((a, b) => intersect(a, b, budget), everything)
       if (node.connector === ',' && node.items.every(({ type }) => type === 'relation')) {
-        // x ≥ −1, x ≠ 0 holds together, x < −3, x > 3 cannot.
+        // x ≥ −1, x ≠ 0 can hold together; x < −3, x > 3 cannot.
         const both = sets.reduce((a, b) => intersect(a, b, budget), everything)
         if (both.length > 0) return both
       }
@@ -125,7 +125,7 @@ function fromInterval({ open, close, items }: NodeOf<'brackets'>, budget: Budget
   return isEmpty(interval, budget) ? [] : [interval]
 }
 
-/** x < 2, 2 ≤ x < 3, x ≠ 3, x ∈ [2, 3], and what is to be solved for its one unknown. */
+/** x < 2, 2 ≤ x < 3, x ≠ 3, x ∈ [2, 3], and inequalities that are to be solved for their one unknown. */
 function fromRelation(relation: NodeOf<'relation'>, budget: Budget): RealSet {
   const { signs, items } = relation
   if (signs.length === 1 && (signs[0] === 'in' || (signs[0] === '=' && isSetLike(items[1]!)))) {
@@ -188,7 +188,7 @@ function fromInequality(left: Node, sign: Relation, right: Node, budget: Budget)
   return unite([...intervals, ...roots.flatMap(({ value, isIn }) => (isIn ? [point(value)] : []))], budget)
 }
 
-/** By value; at the same value a closed low end is below an open one, an open high end below a closed one. */
+/** Ordered by value. At the same value a closed low end comes before an open one, and an open high end before a closed one. */
 function compareEnds(a: End, b: End, aIsLow: boolean, bIsLow: boolean, budget: Budget): number {
   if (a.value === 'infinity') return b.value === 'infinity' && aIsLow === bIsLow ? 0 : aIsLow ? -1 : 1
   if (b.value === 'infinity') return bIsLow ? 1 : -1
@@ -217,7 +217,7 @@ function unite(intervals: readonly Interval[], budget: Budget): RealSet {
   return result
 }
 
-/** Is there anything between an interval's end and the start of the next? */
+/** Whether anything lies between the end of an interval and the start of the next. */
 function hasGap(high: End, low: End, budget: Budget): boolean {
   if (high.value === 'infinity' || low.value === 'infinity') return false
   const byValue = order(high.value, low.value, budget)

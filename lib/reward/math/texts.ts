@@ -1,8 +1,8 @@
-/** Answers that are words: what of them counts. */
+/** Answers that consist of words, and the parts of them that count. */
 import { MAX_ANSWER, replaceUnicode } from './tokens.js'
 import type { Node } from './tree.js'
 
-/** A text without the white space and dollar signs that say nothing. */
+/** The text without insignificant white space and dollar signs. */
 export function condense(source: string): string {
   return source
     .trim()
@@ -25,7 +25,7 @@ export function textOf(source: string): string {
     .toLowerCase()
 }
 
-/** A name or word as text; undefined for what is computed. */
+/** A name or word as text; undefined for an expression that is computed. */
 export function wordOf(node: Node): string | undefined {
   if (node.type === 'text') return textOf(node.text)
   if (node.type === 'variable') return node.name.toLowerCase()

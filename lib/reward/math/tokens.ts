@@ -1,10 +1,10 @@
-/** LaTeX, or plain text, of an answer as tokens: markup is dropped, spellings of the same thing become one. */
+/** Splits an answer, LaTeX or plain text, into tokens. Markup is dropped, and spellings of the same thing become one. */
 import { Unreadable } from './budget.js'
 import type { Connector } from './tree.js'
 import { isUnitWord } from './units.js'
 
 export type Token = {
-  /** White space, or a command for it, stands before. */
+  /** Whether white space, or a command for it, stands before the token. */
   readonly spaced: boolean
 } & (
   | { readonly type: 'number'; readonly text: string }
@@ -18,7 +18,7 @@ export type Token = {
   | { readonly type: 'sign'; readonly text: string }
 )
 
-/** Longer answers are compared as text alone. */
+/** Longer answers are compared as text only. */
 export const MAX_ANSWER = 4096
 
 const unicode: Readonly<Record<string, string>> = {
@@ -110,7 +110,7 @@ greek.forEach((name, i) => {
 const superscripts = '⁰¹²³⁴⁵⁶⁷⁸⁹'
 const subscripts = '₀₁₂₃₄₅₆₇₈₉'
 
-/** Commands that only set how something looks. */
+/** Commands that only change the look. */
 const looks = new Set(
   (
     'left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle textstyle ' +
@@ -122,10 +122,10 @@ const looks = new Set(
 const spaces = new Set(
   'quad qquad hspace enspace thinspace medspace thickspace space negthinspace'.split(' '),
 )
-/** Their argument says nothing. */
+/** Commands whose argument is ignored. */
 const dropped = new Set('hspace phantom hphantom vphantom color textcolor colorbox'.split(' '))
 const textCommands = new Set('text mbox textrm textnormal hbox textup textsf texttt'.split(' '))
-/** Around words they make text, around anything else they are looks. */
+/** Around words, these commands make text. Around anything else, they only change the look. */
 const fontCommands = new Set(
   'mathrm mathbf mathit mathsf mathtt textbf textit emph operatorname mathcal mathscr'.split(' '),
 )
@@ -219,13 +219,13 @@ const shortWords = new Set(
   'yes no one two six ten odd red all not is are the an of if for any where with per'.split(' '),
 )
 
-/** What is known of an answer from the other one. */
+/** Facts about an answer that follow from the other answer. */
 export interface Reading {
-  /** A comma between digits separates even where it could group thousands. */
+  /** Whether a comma between digits separates numbers even where it could group thousands. */
   readonly commasSeparate?: boolean
-  /** The other has no variables: a unit's letter, or a word, behind a number and white space is a unit. */
+  /** Whether the other answer has no variables. A unit's letter, or a word, behind a number and white space is then a unit. */
   readonly lettersAreUnits?: boolean
-  /** 2,74 is 2.74: the other is no list. */
+  /** Whether 2,74 is 2.74, because the other answer is not a list. */
   readonly commasAreDecimal?: boolean
 }
 
@@ -284,9 +284,9 @@ class Tokenizer {
   readonly #tokens: Token[] = []
   #at = 0
   #spaced = false
-  /** Of ( [ \{, within which commas separate. */
+  /** Depth of ( [ \{, inside which commas separate. */
   #depth = 0
-  /** A sum was read: 3 + 2 m is not five meters. */
+  /** Whether a sum was read, since 3 + 2 m is not five meters. */
   #hasSum = false
 
   constructor(source: string, reading: Reading) {
@@ -386,7 +386,7 @@ class Tokenizer {
     if (/^\d+$/.test(text)) this.#match(/(?:st|nd|rd|th)(?![A-Za-z])/y)
   }
 
-  /** 9C_2, whose digits would make no sense in base 2. */
+  /** 9C_2, whose digits are impossible in base 2. */
   #isCombination(): boolean {
     const base = /^\d+[CP]_\{?(\d+)/.exec(this.#source.slice(this.#at, this.#at + 20))?.[1]
     return base !== undefined && Number(base) < 13
@@ -500,7 +500,7 @@ class Tokenizer {
 
   #named(name: string): void {
     if (looks.has(name)) {
-      // \left. and \right. show nothing.
+      // \left. and \right. have no visible sign.
       if (/^(left|right)$/.test(name) && this.#source[this.#at] === '.') this.#at++
       // ]1, 2[ for (1, 2)
       if (name === 'left' && this.#match(/\s*\]/y)) this.#sign('(')
@@ -593,7 +593,7 @@ class Tokenizer {
     return amount?.type === 'text' && previous?.text === '/' && isUnitWord(word)
   }
 
-  /** 45 \text{ sec} is a time: nothing follows that it could be the secant of. */
+  /** 45 \text{ sec} is a time, since nothing follows that it could be the secant of. */
   #isFunction(word: string): boolean {
     const hasArgument = /^\s*[(\\\w{^]/.test(this.#source.slice(this.#at))
     return plainCommands.has(word) && (hasArgument || !isUnitWord(word))

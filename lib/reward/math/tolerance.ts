@@ -1,4 +1,4 @@
-/** Are two values the same, exactly or to within a tolerance? */
+/** Compares two values, exactly or within a tolerance. */
 import { attempt, type Judge } from './judge.js'
 import { type Rational, rational } from './rational.js'
 import {
@@ -14,15 +14,15 @@ import {
 } from './tree.js'
 import { haveSameValue, order } from './value.js'
 
-/** A decimal says something where it shows so many digits. */
+/** Least number of digits that a decimal must show. */
 const MIN_DIGITS = 3
 
-/** Throws Unreadable where it cannot be decided. */
+/** Throws Unreadable if it cannot be decided. */
 export function isSameValue(a: Node, b: Node, judge: Judge): boolean {
   const { budget, tolerance } = judge
   if (haveSameValue(a, b, budget)) return true
   if (tolerance === undefined) return false
-  // Whole numbers and fractions are meant exactly; only a decimal is rounded.
+  // Whole numbers and fractions are exact; only decimals are rounded.
   if (![a, b].some(node => some(node, isDecimal)) || namesIn(a).size + namesIn(b).size > 0) return false
   if (tolerance === 'digits') return isRoundedTo(a, b, judge) || isRoundedTo(b, a, judge)
   const size = absolute(b)
@@ -51,7 +51,7 @@ function isWithin(x: Node, y: Node, limit: Node, { budget }: Judge): boolean {
   return order(difference, limit, budget) <= 0 && order(negative(limit), difference, budget) <= 0
 }
 
-/** Is a decimal another value, rounded or cut off behind the digits that it shows? */
+/** Whether a decimal is another value, rounded or cut off to the digits that the decimal shows. */
 function isRoundedTo(rounded: Node, value: Node, judge: Judge): boolean {
   if (!lastDigit(rounded) || !some(rounded, node => significantDigits(node) >= MIN_DIGITS)) return false
   return attempt(() => {
@@ -68,7 +68,7 @@ function significantDigits(node: Node): number {
   return String((node.value.numerator * step.denominator) / node.value.denominator).replace('-', '').length
 }
 
-/** What stands behind ≈ is near what stands before: by less than 1 in the last digit that is shown. */
+/** Whether the number behind ≈ is near the value before it: by less than 1 in the last digit that it shows. */
 export function isNear(rounded: Node, exact: Node, judge: Judge): boolean {
   const step = lastDigit(rounded)
   if (!step) return false
@@ -76,7 +76,7 @@ export function isNear(rounded: Node, exact: Node, judge: Judge): boolean {
   return order(difference, step, judge.budget) < 0 && order(negative(step), difference, judge.budget) < 0
 }
 
-/** 1 in the last place of a decimal, also with a sign, a mark or factors behind it: 3.14 × 10^20, 2.1π. */
+/** The value of 1 in the last place of a decimal, also with a sign, a mark or factors behind it: 3.14 × 10^20, 2.1π. */
 export function lastDigit(node: Node): Node | undefined {
   if (node.type === 'number') {
     const value = stepOf(node)
@@ -93,7 +93,7 @@ export function lastDigit(node: Node): Node | undefined {
   return step && productOf(step, ...rest)
 }
 
-/** undefined of 0.333…, which ends nowhere. */
+/** undefined for 0.333…, which has no last place. */
 function stepOf({ value, digits }: NodeOf<'number'>): Rational | undefined {
   let one = 1n
   while (one % value.denominator !== 0n) {

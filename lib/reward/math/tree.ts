@@ -1,15 +1,15 @@
-/** What an answer is read as. */
+/** The tree that an answer is read as. */
 import type { Budget } from './budget.js'
 import type { Rational } from './rational.js'
 
-/** ∧ and ∨ are what logic means by them; "and" and "or" are what people write between answers. */
+/** ∧ and ∨ are those of logic; "and" and "or" stand between answers. */
 export type Connector = ',' | 'and' | 'or' | '∧' | '∨'
 export type Relation = '=' | '<' | '>' | '<=' | '>=' | '!=' | 'in' | '~' | '→' | '↔'
 
 export type Node =
   | { readonly type: 'number'; readonly value: Rational; readonly digits: number }
   | { readonly type: 'constant'; readonly name: 'pi' | 'e' | 'i' | 'infinity' | 'empty' | NumberSet }
-  /** A run of capitals is one name: AB is a segment or a product of matrices, and BA another. */
+  /** A run of capitals is one name: AB is a segment or a product of matrices, and BA is another name. */
   | { readonly type: 'variable'; readonly name: string; readonly isVector?: true }
   | { readonly type: 'sum' | 'product'; readonly items: readonly Node[] }
   | { readonly type: 'quotient'; readonly left: Node; readonly right: Node }
@@ -22,11 +22,11 @@ export type Node =
   /** sin, ln, sqrt (with the index as second argument), log (base second), abs, factorial, binomial … */
   | { readonly type: 'call'; readonly name: string; readonly items: readonly Node[] }
   /**
-   * What has no value of its own, but equals the same of equal parts in the same order: f(x), f ∘ g, a × b, d/dx of
+   * An expression without a value, which equals another one with equal parts in the same order: f(x), f ∘ g, a × b, d/dx of
    * something, A⁻¹B.
    */
   | { readonly type: 'apply'; readonly name: string; readonly items: readonly Node[] }
-  /** A sum, product, integral or limit: its body, then its bounds where it has them. The variable stays inside. */
+  /** A sum, product, integral or limit: its body, then its bounds if it has them. The variable is bound inside. */
   | {
       readonly type: 'bound'
       readonly kind: 'sum' | 'prod' | 'int' | 'lim'
@@ -44,7 +44,7 @@ export type Node =
   | { readonly type: 'congruence'; readonly left: Node; readonly right: Node }
   /** Value, condition, value, condition … */
   | { readonly type: 'piecewise'; readonly items: readonly Node[] }
-  /** Tuple, interval, set or vector, by its brackets. One item in round brackets is no node of its own. */
+  /** Tuple, interval, set or vector, according to its brackets. One item in round brackets is not a node of its own. */
   | {
       readonly type: 'brackets'
       readonly open: string
@@ -55,7 +55,7 @@ export type Node =
   | { readonly type: 'matrix'; readonly rows: readonly (readonly Node[])[] }
   | { readonly type: 'relation'; readonly signs: readonly Relation[]; readonly items: readonly Node[] }
   | { readonly type: 'union' | 'intersection' | 'difference'; readonly left: Node; readonly right: Node }
-  /** 3:2, or a time; by what is written. */
+  /** A ratio such as 3:2, or a time; the spelling decides. */
   | {
       readonly type: 'ratio'
       readonly items: readonly Node[]
@@ -73,7 +73,7 @@ export type Node =
   | { readonly type: 'text'; readonly text: string }
 
 export type NumberSet = 'reals' | 'integers' | 'naturals' | 'rationals' | 'complexes'
-/** log without a base: 10 or e, as the other side has it. */
+/** log without a base: its base is 10 or e, as the other side requires. */
 export const LOG = 'log of unknown base'
 
 export type NodeOf<T extends Node['type']> = Extract<Node, { readonly type: T }>
@@ -86,7 +86,7 @@ export function partsOf(node: Node): readonly Node[] {
   return node.type === 'matrix' ? node.rows.flat() : []
 }
 
-/** The node with its parts replaced; a part that `change` leaves alone stays the same object. */
+/** The node with its parts replaced. Parts that `change` returns unchanged stay the same objects. */
 export function mapParts(node: Node, change: (part: Node) => Node): Node {
   if ('items' in node) return { ...node, items: node.items.map(change) }
   if ('left' in node) return { ...node, left: change(node.left), right: change(node.right) }
@@ -109,7 +109,7 @@ export function isSameTree(a: Node, b: Node, budget: Budget): boolean {
   )
 }
 
-/** All of a node but its parts. */
+/** A node without its parts. */
 function labelOf(node: Node): string {
   const values = Object.values(node).map(value => {
     if (typeof value === 'string' || typeof value === 'number') return value
@@ -137,7 +137,7 @@ export function namesIn(node: Node): Set<string> {
   return new Set(partsOf(node).flatMap(part => [...namesIn(part)]))
 }
 
-/** With a name for its variable that depends on nothing but how deep the sums, integrals … in it are nested. */
+/** Renames bound variables to names that depend only on the depth of the sums, integrals … around them. */
 export function renamed(node: NodeOf<'bound'>): NodeOf<'bound'> {
   const [body, ...bounds] = node.items
   const variable = `bound ${boundDepth(node)}`

@@ -1,17 +1,17 @@
-/** Units of measurement: which there are, and what they are in others. */
+/** Units of measurement and their sizes. */
 import { type Budget, Unreadable } from './budget.js'
 import { multiplyRational, type Rational, rational } from './rational.js'
 import { areIdle } from './words.js'
 
 export interface Unit {
-  /** Such as { length: 2 }; empty for counted things. */
+  /** Powers of dimensions, such as { length: 2 }; empty for counted things. */
   readonly dimensions: Readonly<Record<string, number>>
   readonly factor: Rational
-  /** Words that are no unit, such as "apples". */
+  /** Words that are not units, such as "apples". */
   readonly words: readonly string[]
 }
 
-/** dimension, perhaps with its power: [size in its own measure, above and below, names …] */
+/** dimension, with its power if it has one: [size in the dimension's own measure, numerator and denominator, names …] */
 const table: Readonly<Record<string, readonly (readonly [number, number, string])[]>> = {
   length: [
     [1, 1, 'm meter metre mètre 米 公尺'],
@@ -121,15 +121,15 @@ export function isUnitWord(word: string): boolean {
 }
 
 /**
- * "square centimeters", "cm^2", "miles per hour", "a.m.", "right triangles". Throws Unreadable where a word may change
- * what stands before it, but for the words that are trusted: of a reference, all.
+ * Reads "square centimeters", "cm^2", "miles per hour", "a.m.", "right triangles". Throws Unreadable if a word may change the
+ * value before it. Trusted words are accepted; all words of a reference are trusted.
  */
 export function readUnit(text: string, budget: Budget, trusted: 'all' | readonly string[] = 'all'): Unit {
   const plain = text
     .replaceAll(/\b([ap])\.\s?m\b\.?/gi, '$1m')
     .replaceAll(/\b([AP])m\b/gi, (_, letter: string) => `${letter.toLowerCase()}m`)
     .replaceAll(/\b[mk]ph\b|\bkmh\b/g, word => speeds[word]!)
-    // Not in the table: 2gm may be a product.
+    // Not in the table, since 2gm may be a product.
     .replaceAll(/\bgms?\b/g, 'grams')
     .replaceAll(/per cent|pour cent/gi, 'percent')
     .replaceAll(/quadrat(?=(?:zenti|kilo)?meter)/gi, 'square ')
@@ -153,7 +153,7 @@ export function readUnit(text: string, budget: Budget, trusted: 'all' | readonly
       seen.push(word)
       const unit = find(word)
       if (!unit) {
-        // Of what is counted in Chinese, the counter says nothing.
+        // In Chinese, the counter of counted things is ignored.
         if (!/^(of|the|a|an|in|each)$/i.test(word) && /[a-z]/i.test(word)) words.push(singular(word))
         continue
       }
@@ -171,7 +171,7 @@ export function readUnit(text: string, budget: Budget, trusted: 'all' | readonly
   const isTrusted = (word: string) => trusted !== 'all' && trusted.includes(singular(word))
   if (trusted !== 'all' && !areIdle(seen, word => isUnitWord(word) || isTrusted(word)))
     throw new Unreadable(`"${seen.join(' ').slice(0, 60)}" behind a number`)
-  // Counted things: "square units" of any power.
+  // Counted things may have any power, such as "square units".
   delete dimensions.unit
   return { dimensions, factor, words }
 }

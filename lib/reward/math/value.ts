@@ -1,4 +1,4 @@
-/** Do two expressions have the same value, whatever their variables are? */
+/** Decides whether two expressions have the same value for all values of their variables. */
 import type { Ball, Complex } from './ball.js'
 import { BallField, containsZero, floorOfBall, logAbove } from './ball.js'
 import { type Budget, Unreadable } from './budget.js'
@@ -17,12 +17,15 @@ import { unlessUnreadable } from './judge.js'
 import { TooLarge } from './rational.js'
 import { isSameTree, LOG, mapParts, type Node, namesIn, partsOf, renamed, some } from './tree.js'
 
-/** Precision of balls, raised until it decides. */
+/** Precisions of balls in bits, tried in turn until one decides. */
 const PRECISIONS = [320, 1280, 4096]
-/** Two values whose difference may be 0 are equal where it is known to be below 2^−CLOSE of them, and of every part that was added up. */
+/**
+ * Two values whose difference may be 0 are equal if the difference is known to be less than 2^−CLOSE of them and of every part
+ * that was added up.
+ */
 const CLOSE = 100
 
-/** Throws Unreadable where it cannot be decided. */
+/** Throws Unreadable if it cannot be decided. */
 export function haveSameValue(a: Node, b: Node, budget: Budget): boolean {
   const [x, y] = withNames([a, b], budget) as [Node, Node]
   const isSame = compare(x, y, budget)
@@ -86,7 +89,7 @@ function numerically(a: Node, b: Node, budget: Budget): boolean {
       if (isSame === false) return false
       if (isSame) decided++
     } catch (error) {
-      // Outside of what the functions are defined for, perhaps only here.
+      // A function is not defined here, perhaps only at this point.
       if (!(error instanceof Unreadable) || !hasVariables) throw error
       budget.spend(0)
       fault = error
@@ -96,7 +99,7 @@ function numerically(a: Node, b: Node, budget: Budget): boolean {
   return true
 }
 
-/** undefined where both are complex at a point at which only real values count. */
+/** undefined if both values are complex at a point at which only real values count. */
 function compareAt(
   a: Node,
   b: Node,
@@ -126,7 +129,7 @@ function compareBalls(x: Complex, y: Complex, limit: number, real: BallField): b
   return error <= Math.min(0, size) + limit ? true : undefined
 }
 
-/** The most digits that a number in the expression is written with. */
+/** The largest number of digits with which a number in the expression is written. */
 function digitsOf(node: Node): number {
   let digits = 0
   some(node, part => {
@@ -152,7 +155,7 @@ export function order(a: Node, b: Node, budget: Budget): number {
   throw new Unreadable('values that cannot be told apart')
 }
 
-/** The largest integer that is not above a real number. Throws Unreadable. */
+/** The largest integer ≤ a real number. Throws Unreadable. */
 export function floorOf(node: Node, budget: Budget): bigint {
   const exact = exactValue(node, budget)
   if (exact) {
@@ -167,14 +170,14 @@ export function floorOf(node: Node, budget: Budget): bigint {
 }
 
 /**
- * Are two equations f = 0 and g = 0 the same, but for a constant factor? Not where one of them holds, or fails, for all
- * values: an identity says nothing that another does not.
+ * Whether two equations f = 0 and g = 0 are the same apart from a constant factor. Not if one of them holds, or fails, for all
+ * values: every identity would equal every other.
  */
 export function areProportional(first: Node, second: Node, budget: Budget): boolean {
   return ratioSign(first, second, budget) !== 0
 }
 
-/** The sign of the constant f / g; 0 where the ratio is no constant, or one of them is 0 or has no variables. */
+/** The sign of the constant f / g; 0 if the ratio is not constant, or if one of them is 0 or has no variables. */
 export function ratioSign(first: Node, second: Node, budget: Budget): number {
   const [f, g] = withNames([first, second], budget) as [Node, Node]
   const names = namesIn(f)
@@ -187,7 +190,7 @@ export function ratioSign(first: Node, second: Node, budget: Budget): number {
     const [x, y] = values[0]!
     if (x.top === 0n || y.top === 0n) return false
     if (values.every(([p]) => modulo(p.top * x.bottom) === modulo(x.top * p.bottom))) return false
-    // By the numerators: y = 1/x is xy = 1.
+    // Compares numerators, so that y = 1/x is xy = 1.
     return values.slice(1).every(([p, q]) => modulo(x.top * q.top) === modulo(y.top * p.top))
   })
   if (modular === false) return 0
@@ -210,7 +213,7 @@ export function ratioSign(first: Node, second: Node, budget: Budget): number {
   return isConstant ? real.sign(x) * real.sign(y) : 0
 }
 
-/** Functions that have no value where a variable is among their arguments. */
+/** Functions that have no value if a variable is among their arguments. */
 const nameless = new Set(
   'gcd lcm max min mod floor ceil det determinant arg Re Im norm permutations'
     .split(' ')
@@ -226,13 +229,13 @@ function hasNoValue(node: Node): boolean {
   return nameless.has(node.name) && node.items.some(hasNames)
 }
 
-/** What has no value of its own (f(x), a sum to n) by a name that equal ones share. */
+/** Replaces an expression without a value (f(x), a sum to n) by a name that equal expressions share. */
 function withNames(nodes: readonly Node[], budget: Budget): readonly Node[] {
   if (!nodes.some(node => some(node, hasNoValue))) return nodes
   const known: { readonly node: Node; readonly name: Node }[] = []
   const named = (node: Node): Node => {
     budget.spend(1)
-    // From within, so that f(g(1 + 1)) meets f(g(2)).
+    // Inner expressions first, so that f(g(1 + 1)) equals f(g(2)).
     const changed = mapParts(node.type === 'bound' ? renamed(node) : node, named)
     if (!hasNoValue(changed)) return changed
     const same = known.find(one => isSameUnvalued(one.node, changed, budget))

@@ -1,11 +1,11 @@
 /**
- * The words that may stand behind a number and say nothing about its value: nouns and what goes with them. Everything
- * else may deny it ("31 is wrong"), hedge it ("31 maybe") or compare it ("31 less"), so that the answer cannot be read.
+ * The words that may stand behind a number without changing its value: nouns and their attributes. Any other word may deny the
+ * number ("31 is wrong"), hedge it ("31 maybe") or compare it ("31 less"), so that the answer cannot be read.
  */
 
 const list = (words: string) => new Set(words.trim().split(/\s+/))
 
-/** Between nouns, and in front of them. */
+/** Words that may stand between nouns and in front of them. */
 const around = list(`
   a an the of in on at to per each every for with by and from as this that these its his her their our
   total different distinct possible real positive negative whole complete full ordered unordered unique exact
@@ -17,10 +17,10 @@ const around = list(`
   the der die das le la les un une des de du d los las el
 `)
 
-/** Those of them that may stand last. */
+/** The ones among these that may stand last. */
 const last = list('total altogether each remaining left extra additional old tall long wide high deep')
 
-/** Nouns whose plural does not end in s, and those that stand in the singular behind any number. */
+/** Nouns whose plural does not end in s, and nouns that stay singular behind any number. */
 const nouns = list(`
   people men women children kids feet mice geese teeth fish sheep deer dice oxen salmon shrimp aircraft series species
   money water milk sugar flour rice paper fruit bread juice coffee tea sand gold corn
@@ -41,7 +41,7 @@ const nouns = list(`
   箱 袋 瓶 杯 盒 朵 颗 顆 粒 步 排 列 行 面 间 間 台 架 套 份 单位 平方单位 个单位
 `)
 
-/** Words in s that are no plural of a noun. */
+/** Words that end in s without being the plural of a noun. */
 const notPlural = list(`
   is was has does goes less unless plus minus perhaps always sometimes sums equals exceeds means guess yes us as thus
   this his hers ours theirs times fails lacks differs sums halves thirds fourths fifths sixths sevenths eighths ninths
@@ -50,7 +50,9 @@ const notPlural = list(`
   false lies says seems looks appears isnt wasnt doesnt cross minuses odds guesses errors mistakes doubts wrongs others
 `)
 
-/** Do the words behind a number leave its value alone? They end with a noun, or with "in total" and its like. */
+/**
+ * Whether the words behind a number leave its value unchanged. They must end with a noun, or with a phrase such as "in total".
+ */
 export function areIdle(words: readonly string[], isUnit: (word: string) => boolean): boolean {
   return words.every((word, i) => {
     if (isUnit(word) || isNoun(word)) return true
@@ -65,7 +67,7 @@ function isNoun(word: string): boolean {
   return /^[a-z]{2,}[^siu]s$/.test(lower) && !notPlural.has(lower)
 }
 
-/** Of the words behind a number in a sentence, those that belong to it: all, where the next one may change its value. */
+/** The words behind a number in a sentence that belong to it; all of them if the next one may change its value. */
 export function wordsOfAmount(text: string): string {
   const words = text.trim().split(/\s+/)
   const isIdle = (word: string) => isNoun(word) || around.has(word.toLowerCase())
@@ -83,12 +85,12 @@ const changers = list(`
   in of short off
 `)
 
-/** Do the words of a sentence deny, hedge or compare what they are about? */
+/** Whether the words of a sentence deny, hedge or compare the number that they are about. */
 export function isDoubtful(words: string): boolean {
   return doubts.test(words)
 }
 
-/** The same, of a denial alone. */
+/** The same for denials only. */
 export function isDenied(words: string): boolean {
   return denial.test(words)
 }

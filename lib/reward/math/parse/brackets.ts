@@ -60,7 +60,7 @@ export abstract class Brackets extends Numerals {
     return { type: 'brackets', open, close, items: [inner] }
   }
 
-  /** A brace on the left of rows that has no right one. */
+  /** A left brace before rows, which has no right brace. */
   protected system(bars: number): Node {
     const node = this.primary()
     this.take('sign', '\\}')

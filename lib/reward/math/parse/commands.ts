@@ -19,7 +19,7 @@ const numberSets: Readonly<Record<string, NumberSet>> = {
   Q: 'rationals',
   C: 'complexes',
 }
-/** Commands that are names; others may be relations or operations, of which nothing is known. */
+/** Commands that are names. Other commands may be unknown relations or operations. */
 const symbols = new Set(
   (
     'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi chi psi ' +
@@ -104,7 +104,7 @@ export abstract class Commands extends Brackets {
     return apply(name, [of ?? (this.is('sign', '(') ? this.factor() : this.nested(() => this.product()))])
   }
 
-  /** \sum_{k=1}^{n} and what is added up; the same of products, integrals and limits. */
+  /** \sum_{k=1}^{n} and its summand; also products, integrals and limits. */
   protected bound(kind: 'sum' | 'prod' | 'int' | 'lim'): Node {
     let from: Node | undefined
     let to: Node | undefined
@@ -172,7 +172,7 @@ export abstract class Commands extends Brackets {
       else if (!base && this.take('sign', '_')) base = this.script()
       else break
     }
-    // "\gcd + 1" names what it is about.
+    // In "\gcd + 1" the command is a name.
     if (!this.isSign() && !this.isFactor()) return this.variable(`\\${name}`)
     if (/^(?:gcd|lcm|max|min|det)$/.test(name) && this.isSign()) return this.variable(`\\${name}`)
     const isInverse =
@@ -200,7 +200,7 @@ export abstract class Commands extends Brackets {
   protected functionArgument(): Node {
     if (this.is('sign', '(') || this.is('sign', '{')) {
       const node = this.nested(() => this.primary())
-      // sin (x)^2 is (sin x)^2: the caller's postfix. A tuple is a list of arguments.
+      // sin (x)^2 is (sin x)^2: the caller reads the power. A tuple is a list of arguments.
       return node.type === 'brackets' && node.open === '('
         ? { type: 'list', connector: ',', items: node.items }
         : node
@@ -216,7 +216,7 @@ export abstract class Commands extends Brackets {
   }
 }
 
-/** i is an index here, no number. */
+/** Here i is an index and not the imaginary unit. */
 function nameOfBound(node: Node): string | undefined {
   return node.type === 'variable' || (node.type === 'constant' && node.name === 'i') ? node.name : undefined
 }

@@ -29,7 +29,9 @@ const notFactors = new Set(
     ' ',
   ),
 )
-/** Functions without a call of their own: f(5) is no product. Of other names only what nobody would write for one: P(3), u(x). */
+/**
+ * Names of functions: f(5) is not a product. Among other names, only calls that nobody would write for a product: P(3), u(x).
+ */
 const functionNames = new Set(
   'f g h F G H \\phi \\Phi \\psi \\Psi \\Gamma \\zeta \\varphi \\sigma \\tau \\mu \\chi'.split(' '),
 )
@@ -62,7 +64,7 @@ export abstract class Factors extends Commands {
     throw new Unreadable(`"${token.text}" where a number or name is expected`)
   }
 
-  /** A primary with what may follow it: powers, factorials, degrees, percent. */
+  /** A primary and its postfixes: powers, factorials, degrees, percent. */
   protected override factor(): Node {
     let node = this.nested(() => this.primary())
     for (;;) {
@@ -104,7 +106,7 @@ export abstract class Factors extends Commands {
     }
   }
 
-  /** Is a bracket behind this name the arguments of a function? */
+  /** Whether a bracket behind this name holds the arguments of a function. */
   protected isCalled(node: Node): boolean {
     if (!this.is('sign', '(')) return false
     if (node.type === 'apply') return node.name === '∘'

@@ -22,7 +22,7 @@ export abstract class Names extends Stream {
     return this.variable(run)
   }
 
-  /** A further letter of a name in capitals, which has no index or power of its own. */
+  /** A further letter of a name in capitals. The letter must have no index or power of its own. */
   protected isCapital(): boolean {
     const token = this.peek()
     return token?.type === 'letter' && /[A-Z]/.test(token.text) && !token.isBold

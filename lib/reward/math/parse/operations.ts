@@ -73,7 +73,7 @@ export abstract class Operations extends Factors {
         factors = [{ type: 'apply', name: '∘', items: [join(), this.factor()] }]
       } else if (this.isFactor()) {
         const isNumber = this.is('number')
-        // Two numbers side by side are no product.
+        // Two numbers side by side are not a product.
         if (isNumber && this.peek(-1)?.type === 'number') throw new Unreadable('two numbers side by side')
         factors.push(this.factor())
       } else return join()
@@ -98,7 +98,7 @@ function isTuple(node: Node): boolean {
   return node.type === 'brackets' && node.open === '(' && node.items.length > 1
 }
 
-/** A product in which the order counts: A⁻¹B, A^T B. */
+/** A product whose factors cannot be exchanged: A⁻¹B, A^T B. */
 function inOrder(factors: readonly Node[]): Node | undefined {
   const isCapital = (node: Node) => node.type === 'variable' && /^[A-Z]/.test(node.name)
   const isMatrix = (node: Node) =>

@@ -12,13 +12,13 @@ const MAX_DEPTH = 60
 export abstract class Stream {
   protected tokens: readonly Token[]
   protected at = 0
-  /** How many |…| are open: within them a bar closes. */
+  /** Number of open |…|, inside which a bar closes. */
   protected bars = 0
-  /** A currency sign, or the scale of a temperature, was read in this expression. */
+  /** Whether a currency sign or the scale of a temperature was read in this expression. */
   protected currency: string | undefined
-  /** Within an integral: its d ends it. */
+  /** Whether the parser is inside an integral, which its d ends. */
   protected integrals = 0
-  /** Within braces of a set: a colon ends what is in the set. */
+  /** Whether the parser is inside the braces of a set, where a colon ends the element. */
   protected isInSet = false
   #depth = 0
 
