@@ -1,6 +1,6 @@
 /**
- * Completions → the arrays that Policy.accumulate takes. The one place that knows the shift by one (the model's output
- * at a position is the distribution of the *next* token), what is trained on, and how tokens are averaged.
+ * Completions → the arrays that Policy.accumulate takes: which tokens are trained on, how they are averaged, and the shift by one
+ * (the model's output at a position is the distribution of the *next* token).
  */
 import { RapoError } from '../base/errors.js'
 import type { Completions, FinishReason, MicroBatch, PackedTokens } from './policy.js'

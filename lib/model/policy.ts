@@ -109,7 +109,7 @@ export interface Completions {
   readonly finishReasons: readonly FinishReason[]
 }
 
-/** Whole sequences, and one row per trained token. Built by batch.ts alone, which settles the shift by one. */
+/** Whole sequences, and one row per trained token. packBatch and splitBatch make it. */
 export interface MicroBatch extends LossRows {
   readonly sequences: PackedTokens
   /** (N) index into sequences.tokenIds of the token *before* the predicted one. */
