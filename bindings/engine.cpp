@@ -393,8 +393,9 @@ Napi::Value save_reference(const Napi::CallbackInfo& info) {
     auto policy = policy_of(info);
     const auto dir = string_argument(info, 1, "dir");
     const auto config = string_argument(info, 2, "configText");
-    return on_engine(info.Env(),
-                     [policy, dir, config](Control& control) { policy->save_reference(dir, config, control); });
+    return on_engine(info.Env(), [policy, dir, config](Control& control) {
+      policy->save_reference(dir, config, control);
+    });
   });
 }
 

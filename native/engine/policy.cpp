@@ -342,7 +342,7 @@ void Policy::sync_reference(double share, Control& control) {
       invalid("syncReference() needs a reference with the policy's tensors: it is a model of another shape");
     }
     control.committed = true;
-    // Of a bfloat16 policy that trains, the masters have the digits that its weights have lost.
+    // In a trainable bfloat16 policy, the masters have digits that the weights have lost.
     reference.mix_in(impl_->optimizer && share < 1 ? impl_->optimizer->master() : impl_->policy->flat, share);
   });
 }

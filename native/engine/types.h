@@ -16,8 +16,8 @@ struct AdamW {
 
 struct PolicyOptions {
   DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
-  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N": of everything but files
-  std::string backend;            // whose operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
+  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N"
+  std::string backend;            // table of operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
   bool trainable = true;          // false: no gradients, masters or moments are held
   ModelSource reference;          // the frozen reference
   AdamW adamw;
@@ -81,7 +81,7 @@ struct ModelInfo {
   std::int64_t max_position_embeddings = 0, parameters = 0;
   bool tied_embeddings = false;
   DType dtype = DType::kFloat32;
-  /// Tensors of the files, of the reference's too, that a policy has no use for: "FILE: NAME".
+  /// Tensors of the policy's and the reference's files that the policy does not use, as "FILE: NAME".
   std::vector<std::string> ignored;
 };
 

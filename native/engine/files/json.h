@@ -18,7 +18,7 @@ struct Json {
   std::vector<Json> items;
   std::vector<std::pair<std::string, Json>> members;
 
-  /// The member of that name, or null when absent or not an object.
+  /// The member of that name; null if it is absent or if this is not an object.
   const Json* find(std::string_view name) const;
   /// A number that is an integer of 64 bits; false otherwise.
   bool to_integer(std::int64_t* out) const;

@@ -17,14 +17,14 @@ namespace {
 constexpr std::size_t kMaxHeader = 100'000'000;  // the reference implementation's limit
 constexpr std::size_t kMaxIndex = 100'000'000;
 
-/// A clone without Git LFS holds a small text in place of each large file.
+/// A clone without Git LFS has a small text file in place of each large file.
 void refuse_pointer(std::string_view text, const std::string& path) {
   constexpr std::string_view kBegin = "version https://git-lfs.github.com/spec/";
   if (text.substr(0, kBegin.size()) == kBegin)
     fail_format(path + " is a Git LFS pointer, not the file: git lfs pull");
 }
 
-/// Whether a name of the index leads nowhere but down from the model's directory.
+/// Whether a file name of the index stays inside the model's directory.
 bool stays_below(const std::string& name) {
   for (std::size_t begin = 0;;) {
     const std::size_t end = std::min(name.find('/', begin), name.size());
@@ -48,7 +48,7 @@ std::size_t width_of(const std::string& dtype) {
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.fd < 0) fail_io("cannot open", path);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.fd, &status) != 0) fail_io("cannot read", path);
   if (!S_ISREG(status.st_mode)) fail_format(path + ": not a regular file");
   size_ = static_cast<std::size_t>(status.st_size);

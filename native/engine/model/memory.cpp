@@ -78,7 +78,7 @@ MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& optio
     m.logits = rows * c.vocab_size * ((has_reference ? 2 : 1) * width + 4);
   }
   const std::int64_t running = std::min(shape.max_batch > 0 ? shape.max_batch
-                                        : on_cpu            ? running_limit(c, parameters, width, longest)
+                                        : on_cpu ? running_limit(c, parameters, width, longest)
                                                  : device_running_limit(c, width, longest, INT64_MAX),
                                         shape.sequences);
   const std::int64_t position = 2 * c.kv_size() * c.layers * width;

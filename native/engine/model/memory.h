@@ -37,7 +37,7 @@ std::int64_t running_limit(const ModelConfig& c, std::int64_t parameters, std::i
 std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std::int64_t positions,
                                   std::int64_t bytes);
 
-/// Computed from the configurations of the model and of options.reference.
+/// Predicted from the configurations of the model and of options.reference.
 MemoryPrediction predict_memory(const ModelConfig& config, const PolicyOptions& options,
                                 const RunShape& shape);
 

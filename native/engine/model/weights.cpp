@@ -15,7 +15,7 @@ std::string show(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
-/// A tensor's type in memory; Undefined for one that is no type of weights.
+/// The type of a stored tensor; Undefined if weights cannot have it.
 at::ScalarType stored_type(const std::string& dtype) {
   if (dtype == "F32") return at::kFloat;
   if (dtype == "BF16") return at::kBFloat16;
@@ -27,13 +27,14 @@ bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-/// Rotary frequencies, which rope_theta gives, and the heads that PPO and reward models add.
+/// Tensors that are ignored: rotary frequencies, which follow from rope_theta, and the heads that PPO and
+/// reward models add.
 bool is_ignored(const std::string& name) {
   return ends_with(name, "rotary_emb.inv_freq") || name.rfind("v_head.", 0) == 0 || name == "score.weight" ||
          name == "score.bias";
 }
 
-/// What tensors that do not belong to a plain model tell of the file; empty where they tell nothing.
+/// What the tensors that a plain model does not have say about the file; empty if they say nothing.
 std::string explain(const std::map<std::string, StoredTensor>& tensors) {
   for (const auto& [name, tensor] : tensors) {
     if (name.find(".lora_") != std::string::npos || name.find(".base_layer.") != std::string::npos)
@@ -47,7 +48,7 @@ std::string explain(const std::map<std::string, StoredTensor>& tensors) {
   return "";
 }
 
-/// The same name behind a prefix, as wrappers of torch write it.
+/// The same name with a prefix, as wrappers of torch write it.
 std::string explain_missing(const std::map<std::string, StoredTensor>& tensors, const std::string& wanted) {
   const std::string known = explain(tensors);
   if (!known.empty()) return known;
@@ -167,7 +168,7 @@ const ReadyWeights& Model::ready() {
 }
 
 void Model::mix_in(const at::Tensor& other, double share) {
-  constexpr std::int64_t kChunk = std::int64_t{1} << 24;  // bounds the copies in float32
+  constexpr std::int64_t kChunk = std::int64_t{1} << 24;  // bounds the memory of the float32 copies
   for (std::int64_t begin = 0; begin < flat.numel(); begin += kChunk) {
     const std::int64_t count = std::min(kChunk, flat.numel() - begin);
     auto own = flat.narrow(0, begin, count);

@@ -36,10 +36,11 @@ class Model {
         const Control& control);
 
   Qwen2 net;
-  std::vector<std::string> ignored;  // as open_weights() gives them; before checkpoint, which fills it
-  Checkpoint checkpoint;             // the caller closes it once the masters have been read
-  at::Tensor flat;                   // (flat_size), of the policy's dtype
-  ModelTensors weights;              // views of flat
+  std::vector<std::string>
+      ignored;            // from open_weights(); declared before checkpoint, whose initialiser fills it
+  Checkpoint checkpoint;  // the caller closes it once the masters have been read
+  at::Tensor flat;        // (flat_size), of the policy's dtype
+  ModelTensors weights;   // views of flat
 
   std::int64_t element_size() const { return static_cast<std::int64_t>(flat.element_size()); }
 

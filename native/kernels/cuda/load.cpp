@@ -11,8 +11,8 @@
 namespace rapo::cuda {
 namespace {
 
-/// Why an ELF file is not whole, or an empty text: the dynamic linker crashes on a file that was cut off. The
-/// section headers, whose place and size the file's header has, are the last part of a library.
+/// Why an ELF file is truncated; an empty text if it is whole. The dynamic linker crashes on a truncated
+/// file. The section headers are the last part of a library; the file's header has their place and size.
 std::string find_fault(const std::string& file) {
   constexpr unsigned char kElf[] = {0x7f, 'E', 'L', 'F'};
   std::FILE* stream = std::fopen(file.c_str(), "rb");
