@@ -96,8 +96,7 @@ using Attend = std::function<at::Tensor(std::int64_t layer, const at::Tensor& qk
 
 class Qwen2 {
  public:
-  Qwen2(ModelConfig config, const ops::Backend& ops)
-      : config_(std::move(config)), layout_(config_), ops_(ops) {}
+  Qwen2(const ModelConfig& config, const ops::Backend& ops) : config_(config), layout_(config_), ops_(ops) {}
 
   const ops::Backend& ops() const { return ops_; }
   const ModelConfig& config() const { return config_; }

@@ -50,7 +50,7 @@ std::string explain(const std::map<std::string, StoredTensor>& tensors) {
 
 /// The same name with a prefix, as wrappers of torch write it.
 std::string explain_missing(const std::map<std::string, StoredTensor>& tensors, const std::string& wanted) {
-  const std::string known = explain(tensors);
+  std::string known = explain(tensors);
   if (!known.empty()) return known;
   const std::string bare = wanted.rfind("model.", 0) == 0 ? wanted.substr(6) : wanted;
   for (const auto& [name, tensor] : tensors) {

@@ -20,9 +20,10 @@ std::string find_fault(const std::string& file) {
   unsigned char header[64];
   const bool is_elf = std::fread(header, sizeof header, 1, stream) == 1 &&
                       std::memcmp(header, kElf, sizeof kElf) == 0 && std::fseek(stream, 0, SEEK_END) == 0;
-  const auto bytes = static_cast<std::uint64_t>(std::ftell(stream));
+  const long end = is_elf ? std::ftell(stream) : -1;
   std::fclose(stream);
-  if (!is_elf) return "";
+  if (end < 0) return "";
+  const auto bytes = static_cast<std::uint64_t>(end);
   std::uint64_t sections = 0;
   std::uint16_t size = 0, count = 0;
   std::memcpy(&sections, header + 40, sizeof sections);
