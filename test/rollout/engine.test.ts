@@ -43,7 +43,10 @@ test('a completion keeps the version that its call began with', async () => {
   const gate = new Promise<void>(resolve => (go = resolve))
   const slow = {
     ...policy,
-    generate: async (...call: Parameters<typeof policy.generate>) => (await gate, policy.generate(...call)),
+    generate: async (...call: Parameters<typeof policy.generate>) => {
+      await gate
+      return policy.generate(...call)
+    },
   }
   const engine = localEngine(slow)
   await engine.syncWeights(0)
