@@ -37,6 +37,7 @@ export interface RolloutEngine {
 
 /** What rolloutGroups samples with: a rollout engine, or a policy, whose completions have no version. */
 export interface Sampler {
+  /** As RolloutEngine.generate. */
   generate(
     prompts: PackedTokens,
     sampling: SamplingParams,
