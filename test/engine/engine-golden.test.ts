@@ -14,6 +14,8 @@ import {
   pack,
   readSafetensors,
   type StoredTensor,
+  sampling,
+  unpack,
 } from '../helpers/engine-util.js'
 
 interface GoldenError {
@@ -112,6 +114,16 @@ for (const name of readdirSync(root)) {
   const read = (file: string) => readSafetensors(path.join(dir, file))
   compare('float32', { ...golden, error: golden.float32Error }, read('expected.safetensors'))
   if (golden.bfloat16) compare('bfloat16', golden.bfloat16, read('expected-bfloat16.safetensors'))
+
+  test(`${name}: a greedy completion is transformers'`, async () => {
+    const { prompt, completion } = golden.greedy
+    const policy = await loadPolicy(dir, { trainable: false })
+    const params = { ...sampling, temperature: 0, maxNewTokens: completion.length, stopTokenIds: [] }
+    // The other prompts share a batch and a cache with the one that is compared.
+    const { tokens } = await policy.generate(pack([[7], prompt, [9, 2, 9]]), params)
+    await policy.dispose()
+    assert.equal(unpack(tokens)[1], completion)
+  })
 
   test(`${name}: the configuration in transformers 4's spelling gives the same bits`, async () => {
     const old = newDir()

@@ -8,7 +8,7 @@ namespace {
 constexpr std::int64_t kAlign = 32;  // elements: matrices begin at a multiple of 64 bytes in bfloat16 too
 
 /// One tensor of a layer. Neighbours with the same `member` lie end to end and form one matrix, so that q, k
-/// and v (or gate and up) are one product. A table of these describes a family of models. Members of
+/// and v (or gate and up) are one product. parts_of() lists the tensors of a family of models. Members of
 /// LayerTensors that a family does not have stay undefined, and layer_forward() and backward() leave them out.
 struct LayerPart {
   const char* name;  // what follows "model.layers.N."
@@ -25,66 +25,42 @@ std::int64_t head(const ModelConfig& c) { return c.head_dim; }
 
 using LayerParts = std::vector<LayerPart>;
 
-const LayerParts kQwen2 = {
-    {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
-    {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
-    {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.q_proj.bias", &LayerTensors::qkv_bias, queries, nullptr},
-    {"self_attn.k_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
-    {"self_attn.v_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
-    {"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
-    {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
-    {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide},
-};
-
-const LayerParts kQwen3 = {
-    {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
-    {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
-    {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.q_norm.weight", &LayerTensors::q_norm, head, nullptr},
-    {"self_attn.k_norm.weight", &LayerTensors::k_norm, head, nullptr},
-    {"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
-    {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
-    {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide},
-};
-
-const LayerParts kLlama = {
-    {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
-    {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
-    {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
-    {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
-    {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide},
-};
-
-const LayerParts& parts_of(Architecture architecture) {
-  switch (architecture) {
-    case Architecture::kQwen3:
-      return kQwen3;
-    case Architecture::kLlama:
-      return kLlama;
-    default:
-      return kQwen2;
+LayerParts parts_of(Architecture architecture) {
+  const bool has_biases = architecture == Architecture::kQwen2;
+  const bool has_head_norms = architecture == Architecture::kQwen3;
+  LayerParts parts{
+      {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
+      {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
+      {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
+      {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
+  };
+  const auto add = [&](const LayerParts& more) { parts.insert(parts.end(), more.begin(), more.end()); };
+  if (has_biases) {
+    add({{"self_attn.q_proj.bias", &LayerTensors::qkv_bias, queries, nullptr},
+         {"self_attn.k_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
+         {"self_attn.v_proj.bias", &LayerTensors::qkv_bias, keys, nullptr}});
   }
+  if (has_head_norms) {
+    add({{"self_attn.q_norm.weight", &LayerTensors::q_norm, head, nullptr},
+         {"self_attn.k_norm.weight", &LayerTensors::k_norm, head, nullptr}});
+  }
+  add({{"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
+       {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
+       {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
+       {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
+       {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide}});
+  return parts;
 }
 
 }  // namespace
 
 Layout::Layout(const ModelConfig& config) : config_(config) {
   const auto& c = config_;
+  const LayerParts parts = parts_of(c.architecture);
   add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
   for (std::int64_t i = 0; i < c.layers; ++i) {
     at::Tensor LayerTensors::* last = nullptr;
-    for (const LayerPart& part : parts_of(c.architecture)) {
+    for (const LayerPart& part : parts) {
       std::vector<std::int64_t> shape{part.rows(c)};
       if (part.columns) shape.push_back(part.columns(c));
       add("model.layers." + std::to_string(i) + "." + part.name, std::move(shape), part.member != last);
@@ -128,7 +104,7 @@ ModelTensors Layout::map(const at::Tensor& flat) const {
     next += count;
     return flat.narrow(0, first.offset, size).view(shape);
   };
-  const LayerParts& parts = parts_of(config_.architecture);
+  const LayerParts parts = parts_of(config_.architecture);
   ModelTensors out;
   out.embed = take(1);
   for (std::int64_t i = 0; i < config_.layers; ++i) {

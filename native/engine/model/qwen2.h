@@ -1,8 +1,10 @@
-// The decoder of Qwen2 and its siblings (Qwen3, Llama): its parameters, the trunk (embedding to final norm) forward and backward over packed
-// sequences, and one decoding step with a key/value cache. The head is in fused_head.h.
+// The decoder of Qwen2 and its siblings (Qwen3, Llama): its parameters, the trunk (embedding to final norm)
+// forward and backward over packed sequences, and one decoding step with a key/value cache. The head is in
+// fused_head.h.
 //
-// The backward pass is written out rather than recorded by autograd. A layer is nine operations (ten with norms of the heads), the code
-// shows what it keeps, and weight gradients are added straight into their float32 buffers.
+// The backward pass is written out rather than recorded by autograd. A layer is nine operations, ten where
+// heads have norms. The code shows what it keeps, and weight gradients are added straight into their float32
+// buffers.
 // Symbols: R rows (tokens), C hidden size, H query heads, K key/value heads, D head width, I intermediate
 // size, V vocabulary size.
 #pragma once
