@@ -175,7 +175,13 @@ async function tell(plan: StudyPlan): Promise<void> {
   writeWhole(path.join(plan.output, 'study.json'), `${JSON.stringify(summary, null, 2)}\n`)
   const report = path.join(plan.output, 'report.html')
   const base = baseDir(plan)
-  await writeReport({ runs, ...(isThere(base) && { base }), baseline: plan.baseline, output: report })
+  const baseline = summary.groups.all!.variants.find(({ name }) => name === plan.baseline)?.name
+  await writeReport({
+    runs,
+    ...(isThere(base) && { base }),
+    ...(baseline !== undefined && { baseline }),
+    output: report,
+  })
   printLine(`\n${formatStudy(summary)}\n`)
   printError(`The report: ${pathToFileURL(path.resolve(report)).href}`)
 }

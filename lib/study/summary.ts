@@ -100,7 +100,7 @@ export function formatStudy({ k, groups, baseline, samplesPerProblem }: StudySum
   const names = all[0]!.variants.map(({ name }) => name)
   const width = Math.max(...names.map(name => name.length), 6)
   const row = (head: string, seeds: string, cells: readonly string[]) =>
-    `${head.padEnd(width)}  ${seeds.padStart(5)}  ${cells.map(cell => cell.padStart(14)).join('')}`.trimEnd()
+    `${head.padEnd(width)}  ${seeds.padStart(5)}  ${cells.map(cell => cell.padStart(16)).join('')}`.trimEnd()
   const header = row(
     'pass@k',
     'seeds',
