@@ -264,7 +264,7 @@ Napi::Value initialize(const Napi::CallbackInfo& info) {
   });
 }
 
-/// generate(handle, prompts, sampling, control) -> Promise<{ tokenIds, offsets, logprobs, stopped }>
+/// generate(handle, prompts, sampling, control) -> Promise<{ tokenIds, offsets, logprobs, stopped, cachedTokens }>
 Napi::Value generate(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
@@ -282,6 +282,9 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
         copy<double>(o.Get("seeds"), "seeds");  // whole numbers, checked in lib/model/engine.ts
     sampling.seeds.assign(seeds.begin(), seeds.end());
     sampling.max_batch = integer(o, "maxBatch");
+    sampling.turn = integer(o, "turn");
+    const auto limits = copy<double>(o.Get("maxNewTokensPerPrompt"), "maxNewTokensPerPrompt");  // checked as well
+    sampling.max_new_tokens_per_prompt.assign(limits.begin(), limits.end());
     return on_engine<Completions>(
         info.Env(), ControlObject::get(info[3]),
         [policy, prompts = std::move(prompts), sampling = std::move(sampling)](Control& control) {
@@ -300,6 +303,7 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
           for (const auto reason : completions.finish_reasons)
             stopped.push_back(reason == FinishReason::kStop);
           result.Set("stopped", to_js(env, stopped));
+          result.Set("cachedTokens", static_cast<double>(completions.cached_tokens));
           return result;
         });
   });

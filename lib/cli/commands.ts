@@ -15,8 +15,9 @@ import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
-import { loadVerifier } from '../reward/load.js'
+import { loadEnvironment } from '../reward/environments.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
+import { loadJudge } from '../reward/rewards.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
@@ -334,11 +335,8 @@ async function predictRun(config: Config) {
   requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
   const data = { ...config.data, onDownload: download.onProgress }
-  const problems = await readProblems(
-    file,
-    await loadVerifier(config.task.verifier, config.task),
-    data,
-  ).finally(download.stop)
+  const [, verifier] = await loadJudge(config.task, await loadEnvironment(config.task.environment))
+  const problems = await readProblems(file, verifier, data).finally(download.stop)
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)

@@ -56,6 +56,20 @@ export function crossFaults(config: Config): [path: string, text: string][] {
     const why = isChat ? `sets ${reserved}, which rapo sets` : 'is given; it needs data.template chat'
     faults.push(['data.chatTemplateArguments', why])
   }
+  if (task.verifier === undefined && task.environment === undefined) {
+    faults.push(['task.verifier', 'is missing: what rewards a completion, where no task.environment does'])
+  }
+  if (task.environment === undefined) {
+    const needsOne = task.maxTurns !== 8 ? 'maxTurns' : 'maxTurnTokens'
+    if (task.maxTurns !== 8 || task.maxTurnTokens !== undefined)
+      faults.push([`task.${needsOne}`, `is ${task[needsOne]}; it needs task.environment`])
+  }
+  if (task.maxTurnTokens !== undefined && task.maxTurnTokens > sampling.maxNewTokens) {
+    faults.push([
+      'task.maxTurnTokens',
+      `is ${task.maxTurnTokens}; it must be ≤ sampling.maxNewTokens, ${sampling.maxNewTokens}`,
+    ])
+  }
   if (task.format !== undefined && !task.rewardFuncs.includes('format')) {
     faults.push(['task.format', `is ${task.format}; it needs format among task.rewardFuncs`])
   }

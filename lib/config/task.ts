@@ -20,7 +20,23 @@ export const task = z.strictObject({
   verifier: z
     .string()
     .min(1)
+    .optional()
     .describe('what rewards a completion: countdown, exact, math, or the path of a module (docs/rewards.md)'),
+  environment: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'what answers the model in a task of several turns: countdown-calculator, or the path of a module (docs/environments.md)',
+    ),
+  maxTurns: count()
+    .default(8)
+    .describe(
+      'with an environment: completions of an episode, at most; their tokens and those of the observations together are at most sampling.maxNewTokens',
+    ),
+  maxTurnTokens: count()
+    .optional()
+    .describe('with an environment: longest completion of one turn (default: sampling.maxNewTokens)'),
   rewardFuncs: z
     .union([z.string().transform(list), z.array(z.string().min(1))])
     .default([])

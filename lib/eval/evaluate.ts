@@ -19,9 +19,11 @@ import type { HubOptions } from '../model/hub.js'
 import type { Device, LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
-import { loadVerifier } from '../reward/load.js'
+import { loadEnvironment } from '../reward/environments.js'
+import { loadJudge } from '../reward/rewards.js'
 import { localEngine } from '../rollout/engine.js'
-import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
+import { sampleRollouts } from '../rollout/episodes.js'
+import { sampledTokens, samplingParams, score } from '../rollout/rollout.js'
 import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress } from './journal.js'
@@ -66,7 +68,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const { onUnusable, onDownload } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const data = { ...config.data, ...hooks, signal: options.signal }
-  const verifier = await loadVerifier(config.task.verifier, config.task)
+  const environment = await loadEnvironment(config.task.environment)
+  const [, verifier] = await loadJudge(config.task, environment)
   const never = () =>
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
   const reading = readProblems(data.eval, verifier, data)
@@ -125,7 +128,10 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
           report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
         const { call: onProgress } = reporting
-        const rollouts = await rolloutGroups(engine, tokenizer, missing, params, { signal, onProgress })
+        const rollouts = await sampleRollouts(engine, { tokenizer, template, environment }, missing, params, {
+          ...config.task,
+          ...{ signal, onProgress },
+        })
         const scored = await score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
         lock.check()
         const seconds = (performance.now() - start) / 1000 / missing.length
@@ -137,10 +143,11 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
             call: call.index,
             n: call.count,
             correct: group.filter(rollout => rollout.reward >= 1).length,
-            tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
+            tokens: group.reduce((sum, rollout) => sum + sampledTokens(rollout), 0),
             seconds,
-            samples: kept.map(({ completion, reward, reason, finishReason }) => ({
+            samples: kept.map(({ completion, reward, reason, finishReason, turns }) => ({
               ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+              ...(turns && { turns }),
             })),
           })
         }

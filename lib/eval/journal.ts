@@ -86,7 +86,12 @@ function describeConditions(
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
   const { temperature, topP, topK, minP, maxNewTokens } = sampling
-  const { file: module } = parseModuleName(task.verifier)
+  const { verifier = '', environment = '' } = task
+  const [module, environmentModule] = [verifier, environment].map(name => parseModuleName(name).file) as [
+    string,
+    string,
+  ]
+  const isModule = [module, environmentModule].some(file => existsSync(file))
   const weights = readdirSync(dir)
     .filter(name => /\.(?:safetensors|json)$/.test(name))
     .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs])
@@ -106,12 +111,19 @@ function describeConditions(
     ...(existsSync(module) && {
       'verifier module': digest(Buffer.from(readInput(module)).toString('base64')),
     }),
+    ...(environment !== '' && {
+      ...{ 'task.environment': environment, 'task.maxTurns': task.maxTurns },
+      ...(task.maxTurnTokens !== undefined && { 'task.maxTurnTokens': task.maxTurnTokens }),
+      ...(existsSync(environmentModule) && {
+        'environment module': digest(Buffer.from(readInput(environmentModule)).toString('base64')),
+      }),
+    }),
     'data.template': data.template,
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },
     'model files': digest(weights),
     problems: digest(prompts.map(({ problem: { columns: _, ...problem } }) => problem)),
-    // A verifier of the user's may read them.
-    ...(existsSync(module) && {
+    // A verifier or an environment of the user's may read them.
+    ...(isModule && {
       columns: digest(prompts.map(({ problem }) => problem.columns ?? {})),
     }),
   }

@@ -206,7 +206,13 @@ interface Engine extends EngineAddon {
     prompts: PackedTokens,
     sampling: object,
     control: Control,
-  ): Promise<{ tokenIds: Int32Array; offsets: Int32Array; logprobs: Float32Array; stopped: Uint8Array }>
+  ): Promise<{
+    tokenIds: Int32Array
+    offsets: Int32Array
+    logprobs: Float32Array
+    stopped: Uint8Array
+    cachedTokens: number
+  }>
   logprobs(
     handle: Handle,
     sequences: PackedTokens,
@@ -275,6 +281,7 @@ class NativePolicy implements Policy {
       tokens: { tokenIds: out.tokenIds, offsets: out.offsets },
       logprobs: out.logprobs,
       finishReasons: Array.from(out.stopped, stopped => (stopped ? 'stop' : 'length')),
+      cachedTokens: out.cachedTokens,
     }
   }
 
@@ -413,11 +420,14 @@ const samplingFields: Record<keyof SamplingParams, true> = {
   stopTokenIds: true,
   seed: true,
   maxBatch: true,
+  maxNewTokensPerPrompt: true,
+  turn: true,
 }
 
 function checkSampling(sampling: SamplingParams) {
   fields('sampling', sampling, samplingFields)
-  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, ...rest } = sampling
+  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, turn = 0, ...rest } = sampling
+  const { maxNewTokensPerPrompt: limits = [] } = sampling
   integer('n', sampling.n, 1)
   integer('maxNewTokens', sampling.maxNewTokens, 1)
   range('temperature', temperature, '0 (greedy) or in [1e-6, 1e6]', x => x === 0 || (x >= 1e-6 && x <= 1e6))
@@ -427,12 +437,16 @@ function checkSampling(sampling: SamplingParams) {
   const seeds: readonly number[] = Array.isArray(seed) ? seed : [seed]
   for (const one of seeds) integer('seed', one, 0)
   integer('maxBatch', maxBatch, 0)
+  integer('turn', turn, sampling.turn === undefined ? 0 : 1)
+  if (!Array.isArray(limits)) invalid('maxNewTokensPerPrompt', limits, 'an array of numbers')
+  for (const one of limits) integer('maxNewTokensPerPrompt', one, 1)
   if (!Array.isArray(sampling.stopTokenIds))
     invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
   return {
     ...rest,
-    ...{ temperature, topP, topK, minP, maxBatch },
+    ...{ temperature, topP, topK, minP, maxBatch, turn },
+    maxNewTokensPerPrompt: Float64Array.from(limits),
     seeds: Float64Array.from(seeds),
     stopTokenIds: Int32Array.from(sampling.stopTokenIds),
   }

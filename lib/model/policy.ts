@@ -96,6 +96,14 @@ export interface SamplingParams {
   readonly seed: number | readonly number[]
   /** Sequences decoded at once; 0 chooses. */
   readonly maxBatch?: number
+  /** One for each prompt, from 1 to maxNewTokens. Whoever samples may ignore them, and sample up to maxNewTokens. */
+  readonly maxNewTokensPerPrompt?: readonly number[]
+  /**
+   * Of conversations: the number of the turn, from 1. The keys and values of its completions are kept for the next call, the
+   * next turn, whose prompts begin with the prompts and completions of this call and are computed from there on only. They
+   * are dropped by a call that is no next turn, by accumulate and by step. Whoever samples may ignore this.
+   */
+  readonly turn?: number
 }
 
 /** stop: the last token is one of stopTokenIds; length: it was cut off. */
@@ -107,6 +115,8 @@ export interface Completions {
   /** One per token: log-prob under softmax(logits / temperature) before top-k/top-p/min-p (greedy: temperature 1). */
   readonly logprobs: Float32Array
   readonly finishReasons: readonly FinishReason[]
+  /** With SamplingParams.turn: tokens of the prompts that were not computed, since the last turn had kept them. */
+  readonly cachedTokens?: number
 }
 
 /** Whole sequences, and one row per trained token. packBatch and splitBatch make it. */

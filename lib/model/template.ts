@@ -5,17 +5,25 @@ import { Template as ChatTemplate } from '@huggingface/jinja'
 import { RapoError } from '../base/errors.js'
 import { readJson, readStopTokenIds, type Tokenizer } from './tokenizer.js'
 
-/** Prompt styles by name: "{prompt}" stands for the problem, `stop` for what ends the model's turn besides its end of text. */
+/**
+ * Prompt styles by name: "{prompt}" stands for the problem, `stop` for what ends the model's turn besides its end of text,
+ * `next` for what stands between a completion and the model's next turn.
+ */
 export const promptStyles = {
   /** Qwen2.5's chat with the request for a boxed answer, as SimpleRL trains its models (arXiv 2503.18892). */
   'qwen-boxed': {
     text:
       '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{prompt}\n' +
       'Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n',
+    next: '<|im_end|>\n<|im_start|>user\n{observation}<|im_end|>\n<|im_start|>assistant\n',
     stop: ['<|im_end|>'],
   },
   /** For models that do not follow a chat. */
-  abel: { text: "Question:\n{prompt}\nAnswer:\nLet's think step by step.\n", stop: [] },
+  abel: {
+    text: "Question:\n{prompt}\nAnswer:\nLet's think step by step.\n",
+    next: '\n{observation}\n',
+    stop: [],
+  },
 } as const
 
 /** A turn of a conversation, as chat templates take it. */
@@ -31,6 +39,11 @@ export interface PromptTemplate {
   render(prompt: string | readonly Message[]): string
   /** Special tokens that end a completion, besides those of readStopTokenIds. */
   readonly stop: readonly string[]
+  /**
+   * What the model reads behind its completion before its next turn: the message, with the text that ends the completion's
+   * turn and begins the next. isEnded: the completion has its own end-of-turn token. Absent: the message's content alone.
+   */
+  renderNext?(message: Message, isEnded: boolean): string
 }
 
 /** What createTemplate is told of conversations. */
@@ -58,11 +71,18 @@ export function createTemplate(
     return chatTemplate(modelDir, options, 'the prompts are lists of messages')
   const style = Object.hasOwn(promptStyles, template)
     ? promptStyles[template as keyof typeof promptStyles]
-    : { text: template, stop: [] }
+    : { text: template, next: '{observation}', stop: [] }
   return {
     render: prompt => style.text.replaceAll('{prompt}', () => onlyUserText(prompt)),
+    renderNext: ({ content }, isEnded) =>
+      withoutEnd(style.next, isEnded ? style.stop : []).replace('{observation}', () => content),
     stop: style.stop,
   }
+}
+
+/** A text without the token at its start that ends a turn. */
+function withoutEnd(text: string, ends: readonly string[]): string {
+  return text.slice(ends.find(end => text.startsWith(end))?.length ?? 0)
 }
 
 function onlyUserText(prompt: string | readonly Message[]): string {
@@ -128,7 +148,18 @@ function chatTemplate(
   }
   const ends = [tokens.eos_token, endOfTurn(modelDir, renderMessages)]
   const stop = ends.filter((token): token is string => typeof token === 'string' && token !== '')
-  return { render, stop: [...new Set(stop)] }
+  // What the template writes behind an assistant's message, so that the tokens of the completion stay as they were sampled.
+  const renderNext = (message: Message, isEnded: boolean) => {
+    const [content, question] = ['<rapo-completion>', { role: 'user', content: '1 + 1' }]
+    const text = working(() => renderMessages([question, { role: 'assistant', content }, message]))
+    const at = text.indexOf(content)
+    const behind = text.slice(at + content.length)
+    if (at < 0 || !behind.includes(message.content.trim())) {
+      throw fault(`has a chat template that cannot continue a conversation with a message of ${message.role}`)
+    }
+    return withoutEnd(behind, isEnded ? stop : [])
+  }
+  return { render, renderNext, stop: [...new Set(stop)] }
 }
 
 const singleTokens = [

@@ -38,7 +38,7 @@ export function verifyCountdown(completion: string, { numbers, target }: Countdo
     : { reward: 0, reason: `equals ${format(result)}, not ${target}` }
 }
 
-/** Any terms, any signs, denominator not 0: at most 16 numbers cannot grow far. */
+/** Any terms, any signs, denominator not 0: the numbers of MAX_LENGTH characters cannot grow far. */
 interface Rational {
   readonly numerator: bigint
   readonly denominator: bigint
@@ -49,10 +49,19 @@ class Malformed {
   constructor(readonly reason: string) {}
 }
 
-/** The expression's value, or why it has none. */
-function evaluate(text: string, numbers: readonly number[]): Rational | string {
+/**
+ * The value of an expression of any whole numbers by the rules of docs/countdown.md, in lowest terms, such as 12 or -1/3;
+ * or why it has none.
+ */
+export function calculate(text: string): { readonly value: string } | { readonly fault: string } {
+  const result = evaluate(text)
+  return typeof result === 'string' ? { fault: result } : { value: format(result) }
+}
+
+/** The expression's value, or why it has none. numbers: those that may be used, each once. Default: any. */
+function evaluate(text: string, numbers?: readonly number[]): Rational | string {
   if (text.length > MAX_LENGTH) return `longer than ${MAX_LENGTH} characters`
-  const left = [...numbers]
+  const left = numbers && [...numbers]
   let at = 0
 
   const skipSpaces = () => {
@@ -115,13 +124,15 @@ function evaluate(text: string, numbers: readonly number[]): Rational | string {
     skipSpaces()
     const digits = /^[0-9]+/.exec(text.slice(at))?.[0]
     if (digits === undefined) throw unexpected('a number or "("')
-    // By its text, so that neither 07 nor a number beyond 2^53 passes for another.
-    const index = left.findIndex(number => String(number) === digits)
-    if (index < 0) {
-      const isGiven = numbers.some(number => String(number) === digits)
-      throw new Malformed(isGiven ? `uses ${digits} more often than given` : `${digits} is not given`)
+    if (left && numbers) {
+      // By its text, so that neither 07 nor a number beyond 2^53 passes for another.
+      const index = left.findIndex(number => String(number) === digits)
+      if (index < 0) {
+        const isGiven = numbers.some(number => String(number) === digits)
+        throw new Malformed(isGiven ? `uses ${digits} more often than given` : `${digits} is not given`)
+      }
+      left.splice(index, 1)
     }
-    left.splice(index, 1)
     at += digits.length
     return { numerator: BigInt(digits), denominator: 1n }
   }

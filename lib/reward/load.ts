@@ -53,6 +53,13 @@ export function parseModuleName(name: string): { readonly file: string; readonly
   return file !== undefined && exported !== undefined ? { file, exported } : { file: name }
 }
 
+/** What metrics call it: the name of what is built in, or of a module's export, or of its file without the extension. */
+export function shortName(name: string): string {
+  if (!isModuleName(name)) return name
+  const { file, exported } = parseModuleName(name)
+  return exported ?? file.replace(/^.*[\\/]/, '').replace(/\.[^.]*$/, '')
+}
+
 /** The exports of a module that are verifiers: the one that is named; else the default one; else all. */
 export async function loadExports(field: string, name: string): Promise<ReadonlyMap<string, Verifier>> {
   const { file, exported } = parseModuleName(name)

@@ -1,9 +1,10 @@
 /** The rewards of a training run: the verifier's, and those of further reward functions, with their weights. */
 import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../base/errors.js'
+import { environmentVerifier, type NamedEnvironment } from './environment.js'
 import { type Format, verifyFormat } from './format.js'
 import { lengthReward, overlongPunishment } from './length.js'
-import { isModuleName, loadExports, loadVerifier, parseModuleName, verifierNames } from './load.js'
+import { isModuleName, loadExports, loadVerifier, shortName, verifierNames } from './load.js'
 import type { MathOptions } from './math.js'
 import type { Verifier } from './verifier.js'
 
@@ -17,7 +18,8 @@ export interface RewardPart {
 
 /** Of config.task. */
 export interface RewardOptions extends MathOptions {
-  readonly verifier: string
+  /** May be absent with an environment. */
+  readonly verifier?: string | undefined
   /** Reward functions beside the verifier. */
   readonly rewardFuncs?: readonly string[]
   /** Of the verifier, then of each of rewardFuncs. Empty: 1 each. */
@@ -38,14 +40,16 @@ const builtIn: Readonly<Record<string, (options: RewardOptions) => Verifier>> = 
 export const rewardFuncNames = [...verifierNames, ...Object.keys(builtIn)]
 
 /**
- * The verifier as the first part, then the reward functions, then `overlong` where there is a buffer. Throws
- * ERR_RAPO_CONFIG for a name that is not known, one that two parts have, and weights that are too few or too many.
+ * The verifier as the first part, then the reward functions, then `overlong` where there is a buffer. With an environment,
+ * that is the first part. Throws ERR_RAPO_CONFIG for a name that is not known, one that two parts have, and weights that
+ * are too few or too many.
  */
-export async function loadRewards(options: RewardOptions): Promise<RewardPart[]> {
-  const { verifier, rewardFuncs = [], rewardWeights = [], overlongBufferLen = 0 } = options
-  const found: [name: string, verifier: Verifier][] = [
-    [nameOf(verifier), await loadVerifier(verifier, options)],
-  ]
+export async function loadRewards(
+  options: RewardOptions,
+  environment?: NamedEnvironment,
+): Promise<RewardPart[]> {
+  const { rewardFuncs = [], rewardWeights = [], overlongBufferLen = 0 } = options
+  const found: [name: string, verifier: Verifier][] = [await loadJudge(options, environment)]
   for (const name of rewardFuncs) found.push(...(await loadRewardFunc(name, options)))
   const names = found.map(([name]) => name)
   const twice = names.find((name, i) => names.indexOf(name) < i)
@@ -68,6 +72,18 @@ export async function loadRewards(options: RewardOptions): Promise<RewardPart[]>
     overlongPunishment(context, overlongBufferLen),
   )
   return [...parts, { name: 'overlong', weight: overlongPenaltyFactor, verifier: overlong }]
+}
+
+/** What says whether a completion, or an episode of the environment, is correct, and its name. Throws ERR_RAPO_CONFIG. */
+export async function loadJudge(
+  options: Pick<RewardOptions, 'verifier' | keyof MathOptions>,
+  environment?: NamedEnvironment,
+): Promise<[name: string, verifier: Verifier]> {
+  const { verifier: name } = options
+  const verifier = name === undefined ? undefined : await loadVerifier(name, options)
+  if (environment) return [environment.name, environmentVerifier(environment, verifier)]
+  if (verifier) return [shortName(name!), verifier]
+  throw new RapoError('ERR_RAPO_CONFIG', 'task.verifier is missing: what rewards a completion')
 }
 
 /** What is wrong with a problem's answer for any of the parts. */
@@ -93,12 +109,6 @@ async function loadRewardFunc(name: string, options: RewardOptions): Promise<[st
     'ERR_RAPO_CONFIG',
     `task.rewardFuncs has "${name}", which is not known: did you mean "${nearest}"? Known: ${rewardFuncNames.join(', ')}, or the path of a module`,
   )
-}
-
-function nameOf(verifier: string): string {
-  if (!isModuleName(verifier)) return verifier
-  const { file, exported } = parseModuleName(verifier)
-  return exported ?? file.replace(/^.*[\\/]/, '').replace(/\.[^.]*$/, '')
 }
 
 const unchecked = (verify: Verifier['verify']): Verifier => ({ checkAnswer: () => undefined, verify })

@@ -26,12 +26,21 @@ export interface VerifyContext {
   readonly messages?: readonly Message[]
   /** The columns of the problem's row that are neither its problem, answer, id nor difficulty. */
   readonly columns: Readonly<Record<string, unknown>>
-  /** Of a completion that was sampled: its tokens, with the one that ended it. */
+  /** Of an episode: its turns. The completion to judge is the last one's. */
+  readonly turns?: readonly Turn[]
+  /** Of a completion that was sampled: its tokens, with the one that ended it. Of an episode: also those of the observations. */
   readonly tokens?: number
   /** Of a completion that was sampled: the largest number of tokens that it could have had. */
   readonly maxNewTokens?: number
   /** Of a completion that was sampled: `length` where it was cut off. */
   readonly finishReason?: FinishReason
+}
+
+/** One turn of an episode. */
+export interface Turn {
+  readonly completion: string
+  /** What the environment answered; absent at the end. */
+  readonly observation?: string
 }
 
 /** A verifier's judgement of one completion. */

@@ -1,24 +1,38 @@
 /** A group of completions for each problem, and their rewards. */
 import type { Problem } from '../data/problems.js'
 import type { EncodedPrompt } from '../data/prompts.js'
-import { packTokens, unpackCompletions } from '../model/batch.js'
+import { packTokens, type TrainSequence, toSequence, unpackCompletions } from '../model/batch.js'
 import type { CallOptions, FinishReason, SamplingParams } from '../model/policy.js'
 import type { Tokenizer } from '../model/tokenizer.js'
 import type { RewardPart } from '../reward/rewards.js'
-import { judge, type Patience, type Verdict, type Verifier, type VerifyContext } from '../reward/verifier.js'
+import {
+  judge,
+  type Patience,
+  type Turn,
+  type Verdict,
+  type Verifier,
+  type VerifyContext,
+} from '../reward/verifier.js'
 import type { Sampler } from './engine.js'
 
-/** A prompt and one completion of it. */
+/** A prompt and one completion of it, or one episode of an environment. */
 export interface Rollout {
   readonly problem: Problem
   readonly promptIds: readonly number[]
-  /** The stop token included. */
+  /** The stop token included. Of an episode: all behind the prompt, the tokens of the observations too. */
   readonly completionIds: Int32Array
-  /** log π of each completion token when it was sampled. */
+  /** log π of each completion token when it was sampled; 0 for the tokens of observations. */
   readonly logprobs: Float32Array
+  /** Of an episode: `length` also where it reached task.maxTurns, or has no tokens left. */
   readonly finishReason: FinishReason
-  /** The completion as text, without the stop token. */
+  /** The completion as text, without the stop token. Of an episode: that of the last turn. */
   readonly completion: string
+  /** Of an episode, one a token of completionIds: 1 where the model sampled the token, 0 where it was observed. */
+  readonly completionMask?: readonly number[]
+  /** Of an episode. */
+  readonly turns?: readonly Turn[]
+  /** Of an episode to which the environment gave a reward. */
+  readonly verdict?: Verdict
   /** Of the weights that sampled it (SampledCompletions.versions); absent where a policy was sampled directly. */
   readonly version?: number
 }
@@ -46,7 +60,10 @@ export function samplingParams(
     topK,
     minP,
     maxNewTokens,
-  }: Omit<Required<SamplingParams>, 'n' | 'seed' | 'stopTokenIds' | 'maxBatch'>,
+  }: Omit<
+    Required<SamplingParams>,
+    'n' | 'seed' | 'stopTokenIds' | 'maxBatch' | 'maxNewTokensPerPrompt' | 'turn'
+  >,
   rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
 ): SamplingParams {
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }
@@ -74,7 +91,7 @@ export async function rolloutGroups(
 }
 
 /**
- * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
+ * Rewards every rollout that no environment has rewarded; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
  * not come, or a result that is none, ends the run with the problem named.
  */
 export async function score(
@@ -84,7 +101,8 @@ export async function score(
 ): Promise<ScoredRollout[]> {
   const verdicts = await Promise.all(
     rollouts.map(rollout => {
-      const { problem, completion } = rollout
+      const { problem, completion, verdict } = rollout
+      if (verdict) return verdict
       return judge(
         () => verifier.verify(completion, problem.answer, contextOf(rollout, maxNewTokens)),
         `problem "${problem.id}", completion ${JSON.stringify(completion)}`,
@@ -98,6 +116,21 @@ export async function score(
   })
 }
 
+/** Tokens of a rollout that the model sampled. */
+export function sampledTokens({ completionIds, completionMask }: Rollout): number {
+  return completionMask?.reduce((sum, mask) => sum + mask, 0) ?? completionIds.length
+}
+
+/** A rollout as a sequence to train on, with the sampler's log-probs. Tokens of observations are not trained on. */
+export function rolloutSequence(
+  { promptIds, completionIds, completionMask, logprobs }: Rollout,
+  rest: Pick<TrainSequence, 'advantage' | 'refWeight'>,
+): TrainSequence {
+  const sequence = toSequence(promptIds, completionIds, { ...rest, oldLogprobs: logprobs })
+  if (!completionMask) return sequence
+  return { ...sequence, completionMask: [...promptIds.map(() => 0), ...completionMask] }
+}
+
 /** The same with several rewards, whose weighted sum is the reward. All are asked for before the first is awaited. */
 export async function scoreParts(
   rollouts: readonly Rollout[],
@@ -106,9 +139,13 @@ export async function scoreParts(
 ): Promise<ScoredRollout[]> {
   const [first, ...others] = parts
   if (first && others.length === 0 && first.weight === 1) return score(rollouts, first.verifier, options)
+  // An environment's reward is the first part; the others judge its episodes, too.
+  const unjudged = rollouts.map(({ verdict: _, ...rollout }) => rollout)
   const scored = await Promise.all(
     parts.map(({ name, verifier }, k) =>
-      score(rollouts, verifier, { ...options, ...(k > 0 && { who: `the reward ${name}` }) }),
+      k === 0
+        ? score(rollouts, verifier, options)
+        : score(unjudged, verifier, { ...options, who: `the reward ${name}` }),
     ),
   )
   return rollouts.map((rollout, i) => {
@@ -122,7 +159,7 @@ export async function scoreParts(
 }
 
 function contextOf(
-  { problem, completionIds, finishReason }: Rollout,
+  { problem, completionIds, finishReason, turns }: Rollout,
   maxNewTokens: number | undefined,
 ): VerifyContext {
   const { id, prompt, messages, columns = {} } = problem
@@ -130,6 +167,7 @@ function contextOf(
     tokens: completionIds.length,
     finishReason,
     ...(maxNewTokens !== undefined && { maxNewTokens }),
+    ...(turns && { turns }),
   }
   return { id, prompt, ...(messages && { messages }), columns, ...sampled }
 }

@@ -3,7 +3,8 @@ import { deriveSeed } from '../base/random.js'
 import type { Config } from '../config/config.js'
 import { encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
-import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
+import { sampleRollouts } from '../rollout/episodes.js'
+import { type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
 import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
 import type { OpenRun } from './open.js'
 
@@ -24,12 +25,12 @@ export interface Gathered {
  * the call and where the cursor stood, so that a step that is done again gives the same bits.
  */
 export async function gather(
-  run: Pick<OpenRun, 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  run: Pick<OpenRun, 'engine' | 'context' | 'environment' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
   config: Config,
   step: number,
   seconds: PhaseSeconds,
 ): Promise<Gathered> {
-  const { engine, context, cursor, stopTokenIds, rewards, signal } = run
+  const { engine, context, environment, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
   const groups: ScoredRollout[][] = []
@@ -40,7 +41,7 @@ export async function gather(
     const prompts = problems.map(problem => encodePrompt(problem, context))
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
     const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rolling = rolloutGroups(engine, context.tokenizer, prompts, params, { signal })
+    const rolling = sampleRollouts(engine, { ...context, environment }, prompts, params, { ...task, signal })
     const rollouts = await timed(seconds, 'rollout', rolling)
     const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
     const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)

@@ -4,7 +4,7 @@ import { moments } from '../base/stats.js'
 import { zeroAdvantageFraction } from '../loss/advantage.js'
 import { meanMetrics, type ObjectiveMetrics } from '../loss/objective.js'
 import type { StepResult } from '../model/policy.js'
-import type { ScoredRollout } from '../rollout/rollout.js'
+import { type ScoredRollout, sampledTokens } from '../rollout/rollout.js'
 
 /** Seconds of wall clock by phase. */
 export interface PhaseSeconds {
@@ -55,6 +55,8 @@ export interface StepMetrics extends Remeasured, Filtered {
   completionLengthMin: number
   completionLengthMax: number
   truncatedFraction: number
+  /** With an environment: completions of an episode. */
+  turnsMean?: number
   tokens: number
   skippedSteps: number
   /** With several rewards: of each by its name, not weighted. */
@@ -78,7 +80,7 @@ export function summarizeStep(
     if (list.length === 0) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is empty`)
   }
   const rewards = rollouts.map(rollout => rollout.reward)
-  const lengths = rollouts.map(rollout => rollout.completionIds.length)
+  const lengths = rollouts.map(sampledTokens)
   const { mean: rewardMean, std: rewardStd } = moments(rewards)
   const truncated = rollouts.filter(rollout => rollout.finishReason === 'length').length
   return {
@@ -92,10 +94,16 @@ export function summarizeStep(
     completionLengthMin: lengths.reduce((a, b) => Math.min(a, b)),
     completionLengthMax: lengths.reduce((a, b) => Math.max(a, b)),
     truncatedFraction: truncated / rollouts.length,
+    ...turnsOf(rollouts),
     tokens: sums.tokens,
     skippedSteps: optimizerSteps.filter(result => result.skipped).length,
     ...rewardParts(rollouts),
   }
+}
+
+function turnsOf(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'turnsMean'> {
+  if (!rollouts[0]?.turns) return {}
+  return { turnsMean: moments(rollouts.map(({ turns }) => turns!.length)).mean }
 }
 
 function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rewards'> {

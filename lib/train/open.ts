@@ -18,6 +18,8 @@ import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
+import type { NamedEnvironment } from '../reward/environment.js'
+import { loadEnvironment } from '../reward/environments.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { localEngine, type RolloutEngine } from '../rollout/engine.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
@@ -47,6 +49,8 @@ export interface OpenRun {
   readonly engine: RolloutEngine
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
+  /** Where the task has several turns. */
+  readonly environment: NamedEnvironment | undefined
   readonly rewards: readonly RewardPart[]
   readonly cursor: Cursor
   readonly context: EncodeContext
@@ -73,7 +77,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
-  const rewards = await loadRewards(config.task)
+  const environment = await loadEnvironment(config.task.environment)
+  const rewards = await loadRewards(config.task, environment)
   const { onUnusable, onDownload, signal: aborted } = options
   const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
   const data = { ...config.data, ...told }
@@ -148,7 +153,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, engine, modelDir, environment, rewards, cursor, context, stopTokenIds, state },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }

@@ -7,9 +7,9 @@ import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
 import { addMetrics, emptyMetrics } from '../loss/objective.js'
-import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
+import { splitBatch, splitEvenly, tokenWeights } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
-import type { ScoredRollout } from '../rollout/rollout.js'
+import { rolloutSequence, type ScoredRollout } from '../rollout/rollout.js'
 import { type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { gather } from './gather.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
@@ -149,14 +149,13 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
   const refWeights = penalty.startsWith('forward')
     ? referenceWeights(rewards, { shape: phi, ...range } as PhiRange)
     : undefined
-  const sampled = scored.map(({ promptIds, completionIds, logprobs, finishReason }, i) => {
-    const sequence = toSequence(promptIds, completionIds, {
+  const sampled = scored.map((rollout, i) => {
+    const sequence = rolloutSequence(rollout, {
       advantage: advantages[i]!,
-      oldLogprobs: logprobs,
       ...(refWeights && { refWeight: refWeights[i]! }),
     })
     // Its reward still counts in the mean of its group.
-    const isMasked = maskTruncatedCompletions && finishReason === 'length'
+    const isMasked = maskTruncatedCompletions && rollout.finishReason === 'length'
     return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
   })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
@@ -218,10 +217,11 @@ function save(run: Run, { run: { output } }: Config, state: TrainerState, keep: 
 function chooseSamples(scored: readonly ScoredRollout[], count: number, step: number): object[] {
   const chosen = Math.min(count, scored.length)
   return Array.from({ length: chosen }, (_, i) => {
-    const { problem, completion, reward, reason, finishReason, parts } =
+    const { problem, completion, reward, reason, finishReason, parts, turns } =
       scored[Math.floor((i * scored.length) / chosen)]!
     return {
       ...{ step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+      ...(turns && { turns }),
       ...(parts && { correct: parts[0]!.reward >= 1, rewards: rewardsOf(parts) }),
     }
   })

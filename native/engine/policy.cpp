@@ -91,6 +91,7 @@ struct Policy::Impl {
       grad;  // (flat_size) float32, also for bfloat16 weights: sums over micro-batches need the precision
   ModelTensors grads;
   std::unique_ptr<Optimizer> optimizer;
+  KeptSequences kept;  // what the last call of generate() left for the next turn of its conversations
   bool grad_broken = false;  // an accumulate() failed after it had begun to change grad
 
   const ModelConfig& config() const { return policy->net.config(); }
@@ -197,7 +198,7 @@ const ModelInfo& Policy::info() const { return impl_->info; }
 Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
   return translated("generating", [&] {
     check_sampling(prompts, sampling, impl_->config());
-    return rapo::generate(*impl_->policy, prompts, sampling, impl_->options.cache_bytes, control);
+    return rapo::generate(*impl_->policy, prompts, sampling, impl_->options.cache_bytes, impl_->kept, control);
   });
 }
 
@@ -260,6 +261,7 @@ std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, doubl
 Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
   need_trainable("accumulate()");
   need_whole_grad();
+  kept.clear();  // training needs the memory, and then changes the weights
   check_sequences(batch.sequences, config(), "sequences");
   check_positions(batch.sequences, batch.row_positions);
   check_loss(batch, objective, config().vocab_size);
@@ -324,6 +326,7 @@ Metrics Policy::accumulate(const MicroBatch& batch, const Objective& objective, 
 StepResult Policy::step(double learning_rate, Control& control) {
   return translated("stepping", [&] {
     impl_->need_trainable("step()");
+    impl_->kept.clear();
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
     control.committed = true;
@@ -416,6 +419,7 @@ void Policy::save_state(const std::string& file, const Control& control) const {
 void Policy::load_state(const std::string& file, const Control& control) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
+    impl_->kept.clear();
     impl_->optimizer->load(file, control);
     impl_->policy->changed();
   });

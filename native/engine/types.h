@@ -40,6 +40,14 @@ struct SamplingParams {
   /// counts the completions of that prompt.
   std::vector<std::uint64_t> seeds{0};
   std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
+  std::vector<std::int64_t> max_new_tokens_per_prompt;  // each <= max_new_tokens; empty: all are that
+  /// The number of the turn in conversations, from 1; 0: these are none. The keys and values of the completions
+  /// of a turn are kept for the next turn, whose prompts begin with this turn's prompts and completions.
+  std::int64_t turn = 0;
+
+  std::int64_t limit(std::size_t prompt) const {
+    return max_new_tokens_per_prompt.empty() ? max_new_tokens : max_new_tokens_per_prompt[prompt];
+  }
 };
 
 /// Token sequences laid end to end: sequence b is token_ids[offsets[b] .. offsets[b + 1]).
@@ -56,6 +64,7 @@ struct Completions {
   std::vector<float> logprobs;  // (total) under softmax(logits / temperature), before top-k/top-p/min-p;
                                 // greedy: temperature 1
   std::vector<FinishReason> finish_reasons;  // (B)
+  std::int64_t cached_tokens = 0;            // tokens of the prompts that the last turn had left in the cache
 };
 
 /// A batch for accumulate(): whole sequences, and one row per trained token.

@@ -6,6 +6,7 @@ import * as assert from 'uvu/assert'
 import { fields } from '../../lib/config/help.js'
 import { loadConfig } from '../../lib/config/load.js'
 import { promptStyles } from '../../lib/model/template.js'
+import { environmentNames } from '../../lib/reward/environments.js'
 import { verifierNames } from '../../lib/reward/load.js'
 import { rewardFuncNames } from '../../lib/reward/rewards.js'
 import { readStudy } from '../../lib/study/plan.js'
@@ -21,7 +22,8 @@ const load = (name: string) => loadConfig(path.join(dir, name))
 for (const name of files) {
   test(`${name} is valid`, () => {
     const config = load(name)
-    assert.ok(verifierNames.includes(config.task.verifier))
+    const { verifier, environment } = config.task
+    assert.ok(verifier ? verifierNames.includes(verifier) : environmentNames.includes(environment!))
     assert.ok(config.task.rewardFuncs.every(func => rewardFuncNames.includes(func)))
     assert.ok(config.data.train && config.data.eval)
   })

@@ -78,6 +78,20 @@ class BlockCache : public Cache {
     return next_++;
   }
 
+  at::Tensor save(Id sequence, std::int64_t length) override {
+    const auto found = std::find_if(places_.begin(), places_.end(),
+                                    [sequence](const Place& p) { return p.sequence == sequence; });
+    const auto at = static_cast<std::int64_t>(found - places_.begin());
+    const auto halves =
+        at::stack({place(block_.keys, at, length), place(block_.values, at, length)}, 2);
+    return halves.reshape({halves.size(0), length, -1});
+  }
+
+  Id restore(const at::Tensor& saved, std::int64_t /*length*/) override {
+    prompts_.emplace(next_, saved);
+    return next_++;
+  }
+
   /// When a sequence ends, the last sequence moves into its place.
   void drop(const std::vector<Id>& sequences) override {
     const auto ends = [&](const Place& p) {
@@ -112,7 +126,8 @@ class BlockCache : public Cache {
       uniforms.push_back(row.u);
       longest = std::max(longest, row.length);
       // The last step clamped the device's lengths to reach_; a longer sequence makes them stale.
-      is_stale_ = is_stale_ || row.length > reach_;
+      // A token of a prompt is not the one that the last step sampled.
+      is_stale_ = is_stale_ || row.length > reach_ || row.token != p.token;
       p.length = row.length + 1;
     }
     if (is_stale_) tell_rows(by_id);
@@ -122,7 +137,10 @@ class BlockCache : public Cache {
     graphs_.run(batch_rows * (block_.positions() + 1) + reach_, [&] { decode(batch_rows, reach_); });
     const auto sampled = choices_of(choices_.narrow(1, 0, running()));
     std::unordered_map<Id, Choice> choices;
-    for (std::size_t i = 0; i < places_.size(); ++i) choices.emplace(places_[i].sequence, sampled[i]);
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      choices.emplace(places_[i].sequence, sampled[i]);
+      places_[i].token = sampled[i].token;
+    }
     std::vector<Choice> out;
     out.reserve(rows.size());
     for (const Row& row : rows) out.push_back(choices.at(row.sequence));
@@ -136,7 +154,8 @@ class BlockCache : public Cache {
  private:
   struct Place {
     Id sequence;
-    std::int64_t length;  // tokens in the cache
+    std::int64_t length;      // tokens in the cache
+    std::int32_t token = -1;  // what the last step sampled, which the device holds as the next token
   };
 
   std::int64_t running() const { return static_cast<std::int64_t>(places_.size()); }

@@ -47,6 +47,10 @@ class Cache {
   /// Starts a sequence that begins with the prompt. is_last: no other sequence will be started from this
   /// prompt.
   virtual Id branch(Id prompt, bool is_last) = 0;
+  /// A copy of the keys and values of a sequence's first `length` tokens.
+  virtual at::Tensor save(Id sequence, std::int64_t length) = 0;
+  /// Stores what save() gave, by a cache of the same model, like a prompt of `length` tokens.
+  virtual Id restore(const at::Tensor& saved, std::int64_t length) = 0;
   virtual void drop(const std::vector<Id>& sequences) = 0;
   /// Adds each row's token to the cache and samples the next token. `rows` are all running sequences.
   virtual std::vector<Choice> step(const std::vector<Row>& rows) = 0;

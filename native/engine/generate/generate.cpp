@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/device.h"
 #include "generate/cache.h"
 #include "generate/transcript.h"
 #include "model/memory.h"
@@ -12,27 +13,30 @@
 namespace rapo {
 namespace {
 
-/// A computed prompt of which some completions have not started.
+/// A prompt in the cache of which some completions have not started.
 struct Prefilled {
   std::int64_t prompt = -1, waiting = 0;  // waiting: completions that have not started
   Cache::Id kept = 0;
-  at::Tensor logits;  // (1, V) at the end of the prompt
+  std::int64_t length = 0;  // tokens in the cache: the whole prompt, or the part that the last turn left
+  at::Tensor logits;        // (1, V) at the end of the prompt, where the whole prompt is in the cache
 };
 
 struct Running {
   std::int64_t completion = 0, length = 0;  // length: tokens in the cache
-  std::int32_t token = 0;                   // the last sampled token, not yet in the cache
+  std::int32_t token = 0;                   // the next one for the cache: sampled, or of the prompt
   Cache::Id sequence = 0;
 };
 
 class Decoder {
  public:
   Decoder(Model& model, const PackedTokens& prompts, const SamplingParams& sampling, Cache& cache,
-          Control& control)
+          KeptSequences& kept, std::int64_t keep_bytes, Control& control)
       : model_(model),
         prompts_(prompts),
         sampling_(sampling),
         cache_(cache),
+        kept_(kept),
+        keep_bytes_(keep_bytes),
         control_(control),
         transcript_(prompts, sampling, control),
         total_(transcript_.total()) {}
@@ -46,8 +50,13 @@ class Decoder {
       if (count > 0 && (count >= worth || count == waiting() || running_.empty())) start(count);
       if (!running_.empty()) step();
     }
-    return transcript_.collect();
+    Completions completions = transcript_.collect();
+    completions.cached_tokens = cached_tokens_;
+    return completions;
   }
+
+  /// After run(): the sequences of this turn.
+  KeptSequences leave() { return std::move(leaving_); }
 
  private:
   /// Completions that are to be started, in this order: first those that were stopped because the cache was
@@ -60,6 +69,10 @@ class Decoder {
 
   std::int64_t prompt_length(std::int64_t p) const {
     return prompts_.offsets[static_cast<std::size_t>(p) + 1] - prompts_.offsets[static_cast<std::size_t>(p)];
+  }
+
+  const std::int32_t* prompt_tokens(std::int64_t p) const {
+    return prompts_.token_ids.data() + prompts_.offsets[static_cast<std::size_t>(p)];
   }
 
   /// How many of the waiting completions may start. Each sequence is expected to become twice as long as the
@@ -78,7 +91,8 @@ class Decoder {
     std::int64_t units = 0;
     for (const Running& r : running_) {
       const std::int64_t made = transcript_.length(r.completion);
-      units += cache_.units_for(r.length + std::max<std::int64_t>(1, expected - made));
+      const std::int64_t length = std::max(r.length, prompt_length(r.completion / sampling_.n));
+      units += cache_.units_for(length + std::max<std::int64_t>(1, expected - made));
     }
     for (std::int64_t i = 0; i < free; ++i) {
       units += cache_.units_for(prompt_length(waiting_at(i) / sampling_.n) + expected);
@@ -98,7 +112,7 @@ class Decoder {
       const std::int64_t p = completions[static_cast<std::size_t>(i)] / sampling_.n;
       const auto ready = find_prefilled(p);
       if (ready == prefilled_.end()) {
-        prefill(p, p + 1, 1);
+        if (!restore(p, 1)) prefill(p, p + 1, 1);
       } else {
         ++ready->waiting;
       }
@@ -114,19 +128,35 @@ class Decoder {
       r.completion = completion;
       const auto ready = find_prefilled(completion / sampling_.n);
       const bool is_last = --ready->waiting == 0;
-      r.length = prompt_length(ready->prompt);
+      r.length = ready->length;
       r.sequence = cache_.branch(ready->kept, is_last);
-      logits.push_back(ready->logits);
-      uniforms.push_back(transcript_.next_uniform(completion));
+      if (ready->logits.defined()) {
+        logits.push_back(ready->logits);
+        uniforms.push_back(transcript_.next_uniform(completion));
+        fresh.push_back(r);
+      } else {
+        r.token = prompt_tokens(ready->prompt)[r.length];
+        running_.push_back(r);
+      }
       if (is_last) prefilled_.erase(ready);
-      fresh.push_back(r);
     }
-    settle(std::move(fresh), cache_.sample(at::cat(logits), uniforms));
+    if (!fresh.empty()) settle(std::move(fresh), cache_.sample(at::cat(logits), uniforms));
   }
 
   std::vector<Prefilled>::iterator find_prefilled(std::int64_t prompt) {
     return std::find_if(prefilled_.begin(), prefilled_.end(),
                         [prompt](const Prefilled& p) { return p.prompt == prompt; });
+  }
+
+  /// Takes a prompt's beginning from what the last turn left, for n completions of the prompt. The steps
+  /// compute the rest of the prompt, which is short beside what the last turn left.
+  bool restore(std::int64_t p, std::int64_t n) {
+    const auto* found = kept_.find(prompt_tokens(p), prompt_length(p));
+    if (!found) return false;
+    const auto length = static_cast<std::int64_t>(found->tokens.size());
+    prefilled_.push_back({p, n, cache_.restore(found->data, length), length, {}});
+    if (p >= prefilled_end_) cached_tokens_ += length;  // not when a stopped completion starts again
+    return true;
   }
 
   /// Computes the prompts of the completions before next_ that have not been computed yet, several in one
@@ -135,10 +165,14 @@ class Decoder {
     const std::int64_t at_once = prefill_tokens(model_.net.config(), model_.element_size());
     const std::int64_t end = (next_ + sampling_.n - 1) / sampling_.n;
     while (prefilled_end_ < end) {
+      if (restore(prefilled_end_, sampling_.n)) {
+        ++prefilled_end_;
+        continue;
+      }
       std::int64_t stop = prefilled_end_ + 1;
       for (std::int64_t tokens = prompt_length(prefilled_end_); stop < end; ++stop) {
         tokens += prompt_length(stop);
-        if (tokens > at_once) break;
+        if (tokens > at_once || kept_.find(prompt_tokens(stop), prompt_length(stop))) break;
       }
       prefill(prefilled_end_, stop, sampling_.n);
       prefilled_end_ = stop;
@@ -162,7 +196,8 @@ class Decoder {
         ops.linear(ops.gather_rows(hidden, last.data(), end - first), model_.ready().head, {});
     const std::vector<Cache::Id> kept = cache_.take(layers, spans);
     for (std::int64_t i = 0; i < end - first; ++i) {
-      prefilled_.push_back({first + i, n, kept[static_cast<std::size_t>(i)], logits.narrow(0, i, 1)});
+      prefilled_.push_back({first + i, n, kept[static_cast<std::size_t>(i)], prompt_length(first + i),
+                            logits.narrow(0, i, 1)});
     }
   }
 
@@ -190,10 +225,21 @@ class Decoder {
       rows.push_back({r.sequence, r.length, r.token, transcript_.next_uniform(r.completion)});
     }
     const auto choices = cache_.step(rows);
-    std::vector<Running> now;
+    std::vector<Running> now, sampled;
+    std::vector<Choice> own;
     now.swap(running_);
-    for (Running& r : now) ++r.length;
-    settle(std::move(now), choices);
+    for (std::size_t i = 0; i < now.size(); ++i) {
+      Running& r = now[i];
+      const std::int64_t p = r.completion / sampling_.n;
+      if (++r.length < prompt_length(p)) {
+        r.token = prompt_tokens(p)[r.length];
+        running_.push_back(r);
+      } else {
+        sampled.push_back(r);
+        own.push_back(choices[i]);
+      }
+    }
+    settle(std::move(sampled), own);
   }
 
   /// Records the next token of each sequence. Sequences that end leave the cache; the others keep running.
@@ -210,6 +256,7 @@ class Decoder {
     control_.done += static_cast<std::int64_t>(sequences.size());
     for (const Running& r : sequences) {
       if (transcript_.ends(r.completion)) {
+        if (sampling_.turn > 0) keep(r);
         ended.push_back(r.sequence);
         ++finished_;
         finished_tokens_ += transcript_.length(r.completion);
@@ -220,10 +267,25 @@ class Decoder {
     cache_.drop(ended);
   }
 
+  /// Keeps an ended sequence for the next turn, in the place of what the last turn left of it.
+  void keep(const Running& r) {
+    const std::int64_t p = r.completion / sampling_.n;
+    if (sampling_.n == 1) kept_.drop(prompt_tokens(p), prompt_length(p));
+    KeptSequences::Sequence sequence;
+    sequence.tokens.assign(prompt_tokens(p), prompt_tokens(p) + prompt_length(p));
+    const auto& own = transcript_.tokens(r.completion);
+    sequence.tokens.insert(sequence.tokens.end(), own.begin(), own.end() - 1);  // the last is not in the cache
+    sequence.data = cache_.save(r.sequence, r.length);
+    leaving_.add(std::move(sequence), keep_bytes_ - kept_.bytes());
+  }
+
   Model& model_;
   const PackedTokens& prompts_;
   const SamplingParams& sampling_;
   Cache& cache_;
+  KeptSequences& kept_;  // of the last turn
+  KeptSequences leaving_;
+  std::int64_t keep_bytes_, cached_tokens_ = 0;
   Control& control_;
   Transcript transcript_;
 
@@ -238,16 +300,25 @@ class Decoder {
 }  // namespace
 
 Completions generate(Model& model, const PackedTokens& prompts, const SamplingParams& sampling,
-                     std::int64_t cache_bytes, Control& control) {
+                     std::int64_t cache_bytes, KeptSequences& kept, Control& control) {
+  KeptSequences last;
+  std::swap(last, kept);  // nothing is left behind if this call fails
+  if (sampling.turn <= 1) last.clear();
   CacheDemand demand{};
   for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
-    demand.positions = std::max(demand.positions, prompts.offsets[p + 1] - prompts.offsets[p]);
+    demand.positions =
+        std::max(demand.positions, prompts.offsets[p + 1] - prompts.offsets[p] + sampling.limit(p));
   }
-  demand.positions += sampling.max_new_tokens;
   demand.completions = (static_cast<std::int64_t>(prompts.offsets.size()) - 1) * sampling.n;
   demand.bytes = cache_bytes;
   const auto make = model.net.ops().has_pages ? make_paged_cache : make_block_cache;
-  return Decoder(model, prompts, sampling, *make(model, sampling, demand), control).run();
+  const auto cache = make(model, sampling, demand);
+  const std::int64_t keep_bytes =
+      model.flat.is_cpu() ? cache_bytes : device::free_bytes(model.flat.device()) / 10 + last.bytes();
+  Decoder decoder(model, prompts, sampling, *cache, last, keep_bytes, control);
+  auto completions = decoder.run();
+  kept = decoder.leave();
+  return completions;
 }
 
 }  // namespace rapo

@@ -3,13 +3,15 @@
 #pragma once
 
 #include "control.h"
+#include "generate/kept.h"
 #include "model/weights.h"
 #include "types.h"
 
 namespace rapo {
 
-/// The arguments must be valid; Policy::generate checks them. cache_bytes: see PolicyOptions.
+/// The arguments must be valid; Policy::generate checks them. cache_bytes: see PolicyOptions. kept: what the
+/// last turn left, where sampling.turn > 1; becomes what this turn leaves, of as many bytes at most.
 Completions generate(Model& model, const PackedTokens& prompts, const SamplingParams& sampling,
-                     std::int64_t cache_bytes, Control& control);
+                     std::int64_t cache_bytes, KeptSequences& kept, Control& control);
 
 }  // namespace rapo

@@ -59,6 +59,30 @@ class PagedCache : public Cache {
     return add(std::move(sequence));
   }
 
+  at::Tensor save(Id sequence, std::int64_t length) override {
+    const auto& pages = held_.at(sequence).pages;
+    const std::int64_t count = units_for(length);
+    auto saved =
+        at::empty({count, static_cast<std::int64_t>(pages_.bytes()) / model_.element_size()}, model_.flat.options());
+    auto* to = static_cast<std::byte*>(saved.data_ptr());
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::memcpy(to + static_cast<std::size_t>(i) * pages_.bytes(), pages[static_cast<std::size_t>(i)],
+                  pages_.bytes());
+    }
+    return saved;
+  }
+
+  Id restore(const at::Tensor& saved, std::int64_t length) override {
+    Held prompt;
+    prompt.length = length;
+    const auto* from = static_cast<const std::byte*>(saved.data_ptr());
+    for (std::int64_t i = 0; i < units_for(length); ++i) {
+      prompt.pages.push_back(pages_.take());
+      std::memcpy(prompt.pages.back(), from + static_cast<std::size_t>(i) * pages_.bytes(), pages_.bytes());
+    }
+    return add(std::move(prompt));
+  }
+
   void drop(const std::vector<Id>& sequences) override {
     for (const Id id : sequences) {
       for (void* page : held_.at(id).pages) pages_.drop(page);

@@ -39,6 +39,8 @@ class Transcript {
     return uniform(sampling_.seeds[is_shared ? 0 : c / n], is_shared ? c : c % n, tokens_[c].size());
   }
 
+  const std::vector<std::int32_t>& tokens(std::int64_t completion) const { return tokens_[index(completion)]; }
+
   /// Appends a token. The caller adds the token to control's count.
   void add(std::int64_t completion, std::int32_t token, float logprob) {
     tokens_[index(completion)].push_back(token);
@@ -57,7 +59,7 @@ class Transcript {
     const auto& stops = sampling_.stop_token_ids;
     const bool stopped =
         std::find(stops.begin(), stops.end(), tokens_[index(completion)].back()) != stops.end();
-    if (!stopped && length(completion) < sampling_.max_new_tokens) return false;
+    if (!stopped && length(completion) < sampling_.limit(index(completion / sampling_.n))) return false;
     if (stopped) reasons_[index(completion)] = FinishReason::kStop;
     // Tokens that need not be generated count as done.
     control_.done += sampling_.max_new_tokens - length(completion);

@@ -61,11 +61,22 @@ void check_sampling(const PackedTokens& prompts, const SamplingParams& sampling,
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) invalid("topP must be in (0, 1]");
   if (sampling.top_k < 0) invalid("topK must be at least 0");
   if (!(sampling.min_p >= 0 && sampling.min_p < 1)) invalid("minP must be in [0, 1)");
+  if (sampling.turn < 0) invalid("turn must be at least 0");
   if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
   const std::size_t prompt_count = prompts.offsets.size() - 1;
   if (sampling.seeds.size() != 1 && sampling.seeds.size() != prompt_count) {
     invalid("seed has " + std::to_string(sampling.seeds.size()) + " entries, there are " +
             std::to_string(prompt_count) + " prompts");
+  }
+  const auto& limits = sampling.max_new_tokens_per_prompt;
+  if (!limits.empty() && limits.size() != prompt_count) {
+    invalid("maxNewTokensPerPrompt has " + std::to_string(limits.size()) + " entries, there are " +
+            std::to_string(prompt_count) + " prompts");
+  }
+  for (std::size_t p = 0; p < limits.size(); ++p) {
+    if (limits[p] >= 1 && limits[p] <= sampling.max_new_tokens) continue;
+    invalid("maxNewTokensPerPrompt[" + std::to_string(p) + "] is " + std::to_string(limits[p]) +
+            ", expected a number from 1 to maxNewTokens, " + std::to_string(sampling.max_new_tokens));
   }
   for (const auto id : sampling.stop_token_ids) {
     if (id < 0 || id >= config.vocab_size) {
@@ -80,9 +91,9 @@ void check_sampling(const PackedTokens& prompts, const SamplingParams& sampling,
   }
   for (std::size_t p = 0; p + 1 < prompts.offsets.size(); ++p) {
     const std::int64_t length = prompts.offsets[p + 1] - prompts.offsets[p];
-    if (sampling.max_new_tokens > config.max_position_embeddings - length) {
+    if (sampling.limit(p) > config.max_position_embeddings - length) {
       invalid("prompts[" + std::to_string(p) + "] has " + std::to_string(length) +
-              " tokens; with maxNewTokens = " + std::to_string(sampling.max_new_tokens) +
+              " tokens; with maxNewTokens = " + std::to_string(sampling.limit(p)) +
               " that exceeds the model's context of " + std::to_string(config.max_position_embeddings));
     }
   }
