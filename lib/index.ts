@@ -162,6 +162,15 @@ export type {
 export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
+export type {
+  Environment,
+  EnvironmentResult,
+  EpisodeEnd,
+  NamedEnvironment,
+  Observation,
+  TurnContext,
+} from './reward/environment.js'
+export { loadEnvironment } from './reward/environments.js'
 export { type Format, verifyFormat } from './reward/format.js'
 export { lengthReward, overlongPunishment } from './reward/length.js'
 export { loadVerifier } from './reward/load.js'
@@ -177,6 +186,7 @@ export {
 export { loadRewards, type RewardOptions, type RewardPart } from './reward/rewards.js'
 export type {
   Patience,
+  Turn,
   Verdict,
   Verifier,
   VerifierResult,
@@ -191,10 +201,18 @@ export {
 } from './rollout/engine.js'
 export { Episode } from './rollout/episode.js'
 export {
+  type EpisodeOptions,
+  type RolloutContext,
+  rolloutEpisodes,
+  sampleRollouts,
+} from './rollout/episodes.js'
+export {
   type Rollout,
   rolloutGroups,
+  rolloutSequence,
   type ScoredRollout,
   type ScoreOptions,
+  sampledTokens,
   samplingParams,
   score,
   scoreParts,

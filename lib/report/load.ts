@@ -66,6 +66,8 @@ const sampleSchema = z.object({
   reward: z.number(),
   reason: z.string().default(''),
   finishReason: z.string().default(''),
+  /** Of an episode. */
+  turns: z.array(z.object({ completion: z.string(), observation: z.string().optional() })).optional(),
   /** With several rewards: whether the verifier's says so, and each. */
   correct: z.boolean().optional(),
   rewards: z

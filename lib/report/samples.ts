@@ -7,7 +7,7 @@ import { missing, runName, type ShownRun } from './parts.js'
 export function samplesSection(shown: readonly ShownRun[]): Html {
   return html`<section id="samples">
     <h2>Samples</h2>
-    <p class="note">What the models wrote: the prompt in grey, then the completion. Characters that would not show are named.</p>
+    <p class="note">What the models wrote: the prompt in grey, then the completion; an environment's answers in grey, too. Characters that would not show are named.</p>
     ${shown.map((entry, i) => samplesOf(entry, i === shown.length - 1))}
   </section>`
 }
@@ -31,17 +31,27 @@ function samplesOf(entry: ShownRun, isOpen: boolean): Html {
 
 /** Long texts need wider cards. */
 const cards = (samples: readonly Sample[]) =>
-  samples.some(({ prompt, completion }) => prompt.length + completion.length > 400) ? 'cards wide' : 'cards'
+  samples.some(({ prompt, ...sample }) => turnsOf(sample).flat().join('').length + prompt.length > 400)
+    ? 'cards wide'
+    : 'cards'
+
+/** What the model wrote, and the environment's answer, turn by turn. A sample that is no episode has one turn. */
+const turnsOf = ({ turns, completion }: Pick<Sample, 'turns' | 'completion'>) =>
+  (turns ?? [{ completion, observation: '' }]).map(turn => [turn.completion, turn.observation ?? ''] as const)
 
 function card(sample: Sample, label?: string): Html {
-  const { problemId, prompt, completion, reward, reason, finishReason, rewards } = sample
+  const { problemId, prompt, reward, reason, finishReason, rewards } = sample
   const verdict = isRight(sample) ? '✓ right' : '✗ wrong'
   const place = html`problem ${visibleText(problemId)}${label !== undefined && `, ${label}`}${finishReason === 'length' && ', truncated'}`
+  const text = turnsOf(sample).map(
+    ([completion, observation]) =>
+      html`${visibleText(completion)}${observation !== '' && html`<span class="prompt">${visibleText(observation)}</span>`}`,
+  )
   return html`<article class="sample ${isRight(sample) ? 'right' : 'wrong'}">
     <header><span><b>${verdict}</b> · reward ${number(reward)}</span><span>${place}</span>
     ${rewards.length === 0 && reason !== '' && html`<span class="reason">${visibleText(reason, 300)}</span>`}
     ${rewards.map(part => html`<span class="reason">${partText(part)}</span>`)}</header>
-    <pre dir="ltr"><span class="prompt">${visibleText(prompt)}</span>${visibleText(completion)}</pre></article>`
+    <pre dir="ltr"><span class="prompt">${visibleText(prompt)}</span>${text}</pre></article>`
 }
 
 /** format 1 × 0.2: in the format */

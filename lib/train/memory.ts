@@ -32,9 +32,11 @@ export async function planRun(
   const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
   const promptTokens = prompts.reduce((longest, { promptIds }) => Math.max(longest, promptIds.length), 0)
   const shape = { promptTokens, maxNewTokens, sequences: promptsPerStep * groupSize }
-  return planMemory(
-    await engine.predictMemory(dirs.modelDir, trainingOptions(config, dirs.referenceDir), shape),
-  )
+  const options = trainingOptions(config, dirs.referenceDir)
+  const prediction = await engine.predictMemory(dirs.modelDir, options, shape)
+  // Between the turns of episodes as much is kept again (SamplingParams.turn).
+  const turns = config.task.environment === undefined ? 1 : 2
+  return planMemory({ ...prediction, cache: turns * prediction.cache })
 }
 
 /** Bytes that this process may still take. */

@@ -19,6 +19,12 @@ import { eosId } from '../../scripts/countdown-tokenizer.js'
 import { makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 
 const model = makeFakeModel()
+const timers: NodeJS.Timeout[] = []
+/** Never settles, and keeps the process waiting until the test is over. */
+const silence = () => new Promise<never>(() => void timers.push(setTimeout(() => {}, 600_000)))
+test.after.each(() => {
+  for (const timer of timers.splice(0)) clearTimeout(timer)
+})
 const tokenizer = loadTokenizer(model)
 const template = createTemplate('{prompt}', model)
 const ids = (text: string) => tokenizer.encode(text)
@@ -289,7 +295,7 @@ test('environments that throw, never answer, or answer nonsense: an error that n
   )
   assert.is(await stepping(() => Promise.reject(undefined)), `${at}undefined`)
   assert.is(
-    await stepping(() => new Promise(() => {}), { timeout: 0.01 }),
+    await stepping(silence, { timeout: 0.01 }),
     `${at}it has not answered within 0.01 seconds (task.timeout)`,
   )
   const wanted =
@@ -345,13 +351,26 @@ test('environments that throw, never answer, or answer nonsense: an error that n
   )
 })
 
+test('a promise that nothing is left to settle is told as such', async () => {
+  const stuck = { reset: () => 0, step: () => new Promise<never>(() => {}) }
+  const message = await failure(
+    play(
+      stuck,
+      scripted(() => '7'),
+    ),
+  )
+  // What told it was the end of the process, which must not come yet.
+  await new Promise(resolve => setImmediate(resolve))
+  assert.match(message, /problem "1", turn 1, completion "7": its promise can never settle/)
+})
+
 test('an answer that comes too late is reward 0 where task.onTimeout says so, and is told by the signal', async () => {
   let signal: AbortSignal | undefined
   const slow: Environment<number> = {
     reset: () => 0,
     step: (_state, _completion, context) => {
       signal = context.signal
-      return new Promise<never>(() => {})
+      return silence()
     },
   }
   const [rollout] = await play(
