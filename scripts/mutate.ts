@@ -6,6 +6,8 @@
  *     --seed 1
  *     --only lib/loss  only files whose path contains this text
  *     --asked 4        lib: test files per mistake, those that import its file, the nearest and quickest first
+ *     --tests infer,eval  only the test files whose path contains one of these words, in place of those that would be asked
+ *     --at lib/loss    of the selected mistakes, only those whose place contains this text, such as lib/loss/rows.ts:12
  *     --again          judges again the mistakes that survived before
  *     --results FILE   where verdicts are kept; build/mutate/results.jsonl if left out
  *     --list           lists the survivors and runs nothing
@@ -54,6 +56,8 @@ const { values, positionals } = parseArgs({
     seed: { type: 'string', default: '1' },
     only: { type: 'string', default: '' },
     asked: { type: 'string', default: '4' },
+    tests: { type: 'string' },
+    at: { type: 'string', default: '' },
     again: { type: 'boolean', default: false },
     results: { type: 'string', default: path.join(home, 'results.jsonl') },
     list: { type: 'boolean', default: false },
@@ -84,11 +88,12 @@ const parts = {
     count: 60,
     isDrawn: /^(native\/engine|bindings\/engine)/,
     isSpared: /cuda|device|select/,
-    tests: /^test\/(engine|model)\/|train\/memory/,
+    tests: /^test\/(engine|model)\/(?!hub|engine-python|directory)|train\/memory/,
   },
 }
 if (!(part in parts)) throw new Error('what is to be mutated: lib, kernels or engine')
 const { isDrawn, isSpared, tests, count } = parts[part]
+const words = values.tests?.split(',')
 
 /** Where and what a mutant is, independent of line numbers: the line's text, and its place among equal ones in the file. */
 interface Name {
@@ -208,13 +213,24 @@ function listFiles(): string[] {
     .sort()
 }
 
-/** Copies the files of this checkout. The copy for lib uses the built addons; the others build their own. */
+/**
+ * Copies the files of this checkout. The copy for lib uses the built addons; the others build their own, which is quick if only
+ * the files that changed are written.
+ */
 function copyTree(): string {
   const tree = path.join(home, part)
-  for (const name of ['lib', 'test', 'native', 'bindings'])
-    rmSync(path.join(tree, name), { recursive: true, force: true })
-  for (const file of listFiles())
-    cpSync(path.join(root, file), path.join(tree, file), { preserveTimestamps: true })
+  const files = listFiles()
+  const written = new Set(part === 'lib' ? [] : drawn.map(mutant => mutant.name.file))
+  for (const name of ['lib', 'test', 'native', 'bindings']) {
+    if (!existsSync(path.join(tree, name))) continue
+    for (const file of readdirSync(path.join(tree, name), { recursive: true, encoding: 'utf8' })) {
+      const place = path.posix.join(name, file)
+      if (!files.includes(place) && !files.some(other => other.startsWith(`${place}/`)))
+        rmSync(path.join(tree, place), { recursive: true, force: true })
+    }
+  }
+  for (const file of files)
+    if (!written.has(file)) cpSync(path.join(root, file), path.join(tree, file), { preserveTimestamps: true })
   for (const name of part === 'lib' ? ['node_modules', 'build'] : ['node_modules']) {
     if (!existsSync(path.join(tree, name))) symlinkSync(path.join(root, name), path.join(tree, name))
   }
@@ -313,14 +329,14 @@ async function judge(
   console.log(`${by ? `found by ${by}` : 'SURVIVED'}  ${place}  ${name.what}`)
 }
 
-function isOpen({ key }: Drawn): boolean {
-  return !known.has(key) || (values.again && !known.get(key)!.by)
+function isOpen({ key, place }: Drawn): boolean {
+  return place.includes(values.at) && (!known.has(key) || (values.again && !known.get(key)!.by))
 }
 
 async function judgeLib(tree: string, usual: Map<string, Usual>): Promise<void> {
   const covering = coverage(tree, usual)
   for (const mutant of drawn.filter(isOpen)) {
-    const asked = covering(mutant)
+    const asked = words ? listTests(tree) : covering(mutant)
     await measure(tree, asked, usual)
     const place = path.join(tree, mutant.name.file)
     const source = readFileSync(place, 'utf8')
@@ -392,20 +408,19 @@ function listTests(tree: string): string[] {
   return readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
     .map(name => path.posix.join('test', name.replaceAll('\\', '/')))
     .filter(name => name.endsWith('.test.ts') && tests.test(name))
+    .filter(name => !words || words.some(word => name.includes(word)))
     .sort()
 }
 
 /** All mistakes are in one build, each switched on by RAPO_MUTANT. Mistakes that do not compile are left out. */
 async function judgeNative(tree: string, usual: Map<string, Usual>): Promise<void> {
   const header = path.join(tree, 'mutant.h')
-  writeFileSync(
-    header,
-    `#pragma once
+  const text = `#pragma once
 #include <cstdlib>
 static const int rapo_chosen = std::getenv("RAPO_MUTANT") ? std::atoi(std::getenv("RAPO_MUTANT")) : 0;
 static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
-`,
-  )
+`
+  if (!existsSync(header) || readFileSync(header, 'utf8') !== text) writeFileSync(header, text)
   const wrong = new Set<string>()
   const chosen = () => drawn.filter(({ key }) => !wrong.has(key))
   /** The range of lines that each mutant takes in the copy, by file. */
@@ -416,7 +431,7 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
         .filter(mutant => mutant.name.file === file)
         .sort((a, b) => b.start - a.start)
       for (const { key, start, end, text } of here) {
-        const id = drawn.findIndex(mutant => mutant.key === key) + 1
+        const id = numberOf(key)
         const right = source.slice(start, end)
         // On one line, followed by the lines that it had: errors are found by their line.
         const both = text
@@ -427,7 +442,8 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
       }
       source = `#include "${header}"\n${source}`
       const place = path.join(tree, file)
-      if (readFileSync(place, 'utf8') !== source) writeFileSync(place, source)
+      mkdirSync(path.dirname(place), { recursive: true })
+      if (!existsSync(place) || readFileSync(place, 'utf8') !== source) writeFileSync(place, source)
     }
   }
   const env = { RAPO_CACHE: path.join(home, `cache-${part}`) }
@@ -467,9 +483,15 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
   await measure(tree, asked, usual, env)
   asked.sort((a, b) => (usual.get(a)?.wall ?? 0) - (usual.get(b)?.wall ?? 0))
   for (const mutant of chosen().filter(isOpen)) {
-    const id = drawn.indexOf(mutant) + 1
-    await judge(tree, mutant, asked, usual, env, () => ({ env: { RAPO_MUTANT: String(id) } }))
+    await judge(tree, mutant, asked, usual, env, () => ({
+      env: { RAPO_MUTANT: String(numberOf(mutant.key)) },
+    }))
   }
+}
+
+/** What RAPO_MUTANT is for a mistake: the same number whatever else is selected. */
+function numberOf(key: string): number {
+  return Number.parseInt(key.slice(0, 7), 16)
 }
 
 function summarize(): void {
