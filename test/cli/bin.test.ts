@@ -72,7 +72,7 @@ test('a command that waits for what nobody knows to be lost fails, too', () => {
   const { status, stderr } = spawnSync(
     process.execPath,
     ['--import', 'tsx', '--input-type=module', '-e', script],
-    { encoding: 'utf8' },
+    { cwd: root, encoding: 'utf8' },
   )
   assert.equal([status, stderr], [1, 'rapo: the command cannot end: what it waits for will never come\n'])
 })
