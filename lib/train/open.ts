@@ -20,6 +20,7 @@ import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
+import { localEngine, type RolloutEngine } from '../rollout/engine.js'
 import {
   type Checkpoint,
   readLatestCheckpoint,
@@ -51,6 +52,8 @@ export interface OpenOptions {
 
 export interface OpenRun {
   readonly policy: Policy
+  /** What samples the rollouts. */
+  readonly engine: RolloutEngine
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
   readonly rewards: readonly RewardPart[]
@@ -105,10 +108,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
 
   const lock = await lockRun(run.output, 'train')
   let policy: Policy | undefined
+  let engine: RolloutEngine | undefined
   let observer: Observer | undefined
   const close = () =>
     inOrder(
       () => observer?.close(),
+      () => engine?.close(),
       () => policy?.dispose(),
       lock.release,
     )
@@ -135,6 +140,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
+    engine = localEngine(policy)
     options.signal?.throwIfAborted()
 
     lock.check()
@@ -150,7 +156,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
