@@ -565,4 +565,18 @@ test('a seed twice, other problems, another field: not one; an unknown baseline 
   assert.not.ok(existsSync(output))
 })
 
+test('an episode is shown turn by turn, the answers of the environment in grey', async () => {
+  const turns = [{ completion: '3*5=', observation: '15<:' }, { completion: '3*5+7' }]
+  const run = writeRun(fresh(), {
+    metrics: metricsOf(2),
+    samples: [sampleOf({ step: 1, turns }), sampleOf({ step: 2 })],
+    evalSamples: [sampleOf({ turns })],
+    ...evaluated('own'),
+  })
+  const page = await reportOf([run])
+  const shown = '</span>3*5=<span class="prompt">15&lt;:</span>3*5+7</pre>'
+  assert.is(page.split(shown).length - 1, 2)
+  assert.match(page, '</span>3*5+7</pre>')
+})
+
 test.run()
