@@ -128,9 +128,10 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
 }
 
 Architecture architecture_from(const std::string& name) {
-  for (const auto& [known, architecture] : {std::pair<const char*, Architecture>{"qwen2", Architecture::kQwen2},
-                                            {"qwen3", Architecture::kQwen3},
-                                            {"llama", Architecture::kLlama}}) {
+  for (const auto& [known, architecture] :
+       {std::pair<const char*, Architecture>{"qwen2", Architecture::kQwen2},
+        {"qwen3", Architecture::kQwen3},
+        {"llama", Architecture::kLlama}}) {
     if (name == known) return architecture;
   }
   invalid("architecture is \"" + name + "\", expected qwen2, qwen3 or llama");
@@ -264,7 +265,8 @@ Napi::Value initialize(const Napi::CallbackInfo& info) {
   });
 }
 
-/// generate(handle, prompts, sampling, control) -> Promise<{ tokenIds, offsets, logprobs, stopped, cachedTokens }>
+/// generate(handle, prompts, sampling, control) -> Promise<{ tokenIds, offsets, logprobs, stopped,
+/// cachedTokens }>
 Napi::Value generate(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
@@ -283,7 +285,8 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     sampling.seeds.assign(seeds.begin(), seeds.end());
     sampling.max_batch = integer(o, "maxBatch");
     sampling.turn = integer(o, "turn");
-    const auto limits = copy<double>(o.Get("maxNewTokensPerPrompt"), "maxNewTokensPerPrompt");  // checked as well
+    const auto limits =
+        copy<double>(o.Get("maxNewTokensPerPrompt"), "maxNewTokensPerPrompt");  // checked as well
     sampling.max_new_tokens_per_prompt.assign(limits.begin(), limits.end());
     return on_engine<Completions>(
         info.Env(), ControlObject::get(info[3]),

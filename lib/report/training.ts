@@ -26,6 +26,7 @@ const CHARTS: readonly Chart[] = [
   { field: 'clipFractionLow', title: 'Clipped, lower bound', fromZero: true },
   { field: 'clipFractionHigh', title: 'Clipped, upper bound', fromZero: true },
   { field: 'completionLengthMean', title: 'Completion length', fromZero: true },
+  { field: 'turnsMean', title: 'Turns of an episode', fromZero: true },
   { field: 'truncatedFraction', title: 'Truncated completions', fromZero: true },
   { field: 'seconds', title: 'Seconds a step', fromZero: true },
 ]

@@ -91,7 +91,7 @@ struct Policy::Impl {
       grad;  // (flat_size) float32, also for bfloat16 weights: sums over micro-batches need the precision
   ModelTensors grads;
   std::unique_ptr<Optimizer> optimizer;
-  KeptSequences kept;  // what the last call of generate() left for the next turn of its conversations
+  KeptSequences kept;        // what the last call of generate() left for the next turn of its conversations
   bool grad_broken = false;  // an accumulate() failed after it had begun to change grad
 
   const ModelConfig& config() const { return policy->net.config(); }
@@ -198,7 +198,8 @@ const ModelInfo& Policy::info() const { return impl_->info; }
 Completions Policy::generate(const PackedTokens& prompts, const SamplingParams& sampling, Control& control) {
   return translated("generating", [&] {
     check_sampling(prompts, sampling, impl_->config());
-    return rapo::generate(*impl_->policy, prompts, sampling, impl_->options.cache_bytes, impl_->kept, control);
+    return rapo::generate(*impl_->policy, prompts, sampling, impl_->options.cache_bytes, impl_->kept,
+                          control);
   });
 }
 

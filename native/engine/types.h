@@ -41,8 +41,9 @@ struct SamplingParams {
   std::vector<std::uint64_t> seeds{0};
   std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
   std::vector<std::int64_t> max_new_tokens_per_prompt;  // each <= max_new_tokens; empty: all are that
-  /// The number of the turn in conversations, from 1; 0: these are none. The keys and values of the completions
-  /// of a turn are kept for the next turn, whose prompts begin with this turn's prompts and completions.
+  /// The number of the turn in conversations, from 1; 0: these are none. The keys and values of the
+  /// completions of a turn are kept for the next turn, whose prompts begin with this turn's prompts and
+  /// completions.
   std::int64_t turn = 0;
 
   std::int64_t limit(std::size_t prompt) const {

@@ -70,9 +70,11 @@ test("the paper's setting: SimpleRL's recipe, its prompt to the letter", () => {
   }
 })
 
-test('each feature of docs/rewards.md has an example that runs, and shows it', async () => {
-  const page = readFileSync(path.join(dir, '..', 'docs', 'rewards.md'), 'utf8')
-  const named = [...page.matchAll(/`configs\/([^`]+)`/g)].map(match => match[1]!)
+test('each feature of docs/rewards.md and environments.md has an example that runs, and shows it', async () => {
+  const read = (page: string) => readFileSync(path.join(dir, '..', 'docs', page), 'utf8')
+  const named = [...`${read('rewards.md')}${read('environments.md')}`.matchAll(/`configs\/([^`]+)`/g)].map(
+    match => match[1]!,
+  )
   assert.equal(
     named.filter(name => !files.includes(name)),
     [],
@@ -81,6 +83,7 @@ test('each feature of docs/rewards.md has an example that runs, and shows it', a
     'countdown-rewards.yaml': ({ rewards }: StepMetrics) => 'length' in rewards! && 'overlong' in rewards,
     'countdown-dynamic-sampling.yaml': ({ generatedGroups }: StepMetrics) => generatedGroups! > 4,
     'countdown-moving-reference.yaml': () => true,
+    'countdown-calculator.yaml': ({ turnsMean }: StepMetrics) => turnsMean! >= 1,
   }
   for (const [name, isShown] of Object.entries(shown)) {
     const output = path.join(makeTempDir(), 'run')
@@ -88,6 +91,7 @@ test('each feature of docs/rewards.md has an example that runs, and shows it', a
     const config = loadConfig(path.join(dir, name), {
       ...{ 'model.dir': model, 'run.output': output, 'run.steps': 2 },
       ...{ 'sampling.promptsPerStep': 4, 'sampling.groupSize': 4, 'sampling.maxNewTokens': 8 },
+      ...(name === 'countdown-calculator.yaml' && { 'task.maxTurnTokens': 4 }),
       ...(name === 'countdown-moving-reference.yaml' && { 'model.refModelSyncSteps': 2 }),
     })
     const steps: StepMetrics[] = []

@@ -100,6 +100,25 @@ test('environment: a policy learns over two turns', async () => {
   assert.ok(last > first, `${first} → ${last}`)
 })
 
+test('environment: the same task for rapo train, whose module is that of docs/environments.md', async () => {
+  const cwd = path.join(dir, 'environment')
+  const page = readFileSync(path.join(path.dirname(examples), 'docs', 'environments.md'), 'utf8')
+  const code = /```ts\n(.*?)```/s.exec(page)![1]!
+  assert.ok(readFileSync(path.join(cwd, 'second-answer.ts'), 'utf8').endsWith(code))
+  const config = readFileSync(path.join(cwd, 'second-answer.yaml'), 'utf8')
+  // Here the package lies a folder higher.
+  writeFileSync(path.join(cwd, 'second-answer.yaml'), config.replaceAll('node_modules/', '../node_modules/'))
+  await promisify(execFile)('rapo', ['train', 'second-answer.yaml', '--run.steps', '2'], { cwd, env })
+  const lines = readFileSync(path.join(cwd, 'runs', 'second-answer', 'metrics.jsonl'), 'utf8')
+    .trim()
+    .split('\n')
+  assert.is(lines.length, 2)
+  for (const { turnsMean, rewardMean } of lines.map(line => JSON.parse(line))) {
+    assert.ok(turnsMean > 1 && turnsMean < 2, `${turnsMean}`)
+    assert.ok(rewardMean > 0, `${rewardMean}`)
+  }
+})
+
 test('reward: verifiers of one’s own, quick and on a pool of threads', async () => {
   const output = await run('reward')
   const ended = 'reward 0, ended its worker, or did not end within 2 s'

@@ -95,6 +95,21 @@ test("a step's line by hand: two groups of two, two optimizer steps", () => {
   })
 })
 
+test('of an episode the tokens that the model wrote count, and its turns', () => {
+  const episode = {
+    ...rollout(1, 5, 'stop'),
+    completionMask: [1, 1, 0, 0, 1],
+    turns: [1, 2].map(() => ({ completion: '' })),
+  }
+  const other = { ...rollout(0, 3, 'length'), completionMask: [1, 1, 1], turns: [{ completion: '' }] }
+  const line = summarizeStep([episode, episode, other, other], 2, sums, [{ gradNorm: 1, skipped: false }])
+  const { turnsMean, completionLengthMean, completionLengthMax } = line
+  assert.equal([turnsMean, completionLengthMean, completionLengthMax], [1.5, 3, 3])
+  assert.not(
+    'turnsMean' in summarizeStep([rollout(1, 1, 'stop')], 1, sums, [{ gradNorm: 1, skipped: false }]),
+  )
+})
+
 test('metrics of a split add up, and nothing is neutral', () => {
   assert.equal(addMetrics(sums, emptyMetrics), sums)
   const sum = addMetrics(sums, { ...sums, ratioMin: 0.25, ratioMax: 1 })
@@ -130,7 +145,8 @@ test('means are over the trained tokens', () => {
 test('the fields are those that docs/files.md lists', () => {
   const section = readFileSync('docs/files.md', 'utf8').split('### metrics.jsonl')[1]!.split('\n###')[0]!
   const listed = [...section.matchAll(/`([a-zA-Z]+)`/g)].map(match => match[1]!)
-  const line = summarizeStep([rollout(1, 1, 'stop')], 1, sums, [{ gradNorm: 1, skipped: false }])
+  const episode = { ...rollout(1, 1, 'stop'), turns: [{ completion: '' }] }
+  const line = summarizeStep([episode], 1, sums, [{ gradNorm: 1, skipped: false }])
   const remeasured: Required<Remeasured> = {
     entropyCoef: 0,
     importanceMean: 1,

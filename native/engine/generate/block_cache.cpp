@@ -82,8 +82,7 @@ class BlockCache : public Cache {
     const auto found = std::find_if(places_.begin(), places_.end(),
                                     [sequence](const Place& p) { return p.sequence == sequence; });
     const auto at = static_cast<std::int64_t>(found - places_.begin());
-    const auto halves =
-        at::stack({place(block_.keys, at, length), place(block_.values, at, length)}, 2);
+    const auto halves = at::stack({place(block_.keys, at, length), place(block_.values, at, length)}, 2);
     return halves.reshape({halves.size(0), length, -1});
   }
 

@@ -274,7 +274,8 @@ class Decoder {
     KeptSequences::Sequence sequence;
     sequence.tokens.assign(prompt_tokens(p), prompt_tokens(p) + prompt_length(p));
     const auto& own = transcript_.tokens(r.completion);
-    sequence.tokens.insert(sequence.tokens.end(), own.begin(), own.end() - 1);  // the last is not in the cache
+    sequence.tokens.insert(sequence.tokens.end(), own.begin(),
+                           own.end() - 1);  // the last is not in the cache
     sequence.data = cache_.save(r.sequence, r.length);
     leaving_.add(std::move(sequence), keep_bytes_ - kept_.bytes());
   }

@@ -27,7 +27,8 @@ class KeptSequences {
     sequences_.emplace(key, std::move(sequence));
   }
 
-  /// The longest sequence that is shorter than [tokens, tokens + length) and is its beginning; null if none is.
+  /// The longest sequence that is shorter than [tokens, tokens + length) and is its beginning; null if none
+  /// is.
   const Sequence* find(const std::int32_t* tokens, std::int64_t length) const {
     const auto found = locate(tokens, length);
     return found == sequences_.end() ? nullptr : &found->second;

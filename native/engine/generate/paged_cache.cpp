@@ -62,8 +62,8 @@ class PagedCache : public Cache {
   at::Tensor save(Id sequence, std::int64_t length) override {
     const auto& pages = held_.at(sequence).pages;
     const std::int64_t count = units_for(length);
-    auto saved =
-        at::empty({count, static_cast<std::int64_t>(pages_.bytes()) / model_.element_size()}, model_.flat.options());
+    auto saved = at::empty({count, static_cast<std::int64_t>(pages_.bytes()) / model_.element_size()},
+                           model_.flat.options());
     auto* to = static_cast<std::byte*>(saved.data_ptr());
     for (std::int64_t i = 0; i < count; ++i) {
       std::memcpy(to + static_cast<std::size_t>(i) * pages_.bytes(), pages[static_cast<std::size_t>(i)],

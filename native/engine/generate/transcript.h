@@ -39,7 +39,9 @@ class Transcript {
     return uniform(sampling_.seeds[is_shared ? 0 : c / n], is_shared ? c : c % n, tokens_[c].size());
   }
 
-  const std::vector<std::int32_t>& tokens(std::int64_t completion) const { return tokens_[index(completion)]; }
+  const std::vector<std::int32_t>& tokens(std::int64_t completion) const {
+    return tokens_[index(completion)];
+  }
 
   /// Appends a token. The caller adds the token to control's count.
   void add(std::int64_t completion, std::int32_t token, float logprob) {
