@@ -140,6 +140,7 @@ test('whose token is whose: ids, masks and log-probs, token by token', async () 
     sampler.calls.map(({ params }) => params.turn),
     [1, 2, 3],
   )
+  assert.is(new Set(sampler.calls.map(({ params }) => String(params.seed))).size, 3)
 })
 
 test('a group: the first turn is the call that completions would be; later ones draw from streams of their own', async () => {
