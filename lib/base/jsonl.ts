@@ -1,6 +1,6 @@
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { RapoError } from './errors.js'
-import { ioGuard, writeWhole } from './files.js'
+import { ioGuard, ioReason, withPlace, writeWhole } from './files.js'
 import { isLfsPointer, lfsMessage } from './lfs.js'
 
 /** The one reader and the one writer of JSON Lines. */
@@ -28,37 +28,44 @@ export function parseJsonLines(
     try {
       text = decoder.decode(bytes)
     } catch {
-      throw lineError(file, number, 'is not UTF-8 text')
+      throw lineError(file, number, 'the line is not UTF-8 text')
     }
     if (text.trim() === '') continue
     let value: unknown
     try {
       value = parse(text)
     } catch (error) {
-      throw lineError(file, number, `is not JSON: ${(error as Error).message}`)
+      throw lineError(file, number, `the line is not JSON: ${(error as Error).message}`)
     }
     if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-      throw lineError(file, number, `must be a JSON object, not ${shorten(text)}`)
+      throw lineError(file, number, `the line must be a JSON object, not ${shorten(text)}`)
     }
     lines.push({ value: value as Record<string, unknown>, number })
   }
   return lines
 }
 
-/** A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read. */
-export function readInput(file: string | number): Uint8Array {
+/**
+ * A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read.
+ * @param field what names the file, such as data.train, for messages
+ */
+export function readInput(file: string | number, field?: string): Uint8Array {
   try {
     const content = readFileSync(file)
     if (isLfsPointer(content)) throw new RapoError('ERR_RAPO_DATA', lfsMessage(String(file)))
     return content
   } catch (cause) {
     if (cause instanceof RapoError) throw cause
-    throw new RapoError('ERR_RAPO_DATA', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
+    const why = isMissing
+      ? `there is no file ${withPlace(String(file))}`
+      : `cannot read ${file}: ${ioReason(cause, String(file))}`
+    throw new RapoError('ERR_RAPO_DATA', field ? `${field}: ${why}` : why, { cause })
   }
 }
 
 function lineError(file: string, line: number, why: string): RapoError {
-  return new RapoError('ERR_RAPO_DATA', `${file}:${line}: line ${line} ${why}`)
+  return new RapoError('ERR_RAPO_DATA', `${file}:${line}: ${why}`)
 }
 
 function shorten(text: string): string {

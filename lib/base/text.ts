@@ -25,6 +25,14 @@ export function plainText(text: string): string {
 /** The same on one line. */
 export const plainLine = (text: string) => plainText(text).replace(/\s+/g, ' ')
 
+/** `1 step`, `2 steps`. */
+export const plural = (
+  count: number,
+  one: string,
+  many = `${one}s`,
+  show: (count: number) => string = String,
+) => `${show(count)} ${count === 1 ? one : many}`
+
 /** The commands' output. Text from a model, a file or a server cannot control the terminal. */
 export const printLine = (text: string) => console.log(plainText(text))
 export const printError = (text: string) => console.error(plainText(text))

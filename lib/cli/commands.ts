@@ -4,11 +4,11 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { printError, printLine } from '../base/text.js'
+import { plural, printError, printLine } from '../base/text.js'
 import { type Config, requireField } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
-import { readProblems } from '../data/problems.js'
+import { readProblems, summarizeRows } from '../data/problems.js'
 import { fitContext, templateFor } from '../data/prompts.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
@@ -121,7 +121,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     process.exitCode = stopping.exitCode
   } else {
     printLine(
-      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
+      `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
   }
 }
@@ -197,12 +197,12 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   })
   printLine(formatPassAtK([result]))
   printLine(
-    `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
+    `\n${plural(result.tokens, 'token')} in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
 }
 
 function listUnusable(rows: readonly string[]): void {
-  printError(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
+  printError([`left out, ${rows.length} in all:`, ...summarizeRows(rows)].join('\n  '))
 }
 
 interface GradeValues {

@@ -2,6 +2,7 @@
 import { RapoError } from '../base/errors.js'
 import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
+import { plural } from '../base/text.js'
 import { packTokens } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
@@ -153,8 +154,7 @@ async function withModel(
   const policy = await openPolicy(model, { dtype, device, trainable: false }, 0, options.loadPolicy)
   try {
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
-    const fault = (line: number, why: string) =>
-      new RapoError('ERR_RAPO_DATA', `${name}:${line}: line ${line}: ${why}`)
+    const fault = (line: number, why: string) => new RapoError('ERR_RAPO_DATA', `${name}:${line}: ${why}`)
     await body(policy, tokenizer, lines, fault, output.write)
     output.finish()
   } catch (error) {
@@ -207,7 +207,9 @@ function encodeText(tokenizer: Tokenizer, text: string, fault: (why: string) => 
 function checkContext(length: number, { info }: Policy, fault: (why: string) => RapoError): void {
   const context = info.maxPositionEmbeddings
   if (length > context)
-    throw fault(`prompt and completion may take ${length} tokens; the model's context is ${context}`)
+    throw fault(
+      `prompt and completion may take ${plural(length, 'token')}; the model's context is ${context}`,
+    )
 }
 
 /** Float32 values in the fewest digits that read back to the same. */

@@ -5,6 +5,8 @@ import type { Row } from './rows.js'
 
 /** The fields of config.data that say what a file's rows are. */
 export interface DataOptions {
+  /** What names the files, such as data.train: for messages. */
+  readonly field?: string
   /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
   readonly problemField?: string
   readonly answerField?: string

@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs'
 import { gunzipSync } from 'node:zlib'
 import * as lossless from 'lossless-json'
 import { RapoError } from '../base/errors.js'
+import { withPlace } from '../base/files.js'
 import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
 import { type HubOptions, resolveDataFile } from '../model/hub.js'
 
@@ -13,9 +14,9 @@ export interface Row extends Line {
   readonly unit: 'line' | 'row'
 }
 
-/** A row, as messages name it. */
+/** A row, as messages name it: `a.jsonl:4`, or `a.parquet row 4`. */
 export function placeOf({ file, unit, number }: Omit<Row, 'value'>): string {
-  return unit === 'line' ? `${file}:${number}: line ${number}` : `${file}: row ${number}`
+  return unit === 'line' ? `${file}:${number}` : `${file} row ${number}`
 }
 
 /** The files that a field of the configuration names, for messages. */
@@ -28,13 +29,18 @@ export function nameOf(files: string | readonly string[]): string {
  * files are read in the order of their names, or hf://datasets/OWNER/NAME/PATH on the hub. Extensions: .jsonl (also the
  * default), .json (an array, or lines), .csv, .tsv, .parquet, each but the last also with .gz or .zst. Throws
  * ERR_RAPO_DATA, naming the file, for one that is missing, broken or empty, and ERR_RAPO_IO where the hub cannot be read.
+ * @param field what names the files, such as data.train, for messages
  */
-export async function readRows(files: string | readonly string[], hub: HubOptions = {}): Promise<Row[]> {
+export async function readRows(
+  files: string | readonly string[],
+  hub: HubOptions = {},
+  field?: string,
+): Promise<Row[]> {
   const rows: Row[] = []
   for (const name of [files].flat()) {
-    for (const file of await expand(name)) {
+    for (const file of await expand(name, field)) {
       const place = await resolveDataFile(file, hub)
-      const found = await read(file, Buffer.from(readInput(place)))
+      const found = await read(file, Buffer.from(readInput(place, field)))
       if (found.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
       for (const row of found) rows.push(row)
     }
@@ -47,11 +53,14 @@ export function rowsOfLines(content: Uint8Array, file: string): Row[] {
   return parseJsonLines(content, file, parseJson).map(line => ({ ...line, file, unit: 'line' }))
 }
 
-async function expand(name: string): Promise<readonly string[]> {
+async function expand(name: string, field?: string): Promise<readonly string[]> {
   if (name.startsWith('hf://') || !/[*?{[]/.test(name) || existsSync(name)) return [name]
   const { globSync } = await import('tinyglobby')
   const files = globSync(name, { expandDirectories: false, dot: true }).sort()
-  if (files.length === 0) throw new RapoError('ERR_RAPO_DATA', `no file matches ${name}`)
+  if (files.length === 0) {
+    const said = `no file matches ${withPlace(name)}`
+    throw new RapoError('ERR_RAPO_DATA', field ? `${field}: ${said}` : said)
+  }
   return files
 }
 

@@ -73,13 +73,16 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const rewards = await loadRewards(config.task)
   const { onUnusable, onDownload, signal: aborted } = options
   const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
-  const data = { ...config.data, ...told }
+  const data = { ...config.data, ...told, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(told)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
   // A loader of the caller's own may know other models.
-  if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
+  if (!options.loadPolicy) {
+    checkModel(modelDir, 'model.dir')
+    if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
+  }
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)

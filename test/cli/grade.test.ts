@@ -75,7 +75,7 @@ test('a verifier that gives no verdict: its line is named', async () => {
     writeFileSync(module, `export default { checkAnswer() {}, verify: () => (${verdict}) }`)
     await gradeLines({ task: module, input, output }).then(assert.unreachable as never, error => {
       assert.is(error.code, 'ERR_RAPO_INTERNAL')
-      assert.ok(error.message.startsWith(`the verifier failed on ${input}:1: line 1: ${why}`), error.message)
+      assert.ok(error.message.startsWith(`the verifier failed on ${input}:1: ${why}`), error.message)
     })
   }
 })
@@ -92,10 +92,7 @@ test('a line that cannot be judged: named, and nothing is written', async () => 
       },
     )
   }
-  assert.match(
-    await messageOf({ reference: '1' }),
-    `${input}:2: line 2 must have completion or answer, a text`,
-  )
+  assert.match(await messageOf({ reference: '1' }), `${input}:2: must have completion or answer, a text`)
   assert.match(await messageOf({ answer: '1' }), 'line 2 has no reference')
   assert.match(
     await messageOf({ answer: '1', reference: '' }),
@@ -118,7 +115,7 @@ test('files that cannot be graded: missing, empty, broken', async () => {
   }
   assert.match(await messageOf('missing.jsonl'), /cannot read .*missing.jsonl/)
   assert.match(await messageOf('empty.jsonl', '\n'), 'empty.jsonl is empty')
-  assert.match(await messageOf('broken.jsonl', '{"answer"'), 'broken.jsonl:1: line 1 is not JSON')
+  assert.match(await messageOf('broken.jsonl', '{"answer"'), 'broken.jsonl:1: the line is not JSON')
   assert.match(await messageOf('broken.parquet', 'PAR1 cut'), 'broken.parquet is no readable Parquet file: ')
   assert.match(await messageOf('empty.csv', 'answer,reference\n2,\n'), 'line 2 reference: answer must be')
 })
@@ -174,7 +171,7 @@ test('a verifier that fails late: the verdicts before it are kept', async () => 
   const error = await gradeLines({ task: module, input, output: target }).catch(error => error)
   assert.is(
     error.message,
-    `the verifier failed on ${input}:3: line 3: no connection\nthe 2 lines that there are: ${target}.partial`,
+    `the verifier failed on ${input}:3: no connection\nkept: 2 lines in ${target}.partial`,
   )
   assert.not(existsSync(target))
   const kept = readFileSync(`${target}.partial`, 'utf8').trim().split('\n')

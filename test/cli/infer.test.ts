@@ -118,8 +118,8 @@ test('a model without a tokenizer takes ids, and gives no text', async () => {
 test('bad lines: file, line, why, and nothing written', async () => {
   const good = { promptIds: [5] }
   const cases: [unknown, string][] = [
-    ['{', `${input}:2: line 2 is not JSON`],
-    [{}, `${input}:2: line 2: it must have promptIds (a list of token ids) or prompt (a text)`],
+    ['{', `${input}:2: the line is not JSON`],
+    [{}, `${input}:2: it must have promptIds (a list of token ids) or prompt (a text)`],
     [{ promptIds: [] }, 'promptIds must not be empty'],
     [{ promptIds: 'x' }, 'promptIds must be a list of token ids'],
     [{ promptIds: [5, 22] }, 'promptIds[1] is 22; it must be a token id from 0 to 21'],
@@ -127,10 +127,7 @@ test('bad lines: file, line, why, and nothing written', async () => {
     [{ promptIds: [1.5] }, 'promptIds[0] is 1.5'],
     [{ promptIds: ['5'] }, 'promptIds[0] is "5"'],
     [{ prompt: '' }, 'prompt must not be empty'],
-    [
-      { prompt: 'x' },
-      `${input}:2: line 2: the tokenizer ${model}/tokenizer.json has no token for part of "x"`,
-    ],
+    [{ prompt: 'x' }, `${input}:2: the tokenizer ${model}/tokenizer.json has no token for part of "x"`],
     [{ promptIds: Array(61).fill(5) }, 'prompt and completion may take 65 tokens'],
   ]
   for (const [line, expected] of cases) {
@@ -138,7 +135,7 @@ test('bad lines: file, line, why, and nothing written', async () => {
     assert.match(await messageOf(generate()), expected)
   }
   give({ promptIds: [5], completionIds: [5] }, { promptIds: [5] })
-  assert.match(await messageOf(logprobLines(files, 1)), 'line 2: it must have completionIds')
+  assert.match(await messageOf(logprobLines(files, 1)), ':2: it must have completionIds')
   give('')
   assert.match(await messageOf(generate()), `${input} is empty`)
 })
@@ -166,10 +163,7 @@ test('lines are written as they come: what fails late leaves those that there ar
     }
   }
   // 3 completions a line, 512 a call.
-  assert.is(
-    await messageOf(generate({ loadPolicy: failing })),
-    `stop\nthe 340 lines that there are: ${partial}`,
-  )
+  assert.is(await messageOf(generate({ loadPolicy: failing })), `stop\nkept: 340 lines in ${partial}`)
   assert.equal(
     readFileSync(partial, 'utf8')
       .trim()
