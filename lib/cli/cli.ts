@@ -96,7 +96,9 @@ export function createCli(): Command {
 
   cli
     .command('grade')
-    .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
+    .description(
+      'judge answers: rows { completion | answer, reference } get { correct, reason }; also what rapo generate writes',
+    )
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
     .addOption(
       new Option('--extract <where>', "math: where a completion's answer is: last box; else stated; else any")
@@ -110,7 +112,16 @@ export function createCli(): Command {
     )
     .option(
       '-i, --input <file>',
-      'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
+      'a file in any format of a problem file; or its name on the hub (default: JSON Lines from standard input)',
+    )
+    .option(
+      '--completion-field <column>',
+      'what the model wrote: a text or a list (default: completion, completions)',
+    )
+    .option('--answer-field <column>', 'a final answer that is judged alone (default: answer)')
+    .option(
+      '--reference-field <column>',
+      'the right answer (default: reference; beside a completion also answer, and what problem files call it)',
     )
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
     .action(async values => (await import('./commands.js')).runGrade(values))

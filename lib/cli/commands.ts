@@ -211,6 +211,9 @@ interface GradeValues {
   readonly tolerance?: Tolerance
   readonly input?: string
   readonly output?: string
+  readonly completionField?: string
+  readonly answerField?: string
+  readonly referenceField?: string
 }
 
 export async function runGrade({ input, output, ...options }: GradeValues): Promise<void> {
@@ -220,8 +223,11 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
   const grading = untilStopped(signal =>
     gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
   )
-  const { correct, total } = await grading.finally(download.stop)
+  const { correct, total, unusable } = await grading.finally(download.stop)
   printError(`${correct} of ${total} correct`)
+  if (unusable.length === 0) return
+  printError([`${plural(unusable.length, 'row')} not judged:`, ...summarizeRows(unusable)].join('\n  '))
+  process.exitCode = 1
 }
 
 interface InferValues {

@@ -38,7 +38,7 @@ export async function readProblems(
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const rows = await files.readRows(given, hubOptions(options), options.field)
+  const rows = await files.readRows(given, { ...hubOptions(options), field: options.field })
   const name = files.nameOf(given)
   const columns = chooseColumns(rows, name, options)
   const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)
@@ -176,7 +176,8 @@ const emptyAsAbsent = (value: unknown) => (value === '' ? undefined : value)
 /** A list of one answer is that answer; what several mean is the verifier's to say. */
 const onlyEntry = (answer: unknown) => (Array.isArray(answer) && answer.length === 1 ? answer[0] : answer)
 
-function messagesFault(messages: readonly unknown[]): string | undefined {
+/** What is wrong with a conversation as a prompt. */
+export function messagesFault(messages: readonly unknown[]): string | undefined {
   const wanted =
     "must be a text, or a list of messages { role, content } of which the last is not the assistant's"
   const isMessage = (message: unknown) => {
@@ -189,9 +190,11 @@ function messagesFault(messages: readonly unknown[]): string | undefined {
   return undefined
 }
 
-const toMessage = ({ role, content }: Message): Message => ({ role, content })
+/** Without what a dataset has beside these. */
+export const toMessage = ({ role, content }: Message): Message => ({ role, content })
 
-function lastUserText(messages: readonly Message[]): string {
+/** What VerifyContext calls the prompt of a conversation. */
+export function lastUserText(messages: readonly Message[]): string {
   return messages.findLast(({ role }) => role === 'user')!.content
 }
 
