@@ -183,6 +183,12 @@ export type {
   Verify,
   VerifyContext,
 } from './reward/verifier.js'
+export {
+  localEngine,
+  type RolloutEngine,
+  type SampledCompletions,
+  type Sampler,
+} from './rollout/engine.js'
 export { Episode } from './rollout/episode.js'
 export {
   type Rollout,

@@ -42,10 +42,7 @@ export function parseJsonLines(
 }
 
 /** The object of a line; undefined for a blank line; else why there is none. */
-function parseLine(
-  bytes: Uint8Array,
-  parse: (text: string) => unknown,
-): Line['value'] | string | undefined {
+function parseLine(bytes: Uint8Array, parse: (text: string) => unknown): Line['value'] | string | undefined {
   let text: string
   try {
     text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)

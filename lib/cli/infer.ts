@@ -25,6 +25,7 @@ import {
   readStopTokenIds,
   type Tokenizer,
 } from '../model/tokenizer.js'
+import { localEngine } from '../rollout/engine.js'
 import { type LineOutput, openOutput } from './output.js'
 
 export interface InferOptions extends CallOptions {
@@ -77,10 +78,12 @@ export async function generateLines(
     })
     const { n, maxNewTokens } = sampling
     const together = Math.max(1, Math.floor(CALL_COMPLETIONS / n))
+    const engine = localEngine(policy)
+    await engine.syncWeights(0, options)
     for (let first = 0; first < rows.length; first += together) {
       const seed = first === 0 ? sampling.seed : deriveSeed(sampling.seed, 'generate', first)
       const { onProgress } = options
-      const { tokens, logprobs, finishReasons } = await policy.generate(
+      const { tokens, logprobs, finishReasons } = await engine.generate(
         packTokens(prompts.slice(first, first + together)),
         { ...sampling, seed, stopTokenIds },
         {

@@ -21,6 +21,7 @@ import type { Device, LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
+import { localEngine } from '../rollout/engine.js'
 import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
 import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
@@ -94,6 +95,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
+    const engine = localEngine(policy)
+    await engine.syncWeights(0, { signal })
     lock.check()
     const progress = openProgress(config, options, prompts)
 
@@ -123,7 +126,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
           report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
         const { call: onProgress } = reporting
-        const rollouts = await rolloutGroups(policy, tokenizer, missing, params, { signal, onProgress })
+        const rollouts = await rolloutGroups(engine, tokenizer, missing, params, { signal, onProgress })
         const scored = await score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
         lock.check()
         const seconds = (performance.now() - start) / 1000 / missing.length

@@ -2,10 +2,11 @@
 import type { Problem } from '../data/problems.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import { packTokens, unpackCompletions } from '../model/batch.js'
-import type { CallOptions, FinishReason, Policy, SamplingParams } from '../model/policy.js'
+import type { CallOptions, FinishReason, SamplingParams } from '../model/policy.js'
 import type { Tokenizer } from '../model/tokenizer.js'
 import type { RewardPart } from '../reward/rewards.js'
 import { judge, type Patience, type Verdict, type Verifier, type VerifyContext } from '../reward/verifier.js'
+import type { Sampler } from './engine.js'
 
 /** A prompt and one completion of it. */
 export interface Rollout {
@@ -18,6 +19,8 @@ export interface Rollout {
   readonly finishReason: FinishReason
   /** The completion as text, without the stop token. */
   readonly completion: string
+  /** Of the weights that sampled it (SampledCompletions.versions); absent where a policy was sampled directly. */
+  readonly version?: number
 }
 
 /** How score waits, and what it tells verifiers. */
@@ -51,20 +54,22 @@ export function samplingParams(
 
 /** sampling.n completions of each prompt, group after group, in the order of the prompts. */
 export async function rolloutGroups(
-  policy: Policy,
+  sampler: Sampler,
   tokenizer: Pick<Tokenizer, 'decode'>,
   prompts: readonly EncodedPrompt[],
   sampling: SamplingParams,
   options?: CallOptions,
 ): Promise<Rollout[]> {
   const packed = packTokens(prompts.map(prompt => prompt.promptIds))
-  const completions = unpackCompletions(await policy.generate(packed, sampling, options))
-  return completions.map(({ tokenIds, logprobs, finishReason }, i) => ({
+  const sampled = await sampler.generate(packed, sampling, options)
+  const { versions } = sampled
+  return unpackCompletions(sampled).map(({ tokenIds, logprobs, finishReason }, i) => ({
     ...prompts[Math.floor(i / sampling.n)]!,
     completionIds: tokenIds,
     logprobs,
     finishReason,
     completion: tokenizer.decode(finishReason === 'stop' ? tokenIds.subarray(0, -1) : tokenIds),
+    ...(versions && { version: versions[i]! }),
   }))
 }
 

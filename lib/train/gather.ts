@@ -24,12 +24,12 @@ export interface Gathered {
  * the call and where the cursor stood, so that a step that is done again gives the same bits.
  */
 export async function gather(
-  run: Pick<OpenRun, 'policy' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  run: Pick<OpenRun, 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
   config: Config,
   step: number,
   seconds: PhaseSeconds,
 ): Promise<Gathered> {
-  const { policy, context, cursor, stopTokenIds, rewards, signal } = run
+  const { engine, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
   const groups: ScoredRollout[][] = []
@@ -40,7 +40,7 @@ export async function gather(
     const prompts = problems.map(problem => encodePrompt(problem, context))
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
     const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rolling = rolloutGroups(policy, context.tokenizer, prompts, params, { signal })
+    const rolling = rolloutGroups(engine, context.tokenizer, prompts, params, { signal })
     const rollouts = await timed(seconds, 'rollout', rolling)
     const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
     const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)

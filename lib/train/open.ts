@@ -19,6 +19,7 @@ import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
+import { localEngine, type RolloutEngine } from '../rollout/engine.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -42,6 +43,8 @@ export interface OpenOptions {
 
 export interface OpenRun {
   readonly policy: Policy
+  /** What samples the rollouts. */
+  readonly engine: RolloutEngine
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
   readonly rewards: readonly RewardPart[]
@@ -102,10 +105,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
 
   const lock = await lockRun(run.output, 'train')
   let policy: Policy | undefined
+  let engine: RolloutEngine | undefined
   let observer: Observer | undefined
   const close = () =>
     inOrder(
       () => observer?.close(),
+      () => engine?.close(),
       () => policy?.dispose(),
       lock.release,
     )
@@ -130,6 +135,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)
+    engine = localEngine(policy)
     options.signal?.throwIfAborted()
 
     lock.check()
@@ -145,7 +151,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }

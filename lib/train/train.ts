@@ -118,6 +118,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
 async function trainStep(run: Run, config: Config, step: number) {
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
+  await run.engine.syncWeights(step - 1, { signal: run.signal })
   const {
     sampled,
     trained,

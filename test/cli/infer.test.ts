@@ -119,7 +119,7 @@ test('bad lines: file, line, why, and nothing written', async () => {
   const good = { promptIds: [5] }
   const cases: [unknown, string][] = [
     ['{', `${input}:2: the line is not JSON`],
-    [{}, `${input}:2: it must have promptIds (a list of token ids) or prompt (a text)`],
+    [{}, `${input}:2: the row must have promptIds (a list of token ids) or prompt (a text)`],
     [{ promptIds: [] }, 'promptIds must not be empty'],
     [{ promptIds: 'x' }, 'promptIds must be a list of token ids'],
     [{ promptIds: [5, 22] }, 'promptIds[1] is 22; it must be a token id from 0 to 21'],
@@ -135,7 +135,7 @@ test('bad lines: file, line, why, and nothing written', async () => {
     assert.match(await messageOf(generate()), expected)
   }
   give({ promptIds: [5], completionIds: [5] }, { promptIds: [5] })
-  assert.match(await messageOf(logprobLines(files, 1)), ':2: it must have completionIds')
+  assert.match(await messageOf(logprobLines(files, 1)), ':2: the row must have completionIds')
   give('')
   assert.match(await messageOf(generate()), `${input} is empty`)
 })
