@@ -41,6 +41,7 @@ export interface InferOptions extends CallOptions {
   /** data.template: the text around a prompt. Default {prompt}: none, and the model's chat template for conversations. */
   readonly template?: string
   readonly systemPrompt?: string
+  readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
   /** Column of the prompt. Default: the usual names of problem files. */
   readonly problemField?: string
   /** Default: the engine's. */
@@ -160,7 +161,7 @@ export async function logprobLines(options: InferOptions, temperature: number): 
 
 async function withModel(options: InferOptions, body: (job: Job) => Promise<void>): Promise<void> {
   const { model, input, dtype = 'float32', device = 'cpu', threads = 0, problemField } = options
-  const { template: text = '{prompt}', systemPrompt } = options
+  const { template: text = '{prompt}', systemPrompt, chatTemplateArguments } = options
   const name = input ?? 'standard input'
   const output = openOutput(options.output)
   const rows =
@@ -170,7 +171,11 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
   const column = chooseColumn('problem', rows, name, problemField)
   const hasConversations = rows.some(({ value }) => Array.isArray(column.valueIn(value)))
-  const template = createTemplate(text, model, { hasConversations, ...(systemPrompt && { systemPrompt }) })
+  const template = createTemplate(text, model, {
+    hasConversations,
+    ...(systemPrompt && { systemPrompt }),
+    ...(chatTemplateArguments && { chatTemplateArguments }),
+  })
   const stopTokenIds =
     tokenizer && template.stop.length > 0
       ? stopTokenIdsFor(model, tokenizer, template)

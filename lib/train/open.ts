@@ -73,6 +73,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
+  if (config.sampling.temperature === 0) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      'sampling.temperature is 0, greedy, which is for measurements; to train it must be ≥ 1e-6 and ≤ 100',
+    )
+  }
   const rewards = await loadRewards(config.task)
   const { onUnusable, onDownload, signal: aborted } = options
   const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }

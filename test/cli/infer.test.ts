@@ -92,6 +92,48 @@ test('logprobs adds one number a completion token, the same that generate gave',
   assert.ok(Math.abs(scored[6]!.entropy[0]! - Math.log(3)) < 0.1)
 })
 
+test('prompts: in a template, of a problem file by its usual or a named column, conversations by the chat template', async () => {
+  const told: number[][] = []
+  const spying: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate(prompts, ...rest) {
+        for (let i = 1; i < prompts.offsets.length; i++)
+          told.push([...prompts.tokenIds.slice(prompts.offsets[i - 1], prompts.offsets[i])])
+        return policy.generate(prompts, ...rest)
+      },
+    }
+  }
+  const rendered = async (rows: object[], options: object = {}, from = model) => {
+    told.length = 0
+    give(...rows)
+    await generate({ loadPolicy: spying, model: from, ...options })
+    return told.map(ids => tokenizer.decode(ids))
+  }
+  assert.equal(await rendered([{ question: '7=7:' }, { promptIds: [5, 6] }], { template: '1 {prompt}2' }), [
+    '1 7=7:2',
+    tokenizer.decode([5, 6]),
+  ])
+  assert.equal(await rendered([{ prompt: '1', mine: '2' }], { problemField: 'mine' }), ['2'])
+  assert.match(await messageOf(rendered([{ prompt: '1' }], { problemField: 'mine' })), 'has no field "mine"')
+  const chat = makeFakeModel({ 1: 9, 10: 9, 11: 9 })
+  writeFileSync(
+    path.join(chat, 'chat_template.jinja'),
+    '{% for message in messages %}{{ message.content }}={% endfor %}',
+  )
+  const messages = [
+    { role: 'system', content: '3' },
+    { role: 'user', content: '4' },
+  ]
+  assert.equal(await rendered([{ prompt: messages }], {}, chat), ['3=4='])
+  const wrong = [{ role: 'assistant', content: '3' }]
+  assert.match(await messageOf(rendered([{ prompt: wrong }], {}, chat)), 'the last is not the assistant')
+  const csv = path.join(dir, 'in.csv')
+  writeFileSync(csv, 'prompt,answer\n7=7:,7\n')
+  assert.equal(await rendered([], { input: csv }), ['7=7:'])
+})
+
 test('many and long lines are scored in several calls, in order', async () => {
   const long = Array.from({ length: 40 }, () => 10)
   give(...Array.from({ length: 1000 }, (_, i) => ({ i, promptIds: [5], completionIds: long.slice(i % 40) })))

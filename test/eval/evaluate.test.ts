@@ -71,6 +71,7 @@ test('pass@k refuses numbers that make no sense', () => {
 })
 
 test('k doubles up to half of n', () => {
+  assert.equal(listKs(1), [1])
   assert.equal(listKs(2), [1])
   assert.equal(listKs(9), [1, 2, 4])
   assert.equal(listKs(2048), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
