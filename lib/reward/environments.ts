@@ -1,7 +1,7 @@
 /** Environments by name: those built in, and modules of the user's. */
-import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../base/errors.js'
 import { importModule } from '../base/module.js'
+import { didYouMean } from '../base/nearest.js'
 import { countdownCalculator } from './calculator.js'
 import type { Environment, NamedEnvironment } from './environment.js'
 import { isModuleName, parseModuleName, shortName } from './load.js'
@@ -21,10 +21,9 @@ export async function loadEnvironment(name: string | undefined): Promise<NamedEn
   if (name === undefined) return undefined
   if (Object.hasOwn(builtIn, name)) return named(name, builtIn[name]!)
   if (!isModuleName(name)) {
-    const nearest = environmentNames.toSorted((a, b) => distance(name, a) - distance(name, b))[0]
     throw new RapoError(
       'ERR_RAPO_CONFIG',
-      `task.environment "${name}" is not known: did you mean "${nearest}"? Known: ${environmentNames.join(', ')}, or the path of a module`,
+      `task.environment is "${name}"; it must be one of ${environmentNames.join(', ')}, or the path of a module${didYouMean(name, environmentNames)}`,
     )
   }
   const { file, exported = 'default' } = parseModuleName(name)

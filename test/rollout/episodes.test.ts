@@ -506,7 +506,7 @@ test('the calculator: a question, a fraction, nonsense, and the answer', async (
 
 test('environments by name: built in, modules, and what is none', async () => {
   assert.is(await loadEnvironment(undefined), undefined)
-  assert.match(await failure(loadEnvironment('countdown')), 'did you mean "countdown-calculator"?')
+  assert.match(await failure(loadEnvironment('countdown-calculater')), 'did you mean "countdown-calculator"?')
   const file = path.join(makeTempDir(), 'guess.mjs')
   const write = (text: string) => writeFileSync(file, text)
   write(`
