@@ -170,6 +170,7 @@ export {
   type Comparison,
   compareAnswers,
   type Extraction,
+  extractAnswer,
   type MathOptions,
   type Tolerance,
   verifyMath,

@@ -10,20 +10,20 @@ export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
 export type Aggregation = (typeof aggregations)[number]
 
 /**
- * One sequence to train on: a prompt and a completion, or several turns of them. Arrays of one length, one entry a
- * token: completionMask is 1 where the token was sampled and is trained on, 0 where it was given (prompt, a tool's
- * answer). The first token has no prediction, so its mask must be 0.
+ * One sequence to train on: a prompt and a completion, or several turns of them. The arrays, plain or typed, have one
+ * length: one entry per token. completionMask is 1 where the token was sampled and is trained on, 0 where the token was
+ * given (prompt, a tool's answer). The first token has no prediction, so its mask must be 0.
  */
 export interface TrainSequence {
-  readonly tokenIds: readonly number[]
-  readonly completionMask: readonly number[]
+  readonly tokenIds: ArrayLike<number>
+  readonly completionMask: ArrayLike<number>
   /** log π_old of the token when it was sampled; read only where the mask is 1. Absent: ratio 1. */
-  readonly oldLogprobs?: readonly number[]
+  readonly oldLogprobs?: ArrayLike<number>
   readonly advantage: number
   /** φ of the completion. Absent: 1. */
   readonly refWeight?: number
   /** What the policy term of each token is multiplied with; read only where the mask is 1. Absent: 1. */
-  readonly policyWeights?: readonly number[]
+  readonly policyWeights?: ArrayLike<number>
   /** What each of its tokens counts beside other sequences' (LUSPO, say: its length). Absent: 1. */
   readonly weight?: number
 }
@@ -60,7 +60,7 @@ export function toSequence(
  *     advantages    .7   .7  -.7
  *     oldLogprobs   -1   -2   -3
  */
-export function packBatch(sequences: readonly TrainSequence[], weights: readonly number[]): MicroBatch {
+export function packBatch(sequences: readonly TrainSequence[], weights: ArrayLike<number>): MicroBatch {
   checkWeights(sequences, weights)
   const rowPositions: number[] = []
   const tokenIds: number[] = []
@@ -72,8 +72,8 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
   let offset = 0
   for (const [b, sequence] of sequences.entries()) {
     checkSequence(sequence, b)
-    for (const [t, mask] of sequence.completionMask.entries()) {
-      if (!mask) continue
+    for (let t = 0; t < sequence.tokenIds.length; t++) {
+      if (!sequence.completionMask[t]) continue
       rowPositions.push(offset + t - 1)
       tokenIds.push(sequence.tokenIds[t]!)
       rowWeights.push(weights[b]!)
@@ -107,10 +107,10 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
 const MOST_ID = 2 ** 31 - 1
 
 /** packTokens([[5, 6], [7]]) → tokenIds 5 6 7, offsets 0 2 3 */
-export function packTokens(lists: readonly (readonly number[])[]): PackedTokens {
+export function packTokens(lists: readonly ArrayLike<number>[]): PackedTokens {
   const offsets = new Int32Array(lists.length + 1)
   for (const [b, list] of lists.entries()) {
-    const bad = list.findIndex(id => !(Number.isInteger(id) && id >= 0 && id <= MOST_ID))
+    const bad = findIndex(list, id => !(Number.isInteger(id) && id >= 0 && id <= MOST_ID))
     if (bad >= 0) throw faultOf(b, `tokenIds[${bad}] is ${list[bad]}, expected a whole number in [0, 2^31)`)
     offsets[b + 1] = offsets[b]! + list.length
   }
@@ -183,7 +183,7 @@ export function tokenWeights(
  */
 export function splitBatch(
   sequences: readonly TrainSequence[],
-  weights: readonly number[],
+  weights: ArrayLike<number>,
   maxTokens: number,
 ): MicroBatch[] {
   if (!(maxTokens >= 1)) throw invalid(`maxTokens is ${maxTokens}, expected a number >= 1`)
@@ -191,9 +191,9 @@ export function splitBatch(
   for (const [b, sequence] of sequences.entries()) checkSequence(sequence, b)
   const parts: number[][] = []
   let tokens = 0
-  let prompt: readonly number[] = []
+  let prompt: number[] = []
   for (const [b, { tokenIds, completionMask }] of sequences.entries()) {
-    const first = completionMask.findIndex(mask => mask !== 0)
+    const first = findIndex(completionMask, mask => mask !== 0)
     if (first < 0) continue
     const isShared = prompt.length === first && prompt.every((id, t) => id === tokenIds[t])
     const more = tokenIds.length - (isShared ? first : 0)
@@ -204,7 +204,7 @@ export function splitBatch(
       tokens += more
     }
     parts.at(-1)!.push(b)
-    prompt = tokenIds.slice(0, first)
+    prompt = Array.from({ length: first }, (_, t) => tokenIds[t]!)
   }
   return parts.map(part =>
     packBatch(
@@ -225,7 +225,7 @@ export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
 
 /** Tokens of a sequence that are trained: its rows in packBatch's arrays. */
 export function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>): number {
-  return completionMask.reduce((sum, mask) => sum + (mask ? 1 : 0), 0)
+  return Array.from(completionMask).filter(mask => mask).length
 }
 
 function checkSequence(sequence: TrainSequence, b: number): void {
@@ -236,18 +236,22 @@ function checkSequence(sequence: TrainSequence, b: number): void {
       throw faultOf(b, `${field} has ${length} entries for ${tokenIds.length} tokens`)
     }
   }
-  const bad = completionMask.findIndex(mask => mask !== 0 && mask !== 1)
+  const bad = findIndex(completionMask, mask => mask !== 0 && mask !== 1)
   if (bad >= 0) throw faultOf(b, `completionMask[${bad}] is ${completionMask[bad]}, expected 0 or 1`)
   if (completionMask[0]) throw faultOf(b, 'completionMask[0] must be 0: nothing predicts the first token')
 }
 
-function checkWeights(sequences: readonly TrainSequence[], weights: readonly number[]): void {
+function checkWeights(sequences: readonly TrainSequence[], weights: ArrayLike<number>): void {
   if (weights.length !== sequences.length) {
     throw invalid(`weights has ${weights.length} entries for ${sequences.length} sequences`)
   }
-  for (const [b, weight] of weights.entries()) {
-    if (!Number.isFinite(weight)) throw faultOf(b, `its token weight is ${weight}, expected a finite number`)
-  }
+  const bad = findIndex(weights, weight => !Number.isFinite(weight))
+  if (bad >= 0) throw faultOf(bad, `its token weight is ${weights[bad]}, expected a finite number`)
+}
+
+function findIndex(values: ArrayLike<number>, fits: (value: number) => boolean): number {
+  for (let i = 0; i < values.length; i++) if (fits(values[i]!)) return i
+  return -1
 }
 
 function faultOf(b: number, why: string): RapoError {

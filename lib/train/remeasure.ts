@@ -102,5 +102,5 @@ function rowOffsets(sequences: readonly TrainSequence[]): Int32Array {
 /** One value a trained token → one a token, 0 where nothing is trained. */
 function spreadRows({ completionMask }: TrainSequence, values: Float32Array): number[] {
   let row = 0
-  return completionMask.map(mask => (mask ? values[row++]! : 0))
+  return Array.from(completionMask, mask => (mask ? values[row++]! : 0))
 }

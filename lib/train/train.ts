@@ -157,7 +157,9 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
     })
     // Its reward still counts in the mean of its group.
     const isMasked = maskTruncatedCompletions && finishReason === 'length'
-    return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
+    return isMasked
+      ? { ...sequence, completionMask: new Uint8Array(sequence.completionMask.length) }
+      : sequence
   })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
     policy,
