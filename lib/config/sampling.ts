@@ -3,21 +3,21 @@ import { z } from 'zod'
 import { count } from './values.js'
 
 export const sampling = z.strictObject({
-  groupSize: count(2).max(65536).default(8).describe('G, completions a prompt'),
-  promptsPerStep: count().default(16).describe('problems a step'),
+  groupSize: count(2).max(65536).default(8).describe('G, completions per prompt'),
+  promptsPerStep: count().default(16).describe('problems per step'),
   temperature: z
     .number()
     .min(1e-6)
     .max(100)
     .default(1)
-    .describe('τ; the objective divides the logits by the same'),
+    .describe('τ; the objective divides the logits by τ, too'),
   topP: z
     .number()
     .positive()
     .max(1)
     .default(1)
     .describe('sample from the likeliest tokens with this mass; 1 is off'),
-  topK: count(0).default(0).describe('sample from this many likeliest tokens; 0 is off'),
+  topK: count(0).default(0).describe('sample from so many of the likeliest tokens; 0 is off'),
   minP: z
     .number()
     .min(0)

@@ -6,7 +6,7 @@ import { RapoError } from '../base/errors.js'
 import type { Completions, FinishReason, MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
-/** How tokens are averaged: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */
+/** How tokens are averaged: by 1/|y_i| per sequence (GRPO), 1/(all tokens) (DAPO) or 1/maxLength (Dr. GRPO). */
 export type Aggregation = (typeof aggregations)[number]
 
 /**
@@ -22,13 +22,13 @@ export interface TrainSequence {
   readonly advantage: number
   /** φ of the completion. Absent: 1. */
   readonly refWeight?: number
-  /** What the policy term of each token is multiplied with; read only where the mask is 1. Absent: 1. */
+  /** Factors of the tokens' policy terms; read only where the mask is 1. Absent: 1. */
   readonly policyWeights?: ArrayLike<number>
-  /** What each of its tokens counts beside other sequences' (LUSPO, say: its length). Absent: 1. */
+  /** Factor of the weights of the sequence's tokens (LUSPO: the sequence's length). Absent: 1. */
   readonly weight?: number
 }
 
-/** Prompt and completion as one sequence whose mask covers the completion. oldLogprobs: one a completion token. */
+/** Prompt and completion as one sequence whose mask covers the completion. oldLogprobs: one per completion token. */
 export function toSequence(
   promptIds: ArrayLike<number>,
   completionIds: ArrayLike<number>,
@@ -45,8 +45,8 @@ export function toSequence(
 }
 
 /**
- * Lays sequences end to end and makes one row per trained token. weights: one per sequence, what each of its trained
- * tokens counts (tokenWeights). Throws ERR_RAPO_INVALID_ARGUMENT, naming the sequence, for what does not fit.
+ * Lays sequences end to end and makes one row per trained token. weights (from tokenWeights): one per sequence, the weight
+ * of each of its trained tokens. Throws ERR_RAPO_INVALID_ARGUMENT, which names the sequence, if lengths or values do not fit.
  *
  * packBatch([{ tokenIds: [5, 6, 7, 2], completionMask: [0, 0, 1, 1], oldLogprobs: [0, 0, -1, -2], advantage: .7 },
  *            { tokenIds: [5, 2],       completionMask: [0, 1],       oldLogprobs: [0, -3],        advantage: -.7 }],
@@ -103,7 +103,7 @@ export function packBatch(sequences: readonly TrainSequence[], weights: ArrayLik
   }
 }
 
-/** An Int32Array would wrap larger ids round to other ones. */
+/** An Int32Array would turn larger ids into other ids. */
 const MOST_ID = 2 ** 31 - 1
 
 /** packTokens([[5, 6], [7]]) → tokenIds 5 6 7, offsets 0 2 3 */
@@ -127,7 +127,7 @@ export interface Completion {
   readonly finishReason: FinishReason
 }
 
-/** The completions that Policy.generate returned, one by one in their order, as copies. */
+/** Splits the result of Policy.generate into single completions, in the same order, as copies. */
 export function unpackCompletions({ tokens, logprobs, finishReasons }: Completions): Completion[] {
   return finishReasons.map((finishReason, i) => {
     const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
@@ -140,8 +140,8 @@ export function unpackCompletions({ tokens, logprobs, finishReasons }: Completio
 }
 
 /**
- * What each trained token of each sequence counts in the loss of one optimizer step, so that Σ over rows of
- * weight · x is the mean that the aggregation says. Sequences: all those of the step, before any split.
+ * The weight of each trained token in the loss of one optimizer step, one number per sequence: Σ weight · x over the rows is
+ * the mean that the aggregation names. Pass all sequences of the step, before any split.
  *
  * Two sequences of 3 and 1 trained tokens, maxLength 4:
  *
@@ -177,9 +177,9 @@ export function tokenWeights(
 }
 
 /**
- * The micro-batches of one optimizer step, in the order of the sequences: each of at most maxTokens tokens (a longer
- * sequence goes alone). Nothing is padded, and a prompt that neighbours share is computed, and counts, once a
- * micro-batch: keep groups together. Their gradients add up to the whole batch's.
+ * Splits the sequences of one optimizer step, in their order, into micro-batches of at most maxTokens tokens; a longer
+ * sequence is a micro-batch of its own. Nothing is padded. If neighbouring sequences share a prompt, its tokens are computed
+ * and counted once per micro-batch, so keep groups together. The gradients of the parts add up to that of the whole batch.
  */
 export function splitBatch(
   sequences: readonly TrainSequence[],
@@ -214,7 +214,7 @@ export function splitBatch(
   )
 }
 
-/** Cuts items into `parts` runs, sizes equal or differing by one: the mini-batches of several optimizer steps. */
+/** Cuts items into `parts` runs whose sizes differ by at most one: the mini-batches of several optimizer steps. */
 export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   if (!(Number.isSafeInteger(parts) && parts >= 0 && (parts > 0 || items.length === 0))) {
     throw invalid(`parts is ${parts}, expected a whole number >= 1`)
@@ -223,7 +223,7 @@ export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   return Array.from({ length: parts }, (_, part) => items.slice(cut(part), cut(part + 1)))
 }
 
-/** Tokens of a sequence that are trained: its rows in packBatch's arrays. */
+/** Number of trained tokens of a sequence, which is the number of its rows in packBatch's arrays. */
 export function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>): number {
   return Array.from(completionMask).filter(mask => mask).length
 }
