@@ -27,7 +27,7 @@ import { dropUndefined, fraction } from './values.js'
 
 type ConfiguredNumber = Exclude<ObjectiveNumber, 'temperature'>
 
-/** The numbers of lib/loss/fields.ts, except the temperature, which is sampling.temperature. A default of Infinity is left out. */
+/** The numbers of lib/loss/fields.ts, except the temperature, which is sampling.temperature. Infinity is written by leaving the field out. */
 const numbers = Object.fromEntries(
   numberEntries.flatMap(([name, { low, open, high, help }]) => {
     if (name === 'temperature') return []

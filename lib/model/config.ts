@@ -61,7 +61,7 @@ export function readModelConfig(dir: string): ModelSource {
   return { dir, config: configOf(json, fail), text }
 }
 
-/** The dtype that the text of a config.json names as dtype or as torch_dtype. */
+/** The dtype in the text of a config.json, under the name dtype or torch_dtype. */
 export function dtypeOf(text: string): string | undefined {
   const { dtype, torch_dtype } = lossless.parse(text) as Fields
   const found = dtype ?? torch_dtype
