@@ -44,7 +44,7 @@ export interface InferOptions extends CallOptions {
   readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
   /** Column of the prompt. Default: the usual names of problem files. */
   readonly problemField?: string
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
 }
 

@@ -1,4 +1,4 @@
-/** Reads a configuration from a file or an object, and says in one error everything that is wrong with it. */
+/** Reads a configuration from a file or an object. One error lists everything that is wrong with it. */
 import { inspect } from 'node:util'
 import { stringify } from 'yaml'
 import type { z } from 'zod'
@@ -95,7 +95,7 @@ function fromText(field: Field, text: string): unknown {
   return text
 }
 
-/** As a file that loadConfig reads back to the same configuration. */
+/** The text of a file from which loadConfig reads the same configuration. */
 export function stringifyConfig(config: Config): string {
   return stringify(dropUndefined(config))
 }

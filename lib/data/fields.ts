@@ -7,7 +7,8 @@ import type { Row } from './rows.js'
 export interface DataOptions {
   /** What names the files, such as data.train: for messages. */
   readonly field?: string
-  /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
+  /** Column of the problem; a dot in the name leads into a nested object. '' means the usual names (docs/files.md). The next
+   * three fields work alike. */
   readonly problemField?: string
   readonly answerField?: string
   readonly idField?: string
@@ -32,7 +33,7 @@ export function hubOptions({ onDownload, signal }: Pick<DataOptions, 'onDownload
 
 export type Part = 'problem' | 'answer' | 'id' | 'difficulty'
 
-/** Names that public datasets use (docs/files.md), the first one present being taken; dots lead into nested objects. */
+/** Column names that public datasets use (docs/files.md). The first name present is taken; a dot leads into a nested object. */
 export const usualNames: Readonly<Record<Part, readonly string[]>> = {
   problem: ['prompt', 'problem', 'question', 'query'],
   answer: [
@@ -98,7 +99,7 @@ function listColumns(rows: readonly Row[]): string {
   return [...new Set(rows.flatMap(({ value }) => Object.keys(value)))].join(', ') || 'no columns'
 }
 
-/** A column of that very name, or else the value that the dots lead to. */
+/** The column with exactly this name, or else the nested value that the dots of the name lead to. */
 export function valueAt(row: Row['value'], name: string): unknown {
   if (Object.hasOwn(row, name)) return row[name]
   return name.split('.').reduce<unknown>((node, key) => {

@@ -129,7 +129,7 @@ const kindOf = (row: string) =>
     .replace(/^.*?(?::\d+| row \d+|problem "(?:[^"\\]|\\.)*"): /s, '')
     .replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
 
-/** The problem, or why the row is none. */
+/** The problem, or the reason why the row is not a problem. */
 function parseProblem(
   row: Row,
   columns: ReturnType<typeof chooseColumns>,

@@ -123,7 +123,7 @@ function adviseOnLength(lengths: readonly number[], { info, maxNewTokens }: Room
   return `the longest prompt alone has ${plural(longest, 'token')}`
 }
 
-/** What turns a problem into token ids, and the room there is for them. */
+/** What encodePrompt needs to turn a problem into token ids, and the length of the model's context. */
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate

@@ -51,7 +51,7 @@ export async function readRows(files: string | readonly string[], options: ReadO
   return rows
 }
 
-/** The rows of JSON Lines that came from elsewhere, such as standard input. */
+/** The rows of JSON Lines that do not come from a file, such as those of standard input. */
 export function rowsOfLines(content: Uint8Array, file: string, options: KeepBad = {}): Row[] {
   const lines = parseJsonLines(content, file, { ...options, parse: parseJson })
   return lines.map(line => ({ ...line, file, unit: 'line' }))

@@ -119,7 +119,7 @@ function weightedSums(parts: readonly WeightedRewards[]): number[] {
     invalid(
       `the length of rewards is ${bad.rewards.length} in a part, and ${first.rewards.length} in the first`,
     )
-  return first.rewards.map((reward, i) =>
+  return Array.from(first.rewards, (reward, i) =>
     others.reduce((sum, { rewards, weight }) => sum + weight * rewards[i]!, first.weight * reward),
   )
 }

@@ -15,8 +15,8 @@ export const modelFiles =
 const MAX_POINTER = 1024
 
 /**
- * The configuration of a model that the engine can run. Throws RapoError for a directory that is missing, that holds
- * something else than such a model, or Git LFS pointers in place of files; the message says what it holds and what to do.
+ * The configuration of a model that the engine can run. Throws RapoError if the directory is missing, holds something other
+ * than such a model, or holds Git LFS pointers in place of files. The message says what the directory holds and what to do.
  * @param field what names the directory, such as model.dir, for messages
  */
 export function checkModel(dir: string, field?: string): ModelSource {

@@ -42,7 +42,7 @@ export interface OpenOptions {
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
   readonly onNotice?: (text: string) => void
-  /** Bytes of a model or of data that is fetched from the hub. */
+  /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
   /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
@@ -96,7 +96,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
-  // A loader of the caller's own may know other models.
+  // The caller's own loader may know other models.
   if (!options.loadPolicy) {
     checkModel(modelDir, 'model.dir')
     if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
@@ -195,7 +195,7 @@ async function checkRoom(
   await told(onNotice?.(describeDisk(disk, room)), signal)
 }
 
-/** Of config.json: what the tensors' shapes follow from. */
+/** The fields of config.json that determine the shapes of the tensors. */
 const shapeFields = [
   ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
   ...['num_key_value_heads', 'head_dim', 'vocab_size', 'tie_word_embeddings'],

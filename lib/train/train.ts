@@ -104,7 +104,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
-    // Beside all others: this one may be what went wrong.
+    // All checkpoints are kept, since the newest may be the cause of the error.
     const checkpoint = await save(run, config, run.state, { keep: Infinity })
     run.lock.check()
     checkpoint.commit()
