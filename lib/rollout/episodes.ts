@@ -166,7 +166,7 @@ class Running {
   toRollout(): Rollout {
     const { problem, promptIds } = this.prompt
     const { tokenIds, completionMask, oldLogprobs } = this.episode.toSequence({ advantage: 0 })
-    const behind = <T>(list: readonly T[]) => list.slice(promptIds.length)
+    const behind = (list: ArrayLike<number>) => Array.from(list).slice(promptIds.length)
     return {
       ...{ problem, promptIds },
       completionIds: Int32Array.from(behind(tokenIds)),

@@ -19,7 +19,7 @@ import type { Sampler } from './engine.js'
 export interface Rollout {
   readonly problem: Problem
   readonly promptIds: readonly number[]
-  /** The stop token included. Of an episode: all behind the prompt, the tokens of the observations too. */
+  /** The completion's token ids, the stop token included. Of an episode: all tokens after the prompt, observations too. */
   readonly completionIds: Int32Array
   /** log π of each completion token when it was sampled; 0 for the tokens of observations. */
   readonly logprobs: Float32Array
@@ -33,11 +33,11 @@ export interface Rollout {
   readonly turns?: readonly Turn[]
   /** Of an episode to which the environment gave a reward. */
   readonly verdict?: Verdict
-  /** Of the weights that sampled it (SampledCompletions.versions); absent where a policy was sampled directly. */
+  /** Version of the weights that sampled it (SampledCompletions.versions); absent if a policy was sampled directly. */
   readonly version?: number
 }
 
-/** How score waits, and what it tells verifiers. */
+/** Options of score: how long it waits, and what it passes to verifiers. */
 export interface ScoreOptions extends Patience {
   /** VerifyContext.maxNewTokens. */
   readonly maxNewTokens?: number
@@ -46,13 +46,13 @@ export interface ScoreOptions extends Patience {
 export interface ScoredRollout extends Rollout {
   /** With several rewards: their weighted sum. */
   readonly reward: number
-  /** The verifier's. */
+  /** The verifier's reason. */
   readonly reason: string
-  /** With several rewards, or a weight: each by its name, the verifier's first, not weighted. */
+  /** With several rewards, or a weight: each reward with its name, not weighted; the verifier's comes first. */
   readonly parts?: readonly (Verdict & Pick<RewardPart, 'name' | 'weight'>)[]
 }
 
-/** What the engine is told of the configuration's sampling fields. */
+/** The engine's sampling parameters from the configuration's section `sampling`. */
 export function samplingParams(
   {
     temperature,
@@ -69,7 +69,7 @@ export function samplingParams(
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }
 }
 
-/** sampling.n completions of each prompt, group after group, in the order of the prompts. */
+/** Samples sampling.n completions of each prompt. Returns group after group, in the order of the prompts. */
 export async function rolloutGroups(
   sampler: Sampler,
   tokenizer: Pick<Tokenizer, 'decode'>,
@@ -91,8 +91,9 @@ export async function rolloutGroups(
 }
 
 /**
- * Rewards every rollout that no environment has rewarded; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
- * not come, or a result that is none, ends the run with the problem named.
+ * Rewards every rollout that has no verdict of an environment. The calls of an asynchronous verifier run at the same time.
+ * Throws an error that names the problem if the verifier throws, if a verdict does not come in time, or if a result is not a
+ * verdict.
  */
 export async function score(
   rollouts: readonly Rollout[],
@@ -131,7 +132,7 @@ export function rolloutSequence(
   return { ...sequence, completionMask: [...promptIds.map(() => 0), ...completionMask] }
 }
 
-/** The same with several rewards, whose weighted sum is the reward. All are asked for before the first is awaited. */
+/** Like score, but with several rewards, whose weighted sum is the reward. All are started before the first is awaited. */
 export async function scoreParts(
   rollouts: readonly Rollout[],
   parts: readonly RewardPart[],
