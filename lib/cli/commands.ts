@@ -4,7 +4,7 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { byteSize, printError, printLine } from '../base/text.js'
+import { byteSize, plural, printError, printLine } from '../base/text.js'
 import { type Config, requireField } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
@@ -18,11 +18,13 @@ import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
-import { readLatestCheckpoint } from '../train/checkpoint.js'
+import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
+import { trainingOutlook } from './outlook.js'
 import { createProgress, type Progress } from './progress.js'
 import { listenForStop } from './stop.js'
+import { activityOf, describeEvaluation, formatSample } from './train-output.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
 const isForked = process.send !== undefined
@@ -69,6 +71,8 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const rewards: number[] = []
+  const outlook = trainingOutlook(config)
+  let activity: string | undefined
   const stopping = listenForStop(
     () => {
       // Nothing to save before the first step.
@@ -94,10 +98,23 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
+        outlook.start(done)
       },
-      onStep: ({ step, rewardMean, kl, entropy, completionLengthMean: length }) => {
+      onPhase: (phase, done, total) => {
+        const next = activityOf(phase, done, total)
+        if (next !== activity) progress?.update(outlook.done, {}, { activity: next })
+        activity = next
+      },
+      onEvaluation: evaluation => {
+        outlook.evaluated(evaluation)
+        progress?.log(describeEvaluation(evaluation))
+      },
+      onSamples: samples => progress?.log(samples.map(formatSample).join('\n')),
+      onStep: metrics => {
+        const { step, rewardMean, kl, entropy, completionLengthMean: length } = metrics
         rewards.push(rewardMean)
-        progress?.update(step, { reward: moments(rewards.slice(-10)).mean, kl, entropy, length })
+        const fields = { reward: moments(rewards.slice(-10)).mean, kl, entropy, length }
+        progress?.update(step, fields, { left: outlook.stepped(metrics) })
       },
     })
   } catch (error) {
@@ -122,8 +139,11 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     process.exitCode = stopping.exitCode
   } else {
     printLine(
-      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
+      `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
+    const best = readBest(output)
+    if (best !== undefined)
+      printLine(`the best evaluation was that after step ${best}: ${checkpointDir(output, best)}`)
   }
 }
 

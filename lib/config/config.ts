@@ -110,6 +110,11 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   if (o.surrogate === 'gspo' && correction.level === 'token')
     faults.push(['correction.level', 'is token; it must be off or sequence with surrogate gspo'])
+  if (config.run.keepBest && config.eval.every === 0)
+    faults.push([
+      'run.keepBest',
+      'is true; it needs eval.every, the steps between evaluations during training',
+    ])
   if (optimizer.stepsPerBatch > sampling.promptsPerStep) {
     faults.push([
       'optimizer.stepsPerBatch',
@@ -118,7 +123,8 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   if (faults.length > 0) return faults
   try {
-    kernelObjective(config)
+    // Evaluations alone may sample with temperature 0.
+    kernelObjective({ ...config, sampling: { ...sampling, temperature: sampling.temperature || 1 } })
   } catch (error) {
     faults.push(['objective:', (error as Error).message])
   }

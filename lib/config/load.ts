@@ -78,12 +78,16 @@ function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: s
   return [`${where(path)}${path} is ${show(value)}; it must be ${field.range}`]
 }
 
-/** Suggests the field, or group, whose own name is nearest; the path before it decides between equals. */
+/**
+ * Suggests the field, or group, whose own name is nearest. Between equals the group before it decides, or where none was given
+ * the order of the fields.
+ */
 function unknownField(path: string): string {
   const known = [...fields.map(field => field.path), ...Object.keys(schema.shape)]
   const nameOf = (dotted: string) => dotted.split('.').at(-1)!.toLowerCase().replace(/[-_]/g, '')
   const name = nameOf(path)
-  const score = (candidate: string) => distance(name, nameOf(candidate)) + distance(path, candidate) / 1000
+  const ofPath = (candidate: string) => (path.includes('.') ? distance(path, candidate) / 1000 : 0)
+  const score = (candidate: string) => distance(name, nameOf(candidate)) + ofPath(candidate)
   const nearest = known.reduce((a, b) => (score(b) < score(a) ? b : a))
   const isNear = Math.floor(score(nearest)) <= Math.ceil(name.length / 3)
   return `there is no field "${path}"${isNear ? `: did you mean "${nearest}"?` : ''}`

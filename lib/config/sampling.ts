@@ -7,10 +7,12 @@ export const sampling = z.strictObject({
   promptsPerStep: count().default(16).describe('problems a step'),
   temperature: z
     .number()
-    .min(1e-6)
+    .min(0)
     .max(100)
     .default(1)
-    .describe('τ; the objective divides the logits by the same'),
+    .describe(
+      'τ; the objective divides the logits by the same; 0, the likeliest token, is for evaluations alone',
+    ),
   topP: z
     .number()
     .positive()

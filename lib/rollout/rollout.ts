@@ -34,6 +34,8 @@ export interface ScoredRollout extends Rollout {
   readonly reward: number
   /** The verifier's. */
   readonly reason: string
+  /** The verifier's, where it gave one: Verdict.answer. */
+  readonly answer?: string
   /** With several rewards, or a weight: each by its name, the verifier's first, not weighted. */
   readonly parts?: readonly (Verdict & Pick<RewardPart, 'name' | 'weight'>)[]
 }
@@ -92,10 +94,7 @@ export async function score(
       )
     }),
   )
-  return rollouts.map((rollout, i) => {
-    const { reward, reason } = verdicts[i]!
-    return { ...rollout, reward, reason }
-  })
+  return rollouts.map((rollout, i) => ({ ...rollout, ...verdicts[i]! }))
 }
 
 /** The same with several rewards, whose weighted sum is the reward. All are asked for before the first is awaited. */
@@ -111,13 +110,13 @@ export async function scoreParts(
       score(rollouts, verifier, { ...options, ...(k > 0 && { who: `the reward ${name}` }) }),
     ),
   )
-  return rollouts.map((rollout, i) => {
+  return rollouts.map((_, i) => {
     const verdicts = parts.map(({ name, weight }, k) => {
       const { reward, reason } = scored[k]![i]!
       return { name, weight, reward, reason }
     })
     const reward = verdicts.reduce((sum, { weight, reward }) => sum + weight * reward, 0)
-    return { ...rollout, reward, reason: verdicts[0]!.reason, parts: verdicts }
+    return { ...scored[0]![i]!, reward, parts: verdicts }
   })
 }
 

@@ -28,6 +28,7 @@ import {
   type TrainerState,
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
+import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
 import { clearRun, createRunDir, lockRun } from './run.js'
@@ -60,6 +61,8 @@ export interface OpenRun {
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
+  /** With eval.every. */
+  readonly evaluations: Evaluations | undefined
   /** After the steps done already. */
   readonly state: TrainerState
   /** The reference is one of a checkpoint, not the one that the run began with. */
@@ -79,7 +82,13 @@ export interface OpenRun {
  * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched.
  */
 export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
-  const { model, run } = config
+  const { model, run, sampling } = config
+  if (sampling.temperature === 0) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      'sampling.temperature is 0; it must be > 0 to train, since all completions of a group would be the same',
+    )
+  }
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const rewards = await loadRewards(config.task)
@@ -98,7 +107,13 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting)
+  const { verifier } = rewards[0]!
+  const evalSet = await withSignal(
+    readEvalSet(config, { modelDir, tokenizer, verifier, options: data }),
+    aborted,
+  )
+  if (!options.loadPolicy)
+    await checkRoom(config, options, { modelDir, referenceDir }, [fitting, evalSet?.prompts])
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
     if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
@@ -137,6 +152,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
+    const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
@@ -149,6 +165,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
+    const evalFiles = {
+      file: path.join(run.output, 'evals.jsonl'),
+      samplesFile: path.join(run.output, 'evals-samples.jsonl'),
+    }
+    const evaluations =
+      evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const { entropyTarget, entropyCoef: initial } = config.objective
@@ -156,7 +178,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state, evaluations },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
@@ -172,10 +194,10 @@ async function checkRoom(
   config: Config,
   { onNotice, signal }: OpenOptions,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
-  prompts: readonly EncodedPrompt[],
+  [prompts, evalPrompts]: readonly [readonly EncodedPrompt[], readonly EncodedPrompt[] | undefined],
 ): Promise<void> {
   const { checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts)
+  const memory = await planRun(config, dirs, prompts, evalPrompts)
   if (config.model.device === 'cpu') checkMemory(memory)
   const { output } = config.run
   const disk = planDisk(config, memory)

@@ -8,7 +8,8 @@ import { acquireLock, type Lock, type LockTimes } from '../base/lock.js'
 const locks = { train: 'run.lock', eval: 'eval.lock' } as const
 const measurementFiles = ['eval.json', 'eval-samples.jsonl', 'eval-progress.jsonl']
 const runFiles = [
-  ...['config.yaml', 'metrics.jsonl', 'samples.jsonl', 'checkpoints', 'tensorboard'],
+  ...['config.yaml', 'metrics.jsonl', 'samples.jsonl', 'evals.jsonl', 'evals-samples.jsonl'],
+  ...['checkpoints', 'tensorboard'],
   ...measurementFiles,
 ]
 

@@ -111,7 +111,7 @@ test('a value out of range: field, value, range, line', () => {
   const lines = [
     `${file}:4: sampling.groupSize is 1; it must be a whole number ≥ 2 and ≤ 65536`,
     `${file}:5: sampling.topP is 1.5; it must be a number > 0 and ≤ 1`,
-    `${file}:6: sampling.temperature is "hot"; it must be a number ≥ 0.000001 and ≤ 100`,
+    `${file}:6: sampling.temperature is "hot"; it must be a number ≥ 0 and ≤ 100`,
     `${file}:7: objective.penalty is "forwrd"; it must be one of none, forward,`,
     'run.steps is 0; it must be a whole number ≥ 1',
     'run.seed is 1.5; it must be a whole number ≥ 0',
