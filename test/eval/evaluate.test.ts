@@ -165,18 +165,17 @@ test('measures a model and writes both files', async () => {
 })
 
 test('maj@k: wrong answers vote by their value; greedy: one completion a problem, the likeliest', async () => {
-  const { result } = await measure(problems, 'voted')
+  const file = path.join(dir, 'voted.jsonl')
+  const row = (id: string) => ({ id, prompt: `${id}=8:`, answer: { numbers: [7, 8], target: 8 } })
+  writeFileSync(file, ['5', '6'].map(id => `${JSON.stringify(row(id))}\n`).join(''))
+  const { result } = await measure(file, 'voted')
   const { all } = result.groups
   assert.is(all!.majority!.majAtK[0], all!.passAtK[0])
   assert.equal([all!.majority!.low[0], all!.majority!.high[0]], [all!.low[0], all!.high[0]])
   for (const { n, correct, wrongVotes } of result.perProblem) {
-    // The model writes 7, 8, nothing, or what is no expression: 7 is the value of half of what is one.
-    const sum = wrongVotes!.reduce((a, b) => a + b, 0)
-    assert.ok(sum > 0 && sum + correct < n, `${wrongVotes} ${correct}`)
-    assert.equal(
-      [...wrongVotes!].sort((a, b) => b - a),
-      wrongVotes,
-    )
+    // The only wrong value that the model writes is 7; much of what it writes is no expression.
+    assert.is(wrongVotes!.length, 1)
+    assert.ok(wrongVotes![0]! > 0 && wrongVotes![0]! + correct < n, `${wrongVotes} ${correct}`)
   }
   assert.match(formatPassAtK([result]), /maj@k +1 +2 /)
 

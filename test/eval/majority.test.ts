@@ -49,9 +49,9 @@ test('agrees with the mean over all subsets', () => {
 })
 
 test('by hand: ties are shared, those without an answer do not vote', () => {
-  assert.equal(majAtK({ n: 4, correct: 1, wrongVotes: [1] }, [1, 4], 1), [0.25, 0.5])
-  assert.equal(majAtK({ n: 4, correct: 1, wrongVotes: [] }, [1, 4], 1), [0.25, 1])
-  assert.equal(majAtK({ n: 4, correct: 1, wrongVotes: [2] }, [1, 4], 1), [0.25, 0])
+  assert.equal(majAtK({ n: 4, correct: 1, wrongVotes: [1] }, [4], 1), [0.5])
+  assert.equal(majAtK({ n: 4, correct: 1, wrongVotes: [] }, [4], 1), [1])
+  assert.equal(majAtK({ n: 4, correct: 1, wrongVotes: [2] }, [4], 1), [0])
   assert.equal(majAtK({ n: 4, correct: 0, wrongVotes: [] }, [1, 2, 4], 1), [0, 0, 0])
   assert.equal(majAtK({ n: 4, correct: 4, wrongVotes: [] }, [1, 2, 4], 1), [1, 1, 1])
 })
