@@ -5,7 +5,7 @@ import { count, fraction } from './values.js'
 export const evaluation = z.strictObject({
   samples: count()
     .default(64)
-    .describe('n, completions a problem of `rapo eval`; pass@k is given for k = 1, 2, 4 … largestK'),
+    .describe('n, completions per problem of `rapo eval`; pass@k is given for k = 1, 2, 4 … largestK'),
   temperature: z
     .number()
     .min(0)
@@ -18,28 +18,30 @@ export const evaluation = z.strictObject({
   onStart: z.boolean().default(false).describe('with every: evaluate before the first step, too'),
   samplesInTraining: count()
     .default(4)
-    .describe('with every: completions a problem of an evaluation during training'),
+    .describe('with every: completions per problem of an evaluation during training'),
   problemsInTraining: count(0)
     .default(0)
     .describe('with every: evaluate the first problems of data.eval only, this many; 0 is all'),
   keepSamples: count(0)
     .default(4)
     .describe(
-      'completions a problem written to eval-samples.jsonl (during training: one to evals-samples.jsonl)',
+      'completions per problem written to eval-samples.jsonl (during training: one to evals-samples.jsonl)',
     ),
   bootstrap: count(100).max(1e6).default(1000).describe('resamples behind the 95 % intervals'),
-  seed: count(0).default(1).describe('of the samples and the intervals'),
+  seed: count(0).default(1).describe('seed of the samples and the intervals'),
   samplesPerCall: count()
     .default(2048)
     .describe(
       'completions sampled at once, of several problems or a part of one; what an interruption loses at most',
     ),
-  largestK: count(0).default(0).describe('k of pass@k goes up to this, at most n; 0: up to n/2'),
+  largestK: count(0)
+    .default(0)
+    .describe('k of pass@k goes up to this, at most n; 0: up to n/2, and at least 1'),
   base: z
     .string()
     .default('')
     .describe("eval.json of the base model: its hard problems become a group, 'hard for base'"),
   hardBelow: fraction()
     .default(0)
-    .describe('hard: the base has no sample right, or a smaller share of them than this'),
+    .describe('hard: no sample of the base is right, or a smaller share of its samples than this'),
 })

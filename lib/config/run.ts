@@ -8,9 +8,9 @@ export const run = z.strictObject({
     .default('')
     .describe('run directory (default: runs/ and the name of the configuration file)'),
   steps: count().default(100).describe('batches of rollouts to train on'),
-  seed: count(0).default(1).describe('of everything random in the run'),
+  seed: count(0).default(1).describe('seed of everything random in the run'),
   saveEvery: count().default(50).describe('steps between checkpoints; the last step is always saved'),
-  keepCheckpoints: count().default(2).describe('newest checkpoints to keep'),
+  keepCheckpoints: count().default(2).describe('number of newest checkpoints to keep'),
   saveOptimizer: z
     .enum(['all', 'last'])
     .default('all')
@@ -23,7 +23,7 @@ export const run = z.strictObject({
     .describe(
       'keep the checkpoint with the highest pass@1 of all evaluations during training, too (eval.every)',
     ),
-  samplesPerStep: count(0).default(2).describe('completions a step written to samples.jsonl'),
+  samplesPerStep: count(0).default(2).describe('completions per step written to samples.jsonl'),
   showSamples: count(0)
     .default(0)
     .describe('steps from one pair of sample completions on the terminal to the next; 0 is never'),

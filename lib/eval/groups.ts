@@ -3,12 +3,13 @@
 import { bootstrapMeans } from '../base/bootstrap.js'
 import { deriveSeed } from '../base/random.js'
 import { passAtK } from '../base/stats.js'
+import { plural } from '../base/text.js'
 import { majAtK } from './majority.js'
 
 /** What `eval.json` says about all problems, those of one difficulty, or those that are hard for the base model. */
 export interface EvalGroup {
   readonly problems: number
-  /** One entry a k, as low and high. */
+  /** One entry per k, as in low and high. */
   readonly passAtK: readonly number[]
   readonly low: readonly number[]
   readonly high: readonly number[]
@@ -23,7 +24,7 @@ export interface EvalGroup {
 export interface ProblemResult {
   readonly id: string
   readonly difficulty?: string
-  /** By config.eval.base and hardBelow. */
+  /** Whether the problem is hard for the model of config.eval.base: see eval.hardBelow. */
   readonly hardForBase?: boolean
   readonly n: number
   readonly correct: number
@@ -31,7 +32,7 @@ export interface ProblemResult {
   readonly wrongVotes?: readonly number[]
 }
 
-/** eval.json (docs/files.md). */
+/** Content of eval.json (docs/files.md). */
 export interface EvalResult {
   readonly model: string
   readonly name: string
@@ -44,7 +45,7 @@ export interface EvalResult {
   readonly seed: number
   readonly maxNewTokens: number
   readonly k: readonly number[]
-  /** "all", "hard for base" where a base is named, and one per difficulty. */
+  /** "all", "hard for base" if a base is named, and one group per difficulty. */
   readonly groups: Readonly<Record<string, EvalGroup>>
   readonly perProblem: readonly ProblemResult[]
   readonly seconds: number
@@ -96,7 +97,7 @@ function majorityOf(
   return { majAtK: mean, low, high }
 }
 
-/** pass@k, and maj@k where it is known, of several results side by side, one table a group, as lines of text. */
+/** pass@k, and maj@k where it is known, of several results side by side, one table per group, as lines of text. */
 export function formatPassAtK(results: readonly EvalResult[], ks: readonly number[] = results[0]!.k): string {
   const groups = Object.keys(results[0]!.groups)
   const width = Math.max(...results.map(result => result.name.length), 4)
@@ -117,7 +118,7 @@ export function formatPassAtK(results: readonly EvalResult[], ks: readonly numbe
   const tables = groups.map(group => {
     const hasMajority = results.some(({ groups }) => groups[group]?.majority)
     return [
-      `${group} (${results[0]!.groups[group]!.problems} problems)`,
+      `${group} (${plural(results[0]!.groups[group]!.problems, 'problem')})`,
       ...table('pass@k', group, (group, at) => group?.passAtK[at]),
       ...(hasMajority ? table('maj@k', group, (group, at) => group?.majority?.majAtK[at]) : []),
     ].join('\n')

@@ -21,7 +21,7 @@ test('npm ci links rapo, which runs the sources of the clone', () => {
 test('a failure is one line, and its exit status 1', () => {
   const { status, stderr } = rapo('train', '--config', 'none.yaml')
   assert.is(status, 1)
-  assert.match(stderr, /^rapo: cannot read none\.yaml: [^\n]*\n$/)
+  assert.match(stderr, /^rapo: cannot read none\.yaml \(\/.*\/none\.yaml\): no such file or directory\n$/)
 })
 
 test('a verifier in TypeScript, with what Node.js alone cannot strip', () => {
@@ -61,6 +61,20 @@ test('a module in TypeScript that does not compile is named', () => {
   const { status, stderr } = rapo('grade', '--task', './broken.ts', '--input', 'in.jsonl')
   assert.is(status, 1)
   assert.match(stderr, /^rapo: task\.verifier \.\/broken\.ts did not load: /)
+})
+
+test('a command that waits for what nobody knows to be lost fails, too', () => {
+  const script = `
+    import { Command } from 'commander'
+    Command.prototype.parseAsync = () => new Promise(() => {})
+    const { main } = await import('./lib/cli/cli.ts')
+    void main()`
+  const { status, stderr } = spawnSync(
+    process.execPath,
+    ['--import', 'tsx', '--input-type=module', '-e', script],
+    { cwd: root, encoding: 'utf8' },
+  )
+  assert.equal([status, stderr], [1, 'rapo: the command cannot end: what it waits for will never come\n'])
 })
 
 test.run()

@@ -27,6 +27,10 @@ test('token level: truncated, or masked', () => {
   near(importanceWeights(rows, { ...token, outside: 'mask' }).weights, [2, 0, 1, 0, 1])
 })
 
+test('both bounds may be 1: every ratio counts as 1', () => {
+  near(importanceWeights(rows, { ...token, low: 1, high: 1 }).weights, [1, 1, 1, 1, 1])
+})
+
 test('sequence level: the product of the ratios, for every row', () => {
   const result = importanceWeights(rows, { ...token, level: 'sequence' })
   near(result.weights, [1, 1, 3, 3, 3])
@@ -81,7 +85,7 @@ test('what does not fit is named', () => {
   bad({}, { outside: 'drop' }, /outside is drop, expected one of truncate, mask/)
   bad({}, { low: 1.5 }, /low is 1.5, expected a number in \[0, 1\]/)
   bad({}, { high: 0.5 }, /high is 0.5, expected a number ≥ 1/)
-  bad({ samplerLogprobs: new Float32Array(4) }, {}, /samplerLogprobs is 4 entries long, expected 5/)
+  bad({ samplerLogprobs: new Float32Array(4) }, {}, /samplerLogprobs is of length 4, expected 5/)
   bad(
     { sequenceOffsets: Int32Array.of(0, 4) },
     {},
@@ -94,7 +98,7 @@ test('what does not fit is named', () => {
   assert.throws(() => offPolicyMask({ ...rows, advantages }, -1), /maxDivergence is -1/)
   assert.throws(
     () => offPolicyMask({ ...rows, advantages: new Float32Array(4) }, 1),
-    /advantages is 4 entries/,
+    /advantages is of length 4/,
   )
 })
 

@@ -87,6 +87,16 @@ test('what a killed process left is removed, the newest whole one stays', async 
   assert.is(readLatestCheckpoint(run)!.trainer.step, 2)
 })
 
+test('what a killed process left of the same step is no part of the checkpoint', async () => {
+  const run = makeTempDir()
+  const left = path.join(run, 'checkpoints', 'step-000001.tmp')
+  mkdirSync(left, { recursive: true })
+  writeFileSync(path.join(left, 'model-00001-of-00002.safetensors'), 'half')
+  ;(await write(run, 1)).commit()
+  const { dir } = readLatestCheckpoint(run)!
+  assert.not(existsSync(path.join(dir, 'model-00001-of-00002.safetensors')))
+})
+
 test('a write that fails leaves nothing, and names the whole one before it', async () => {
   const run = makeTempDir()
   const failing = {
@@ -151,6 +161,15 @@ test('a file is replaced whole or not at all', () => {
     (error: unknown) => (error as RapoError).code === 'ERR_RAPO_IO',
   )
   assert.is(readFileSync(file, 'utf8'), 'old')
+})
+
+test('a directory that is missing: the error says what could not be opened', () => {
+  const file = path.join(makeTempDir(), 'none', 'x.json')
+  assert.throws(
+    () => writeWhole(file, ''),
+    (error: RapoError) =>
+      error.code === 'ERR_RAPO_IO' && (error.cause as NodeJS.ErrnoException).syscall === 'open',
+  )
 })
 
 test('through a link, and straight into what is no file', () => {

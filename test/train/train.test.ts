@@ -105,6 +105,16 @@ test('the toy model learns the task, and the files say so', async () => {
     'finishReason',
   ])
   assert.is.not(samples[0]!.problemId, samples[1]!.problemId)
+  // They are spread over the batch from its beginning.
+  const samplesOf = async (samplesPerStep: number) => {
+    const few = await spy({ run: { steps: 1, samplesPerStep } })
+    return readLines(few.output, 'samples.jsonl')
+  }
+  const all = await samplesOf(9999)
+  assert.equal(
+    await samplesOf(5),
+    [0, 6, 12, 19, 25].map(i => all[i]),
+  )
   assert.equal(readdirSync(output).sort(), ['checkpoints', 'config.yaml', 'metrics.jsonl', 'samples.jsonl'])
   assert.equal(readdirSync(path.join(output, 'checkpoints')).sort(), ['latest', 'step-000036', 'step-000040'])
 })
@@ -361,7 +371,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   assert.match(await messageOf(run(verifier('rejects', "return Promise.reject(new Error('late'))"))), 'late')
   assert.match(
     await messageOf(run('countdwn')),
-    'task.verifier "countdwn" is not known: did you mean "countdown"?',
+    'task.verifier is "countdwn"; it must be one of countdown, exact, math, or the path of a module: did you mean "countdown"?',
   )
   assert.match(await messageOf(run('./none.mjs')), 'there is no file ./none.mjs')
   writeFileSync(path.join(dir, 'empty.mjs'), '')
@@ -393,7 +403,7 @@ test('what is wrong before the first step: said at once, an earlier run stays as
   writeFileSync(other, '{"prompt":"7=7:","answer":{"numbers":[7],"target":7}}\n{\n')
   assert.match(
     await messageOf(train(withData(other), { ...fake, overwrite: true })),
-    `${other}:2: line 2 is not JSON`,
+    `${other}:2: the line is not JSON`,
   )
   writeFileSync(other, '{"prompt":"7=7:","answer":{"numbers":[7],"target":7}}\n')
   assert.match(
@@ -491,6 +501,18 @@ test('a failure is told as it is where nothing can be saved: before the first st
     await messageAt(full),
     /^logits are not finite\nthe state after step 2 could not be saved: .*no space/,
   )
+  // A signal's reason is passed on as it is: the rest is a warning.
+  const stop = new AbortController()
+  const aborted: LoadPolicy = async (dir, options) => ({
+    ...(await loadFakePolicy(dir, options)),
+    save: () => Promise.reject(new Error('no space')),
+  })
+  const warned = once(process, 'warning')
+  const output = path.join(makeTempDir(), 'run')
+  const options = { loadPolicy: aborted, signal: stop.signal, onStep: () => stop.abort(new Error('enough')) }
+  assert.is(await messageOf(train(makeConfig(output, model, changes), options)), 'enough')
+  const [warning] = await warned
+  assert.match(warning.message, /^the state after step 1 could not be saved: .*no space/)
 })
 
 test('closing that fails hides no first error, and leaves no lock', async () => {
