@@ -217,7 +217,7 @@ test('what is missing or cannot be is said before anything is written', async ()
   await refused(
     { sampling: { temperature: 0 } },
     { eval: problems },
-    /sampling\.temperature is 0; it must be > 0 to train/,
+    /sampling\.temperature is 0, greedy, which is for measurements/,
   )
 })
 
