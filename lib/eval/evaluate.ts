@@ -1,8 +1,7 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
-import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { readInput, toJsonLines } from '../base/jsonl.js'
 import { plural } from '../base/text.js'
 import { anySignal, waitFor } from '../base/wait.js'
@@ -41,6 +40,8 @@ export interface EvaluateOptions {
   readonly onProgress?: (done: number, total: number, solved: number) => void
   /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Told, in a text for people, what is being loaded. */
+  readonly onNotice?: (text: string) => void
   /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
   /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */
@@ -87,7 +88,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   let policy: Policy | undefined
   try {
     signal.throwIfAborted()
-    policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
+    policy = await openPolicy(options.dir, inference, config.run.threads, options)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
     const engine = localEngine(policy)
@@ -154,7 +155,7 @@ function readHardProblems(
 
 function makeDir(dir: string): void {
   try {
-    mkdirSync(dir, { recursive: true })
+    makeDirectories(dir)
   } catch (error) {
     throw asIoError(`cannot make the directory ${dir}`, error)
   }
