@@ -297,6 +297,11 @@ test('another architecture and a quantised model are called what they are, whate
       { architectures: ['MistralForCausalLM'], model_type: 'mistral' },
       /architectures is \["MistralForCausalLM"\]; one of Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM is supported. rapo runs .*Qwen2.5/,
     ],
+    [
+      { architectures: ['Qwen3ForCausalLM'], model_type: 'llama' },
+      /model_type is "llama", but architectures is \["Qwen3ForCausalLM"\]; qwen3 is supported/,
+    ],
+    [{ architectures: null, model_type: 'gpt2' }, /model_type is "gpt2"; qwen2, qwen3, llama is supported/],
     [{ architectures: ['Qwen3MoeForCausalLM'] }, /\["Qwen3MoeForCausalLM"\], a mixture of experts;/],
     [{ architectures: ['LlamaModel'] }, /, a model without the head that generates text;/],
     [{ architectures: ['Qwen2MoeForCausalLM'] }, /\["Qwen2MoeForCausalLM"\], a mixture of experts;/],
