@@ -1,9 +1,8 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
-import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
@@ -44,6 +43,8 @@ export interface EvaluateOptions {
   readonly onProgress?: (done: number, total: number, solved: number) => void
   /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Told, in a text for people, what is being loaded. */
+  readonly onNotice?: (text: string) => void
   /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
   /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */
@@ -91,7 +92,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   let policy: Policy | undefined
   try {
     signal.throwIfAborted()
-    policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
+    policy = await openPolicy(options.dir, inference, config.run.threads, options)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
@@ -222,7 +223,7 @@ function difficultyOf({ difficulty }: Problem) {
 
 function makeDir(dir: string): void {
   try {
-    mkdirSync(dir, { recursive: true })
+    makeDirectories(dir)
   } catch (error) {
     throw asIoError(`cannot make the directory ${dir}`, error)
   }

@@ -27,10 +27,11 @@ import {
   removeStaleCheckpoints,
   type TrainerState,
 } from './checkpoint.js'
-import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
+import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
-import { clearRun, createRunDir, lockRun } from './run.js'
+import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
 export interface OpenOptions {
@@ -74,14 +75,10 @@ export interface OpenRun {
   close(): Promise<void>
 }
 
-/**
- * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
- * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
- */
-export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
-  const { model, run } = config
+/** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
+export async function prepareRun(config: Config, options: OpenOptions) {
+  const { model } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
-  requireField('run.output', run.output, 'the run directory')
   if (config.sampling.temperature === 0) {
     throw new RapoError(
       'ERR_RAPO_CONFIG',
@@ -89,7 +86,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
   }
   const rewards = await loadRewards(config.task)
-  const { onUnusable, onNotice, onDownload, signal: aborted } = options
+  const { onUnusable, onDownload, signal: aborted } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
   const data = { ...config.data, ...hooks, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
@@ -107,13 +104,29 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting)
+  const room = options.loadPolicy ? undefined : await checkRoom(config, { modelDir, referenceDir }, fitting)
+  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room }
+}
+
+/**
+ * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
+ */
+export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
+  const { run } = config
+  requireField('run.output', run.output, 'the run directory')
+  const { onNotice, signal: aborted } = options
+  const prepared = await prepareRun(config, options)
+  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room } = prepared
+  if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
     if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
     else if (!existsSync(run.output)) throw noCheckpoint(run.output)
   }
+  const foreign = options.resume ? undefined : describeForeign(run.output)
   take()
+  if (foreign) await told(onNotice?.(foreign), aborted)
 
   const lock = await lockRun(run.output, 'train')
   let policy: Policy | undefined
@@ -138,9 +151,9 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       from?.dir ?? modelDir,
       trainingOptions(config, from?.referenceDir ?? referenceDir),
       run.threads,
-      options.loadPolicy,
+      options,
     )
-    checkTokenizerFits(tokenizer, policy.info, modelDir)
+    checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
     checkSync(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
@@ -176,23 +189,30 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   }
 }
 
+/** The memory and the disk that a run will need. */
+export interface Room {
+  readonly memory: MemoryPlan
+  readonly disk: DiskPlan
+  /** Bytes of disk that the run may take; undefined where nothing says so. */
+  readonly free: number | undefined
+}
+
 /** Whether the memory and the disk suffice, before anything is loaded or written. */
 async function checkRoom(
   config: Config,
-  { onNotice, signal }: OpenOptions,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
-): Promise<void> {
+): Promise<Room> {
   const { checkMemory, planRun } = await import('./memory.js')
   const memory = await planRun(config, dirs, prompts)
   if (config.model.device === 'cpu') checkMemory(memory)
-  const { output } = config.run
+  const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)
-  const free = await freeDisk(output)
+  const found = await freeDisk(output)
   // Those of the run itself are part of the plan, and those of a run that it replaces go first.
-  const room = free === undefined ? undefined : free + checkpointBytes(output)
-  checkDisk(disk, config, room)
-  await told(onNotice?.(describeDisk(disk, room)), signal)
+  const free = found === undefined ? undefined : found + checkpointBytes(output)
+  checkDisk(disk, config, free)
+  return { memory, disk, free }
 }
 
 /** The fields of config.json that determine the shapes of the tensors. */
@@ -229,7 +249,8 @@ async function loadState(policy: Policy, { dir, stateFile }: Checkpoint): Promis
   )
 }
 
-function fewProblems(count: number, { sampling }: Config): string {
+/** Of problems that a step takes more than once. */
+export function fewProblems(count: number, { sampling }: Config): string {
   return `data.train has ${plural(count, 'problem')}, fewer than sampling.promptsPerStep, ${sampling.promptsPerStep}: a step takes some of them more than once`
 }
 
