@@ -5,7 +5,7 @@ import { encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
 import { sampleRollouts } from '../rollout/episodes.js'
 import { type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
-import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
+import { type Clock, type Filtered, timed } from './metrics.js'
 import type { OpenRun } from './open.js'
 
 export interface Gathered {
@@ -28,7 +28,7 @@ export async function gather(
   run: Pick<OpenRun, 'engine' | 'context' | 'environment' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
   config: Config,
   step: number,
-  seconds: PhaseSeconds,
+  clock: Clock,
 ): Promise<Gathered> {
   const { engine, context, environment, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
@@ -41,10 +41,13 @@ export async function gather(
     const prompts = problems.map(problem => encodePrompt(problem, context))
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
     const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rolling = sampleRollouts(engine, { ...context, environment }, prompts, params, { ...task, signal })
-    const rollouts = await timed(seconds, 'rollout', rolling)
-    const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
-    const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)
+    const rollouts = await timed(clock, 'rollout', () =>
+      sampleRollouts(engine, { ...context, environment }, prompts, params, { ...task, signal }),
+    )
+    const judged = await timed(clock, 'score', () =>
+      scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal }),
+    )
+    const scored = splitEvenly(judged, prompts.length)
     groups.push(...scored)
     kept.push(...scored.filter(group => filterGroups === 'off' || differs(group, filterGroups, config)))
   }

@@ -30,6 +30,7 @@ import {
   type TrainerState,
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -65,6 +66,8 @@ export interface OpenRun {
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
+  /** With eval.every. */
+  readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
   /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
@@ -109,8 +112,15 @@ export async function prepareRun(config: Config, options: OpenOptions) {
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  const room = options.loadPolicy ? undefined : await checkRoom(config, { modelDir, referenceDir }, fitting)
-  return { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room }
+  const { verifier } = rewards[0]!
+  const evalSet = await withSignal(
+    readEvalSet(config, { modelDir, tokenizer, verifier, options: data }),
+    aborted,
+  )
+  const room = options.loadPolicy
+    ? undefined
+    : await checkRoom(config, { modelDir, referenceDir }, fitting, evalSet?.prompts)
+  return { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room }
 }
 
 /**
@@ -122,7 +132,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('run.output', run.output, 'the run directory')
   const { onNotice, signal: aborted } = options
   const prepared = await prepareRun(config, options)
-  const { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room } = prepared
+  const { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } =
+    prepared
   if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
@@ -164,6 +175,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
+    const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
@@ -176,6 +188,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
+    const evalFiles = {
+      file: path.join(run.output, 'evals.jsonl'),
+      samplesFile: path.join(run.output, 'evals-samples.jsonl'),
+    }
+    const evaluations =
+      evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const { entropyTarget, entropyCoef: initial } = config.objective
@@ -183,7 +201,18 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, engine, modelDir, environment, rewards, cursor, context, stopTokenIds, state },
+      ...{
+        policy,
+        engine,
+        modelDir,
+        environment,
+        rewards,
+        cursor,
+        context,
+        stopTokenIds,
+        state,
+        evaluations,
+      },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
@@ -207,9 +236,10 @@ async function checkRoom(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
+  evalPrompts?: readonly EncodedPrompt[],
 ): Promise<Room> {
   const { checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts)
+  const memory = await planRun(config, dirs, prompts, evalPrompts)
   if (config.model.device === 'cpu') checkMemory(memory)
   const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)
