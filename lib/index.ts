@@ -127,6 +127,7 @@ export {
   surrogates,
   validateObjective,
 } from './loss/objective.js'
+export type { LoraOptions } from './model/adapter.js'
 export {
   type Aggregation,
   type Completion,

@@ -2,6 +2,7 @@
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
 import type { LossRows } from '../loss/rows.js'
+import type { LoraOptions } from './adapter.js'
 
 export type { CallOptions }
 
@@ -35,8 +36,15 @@ export interface PolicyOptions {
   readonly backend?: 'cpu' | 'aten'
   /** false: inference only, no gradients or optimizer state are held. Default true. */
   readonly trainable?: boolean
-  /** Directory of the frozen reference; none when absent. */
+  /**
+   * Directory of the frozen reference; none when absent. With an adapter, the policy's own directory means the model
+   * without the adapter, which takes no memory of its own.
+   */
   readonly referenceDir?: string
+  /** Trains a new adapter of low rank (LoRA); the model itself stays as it is. */
+  readonly lora?: LoraOptions
+  /** Directory of an adapter of PEFT's for this model (adapter_config.json, adapter_model.safetensors). Not with lora. */
+  readonly adapterDir?: string
   readonly adamw?: Partial<AdamW>
   /** The gradient's norm is clipped to this; > 0. Default 1. */
   readonly maxGradNorm?: number
@@ -144,6 +152,8 @@ export interface ModelInfo {
   readonly parameters: number
   readonly tiedEmbeddings: boolean
   readonly dtype: ModelDType
+  /** Parameters of the adapter; absent without one. `parameters` does not count them. */
+  readonly adapterParameters?: number
 }
 
 /**
@@ -175,9 +185,18 @@ export interface Policy {
   saveReference?(dir: string): Promise<void>
   /** Drops the gradient held. */
   zeroGrad(): Promise<void>
-  /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */
+  /**
+   * Writes config.json and model.safetensors, or its shards and their index, into an existing directory. An adapter is
+   * merged into the weights.
+   */
   save(dir: string, options?: SaveOptions): Promise<void>
-  /** Masters, moments and step count, as one safetensors file. */
+  /**
+   * Writes the adapter into an existing directory as PEFT does: adapter_config.json, which names the model that it
+   * changes (default: the directory that the policy was loaded from), and adapter_model.safetensors in float32. Absent
+   * from policies that cannot; throws for a policy without an adapter.
+   */
+  saveAdapter?(dir: string, options?: { readonly baseModel?: string }): Promise<void>
+  /** Masters, moments and step count, as one safetensors file: of the adapter alone where there is one. */
   saveState(file: string): Promise<void>
   /** Reads what saveState wrote; throws where it is of another model. */
   loadState(file: string): Promise<void>

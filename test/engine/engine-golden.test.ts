@@ -1,4 +1,4 @@
-/** Log-probs over the whole vocabulary, loss and every gradient against transformers (scripts/make-golden.py). */
+/** Log-probs over the whole vocabulary, loss and every gradient against transformers and PEFT (scripts/make-golden.py). */
 import { copyFileSync, existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -48,6 +48,11 @@ for (const name of readdirSync(root)) {
     oldLogprobs: Float32Array.from(batch.oldLogprobs),
   }
   const rows = micro.rowPositions.length
+  // A case is a model, or an adapter for the model `base`, which without the adapter is then the reference.
+  const isAdapter = golden.base !== undefined
+  const model = isAdapter ? path.join(root, golden.base) : dir
+  const adapter = isAdapter ? { adapterDir: dir } : {}
+  const referenceDir = path.join(root, golden.reference ?? golden.base)
 
   /** Loss, gradients and log-probs in a dtype: `error` is how far transformers is off in the same dtype. */
   const compare = (
@@ -62,11 +67,7 @@ for (const name of readdirSync(root)) {
       )
     for (const headRows of [0, 7]) {
       test(`${name}, ${dtype}: loss and gradients equal autograd's, ${headRows || 'all'} head rows at a time`, async () => {
-        const policy = await loadPolicy(dir, {
-          dtype,
-          referenceDir: path.join(root, golden.reference),
-          headRows,
-        })
+        const policy = await loadPolicy(model, { ...adapter, dtype, referenceDir, headRows })
         const metrics = await policy.accumulate(micro, objective)
         const file = path.join(newDir(), 'gradients.safetensors')
         await saveGradients(policy, file)
@@ -90,7 +91,7 @@ for (const name of readdirSync(root)) {
     }
 
     test(`${name}, ${dtype}: log-probs of the whole vocabulary equal transformers'`, async () => {
-      const policy = await loadPolicy(dir, { dtype, trainable: false })
+      const policy = await loadPolicy(model, { ...adapter, dtype, trainable: false })
       const { values, shape } = expected.get('logp')!
       const vocab = shape[1]!
       const everyWord = {
@@ -117,7 +118,7 @@ for (const name of readdirSync(root)) {
 
   test(`${name}: a greedy completion is transformers'`, async () => {
     const { prompt, completion } = golden.greedy
-    const policy = await loadPolicy(dir, { trainable: false })
+    const policy = await loadPolicy(model, { ...adapter, trainable: false })
     const params = { ...sampling, temperature: 0, maxNewTokens: completion.length, stopTokenIds: [] }
     // The other prompts share a batch and a cache with the one that is compared.
     const { tokens } = await policy.generate(pack([[7], prompt, [9, 2, 9]]), params)
@@ -125,6 +126,7 @@ for (const name of readdirSync(root)) {
     assert.equal(unpack(tokens)[1], completion)
   })
 
+  if (isAdapter) continue
   test(`${name}: the configuration in transformers 4's spelling gives the same bits`, async () => {
     const old = newDir()
     copyFileSync(path.join(dir, 'old-spelling.json'), path.join(old, 'config.json'))
