@@ -29,7 +29,7 @@ const policy = {
 }
 const list = (run: string) => readdirSync(path.join(run, 'checkpoints')).sort()
 const write = (run: string, step: number, keep = 9, from = policy) =>
-  writeCheckpoint(run, model, from, { step, cursor }, keep)
+  writeCheckpoint(run, model, from, { step, cursor }, { keep })
 
 async function messageOf(work: Promise<unknown>): Promise<string> {
   try {
@@ -125,7 +125,7 @@ test('a checkpoint that is damaged is named', async () => {
 test('what a checkpoint copies from a read-only model can be written', async () => {
   const [run, readOnly] = [makeTempDir(), makeFakeModel()]
   for (const name of readdirSync(readOnly)) chmodSync(path.join(readOnly, name), 0o444)
-  ;(await writeCheckpoint(run, readOnly, policy, { step: 1, cursor }, 9)).commit()
+  ;(await writeCheckpoint(run, readOnly, policy, { step: 1, cursor }, { keep: 9 })).commit()
   const { mode } = statSync(path.join(readLatestCheckpoint(run)!.dir, 'tokenizer.json'))
   assert.is(mode & 0o200, 0o200)
 })

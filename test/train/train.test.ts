@@ -121,6 +121,17 @@ test('2 N steps, and N steps, a resume, N more: equal bits', async () => {
   assert.equal(fingerprint(halves), fingerprint(whole))
 })
 
+test('a data set that is smaller than a step is said at the start', async () => {
+  const told: string[] = []
+  const onNotice = (text: string) => void told.push(text)
+  await spy({ run: { steps: 1 }, sampling: { promptsPerStep: 10 } }, { onNotice })
+  assert.equal(told, [])
+  await spy({ run: { steps: 1 }, sampling: { promptsPerStep: 11 } }, { onNotice })
+  assert.equal(told, [
+    'data.train has 10 problems, fewer than sampling.promptsPerStep, 11: a step takes some of them more than once',
+  ])
+})
+
 test('another seed gives another run', async () => {
   const [a, b] = [await spy({ run: { steps: 2, seed: 1 } }), await spy({ run: { steps: 2, seed: 2 } })]
   assert.not.equal(fingerprint(a.output).samples, fingerprint(b.output).samples)
