@@ -127,7 +127,6 @@ export {
   surrogates,
   validateObjective,
 } from './loss/objective.js'
-export type { LoraOptions } from './model/adapter.js'
 export {
   type Aggregation,
   type Completion,
@@ -150,6 +149,7 @@ export type {
   LoadOptions,
   LoadPolicy,
   LogprobRows,
+  LoraOptions,
   MicroBatch,
   ModelDType,
   ModelInfo,

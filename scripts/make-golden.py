@@ -190,6 +190,7 @@ def expect(models, batch, objective, dtype, file):
         # One run may hit the loss by luck: what its log-probs' error can do to the loss counts.
         "loss": logp_error * slope,
         "logp": logp_error,
+        "logpNorm": (narrow[1] - logp).norm().item(),
         "gradients": {k: x.abs().max().item() for k, x in off.items()},
         "gradientNorm": sum(x.square().sum().item() for x in off.values()) ** 0.5,
     }

@@ -273,6 +273,24 @@ async function withProgress(
   await working.finally(() => progress?.stop())
 }
 
+interface MergeValues {
+  readonly model: string
+  readonly output: string
+  readonly dtype?: ModelDType
+}
+
+export async function runMerge({ model: given, output, dtype }: MergeValues): Promise<void> {
+  const { mergeAdapter } = await import('./merge.js')
+  const adapter = readLatestCheckpoint(given)?.dir ?? given
+  const download = downloadProgress()
+  const { onProgress } = download
+  const merging = untilStopped(signal =>
+    mergeAdapter({ adapter, output, ...(dtype && { dtype }), onProgress, signal }),
+  )
+  await merging.finally(download.stop)
+  printLine(path.resolve(output))
+}
+
 export async function runReport(
   runs: readonly string[],
   values: { base?: string; baseline?: string; byRun?: boolean; output: string },

@@ -5,6 +5,7 @@ import { deriveSeed } from '../base/random.js'
 import { packTokens } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
+import { locateModel } from '../model/locate.js'
 import type {
   CallOptions,
   LoadPolicy,
@@ -146,14 +147,23 @@ async function withModel(
     write: LineOutput['write'],
   ) => Promise<void>,
 ): Promise<void> {
-  const { model, input, dtype = 'float32', device = 'cpu' } = options
+  const { input, dtype = 'float32', device = 'cpu' } = options
   const name = input ?? 'standard input'
   const output = openOutput(options.output)
   const lines = parseJsonLines(readInput(input ?? 0), name)
   if (lines.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
+  const { modelDir: model, adapterDir } = await locateModel(
+    options.model,
+    options.signal ? { signal: options.signal } : {},
+  )
   if (!options.loadPolicy) checkModel(model)
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
-  const policy = await openPolicy(model, { dtype, device, trainable: false }, 0, options.loadPolicy)
+  const policy = await openPolicy(
+    model,
+    { dtype, device, trainable: false, ...(adapterDir !== undefined && { adapterDir }) },
+    0,
+    options.loadPolicy,
+  )
   try {
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
     const fault = (line: number, why: string) =>

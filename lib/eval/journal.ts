@@ -26,11 +26,15 @@ export interface ProgressLine {
  */
 export function openProgress(
   config: Config,
-  options: { readonly dir: string; readonly output: string; readonly restart?: boolean },
+  options: {
+    readonly dirs: readonly string[]
+    readonly output: string
+    readonly restart?: boolean | undefined
+  },
   prompts: readonly EncodedPrompt[],
 ) {
   const file = path.join(options.output, 'eval-progress.jsonl')
-  const conditions = describeConditions(config, options.dir, prompts)
+  const conditions = describeConditions(config, options.dirs, prompts)
   if (options.restart) rmSync(file, { force: true })
   const done = new Map<string, ProgressLine>()
   const keyOf = (id: string, call: number) => JSON.stringify([id, call])
@@ -82,14 +86,16 @@ function readProgress(file: string): Record<string, unknown>[] {
 /** All that the samples depend on, by the names that people know. */
 function describeConditions(
   { sampling, task, data, eval: evaluation, model }: Config,
-  dir: string,
+  dirs: readonly string[],
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
   const { temperature, topP, topK, minP, maxNewTokens } = sampling
   const { file: module } = parseModuleName(task.verifier)
-  const weights = readdirSync(dir)
-    .filter(name => /\.(?:safetensors|json)$/.test(name))
-    .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs])
+  const weights = dirs.flatMap(dir =>
+    readdirSync(dir)
+      .filter(name => /\.(?:safetensors|json)$/.test(name))
+      .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs]),
+  )
   return {
     'eval.samples': evaluation.samples,
     'eval.samplesPerCall': evaluation.samplesPerCall,

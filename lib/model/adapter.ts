@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import type { LoraOptions } from './policy.js'
 import { readJson } from './tokenizer.js'
 
 /** The matrices of a layer that an adapter may change, in the layer's order. */
@@ -9,23 +10,6 @@ export const loraModules = [
   ...(['q_proj', 'k_proj', 'v_proj', 'o_proj'] as const),
   ...(['gate_proj', 'up_proj', 'down_proj'] as const),
 ]
-
-/**
- * A new adapter: y = W x + s B (A x) for the matrices named, with A (r × columns) uniform in ±1 / √columns and B
- * (rows × r) = 0, as PEFT begins. Names and defaults are PEFT's, but for targetModules.
- */
-export interface LoraOptions {
-  /** The rank r; at least 1. */
-  readonly r: number
-  /** s is loraAlpha / r. Default 8. */
-  readonly loraAlpha?: number
-  /** Among q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear (default) is all of them. */
-  readonly targetModules?: 'all-linear' | readonly string[]
-  /** s is loraAlpha / √r (arXiv 2312.03732). Default false. */
-  readonly useRslora?: boolean
-  /** Of A's numbers; a safe integer ≥ 0. Default 0. */
-  readonly seed?: number
-}
 
 /** What adapter_config.json says of an adapter's shape. */
 export interface AdapterShape {
@@ -54,18 +38,18 @@ export function isAdapter(dir: string): boolean {
   return existsSync(path.join(dir, configFile))
 }
 
-/** A new adapter's shape. `fail` is told what is wrong. */
-export function shapeOf(
-  options: LoraOptions,
-  fail: (field: string, value: unknown, expected: string) => never,
-) {
+/** A new adapter's shape. Throws ERR_RAPO_INVALID_ARGUMENT. */
+export function shapeOf(options: LoraOptions): AdapterShape {
   const { r, loraAlpha = 8, targetModules = 'all-linear', useRslora = false } = options
+  const fail = (field: string, value: unknown, expected: string) => {
+    throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `lora.${field} is ${value}, expected ${expected}`)
+  }
   if (!isRank(r)) fail('r', r, `an integer in [1, ${MAX_RANK}]`)
   if (!isAlpha(loraAlpha)) fail('loraAlpha', loraAlpha, 'a number > 0')
   if (typeof useRslora !== 'boolean') fail('useRslora', useRslora, 'true or false')
-  const names = targetModules === 'all-linear' ? loraModules : targetModules
+  const names: readonly string[] = targetModules === 'all-linear' ? loraModules : targetModules
   const isList = Array.isArray(names) && names.length > 0
-  if (!isList || !names.every(name => loraModules.includes(name)))
+  if (!isList || !names.every(name => loraModules.includes(name as never)))
     fail('targetModules', JSON.stringify(targetModules), `all-linear, or some of ${loraModules.join(', ')}`)
   return { r, loraAlpha, useRslora, targetModules: loraModules.filter(name => names.includes(name)) }
 }
@@ -107,7 +91,7 @@ function isOff(value: unknown): boolean {
 export interface StoredAdapter {
   readonly shape: AdapterShape
   readonly file: string
-  /** base_model_name_or_path: the model that the adapter changes. */
+  /** The model that the adapter changes, by base_model_name_or_path and revision. */
   readonly baseModel?: string
 }
 
@@ -145,7 +129,8 @@ export function readAdapter(dir: string): StoredAdapter {
   )
     fail('ERR_RAPO_UNSUPPORTED', 'target_modules', `a list of some of ${loraModules.join(', ')}`)
   const wanted = (names as readonly unknown[]).map(bare)
-  const { base_model_name_or_path: baseModel } = config
+  const { base_model_name_or_path: name, revision } = config
+  const baseModel = typeof revision === 'string' && !existsSync(String(name)) ? `${name}@${revision}` : name
   return {
     shape: {
       ...{ r: r as number, loraAlpha: loraAlpha as number, useRslora: useRslora as boolean },
@@ -156,10 +141,14 @@ export function readAdapter(dir: string): StoredAdapter {
   }
 }
 
-/** The text of adapter_config.json. */
+/**
+ * The text of adapter_config.json.
+ * @param baseModel a directory, or a name on the hub with or without @revision
+ */
 export function adapterConfigText(shape: AdapterShape, baseModel: string): string {
+  const [, name = baseModel, revision = null] = /^([^/@]+\/[^/@]+)@(.+)$/.exec(baseModel) ?? []
   const config = {
-    ...{ peft_type: 'LORA', task_type: 'CAUSAL_LM', base_model_name_or_path: baseModel },
+    ...{ peft_type: 'LORA', task_type: 'CAUSAL_LM', base_model_name_or_path: name, revision },
     ...{ r: shape.r, lora_alpha: shape.loraAlpha, use_rslora: shape.useRslora },
     target_modules: shape.targetModules,
     ...{ lora_dropout: 0, bias: 'none', fan_in_fan_out: false, init_lora_weights: true },

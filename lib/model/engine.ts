@@ -7,14 +7,7 @@ import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
-import {
-  type AdapterShape,
-  adapterConfigText,
-  type LoraOptions,
-  nativeAdapter,
-  readAdapter,
-  shapeOf,
-} from './adapter.js'
+import { type AdapterShape, adapterConfigText, nativeAdapter, readAdapter, shapeOf } from './adapter.js'
 import { dtypeOf, type ModelSource, readModelConfig, withDtype } from './config.js'
 import { checkModel } from './directory.js'
 import {
@@ -25,6 +18,7 @@ import {
   type LoadOptions,
   type LoadPolicy,
   type LogprobRows,
+  type LoraOptions,
   type MicroBatch,
   type ModelDType,
   type ModelInfo,
@@ -117,7 +111,7 @@ function checkAdapter({ lora, adapterDir }: PolicyOptions) {
   fields('lora', lora, loraFields)
   const { seed = 0 } = lora
   integer('lora.seed', seed, 0)
-  const shape = shapeOf(lora, (field, value, expected) => invalid(`lora.${field}`, value, expected))
+  const shape = shapeOf(lora)
   return { shape, lora: nativeAdapter(shape, { seed }) }
 }
 

@@ -2,7 +2,6 @@
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
 import type { LossRows } from '../loss/rows.js'
-import type { LoraOptions } from './adapter.js'
 
 export type { CallOptions }
 
@@ -23,6 +22,23 @@ export interface AdamW {
   readonly beta2: number
   readonly eps: number
   readonly weightDecay: number
+}
+
+/**
+ * A new adapter: y = W x + s B (A x) for the matrices named, with A (r × columns) uniform in ±1 / √columns and B
+ * (rows × r) = 0, as PEFT begins. Names and defaults are PEFT's, but for targetModules.
+ */
+export interface LoraOptions {
+  /** The rank r; at least 1. */
+  readonly r: number
+  /** s is loraAlpha / r. Default 8. */
+  readonly loraAlpha?: number
+  /** Among q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear (default) is all of them. */
+  readonly targetModules?: 'all-linear' | readonly string[]
+  /** s is loraAlpha / √r (arXiv 2312.03732). Default false. */
+  readonly useRslora?: boolean
+  /** Of A's numbers; a safe integer ≥ 0. Default 0. */
+  readonly seed?: number
 }
 
 /** How loadPolicy loads a model. Defaults: float32, on the CPU. */

@@ -33,7 +33,7 @@ export interface TrainerState {
 }
 
 export interface Checkpoint {
-  /** A model directory. */
+  /** A model directory; of a run with the section lora, a directory with PEFT's adapter. */
   readonly dir: string
   /** Masters and moments, for Policy.loadState. */
   readonly stateFile: string
@@ -60,15 +60,19 @@ export interface Retention {
  * not keep. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
  *
  * @param modelDir where the tokenizer is copied from
- * @param hasMoved whether the reference is no longer the one that the run began with, and so is a part of the state
+ * @param parts hasMoved: the reference is no longer the one that the run began with, and so is a part of the state.
+ *   baseModel: the checkpoint holds the policy's adapter alone, for the model of that name
  */
 export async function writeCheckpoint(
   runDir: string,
   modelDir: string,
-  policy: Pick<Policy, 'save' | 'saveState' | 'saveReference'>,
+  policy: Pick<Policy, 'save' | 'saveAdapter' | 'saveState' | 'saveReference'>,
   trainer: TrainerState,
   { keep, states = 'all' }: Retention,
-  hasMoved = false,
+  {
+    hasMoved = false,
+    baseModel,
+  }: { readonly hasMoved?: boolean; readonly baseModel?: string | undefined } = {},
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
   const name = `step-${String(trainer.step).padStart(6, '0')}`
@@ -89,7 +93,7 @@ export async function writeCheckpoint(
   await guard(async () => {
     rmSync(temporary, { recursive: true, force: true })
     mkdirSync(path.join(temporary, 'rapo'), { recursive: true })
-    await policy.save(temporary)
+    await (baseModel === undefined ? policy.save(temporary) : policy.saveAdapter!(temporary, { baseModel }))
     await policy.saveState(stateFileOf(temporary))
     if (hasMoved) {
       mkdirSync(referenceDirOf(temporary))

@@ -210,9 +210,9 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
 }
 
 function save(run: Run, { run: { output } }: Config, state: TrainerState, retention: Retention) {
-  const { policy, modelDir, lock, hasMoved } = run
+  const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved)
+  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel })
 }
 
 /** `count` rollouts spread over the batch, as lines of samples.jsonl. */
