@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: every command declared here; what it does is in commands.ts, loaded when it runs. */
+/** Declares every command of the command line. What a command does is in commands.ts, which is loaded when a command runs. */
 import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
@@ -7,16 +7,16 @@ import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
-import { devicePattern, deviceRange } from '../model/policy.js'
+import { deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 
-/** The fields that a measurement reads. */
+/** The sections of the configuration that an evaluation reads. */
 const measuredFields =
   /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
 
-/** The whole command line; nothing runs before parseAsync. */
+/** The whole command line. Nothing runs before parseAsync. */
 export function createCli(): Command {
   const cli = new Command('rapo')
     .description('Trains language models by reinforcement learning from verifiable rewards.')
@@ -54,28 +54,15 @@ export function createCli(): Command {
 
   const generate = cli
     .command('generate')
-    .description('complete prompts: lines { promptIds } or { prompt } get { completions }')
+    .description(
+      'complete prompts: rows { promptIds } or { prompt } get { completions }; rapo grade judges what comes out',
+    )
     .option('--n <count>', 'completions a prompt', wholeNumber(1), 1)
-    .option('--max-new-tokens <count>', 'longest completion', wholeNumber(1), 64)
-    .option(
-      '--temperature <number>',
-      '0 is greedy',
-      decimal('≥ 0', value => value >= 0),
-      1,
-    )
-    .option(
-      '--top-p <number>',
-      'sample from the likeliest tokens with this mass',
-      decimal('> 0 and ≤ 1', value => value > 0 && value <= 1),
-      1,
-    )
-    .option('--top-k <count>', 'sample from this many likeliest tokens; 0 is off', wholeNumber(0), 0)
-    .option(
-      '--min-p <number>',
-      'drop tokens less likely than this times the likeliest',
-      decimal('≥ 0 and < 1', value => value >= 0 && value < 1),
-      0,
-    )
+    .option('--max-new-tokens <count>', 'longest completion (64)')
+    .option('--temperature <number>', '0 is greedy (1)')
+    .option('--top-p <number>', 'sample from the likeliest tokens with this mass (1, off)')
+    .option('--top-k <count>', 'sample from this many likeliest tokens (0, off)')
+    .option('--min-p <number>', 'drop tokens less likely than this times the likeliest (0, off)')
     .option('--seed <number>', 'same seed, same bits', wholeNumber(0), 1)
     .action(async values => (await import('./commands.js')).runGenerate(values))
   addModelOptions(generate)
@@ -83,14 +70,9 @@ export function createCli(): Command {
   const logprobs = cli
     .command('logprobs')
     .description(
-      'score completions: lines { promptIds, completionIds } or { prompt, completion } get { logprobs, entropy }',
+      'score completions: rows { promptIds, completionIds } or { prompt, completion } get { logprobs, entropy }',
     )
-    .option(
-      '--temperature <number>',
-      'the logits are divided by it',
-      decimal('> 0', value => value > 0),
-      1,
-    )
+    .option('--temperature <number>', 'the logits are divided by it (1)')
     .action(async values => (await import('./commands.js')).runLogprobs(values))
   addModelOptions(logprobs)
 
@@ -109,7 +91,9 @@ export function createCli(): Command {
 
   cli
     .command('grade')
-    .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
+    .description(
+      'judge answers: rows { completion | answer, reference } get { correct, reason }; also what rapo generate writes',
+    )
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
     .addOption(
       new Option('--extract <where>', "math: where a completion's answer is: last box; else stated; else any")
@@ -123,7 +107,16 @@ export function createCli(): Command {
     )
     .option(
       '-i, --input <file>',
-      'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
+      'a file in any format of a problem file; or its name on the hub (default: JSON Lines from standard input)',
+    )
+    .option(
+      '--completion-field <column>',
+      'what the model wrote: a text or a list (default: completion, completions)',
+    )
+    .option('--answer-field <column>', 'a final answer that is judged alone (default: answer)')
+    .option(
+      '--reference-field <column>',
+      'the right answer (default: reference; beside a completion also answer, and what problem files call it)',
     )
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
     .action(async values => (await import('./commands.js')).runGrade(values))
@@ -203,7 +196,7 @@ export function createCli(): Command {
   return cli
 }
 
-/** One option a field of the configuration, as text: config.ts judges the values, whatever they come from. */
+/** One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from. */
 function addFields(command: Command, shown: readonly Field[]): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
@@ -215,16 +208,24 @@ function addFields(command: Command, shown: readonly Field[]): void {
 function addModelOptions(command: Command): void {
   command
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
-    .option('-i, --input <file>', 'JSON Lines (default: standard input)')
+    .option(
+      '-c, --config <file>',
+      'YAML or JSON file that gives the options below their values (default: a run’s own, else what stands in brackets)',
+    )
+    .option(
+      '-i, --input <file>',
+      'a file in any format of a problem file (default: JSON Lines from standard input)',
+    )
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
-    .addOption(
-      new Option('--device <name>', `where the model lives: ${deviceRange}`).argParser(device).default('cpu'),
+    .option(
+      '--template <text>',
+      'text around a prompt, with {prompt}; or chat, qwen-boxed, abel ({prompt}; of conversations chat)',
     )
-    .addOption(
-      new Option('--dtype <name>', 'of weights and activations')
-        .choices(['float32', 'bfloat16'])
-        .default('float32'),
-    )
+    .option('--system-prompt <text>', "the system's message; with template chat (none)")
+    .option('--problem-field <column>', 'column of the prompt (the usual names of problem files)')
+    .option('--device <name>', `where the model lives: ${deviceRange} (cpu)`)
+    .option('--dtype <name>', 'of weights and activations: float32 or bfloat16 (float32)')
+    .option('--threads <count>', "CPU threads; 0 is libtorch's choice (0)")
 }
 
 function wholeNumber(min: number) {
@@ -235,16 +236,11 @@ function wholeNumber(min: number) {
   }
 }
 
-function device(text: string): string {
-  if (devicePattern.test(text)) return text
-  throw new InvalidArgumentError(`It must be ${deviceRange}.`)
-}
-
 function wholeNumbers(min: number) {
   return (text: string) => text.split(',').map(wholeNumber(min))
 }
 
-/** A share, or digits. */
+/** A parser for a share, or for digits. */
 function tolerance(text: string): Tolerance {
   return text === 'digits' ? text : decimal('> 0 and < 1, or digits', value => value > 0 && value < 1)(text)
 }
@@ -257,21 +253,21 @@ function decimal(range: string, isInRange: (value: number) => boolean) {
   }
 }
 
-/** What a person sees of an error: one clear message, the stack only with RAPO_DEBUG=1 or for a fault of rapo's own. */
+/** The text of an error for users: one clear message. The stack is shown only with RAPO_DEBUG=1, and for bugs of rapo. */
 export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.env): string {
   const isExpected = error instanceof RapoError && env.RAPO_DEBUG !== '1'
   if (isExpected) return plainText(`rapo: ${error.message}`)
   return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-/** Runs the command line of this process, and ends the process with it. */
+/** Runs the command line of this process and then ends the process. */
 export async function main(): Promise<void> {
-  // A reader that has seen enough, such as head, is no error.
+  // A reader that closes the pipe early, such as head, is not an error.
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
   let isEmptyAgain = false
-  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
+  /** Without this check, a command that waits for an event that can no longer come would end the process with success. */
   const onEmpty = () => {
     if (isEmptyAgain) {
       printError('rapo: the command cannot end: what it waits for will never come')
@@ -290,12 +286,12 @@ export async function main(): Promise<void> {
     process.exitCode ||= 1
   } finally {
     process.off('beforeExit', onEmpty)
-    // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
+    // A connection or timer that a verifier or hook left open does not delay the exit; output that is not written yet does.
     setTimeout(() => afterOutput(() => process.exit()), 500).unref()
   }
 }
 
 const isMain =
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
-// Not awaited: CommonJS, which the package is built as, has no await at the top.
+// Not awaited: the package is built as CommonJS, which has no top-level await.
 if (isMain) void main()

@@ -33,13 +33,13 @@ export const schema = z.strictObject({
   eval: evaluation.prefault({}),
 })
 
-/** A whole configuration, defaults filled in. */
+/** A complete configuration, with its defaults filled in. */
 export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> & {
   objective: ResolvedObjective
   correction: ResolvedCorrection
 }
 
-/** What no single field can say. */
+/** Faults that concern several fields together. */
 export function crossFaults(config: Config): [path: string, text: string][] {
   const { model, objective: o, correction, optimizer, sampling, data, task } = config
   const faults: [string, string][] = []
@@ -104,7 +104,7 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       faults.push([`correction.${field}`, text])
     }
   }
-  // gspo has one ratio, and so one weight, a sequence.
+  // gspo has one ratio per sequence, and therefore one weight per sequence.
   if (o.surrogate === 'gspo' && o.topEntropyFraction < 1) {
     faults.push([
       'objective.topEntropyFraction',
@@ -121,7 +121,8 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   if (faults.length > 0) return faults
   try {
-    kernelObjective(config)
+    // Greedy measurements have no objective.
+    kernelObjective({ objective: o, sampling: { temperature: sampling.temperature || 1 } })
   } catch (error) {
     faults.push(['objective:', (error as Error).message])
   }
@@ -143,7 +144,7 @@ function loraFaults({ lora: given, model }: Config): [string, string][] {
 }
 
 /**
- * What the engine is told of a run.
+ * The engine's options for a run.
  * @param adapterDir the adapter of the checkpoint that a run with `lora` goes on from
  */
 export function trainingOptions(

@@ -29,6 +29,7 @@ export const data = z.strictObject({
     .default('{prompt}')
     .meta({
       range: 'a text that contains {prompt}, or chat, qwen-boxed or abel',
+      names: ['chat', 'qwen-boxed', 'abel'],
       description:
         "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
     }),
@@ -54,7 +55,9 @@ export const data = z.strictObject({
   dropUnusable: z
     .boolean()
     .default(false)
-    .describe('leave out, and list, problems that are empty, double or too long, instead of an error'),
+    .describe(
+      'leave out and list problems that are empty, duplicate or too long; otherwise they are an error',
+    ),
   shards: count().default(1).describe('take every shards-th problem only'),
   shard: count(0).default(0).describe('which of the shards, from 0'),
 })

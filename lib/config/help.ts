@@ -1,18 +1,22 @@
-/** Every field as people meet it: its option, its range in words, its default and its help line. */
+/** What `--help` shows of every field: its option, its range in words, its default and its help line. */
 import { z } from 'zod'
 import { schema } from './config.js'
 import { presets } from './objective.js'
 
-/** A field as people meet it. */
+/** A field as `--help` shows it. */
 export interface Field {
-  /** Such as objective.klCoef. */
+  /** For example objective.klCoef. */
   readonly path: string
-  /** Such as --objective.kl-coef. */
+  /** For example --objective.kl-coef. */
   readonly option: string
   readonly type: 'number' | 'boolean' | 'string'
-  /** What it must be, in words: "a number ≥ 0". */
+  /** The range in words: "a number ≥ 0". */
   readonly range: string
   readonly default: unknown
+  /** Whether there must be a value, and no default serves. */
+  readonly isRequired: boolean
+  /** The values that are names. */
+  readonly names: readonly string[]
   readonly help: string
 }
 
@@ -24,19 +28,25 @@ interface JsonSchema {
   exclusiveMinimum?: number
   exclusiveMaximum?: number
   minLength?: number
-  /** In words, where the schema's own constraints say too little to people. */
+  /** The range in words, for schemas whose own constraints do not explain it. */
   range?: string
+  /** Beside those of `enum`. */
+  names?: string[]
   default?: unknown
   description?: string
   properties?: Record<string, JsonSchema>
+  required?: string[]
 }
 
 /** Every field, in the order declared. */
-export const fields: readonly Field[] = listFields(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema, [])
+export const fields: readonly Field[] = listFields(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema)
 
-function listFields(node: JsonSchema, path: readonly string[]): Field[] {
-  if (node.properties) {
-    return Object.entries(node.properties).flatMap(([name, child]) => listFields(child, [...path, name]))
+function listFields(node: JsonSchema, path: readonly string[] = [], isRequired = true): Field[] {
+  const { properties, required = [] } = node
+  if (properties) {
+    return Object.entries(properties).flatMap(([name, child]) =>
+      listFields(child, [...path, name], isRequired && required.includes(name)),
+    )
   }
   const isNumber = node.type === 'number' || node.type === 'integer'
   const dotted = path.join('.')
@@ -47,6 +57,8 @@ function listFields(node: JsonSchema, path: readonly string[]): Field[] {
       type: isNumber ? 'number' : node.type === 'boolean' ? 'boolean' : 'string',
       range: describeRange(node),
       default: node.default,
+      isRequired,
+      names: node.names ?? (node.enum ?? []).map(String),
       help: node.description ?? '',
     },
   ]
@@ -69,7 +81,7 @@ function describeRange(node: JsonSchema): string {
   return `${node.type === 'integer' ? 'a whole number' : 'a number'} ${bounds.join(' and ')}`.trim()
 }
 
-/** Presets as `--help` shows them. */
+/** The presets, as `--help` shows them. */
 export function describePresets(): string {
   return Object.entries(presets)
     .map(([name, values]) => {

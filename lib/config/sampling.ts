@@ -3,21 +3,24 @@ import { z } from 'zod'
 import { count } from './values.js'
 
 export const sampling = z.strictObject({
-  groupSize: count(2).max(65536).default(8).describe('G, completions a prompt'),
-  promptsPerStep: count().default(16).describe('problems a step'),
+  groupSize: count(2).max(65536).default(8).describe('G, completions per prompt'),
+  promptsPerStep: count().default(16).describe('problems per step'),
   temperature: z
     .number()
-    .min(1e-6)
     .max(100)
+    .refine(value => value === 0 || value >= 1e-6)
     .default(1)
-    .describe('τ; the objective divides the logits by the same'),
+    .meta({
+      range: '0, or a number ≥ 0.000001 and ≤ 100',
+      description: 'τ; the objective divides the logits by the same; 0 is greedy, for measurements alone',
+    }),
   topP: z
     .number()
     .positive()
     .max(1)
     .default(1)
     .describe('sample from the likeliest tokens with this mass; 1 is off'),
-  topK: count(0).default(0).describe('sample from this many likeliest tokens; 0 is off'),
+  topK: count(0).default(0).describe('sample from so many of the likeliest tokens; 0 is off'),
   minP: z
     .number()
     .min(0)

@@ -1,6 +1,7 @@
 /** Problems from data files. */
 import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
+import { plural } from '../base/text.js'
 import type { Message } from '../model/template.js'
 import { checkAnswer, type Verifier } from '../reward/verifier.js'
 import { chooseColumns, type DataOptions, hubOptions } from './fields.js'
@@ -10,13 +11,13 @@ import * as files from './rows.js'
 /** One row of a problem file (docs/files.md). */
 export interface Problem {
   readonly id: string
-  /** The problem's text; of a conversation, the last message of the user. */
+  /** The problem's text. For a conversation: the user's last message. */
   readonly prompt: string
-  /** The conversation, where the row has one instead of a text. */
+  /** The conversation, if the row has a list of messages instead of a text. */
   readonly messages?: readonly Message[]
-  /** What the task's verifier expects. */
+  /** The reference answer, in the form that the task's verifier expects. */
   readonly answer: unknown
-  /** Splits the evaluation. */
+  /** Name of the problem's group in an evaluation. */
   readonly difficulty?: string
   /** The row's other columns, for verifiers; absent where there are none. */
   readonly columns?: Readonly<Record<string, unknown>>
@@ -37,7 +38,7 @@ export async function readProblems(
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const rows = await files.readRows(given, hubOptions(options))
+  const rows = await files.readRows(given, { ...hubOptions(options), field: options.field })
   const name = files.nameOf(given)
   const columns = chooseColumns(rows, name, options)
   const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)
@@ -47,7 +48,7 @@ export async function readProblems(
   for (const row of rows) {
     const { file, unit, number } = row
     const problem = parseProblem(row, columns, areSeveral ? `${file}:${number}` : String(number))
-    const refuse = (fault: string) => unusable.push(`${files.placeOf(row)} ${fault}`)
+    const refuse = (fault: string) => unusable.push(`${files.placeOf(row)}: ${fault}`)
     if (typeof problem === 'string') {
       refuse(problem)
       continue
@@ -69,53 +70,66 @@ export async function readProblems(
     problems.push(problem)
   }
   settleUnusable(unusable, rows.length, options)
-  if (problems.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} holds no problem that can be used`)
   const { shards = 1, shard = 0 } = options
   const own = problems.filter((_, i) => i % shards === shard)
   if (own.length === 0) {
     throw new RapoError(
       'ERR_RAPO_DATA',
-      `${name} has ${problems.length} problems: shard ${shard} of ${shards} is empty`,
+      `${name} has ${plural(problems.length, 'problem')}: shard ${shard} of ${shards} is empty`,
     )
   }
   return own
 }
 
-/** How many rows are spelled out in an error. */
+/** How many rows are spelled out. */
 const SHOWN = 5
 
-/** Drops rows that cannot be used, telling of them, or throws ERR_RAPO_DATA with the first few and a count of each kind. */
+/**
+ * Drops rows that cannot be used, each told by its place and what is wrong with it. Throws ERR_RAPO_DATA, with the first
+ * few and a count of each kind, where they are not to be dropped, and where none would be left.
+ * @param remedy what the last line advises beside data.dropUnusable, such as another value of a field
+ */
 export function settleUnusable(
   unusable: readonly string[],
   count: number,
   { dropUnusable = false, onUnusable }: DataOptions,
+  remedy?: string,
 ): void {
   if (unusable.length === 0) return
-  if (dropUnusable) {
+  const isNoneLeft = unusable.length === count
+  if (dropUnusable && !isNoneLeft) {
     const told = watched('onUnusable', onUnusable)
     told.call(unusable)
     told.failed.throwIfAborted()
     told.finish()
     return
   }
-  throw new RapoError('ERR_RAPO_DATA', summarizeUnusable(unusable, count).join('\n'))
+  const advice = [remedy, isNoneLeft ? undefined : 'data.dropUnusable: true leaves them out']
+  const end = [`${unusable.length} of ${count} cannot be used`, ...advice.filter(text => text !== undefined)]
+  throw new RapoError('ERR_RAPO_DATA', [...summarizeRows(unusable), end.join('; ')].join('\n'))
 }
 
-/** The lines of an error about `unusable.length` of `count` rows. */
-function summarizeUnusable(unusable: readonly string[], count: number): string[] {
-  const shown = unusable.slice(0, SHOWN)
-  const rest = unusable.slice(SHOWN)
-  const advice = unusable.length < count ? '; data.dropUnusable: true leaves them out' : ''
+/** A few lines on many rows, each of which begins with its place: the first ones, and how many there are of each kind. */
+export function summarizeRows(rows: readonly string[]): string[] {
+  if (rows.length <= SHOWN + 1) return [...rows]
   const kinds = new Map<string, number>()
-  for (const fault of rest) {
-    const kind = fault.replace(/^.*?: (?:line|row) \d+ /s, '').replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
+  for (const row of rows.slice(SHOWN)) {
+    const kind = kindOf(row)
     kinds.set(kind, (kinds.get(kind) ?? 0) + 1)
   }
-  const more = [...kinds].map(([kind, number]) => `and ${number} more: ${kind}`)
-  return [...shown, ...more, `${unusable.length} of ${count} cannot be used${advice}`]
+  const byCount = [...kinds].sort(([, a], [, b]) => b - a)
+  const more = byCount.slice(0, SHOWN).map(([kind, number]) => `and ${number} more: ${kind}`)
+  const others = byCount.slice(SHOWN).reduce((sum, [, number]) => sum + number, 0)
+  return [...rows.slice(0, SHOWN), ...more, ...(others > 0 ? [`and ${others} others`] : [])]
 }
 
-/** The problem, or why the row is none. */
+/** What is wrong with a row, without its place, and without what differs from row to row. */
+const kindOf = (row: string) =>
+  row
+    .replace(/^.*?(?::\d+| row \d+|problem "(?:[^"\\]|\\.)*"): /s, '')
+    .replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
+
+/** The problem, or the reason why the row is not a problem. */
 function parseProblem(
   row: Row,
   columns: ReturnType<typeof chooseColumns>,
@@ -150,7 +164,7 @@ function parseProblem(
   }
 }
 
-/** Those that are no part of the problem. A column that a dotted name leads into has other entries, too: it stays. */
+/** The columns that are not part of the problem. A column that a dotted name leads into stays, since it has other entries. */
 function otherColumns({ value }: Row, columns: ReturnType<typeof chooseColumns>): Pick<Problem, 'columns'> {
   const own = new Set(Object.values(columns).map(({ name }) => name))
   const others = Object.entries(value).filter(([name]) => !own.has(name))
@@ -159,10 +173,11 @@ function otherColumns({ value }: Row, columns: ReturnType<typeof chooseColumns>)
 
 const emptyAsAbsent = (value: unknown) => (value === '' ? undefined : value)
 
-/** A list of one answer is that answer; what several mean is the verifier's to say. */
+/** A list with one answer counts as that answer. A list of several goes to the verifier as it is. */
 const onlyEntry = (answer: unknown) => (Array.isArray(answer) && answer.length === 1 ? answer[0] : answer)
 
-function messagesFault(messages: readonly unknown[]): string | undefined {
+/** What is wrong with a conversation as a prompt. */
+export function messagesFault(messages: readonly unknown[]): string | undefined {
   const wanted =
     "must be a text, or a list of messages { role, content } of which the last is not the assistant's"
   const isMessage = (message: unknown) => {
@@ -175,13 +190,15 @@ function messagesFault(messages: readonly unknown[]): string | undefined {
   return undefined
 }
 
-const toMessage = ({ role, content }: Message): Message => ({ role, content })
+/** Without what a dataset has beside these. */
+export const toMessage = ({ role, content }: Message): Message => ({ role, content })
 
-function lastUserText(messages: readonly Message[]): string {
+/** What VerifyContext calls the prompt of a conversation. */
+export function lastUserText(messages: readonly Message[]): string {
   return messages.findLast(({ role }) => role === 'user')!.content
 }
 
-/** The control characters that \b, \v, \f, \t, \r and \n become where a backslash is not doubled. */
+/** The control characters into which \b, \v, \f, \t, \r and \n turn if their backslash is not doubled. */
 const controls: Readonly<Record<string, string>> = {
   ...{ '\b': 'b', '\v': 'v', '\f': 'f' },
   ...{ '\t': 't', '\r': 'r', '\n': 'n' },
@@ -189,7 +206,7 @@ const controls: Readonly<Record<string, string>> = {
 const lostCommand =
   /[\b\v\f][A-Za-z]*|\t(?:ext|frac|imes|heta|riangle|binom|ilde|au)(?![a-z])|\r(?:ight|angle)(?![a-z])|\n(?:eq|abla|otin)(?![a-z])/
 
-/** Why an answer in which a command of LaTeX lost its backslash cannot be right: nothing would ever equal it. */
+/** The fault of an answer in which a LaTeX command lost its backslash: no completion could ever equal the answer. */
 function lostBackslash(answer: unknown): string | undefined {
   for (const text of [answer].flat()) {
     const found = typeof text === 'string' ? lostCommand.exec(text)?.[0] : undefined

@@ -7,6 +7,7 @@ import { asIoError, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
+import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
@@ -28,38 +29,38 @@ import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress } from './journal.js'
 
-/** What is measured, and where the results go. */
+/** Options of evaluate: the model to measure, and where the results go. */
 export interface EvaluateOptions {
-  /** The directory of the model to measure, or of an adapter of PEFT's, which names its model. */
+  /** Directory of the model to measure, or of an adapter of PEFT's, which names its model. */
   readonly dir: string
-  /** What eval.json calls it: the run or directory as the person named it. */
+  /** The model's name in eval.json: the run or directory as the user named it. */
   readonly model: string
-  /** Label in tables and reports. */
+  /** The model's label in tables and reports. */
   readonly name: string
-  /** Where eval.json and eval-samples.jsonl go; made where missing. */
+  /** Directory for eval.json and eval-samples.jsonl. It is made if it is missing. */
   readonly output: string
   /**
    * Called with the completions done, their total, and the problems solved: before the first is sampled, and a few times a
    * second, when `done` is estimated from the tokens. What it throws ends the measurement, after the call that is running.
    */
   readonly onProgress?: (done: number, total: number, solved: number) => void
-  /** Told of the rows that config.data.dropUnusable leaves out. */
+  /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of data that is fetched from the hub. */
+  /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Discard what an interrupted measurement left in output, instead of going on with it. */
+  /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */
   readonly restart?: boolean
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
-  /** Aborting stops between tokens and rejects with the signal's reason; the finished calls are kept. */
+  /** Aborting the signal stops between tokens, and the call rejects with its reason. Finished calls are kept. */
   readonly signal?: AbortSignal
 }
 
 /**
- * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
- * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
- * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
- * One measurement at a time may write to an output directory. Throws RapoError.
+ * Samples config.eval.samples completions of each problem in config.data.eval and writes eval.json and eval-samples.jsonl. A
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. Finished samples
+ * are kept in eval-progress.jsonl: the same call after a kill continues from them, to the same result. Only one evaluation
+ * at a time may write to an output directory. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
   const { sampling } = config
@@ -67,7 +68,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const data = { ...config.data, ...hooks, signal: options.signal }
+  const data = { ...config.data, ...hooks, field: 'data.eval', signal: options.signal }
   const verifier = await loadVerifier(config.task.verifier, config.task)
   const never = () =>
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
@@ -121,14 +122,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         const missing = some.filter(({ problem }) => !progress.has(problem.id, call.index))
         if (missing.length === 0) continue
         const start = performance.now()
-        // Each problem's random stream is its own, whatever else is measured.
+        // Each problem has its own random stream, so that its samples do not depend on the other problems.
         const seeds = missing.map(({ problem }) =>
           deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
         )
         const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
         const sampled = missing.length * call.count
         signal.throwIfAborted()
-        // The last one counts when it is judged. What onProgress throws waits for the end of the call.
+        // The last completion counts when it is judged. An error of onProgress is thrown after the call has ended.
         const reporting = watched('onProgress', (tokens: number, most: number) =>
           report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
@@ -188,14 +189,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     await lock.release()
     return result
   } catch (error) {
-    // What went wrong first counts.
+    // The first error is the one to report.
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
     throw error
   }
 }
 
-/** The ids of the problems that config.eval.base solved never, or less often than hardBelow; undefined without a base. */
+/** The ids of the problems that the model of config.eval.base never solved, or solved less often than hardBelow. */
 function readHardProblems(
   { eval: { base, hardBelow } }: Config,
   problems: readonly Problem[],
@@ -204,8 +205,9 @@ function readHardProblems(
   const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `eval.base: ${base} ${why}`)
   let perProblem: readonly ProblemResult[] | undefined
   try {
-    perProblem = (JSON.parse(new TextDecoder().decode(readInput(base))) as Partial<EvalResult> | null)
-      ?.perProblem
+    perProblem = (
+      JSON.parse(new TextDecoder().decode(readInput(base, 'eval.base'))) as Partial<EvalResult> | null
+    )?.perProblem
   } catch (error) {
     if (error instanceof RapoError) throw error
     throw fault(`is not JSON: ${(error as Error).message}`)
@@ -215,7 +217,7 @@ function readHardProblems(
   const missing = problems.filter(({ id }) => !measured.has(id))
   if (missing.length > 0) {
     throw fault(
-      `has no result for ${missing.length} of ${problems.length} problems, such as "${missing[0]!.id}"`,
+      `has no result for ${missing.length} of ${plural(problems.length, 'problem')}, such as "${missing[0]!.id}"`,
     )
   }
   const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow

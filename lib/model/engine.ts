@@ -1,8 +1,8 @@
-/** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
+/** The engine addon with types: checks every field, keeps a policy's calls in order, handles abort and progress. */
 import path from 'node:path'
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { plainLine } from '../base/text.js'
+import { plainLine, plural } from '../base/text.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
@@ -59,12 +59,15 @@ function withReference<T extends { referenceDir: string | undefined; lora: objec
   return { ...native, baseReference, reference }
 }
 
-/** names: "FILE: NAME". Rotary frequencies, one in each layer, are counted; value heads are named. */
+/** names: "FILE: NAME" each. The message counts rotary frequencies (one per layer) and names value heads. */
 function warnOfIgnored(names: readonly string[]): void {
   const buffers = names.filter(name => name.endsWith('rotary_emb.inv_freq'))
   const shown = names.filter(name => !buffers.includes(name))
   if (buffers.length > 0) shown.push(buffers[0]!)
-  const more = buffers.length > 1 ? ` and ${buffers.length - 1} more rotary frequencies` : ''
+  const more =
+    buffers.length > 1
+      ? ` and ${plural(buffers.length - 1, 'more rotary frequency', 'more rotary frequencies')}`
+      : ''
   process.emitWarning(
     plainLine(`ignored, because generation and training do not use them: ${shown.join(', ')}${more}`),
     'RapoWarning',
@@ -115,14 +118,14 @@ function checkAdapter({ lora, adapterDir }: PolicyOptions) {
   return { shape, lora: nativeAdapter(shape, { seed }) }
 }
 
-/** The use of a policy, as far as its memory depends on it. */
+/** The sizes on which the memory of a policy in use depends. */
 export interface RunShape {
-  /** Tokens of the longest prompt. */
+  /** Number of tokens in the longest prompt. */
   readonly promptTokens: number
   readonly maxNewTokens: number
-  /** Completions in one call of generate. */
+  /** Number of completions in one call of generate. */
   readonly sequences: number
-  /** As in SamplingParams. */
+  /** See SamplingParams. */
   readonly maxBatch?: number
 }
 
@@ -219,7 +222,7 @@ interface Engine extends EngineAddon {
   setThreads(threads: number): void
   initialize(model: ModelSource, dtype: ModelDType, seed: number, configText: string): Promise<void>
   predictMemory(model: ModelSource, options: object, shape: RunShape): Promise<MemoryPrediction>
-  /** ignored: tensors that the engine has no use for, as "FILE: NAME". */
+  /** ignored: tensors that the engine does not use, as "FILE: NAME". */
   load(
     model: ModelSource,
     options: object,
@@ -275,7 +278,7 @@ class NativePolicy implements Policy {
   readonly #model: ModelSource
   readonly #reference: ModelSource | undefined
   readonly #shape: AdapterShape | undefined
-  /** Settles when the latest call has ended. */
+  /** Settles when the latest of the calls has ended. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
 
@@ -355,7 +358,7 @@ class NativePolicy implements Policy {
 
   async saveReference(dir: string): Promise<void> {
     text('dir', dir)
-    // Without a reference the engine says that there is none.
+    // If there is no reference, the engine reports it.
     const config = withDtype((this.#reference ?? this.#model).text, this.info.dtype)
     return this.#call(undefined, () => this.#addon.saveReference(this.#handle, dir, config))
   }
@@ -415,7 +418,7 @@ class NativePolicy implements Policy {
     return this.dispose()
   }
 
-  /** Runs after the earlier calls, whether they succeed or not. */
+  /** Starts `body` after the earlier calls have ended, whether they succeeded or failed. */
   #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
     if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
     checkCallOptions(options)
@@ -427,7 +430,7 @@ class NativePolicy implements Policy {
 
 const adamwDefaults: AdamW = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 }
 
-// Only known names are allowed, so that a misspelt field is an error and not a default.
+// Unknown names are errors, so that a misspelt field does not silently become its default.
 const optionFields: Record<keyof PolicyOptions, true> = {
   dtype: true,
   device: true,
@@ -516,7 +519,7 @@ function typed(
 ): void {
   if (!(value instanceof type)) invalid(name, Object.prototype.toString.call(value), `of type ${type.name}`)
   if (length !== undefined && value.length !== length) {
-    invalid(name, `${value.length} entries long`, `${length}, as long as rowPositions`)
+    invalid(name, `of length ${value.length}`, `${length}, as long as rowPositions`)
   }
 }
 

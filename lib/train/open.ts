@@ -1,4 +1,4 @@
-/** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
+/** Opens a run: everything that training needs is read and checked before anything is written. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -36,17 +36,17 @@ import { clearRun, createRunDir, lockRun } from './run.js'
 
 /** How a run is opened. */
 export interface OpenOptions {
-  /** Go on from the newest checkpoint in config.run.output. */
+  /** Continues from the newest checkpoint in config.run.output. */
   readonly resume?: boolean
-  /** Replace a run that is there already. */
+  /** Replaces an earlier run in config.run.output. */
   readonly overwrite?: boolean
-  /** Told of the rows that config.data.dropUnusable leaves out. */
+  /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
   readonly onNotice?: (text: string) => void
-  /** Bytes of a model or of data that is fetched from the hub. */
+  /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
   /** Aborting rejects with the signal's reason; see train. */
   readonly signal?: AbortSignal
@@ -54,9 +54,9 @@ export interface OpenOptions {
 
 export interface OpenRun {
   readonly policy: Policy
-  /** What samples the rollouts. */
+  /** The engine that samples the rollouts. */
   readonly engine: RolloutEngine
-  /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
+  /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
   /** With the section lora: what checkpoints call the model that their adapter changes. */
   readonly baseModel?: string
@@ -64,39 +64,48 @@ export interface OpenRun {
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
-  /** After the steps done already. */
+  /** The state after the steps done already. */
   readonly state: TrainerState
-  /** The reference is one of a checkpoint, not the one that the run began with. */
+  /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
   readonly hasMoved: boolean
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
   readonly lock: Lock
-  /** Aborted by options.signal, or where the lock is lost. */
+  /** Aborted by options.signal, or when the lock is lost. */
   readonly signal: AbortSignal
-  /** Closes everything, whatever fails; throws the first failure. */
+  /** Closes everything, even if something fails, and throws the first failure. */
   close(): Promise<void>
 }
 
 /**
- * Opens a new run, or goes on with one: reads and checks problems, tokenizer and model, takes the run directory, drops
- * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched.
+ * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
  */
 export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
   const { model, run } = config
   const isLora = config.lora.r > 0
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
+  if (config.sampling.temperature === 0) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      'sampling.temperature is 0, greedy, which is for measurements; to train it must be ≥ 1e-6 and ≤ 100',
+    )
+  }
   const rewards = await loadRewards(config.task)
   const { onUnusable, onNotice, onDownload, signal: aborted } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
-  const data = { ...config.data, ...hooks }
+  const data = { ...config.data, ...hooks, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
-  // A loader of the caller's own may know other models.
-  if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
+  // The caller's own loader may know other models.
+  if (!options.loadPolicy) {
+    checkModel(modelDir, 'model.dir')
+    if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
+  }
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
@@ -123,7 +132,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       lock.release,
     )
   try {
-    // Once more, and the checkpoint only now: another process may have had the directory until here.
+    // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
     take()
     const from = options.resume ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
@@ -168,7 +177,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
-    // What was wrong first counts.
+    // The first error is the one to report.
     await close().catch(() => {})
     throw error
   }
@@ -193,13 +202,13 @@ async function checkRoom(
   await told(onNotice?.(describeDisk(disk, room)), signal)
 }
 
-/** Of config.json: what the tensors' shapes follow from. */
+/** The fields of config.json that determine the shapes of the tensors. */
 const shapeFields = [
   ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
   ...['num_key_value_heads', 'head_dim', 'vocab_size', 'tie_word_embeddings'],
 ]
 
-/** Now, and not when the reference is updated for the first time. */
+/** Called when the run is opened, so that a fault does not show only when the reference is updated for the first time. */
 function checkShapes(modelDir: string, referenceDir: string): void {
   const [own, other] = [modelDir, referenceDir].map(dir => readJson(path.join(dir, 'config.json')))
   const field = shapeFields.find(name => own?.[name] !== other?.[name])
@@ -258,7 +267,7 @@ function noCheckpoint(dir: string): RapoError {
   )
 }
 
-/** For work that takes no signal: its result is not waited for any more. */
+/** Adds a signal to work that takes none: after an abort the result is no longer waited for. */
 function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   return waitFor(work, {
     signal,
@@ -266,7 +275,7 @@ function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promi
   })
 }
 
-/** One after the other, even where one fails; throws the first failure. */
+/** Runs all, one after the other, even if one fails. Throws the first failure. */
 async function inOrder(...parts: (() => unknown)[]): Promise<void> {
   const failures: unknown[] = []
   for (const part of parts) {

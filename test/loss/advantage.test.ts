@@ -22,6 +22,20 @@ test('two rewards by hand: mean .5, standard deviation √½', () => {
   assert.is(b, -a!)
 })
 
+test('typed arrays give what lists give', () => {
+  const rewards = [1, 0, 0.5, 0.25]
+  const typed = Float64Array.from(rewards)
+  assert.equal(groupAdvantages(typed, 2), groupAdvantages(rewards, 2))
+  assert.equal(referenceWeights(typed), referenceWeights(rewards))
+  assert.is(zeroAdvantageFraction(Float32Array.of(1, 1, 0, 1), 2), 0.5)
+  const parts = (list: ArrayLike<number>) => [
+    { rewards: list, weight: 1 },
+    { rewards: list, weight: 2 },
+  ]
+  assert.equal(multiObjectiveAdvantages(parts(typed), 2), multiObjectiveAdvantages(parts(rewards), 2))
+  assert.throws(() => groupAdvantages(Float32Array.of(1, Number.NaN), 2), /rewards\[1\] is NaN/)
+})
+
 test('each group by itself: 1 0 0 0 and 2 4', () => {
   // Mean 1/4, variance (9/16 + 3/16) / 3 = 1/4: (3/4, −1/4, …) / (1/2 + 1e-6).
   const four = groupAdvantages([1, 0, 0, 0], 4)
@@ -81,7 +95,10 @@ test('rewards too large to average are refused, not turned into 0 or NaN', () =>
 test('share of groups that teach nothing', () => {
   assert.is(zeroAdvantageFraction([], 4), 0)
   for (const size of [0, -1, 1.5, Number.NaN, 3])
-    assert.throws(() => zeroAdvantageFraction([1, 0], size), /2 rewards are not whole groups of groupSize/)
+    assert.throws(
+      () => zeroAdvantageFraction([1, 0], size),
+      /the length of rewards is 2, no multiple of groupSize/,
+    )
   assert.is(zeroAdvantageFraction([1, 1, 0, 1, 0, 0, 1, 0], 2), 0.5)
   assert.is(zeroAdvantageFraction([1, 0], 2), 0)
 })
@@ -259,7 +276,7 @@ test('several rewards: the advantage of their sum, or the sum of their advantage
   assert.throws(() => multiObjectiveAdvantages([], 2), /one part at least/)
   assert.throws(
     () => multiObjectiveAdvantages([swapped[0]!, { rewards: [1], weight: 1 }], 2),
-    /a part has 1 rewards, the first has 4/,
+    /the length of rewards is 1 in a part, and 4 in the first/,
   )
 })
 
