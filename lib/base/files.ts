@@ -4,6 +4,7 @@ import {
   closeSync,
   constants,
   fsyncSync,
+  mkdirSync,
   openSync,
   realpathSync,
   renameSync,
@@ -55,6 +56,24 @@ export function checkWritable(file: string): void {
     if (found?.isDirectory()) throw new Error('it is a directory')
     accessSync(found && !found.isFile() ? file : path.dirname(file), constants.W_OK)
   })
+}
+
+/**
+ * Makes a directory, and those above it, where they are missing. Not by `recursive` of mkdirSync, which never returns under
+ * /proc in Node.js 20.
+ */
+export function makeDirectories(dir: string): void {
+  const place = path.resolve(dir)
+  const isThere = () => statSync(place, { throwIfNoEntry: false })?.isDirectory() ?? false
+  if (isThere()) return
+  const above = path.dirname(place)
+  if (above !== place) makeDirectories(above)
+  try {
+    mkdirSync(place)
+  } catch (error) {
+    // Another process may have made it.
+    if (!isThere()) throw error
+  }
 }
 
 export function ioGuard(what: string, body: () => void): void {

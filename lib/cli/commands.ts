@@ -11,6 +11,7 @@ import { loadConfig } from '../config/load.js'
 import { dropUndefined } from '../config/values.js'
 import { readProblems, summarizeRows } from '../data/problems.js'
 import { fitContext, templateFor } from '../data/prompts.js'
+import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
@@ -19,16 +20,23 @@ import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
-import { readLatestCheckpoint } from '../train/checkpoint.js'
+import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
+import { trainingOutlook } from './outlook.js'
 import { createProgress, type Progress } from './progress.js'
 import { listenForStop } from './stop.js'
+import { activityOf, describeEvaluation, formatSample } from './train-output.js'
 
 /** Whether another rapo command started this process. That command shows the run's name before each label and decides when the run stops. */
 const isForked = process.send !== undefined
 
 type Values = Readonly<Record<string, unknown>>
+
+/** Says what is being done before a bar can; to a person, not to the parent of a fork, which shows what failed. */
+function notify(text: string): void {
+  if (!isForked) printError(text)
+}
 
 /** The fields of the configuration among a command's options. */
 function overridesOf(values: Values): Record<string, unknown> {
@@ -37,7 +45,7 @@ function overridesOf(values: Values): Record<string, unknown> {
 
 /** A resumed run has them already; of the last two its config.yaml holds every field that they stand for. */
 const notWithResume = [
-  ...['config', 'overwrite', 'run.output', 'model.dir'],
+  ...['config', 'overwrite', 'dryRun', 'run.output', 'model.dir'],
   ...['objective.preset', 'objective.surrogate'],
 ]
 
@@ -45,6 +53,7 @@ interface TrainValues {
   readonly config?: string
   readonly resume?: string
   readonly overwrite?: boolean
+  readonly dryRun?: boolean
 }
 
 export async function runTrain(values: TrainValues & Values): Promise<void> {
@@ -52,7 +61,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const overrides = overridesOf(values)
   if (resume !== undefined) {
     const clash = notWithResume.find(name => values[name] !== undefined)
-    if (clash) throw new RapoError('ERR_RAPO_CONFIG', `--${clash} does not go together with --resume`)
+    if (clash) {
+      const option = clash === 'dryRun' ? 'dry-run' : clash
+      throw new RapoError('ERR_RAPO_CONFIG', `--${option} does not go together with --resume`)
+    }
     if (!existsSync(path.join(resume, 'config.yaml'))) {
       throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
     }
@@ -60,6 +72,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
+  if (values.dryRun) return runDryRun(config)
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
     throw new RapoError(
@@ -70,6 +83,8 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const rewards: number[] = []
+  const outlook = trainingOutlook(config)
+  let activity: string | undefined
   const stopping = listenForStop(
     () => {
       // Before the first step there is nothing to save.
@@ -81,6 +96,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
   const download = downloadProgress()
+  if (config.data.train.length > 0)
+    notify(
+      `${resume === undefined ? 'opening' : 'going on with'} ${output}: reading ${nameOf(config.data.train)} …`,
+    )
   let stepsDone: number
   try {
     stepsDone = await train(config, {
@@ -88,17 +107,30 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
-      onNotice: text => (progress ? progress.log(text) : printError(text)),
+      onNotice: text => (progress ? progress.log(text) : notify(text)),
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
+        outlook.start(done)
       },
-      onStep: ({ step, rewardMean, kl, entropy, completionLengthMean: length }) => {
+      onPhase: (phase, done, total) => {
+        const next = activityOf(phase, done, total)
+        if (next !== activity) progress?.update(outlook.done, {}, { activity: next })
+        activity = next
+      },
+      onEvaluation: evaluation => {
+        outlook.evaluated(evaluation)
+        progress?.log(describeEvaluation(evaluation))
+      },
+      onSamples: samples => progress?.log(samples.map(formatSample).join('\n')),
+      onStep: metrics => {
+        const { step, rewardMean, kl, entropy, completionLengthMean: length } = metrics
         rewards.push(rewardMean)
-        progress?.update(step, { reward: moments(rewards.slice(-10)).mean, kl, entropy, length })
+        const fields = { reward: moments(rewards.slice(-10)).mean, kl, entropy, length }
+        progress?.update(step, fields, { left: outlook.stepped(metrics) })
       },
     })
   } catch (error) {
@@ -125,7 +157,25 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     printLine(
       `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
+    const best = readBest(output)
+    if (best !== undefined)
+      printLine(`the best evaluation was that after step ${best}: ${checkpointDir(output, best)}`)
   }
+}
+
+async function runDryRun(config: Config): Promise<void> {
+  const [{ dryRun }, { formatDryRun }] = await Promise.all([
+    import('../train/dry-run.js'),
+    import('./dry-run.js'),
+  ])
+  const download = downloadProgress()
+  const onNotice = (text: string) => {
+    download.stop()
+    notify(text)
+  }
+  const hooks = { onDownload: download.onProgress, onUnusable: listUnusable, onNotice }
+  const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
+  printLine(formatDryRun(await trying.finally(download.stop)))
 }
 
 /** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
@@ -175,6 +225,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const download = downloadProgress()
+  if (config.data.eval.length > 0) notify(`measuring ${given}: reading ${nameOf(config.data.eval)} …`)
   const measuring = untilStopped(async signal =>
     evaluate(config, {
       dir: checkpoint?.dir ?? (await fetchModel(given)),
@@ -182,6 +233,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       name,
       output,
       restart: values.restart ?? false,
+      onNotice: notify,
       signal,
       onUnusable: listUnusable,
       onDownload: download.onProgress,
@@ -314,7 +366,7 @@ async function withProgress(
   const working = untilStopped(async signal => {
     const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
-    await body({ model: dir, ...options, device, dtype, threads, onProgress, signal })
+    await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
   await working.finally(() => progress?.stop())
 }
@@ -382,7 +434,14 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
 export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  const plan = config === undefined ? undefined : await predictRun(loadConfig(config))
+  let plan: Awaited<ReturnType<typeof predictRun>> | undefined
+  let failure: unknown
+  try {
+    if (config !== undefined) plan = await predictRun(loadConfig(config))
+  } catch (error) {
+    // What was found on the machine is told all the same.
+    failure = error
+  }
   if (json) {
     printLine(JSON.stringify({ ...report, ...plan }, null, 2))
   } else {
@@ -399,6 +458,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
   const fits =
     !plan || (plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
   if (!report.ok || !fits) process.exitCode = 1
+  if (failure !== undefined) throw failure
 }
 
 async function predictRun(config: Config) {
@@ -475,13 +535,29 @@ export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: Be
   if (svg) writeWhole(svg, (await import('../bench/chart.js')).benchChart(report))
 }
 
+export async function runInit(dir: string): Promise<void> {
+  const { writeProject } = await import('./init.js')
+  const names = writeProject(dir)
+  const place = path.relative('', dir)
+  const rapo = invocation(process, dir)
+  const commands = [
+    ...(place ? [`cd ${quote(place)}`] : []),
+    `${rapo} train --config rapo.yaml --dry-run`,
+    `${rapo} train --config rapo.yaml`,
+    `${rapo} eval --model runs/rapo`,
+  ]
+  printLine(`wrote ${names.join(', ')}; to try, train and measure:`)
+  printLine(commands.map(command => `  ${command}`).join('\n'))
+}
+
 /** How this process was called, for commands that a person can paste; through tsx where that loads a TypeScript verifier. */
 export function invocation(
   { argv, execArgv } = process as Pick<NodeJS.Process, 'argv' | 'execArgv'>,
+  from = '',
 ): string {
   const script = argv[1] ?? ''
   const hasTsx = execArgv.some(argument => /(^|[\\/])tsx([\\/]|$)/.test(argument))
-  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative(from, script))}` : 'npx rapo'
 }
 
 function quote(text: string): string {

@@ -45,6 +45,8 @@ export interface InferOptions extends CallOptions {
   readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
   /** Column of the prompt. Default: the usual names of problem files. */
   readonly problemField?: string
+  /** Told, in a text for people, what is being loaded. */
+  readonly onNotice?: (text: string) => void
   /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
 }
@@ -189,7 +191,7 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
     model,
     { dtype, device, trainable: false, ...(adapterDir !== undefined && { adapterDir }) },
     threads,
-    options.loadPolicy,
+    options,
   )
   try {
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)

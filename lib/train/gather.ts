@@ -4,7 +4,7 @@ import type { Config } from '../config/config.js'
 import { encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
-import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
+import { type Clock, type Filtered, timed } from './metrics.js'
 import type { OpenRun } from './open.js'
 
 export interface Gathered {
@@ -27,7 +27,7 @@ export async function gather(
   run: Pick<OpenRun, 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
   config: Config,
   step: number,
-  seconds: PhaseSeconds,
+  clock: Clock,
 ): Promise<Gathered> {
   const { engine, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
@@ -40,10 +40,13 @@ export async function gather(
     const prompts = problems.map(problem => encodePrompt(problem, context))
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
     const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rolling = rolloutGroups(engine, context.tokenizer, prompts, params, { signal })
-    const rollouts = await timed(seconds, 'rollout', rolling)
-    const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
-    const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)
+    const rollouts = await timed(clock, 'rollout', () =>
+      rolloutGroups(engine, context.tokenizer, prompts, params, { signal }),
+    )
+    const judged = await timed(clock, 'score', () =>
+      scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal }),
+    )
+    const scored = splitEvenly(judged, prompts.length)
     groups.push(...scored)
     kept.push(...scored.filter(group => filterGroups === 'off' || differs(group, filterGroups, config)))
   }

@@ -29,10 +29,12 @@ import {
   removeStaleCheckpoints,
   type TrainerState,
 } from './checkpoint.js'
-import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
+import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
+import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
-import { clearRun, createRunDir, lockRun } from './run.js'
+import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
 export interface OpenOptions {
@@ -64,6 +66,8 @@ export interface OpenRun {
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
+  /** With eval.every. */
+  readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
   /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
@@ -78,15 +82,10 @@ export interface OpenRun {
   close(): Promise<void>
 }
 
-/**
- * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
- * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
- */
-export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
-  const { model, run } = config
-  const isLora = config.lora.r > 0
+/** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
+export async function prepareRun(config: Config, options: OpenOptions) {
+  const { model } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
-  requireField('run.output', run.output, 'the run directory')
   if (config.sampling.temperature === 0) {
     throw new RapoError(
       'ERR_RAPO_CONFIG',
@@ -94,7 +93,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
   }
   const rewards = await loadRewards(config.task)
-  const { onUnusable, onNotice, onDownload, signal: aborted } = options
+  const { onUnusable, onDownload, signal: aborted } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
   const data = { ...config.data, ...hooks, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
@@ -112,13 +111,37 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting)
+  const { verifier } = rewards[0]!
+  const evalSet = await withSignal(
+    readEvalSet(config, { modelDir, tokenizer, verifier, options: data }),
+    aborted,
+  )
+  const room = options.loadPolicy
+    ? undefined
+    : await checkRoom(config, { modelDir, referenceDir }, fitting, evalSet?.prompts)
+  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room }
+}
+
+/**
+ * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
+ */
+export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
+  const { model, run } = config
+  const isLora = config.lora.r > 0
+  requireField('run.output', run.output, 'the run directory')
+  const { onNotice, signal: aborted } = options
+  const prepared = await prepareRun(config, options)
+  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } = prepared
+  if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
     if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
     else if (!existsSync(run.output)) throw noCheckpoint(run.output)
   }
+  const foreign = options.resume ? undefined : describeForeign(run.output)
   take()
+  if (foreign) await told(onNotice?.(foreign), aborted)
 
   const lock = await lockRun(run.output, 'train')
   let policy: Policy | undefined
@@ -144,14 +167,15 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       isLora ? modelDir : (from?.dir ?? modelDir),
       trainingOptions(config, from?.referenceDir ?? referenceDir, isLora ? from?.dir : undefined),
       run.threads,
-      options.loadPolicy,
+      options,
     )
-    checkTokenizerFits(tokenizer, policy.info, modelDir)
+    checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
     checkMethods(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
+    const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
@@ -164,6 +188,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
+    const evalFiles = {
+      file: path.join(run.output, 'evals.jsonl'),
+      samplesFile: path.join(run.output, 'evals-samples.jsonl'),
+    }
+    const evaluations =
+      evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const { entropyTarget, entropyCoef: initial } = config.objective
@@ -171,7 +201,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state, evaluations },
       ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
@@ -183,23 +213,31 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   }
 }
 
+/** The memory and the disk that a run will need. */
+export interface Room {
+  readonly memory: MemoryPlan
+  readonly disk: DiskPlan
+  /** Bytes of disk that the run may take; undefined where nothing says so. */
+  readonly free: number | undefined
+}
+
 /** Whether the memory and the disk suffice, before anything is loaded or written. */
 async function checkRoom(
   config: Config,
-  { onNotice, signal }: OpenOptions,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
-): Promise<void> {
+  evalPrompts?: readonly EncodedPrompt[],
+): Promise<Room> {
   const { checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts)
+  const memory = await planRun(config, dirs, prompts, evalPrompts)
   if (config.model.device === 'cpu') checkMemory(memory)
-  const { output } = config.run
+  const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)
-  const free = await freeDisk(output)
+  const found = await freeDisk(output)
   // Those of the run itself are part of the plan, and those of a run that it replaces go first.
-  const room = free === undefined ? undefined : free + checkpointBytes(output)
-  checkDisk(disk, config, room)
-  await told(onNotice?.(describeDisk(disk, room)), signal)
+  const free = found === undefined ? undefined : found + checkpointBytes(output)
+  checkDisk(disk, config, free)
+  return { memory, disk, free }
 }
 
 /** The fields of config.json that determine the shapes of the tensors. */
@@ -256,7 +294,8 @@ async function loadState(policy: Policy, { dir, stateFile }: Checkpoint): Promis
   )
 }
 
-function fewProblems(count: number, { sampling }: Config): string {
+/** Of problems that a step takes more than once. */
+export function fewProblems(count: number, { sampling }: Config): string {
   return `data.train has ${plural(count, 'problem')}, fewer than sampling.promptsPerStep, ${sampling.promptsPerStep}: a step takes some of them more than once`
 }
 
