@@ -149,6 +149,7 @@ export type {
   LoadOptions,
   LoadPolicy,
   LogprobRows,
+  LoraOptions,
   MicroBatch,
   ModelDType,
   ModelInfo,
