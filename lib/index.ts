@@ -154,6 +154,7 @@ export type {
   LoadOptions,
   LoadPolicy,
   LogprobRows,
+  LoraOptions,
   MicroBatch,
   ModelDType,
   ModelInfo,
