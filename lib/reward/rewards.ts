@@ -41,9 +41,9 @@ const builtIn: Readonly<Record<string, (options: RewardOptions) => Verifier>> = 
 export const rewardFuncNames = [...verifierNames, ...Object.keys(builtIn)]
 
 /**
- * The verifier as the first part, then the reward functions, then `overlong` where there is a buffer. With an environment,
- * that is the first part. Throws ERR_RAPO_CONFIG for a name that is not known, one that two parts have, and weights that
- * are too few or too many.
+ * The rewards of the configuration's section `task`: the verifier first, or the environment if there is one, then the reward functions, then `overlong` if
+ * overlongBufferLen is given. Throws ERR_RAPO_CONFIG for an unknown name, for two rewards with the same name, and for too few or
+ * too many weights.
  */
 export async function loadRewards(
   options: RewardOptions,

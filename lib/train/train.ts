@@ -260,7 +260,7 @@ function save(
   state: TrainerState,
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
 ) {
-  const { policy, modelDir, lock, hasMoved } = run
+  const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved)
+  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel })
 }
