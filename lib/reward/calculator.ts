@@ -8,7 +8,10 @@ export const countdownCalculator: Environment<CountdownAnswer> = {
   reset: problem => problem.answer as CountdownAnswer,
   step(answer, completion) {
     const [, question] = /^(.*)=\s*$/s.exec(completion) ?? []
-    if (question === undefined) return { done: true, ...verifyCountdown(completion, answer) }
+    if (question === undefined) {
+      const { reward, reason } = verifyCountdown(completion, answer)
+      return { done: true, reward, reason }
+    }
     const result = calculate(question)
     if ('value' in result) return `${result.value}:`
     return { done: true, reward: 0, reason: `the calculator cannot tell: ${result.fault}` }
