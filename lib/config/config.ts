@@ -13,6 +13,7 @@ import { model } from './model.js'
 import { kernelObjective, objective, type ResolvedObjective } from './objective.js'
 import { observe } from './observe.js'
 import { optimizer } from './optimizer.js'
+import { rollouts } from './rollouts.js'
 import { run } from './run.js'
 import { sampling } from './sampling.js'
 import { task } from './task.js'
@@ -22,6 +23,7 @@ export const schema = z.strictObject({
   data: data.prefault({}),
   task,
   sampling: sampling.prefault({}),
+  rollouts: rollouts.prefault({}),
   objective: objective.prefault({}),
   correction: correction.prefault({}),
   optimizer: optimizer.prefault({}),
@@ -38,7 +40,7 @@ export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> &
 
 /** What no single field can say. */
 export function crossFaults(config: Config): [path: string, text: string][] {
-  const { model, objective: o, correction, optimizer, sampling, data, task } = config
+  const { model, objective: o, correction, optimizer, sampling, data, task, rollouts } = config
   const faults: [string, string][] = []
   if (data.shard >= data.shards) {
     faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
@@ -70,6 +72,14 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       `is ${model.refModelSyncSteps}; it must be 0 without a penalty: there is no reference`,
     ])
   }
+  if (rollouts.engine === 'local' && rollouts.urls.length > 0) {
+    faults.push(['rollouts.urls', `is ${rollouts.urls.join(', ')}; it needs rollouts.engine vllm or sglang`])
+  }
+  if (rollouts.engine !== 'local' && rollouts.urls.length === 0) {
+    faults.push(['rollouts.urls', `is empty; rollouts.engine ${rollouts.engine} needs an address`])
+  }
+  const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
+  if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
   }

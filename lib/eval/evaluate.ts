@@ -20,7 +20,8 @@ import type { Device, LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
-import { localEngine } from '../rollout/engine.js'
+import type { RolloutEngine } from '../rollout/engine.js'
+import { openEngine } from '../rollout/open.js'
 import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
 import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
@@ -88,13 +89,17 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const { dtype, device } = config.model
   const inference = { dtype, device: device as Device, trainable: false }
   let policy: Policy | undefined
+  let engine: RolloutEngine | undefined
   try {
     signal.throwIfAborted()
     policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
-    const engine = localEngine(policy)
+    engine = openEngine(config, {
+      ...{ policy, modelDir: options.dir, prompts, encode: tokenizer.encode, stopTokenIds },
+      isFixed: true,
+    })
     await engine.syncWeights(0, { signal })
     lock.check()
     const progress = openProgress(config, options, prompts)
@@ -176,11 +181,13 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
     writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
     progress.remove()
+    await engine.close()
     await policy.dispose()
     await lock.release()
     return result
   } catch (error) {
     // What went wrong first counts.
+    await engine?.close().catch(() => {})
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
     throw error

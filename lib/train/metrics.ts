@@ -16,6 +16,11 @@ export interface PhaseSeconds {
 
 /** What remeasure reports, each only with the option that it belongs to. */
 export interface Remeasured {
+  /** Where servers sample: of |log-prob of the sampler − log-prob of the trainer|, in nats. */
+  mismatchMean?: number
+  mismatchP99?: number
+  /** Share of the tokens whose ratio trainer / sampler is outside [0.9, 1.1]. */
+  mismatchOutsideFraction?: number
   /** With objective.entropyTarget: β of this step. */
   entropyCoef?: number
   /** With correction.level: of the ratios trainer / sampler before bounding. */

@@ -19,7 +19,8 @@ import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
-import { localEngine, type RolloutEngine } from '../rollout/engine.js'
+import type { RolloutEngine } from '../rollout/engine.js'
+import { checkTrainable, openEngine } from '../rollout/open.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -73,6 +74,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const { model, run } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
+  checkTrainable(config)
   const rewards = await loadRewards(config.task)
   const { onUnusable, onDownload, signal: aborted } = options
   const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
@@ -128,11 +130,12 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     checkTokenizerFits(tokenizer, policy.info, modelDir)
     checkSync(config, policy)
     const context = { ...encode, info: policy.info }
-    const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
+    const prompts = fitModel(fitting, context, data)
+    const usable = prompts.map(({ problem }) => problem)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)
-    engine = localEngine(policy)
+    engine = openEngine(config, { policy, modelDir, prompts, encode: tokenizer.encode, stopTokenIds })
     options.signal?.throwIfAborted()
 
     lock.check()

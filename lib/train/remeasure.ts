@@ -2,8 +2,9 @@
  * What a batch of rollouts needs beside the sampler's own log-probs: those, and the entropies, of the policy that is about
  * to be trained on it. One forward pass more, and only for the options that ask for it.
  */
+import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
-import { importanceWeights, offPolicyMask } from '../loss/correction.js'
+import { importanceWeights, mismatch, offPolicyMask, type SampledRows } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
 import { packBatch, type TrainSequence, trainedLength } from '../model/batch.js'
 import type { CallOptions, Policy } from '../model/policy.js'
@@ -29,11 +30,16 @@ export async function remeasure(
   entropyCoef: number,
   options: CallOptions = {},
 ): Promise<Remeasured> {
-  const { correction, objective } = config
+  const { correction, objective, rollouts } = config
   const { entropyTarget: target, topEntropyFraction } = objective
   const isCorrected = correction.level !== 'off'
+  const isCompared = rollouts.engine !== 'local'
   const isNeeded =
-    isCorrected || correction.maxDivergence !== undefined || target !== undefined || topEntropyFraction < 1
+    isCorrected ||
+    isCompared ||
+    correction.maxDivergence !== undefined ||
+    target !== undefined ||
+    topEntropyFraction < 1
   // All completions of a batch may be masked.
   const isEmpty = !sequences.some(sequence => trainedLength(sequence) > 0)
   if (!isNeeded || isEmpty) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
@@ -59,7 +65,7 @@ export async function remeasure(
   const multiply = (factors: Float32Array) => {
     for (const [i, factor] of factors.entries()) weights[i]! *= factor
   }
-  const metrics: Metrics = {}
+  const metrics: Metrics = isCompared ? mismatchOf(rows, rollouts.maxMismatch) : {}
   if (correction.level !== 'off') {
     const importance = importanceWeights(rows, correction)
     multiply(importance.weights)
@@ -90,6 +96,16 @@ export async function remeasure(
     }
   })
   return { sequences: remeasured, entropyCoef: next.entropyCoef, nextEntropyCoef: next.next, metrics }
+}
+
+/** Throws ERR_RAPO_IO where sampler and policy are too far apart to train on. */
+function mismatchOf(rows: SampledRows, limit: number): Metrics {
+  const { mean, p99, outsideFraction } = mismatch(rows)
+  if (mean <= limit) return { mismatchMean: mean, mismatchP99: p99, mismatchOutsideFraction: outsideFraction }
+  throw new RapoError(
+    'ERR_RAPO_IO',
+    `the log-probs of the step's rollouts differ from the policy's by ${mean.toPrecision(3)} nats a token on average; rollouts.maxMismatch allows ${limit}: the servers sample from another distribution than the policy's`,
+  )
 }
 
 /** Where each sequence's rows begin and end in packBatch's arrays: (B + 1). */

@@ -97,9 +97,12 @@ test('means are over the trained tokens', () => {
 
 test('the fields are those that docs/files.md lists', () => {
   const section = readFileSync('docs/files.md', 'utf8').split('### metrics.jsonl')[1]!.split('\n###')[0]!
-  const listed = [...section.matchAll(/`([a-zA-Z]+)`/g)].map(match => match[1]!)
+  const listed = [...section.matchAll(/`([a-zA-Z][a-zA-Z0-9]*)`/g)].map(match => match[1]!)
   const line = summarizeStep([rollout(1, 1, 'stop')], 1, sums, [{ gradNorm: 1, skipped: false }])
   const remeasured: Required<Remeasured> = {
+    mismatchMean: 0,
+    mismatchP99: 0,
+    mismatchOutsideFraction: 0,
     entropyCoef: 0,
     importanceMean: 1,
     importanceMin: 1,
