@@ -9,6 +9,50 @@ export function moments(values: readonly number[], correction = 0): { mean: numb
 }
 
 /**
+ * The mean of independent values, such as one result a seed, with its standard error and its 95 % interval by Student's t.
+ * Fewer than two values have neither: NaN.
+ */
+export function meanInterval(values: readonly number[]): {
+  mean: number
+  standardError: number
+  low: number
+  high: number
+} {
+  const { mean, std } = moments(values, 1)
+  if (values.length < 2) return { mean, standardError: Number.NaN, low: Number.NaN, high: Number.NaN }
+  const standardError = std / Math.sqrt(values.length)
+  const reach = studentQuantile(0.975, values.length - 1) * standardError
+  return { mean, standardError, low: mean - reach, high: mean + reach }
+}
+
+/** The value that Student's t with so many degrees of freedom stays below with the given probability, in [0.5, 1). */
+export function studentQuantile(probability: number, degrees: number): number {
+  let [low, high] = [0, 1]
+  while (studentCdf(high, degrees) < probability) high *= 2
+  for (let i = 0; i < 60; i++) {
+    const middle = (low + high) / 2
+    if (studentCdf(middle, degrees) < probability) low = middle
+    else high = middle
+  }
+  return high
+}
+
+/** Abramowitz and Stegun 26.7.3 and 26.7.4: exact finite sums, for whole degrees of freedom ≥ 1 and t ≥ 0. */
+function studentCdf(t: number, degrees: number): number {
+  const angle = Math.atan(t / Math.sqrt(degrees))
+  const square = Math.cos(angle) ** 2
+  const isOdd = degrees % 2 === 1
+  let term = isOdd ? Math.cos(angle) : 1
+  let sum = degrees > 1 ? term : 0
+  for (let i = isOdd ? 3 : 2; i <= degrees - 2; i += 2) {
+    term *= (square * (i - 1)) / i
+    sum += term
+  }
+  const inside = isOdd ? (2 / Math.PI) * (angle + Math.sin(angle) * sum) : Math.sin(angle) * sum
+  return 0.5 + inside / 2
+}
+
+/**
  * The unbiased estimate of the probability that at least one of k samples is correct, from c correct ones of n
  * (Chen et al. 2021): 1 − C(n−c, k) / C(n, k) = 1 − Π_{i=n−c+1..n} (1 − k/i). Exact to rounding for any n, k ≤ n.
  */

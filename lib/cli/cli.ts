@@ -120,8 +120,21 @@ export function createCli(): Command {
     .description('write one HTML file on some runs: pass@k, training curves, samples')
     .argument('<run...>', 'run directories')
     .option('--base <dir>', 'directory with the eval.json of the base model')
+    .option('--baseline <name>', 'what differences are taken to (default: the first trained run)')
+    .option('--by-run', 'show each run by itself, also those that differ by their seed alone')
     .option('-o, --output <file>', 'the HTML file', 'runs/report.html')
     .action(async (runs, values) => (await import('./commands.js')).runReport(runs, values))
+
+  cli
+    .command('study')
+    .description(
+      'train and measure variants of a configuration with several seeds, and compare them (docs/studies.md); goes on where it was stopped',
+    )
+    .requiredOption('-c, --config <file>', 'YAML file with the variants and seeds')
+    .option('--quick', "the file's small version")
+    .option('--output <dir>', "where the runs and the report go (default: the file's, or runs/ and its name)")
+    .option('--processes <count>', 'runs at the same time (default: one a core)', wholeNumber(1))
+    .action(async values => (await import('./study.js')).study(values))
 
   cli
     .command('theory')

@@ -274,7 +274,7 @@ async function withProgress(
 
 export async function runReport(
   runs: readonly string[],
-  values: { base?: string; output: string },
+  values: { base?: string; baseline?: string; byRun?: boolean; output: string },
 ): Promise<void> {
   const { writeReport } = await import('../report/page.js')
   await writeReport({ runs, ...values })

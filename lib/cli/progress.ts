@@ -26,10 +26,15 @@ export type ProgressMessage =
 
 /** Several children's progress at once. */
 export interface MultiProgress {
-  /** Shows the messages of a child forked with env RAPO_PROGRESS=ipc under this name. */
-  attach(name: string, child: ChildProcess): void
+  /**
+   * Shows the messages of a child forked with env RAPO_PROGRESS=ipc under this name, in the slot's line: what the slot showed
+   * before is gone. Default: a slot of the name's own.
+   */
+  attach(name: string, child: ChildProcess, slot?: string): void
   /** What attach() does with each message; anything that is no ProgressMessage is ignored. */
-  receive(name: string, message: unknown): void
+  receive(name: string, message: unknown, slot?: string): void
+  /** How far all the work is, in a line of its own. The ETA is taken from the whole time since the first call. */
+  total(label: string, done: number, total: number, unit: string): void
   log(line: string): void
   stop(): void
 }
@@ -89,24 +94,30 @@ export function createMultiProgress(target: ProgressTarget = {}): MultiProgress 
   const board = createBoard(target)
   const tracks = new Map<string, Track>()
 
-  const receive = (name: string, message: unknown) => {
+  const receive = (name: string, message: unknown, slot = name) => {
     if (!isProgressMessage(message)) return
     if (message.type === 'log') return board.log(`${name}: ${message.line}`)
     const label = plainLine(`${name}: ${message.label}`)
-    let track = tracks.get(name)
+    let track = tracks.get(slot)
     // A child's next task (training, then evaluation) takes over its bar.
     if (track?.label !== label) {
       track = new Track(label, message.total, message.unit, message.done, clock)
-      tracks.set(name, track)
+      tracks.set(slot, track)
     }
     track.update(message.done, message.fields)
-    board.show(name, track)
+    board.show(slot, track)
   }
+  let whole: Track | undefined
   return {
-    attach(name, child) {
-      child.on('message', message => receive(name, message))
+    attach(name, child, slot) {
+      child.on('message', message => receive(name, message, slot))
     },
     receive,
+    total(label, done, total, unit) {
+      whole ??= new Track(label, total, unit, done, clock, Infinity)
+      whole.update(done)
+      board.show('', whole)
+    },
     log: line => board.log(line),
     stop: () => board.stop(),
   }
@@ -170,6 +181,8 @@ class Track {
     readonly unit: string | undefined,
     public done: number,
     private readonly clock: () => number,
+    /** Number of marks behind the ETA's rate. */
+    private readonly rateMarks = RATE_MARKS,
   ) {
     this.startedAt = clock()
     this.marks = [{ time: this.startedAt, done }]
@@ -181,7 +194,7 @@ class Track {
     const now = this.clock()
     if (now - this.marks.at(-1)!.time >= RATE_GAP) {
       this.marks.push({ time: now, done })
-      if (this.marks.length > RATE_MARKS) this.marks.shift()
+      if (this.marks.length > this.rateMarks) this.marks.shift()
     }
   }
 

@@ -1,4 +1,5 @@
 /** Finds the differences between runs: in their configurations, and in the conditions of their evaluations. */
+import { moments } from '../base/stats.js'
 import { isInGroup } from '../eval/groups.js'
 import type { Evaluation, Run } from './load.js'
 
@@ -71,8 +72,23 @@ export interface Coverage {
   readonly lost?: number
 }
 
-/** For the problems of one group ('all' or a difficulty). gained and lost are given only if the base has the same problems. */
-export function coverage(evaluation: Evaluation, base: Evaluation | undefined, group: string): Coverage {
+/**
+ * For the problems of one group ('all' or a difficulty). gained and lost are given only if the base has the same problems.
+ * Of a run that stands for several seeds: the means over them.
+ */
+export function coverage(run: Run, base: Evaluation | undefined, group: string): Coverage {
+  const evaluations = (run.seeds ?? [run]).flatMap(({ evaluation }) => evaluation ?? [])
+  const each = evaluations.map(evaluation => coverageOf(evaluation, base, group))
+  const meanOf = (field: 'solved' | 'gained' | 'lost') => moments(each.map(one => one[field] ?? 0)).mean
+  const hasChange = each.every(({ gained }) => gained !== undefined)
+  return {
+    problems: each[0]!.problems,
+    solved: meanOf('solved'),
+    ...(hasChange && { gained: meanOf('gained'), lost: meanOf('lost') }),
+  }
+}
+
+function coverageOf(evaluation: Evaluation, base: Evaluation | undefined, group: string): Coverage {
   const inGroup = ({ perProblem }: Evaluation) => perProblem.filter(problem => isInGroup(problem, group))
   const own = inGroup(evaluation)
   const solved = own.filter(({ correct }) => correct > 0)

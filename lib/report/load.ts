@@ -18,12 +18,20 @@ export interface Run {
   readonly samples?: readonly Stage[]
   readonly evaluation?: Evaluation
   readonly evalSamples?: readonly Sample[]
+  /** The runs whose means this one shows: they differ by their seed alone. Absent for a run that is one. */
+  readonly seeds?: readonly Run[]
 }
 
 /** One line of metrics.jsonl. A field that is null or absent is a gap. */
 export type StepMetrics = z.infer<typeof metricsSchema>
 export type Sample = z.infer<typeof sampleSchema>
-export type Evaluation = z.infer<typeof evaluationSchema>
+export type Evaluation = Omit<z.infer<typeof evaluationSchema>, 'groups'> & {
+  groups: Record<string, Group>
+}
+type Group = z.infer<typeof groupSchema> & {
+  /** Of means over seeds, whose low and high are the interval over seeds. No file has this field. */
+  overProblems?: { readonly low: readonly number[]; readonly high: readonly number[] }
+}
 
 /** Some completions of one stage of training. */
 export interface Stage {
@@ -173,7 +181,7 @@ async function loadRun(dir: string): Promise<Omit<Run, 'isBase'>> {
 }
 
 /** Runs with the same name get the part of their path that differs. */
-function withDistinctNames(runs: Run[]): Run[] {
+export function withDistinctNames(runs: readonly Run[]): Run[] {
   return runs.map(run => {
     const twins = runs.filter(other => other.name === run.name)
     if (twins.length === 1) return run

@@ -3,6 +3,7 @@
  */
 import { mkdirSync } from 'node:fs'
 import path from 'node:path'
+import { RapoError } from '../base/errors.js'
 import { asIoError, writeWhole } from '../base/files.js'
 import { looks } from './chart.js'
 import { configDifferences, evaluationConflicts } from './compare.js'
@@ -12,6 +13,7 @@ import { loadRuns, type Run, type StepMetrics } from './load.js'
 import { missing, runName, type ShownRun } from './parts.js'
 import { passAtKSection } from './passk.js'
 import { samplesSection } from './samples.js'
+import { groupBySeed, seedOf } from './seeds.js'
 import { style } from './style.js'
 import { trainingSection } from './training.js'
 
@@ -34,6 +36,10 @@ export interface ReportOptions {
   readonly runs: readonly string[]
   /** Directory with the base model's eval.json. Default: the only run without metrics.jsonl, if there is one. */
   readonly base?: string
+  /** Name of the run that differences are taken to. Default: the first trained run. */
+  readonly baseline?: string
+  /** Show each run by itself, also those that differ by their seed alone. Default: the means of these. */
+  readonly byRun?: boolean
   /** The HTML file. An existing file is replaced; a missing directory is made. */
   readonly output: string
   /** The time that the page shows as the time of its making. Default: now. */
@@ -41,8 +47,18 @@ export interface ReportOptions {
 }
 
 /** Throws a RapoError that names the file, and the line or field, that cannot be read. The output is then left as it was. */
-export async function writeReport({ runs, base, output, made = new Date() }: ReportOptions): Promise<void> {
-  const page = renderPage(await loadRuns(runs, base), made)
+export async function writeReport(options: ReportOptions): Promise<void> {
+  const { runs, base, baseline, byRun = false, output, made = new Date() } = options
+  const loaded = await loadRuns(runs, base)
+  const shown = byRun ? loaded : groupBySeed(loaded)
+  if (baseline !== undefined && !shown.some(run => run.name === baseline && !run.isBase)) {
+    const names = shown.filter(run => !run.isBase).map(run => run.name)
+    throw new RapoError(
+      'ERR_RAPO_INVALID_ARGUMENT',
+      `baseline "${baseline}" is none of the trained runs: ${names.join(', ')}`,
+    )
+  }
+  const page = renderPage(shown, made, baseline)
   try {
     mkdirSync(path.dirname(output), { recursive: true })
   } catch (error) {
@@ -51,7 +67,7 @@ export async function writeReport({ runs, base, output, made = new Date() }: Rep
   writeWhole(output, page)
 }
 
-export function renderPage(runs: readonly Run[], made: Date): string {
+export function renderPage(runs: readonly Run[], made: Date, baseline?: string): string {
   const looksOfRuns = looks(runs.map(run => run.isBase))
   const shown = runs.map((run, i) => ({ run, look: looksOfRuns[i]! }))
   const conflicts = evaluationConflicts(runs)
@@ -73,7 +89,7 @@ export function renderPage(runs: readonly Run[], made: Date): string {
 ${warning(conflicts)}
 <ul class="legend">${shown.map(entry => html`<li>${runName(entry)}</li>`)}</ul>
 <main>
-${passAtKSection(shown, conflicts)}
+${passAtKSection(shown, conflicts, baseline)}
 ${trainingSection(shown)}
 ${configSection(shown)}
 ${factsSection(shown)}
@@ -125,7 +141,9 @@ const breakable = (text: string): Html =>
 
 function facts(entry: ShownRun): Html {
   const { dir, config, metrics, evaluation } = entry.run
-  const rows: [string, Content][] = [['Directory', breakable(dir)]]
+  const { seeds } = entry.run
+  const rows: [string, Content][] = [[seeds ? 'First directory' : 'Directory', breakable(dir)]]
+  if (seeds) rows.push(['Seeds', `${seeds.map(seedOf).join(', ')}; what follows are means`])
   const trainedModel = (config?.value.model as { dir?: unknown } | undefined)?.dir
   if (typeof trainedModel === 'string') rows.push(['Trained from', breakable(trainedModel)])
   if (metrics) {

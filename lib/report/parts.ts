@@ -1,13 +1,25 @@
 /** Parts that several sections use. */
 import { type Look, swatch } from './chart.js'
 import { type Html, html } from './html.js'
-import type { Run } from './load.js'
+import type { Evaluation, Run } from './load.js'
 
 /** A run and its look in the whole report. */
 export interface ShownRun {
   readonly run: Run
   readonly look: Look
 }
+
+export type Evaluated = ShownRun & { readonly run: Run & { readonly evaluation: Evaluation } }
+
+/** The values of k in the tables, of which those are shown that the evaluations have. */
+export const TABLE_K = [1, 4, 16, 64, 256, 1024]
+
+export const groupTitle = (group: string) =>
+  group === 'all' ? 'All problems' : `${group.charAt(0).toUpperCase()}${group.slice(1)}`
+
+/** How many seeds a mean is over. */
+export const seedNote = ({ run: { seeds } }: ShownRun) =>
+  seeds && html`<span class="interval">${seeds.length} seeds</span>`
 
 export const runName = ({ run, look }: ShownRun): Html =>
   html`<span class="name">${swatch(look)}${run.name}</span>`

@@ -1,17 +1,17 @@
 /** The abilities of the runs: the pass@k table and curves, and the number of problems solved at all. */
 import { lineChart, type MarkedPoint } from './chart.js'
 import { coverage } from './compare.js'
+import { differencesTable } from './differences.js'
 import { count, percent, percentRange } from './format.js'
 import { type Html, html } from './html.js'
-import type { Evaluation, Run } from './load.js'
-import { missing, runName, type ShownRun } from './parts.js'
+import type { Evaluation } from './load.js'
+import { type Evaluated, groupTitle, missing, runName, type ShownRun, seedNote, TABLE_K } from './parts.js'
 
-type Evaluated = ShownRun & { readonly run: Run & { readonly evaluation: Evaluation } }
-
-/** The values of k in the table, of which those are shown that the evaluations have. */
-const TABLE_K = [1, 4, 16, 64, 256, 1024]
-
-export function passAtKSection(shown: readonly ShownRun[], conflicts: readonly string[]): Html {
+export function passAtKSection(
+  shown: readonly ShownRun[],
+  conflicts: readonly string[],
+  baseline?: string,
+): Html {
   const evaluated = shown.filter((entry): entry is Evaluated => entry.run.evaluation !== undefined)
   const others = shown.filter(entry => entry.run.evaluation === undefined)
   const groups = groupNames(evaluated)
@@ -20,9 +20,10 @@ export function passAtKSection(shown: readonly ShownRun[], conflicts: readonly s
     ${
       evaluated.length > 0 &&
       html`<p class="note">The probability that at least one of k completions is correct, in percent, with its 95 % interval
-      (bootstrap over problems). ${conditions(evaluated)}${conflicts.length === 0 && evaluated.length > 1 && ' The best value of a column is marked.'}</p>
+      ${intervalNote(evaluated)} ${conditions(evaluated)}${conflicts.length === 0 && evaluated.length > 1 && ' The best value of a column is marked.'}</p>
     ${table(evaluated, groups, conflicts.length === 0)}
     <div class="grid pass-at-k">${groups.map(group => curves(evaluated, group, groups))}</div>
+    ${conflicts.length === 0 && differencesTable(evaluated, groups, baseline)}
     ${coverageTable(evaluated, groups)}`
     }
     ${others.map(({ run }) => missing(`${run.name} has no eval.json`, 'rapo eval'))}
@@ -35,8 +36,11 @@ function groupNames(evaluated: readonly Evaluated[]): string[] {
   return [...names]
 }
 
-const groupTitle = (group: string) =>
-  group === 'all' ? 'All problems' : `${group.charAt(0).toUpperCase()}${group.slice(1)}`
+/** Which question each interval answers. */
+function intervalNote(evaluated: readonly Evaluated[]): string {
+  if (!evaluated.some(({ run }) => run.seeds)) return '(bootstrap over problems).'
+  return `(bootstrap over problems: other problems of the same kind, the same trained models). A mean over seeds has two: the upper over seeds (Student’s t: other seeds, the same problems), the lower over problems. The bands are over seeds.`
+}
 
 /** The conditions of the evaluations. If they differ, the warning says how. */
 function conditions(evaluated: readonly Evaluated[]): string {
@@ -62,7 +66,9 @@ function table(evaluated: readonly Evaluated[], groups: readonly string[], isCom
     const index = run.evaluation.k.indexOf(k)
     const { passAtK, low, high } = run.evaluation.groups[group] ?? { passAtK: [], low: [], high: [] }
     const value = index < 0 ? undefined : passAtK[index]
-    return value === undefined ? undefined : { value, low: low[index]!, high: high[index]! }
+    const problems = run.evaluation.groups[group]?.overProblems
+    const overProblems = problems && percentRange(problems.low[index]!, problems.high[index]!)
+    return value === undefined ? undefined : { value, low: low[index]!, high: high[index]!, overProblems }
   }
   const rows = (group: string) => {
     const best = ks.map(k => Math.max(...evaluated.map(entry => cellOf(entry, group, k)?.value ?? -1)))
@@ -74,9 +80,9 @@ function table(evaluated: readonly Evaluated[], groups: readonly string[], isCom
         // Values that are printed alike count as equally good.
         const isBest = isMarked && best[i]! > 0 && percent(cell.value) === percent(best[i])
         const interval = percentRange(cell.low, cell.high)
-        return html`<td${isBest && html` class="best"`}><span class="value">${percent(cell.value)}</span>${interval && html`<span class="interval">${interval}</span>`}</td>`
+        return html`<td${isBest && html` class="best"`}><span class="value">${percent(cell.value)}</span>${[interval, cell.overProblems].map(text => text && html`<span class="interval">${text}</span>`)}</td>`
       })
-      return html`<tr><td>${runName(entry)}</td>${cells}</tr>`
+      return html`<tr><td>${runName(entry)}${seedNote(entry)}</td>${cells}</tr>`
     })
   }
   return html`<div class="scroll"><table class="headline" style="--columns:${ks.length}">
@@ -122,13 +128,17 @@ function markedPoints({ name, evaluation }: Evaluated['run'], group: string): Ma
   }))
 }
 
+/** A mean count: whole where it is. */
+const tenths = (value: number) => (Number.isInteger(value) ? value : value.toFixed(1))
+
 function coverageTable(evaluated: readonly Evaluated[], groups: readonly string[]): Html | false {
   if (evaluated.every(({ run }) => run.evaluation.perProblem.length === 0)) return false
   const base = evaluated.find(({ run }) => run.isBase)
   const cell = (entry: Evaluated, group: string) => {
-    const { problems, solved, gained, lost } = coverage(entry.run.evaluation, base?.run.evaluation, group)
-    const change = gained !== undefined && html`<span class="interval">+${gained} −${lost ?? 0}</span>`
-    return html`<td><span class="value">${solved} of ${problems}</span>${change}</td>`
+    const { problems, solved, gained, lost } = coverage(entry.run, base?.run.evaluation, group)
+    const change =
+      gained !== undefined && html`<span class="interval">+${tenths(gained)} −${tenths(lost ?? 0)}</span>`
+    return html`<td><span class="value">${tenths(solved)} of ${problems}</span>${change}</td>`
   }
   return html`<h3>Problems solved at least once</h3>
     <p class="note">Among all the completions of a problem at least one is correct.${base && evaluated.length > 1 && ` Below: problems that ${base.run.name} never solved (+), and those that only it solved (−).`}</p>

@@ -8,6 +8,7 @@ import { loadConfig } from '../../lib/config/load.js'
 import { promptStyles } from '../../lib/model/template.js'
 import { verifierNames } from '../../lib/reward/load.js'
 import { rewardFuncNames } from '../../lib/reward/rewards.js'
+import { readStudy } from '../../lib/study/plan.js'
 import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import type { StepMetrics } from '../../lib/train/metrics.js'
 import { train } from '../../lib/train/train.js'
@@ -23,6 +24,15 @@ for (const name of files) {
     assert.ok(verifierNames.includes(config.task.verifier))
     assert.ok(config.task.rewardFuncs.every(func => rewardFuncNames.includes(func)))
     assert.ok(config.data.train && config.data.eval)
+  })
+}
+
+for (const name of readdirSync(path.join(dir, 'studies'))) {
+  test(`studies/${name} is valid, the quick version too`, () => {
+    const file = path.join(dir, 'studies', name)
+    const [whole, quick] = [readStudy(file), readStudy(file, { quick: true })]
+    assert.ok(whole.seeds.length >= 5 && whole.variants.length >= 2)
+    assert.ok(quick.seeds.length >= 2 && quick.variants.length >= 2)
   })
 }
 

@@ -500,4 +500,69 @@ test('numbers read well', () => {
   assert.equal([0.25, 59.94, 61, 3725].map(duration), ['0.25 s', '59.9 s', '1 min 1 s', '1 h 2 min'])
 })
 
+/** Two variants with seeds 1 and 2; of the four problems `solved` says how many of 32 samples are right, a seed each. */
+function writeSeeds(dir: string, solved: Record<string, readonly (readonly number[])[]>) {
+  return Object.entries(solved).flatMap(([name, seeds]) =>
+    seeds.map((correct, i) => {
+      const evaluation = evaluationOf({ all: [0.5, 0.6, 0.7] }, { name })
+      const perProblem = evaluation.perProblem.map((problem, p) => ({ ...problem, correct: correct[p]! }))
+      return writeRun(path.join(dir, name, `seed-${i + 1}`), {
+        config: `objective:\n  preset: ${name}\nrun:\n  seed: ${i + 1}\n  output: ${name}/${i}\n`,
+        metrics: metricsOf(4, { rewardMean: i }),
+        evaluation: { ...evaluation, perProblem },
+      })
+    }),
+  )
+}
+
+test('runs that differ by their seed alone are one: means, both intervals, paired differences', async () => {
+  const runs = writeSeeds(fresh(), {
+    grpo: [
+      [16, 16, 8, 8],
+      [8, 8, 16, 16],
+    ],
+    rapo: [
+      [24, 24, 16, 16],
+      [16, 16, 24, 24],
+    ],
+  })
+  const page = await reportOf(runs)
+  const text = textOf(page, 'pass-at-k')
+  // At k = 1 each mean is the share of right samples: 3/8 and 5/8 with both seeds, problems alike.
+  assert.match(text, /grpo 2 seeds 37\.5 37\.5 37\.5 /)
+  assert.match(text, /rapo 2 seeds 62\.5 62\.5 62\.5 /)
+  assert.match(text, /Differences to grpo .*rapo 2 seeds \+25\.0 \+25\.0 to \+25\.0 \+25\.0 to \+25\.0/)
+  assert.match(textOf(page, 'runs'), /Seeds 1, 2; what follows are means/)
+  // The reward of every step is the mean of 0 and 1.
+  assert.match(textOf(page, 'training'), /Reward 0\.5 0\.5/)
+
+  const each = path.join(fresh(), 'report.html')
+  await writeReport({ runs, output: each, byRun: true })
+  assert.match(textOf(readFileSync(each, 'utf8'), 'pass-at-k'), /grpo \(seed-1\).*rapo \(seed-2\)/)
+})
+
+test('a seed twice, other problems, another field: not one; an unknown baseline is refused', async () => {
+  const dir = fresh()
+  const runs = writeSeeds(dir, {
+    grpo: [
+      [1, 1, 1, 1],
+      [2, 2, 2, 2],
+    ],
+  })
+  const [first] = runs
+  const twin = writeRun(path.join(dir, 'twin'), {
+    config: readFileSync(path.join(first!, 'config.yaml'), 'utf8'),
+    metrics: metricsOf(4),
+    evaluation: evaluationOf({ all: [0.5, 0.6, 0.7] }, { name: 'twin' }),
+  })
+  assert.not.match(await reportOf([...runs, twin]), /\d seeds</)
+  writeFileSync(path.join(twin, 'config.yaml'), 'objective:\n  preset: grpo\n  klCoef: 1\nrun:\n  seed: 3\n')
+  assert.match(await reportOf([...runs, twin]), '>2 seeds<')
+  const output = path.join(fresh(), 'report.html')
+  const failure = await failureOf(writeReport({ runs, output, baseline: 'gpro' }))
+  assert.is(failure.code, 'ERR_RAPO_INVALID_ARGUMENT')
+  assert.match(failure.message, /baseline "gpro" .*: grpo$/)
+  assert.not.ok(existsSync(output))
+})
+
 test.run()
