@@ -8,19 +8,21 @@ import type { Lock } from '../base/lock.js'
 import { anySignal, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
-import { type Cursor, createCursor } from '../data/cursor.js'
+import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
-import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
+import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { checkTrainable, openEngine } from '../rollout/open.js'
+import { createRollouts, type Rollouts } from './ahead.js'
+import { readAhead } from './ahead-file.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -44,14 +46,9 @@ export interface OpenOptions {
 
 export interface OpenRun {
   readonly policy: Policy
-  /** What samples the rollouts. */
-  readonly engine: RolloutEngine
+  readonly rollouts: Rollouts
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
-  readonly rewards: readonly RewardPart[]
-  readonly cursor: Cursor
-  readonly context: EncodeContext
-  readonly stopTokenIds: readonly number[]
   /** After the steps done already. */
   readonly state: TrainerState
   /** The reference is one of a checkpoint, not the one that the run began with. */
@@ -132,11 +129,20 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const context = { ...encode, info: policy.info }
     const prompts = fitModel(fitting, context, data)
     const usable = prompts.map(({ problem }) => problem)
-    const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await policy.loadState(from.stateFile)
     engine = openEngine(config, { policy, modelDir, prompts, encode: tokenizer.encode, stopTokenIds })
-    options.signal?.throwIfAborted()
+    const signal = anySignal(lock.lost, options.signal)
+    const rollouts = createRollouts(
+      {
+        ...{ engine, context, stopTokenIds, rewards, signal },
+        cursorAt: state => createCursor(usable, run.seed, state),
+        from: from?.trainer.cursor,
+        ahead: from?.rolloutsFile === undefined ? undefined : readAhead(from.rolloutsFile, usable),
+      },
+      config,
+    )
+    signal.throwIfAborted()
 
     lock.check()
     if (!from) clearRun(run.output)
@@ -148,10 +154,9 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
 
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
-    const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
-    const signal = anySignal(lock.lost, options.signal)
+    const state = { step: stepsDone, cursor: rollouts.cursor(), entropyCoef, origin }
     return {
-      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, rollouts, modelDir, state },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
