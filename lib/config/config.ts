@@ -85,6 +85,12 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   if (rollouts.engine !== 'local' && rollouts.urls.length === 0) {
     faults.push(['rollouts.urls', `is empty; rollouts.engine ${rollouts.engine} needs an address`])
   }
+  if (rollouts.engine === 'local' && rollouts.maxStaleness > 0) {
+    faults.push([
+      'rollouts.maxStaleness',
+      `is ${rollouts.maxStaleness}; it must be 0 with rollouts.engine local, which cannot sample while it trains`,
+    ])
+  }
   const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
   if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
   if (o.penalty === 'none' && o.klCoef !== 0) {

@@ -56,7 +56,7 @@ export function openEngine(config: Config, parts: EngineParts): RolloutEngine {
     timeoutSeconds: rollouts.timeoutSeconds,
     maxInFlight: rollouts.maxInFlight,
     sendSeeds: rollouts.sendSeeds,
-    isOverlapped: false,
+    isOverlapped: rollouts.maxStaleness > 0 && !parts.isFixed,
   })
 }
 

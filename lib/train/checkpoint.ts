@@ -39,12 +39,15 @@ export interface Checkpoint {
   readonly stateFile: string
   /** A model directory with the reference, where it has moved (model.refModelSyncSteps). */
   readonly referenceDir?: string
+  /** The rollouts of the next step, where they were sampled already: for readAhead. */
+  readonly rolloutsFile?: string
   readonly trainer: TrainerState
 }
 
 const TEMPORARY = '.tmp'
 const stateFileOf = (dir: string) => path.join(dir, 'rapo', 'state.safetensors')
 const referenceDirOf = (dir: string) => path.join(dir, 'rapo', 'reference')
+const rolloutsFileOf = (dir: string) => path.join(dir, 'rapo', 'rollouts.json')
 const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
 
 /** What stays when a checkpoint is committed. */
@@ -61,6 +64,7 @@ export interface Retention {
  *
  * @param modelDir where the tokenizer is copied from
  * @param hasMoved whether the reference is no longer the one that the run began with, and so is a part of the state
+ * @param rollouts the text of formatAhead
  */
 export async function writeCheckpoint(
   runDir: string,
@@ -69,6 +73,7 @@ export async function writeCheckpoint(
   trainer: TrainerState,
   { keep, states = 'all' }: Retention,
   hasMoved = false,
+  rollouts?: string,
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
   const name = `step-${String(trainer.step).padStart(6, '0')}`
@@ -96,6 +101,7 @@ export async function writeCheckpoint(
       await policy.saveReference!(referenceDirOf(temporary))
     }
     copyTokenizer(modelDir, temporary)
+    if (rollouts !== undefined) writeFileSync(rolloutsFileOf(temporary), rollouts)
     writeFileSync(trainerFileOf(temporary), `${JSON.stringify(trainer, null, 2)}\n`)
     syncTree(temporary)
   })
@@ -126,8 +132,12 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
       throw new Error('step or cursor is missing')
     const { entropyCoef = 0 } = trainer
     if (!(Number.isFinite(entropyCoef) && entropyCoef >= 0)) throw new Error('entropyCoef is no number ≥ 0')
-    const referenceDir = referenceDirOf(dir)
-    return { dir, stateFile: stateFileOf(dir), ...(existsSync(referenceDir) && { referenceDir }), trainer }
+    const [referenceDir, rolloutsFile] = [referenceDirOf(dir), rolloutsFileOf(dir)]
+    return {
+      ...{ dir, stateFile: stateFileOf(dir), trainer },
+      ...(existsSync(referenceDir) && { referenceDir }),
+      ...(existsSync(rolloutsFile) && { rolloutsFile }),
+    }
   } catch (cause) {
     throw new RapoError('ERR_RAPO_FORMAT', `the checkpoint ${dir} is damaged: ${(cause as Error).message}`, {
       cause,

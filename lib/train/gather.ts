@@ -1,11 +1,13 @@
 /** The rollouts of a step: sampled and rewarded, and with sampling.filterGroups those that teach something. */
 import { deriveSeed } from '../base/random.js'
 import type { Config } from '../config/config.js'
-import { encodePrompt } from '../data/prompts.js'
+import type { Cursor } from '../data/cursor.js'
+import { type EncodeContext, encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
+import type { RewardPart } from '../reward/rewards.js'
+import type { RolloutEngine } from '../rollout/engine.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
 import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
-import type { OpenRun } from './open.js'
 
 export interface Gathered {
   /** Whole groups, in the order sampled: all of the step. */
@@ -17,6 +19,16 @@ export interface Gathered {
   readonly metrics: Filtered
 }
 
+/** What the rollouts of a step are made with. */
+export interface GatherParts {
+  readonly engine: RolloutEngine
+  readonly context: EncodeContext
+  readonly cursor: Cursor
+  readonly stopTokenIds: readonly number[]
+  readonly rewards: readonly RewardPart[]
+  readonly signal: AbortSignal
+}
+
 /**
  * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
  * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
@@ -24,12 +36,11 @@ export interface Gathered {
  * the call and where the cursor stood, so that a step that is done again gives the same bits.
  */
 export async function gather(
-  run: Pick<OpenRun, 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  { engine, context, cursor, stopTokenIds, rewards, signal }: GatherParts,
   config: Config,
   step: number,
   seconds: PhaseSeconds,
 ): Promise<Gathered> {
-  const { engine, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
   const groups: ScoredRollout[][] = []

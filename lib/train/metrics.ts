@@ -12,6 +12,20 @@ export interface PhaseSeconds {
   score: number
   train: number
   save: number
+  /** Bringing the weights to servers; absent where no servers sample. */
+  sync?: number
+}
+
+export const emptySeconds = (): PhaseSeconds => ({ rollout: 0, score: 0, train: 0, save: 0 })
+
+/** Where servers sample. */
+export interface RolloutMetrics {
+  /** Updates of the policy between the oldest weights that sampled a rollout of the step, and the step. */
+  staleness?: number
+  /** Share of the time since the step before in which the trainer waited for rollouts. */
+  trainerIdleFraction?: number
+  /** Share of that time in which no server had a request of the run. */
+  serversIdleFraction?: number
 }
 
 /** What remeasure reports, each only with the option that it belongs to. */
@@ -42,7 +56,7 @@ export interface Filtered {
 }
 
 /** A line of metrics.jsonl. */
-export interface StepMetrics extends Remeasured, Filtered {
+export interface StepMetrics extends Remeasured, Filtered, RolloutMetrics {
   step: number
   rewardMean: number
   rewardStd: number
@@ -115,7 +129,7 @@ function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rew
 /** Adds the seconds that the work takes to those of its phase. */
 export async function timed<T>(
   seconds: PhaseSeconds,
-  phase: keyof PhaseSeconds,
+  phase: 'rollout' | 'score' | 'train' | 'save',
   work: Promise<T>,
 ): Promise<T> {
   const start = performance.now()

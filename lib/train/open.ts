@@ -9,19 +9,21 @@ import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
-import { type Cursor, createCursor } from '../data/cursor.js'
+import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
-import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
+import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { checkTrainable, openEngine } from '../rollout/open.js'
+import { createRollouts, type Rollouts } from './ahead.js'
+import { readAhead } from './ahead-file.js'
 import {
   type Checkpoint,
   readLatestCheckpoint,
@@ -53,14 +55,9 @@ export interface OpenOptions {
 
 export interface OpenRun {
   readonly policy: Policy
-  /** What samples the rollouts. */
-  readonly engine: RolloutEngine
+  readonly rollouts: Rollouts
   /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
-  readonly rewards: readonly RewardPart[]
-  readonly cursor: Cursor
-  readonly context: EncodeContext
-  readonly stopTokenIds: readonly number[]
   /** After the steps done already. */
   readonly state: TrainerState
   /** The reference is one of a checkpoint, not the one that the run began with. */
@@ -140,11 +137,20 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const usable = prompts.map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
-    const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
     engine = openEngine(config, { policy, modelDir, prompts, encode: tokenizer.encode, stopTokenIds })
-    options.signal?.throwIfAborted()
+    const signal = anySignal(lock.lost, options.signal)
+    const rollouts = createRollouts(
+      {
+        ...{ engine, context, stopTokenIds, rewards, signal },
+        cursorAt: state => createCursor(usable, run.seed, state),
+        from: from?.trainer.cursor,
+        ahead: from?.rolloutsFile === undefined ? undefined : readAhead(from.rolloutsFile, usable),
+      },
+      config,
+    )
+    signal.throwIfAborted()
 
     lock.check()
     if (!from) clearRun(run.output)
@@ -156,10 +162,9 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
 
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
-    const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
-    const signal = anySignal(lock.lost, options.signal)
+    const state = { step: stepsDone, cursor: rollouts.cursor(), entropyCoef, origin }
     return {
-      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...{ policy, rollouts, modelDir, state },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }

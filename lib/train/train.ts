@@ -10,9 +10,10 @@ import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
+import type { Ahead } from './ahead.js'
+import { formatAhead } from './ahead-file.js'
 import { type Retention, type TrainerState, writeCheckpoint } from './checkpoint.js'
-import { gather } from './gather.js'
-import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
+import { emptySeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { learningRateAt } from './schedule.js'
@@ -59,9 +60,9 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
-      const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
-      const saving = () =>
-        save(run, config, state, { keep: config.run.keepCheckpoints, states: config.run.saveOptimizer })
+      const state = { ...run.state, step, cursor: run.rollouts.cursor(), entropyCoef }
+      const retention = { keep: config.run.keepCheckpoints, states: config.run.saveOptimizer }
+      const saving = () => save(run, config, state, retention, run.rollouts.ahead())
       const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
       run.lock.check()
       // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
@@ -118,14 +119,13 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
 async function trainStep(run: Run, config: Config, step: number) {
-  const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
-  await run.engine.syncWeights(step - 1, { signal: run.signal })
+  const seconds = emptySeconds()
   const {
     sampled,
     trained,
     zeroAdvantageFraction,
     metrics: filtered,
-  } = await gather(run, config, step, seconds)
+  } = await run.rollouts.next(step, seconds)
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
   const updating = update(run, trained, config, learningRate)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
@@ -134,7 +134,7 @@ async function trainStep(run: Run, config: Config, step: number) {
   const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
   const metrics: StepMetrics = {
     ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
-    ...{ ...remeasured, ...filtered, learningRate, seconds },
+    ...{ ...remeasured, ...filtered, ...run.rollouts.measure(step), learningRate, seconds },
   }
   return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
@@ -209,10 +209,26 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
   run.hasMoved = true
 }
 
-function save(run: Run, { run: { output } }: Config, state: TrainerState, retention: Retention) {
+/** With those of the next step's rollouts that `ahead` gives. */
+async function save(
+  run: Run,
+  { run: { output } }: Config,
+  state: TrainerState,
+  retention: Retention,
+  ahead?: Promise<Ahead | undefined>,
+) {
   const { policy, modelDir, lock, hasMoved } = run
+  const sampled = await ahead
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved)
+  return writeCheckpoint(
+    output,
+    modelDir,
+    policy,
+    state,
+    retention,
+    hasMoved,
+    sampled && formatAhead(sampled),
+  )
 }
 
 /** `count` rollouts spread over the batch, as lines of samples.jsonl. */

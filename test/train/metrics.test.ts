@@ -4,7 +4,12 @@ import * as assert from 'uvu/assert'
 import type { RapoError } from '../../lib/base/errors.js'
 import { addMetrics, emptyMetrics, meanMetrics, type ObjectiveMetrics } from '../../lib/loss/objective.js'
 import type { ScoredRollout } from '../../lib/rollout/rollout.js'
-import { type Filtered, type Remeasured, summarizeStep } from '../../lib/train/metrics.js'
+import {
+  type Filtered,
+  type Remeasured,
+  type RolloutMetrics,
+  summarizeStep,
+} from '../../lib/train/metrics.js'
 
 const rollout = (reward: number, length: number, finishReason: 'stop' | 'length'): ScoredRollout => ({
   problem: { id: 'p', prompt: 'p', answer: 'a' },
@@ -143,9 +148,10 @@ test('the fields are those that docs/files.md lists', () => {
     maskedFraction: 0,
   }
   const filtered: Required<Filtered> = { generatedGroups: 1, filteredFraction: 0 }
-  const written = { ...line, ...remeasured, ...filtered, step: 1, learningRate: 1 }
+  const measured: Required<RolloutMetrics> = { staleness: 0, trainerIdleFraction: 0, serversIdleFraction: 0 }
+  const written = { ...line, ...remeasured, ...filtered, ...measured, step: 1, learningRate: 1 }
   assert.equal(Object.keys(written).sort(), listed.sort())
-  assert.match(section, '`seconds: { rollout, score, train, save }`')
+  assert.match(section, '`seconds: { rollout, score, train, save, sync }`')
 })
 
 test('the metrics of two parts: sums add up, of the ratio the extremes are taken', () => {

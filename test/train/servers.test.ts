@@ -82,7 +82,7 @@ test('what servers sample is refused where it is too far from the policy', () =>
   })
 })
 
-for (const place of ['save', 'accumulate', 'step', 'onStep']) {
+for (const place of ['save', 'step']) {
   test(`a run that is killed at ${place} goes on from its checkpoint, and the server gets those weights`, () =>
     withServer({}, async server => {
       const output = path.join(makeTempDir(), 'run')
@@ -133,6 +133,148 @@ test('a server that is killed and started again in the middle of a run gets the 
   })
 })
 
+test('one step off: the next step is sampled while a step is trained on, from weights that are one update old', () => {
+  let trained = () => {}
+  const training = new Promise<undefined>(resolve => (trained = () => resolve(undefined)))
+  let count = 0
+  // The first step is sampled, then the second: 4 prompts each, after 4 requests of the canary each time.
+  const onRequest = (route: string) => (route === '/v1/completions' && ++count > 8 ? training : undefined)
+  return withServer({ onRequest }, async server => {
+    const output = path.join(makeTempDir(), 'run')
+    const lines: StepMetrics[] = []
+    const overlapped: typeof loadPolicy = async (from, options) => {
+      const policy = await loadPolicy(from, options)
+      return {
+        ...policy,
+        step: async rate => {
+          // Without overlap no request of the second step would come before this.
+          while (count <= 8) await new Promise(resolve => setImmediate(resolve))
+          trained()
+          return policy.step(rate)
+        },
+      }
+    }
+    const config = configOf(output, server, { steps: 5 }, { maxStaleness: 1 })
+    await train(config, { loadPolicy: overlapped, onStep: line => void lines.push(line) })
+    assert.equal(
+      lines.map(({ staleness }) => staleness),
+      [0, 1, 1, 1, 1],
+    )
+    assert.equal(
+      eventsOf(server).filter(event => event !== '.'),
+      ['v0', 'v1', 'v2', 'v3'],
+    )
+    for (const { trainerIdleFraction, serversIdleFraction, seconds } of lines) {
+      assert.ok(trainerIdleFraction! >= 0 && trainerIdleFraction! <= 1)
+      assert.ok(serversIdleFraction! >= 0 && serversIdleFraction! <= 1)
+      assert.ok(seconds.sync! >= 0)
+    }
+  })
+})
+
+/** The lines of a run without what depends on time. */
+function linesOf(output: string): object[] {
+  return readFileSync(path.join(output, 'metrics.jsonl'), 'utf8')
+    .trim()
+    .split('\n')
+    .map(line => {
+      const { seconds: _, trainerIdleFraction: __, serversIdleFraction: ___, ...rest } = JSON.parse(line)
+      return rest
+    })
+}
+
+const weightsOf = (output: string) =>
+  readFileSync(path.join(readLatestCheckpoint(output)!.dir, 'weights.json'), 'utf8')
+
+for (const [place, count] of [
+  // The weights for the server are saved too: this is the checkpoint of step 4.
+  ['save', 6],
+  ['accumulate', 6],
+] as const) {
+  test(`one step off, killed at ${place}: the resumed run uses the rollouts of its checkpoint, and ends as an unbroken one`, () =>
+    withServer({}, async server => {
+      const [unbroken, output] = ['a', 'b'].map(name => path.join(makeTempDir(), name)) as [string, string]
+      const run = { steps: 8, saveEvery: 2 }
+      const rollouts = { maxStaleness: 1, sendSeeds: true }
+      await train(configOf(unbroken, server, run, rollouts), { loadPolicy })
+      const changes = { run, rollouts: { engine: 'vllm', urls: [server.url], ...rollouts } }
+      const child = spawn(
+        process.execPath,
+        [
+          '--import',
+          'tsx',
+          'test/helpers/train-child.ts',
+          'run',
+          output,
+          model,
+          place,
+          `${count}`,
+          JSON.stringify(changes),
+        ],
+        { stdio: 'inherit' },
+      )
+      assert.equal(await once(child, 'exit'), [null, 'SIGKILL'])
+      const { trainer, rolloutsFile } = readLatestCheckpoint(output)!
+      assert.ok(rolloutsFile)
+      const before = server.requests.length
+      await train(configOf(output, server, run, rollouts), { loadPolicy, resume: true })
+      // The step after the checkpoint was sampled before it: only later ones are asked for, 4 prompts each.
+      const asked = server.requests.slice(before).filter(({ body }) => body.seed !== undefined)
+      assert.is(asked.length, 4 * (8 - trainer.step - 1))
+      assert.equal(linesOf(output), linesOf(unbroken))
+      assert.is(weightsOf(output), weightsOf(unbroken))
+    }))
+}
+
+test('one step off, the only server dies while the next step is sampled: it is sampled again, from the weights of then', () => {
+  const faults: Faults = {}
+  let count = 0
+  return withServer(faults, async server => {
+    faults.onRequest = async route => {
+      // The third request of the third step; the canary has 4 a version.
+      if (route !== '/v1/completions' || ++count !== 4 + 8 + 4 + 3) return undefined
+      await server.kill()
+      await server.restart()
+      return undefined
+    }
+    const output = path.join(makeTempDir(), 'run')
+    const lines: StepMetrics[] = []
+    const config = configOf(output, server, { steps: 5 }, { maxStaleness: 1 })
+    await train(config, { loadPolicy, onStep: line => void lines.push(line) })
+    assert.equal(
+      lines.map(({ staleness }) => staleness),
+      [0, 1, 0, 1, 1],
+    )
+    // No problem is left out: the order is that of a run whose server lives.
+    const other = path.join(makeTempDir(), 'run')
+    await train(configOf(other, server, { steps: 5 }, { maxStaleness: 1 }), { loadPolicy })
+    const cursorOf = (dir: string) => readLatestCheckpoint(dir)!.trainer.cursor
+    assert.equal(cursorOf(output), cursorOf(other))
+  })
+})
+
+test('a resumed run without maxStaleness samples the problems of the rollouts in its checkpoint again', () =>
+  withServer({}, async server => {
+    const output = path.join(makeTempDir(), 'run')
+    const run = { steps: 6, saveEvery: 2 }
+    const options = { loadPolicy, isStopping: () => stepsSeen++ === 1 }
+    let stepsSeen = 0
+    await train(configOf(output, server, run, { maxStaleness: 1 }), options)
+    assert.ok(readLatestCheckpoint(output)!.rolloutsFile)
+    const lines: StepMetrics[] = []
+    await train(configOf(output, server, run), {
+      loadPolicy,
+      resume: true,
+      onStep: line => void lines.push(line),
+    })
+    assert.equal(
+      lines.map(({ step, staleness }) => [step, staleness]),
+      [3, 4, 5, 6].map(step => [step, 0]),
+    )
+    const { epoch, position } = readLatestCheckpoint(output)!.trainer.cursor
+    assert.is(epoch * 10 + position, 24)
+  }))
+
 test('configuration: correction is on by default, and what servers cannot do is refused', () => {
   const minimal = { model: { dir: 'm' }, task: { verifier: 'exact' } }
   const rollouts = { engine: 'vllm', urls: 'http://a:1, http://b:2/' }
@@ -151,6 +293,10 @@ test('configuration: correction is on by default, and what servers cannot do is 
     }
     return 'it was accepted'
   }
+  assert.match(
+    bad({ maxStaleness: 1 }),
+    'rollouts.maxStaleness is 1; it must be 0 with rollouts.engine local',
+  )
   assert.match(bad({ engine: 'vllm' }), 'rollouts.urls is empty; rollouts.engine vllm needs an address')
   assert.match(
     bad({ urls: ['http://a'] }),
