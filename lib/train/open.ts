@@ -81,16 +81,25 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   checkTrainable(config)
+  if (config.sampling.temperature === 0) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      'sampling.temperature is 0, greedy, which is for measurements; to train it must be ≥ 1e-6 and ≤ 100',
+    )
+  }
   const rewards = await loadRewards(config.task)
   const { onUnusable, onNotice, onDownload, signal: aborted } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
-  const data = { ...config.data, ...hooks }
+  const data = { ...config.data, ...hooks, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
   // A loader of the caller's own may know other models.
-  if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
+  if (!options.loadPolicy) {
+    checkModel(modelDir, 'model.dir')
+    if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
+  }
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
