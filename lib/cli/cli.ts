@@ -1,8 +1,8 @@
 #!/usr/bin/env node
-/** The command line: every command declared here; what it does is in commands.ts, loaded when it runs. */
+/** Declares every command of the command line. What a command does is in commands.ts, which is loaded when a command runs. */
 import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { Command, InvalidArgumentError, Option } from 'commander'
+import { Command, Help, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
@@ -12,18 +12,39 @@ import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 
-/** The fields that a measurement reads. */
+/** The sections of the configuration that an evaluation reads. */
 const measuredFields =
   /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
 
-/** The whole command line; nothing runs before parseAsync. */
+/** Columns of the help at most, and of its left column. */
+const HELP_COLUMNS = 100
+const TERM_COLUMNS = 34
+
+/** The whole command line. Nothing runs before parseAsync. */
 export function createCli(): Command {
   const cli = new Command('rapo')
     .description('Trains language models by reinforcement learning from verifiable rewards.')
     .version(packageVersion)
-    .configureHelp({ showGlobalOptions: false })
+    .configureHelp({
+      showGlobalOptions: false,
+      helpWidth: Math.min(process.stdout.columns || HELP_COLUMNS, HELP_COLUMNS),
+      padWidth: (command, helper) =>
+        Math.min(TERM_COLUMNS, Help.prototype.padWidth.call(helper, command, helper)),
+      // A long term has a line of its own.
+      formatItem(term, width, description, helper) {
+        const format = (text: string) =>
+          Help.prototype.formatItem.call(helper, text, width, description, helper)
+        return helper.displayWidth(term) <= width ? format(term) : `  ${term}\n${format('')}`
+      },
+    })
     .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
+
+  cli
+    .command('init')
+    .description('write a configuration, a verifier in TypeScript and five problems, which train at once')
+    .argument('[dir]', 'where; made if it is missing', '.')
+    .action(async dir => (await import('./commands.js')).runInit(dir))
 
   const train = cli
     .command('train')
@@ -31,9 +52,13 @@ export function createCli(): Command {
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
-    .addHelpText('after', () => `\nPresets of objective.preset:\n${describePresets()}`)
+    .option(
+      '--dry-run',
+      'check everything, sample and judge one group, show prompt, completions, rewards, memory and disk; write nothing',
+    )
+    .addHelpText('after', () => `\n${barHelp}\n\nPresets of objective.preset:\n${describePresets()}`)
     .action(async values => (await import('./commands.js')).runTrain(values))
-  addFields(train, fields)
+  addFields(train, fields, 'data.train')
 
   const evaluate = cli
     .command('eval')
@@ -50,6 +75,7 @@ export function createCli(): Command {
   addFields(
     evaluate,
     fields.filter(({ path }) => measuredFields.test(path)),
+    'data.eval',
   )
 
   const generate = cli
@@ -183,11 +209,26 @@ export function createCli(): Command {
   return cli
 }
 
-/** One option a field of the configuration, as text: config.ts judges the values, whatever they come from. */
-function addFields(command: Command, shown: readonly Field[]): void {
+/** What the bar of a training shows. */
+const barHelp = `On the bar, beside the steps done, the time taken and the time left:
+  reward   the mean over the last 10 steps
+  kl       of the last step, as the objective's penalty estimates it, in nats a token
+  entropy  of the last step, in nats a token
+  length   of the last step's completions, their mean in tokens
+A narrow terminal shows fewer of them; metrics.jsonl has all, each explained in docs/metrics.md.`
+
+/**
+ * One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from.
+ * @param needed the problem file that the command needs
+ */
+function addFields(command: Command, shown: readonly Field[], needed: string): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
-    const option = new Option(`${field.option} <${field.type}>`, `${field.help} (${field.range}${initial})`)
+    const mark = field.isRequired || field.path === needed ? 'required; ' : ''
+    const option = new Option(
+      `${field.option} <${field.type}>`,
+      `${field.help} (${mark}${field.range}${initial})`,
+    )
     command.addOption(option.helpGroup(`Fields of ${field.path.split('.')[0]}:`))
   }
 }
@@ -227,7 +268,7 @@ function wholeNumbers(min: number) {
   return (text: string) => text.split(',').map(wholeNumber(min))
 }
 
-/** A share, or digits. */
+/** A parser for a share, or for digits. */
 function tolerance(text: string): Tolerance {
   return text === 'digits' ? text : decimal('> 0 and < 1, or digits', value => value > 0 && value < 1)(text)
 }
@@ -240,21 +281,21 @@ function decimal(range: string, isInRange: (value: number) => boolean) {
   }
 }
 
-/** What a person sees of an error: one clear message, the stack only with RAPO_DEBUG=1 or for a fault of rapo's own. */
+/** The text of an error for users: one clear message. The stack is shown only with RAPO_DEBUG=1, and for bugs of rapo. */
 export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.env): string {
   const isExpected = error instanceof RapoError && env.RAPO_DEBUG !== '1'
   if (isExpected) return plainText(`rapo: ${error.message}`)
   return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-/** Runs the command line of this process, and ends the process with it. */
+/** Runs the command line of this process and then ends the process. */
 export async function main(): Promise<void> {
-  // A reader that has seen enough, such as head, is no error.
+  // A reader that closes the pipe early, such as head, is not an error.
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
   let isEmptyAgain = false
-  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
+  /** Without this check, a command that waits for an event that can no longer come would end the process with success. */
   const onEmpty = () => {
     if (isEmptyAgain) {
       printError('rapo: the command cannot end: what it waits for will never come')
@@ -273,12 +314,12 @@ export async function main(): Promise<void> {
     process.exitCode ||= 1
   } finally {
     process.off('beforeExit', onEmpty)
-    // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
+    // A connection or timer that a verifier or hook left open does not delay the exit; output that is not written yet does.
     setTimeout(() => afterOutput(() => process.exit()), 500).unref()
   }
 }
 
 const isMain =
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
-// Not awaited: CommonJS, which the package is built as, has no await at the top.
+// Not awaited: the package is built as CommonJS, which has no top-level await.
 if (isMain) void main()

@@ -1,4 +1,4 @@
-/** What the commands of the command line do: options in, one call of the library, a few lines for a person out. */
+/** The commands of the command line: each takes options, calls the library and prints a few lines. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -11,6 +11,7 @@ import { loadConfig } from '../config/load.js'
 import { dropUndefined } from '../config/values.js'
 import { readProblems, summarizeRows } from '../data/problems.js'
 import { fitContext, templateFor } from '../data/prompts.js'
+import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
@@ -25,10 +26,15 @@ import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
 import { listenForStop } from './stop.js'
 
-/** By rapo demo, which names the run before each label and decides when it stops. */
+/** Whether another rapo command started this process. That command shows the run's name before each label and decides when the run stops. */
 const isForked = process.send !== undefined
 
 type Values = Readonly<Record<string, unknown>>
+
+/** Says what is being done before a bar can; to a person, not to the parent of a fork, which shows what failed. */
+function notify(text: string): void {
+  if (!isForked) printError(text)
+}
 
 /** The fields of the configuration among a command's options. */
 function overridesOf(values: Values): Record<string, unknown> {
@@ -37,7 +43,7 @@ function overridesOf(values: Values): Record<string, unknown> {
 
 /** A resumed run has them already; of the last two its config.yaml holds every field that they stand for. */
 const notWithResume = [
-  ...['config', 'overwrite', 'run.output', 'model.dir'],
+  ...['config', 'overwrite', 'dryRun', 'run.output', 'model.dir'],
   ...['objective.preset', 'objective.surrogate'],
 ]
 
@@ -45,6 +51,7 @@ interface TrainValues {
   readonly config?: string
   readonly resume?: string
   readonly overwrite?: boolean
+  readonly dryRun?: boolean
 }
 
 export async function runTrain(values: TrainValues & Values): Promise<void> {
@@ -52,7 +59,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const overrides = overridesOf(values)
   if (resume !== undefined) {
     const clash = notWithResume.find(name => values[name] !== undefined)
-    if (clash) throw new RapoError('ERR_RAPO_CONFIG', `--${clash} does not go together with --resume`)
+    if (clash) {
+      const option = clash === 'dryRun' ? 'dry-run' : clash
+      throw new RapoError('ERR_RAPO_CONFIG', `--${option} does not go together with --resume`)
+    }
     if (!existsSync(path.join(resume, 'config.yaml'))) {
       throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
     }
@@ -60,6 +70,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
+  if (values.dryRun) return runDryRun(config)
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
     throw new RapoError(
@@ -72,7 +83,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const rewards: number[] = []
   const stopping = listenForStop(
     () => {
-      // Nothing to save before the first step.
+      // Before the first step there is nothing to save.
       if (!progress) process.exit(stopping.exitCode)
       progress.log('finishing the step and saving; once more quits at once')
     },
@@ -81,6 +92,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
   const resumeCommand = `${invocation()} train --resume ${quote(output)}`
   const download = downloadProgress()
+  if (config.data.train.length > 0)
+    notify(
+      `${resume === undefined ? 'opening' : 'going on with'} ${output}: reading ${nameOf(config.data.train)} …`,
+    )
   let stepsDone: number
   try {
     stepsDone = await train(config, {
@@ -88,7 +103,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
-      onNotice: text => (progress ? progress.log(text) : printError(text)),
+      onNotice: text => (progress ? progress.log(text) : notify(text)),
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
@@ -128,7 +143,22 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
 }
 
-/** Where the newest checkpoint is damaged, what failed before is to be told. */
+async function runDryRun(config: Config): Promise<void> {
+  const [{ dryRun }, { formatDryRun }] = await Promise.all([
+    import('../train/dry-run.js'),
+    import('./dry-run.js'),
+  ])
+  const download = downloadProgress()
+  const onNotice = (text: string) => {
+    download.stop()
+    notify(text)
+  }
+  const hooks = { onDownload: download.onProgress, onUnusable: listUnusable, onNotice }
+  const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
+  printLine(formatDryRun(await trying.finally(download.stop)))
+}
+
+/** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
 function newestOf(run: string) {
   try {
     return readLatestCheckpoint(run)
@@ -175,6 +205,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const download = downloadProgress()
+  if (config.data.eval.length > 0) notify(`measuring ${given}: reading ${nameOf(config.data.eval)} …`)
   const measuring = untilStopped(async signal =>
     evaluate(config, {
       dir: checkpoint?.dir ?? (await fetchModel(given)),
@@ -182,6 +213,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       name,
       output,
       restart: values.restart ?? false,
+      onNotice: notify,
       signal,
       onUnusable: listUnusable,
       onDownload: download.onProgress,
@@ -314,7 +346,7 @@ async function withProgress(
   const working = untilStopped(async signal => {
     const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
-    await body({ model: dir, ...options, device, dtype, threads, onProgress, signal })
+    await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
   await working.finally(() => progress?.stop())
 }
@@ -364,7 +396,14 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
 export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  const plan = config === undefined ? undefined : await predictRun(loadConfig(config))
+  let plan: Awaited<ReturnType<typeof predictRun>> | undefined
+  let failure: unknown
+  try {
+    if (config !== undefined) plan = await predictRun(loadConfig(config))
+  } catch (error) {
+    // What was found on the machine is told all the same.
+    failure = error
+  }
   if (json) {
     printLine(JSON.stringify({ ...report, ...plan }, null, 2))
   } else {
@@ -381,6 +420,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
   const fits =
     !plan || (plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
   if (!report.ok || !fits) process.exitCode = 1
+  if (failure !== undefined) throw failure
 }
 
 async function predictRun(config: Config) {
@@ -406,13 +446,13 @@ async function predictRun(config: Config) {
   return { run, disk: planDisk(config, run), ...(free !== undefined && { freeDisk: free }) }
 }
 
-/** A model's directory; one that is fetched from the hub shows how far it is. */
+/** A model's directory. A model from the hub is fetched, with a progress bar. */
 async function fetchModel(model: string): Promise<string> {
   const download = downloadProgress()
   return resolveModel(model, download).finally(download.stop)
 }
 
-/** A bar for each thing that is fetched from the hub. */
+/** Shows one progress bar per download from the hub. */
 function downloadProgress() {
   let progress: Progress | undefined
   let shown: string | undefined
@@ -457,13 +497,29 @@ export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: Be
   if (svg) writeWhole(svg, (await import('../bench/chart.js')).benchChart(report))
 }
 
+export async function runInit(dir: string): Promise<void> {
+  const { writeProject } = await import('./init.js')
+  const names = writeProject(dir)
+  const place = path.relative('', dir)
+  const rapo = invocation(process, dir)
+  const commands = [
+    ...(place ? [`cd ${quote(place)}`] : []),
+    `${rapo} train --config rapo.yaml --dry-run`,
+    `${rapo} train --config rapo.yaml`,
+    `${rapo} eval --model runs/rapo`,
+  ]
+  printLine(`wrote ${names.join(', ')}; to try, train and measure:`)
+  printLine(commands.map(command => `  ${command}`).join('\n'))
+}
+
 /** How this process was called, for commands that a person can paste; through tsx where that loads a TypeScript verifier. */
 export function invocation(
   { argv, execArgv } = process as Pick<NodeJS.Process, 'argv' | 'execArgv'>,
+  from = '',
 ): string {
   const script = argv[1] ?? ''
   const hasTsx = execArgv.some(argument => /(^|[\\/])tsx([\\/]|$)/.test(argument))
-  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative(from, script))}` : 'npx rapo'
 }
 
 function quote(text: string): string {

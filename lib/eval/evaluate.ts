@@ -1,9 +1,8 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
-import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
@@ -28,38 +27,40 @@ import { lockRun } from '../train/run.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress } from './journal.js'
 
-/** What is measured, and where the results go. */
+/** Options of evaluate: the model to measure, and where the results go. */
 export interface EvaluateOptions {
-  /** The model directory to measure. */
+  /** Directory of the model to measure. */
   readonly dir: string
-  /** What eval.json calls it: the run or directory as the person named it. */
+  /** The model's name in eval.json: the run or directory as the user named it. */
   readonly model: string
-  /** Label in tables and reports. */
+  /** The model's label in tables and reports. */
   readonly name: string
-  /** Where eval.json and eval-samples.jsonl go; made where missing. */
+  /** Directory for eval.json and eval-samples.jsonl. It is made if it is missing. */
   readonly output: string
   /**
    * Called with the completions done, their total, and the problems solved: before the first is sampled, and a few times a
    * second, when `done` is estimated from the tokens. What it throws ends the measurement, after the call that is running.
    */
   readonly onProgress?: (done: number, total: number, solved: number) => void
-  /** Told of the rows that config.data.dropUnusable leaves out. */
+  /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of data that is fetched from the hub. */
+  /** Told, in a text for people, what is being loaded. */
+  readonly onNotice?: (text: string) => void
+  /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Discard what an interrupted measurement left in output, instead of going on with it. */
+  /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */
   readonly restart?: boolean
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
-  /** Aborting stops between tokens and rejects with the signal's reason; the finished calls are kept. */
+  /** Aborting the signal stops between tokens, and the call rejects with its reason. Finished calls are kept. */
   readonly signal?: AbortSignal
 }
 
 /**
- * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
- * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
- * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
- * One measurement at a time may write to an output directory. Throws RapoError.
+ * Samples config.eval.samples completions of each problem in config.data.eval and writes eval.json and eval-samples.jsonl. A
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. Finished samples
+ * are kept in eval-progress.jsonl: the same call after a kill continues from them, to the same result. Only one evaluation
+ * at a time may write to an output directory. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
   const { sampling } = config
@@ -93,7 +94,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   let engine: RolloutEngine | undefined
   try {
     signal.throwIfAborted()
-    policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
+    policy = await openPolicy(options.dir, inference, config.run.threads, options)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
     const { maxNewTokens, temperature } = sampling
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
@@ -119,14 +120,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
         const missing = some.filter(({ problem }) => !progress.has(problem.id, call.index))
         if (missing.length === 0) continue
         const start = performance.now()
-        // Each problem's random stream is its own, whatever else is measured.
+        // Each problem has its own random stream, so that its samples do not depend on the other problems.
         const seeds = missing.map(({ problem }) =>
           deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
         )
         const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
         const sampled = missing.length * call.count
         signal.throwIfAborted()
-        // The last one counts when it is judged. What onProgress throws waits for the end of the call.
+        // The last completion counts when it is judged. An error of onProgress is thrown after the call has ended.
         const reporting = watched('onProgress', (tokens: number, most: number) =>
           report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
@@ -187,7 +188,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     await lock.release()
     return result
   } catch (error) {
-    // What went wrong first counts.
+    // The first error is the one to report.
     await engine?.close().catch(() => {})
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
@@ -195,7 +196,7 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   }
 }
 
-/** The ids of the problems that config.eval.base solved never, or less often than hardBelow; undefined without a base. */
+/** The ids of the problems that the model of config.eval.base never solved, or solved less often than hardBelow. */
 function readHardProblems(
   { eval: { base, hardBelow } }: Config,
   problems: readonly Problem[],
@@ -229,7 +230,7 @@ function difficultyOf({ difficulty }: Problem) {
 
 function makeDir(dir: string): void {
   try {
-    mkdirSync(dir, { recursive: true })
+    makeDirectories(dir)
   } catch (error) {
     throw asIoError(`cannot make the directory ${dir}`, error)
   }

@@ -1,10 +1,9 @@
 /**
  * The report on one or more runs: one HTML file that needs nothing else. Its sections follow the order of a reader's questions.
  */
-import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { looks } from './chart.js'
 import { configDifferences, evaluationConflicts } from './compare.js'
 import { count, duration } from './format.js'
@@ -60,14 +59,14 @@ export async function writeReport(options: ReportOptions): Promise<void> {
   }
   const page = renderPage(shown, made, baseline)
   try {
-    mkdirSync(path.dirname(output), { recursive: true })
+    makeDirectories(path.dirname(output))
   } catch (error) {
     throw asIoError(`cannot make the directory of ${output}`, error)
   }
   writeWhole(output, page)
 }
 
-export function renderPage(runs: readonly Run[], made: Date, baseline?: string): string {
+function renderPage(runs: readonly Run[], made: Date, baseline?: string): string {
   const looksOfRuns = looks(runs.map(run => run.isBase))
   const shown = runs.map((run, i) => ({ run, look: looksOfRuns[i]! }))
   const conflicts = evaluationConflicts(runs)

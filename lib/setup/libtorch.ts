@@ -1,7 +1,9 @@
 /** Finds libtorch: RAPO_LIBTORCH, a python3 that imports torch, the system's CMake packages, a private environment. */
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+
+import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { makeDirectories } from '../base/files.js'
 import { inspectLibtorch, type TorchDir } from './inspect.js'
 import { ask } from './process.js'
 import { findNvcc, type Tool } from './tools.js'
@@ -17,7 +19,7 @@ const MINIMUM = [2, 4] as const
 const CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 const CPU_INDEX_TIMEOUT_S = 4
 
-export const libtorchSources = ['RAPO_LIBTORCH', 'python3', 'system', 'private'] as const
+const libtorchSources = ['RAPO_LIBTORCH', 'python3', 'system', 'private'] as const
 export type LibtorchSource = (typeof libtorchSources)[number]
 
 export interface Libtorch extends TorchDir {
@@ -166,7 +168,7 @@ export async function installLibtorch(
   const dir = privateDir(cache)
   const log = `${dir}.log`
   rmSync(dir, { recursive: true, force: true })
-  mkdirSync(cache, { recursive: true })
+  makeDirectories(cache)
   writeFileSync(log, '')
   const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
   const install = await makeVenv(dir, run)
@@ -201,7 +203,7 @@ export async function installLibtorch(
   return { source: 'private', ...found }
 }
 
-export async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
+async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
   const { ok, stdout } = await ask('nvidia-smi', ['-L'], { env })
   return ok && /^GPU \d/m.test(stdout)
 }

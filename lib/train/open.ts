@@ -1,4 +1,4 @@
-/** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
+/** Opens a run: everything that training needs is read and checked before anything is written. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -30,24 +30,25 @@ import {
   removeStaleCheckpoints,
   type TrainerState,
 } from './checkpoint.js'
-import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
+import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
-import { clearRun, createRunDir, lockRun } from './run.js'
+import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
 export interface OpenOptions {
-  /** Go on from the newest checkpoint in config.run.output. */
+  /** Continues from the newest checkpoint in config.run.output. */
   readonly resume?: boolean
-  /** Replace a run that is there already. */
+  /** Replaces an earlier run in config.run.output. */
   readonly overwrite?: boolean
-  /** Told of the rows that config.data.dropUnusable leaves out. */
+  /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
   readonly onNotice?: (text: string) => void
-  /** Bytes of a model or of data that is fetched from the hub. */
+  /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
   /** Aborting rejects with the signal's reason; see train. */
   readonly signal?: AbortSignal
@@ -55,31 +56,28 @@ export interface OpenOptions {
 
 export interface OpenRun {
   readonly policy: Policy
+  /** The rollouts of each step. */
   readonly rollouts: Rollouts
-  /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
+  /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
-  /** After the steps done already. */
+  /** The state after the steps done already. */
   readonly state: TrainerState
-  /** The reference is one of a checkpoint, not the one that the run began with. */
+  /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
   readonly hasMoved: boolean
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
   readonly lock: Lock
-  /** Aborted by options.signal, or where the lock is lost. */
+  /** Aborted by options.signal, or when the lock is lost. */
   readonly signal: AbortSignal
-  /** Closes everything, whatever fails; throws the first failure. */
+  /** Closes everything, even if something fails, and throws the first failure. */
   close(): Promise<void>
 }
 
-/**
- * Opens a new run, or goes on with one: reads and checks problems, tokenizer and model, takes the run directory, drops
- * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched.
- */
-export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
-  const { model, run } = config
+/** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
+export async function prepareRun(config: Config, options: OpenOptions) {
+  const { model } = config
   requireField('data.train', config.data.train, 'the problem file to train on')
-  requireField('run.output', run.output, 'the run directory')
   checkTrainable(config)
   if (config.sampling.temperature === 0) {
     throw new RapoError(
@@ -88,14 +86,14 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     )
   }
   const rewards = await loadRewards(config.task)
-  const { onUnusable, onNotice, onDownload, signal: aborted } = options
+  const { onUnusable, onDownload, signal: aborted } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
   const data = { ...config.data, ...hooks, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
   const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
-  // A loader of the caller's own may know other models.
+  // The caller's own loader may know other models.
   if (!options.loadPolicy) {
     checkModel(modelDir, 'model.dir')
     if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
@@ -106,13 +104,29 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting)
+  const room = options.loadPolicy ? undefined : await checkRoom(config, { modelDir, referenceDir }, fitting)
+  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room }
+}
+
+/**
+ * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
+ */
+export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
+  const { run } = config
+  requireField('run.output', run.output, 'the run directory')
+  const { onNotice, signal: aborted } = options
+  const prepared = await prepareRun(config, options)
+  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room } = prepared
+  if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
     if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
     else if (!existsSync(run.output)) throw noCheckpoint(run.output)
   }
+  const foreign = options.resume ? undefined : describeForeign(run.output)
   take()
+  if (foreign) await told(onNotice?.(foreign), aborted)
 
   const lock = await lockRun(run.output, 'train')
   let policy: Policy | undefined
@@ -126,7 +140,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       lock.release,
     )
   try {
-    // Once more, and the checkpoint only now: another process may have had the directory until here.
+    // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
     take()
     const from = options.resume ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
@@ -137,9 +151,9 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       from?.dir ?? modelDir,
       trainingOptions(config, from?.referenceDir ?? referenceDir),
       run.threads,
-      options.loadPolicy,
+      options,
     )
-    checkTokenizerFits(tokenizer, policy.info, modelDir)
+    checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
     checkSync(config, policy)
     const context = { ...encode, info: policy.info }
     const prompts = fitModel(fitting, context, data)
@@ -148,7 +162,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
-    engine = openEngine(config, { policy, modelDir, prompts, encode: tokenizer.encode, stopTokenIds })
+    engine = openEngine(config, { policy, modelDir, prompts, encode: encode.tokenizer.encode, stopTokenIds })
     const signal = anySignal(lock.lost, options.signal)
     const rollouts = createRollouts(
       {
@@ -178,38 +192,45 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
-    // What was wrong first counts.
+    // The first error is the one to report.
     await close().catch(() => {})
     throw error
   }
 }
 
+/** The memory and the disk that a run will need. */
+export interface Room {
+  readonly memory: MemoryPlan
+  readonly disk: DiskPlan
+  /** Bytes of disk that the run may take; undefined where nothing says so. */
+  readonly free: number | undefined
+}
+
 /** Whether the memory and the disk suffice, before anything is loaded or written. */
 async function checkRoom(
   config: Config,
-  { onNotice, signal }: OpenOptions,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
-): Promise<void> {
+): Promise<Room> {
   const { checkMemory, planRun } = await import('./memory.js')
   const memory = await planRun(config, dirs, prompts)
   if (config.model.device === 'cpu') checkMemory(memory)
-  const { output } = config.run
+  const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)
-  const free = await freeDisk(output)
+  const found = await freeDisk(output)
   // Those of the run itself are part of the plan, and those of a run that it replaces go first.
-  const room = free === undefined ? undefined : free + checkpointBytes(output)
-  checkDisk(disk, config, room)
-  await told(onNotice?.(describeDisk(disk, room)), signal)
+  const free = found === undefined ? undefined : found + checkpointBytes(output)
+  checkDisk(disk, config, free)
+  return { memory, disk, free }
 }
 
-/** Of config.json: what the tensors' shapes follow from. */
+/** The fields of config.json that determine the shapes of the tensors. */
 const shapeFields = [
   ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
   ...['num_key_value_heads', 'head_dim', 'vocab_size', 'tie_word_embeddings'],
 ]
 
-/** Now, and not when the reference is updated for the first time. */
+/** Called when the run is opened, so that a fault does not show only when the reference is updated for the first time. */
 function checkShapes(modelDir: string, referenceDir: string): void {
   const [own, other] = [modelDir, referenceDir].map(dir => readJson(path.join(dir, 'config.json')))
   const field = shapeFields.find(name => own?.[name] !== other?.[name])
@@ -237,7 +258,8 @@ async function loadState(policy: Policy, { dir, stateFile }: Checkpoint): Promis
   )
 }
 
-function fewProblems(count: number, { sampling }: Config): string {
+/** Of problems that a step takes more than once. */
+export function fewProblems(count: number, { sampling }: Config): string {
   return `data.train has ${plural(count, 'problem')}, fewer than sampling.promptsPerStep, ${sampling.promptsPerStep}: a step takes some of them more than once`
 }
 
@@ -248,7 +270,7 @@ function noCheckpoint(dir: string): RapoError {
   )
 }
 
-/** For work that takes no signal: its result is not waited for any more. */
+/** Adds a signal to work that takes none: after an abort the result is no longer waited for. */
 function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   return waitFor(work, {
     signal,
@@ -256,7 +278,7 @@ function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promi
   })
 }
 
-/** One after the other, even where one fails; throws the first failure. */
+/** Runs all, one after the other, even if one fails. Throws the first failure. */
 async function inOrder(...parts: (() => unknown)[]): Promise<void> {
   const failures: unknown[] = []
   for (const part of parts) {

@@ -19,32 +19,32 @@ import { remeasure } from './remeasure.js'
 import { learningRateAt } from './schedule.js'
 
 /**
- * Hooks into train, beside what opening a run takes. They are awaited; what one of them throws ends the run, whose state
- * is saved first.
+ * The hooks of train, beside the options of opening a run. Hooks are awaited. If one throws, the state is saved and the run
+ * ends.
  */
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void
-  /** Called when a step's lines, and its checkpoint where one was due, are on disk. */
+  /** Called when a step's lines, and its checkpoint if one was due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
-  /** Asked after every step: true saves and ends the run there. */
+  /** Called after every step. If it returns true, the state is saved and the run ends. */
   readonly isStopping?: () => boolean | Promise<boolean>
 }
 
-/** An open run, and where it is. */
+/** An open run and its current state. */
 interface Run extends OpenRun {
-  /** After the last whole step. */
+  /** The state after the last complete step. */
   state: TrainerState
-  /** The weights are not those of that state any more. */
+  /** Whether the weights have changed since that state. */
   isMidStep: boolean
-  /** Nor is the reference the one that the run began with. */
+  /** Whether the reference has changed since the run began. */
   hasMoved: boolean
 }
 
 /**
- * Trains in config.run.output until config.run.steps. Returns the number of steps done. Whatever ends it before, the
- * state after the last whole step is saved where it can be. Throws RapoError. Aborting options.signal stops between
- * tokens or micro-batches, saves likewise, and rejects with the signal's reason.
+ * Trains in config.run.output until config.run.steps. Returns the number of steps done. If something ends the run earlier,
+ * the state after the last complete step is saved if possible. Throws RapoError. Aborting options.signal stops between tokens
+ * or micro-batches; the state is saved in the same way, and the call rejects with the signal's reason.
  */
 export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
   const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
@@ -65,7 +65,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       const saving = () => save(run, config, state, retention, run.rollouts.ahead())
       const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
       run.lock.check()
-      // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
+      // Lines are written before the commit: a run killed in between drops them when it resumes, and loses none.
       appendJsonLines(run.metricsFile, [metrics])
       appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
       checkpoint?.commit()
@@ -78,7 +78,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
     }
   } catch (error) {
     const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
-    // What went wrong first counts.
+    // The first error is the one to report.
     await run.close().catch(() => {})
     throw failure
   }
@@ -86,7 +86,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   return run.state.step
 }
 
-/** Where isStopping fails, the step is finished first. */
+/** An error of isStopping is kept and thrown after the step is finished. */
 async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
   try {
     return { isStopping: (await told(isStopping?.(), run.signal)) ?? false }
@@ -96,8 +96,8 @@ async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
 }
 
 /**
- * Saves the state after the last whole step, where the weights are still those; the error then says so. A gradient of the
- * step that failed is no part of the state.
+ * Saves the state after the last complete step, if the weights are still those of that state, and says so in the error. The
+ * gradient of the failed step is not part of the state.
  */
 async function rescue(run: Run, config: Config, error: unknown): Promise<unknown> {
   if (run.isMidStep || run.lock.lost.aborted) return error
@@ -105,7 +105,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
-    // Beside all others: this one may be what went wrong.
+    // All checkpoints are kept, since the newest may be the cause of the error.
     const checkpoint = await save(run, config, run.state, { keep: Infinity })
     run.lock.check()
     checkpoint.commit()
@@ -117,7 +117,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })
 }
 
-/** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
+/** One batch of rollouts and the optimizer steps on it. All randomness depends only on the run's seed and on `step`. */
 async function trainStep(run: Run, config: Config, step: number) {
   const seconds = emptySeconds()
   const {
@@ -156,9 +156,11 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
       oldLogprobs: logprobs,
       ...(refWeights && { refWeight: refWeights[i]! }),
     })
-    // Its reward still counts in the mean of its group.
+    // A masked completion's reward still counts in the mean of its group.
     const isMasked = maskTruncatedCompletions && finishReason === 'length'
-    return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
+    return isMasked
+      ? { ...sequence, completionMask: new Uint8Array(sequence.completionMask.length) }
+      : sequence
   })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
     policy,
@@ -177,7 +179,7 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
     if (miniBatch.length === 0) continue
     const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
     for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
-      // A batch whose first optimizer step is done is finished: half of one could not be resumed.
+      // After its first optimizer step a batch is always finished, since a run cannot resume in the middle of a batch.
       if (!run.isMidStep) signal.throwIfAborted()
       const accumulated = await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal })
       sums = addMetrics(sums, accumulated)
