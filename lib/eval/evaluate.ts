@@ -1,13 +1,10 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
 import path from 'node:path'
-import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
-import { readInput } from '../base/jsonl.js'
-import { deriveSeed } from '../base/random.js'
-import { listKs } from '../base/stats.js'
+import { readInput, toJsonLines } from '../base/jsonl.js'
 import { plural } from '../base/text.js'
-import { anySignal, told, waitFor } from '../base/wait.js'
+import { anySignal, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
 import { type Problem, readProblems } from '../data/problems.js'
@@ -22,10 +19,10 @@ import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { openEngine } from '../rollout/open.js'
-import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
 import { lockRun } from '../train/run.js'
-import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
-import { listCalls, openProgress } from './journal.js'
+import type { EvalResult, ProblemResult } from './groups.js'
+import { openProgress } from './journal.js'
+import { measure, summarize } from './measure.js'
 
 /** Options of evaluate: the model to measure, and where the results go. */
 export interface EvaluateOptions {
@@ -63,8 +60,6 @@ export interface EvaluateOptions {
  * at a time may write to an output directory. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
-  const { sampling } = config
-  const { samples: n, bootstrap, seed } = config.eval
   requireField('data.eval', config.data.eval, 'the problem file to measure')
   const { onUnusable, onDownload } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
@@ -78,7 +73,8 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const tokenizer = loadTokenizer(options.dir)
   const template = templateFor(problems, data, options.dir)
   const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
-  const encode = { tokenizer, template, maxNewTokens: sampling.maxNewTokens }
+  const { maxNewTokens } = config.sampling
+  const encode = { tokenizer, template, maxNewTokens }
   const fitting = fitContext(problems, options.dir, encode, data)
   const hard = readHardProblems(
     config,
@@ -96,7 +92,6 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     signal.throwIfAborted()
     policy = await openPolicy(options.dir, inference, config.run.threads, options)
     checkTokenizerFits(tokenizer, policy.info, options.dir)
-    const { maxNewTokens, temperature } = sampling
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
     engine = openEngine(config, {
       ...{ policy, modelDir: options.dir, prompts, encode: tokenizer.encode, stopTokenIds },
@@ -106,81 +101,22 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     lock.check()
     const progress = openProgress(config, options, prompts)
 
-    const perProblem: ProblemResult[] = []
-    const report = (running = 0) => {
-      const solved = perProblem.filter(({ correct }) => correct > 0).length
-      return options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
-    }
-    await told(report(), signal)
-    const { samplesPerCall, keepSamples } = config.eval
-    const together = Math.max(1, Math.floor(samplesPerCall / n))
-    for (let first = 0; first < prompts.length; first += together) {
-      const some = prompts.slice(first, first + together)
-      for (const call of listCalls(n, samplesPerCall)) {
-        const missing = some.filter(({ problem }) => !progress.has(problem.id, call.index))
-        if (missing.length === 0) continue
-        const start = performance.now()
-        // Each problem has its own random stream, so that its samples do not depend on the other problems.
-        const seeds = missing.map(({ problem }) =>
-          deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
-        )
-        const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
-        const sampled = missing.length * call.count
-        signal.throwIfAborted()
-        // The last completion counts when it is judged. An error of onProgress is thrown after the call has ended.
-        const reporting = watched('onProgress', (tokens: number, most: number) =>
-          report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
-        )
-        const { call: onProgress } = reporting
-        const rollouts = await rolloutGroups(engine, tokenizer, missing, params, { signal, onProgress })
-        const scored = await score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
-        lock.check()
-        const seconds = (performance.now() - start) / 1000 / missing.length
-        for (const [i, { problem }] of missing.entries()) {
-          const group = scored.slice(i * call.count, (i + 1) * call.count)
-          const kept = group.slice(0, Math.max(0, keepSamples - call.first))
-          progress.add({
-            problemId: problem.id,
-            call: call.index,
-            n: call.count,
-            correct: group.filter(rollout => rollout.reward >= 1).length,
-            tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
-            seconds,
-            samples: kept.map(({ completion, reward, reason, finishReason }) => ({
-              ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
-            })),
-          })
-        }
-        reporting.failed.throwIfAborted()
-      }
-      for (const { problem } of some) {
-        const correct = progress.sum(problem.id, 'correct')
-        const hardForBase = hard && { hardForBase: hard.has(problem.id) }
-        perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
-      }
-      await told(report(), signal)
-    }
+    const measured = await measure(prompts, config, {
+      ...{ engine, tokenizer, stopTokenIds, verifier, journal: progress, signal },
+      check: lock.check,
+      onProgress: options.onProgress,
+    })
+    const perProblem = measured.map(result => ({
+      ...result,
+      ...(hard && { hardForBase: hard.has(result.id) }),
+    }))
 
-    const ks = listKs(n, config.eval.largestK)
     const result: EvalResult = {
-      model: options.model,
-      name: options.name,
-      problems: nameOf(data.eval),
-      samplesPerProblem: n,
-      temperature,
-      topP: sampling.topP,
-      topK: sampling.topK,
-      minP: sampling.minP,
-      seed,
-      maxNewTokens,
-      k: ks,
-      groups: summarizeEval(perProblem, ks, bootstrap, seed),
-      perProblem,
-      seconds: progress.sum(undefined, 'seconds'),
-      tokens: progress.sum(undefined, 'tokens'),
+      ...{ model: options.model, name: options.name },
+      ...summarize(config, perProblem, progress),
     }
     lock.check()
-    writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
+    writeWhole(path.join(options.output, 'eval-samples.jsonl'), toJsonLines(progress.samples(prompts)))
     writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
     progress.remove()
     await engine.close()
@@ -222,10 +158,6 @@ function readHardProblems(
   }
   const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow
   return new Set(problems.filter(({ id }) => isHard(measured.get(id)!)).map(({ id }) => id))
-}
-
-function difficultyOf({ difficulty }: Problem) {
-  return difficulty === undefined ? {} : { difficulty }
 }
 
 function makeDir(dir: string): void {

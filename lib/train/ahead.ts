@@ -7,7 +7,7 @@ import type { Cursor, CursorState } from '../data/cursor.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { ServersLost } from '../rollout/servers/fleet.js'
 import { type Gathered, type GatherParts, gather } from './gather.js'
-import { emptySeconds, type PhaseSeconds, type RolloutMetrics, timed } from './metrics.js'
+import { type Clock, emptySeconds, type RolloutMetrics, timed } from './metrics.js'
 
 /** Rollouts of a step that is still to come, as a checkpoint keeps them. */
 export interface Ahead {
@@ -20,7 +20,7 @@ export interface Ahead {
 /** Where the rollouts of a run come from, step after step. */
 export interface Rollouts {
   /** The rollouts of `step`, once the weights of now are with the engine. Those of the next step begin, where they may. */
-  next(step: number, seconds: PhaseSeconds): Promise<Gathered>
+  next(step: number, clock: Clock): Promise<Gathered>
   /** Where the problems of the steps after the last one that next gave begin. */
   cursor(): CursorState
   /** The rollouts of the next step, when they are there; undefined where there are none, or where sampling them failed. */
@@ -63,13 +63,12 @@ export function createRollouts(
   let versions: readonly number[] = []
   let period = { start: performance.now(), busy: 0, waited: 0 }
 
-  const sample = (step: number, seconds: PhaseSeconds) =>
-    gather({ ...parts, engine, cursor }, config, step, seconds)
+  const sample = (step: number, clock: Clock) => gather({ ...parts, engine, cursor }, config, step, clock)
 
   const begin = (step: number): Begun => {
     const before = cursor.state()
     // The time that it takes is not the trainer's.
-    const outcome = sample(step, emptySeconds()).then(
+    const outcome = sample(step, { seconds: emptySeconds() }).then(
       gathered => ({ step, gathered, cursor: cursor.state() }),
       failure => ({ failure }),
     )
@@ -85,19 +84,20 @@ export function createRollouts(
     return undefined
   }
 
-  const syncWeights = async (step: number, seconds: PhaseSeconds) => {
+  const syncWeights = async (step: number, clock: Clock) => {
     const start = performance.now()
     await engine.syncWeights(step - 1, { signal })
+    const { seconds } = clock
     if (seconds.sync !== undefined) seconds.sync += (performance.now() - start) / 1000
   }
 
   /** The rollouts of a step that were not begun before. */
-  const sampleNow = async (step: number, seconds: PhaseSeconds): Promise<Gathered> => {
+  const sampleNow = async (step: number, clock: Clock): Promise<Gathered> => {
     const before = cursor.state()
     for (let attempt = 1; ; attempt++) {
-      await syncWeights(step, seconds)
+      await syncWeights(step, clock)
       try {
-        return await sample(step, seconds)
+        return await sample(step, clock)
       } catch (failure) {
         if (!(failure instanceof ServersLost && maxStaleness > 0 && attempt < ATTEMPTS)) throw failure
         cursor = cursorAt(before)
@@ -106,17 +106,17 @@ export function createRollouts(
   }
 
   return {
-    async next(step, seconds) {
-      if (kind !== 'local') seconds.sync = 0
-      const ready = await timed(seconds, 'rollout', finish())
-      const gathered = ready ?? (await sampleNow(step, seconds))
+    async next(step, clock) {
+      if (kind !== 'local') clock.seconds.sync = 0
+      const ready = begun && (await timed(clock, 'rollout', finish))
+      const gathered = ready ?? (await sampleNow(step, clock))
       if (maxStaleness > 0 && step < config.run.steps) {
-        if (ready) await syncWeights(step, seconds)
+        if (ready) await syncWeights(step, clock)
         begun = begin(step + 1)
       } else {
         begun = undefined
       }
-      period.waited += seconds.rollout
+      period.waited += clock.seconds.rollout
       versions = gathered.sampled.flatMap(({ version }) => (version === undefined ? [] : [version]))
       return gathered
     },

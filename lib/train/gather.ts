@@ -7,7 +7,7 @@ import { splitEvenly } from '../model/batch.js'
 import type { RewardPart } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
-import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
+import { type Clock, type Filtered, timed } from './metrics.js'
 
 export interface Gathered {
   /** All rollouts of the step: whole groups, in the order sampled. */
@@ -39,7 +39,7 @@ export async function gather(
   { engine, context, cursor, stopTokenIds, rewards, signal }: GatherParts,
   config: Config,
   step: number,
-  seconds: PhaseSeconds,
+  clock: Clock,
 ): Promise<Gathered> {
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
@@ -51,10 +51,13 @@ export async function gather(
     const prompts = problems.map(problem => encodePrompt(problem, context))
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
     const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rolling = rolloutGroups(engine, context.tokenizer, prompts, params, { signal })
-    const rollouts = await timed(seconds, 'rollout', rolling)
-    const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
-    const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)
+    const rollouts = await timed(clock, 'rollout', () =>
+      rolloutGroups(engine, context.tokenizer, prompts, params, { signal }),
+    )
+    const judged = await timed(clock, 'score', () =>
+      scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal }),
+    )
+    const scored = splitEvenly(judged, prompts.length)
     groups.push(...scored)
     kept.push(...scored.filter(group => filterGroups === 'off' || differs(group, filterGroups, config)))
   }

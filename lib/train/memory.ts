@@ -23,16 +23,25 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of a training run that uses all of these prompts. */
+/** The plan of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
+  evalPrompts: readonly EncodedPrompt[] = [],
 ): Promise<MemoryPlan> {
   const engine = await import('../model/engine.js')
   const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
-  const promptTokens = prompts.reduce((longest, { promptIds }) => Math.max(longest, promptIds.length), 0)
-  const shape = { promptTokens, maxNewTokens, sequences: promptsPerStep * groupSize }
+  const { samplesPerCall, samplesInTraining } = config.eval
+  const evaluated = Math.min(
+    Math.max(samplesPerCall, samplesInTraining),
+    evalPrompts.length * samplesInTraining,
+  )
+  const promptTokens = [...prompts, ...evalPrompts].reduce(
+    (longest, { promptIds }) => Math.max(longest, promptIds.length),
+    0,
+  )
+  const shape = { promptTokens, maxNewTokens, sequences: Math.max(promptsPerStep * groupSize, evaluated) }
   return planMemory(
     await engine.predictMemory(dirs.modelDir, trainingOptions(config, dirs.referenceDir), shape),
   )

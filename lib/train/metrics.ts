@@ -16,6 +16,8 @@ export interface PhaseSeconds {
   sync?: number
 }
 
+export type Phase = Exclude<keyof PhaseSeconds, 'sync'>
+
 export const emptySeconds = (): PhaseSeconds => ({ rollout: 0, score: 0, train: 0, save: 0 })
 
 /** Where servers sample. */
@@ -126,14 +128,22 @@ function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rew
   return { rewards: Object.fromEntries(rewards) }
 }
 
+/** Measures a step. */
+export interface Clock {
+  readonly seconds: PhaseSeconds
+  /** Called when a phase begins. */
+  readonly onPhase?: ((phase: Phase) => void) | undefined
+}
+
 /** Adds the seconds that the work takes to the seconds of its phase. */
 export async function timed<T>(
-  seconds: PhaseSeconds,
-  phase: 'rollout' | 'score' | 'train' | 'save',
-  work: Promise<T>,
+  { seconds, onPhase }: Clock,
+  phase: Phase,
+  work: () => Promise<T>,
 ): Promise<T> {
+  onPhase?.(phase)
   const start = performance.now()
-  const result = await work
+  const result = await work()
   seconds[phase] += (performance.now() - start) / 1000
   return result
 }

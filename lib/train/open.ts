@@ -12,7 +12,7 @@ import { stringifyConfig } from '../config/load.js'
 import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
@@ -31,6 +31,7 @@ import {
   type TrainerState,
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
@@ -60,6 +61,11 @@ export interface OpenRun {
   readonly rollouts: Rollouts
   /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
+  /** The engine that samples the rollouts. */
+  readonly engine: RolloutEngine
+  readonly context: EncodeContext
+  /** With eval.every. */
+  readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
   /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
@@ -104,8 +110,15 @@ export async function prepareRun(config: Config, options: OpenOptions) {
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  const room = options.loadPolicy ? undefined : await checkRoom(config, { modelDir, referenceDir }, fitting)
-  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room }
+  const { verifier } = rewards[0]!
+  const evalSet = await withSignal(
+    readEvalSet(config, { modelDir, tokenizer, verifier, options: data }),
+    aborted,
+  )
+  const room = options.loadPolicy
+    ? undefined
+    : await checkRoom(config, { modelDir, referenceDir }, fitting, evalSet?.prompts)
+  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room }
 }
 
 /**
@@ -117,7 +130,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('run.output', run.output, 'the run directory')
   const { onNotice, signal: aborted } = options
   const prepared = await prepareRun(config, options)
-  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room } = prepared
+  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } = prepared
   if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
@@ -160,9 +173,16 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const usable = prompts.map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
+    const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
     observer = await openObserver(config, stepsDone)
     if (from) await loadState(policy, from)
-    engine = openEngine(config, { policy, modelDir, prompts, encode: encode.tokenizer.encode, stopTokenIds })
+    engine = openEngine(config, {
+      policy,
+      modelDir,
+      prompts: [...prompts, ...(evalPrompts ?? [])],
+      encode: encode.tokenizer.encode,
+      stopTokenIds,
+    })
     const signal = anySignal(lock.lost, options.signal)
     const rollouts = createRollouts(
       {
@@ -181,13 +201,19 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
+    const evalFiles = {
+      file: path.join(run.output, 'evals.jsonl'),
+      samplesFile: path.join(run.output, 'evals-samples.jsonl'),
+    }
+    const evaluations =
+      evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, stepsDone)
     writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
 
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
     const state = { step: stepsDone, cursor: rollouts.cursor(), entropyCoef, origin }
     return {
-      ...{ policy, rollouts, modelDir, state },
+      ...{ policy, engine, rollouts, modelDir, context, state, evaluations },
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
@@ -211,9 +237,10 @@ async function checkRoom(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
+  evalPrompts?: readonly EncodedPrompt[],
 ): Promise<Room> {
   const { checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts)
+  const memory = await planRun(config, dirs, prompts, evalPrompts)
   if (config.model.device === 'cpu') checkMemory(memory)
   const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)

@@ -12,10 +12,13 @@ import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
 import type { Ahead } from './ahead.js'
 import { formatAhead } from './ahead-file.js'
-import { type Retention, type TrainerState, writeCheckpoint } from './checkpoint.js'
-import { emptySeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
+import { markBest, type Retention, readBest, type TrainerState, writeCheckpoint } from './checkpoint.js'
+import { evaluateStep, isBest, isEvaluationDue, type StepEvaluation } from './evaluation.js'
+import { type Symptom, watchHealth } from './health.js'
+import { emptySeconds, type Phase, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
+import { bestAndWorst, chooseSamples, type SampleLine, toSampleLine } from './samples.js'
 import { learningRateAt } from './schedule.js'
 
 /**
@@ -25,8 +28,14 @@ import { learningRateAt } from './schedule.js'
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void
-  /** Called when a step's lines, and its checkpoint if one was due, are on disk. */
+  /** Called when a step's lines, and its checkpoint and its evaluation if they were due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
+  /** Called when a phase of a step begins, and for evaluations again and again with the completions done. */
+  readonly onPhase?: (phase: Phase | 'eval', done?: number, total?: number) => void
+  /** With eval.every: called when an evaluation's lines are on disk. */
+  readonly onEvaluation?: (evaluation: StepEvaluation) => void
+  /** With run.showSamples: called after the first step, and every so many steps, with the best and the worst completion. */
+  readonly onSamples?: (samples: readonly SampleLine[]) => void
   /** Called after every step. If it returns true, the state is saved and the run ends. */
   readonly isStopping?: () => boolean | Promise<boolean>
 }
@@ -39,6 +48,8 @@ interface Run extends OpenRun {
   isMidStep: boolean
   /** Whether the reference has changed since the run began. */
   hasMoved: boolean
+  /** The step of the newest checkpoint. */
+  stepSaved: number
 }
 
 /**
@@ -47,43 +58,80 @@ interface Run extends OpenRun {
  * or micro-batches; the state is saved in the same way, and the call rejects with the signal's reason.
  */
 export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
-  const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
-  let stepSaved = run.state.step
+  const open = await openRun(config, options)
+  const run: Run = Object.assign(open, { isMidStep: false, stepSaved: open.state.step })
+  const health = watchHealth(config.sampling)
+  const warn = async (symptoms: readonly Symptom[]) => {
+    for (const { text } of symptoms) await told(options.onNotice?.(text), run.signal)
+  }
   try {
     await told(options.onStart?.(run.state.step), run.signal)
+    await evaluate(run, config, options)
     let isStopping = false
     while (run.state.step < config.run.steps && !isStopping) {
       run.signal.throwIfAborted()
       const step = run.state.step + 1
-      const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
+      const { scored, metrics, entropyCoef } = await trainStep(run, config, step, options.onPhase)
       await syncReference(run, config, step)
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
       const state = { ...run.state, step, cursor: run.rollouts.cursor(), entropyCoef }
-      const retention = { keep: config.run.keepCheckpoints, states: config.run.saveOptimizer }
-      const saving = () => save(run, config, state, retention, run.rollouts.ahead())
-      const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
+      const clock = { seconds: metrics.seconds, onPhase: options.onPhase }
+      const saving = async () => save(run, config, state, await run.rollouts.ahead())
+      const checkpoint = isSaveDue ? await timed(clock, 'save', saving) : undefined
       run.lock.check()
       // Lines are written before the commit: a run killed in between drops them when it resumes, and loses none.
       appendJsonLines(run.metricsFile, [metrics])
-      appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
+      const toLine = (rollout: ScoredRollout) => toSampleLine(rollout, step, run.context.tokenizer)
+      appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep).map(toLine))
       checkpoint?.commit()
-      if (checkpoint) stepSaved = step
+      if (checkpoint) run.stepSaved = step
       run.state = state
       run.isMidStep = false
       if ('failure' in asked) throw asked.failure
+      // A run that is asked to stop evaluates when it is resumed.
+      if (!isStopping) await evaluate(run, config, options)
       await run.observer.step(metrics, run.signal)
       await told(options.onStep?.(metrics), run.signal)
+      const { showSamples } = config.run
+      if (showSamples > 0 && (step - 1) % showSamples === 0)
+        await told(options.onSamples?.(bestAndWorst(scored).map(toLine)), run.signal)
+      await warn(health.add(metrics))
     }
+    await warn(health.end())
   } catch (error) {
-    const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
+    const failure = run.state.step > run.stepSaved ? await rescue(run, config, error) : error
     // The first error is the one to report.
     await run.close().catch(() => {})
     throw failure
   }
   await run.close()
   return run.state.step
+}
+
+/**
+ * Evaluates the state, where eval.every asks for an evaluation that is not done yet; with run.keepBest makes sure that the
+ * best state is in a checkpoint.
+ */
+async function evaluate(run: Run, config: Config, options: TrainOptions): Promise<void> {
+  const { evaluations, state } = run
+  const { output, keepBest } = config.run
+  if (!evaluations || !isEvaluationDue(config, evaluations, state.step)) return
+  const onProgress = (done: number, total: number) => options.onPhase?.('eval', done, total)
+  const evaluation = await evaluateStep(run, evaluations, config, state.step, onProgress)
+  if (keepBest && isBest(evaluations, state.step, readBest(output))) {
+    if (run.stepSaved !== state.step) {
+      options.onPhase?.('save')
+      const checkpoint = await save(run, config, state, await run.rollouts.ahead())
+      run.lock.check()
+      checkpoint.commit()
+      run.stepSaved = state.step
+    }
+    markBest(output, state.step)
+  }
+  run.observer.evaluated(evaluation)
+  await told(options.onEvaluation?.(evaluation), run.signal)
 }
 
 /** An error of isStopping is kept and thrown after the step is finished. */
@@ -106,7 +154,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
     // All checkpoints are kept, since the newest may be the cause of the error.
-    const checkpoint = await save(run, config, run.state, { keep: Infinity })
+    const checkpoint = await save(run, config, run.state, undefined, { keep: Infinity })
     run.lock.check()
     checkpoint.commit()
   } catch (second) {
@@ -118,23 +166,20 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 }
 
 /** One batch of rollouts and the optimizer steps on it. All randomness depends only on the run's seed and on `step`. */
-async function trainStep(run: Run, config: Config, step: number) {
-  const seconds = emptySeconds()
-  const {
-    sampled,
-    trained,
-    zeroAdvantageFraction,
-    metrics: filtered,
-  } = await run.rollouts.next(step, seconds)
+async function trainStep(run: Run, config: Config, step: number, onPhase: TrainOptions['onPhase']) {
+  const clock = { seconds: emptySeconds(), onPhase }
+  const gathered = await run.rollouts.next(step, clock)
+  const { sampled, trained, zeroAdvantageFraction, metrics: filtered } = gathered
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
-  const updating = update(run, trained, config, learningRate)
-  const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
+  const { sums, results, remeasured, nextEntropyCoef } = await timed(clock, 'train', () =>
+    update(run, trained, config, learningRate),
+  )
   const taken = results.length > 0 ? results : [{ gradNorm: 0, skipped: false }]
   const measured = summarizeStep(sampled, config.sampling.groupSize, sums, taken)
   const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
   const metrics: StepMetrics = {
     ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
-    ...{ ...remeasured, ...filtered, ...run.rollouts.measure(step), learningRate, seconds },
+    ...{ ...remeasured, ...filtered, ...run.rollouts.measure(step), learningRate, seconds: clock.seconds },
   }
   return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
@@ -211,40 +256,15 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
   run.hasMoved = true
 }
 
-/** With those of the next step's rollouts that `ahead` gives. */
-async function save(
+function save(
   run: Run,
-  { run: { output } }: Config,
+  { run: { output, keepCheckpoints, saveOptimizer } }: Config,
   state: TrainerState,
-  retention: Retention,
-  ahead?: Promise<Ahead | undefined>,
+  ahead: Ahead | undefined,
+  retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
 ) {
   const { policy, modelDir, lock, hasMoved } = run
-  const sampled = await ahead
   lock.check()
-  return writeCheckpoint(
-    output,
-    modelDir,
-    policy,
-    state,
-    retention,
-    hasMoved,
-    sampled && formatAhead(sampled),
-  )
+  const rollouts = ahead && formatAhead(ahead)
+  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved, rollouts)
 }
-
-/** `count` rollouts spread over the batch, as lines of samples.jsonl. */
-function chooseSamples(scored: readonly ScoredRollout[], count: number, step: number): object[] {
-  const chosen = Math.min(count, scored.length)
-  return Array.from({ length: chosen }, (_, i) => {
-    const { problem, completion, reward, reason, finishReason, parts } =
-      scored[Math.floor((i * scored.length) / chosen)]!
-    return {
-      ...{ step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
-      ...(parts && { correct: parts[0]!.reward >= 1, rewards: rewardsOf(parts) }),
-    }
-  })
-}
-
-const rewardsOf = (parts: NonNullable<ScoredRollout['parts']>) =>
-  parts.map(({ name, weight, reward, reason }) => ({ name, weight, reward, ...(reason && { reason }) }))
