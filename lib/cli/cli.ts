@@ -103,6 +103,19 @@ export function createCli(): Command {
   addModelOptions(logprobs)
 
   cli
+    .command('merge')
+    .description('write an adapter of low rank (LoRA) and its model as one model (docs/lora.md)')
+    .requiredOption('-m, --model <dir>', "run directory: then its newest checkpoint; or an adapter of PEFT's")
+    .requiredOption('-o, --output <dir>', 'where the model goes; must not hold anything yet')
+    .addOption(
+      new Option('--dtype <name>', "of the weights (default: the model's own)").choices([
+        'float32',
+        'bfloat16',
+      ]),
+    )
+    .action(async values => (await import('./commands.js')).runMerge(values))
+
+  cli
     .command('grade')
     .description(
       'judge answers: rows { completion | answer, reference } get { correct, reason }; also what rapo generate writes',

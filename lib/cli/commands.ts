@@ -15,7 +15,7 @@ import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
-import type { Device } from '../model/policy.js'
+import type { Device, ModelDType } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
@@ -369,6 +369,24 @@ async function withProgress(
     await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
   await working.finally(() => progress?.stop())
+}
+
+interface MergeValues {
+  readonly model: string
+  readonly output: string
+  readonly dtype?: ModelDType
+}
+
+export async function runMerge({ model: given, output, dtype }: MergeValues): Promise<void> {
+  const { mergeAdapter } = await import('./merge.js')
+  const adapter = readLatestCheckpoint(given)?.dir ?? given
+  const download = downloadProgress()
+  const { onProgress } = download
+  const merging = untilStopped(signal =>
+    mergeAdapter({ adapter, output, ...(dtype && { dtype }), onProgress, signal }),
+  )
+  await merging.finally(download.stop)
+  printLine(path.resolve(output))
 }
 
 export async function runReport(

@@ -5,7 +5,7 @@ export const fraction = () => z.number().min(0).max(1)
 
 export const count = (min = 1) => z.int().min(min)
 
-/** The items of a text with commas. */
+/** The entries of a text with commas. */
 export const list = (text: string) =>
   text
     .split(',')

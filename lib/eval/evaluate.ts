@@ -7,12 +7,14 @@ import { plural } from '../base/text.js'
 import { anySignal, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
+import { hubOptions } from '../data/fields.js'
 import { type Problem, readProblems } from '../data/problems.js'
 import { fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { nameOf } from '../data/rows.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
+import { locateModel } from '../model/locate.js'
 import type { Device, LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
@@ -26,7 +28,7 @@ import { measure, summarize } from './measure.js'
 
 /** Options of evaluate: the model to measure, and where the results go. */
 export interface EvaluateOptions {
-  /** Directory of the model to measure. */
+  /** Directory of the model to measure, or of an adapter of PEFT's, which names its model. */
   readonly dir: string
   /** The model's name in eval.json: the run or directory as the user named it. */
   readonly model: string
@@ -69,13 +71,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
   const reading = readProblems(data.eval, verifier, data)
   const problems = await waitFor(reading, { signal: options.signal, fault: never })
-  if (!options.loadPolicy) checkModel(options.dir)
-  const tokenizer = loadTokenizer(options.dir)
-  const template = templateFor(problems, data, options.dir)
-  const stopTokenIds = stopTokenIdsFor(options.dir, tokenizer, template)
+  const { modelDir, adapterDir } = await locateModel(options.dir, hubOptions(data))
+  if (!options.loadPolicy) checkModel(modelDir)
+  const tokenizer = loadTokenizer(modelDir)
+  const template = templateFor(problems, data, modelDir)
+  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const { maxNewTokens } = config.sampling
   const encode = { tokenizer, template, maxNewTokens }
-  const fitting = fitContext(problems, options.dir, encode, data)
+  const fitting = fitContext(problems, modelDir, encode, data)
   const hard = readHardProblems(
     config,
     fitting.map(({ problem }) => problem),
@@ -85,13 +88,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const signal = anySignal(lock.lost, options.signal)
 
   const { dtype, device } = config.model
-  const inference = { dtype, device: device as Device, trainable: false }
+  const adapter = adapterDir === undefined ? {} : { adapterDir }
+  const inference = { dtype, device: device as Device, trainable: false, ...adapter }
   let policy: Policy | undefined
   let engine: RolloutEngine | undefined
   try {
     signal.throwIfAborted()
-    policy = await openPolicy(options.dir, inference, config.run.threads, options)
-    checkTokenizerFits(tokenizer, policy.info, options.dir)
+    policy = await openPolicy(modelDir, inference, config.run.threads, options)
+    checkTokenizerFits(tokenizer, policy.info, modelDir)
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
     engine = openEngine(config, {
       ...{ policy, modelDir: options.dir, prompts, encode: tokenizer.encode, stopTokenIds },
@@ -99,7 +103,11 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     })
     await engine.syncWeights(0, { signal })
     lock.check()
-    const progress = openProgress(config, options, prompts)
+    const progress = openProgress(
+      config,
+      { ...options, dirs: adapterDir === undefined ? [modelDir] : [modelDir, adapterDir] },
+      prompts,
+    )
 
     const measured = await measure(prompts, config, {
       ...{ engine, tokenizer, stopTokenIds, verifier, journal: progress, signal },

@@ -75,11 +75,15 @@ export function createJournal(
  */
 export function openProgress(
   config: Config,
-  options: { readonly dir: string; readonly output: string; readonly restart?: boolean },
+  options: {
+    readonly dirs: readonly string[]
+    readonly output: string
+    readonly restart?: boolean | undefined
+  },
   prompts: readonly EncodedPrompt[],
 ) {
   const file = path.join(options.output, 'eval-progress.jsonl')
-  const conditions = describeConditions(config, options.dir, prompts)
+  const conditions = describeConditions(config, options.dirs, prompts)
   if (options.restart) rmSync(file, { force: true })
   const [first, ...lines] = readProgress(file)
   if (first !== undefined) {
@@ -109,14 +113,16 @@ function readProgress(file: string): Record<string, unknown>[] {
 /** Everything on which the samples depend, by the names that users know. */
 function describeConditions(
   { sampling, task, data, eval: evaluation, model }: Config,
-  dir: string,
+  dirs: readonly string[],
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
   const { topP, topK, minP, maxNewTokens } = sampling
   const { file: module } = parseModuleName(task.verifier)
-  const weights = readdirSync(dir)
-    .filter(name => /\.(?:safetensors|json)$/.test(name))
-    .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs])
+  const weights = dirs.flatMap(dir =>
+    readdirSync(dir)
+      .filter(name => /\.(?:safetensors|json)$/.test(name))
+      .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs]),
+  )
   return {
     'eval.samples': evaluation.samples,
     'eval.samplesPerCall': evaluation.samplesPerCall,

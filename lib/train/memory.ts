@@ -58,7 +58,7 @@ export function checkMemory(plan: MemoryPlan, available = availableMemory()): vo
   throw new RapoError(
     'ERR_RAPO_OUT_OF_MEMORY',
     `the run needs ${byteSize(plan.peak)} of memory, ${byteSize(available)} are available\n${formatMemory(plan)}\n` +
-      'less of it: model.dtype bfloat16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
+      'less of it: model.dtype bfloat16, lora.r 16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
   )
 }
 

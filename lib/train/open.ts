@@ -9,10 +9,12 @@ import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
+import { loraOptions } from '../config/lora.js'
 import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { type AdapterShape, isAdapter, readAdapter, shapeOf } from '../model/adapter.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
@@ -63,6 +65,8 @@ export interface OpenRun {
   readonly modelDir: string
   /** The engine that samples the rollouts. */
   readonly engine: RolloutEngine
+  /** With the section lora: what checkpoints call the model that their adapter changes. */
+  readonly baseModel?: string
   readonly context: EncodeContext
   /** With eval.every. */
   readonly evaluations: Evaluations | undefined
@@ -126,7 +130,8 @@ export async function prepareRun(config: Config, options: OpenOptions) {
  * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
  */
 export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
-  const { run } = config
+  const { model, run } = config
+  const isLora = config.lora.r > 0
   requireField('run.output', run.output, 'the run directory')
   const { onNotice, signal: aborted } = options
   const prepared = await prepareRun(config, options)
@@ -158,16 +163,17 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const from = options.resume ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
     checkOrigin(from?.trainer.origin, origin, config)
+    if (from) checkAdapter(from.dir, config)
     const stepsDone = from?.trainer.step ?? 0
     options.signal?.throwIfAborted()
     policy = await openPolicy(
-      from?.dir ?? modelDir,
-      trainingOptions(config, from?.referenceDir ?? referenceDir),
+      isLora ? modelDir : (from?.dir ?? modelDir),
+      trainingOptions(config, from?.referenceDir ?? referenceDir, isLora ? from?.dir : undefined),
       run.threads,
       options,
     )
     checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
-    checkSync(config, policy)
+    checkMethods(config, policy)
     const context = { ...encode, info: policy.info }
     const prompts = fitModel(fitting, context, data)
     const usable = prompts.map(({ problem }) => problem)
@@ -214,6 +220,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const state = { step: stepsDone, cursor: rollouts.cursor(), entropyCoef, origin }
     return {
       ...{ policy, engine, rollouts, modelDir, context, state, evaluations },
+      ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
       ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
@@ -268,11 +275,31 @@ function checkShapes(modelDir: string, referenceDir: string): void {
   )
 }
 
-function checkSync({ model }: Config, policy: Policy): void {
-  if (model.refModelSyncSteps === 0 || (policy.syncReference && policy.saveReference)) return
+/** Policies of a loader of the caller's own may lack some. */
+function checkMethods({ model, lora }: Config, policy: Policy): void {
+  const refuse = (field: string, value: number, methods: string) => {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `${field} is ${value}; it must be 0 for a policy without ${methods}`,
+    )
+  }
+  if (model.refModelSyncSteps > 0 && !(policy.syncReference && policy.saveReference))
+    refuse('model.refModelSyncSteps', model.refModelSyncSteps, 'syncReference and saveReference')
+  if (lora.r > 0 && !policy.saveAdapter) refuse('lora.r', lora.r, 'saveAdapter')
+}
+
+/** A run goes on with the adapter that it began with, or without one. */
+function checkAdapter(checkpoint: string, { lora, run }: Config): void {
+  const shown = (shape: AdapterShape | undefined) =>
+    shape
+      ? `lora.r ${shape.r}, loraAlpha ${shape.loraAlpha}, useRslora ${shape.useRslora} and targetModules ${shape.targetModules.join(',')}`
+      : 'lora.r 0'
+  const was = shown(isAdapter(checkpoint) ? readAdapter(checkpoint).shape : undefined)
+  const now = shown(lora.r > 0 ? shapeOf(loraOptions(lora, run.seed)) : undefined)
+  if (was === now) return
   throw new RapoError(
     'ERR_RAPO_CONFIG',
-    `model.refModelSyncSteps is ${model.refModelSyncSteps}; it must be 0 for a policy without syncReference and saveReference`,
+    `the run in ${run.output} began with ${was}, not with ${now}: go on with the former`,
   )
 }
 

@@ -263,8 +263,8 @@ function save(
   ahead: Ahead | undefined,
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
 ) {
-  const { policy, modelDir, lock, hasMoved } = run
+  const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
   const rollouts = ahead && formatAhead(ahead)
-  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved, rollouts)
+  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel, rollouts })
 }

@@ -37,6 +37,7 @@ export function makeConfig(
     run: { output, steps: 40, saveEvery: 4, samplesPerStep: 2, ...changes.run },
     correction: { ...changes.correction },
     rollouts: { ...changes.rollouts },
+    lora: { ...changes.lora },
     eval: { ...changes.eval },
   })
 }
