@@ -2,6 +2,7 @@
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
 import type { LossRows } from '../loss/rows.js'
+import type { WorldHandle } from '../world/world.js'
 
 export type { CallOptions }
 
@@ -52,6 +53,11 @@ export interface PolicyOptions {
    * given. Where running sequences would need more, the youngest are stopped and started again later. Default 2^30.
    */
   readonly cacheBytes?: number
+  /**
+   * The ranks that train this policy together (World.handle): each accumulates the gradient of its share of a batch, and
+   * step adds the shares up. All ranks load the same weights and make the same calls of step. Default: none.
+   */
+  readonly world?: WorldHandle | undefined
 }
 
 /** What loadPolicy takes. */
@@ -94,6 +100,11 @@ export interface SamplingParams {
    * the other prompts.
    */
   readonly seed: number | readonly number[]
+  /**
+   * With one seed: how many completions of that seed are sampled elsewhere before these, so that several processes that
+   * share out the prompts of one call sample what one process would. Default 0.
+   */
+  readonly firstCompletion?: number
   /** Sequences decoded at once; 0 chooses. */
   readonly maxBatch?: number
 }
