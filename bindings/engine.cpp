@@ -89,11 +89,21 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
   return object;
 }
 
+Architecture architecture_from(const std::string& name) {
+  for (const auto& [known, architecture] : {std::pair<const char*, Architecture>{"qwen2", Architecture::kQwen2},
+                                            {"qwen3", Architecture::kQwen3},
+                                            {"llama", Architecture::kLlama}}) {
+    if (name == known) return architecture;
+  }
+  invalid("architecture is \"" + name + "\", expected qwen2, qwen3 or llama");
+}
+
 /// { dir, config }. lib/model/config.ts has checked the values.
 ModelSource source_from(const Napi::Value& value, const char* name) {
   const auto source = object_from(value, name);
   const auto c = object_from(source.Get("config"), "config");
   ModelConfig config;
+  config.architecture = architecture_from(string(c, "architecture"));
   config.vocab_size = integer(c, "vocabSize");
   config.hidden_size = integer(c, "hiddenSize");
   config.intermediate_size = integer(c, "intermediateSize");

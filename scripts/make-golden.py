@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes test/golden/: small random Qwen2 models with what transformers and autograd make of them.
+"""Writes test/golden/: small random models with what transformers and autograd make of them.
 
-    python3 scripts/make-golden.py        (needs torch, transformers >= 5, safetensors)
+    python3 scripts/make-golden.py [qwen2 qwen3 llama]        (needs torch, transformers >= 5, safetensors)
 
 A case is a directory with config.json and model.safetensors as save_pretrained writes them (old-spelling.json is the
 same configuration in the spelling of transformers 4), golden.json (the batch, the objective, loss and tolerances) and
@@ -10,45 +10,75 @@ expected.safetensors: the log-softmax at every row, (N, V), and the gradient of 
 Expected values come from a float64 copy of the float32 model, with the norms in float64 as well. transformers forms
 the rotary tables in float32 whatever the dtype: they are part of the model. Beside each value stands `float32Error`:
 how far transformers' own float32 run is from it at most, which is the yardstick of the test's tolerance.
+
+Of qwen3 and llama there is the same for bfloat16: expected-bfloat16.safetensors and golden.json's `bfloat16` are of the
+model whose weights are rounded to bfloat16, and the yardstick is transformers' bfloat16 run. The ratio is not clipped
+there, since an error of bfloat16's size would move rows over a bound.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
 
 VOCAB = 23
 ROOT = Path(__file__).resolve().parent.parent / "test" / "golden"
 
 
 def rms_norm(self, x):
-    """Qwen2RMSNorm, in float64 where the model is (the original computes in float32 always)."""
+    """transformers' RMS norm, in float64 where the model is (the original computes in float32 always)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
     return self.weight * wide.to(x.dtype)
 
 
 modeling_qwen2.Qwen2RMSNorm.forward = rms_norm
+modeling_qwen3.Qwen3RMSNorm.forward = rms_norm
+modeling_llama.LlamaRMSNorm.forward = rms_norm
 
-CASES = {
-    # name: heads, key/value heads, hidden, tied, rope theta, penalty, temperature
-    "gqa42-tied": (4, 2, 32, True, 1e4, "forward", 1.0),
-    "gqa61-untied": (6, 1, 36, False, 1e6, "reverse-k3", 1.0),
-    "gqa42-untied": (4, 2, 32, False, 1e6, "forward", 0.7),
-    "gqa61-tied": (6, 1, 36, True, 1e4, "none", 1.3),
+MODELS = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+# By family: a seed, and by name: heads, key/value heads, hidden, tied, rope theta, penalty, temperature, and further
+# fields of the configuration.
+FAMILIES = {
+    "qwen2": (20251003, {
+        "gqa42-tied": (4, 2, 32, True, 1e4, "forward", 1.0, {}),
+        "gqa61-untied": (6, 1, 36, False, 1e6, "reverse-k3", 1.0, {}),
+        "gqa42-untied": (4, 2, 32, False, 1e6, "forward", 0.7, {}),
+        "gqa61-tied": (6, 1, 36, True, 1e4, "none", 1.3, {}),
+    }),
+    "qwen3": (20251101, {
+        "qwen3-62-tied": (6, 2, 36, True, 1e6, "forward", 1.0, {"head_dim": 10}),
+        "qwen3-41-untied": (4, 1, 28, False, 1e6, "reverse-k3", 0.8, {"head_dim": 14, "intermediate_size": 44}),
+    }),
+    "llama": (20251102, {
+        "llama-42-untied": (4, 2, 32, False, 5e5, "forward", 1.0, {}),
+        "llama-61-tied": (6, 1, 36, True, 1e4, "reverse-k3", 1.0, {"head_dim": 8}),
+    }),
 }
 
 
-def make_model(heads, kv_heads, hidden, tied, theta, generator):
-    config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=40, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": theta},
-        tie_word_embeddings=tied, dtype="float32", bos_token_id=None, eos_token_id=0)
-    model = Qwen2ForCausalLM(config).eval()
+def make_model(family, heads, kv_heads, hidden, tied, theta, generator, more):
+    config_of, model_of = MODELS[family]
+    config = config_of(**{
+        **dict(
+            vocab_size=VOCAB, hidden_size=hidden, intermediate_size=40, num_hidden_layers=2, num_attention_heads=heads,
+            num_key_value_heads=kv_heads, max_position_embeddings=64,
+            rope_parameters={"rope_type": "default", "rope_theta": theta}, tie_word_embeddings=tied, dtype="float32",
+            bos_token_id=None, eos_token_id=0), **more})
+    model = model_of(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -133,17 +163,59 @@ def run(policy, reference, batch, objective):
     return loss.item(), logp, gradients, sensitivity(logits, ref_logits, batch, objective)
 
 
+def copy_of(model, dtype):
+    copy = type(model)(model.config).to(dtype).eval()
+    copy.load_state_dict({k: v.to(dtype) for k, v in model.state_dict().items()})
+    copy.tie_weights()
+    return copy
+
+
+def expect(policy, reference, batch, objective, dtype, file):
+    """What golden.json says of a dtype. The models are float32, with weights that the dtype can hold."""
+    narrow = run(copy_of(policy, dtype), copy_of(reference, dtype), batch, objective)
+    loss, logp, gradients, slope = run(
+        copy_of(policy, torch.float64), copy_of(reference, torch.float64), batch, objective)
+    save_file({"logp": logp.float(), **{k: v.float().contiguous() for k, v in gradients.items()}}, file)
+    logp_error = (narrow[1] - logp).abs().max().item()
+    off = {k: narrow[2][k] - gradients[k] for k in gradients}
+    error = {
+        # One run may hit the loss by luck: what its log-probs' error can do to the loss counts.
+        "loss": logp_error * slope,
+        "logp": logp_error,
+        "gradients": {k: x.abs().max().item() for k, x in off.items()},
+        "gradientNorm": sum(x.square().sum().item() for x in off.values()) ** 0.5,
+    }
+    return loss, error
+
+
+def greedy(model, prompt=(3, 1, 4, 1, 5), count=24):
+    """A greedy completion, generated with the key/value cache. The best token leads by more than rounding everywhere."""
+    with torch.no_grad():
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=count, do_sample=False, use_cache=True, eos_token_id=None,
+            pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+    lead = min((top[0] - top[1]).item() for top in (step[0].topk(2).values for step in out.logits))
+    assert lead > 1e-4, lead
+    return {"prompt": list(prompt), "completion": out.sequences[0, len(prompt):].tolist()}
+
+
 def main():
-    generator = torch.Generator().manual_seed(20251003)
-    models = {name: make_model(*case[:5], generator) for name, case in CASES.items()}
-    names = list(CASES)
-    shutil.rmtree(ROOT, ignore_errors=True)
+    for family in sys.argv[1:] or MODELS:
+        write_family(family)
+
+
+def write_family(family):
+    seed, cases = FAMILIES[family]
+    generator = torch.Generator().manual_seed(seed)
+    models = {name: make_model(family, *case[:5], generator, case[7]) for name, case in cases.items()}
+    names = list(cases)
     for index, name in enumerate(names):
         policy, reference_name = models[name], names[(index + 1) % len(names)]
         reference = models[reference_name]
+        penalty, temperature = cases[name][5:7]
         objective = {
-            "penalty": CASES[name][5], "klCoef": 0 if CASES[name][5] == "none" else 0.3, "entropyCoef": 0.05,
-            "clipLow": 0.2, "clipHigh": 0.28, "temperature": CASES[name][6], "maxLogRatio": 20}
+            "penalty": penalty, "klCoef": 0 if penalty == "none" else 0.3, "entropyCoef": 0.05,
+            "clipLow": 0.2, "clipHigh": 0.28, "temperature": temperature, "maxLogRatio": 20}
         batch = make_batch(generator)
         if not objective["penalty"].startswith("forward"):
             del batch["refWeights"]  # only the forward penalties reweight the reference
@@ -152,17 +224,10 @@ def main():
             own = logp.gather(1, torch.tensor(batch["tokenIds"])[:, None])[:, 0]
             batch["oldLogprobs"] = (own + torch.tensor(batch["oldLogprobs"])).clamp(max=0).tolist()
 
-        narrow = run(policy, reference, batch, objective)
-        double = {}
-        for key, model in (("policy", policy), ("reference", reference)):
-            copy = Qwen2ForCausalLM(model.config).to(torch.float64).eval()
-            copy.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
-            copy.tie_weights()
-            double[key] = copy
-        loss, logp, gradients, slope = run(double["policy"], double["reference"], batch, objective)
-
         directory = ROOT / name
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
+        loss, error = expect(policy, reference, batch, objective, torch.float32, directory / "expected.safetensors")
         policy.save_pretrained(directory)
         (directory / "generation_config.json").unlink(missing_ok=True)
         config = json.loads((directory / "config.json").read_text())
@@ -171,24 +236,17 @@ def main():
         old["torch_dtype"] = old.pop("dtype")
         old["rope_scaling"] = None
         (directory / "old-spelling.json").write_text(json.dumps(old, indent=2) + "\n")
-        save_file(
-            {"logp": logp.float(), **{k: v.float().contiguous() for k, v in gradients.items()}},
-            directory / "expected.safetensors")
-        logp_error = (narrow[1] - logp).abs().max().item()
         golden = {
-            "reference": reference_name,
-            "objective": objective,
-            "batch": batch,
-            "loss": loss,
-            "float32Error": {
-                # One float32 run may hit the loss by luck: what its log-probs' error can do to the loss counts.
-                "loss": logp_error * slope,
-                "logp": logp_error,
-                "gradients": {k: (narrow[2][k] - gradients[k]).abs().max().item() for k in gradients},
-            },
-        }
+            "reference": reference_name, "objective": objective, "batch": batch, "loss": loss, "float32Error": error,
+            "greedy": greedy(policy)}
+        print(name, "loss", loss, "float32 errors", error["loss"], error["logp"])
+        if family != "qwen2":
+            rounded = [copy_of(copy_of(model, torch.bfloat16), torch.float32) for model in (policy, reference)]
+            smooth = {**objective, "clipLow": 1, "clipHigh": 1000}
+            loss, error = expect(*rounded, batch, smooth, torch.bfloat16, directory / "expected-bfloat16.safetensors")
+            golden["bfloat16"] = {"objective": smooth, "loss": loss, "error": error}
+            print(name, "loss", loss, "bfloat16 errors", error["loss"], error["logp"])
         (directory / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
-        print(name, "loss", loss, "float32 errors", golden["float32Error"]["loss"], golden["float32Error"]["logp"])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import { z } from 'zod'
 import { RapoError } from '../base/errors.js'
 import type { Correction } from '../loss/correction.js'
 import type { Device, PolicyOptions } from '../model/policy.js'
+import { reservedArguments } from '../model/template.js'
 import { correction, type ResolvedCorrection } from './correction.js'
 import { data } from './data.js'
 import { evaluation } from './eval.js'
@@ -48,6 +49,12 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       'data.systemPrompt',
       `is given; it needs data.template chat, not ${JSON.stringify(data.template)}`,
     ])
+  }
+  const isChat = data.template === 'chat'
+  const reserved = reservedArguments.find(name => name in (data.chatTemplateArguments ?? {}))
+  if (data.chatTemplateArguments !== undefined && (reserved !== undefined || !isChat)) {
+    const why = isChat ? `sets ${reserved}, which rapo sets` : 'is given; it needs data.template chat'
+    faults.push(['data.chatTemplateArguments', why])
   }
   if (task.format !== undefined && !task.rewardFuncs.includes('format')) {
     faults.push(['task.format', `is ${task.format}; it needs format among task.rewardFuncs`])

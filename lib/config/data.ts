@@ -8,6 +8,18 @@ const files = (help: string) =>
     .default('')
     .meta({ range: 'a text or a list of texts', description: help })
 
+const jsonObject = (
+  text: string,
+  context: z.core.$RefinementCtx<string>,
+): Record<string, z.core.util.JSONType> => {
+  try {
+    const value = JSON.parse(text)
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value
+  } catch {}
+  context.issues.push({ code: 'custom', input: text })
+  return {}
+}
+
 export const data = z.strictObject({
   train: files('problem files to train on: a file, a glob or a list of them (docs/files.md)'),
   eval: files('problem files that `rapo eval` measures'),
@@ -24,6 +36,14 @@ export const data = z.strictObject({
     .string()
     .default('')
     .describe("the system's message before a problem that has none; with template chat"),
+  chatTemplateArguments: z
+    .union([z.string().transform(jsonObject), z.record(z.string(), z.json())])
+    .optional()
+    .meta({
+      range: 'an object, or its JSON text',
+      description:
+        'variables of the chat template, such as { enable_thinking: false } of Qwen3; with template chat',
+    }),
   problemField: z
     .string()
     .default('')

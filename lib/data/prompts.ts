@@ -2,7 +2,7 @@
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import type { ModelInfo } from '../model/policy.js'
-import { createTemplate, type PromptTemplate } from '../model/template.js'
+import { createTemplate, type PromptTemplate, type TemplateOptions } from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
 import type { DataOptions } from './fields.js'
 import { type Problem, settleUnusable } from './problems.js'
@@ -10,11 +10,15 @@ import { type Problem, settleUnusable } from './problems.js'
 /** The template of the section `data` for these problems. Throws as createTemplate does. */
 export function templateFor(
   problems: readonly Problem[],
-  { template, systemPrompt }: { readonly template: string; readonly systemPrompt?: string },
+  data: { readonly template: string } & Pick<TemplateOptions, 'systemPrompt' | 'chatTemplateArguments'>,
   modelDir: string,
 ): PromptTemplate {
-  const hasConversations = problems.some(({ messages }) => messages !== undefined)
-  return createTemplate(template, modelDir, { hasConversations, ...(systemPrompt && { systemPrompt }) })
+  const { template, systemPrompt, chatTemplateArguments } = data
+  return createTemplate(template, modelDir, {
+    hasConversations: problems.some(({ messages }) => messages !== undefined),
+    ...(systemPrompt && { systemPrompt }),
+    ...(chatTemplateArguments && { chatTemplateArguments }),
+  })
 }
 
 /** A problem and its prompt as token ids. */

@@ -1,13 +1,14 @@
-/** config.json of a Qwen2 model: read, checked, and written back with another dtype. */
+/** config.json of a model: read, checked, and written back with another dtype. */
 import { readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import * as lossless from 'lossless-json'
 import { RapoError, type RapoErrorCode } from '../base/errors.js'
 import { isLfsPointer, lfsMessage } from '../base/lfs.js'
-import { explainConfig } from './foreign.js'
+import { type Architecture, architectureOf, explainConfig } from './foreign.js'
 
 /** What the engine needs of config.json. Sizes are integers from 1 to 2^31, other numbers positive and finite. */
 export interface ModelConfig {
+  readonly architecture: Architecture
   readonly vocabSize: number
   readonly hiddenSize: number
   readonly intermediateSize: number
@@ -32,6 +33,9 @@ export interface ModelSource {
 
 type Fields = Readonly<Record<string, unknown>>
 
+/** Switches of biases that the engine does not have. */
+const biases = { qwen2: [], qwen3: ['attention_bias'], llama: ['attention_bias', 'mlp_bias'] } as const
+
 const MAX_BYTES = 2 ** 24
 /** Keeps every product of two sizes within 64 bits. */
 const MAX_SIZE = 2 ** 31
@@ -39,7 +43,7 @@ const MAX_SIZE = 2 ** 31
 const MAX_LAYERS = 4096
 
 /**
- * config.json of a model's directory; absent fields take transformers' defaults for Qwen2. Throws ERR_RAPO_IO,
+ * config.json of a model's directory; absent fields take transformers' defaults for its architecture. Throws ERR_RAPO_IO,
  * ERR_RAPO_FORMAT (a field of the wrong kind or range) and ERR_RAPO_UNSUPPORTED (a model that the engine cannot run); the
  * message names the file, the field and its value.
  */
@@ -164,7 +168,11 @@ function configOf(json: Fields, fail: (code: RapoErrorCode, what: string) => Rap
     return rope
   }
 
+  const architecture = architectureOf(json)
   only('hidden_act', 'silu')
+  for (const field of biases[architecture]) {
+    if (flag(field)) throw unsupported(`${field} is true; only false is supported`)
+  }
   const scaling = unscaled('rope_scaling')
   if (scaling && (scaling.rope_type ?? scaling.type ?? undefined) === undefined) {
     throw unsupported(`rope_scaling is ${show(scaling)}; not supported`)
@@ -175,22 +183,25 @@ function configOf(json: Fields, fail: (code: RapoErrorCode, what: string) => Rap
   const layers = size('num_hidden_layers', undefined, MAX_LAYERS)
   const heads = size('num_attention_heads')
   const kvHeads = size('num_key_value_heads', heads)
-  const maxPositionEmbeddings = size('max_position_embeddings', 32768)
+  const maxPositionEmbeddings = size('max_position_embeddings', architecture === 'llama' ? 2048 : 32768)
   if (heads % kvHeads !== 0) {
     throw malformed('num_attention_heads', `a multiple of num_key_value_heads = ${kvHeads}`, heads)
   }
-  if ((json.head_dim ?? undefined) === undefined && hiddenSize % heads !== 0) {
+  const isSplit = architecture !== 'qwen3' && (json.head_dim ?? undefined) === undefined
+  if (isSplit && hiddenSize % heads !== 0) {
     throw malformed('hidden_size', `a multiple of num_attention_heads = ${heads}`, hiddenSize)
   }
-  const headDim = size('head_dim', Math.max(1, Math.floor(hiddenSize / heads)))
+  const headDim = size('head_dim', isSplit ? hiddenSize / heads : 128)
   if (headDim % 2 !== 0) {
     throw fail('ERR_RAPO_FORMAT', `head_dim must be even for rotary embeddings, got ${headDim}`)
   }
 
-  // As Qwen2Config of transformers reads the fields: a window acts only in layers of the kind sliding_attention, which by
+  // As Qwen2Config and Qwen3Config of transformers read the fields: a window acts only in layers of the kind sliding_attention, which by
   // default are those from max_window_layers on.
   const window =
-    !flag('use_sliding_window') || json.sliding_window === null ? Infinity : size('sliding_window', 4096)
+    architecture === 'llama' || !flag('use_sliding_window') || json.sliding_window === null
+      ? Infinity
+      : size('sliding_window', 4096)
   const firstWithWindow = count('max_window_layers', 28)
   const kinds = json.layer_types ?? undefined
   if (kinds !== undefined && !Array.isArray(kinds)) throw malformed('layer_types', 'a list', kinds)
@@ -223,6 +234,7 @@ function configOf(json: Fields, fail: (code: RapoErrorCode, what: string) => Rap
     ropeTheta = positive('rope_theta', ropeTheta, rope, 'rope_parameters.rope_theta')
   }
   return {
+    architecture,
     ...{ vocabSize, hiddenSize, intermediateSize, layers, heads, kvHeads, headDim, maxPositionEmbeddings },
     ...{ rmsNormEps, ropeTheta, initializerRange, tiedEmbeddings: flag('tie_word_embeddings') },
   }

@@ -1,29 +1,48 @@
 /** Models that the engine cannot run, by their files or their config.json: what each is, and what to do. */
 import { isLosslessNumber } from 'lossless-json'
 
-/** The models that the engine runs, for messages. */
+/** The models that the engine runs: model_type, and the entry of architectures. */
+const architectures = {
+  qwen2: 'Qwen2ForCausalLM',
+  qwen3: 'Qwen3ForCausalLM',
+  llama: 'LlamaForCausalLM',
+} as const
+
+/** model_type of a model that the engine runs. */
+export type Architecture = keyof typeof architectures
+
+const types = Object.keys(architectures) as Architecture[]
+const classes: readonly string[] = Object.values(architectures)
+
 const supported =
-  'rapo runs Qwen2ForCausalLM: Qwen2, Qwen2.5, Qwen2.5-Math, Qwen2.5-Coder, and models made from these, such as DeepSeek-R1-Distill-Qwen'
+  'rapo runs Qwen2 and Qwen2.5 (also Math, Coder, and DeepSeek-R1-Distill-Qwen), dense Qwen3, and models built as Llama whose rotary embeddings are not scaled, such as SmolLM2'
 
 const kinds: readonly (readonly [RegExp, string])[] = [
   [/RewardModel|ForSequenceClassification|ForTokenClassification/, 'a reward model or classifier'],
-  [/^Qwen2Model$/, 'a model without the head that generates text'],
+  [/^(Qwen[23]|Llama)Model$/, 'a model without the head that generates text'],
   [/moe/i, 'a mixture of experts'],
   [/VL|Vision|Audio|Omni|ForConditionalGeneration/, 'a model of more than text'],
 ]
 
+/** Of a config.json in which explainConfig finds no fault. */
+export function architectureOf(json: Readonly<Record<string, unknown>>): Architecture {
+  const named = Array.isArray(json.architectures) ? classes.indexOf(json.architectures[0]) : -1
+  return named >= 0 ? types[named]! : (json.model_type as Architecture)
+}
+
 /** What a config.json says of a model that the engine cannot run; undefined where it may be one that it can. */
 export function explainConfig(json: Readonly<Record<string, unknown>>, dir: string): string | undefined {
-  const { architectures, model_type } = json
-  const isOwn =
-    Array.isArray(architectures) && architectures.length === 1 && architectures[0] === 'Qwen2ForCausalLM'
-  if ((architectures ?? undefined) !== undefined && !isOwn) {
-    const shown = JSON.stringify(architectures)
+  const { architectures: named, model_type: type } = json
+  const isNamed = (named ?? undefined) !== undefined
+  if (isNamed && !(Array.isArray(named) && named.length === 1 && classes.includes(named[0]))) {
+    const shown = JSON.stringify(named)
     const kind = kinds.find(([pattern]) => pattern.test(shown.replace(/^\["|"\]$/g, '')))?.[1]
-    return `architectures is ${shown}${kind ? `, ${kind}` : ''}; only ["Qwen2ForCausalLM"] is supported. ${supported}`
+    return `architectures is ${shown}${kind ? `, ${kind}` : ''}; one of ${classes.join(', ')} is supported. ${supported}`
   }
-  if ((model_type ?? 'qwen2') !== 'qwen2') {
-    return `model_type is ${JSON.stringify(model_type)}; only "qwen2" is supported. ${supported}`
+  const wanted = isNamed ? [architectureOf(json)] : types
+  if ((type ?? undefined) !== undefined && !wanted.includes(type as Architecture)) {
+    const why = isNamed ? `, but architectures is ${JSON.stringify(named)}` : ''
+    return `model_type is ${JSON.stringify(type)}${why}; ${wanted.join(', ')} is supported. ${supported}`
   }
   const quantised = json.quantization_config ?? undefined
   return quantised === undefined ? undefined : explainQuantised(quantised as Record<string, unknown>, dir)

@@ -158,7 +158,7 @@ export interface ModelInfo {
 }
 
 /**
- * A Qwen2 policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
+ * A policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
  * that a call is given must not change before it settles. An abort stops generate between tokens, logprobs between
  * layers, accumulate before gradients begin to change.
  */

@@ -37,6 +37,8 @@ export interface PromptTemplate {
 export interface TemplateOptions {
   /** The system's message before conversations that have none; chat templates only. */
   readonly systemPrompt?: string
+  /** Further variables of chat templates, such as { enable_thinking: false } of Qwen3. */
+  readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
   /** Some prompt is a conversation: then the template `{prompt}`, the default, stands for `chat`. */
   readonly hasConversations?: boolean
 }
@@ -49,11 +51,11 @@ export interface TemplateOptions {
 export function createTemplate(
   template: string,
   modelDir: string,
-  { systemPrompt = '', hasConversations = false }: TemplateOptions = {},
+  options: TemplateOptions = {},
 ): PromptTemplate {
-  if (template === 'chat') return chatTemplate(modelDir, systemPrompt, 'data.template is chat')
-  if (template === '{prompt}' && hasConversations)
-    return chatTemplate(modelDir, systemPrompt, 'the prompts are lists of messages')
+  if (template === 'chat') return chatTemplate(modelDir, options, 'data.template is chat')
+  if (template === '{prompt}' && options.hasConversations)
+    return chatTemplate(modelDir, options, 'the prompts are lists of messages')
   const style = Object.hasOwn(promptStyles, template)
     ? promptStyles[template as keyof typeof promptStyles]
     : { text: template, stop: [] }
@@ -73,7 +75,17 @@ function onlyUserText(prompt: string | readonly Message[]): string {
   )
 }
 
-function chatTemplate(modelDir: string, systemPrompt: string, why: string): PromptTemplate {
+/** Variables of a chat template that chatTemplateArguments may not set. */
+export const reservedArguments = ['messages', 'add_generation_prompt']
+
+function chatTemplate(
+  modelDir: string,
+  { systemPrompt = '', chatTemplateArguments = {} }: TemplateOptions,
+  why: string,
+): PromptTemplate {
+  const reserved = reservedArguments.find(name => name in chatTemplateArguments)
+  if (reserved !== undefined)
+    throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `chatTemplateArguments may not set ${reserved}`)
   const config = readJson(path.join(modelDir, 'tokenizer_config.json')) ?? {}
   const file = path.join(modelDir, 'chat_template.jinja')
   const fault = (what: string, cause?: unknown) =>
@@ -98,7 +110,8 @@ function chatTemplate(modelDir: string, systemPrompt: string, why: string): Prom
     // What transformers' apply_chat_template gives a template.
     compiled.render({
       ...tokens,
-      ...{ messages, tools: null, documents: null, add_generation_prompt: isPrompt },
+      ...{ tools: null, documents: null, ...chatTemplateArguments },
+      ...{ messages, add_generation_prompt: isPrompt },
     })
   const render = (prompt: string | readonly Message[]) => {
     const given = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt

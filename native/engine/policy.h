@@ -1,4 +1,4 @@
-// A Qwen2 policy with its frozen reference: load, generate, logprobs, accumulate, step, save. No header of
+// A policy with its frozen reference: load, generate, logprobs, accumulate, step, save. No header of
 // libtorch is needed here, so that the bindings compile quickly.
 #pragma once
 

@@ -197,6 +197,28 @@ test('fields that must fit each other', () => {
   )
 })
 
+test('variables of the chat template: an object, or its JSON text', () => {
+  const args = { enable_thinking: false, depth: 2 }
+  const of = (data: object) => parseConfig({ ...minimal, data }).data
+  for (const chatTemplateArguments of [args, JSON.stringify(args)]) {
+    assert.equal(of({ template: 'chat', chatTemplateArguments }).chatTemplateArguments, args)
+  }
+  for (const chatTemplateArguments of ['{', '[1]', 3]) {
+    assert.match(
+      messageOf(() => of({ template: 'chat', chatTemplateArguments })),
+      /data\.chatTemplateArguments .*an object, or its JSON text/,
+    )
+  }
+  assert.match(
+    messageOf(() => of({ chatTemplateArguments: args })),
+    'data.chatTemplateArguments is given; it needs data.template chat',
+  )
+  assert.match(
+    messageOf(() => of({ template: 'chat', chatTemplateArguments: { messages: [] } })),
+    'data.chatTemplateArguments sets messages, which rapo sets',
+  )
+})
+
 test('missing fields say what they are for', () => {
   const message = messageOf(() => parseConfig({}))
   assert.match(message, 'model.dir is missing: Hugging Face directory')

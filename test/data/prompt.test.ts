@@ -314,6 +314,19 @@ test('conversations go through the chat template, system messages kept', () => {
   )
 })
 
+test('chatTemplateArguments are variables of the chat template', () => {
+  const dir = chatModel(
+    `${chatml}{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}`,
+  )
+  const thinking = '<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n'
+  const of = (chatTemplateArguments?: Record<string, unknown>) =>
+    templateFor([problem], { template: 'chat', ...(chatTemplateArguments && { chatTemplateArguments }) }, dir)
+  assert.is(of().render('U'), thinking)
+  assert.is(of({ enable_thinking: true }).render('U'), thinking)
+  assert.is(of({ enable_thinking: false }).render('U'), `${thinking}<think></think>`)
+  assert.throws(() => of({ messages: [] }), /^chatTemplateArguments may not set messages$/)
+})
+
 test('a fault of the template is none of the data: it is not dropped with unusable problems', () => {
   const failing = {
     ...plain,

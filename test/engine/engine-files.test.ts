@@ -175,7 +175,7 @@ const formatErrors: Record<string, [() => string, RegExp]> = {
   ],
   'an extra tensor': [
     () => rewritten(tensors => tensors.set('model.layers.2.mlp.down_proj.weight', tensors.get(name)!)),
-    /tensor "model.layers.2.mlp.down_proj.weight" does not belong to a Qwen2 model of the sizes in config.json/,
+    /tensor "model.layers.2.mlp.down_proj.weight" does not belong to the model that config.json describes/,
   ],
   'a head that differs from tied embeddings': [
     () =>
@@ -385,9 +385,20 @@ test('float16 weights are read', async () => {
   assert.ok(values.every(x => x === 0.333251953125))
 })
 
+const qwen3 = { architectures: ['Qwen3ForCausalLM'], model_type: 'qwen3' }
+const llama = { architectures: ['LlamaForCausalLM'], model_type: 'llama' }
+
 const unsupported: [object, RegExp][] = [
-  [{ architectures: ['LlamaForCausalLM'] }, /architectures is .*LlamaForCausalLM/s],
-  [{ model_type: 'qwen3' }, /model_type is "qwen3"; only "qwen2" is supported/],
+  [{ architectures: ['MistralForCausalLM'] }, /architectures is .*MistralForCausalLM/s],
+  [
+    { model_type: 'qwen3' },
+    /model_type is "qwen3", but architectures is \["Qwen2ForCausalLM"\]; qwen2 is supported/,
+  ],
+  [{ architectures: null, model_type: 'gemma' }, /model_type is "gemma"; qwen2, qwen3, llama is supported/],
+  [{ ...qwen3, attention_bias: true }, /attention_bias is true; only false is supported/],
+  [{ ...llama, attention_bias: true }, /attention_bias is true; only false is supported/],
+  [{ ...llama, mlp_bias: true }, /mlp_bias is true; only false is supported/],
+  [{ ...llama, rope_scaling: { rope_type: 'llama3', factor: 8 } }, /rope_scaling.rope_type is "llama3"/],
   [{ hidden_act: 'gelu' }, /hidden_act is "gelu"; only "silu"/],
   [{ layer_types: ['full_attention', 'linear_attention'] }, /layer_types contains "linear_attention"/],
   [{ rope_scaling: { rope_type: 'yarn', factor: 4 } }, /rope_scaling.rope_type is "yarn"/],

@@ -281,11 +281,11 @@ test('the commands name a repository of the hub by its name', () => {
 test('another architecture and a quantised model are called what they are, whatever their weights', async () => {
   const cases: [object, RegExp][] = [
     [
-      { architectures: ['LlamaForCausalLM'], model_type: 'llama' },
-      /architectures is \["LlamaForCausalLM"\]; only \["Qwen2ForCausalLM"\] is supported. rapo runs .*Qwen2.5/,
+      { architectures: ['MistralForCausalLM'], model_type: 'mistral' },
+      /architectures is \["MistralForCausalLM"\]; one of Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM is supported. rapo runs .*Qwen2.5/,
     ],
-    [{ architectures: ['MistralForCausalLM'] }, /architectures is \["MistralForCausalLM"\]/],
-    [{ architectures: ['Qwen3ForCausalLM'], model_type: 'qwen3' }, /architectures is \["Qwen3ForCausalLM"\]/],
+    [{ architectures: ['Qwen3MoeForCausalLM'] }, /\["Qwen3MoeForCausalLM"\], a mixture of experts;/],
+    [{ architectures: ['LlamaModel'] }, /, a model without the head that generates text;/],
     [{ architectures: ['Qwen2MoeForCausalLM'] }, /\["Qwen2MoeForCausalLM"\], a mixture of experts;/],
     [{ architectures: ['Qwen2VLForConditionalGeneration'] }, /, a model of more than text;/],
     [{ architectures: ['Qwen2ForSequenceClassification'] }, /, a reward model or classifier;/],

@@ -1,4 +1,4 @@
-// What config.json says of a Qwen2 model. lib/model/config.ts reads the file and checks every field.
+// What config.json says of a model. lib/model/config.ts reads the file and checks every field.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,12 @@
 
 namespace rapo {
 
+/// The families of models. qwen2.cpp has a table of each family's tensors.
+enum class Architecture : std::uint8_t { kQwen2, kQwen3, kLlama };
+
 /// All sizes are from 1 to 2^31, so that a product of two fits 64 bits.
 struct ModelConfig {
+  Architecture architecture = Architecture::kQwen2;
   std::int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0, layers = 0, heads = 0, kv_heads = 0;
   std::int64_t head_dim = 0, max_position_embeddings = 0;
   double rms_norm_eps = 0, rope_theta = 0, initializer_range = 0;

@@ -1,7 +1,6 @@
 #include "model/qwen2.h"
 
 #include <algorithm>
-#include <iterator>
 
 namespace rapo {
 namespace {
@@ -9,9 +8,8 @@ namespace {
 constexpr std::int64_t kAlign = 32;  // elements: matrices begin at a multiple of 64 bytes in bfloat16 too
 
 /// One tensor of a layer. Neighbours with the same `member` lie end to end and form one matrix, so that q, k
-/// and v (or gate and up) are one product. A table of these describes a family of models. A family without
-/// biases leaves the three bias rows out. A family with additional norms names them, with new members of
-/// LayerTensors that layer_forward() and backward() use if they are defined.
+/// and v (or gate and up) are one product. parts_of() lists the tensors of a family of models. Members of
+/// LayerTensors that a family does not have stay undefined, and layer_forward() and backward() leave them out.
 struct LayerPart {
   const char* name;  // what follows "model.layers.N."
   at::Tensor LayerTensors::* member;
@@ -23,30 +21,46 @@ std::int64_t hidden(const ModelConfig& c) { return c.hidden_size; }
 std::int64_t wide(const ModelConfig& c) { return c.intermediate_size; }
 std::int64_t queries(const ModelConfig& c) { return c.q_size(); }
 std::int64_t keys(const ModelConfig& c) { return c.kv_size(); }
+std::int64_t head(const ModelConfig& c) { return c.head_dim; }
 
-const LayerPart kQwen2[] = {
-    {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
-    {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
-    {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
-    {"self_attn.q_proj.bias", &LayerTensors::qkv_bias, queries, nullptr},
-    {"self_attn.k_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
-    {"self_attn.v_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
-    {"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
-    {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
-    {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
-    {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide},
-};
+using LayerParts = std::vector<LayerPart>;
+
+LayerParts parts_of(Architecture architecture) {
+  const bool has_biases = architecture == Architecture::kQwen2;
+  const bool has_head_norms = architecture == Architecture::kQwen3;
+  LayerParts parts{
+      {"input_layernorm.weight", &LayerTensors::input_norm, hidden, nullptr},
+      {"self_attn.q_proj.weight", &LayerTensors::qkv, queries, hidden},
+      {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
+      {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
+  };
+  const auto add = [&](const LayerParts& more) { parts.insert(parts.end(), more.begin(), more.end()); };
+  if (has_biases) {
+    add({{"self_attn.q_proj.bias", &LayerTensors::qkv_bias, queries, nullptr},
+         {"self_attn.k_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},
+         {"self_attn.v_proj.bias", &LayerTensors::qkv_bias, keys, nullptr}});
+  }
+  if (has_head_norms) {
+    add({{"self_attn.q_norm.weight", &LayerTensors::q_norm, head, nullptr},
+         {"self_attn.k_norm.weight", &LayerTensors::k_norm, head, nullptr}});
+  }
+  add({{"self_attn.o_proj.weight", &LayerTensors::o, hidden, queries},
+       {"post_attention_layernorm.weight", &LayerTensors::post_norm, hidden, nullptr},
+       {"mlp.gate_proj.weight", &LayerTensors::gate_up, wide, hidden},
+       {"mlp.up_proj.weight", &LayerTensors::gate_up, wide, hidden},
+       {"mlp.down_proj.weight", &LayerTensors::down, hidden, wide}});
+  return parts;
+}
 
 }  // namespace
 
 Layout::Layout(const ModelConfig& config) : config_(config) {
   const auto& c = config_;
+  const LayerParts parts = parts_of(c.architecture);
   add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
   for (std::int64_t i = 0; i < c.layers; ++i) {
     at::Tensor LayerTensors::* last = nullptr;
-    for (const LayerPart& part : kQwen2) {
+    for (const LayerPart& part : parts) {
       std::vector<std::int64_t> shape{part.rows(c)};
       if (part.columns) shape.push_back(part.columns(c));
       add("model.layers." + std::to_string(i) + "." + part.name, std::move(shape), part.member != last);
@@ -90,12 +104,13 @@ ModelTensors Layout::map(const at::Tensor& flat) const {
     next += count;
     return flat.narrow(0, first.offset, size).view(shape);
   };
+  const LayerParts parts = parts_of(config_.architecture);
   ModelTensors out;
   out.embed = take(1);
   for (std::int64_t i = 0; i < config_.layers; ++i) {
     LayerTensors layer;
-    for (auto part = std::begin(kQwen2); part != std::end(kQwen2);) {
-      const auto end = std::find_if(part, std::end(kQwen2),
+    for (auto part = parts.begin(); part != parts.end();) {
+      const auto end = std::find_if(part, parts.end(),
                                     [&](const LayerPart& other) { return other.member != part->member; });
       layer.*part->member = take(static_cast<std::size_t>(end - part));
       part = end;
@@ -140,12 +155,17 @@ ReadyWeights::ReadyWeights(const ops::Backend& ops, const ModelTensors& w) : hea
   }
 }
 
+at::Tensor Qwen2::normed_heads(const LayerTensors& layer, const at::Tensor& qkv, at::Tensor* rstd) const {
+  if (!layer.q_norm.defined()) return qkv;
+  return ops_.head_norm(head_shape(), qkv, layer.q_norm, layer.k_norm, config_.rms_norm_eps, rstd);
+}
+
 at::Tensor Qwen2::layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
                                 const std::function<at::Tensor(const at::Tensor& qkv)>& attend,
                                 LayerActivations& a, bool keep, bool whole) {
   a.normed = ops_.rms_norm(a.x, layer.input_norm, config_.rms_norm_eps, keep ? &a.rstd : nullptr);
   a.qkv = ops_.linear(a.normed, linear.qkv, layer.qkv_bias);
-  a.attended = attend(a.qkv);
+  a.attended = attend(normed_heads(layer, a.qkv, nullptr));
   a.middle = ops_.linear(a.attended, linear.o, a.x);
   a.normed2 = ops_.rms_norm(a.middle, layer.post_norm, config_.rms_norm_eps, keep ? &a.rstd2 : nullptr);
   a.gate_up = ops_.linear(a.normed2, linear.gate_up, {});
@@ -206,8 +226,12 @@ void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, ModelTens
                            dx, grad.post_norm);
 
     ops_.add_weight_grad(grad.o, dx, a.attended);
-    const auto dqkv = ops_.attention_backward(head_shape(), input, rope_, a.qkv, a.attended, a.lse,
-                                              ops_.linear_backward(dx, layer.o));
+    at::Tensor head_rstd;
+    auto dqkv = ops_.attention_backward(head_shape(), input, rope_, normed_heads(layer, a.qkv, &head_rstd),
+                                        a.attended, a.lse, ops_.linear_backward(dx, layer.o));
+    if (layer.q_norm.defined())
+      dqkv = ops_.head_norm_backward(head_shape(), a.qkv, layer.q_norm, layer.k_norm, head_rstd, dqkv,
+                                     grad.q_norm, grad.k_norm);
     ops_.add_weight_grad(grad.qkv, dqkv, a.normed);
     if (grad.qkv_bias.defined()) ops::add_bias_grad(grad.qkv_bias, dqkv);
     ops_.rms_norm_backward(a.x, layer.input_norm, a.rstd, ops_.linear_backward(dqkv, layer.qkv), dx,

@@ -1,8 +1,10 @@
-// The Qwen2 decoder: its parameters, the trunk (embedding to final norm) forward and backward over packed
-// sequences, and one decoding step with a key/value cache. The head is in fused_head.h.
+// The decoder of Qwen2 and its siblings (Qwen3, Llama): its parameters, the trunk (embedding to final norm)
+// forward and backward over packed sequences, and one decoding step with a key/value cache. The head is in
+// fused_head.h.
 //
-// The backward pass is written out rather than recorded by autograd. A layer is nine operations, the code
-// shows what it keeps, and weight gradients are added straight into their float32 buffers.
+// The backward pass is written out rather than recorded by autograd. A layer is nine operations, ten where
+// heads have norms. The code shows what it keeps, and weight gradients are added straight into their float32
+// buffers.
 // Symbols: R rows (tokens), C hidden size, H query heads, K key/value heads, D head width, I intermediate
 // size, V vocabulary size.
 #pragma once
@@ -22,7 +24,8 @@ namespace rapo {
 
 struct LayerTensors {
   at::Tensor input_norm;     // (C)
-  at::Tensor qkv, qkv_bias;  // ((H + 2K) D, C), ((H + 2K) D)
+  at::Tensor qkv, qkv_bias;  // ((H + 2K) D, C), ((H + 2K) D); no bias in Qwen3 and Llama
+  at::Tensor q_norm, k_norm; // (D) each, of every head before its rotation; Qwen3 alone has them
   at::Tensor o;              // (C, H D)
   at::Tensor post_norm;      // (C)
   at::Tensor gate_up;        // (2I, C)
@@ -128,6 +131,10 @@ class Qwen2 {
   at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
                            const std::function<at::Tensor(const at::Tensor& qkv)>& attend,
                            LayerActivations& a, bool keep, bool whole = true);
+
+  /// qkv (R, (H + 2K) D) as attention takes it: with queries and keys normalised if the layer has norms for
+  /// them. rstd: see ops::Backend::head_norm.
+  at::Tensor normed_heads(const LayerTensors& layer, const at::Tensor& qkv, at::Tensor* rstd) const;
 
   ModelConfig config_;
   Layout layout_;

@@ -96,8 +96,8 @@ Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vec
       continue;
     }
     if (!model.config.tied_embeddings || name != "lm_head.weight") {
-      throw Error(ErrorCode::kFormat, what(name) + " does not belong to a Qwen2 model of the sizes in " +
-                                          "config.json" + explain(tensors));
+      throw Error(ErrorCode::kFormat,
+                  what(name) + " does not belong to the model that config.json describes" + explain(tensors));
     }
     // Some writers store a tied head twice. If the two differ, transformers does not tie them, and the model
     // is another one.

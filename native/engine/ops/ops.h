@@ -88,6 +88,16 @@ struct Backend {
   void (*rms_norm_backward)(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                             const at::Tensor& dy, at::Tensor& dx, at::Tensor& dw);
 
+  /// RMS norms of the heads: qkv (R, (H + 2K) D) with every query head normalised and multiplied by q_norm
+  /// (D), every key head by k_norm (D), and the values as they are. rstd (R, H + K) float32 is written unless
+  /// null.
+  at::Tensor (*head_norm)(const HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
+                          const at::Tensor& k_norm, double eps, at::Tensor* rstd);
+  /// -> dqkv. Adds to dq_norm and dk_norm (D, float32).
+  at::Tensor (*head_norm_backward)(const HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
+                                   const at::Tensor& k_norm, const at::Tensor& rstd, const at::Tensor& dy,
+                                   at::Tensor& dq_norm, at::Tensor& dk_norm);
+
   /// silu(gate) * up: (R, 2I), which holds gate, then up -> (R, I).
   at::Tensor (*swiglu)(const at::Tensor& gate_up);
   at::Tensor (*swiglu_backward)(const at::Tensor& gate_up, const at::Tensor& dout);

@@ -48,6 +48,41 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
   dx.add_(gw.sub_(normed.mul(pull)).mul_(r));
 }
 
+/// The heads of qkv (R, (H + 2K) D) that have norms, (R, H + K, D).
+at::Tensor normed_heads(const loops::HeadShape& s, const at::Tensor& qkv) {
+  return qkv.view({qkv.size(0), s.heads + 2 * s.kv_heads, s.head_dim}).narrow(1, 0, s.heads + s.kv_heads);
+}
+
+/// A weight for each of these heads, (H + K, D) float32.
+at::Tensor head_weights(const loops::HeadShape& s, const at::Tensor& q_norm, const at::Tensor& k_norm) {
+  return at::cat({wide(q_norm).expand({s.heads, -1}), wide(k_norm).expand({s.kv_heads, -1})});
+}
+
+at::Tensor head_norm(const loops::HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
+                     const at::Tensor& k_norm, double eps, at::Tensor* rstd) {
+  const auto x = wide(normed_heads(shape, qkv));
+  const auto r = x.square().mean({2}).add_(eps).rsqrt_();
+  if (rstd) *rstd = r;
+  auto out = qkv.clone();
+  normed_heads(shape, out).copy_(x.mul(r.unsqueeze(2)).mul_(head_weights(shape, q_norm, k_norm)));
+  return out;
+}
+
+at::Tensor head_norm_backward(const loops::HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
+                              const at::Tensor& k_norm, const at::Tensor& rstd, const at::Tensor& dy,
+                              at::Tensor& dq_norm, at::Tensor& dk_norm) {
+  const auto r = rstd.unsqueeze(2);
+  const auto normed = wide(normed_heads(shape, qkv)).mul(r), g = wide(normed_heads(shape, dy));
+  const auto dw = g.mul(normed).sum({0});  // (H + K, D)
+  dq_norm.add_(dw.narrow(0, 0, shape.heads).sum({0}));
+  dk_norm.add_(dw.narrow(0, shape.heads, shape.kv_heads).sum({0}));
+  const auto gw = g.mul(head_weights(shape, q_norm, k_norm));
+  const auto pull = gw.mul(normed).mean({2}, true);
+  auto out = dy.clone();
+  normed_heads(shape, out).copy_(gw.sub(normed.mul(pull)).mul_(r));
+  return out;
+}
+
 at::Tensor swiglu(const at::Tensor& gate_up) {
   const auto width = gate_up.size(1) / 2;
   const auto gate = gate_up.narrow(1, 0, width), up = gate_up.narrow(1, width, width);
@@ -142,6 +177,8 @@ const Backend& aten_backend() {
       false,
       aten::rms_norm,
       aten::rms_norm_backward,
+      aten::head_norm,
+      aten::head_norm_backward,
       aten::swiglu,
       aten::swiglu_backward,
       aten::attention,

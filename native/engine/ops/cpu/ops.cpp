@@ -56,6 +56,71 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
   }
 }
 
+/// Calls f(weight, first, end) for the query heads and for the key heads: rows [first, end) of a token whose
+/// heads lie end to end.
+template <class F>
+void for_normed_heads(const loops::HeadShape& s, const at::Tensor& q_norm, const at::Tensor& k_norm,
+                      const F& f) {
+  f(q_norm, std::int64_t{0}, s.heads);
+  f(k_norm, s.heads, s.heads + s.kv_heads);
+}
+
+at::Tensor head_norm(const loops::HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
+                     const at::Tensor& k_norm, double eps, at::Tensor* rstd) {
+  const std::int64_t tokens = qkv.size(0), width = qkv.size(1), normed = shape.heads + shape.kv_heads;
+  auto out = at::empty_like(qkv);
+  if (rstd) *rstd = at::empty({tokens, normed}, at::kFloat);
+  by_dtype(qkv, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().rms_norm;
+    for_ranges(tokens, row_grain(width), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        const T* from = data<T>(qkv) + t * width;
+        T* to = data<T>(out) + t * width;
+        for_normed_heads(shape, q_norm, k_norm, [&](const at::Tensor& w, std::int64_t first, std::int64_t last) {
+          f(from, data<T>(w), static_cast<float>(eps), shape.head_dim, to,
+            rstd ? data<float>(*rstd) + t * normed : nullptr, first, last);
+        });
+        std::copy(from + normed * shape.head_dim, from + width, to + normed * shape.head_dim);
+      }
+    });
+  });
+  return out;
+}
+
+at::Tensor head_norm_backward(const loops::HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
+                              const at::Tensor& k_norm, const at::Tensor& rstd, const at::Tensor& dy,
+                              at::Tensor& dq_norm, at::Tensor& dk_norm) {
+  constexpr std::int64_t kBlock = 128;  // as in rms_norm_backward()
+  const std::int64_t tokens = qkv.size(0), width = qkv.size(1), normed = shape.heads + shape.kv_heads;
+  const std::int64_t blocks = (tokens + kBlock - 1) / kBlock, dim = shape.head_dim;
+  auto out = at::zeros_like(qkv);
+  auto partial = at::zeros({blocks, 2, dim}, at::kFloat);
+  by_dtype(qkv, [&](auto tag) {
+    using T = decltype(tag);
+    const auto f = loops::table().ops<T>().rms_norm_backward;
+    for_ranges(blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin * kBlock; t < std::min(tokens, end * kBlock); ++t) {
+        const T* grad = data<T>(dy) + t * width;
+        T* to = data<T>(out) + t * width;
+        for_normed_heads(shape, q_norm, k_norm, [&](const at::Tensor& w, std::int64_t first, std::int64_t last) {
+          f(data<T>(qkv) + t * width, data<T>(w), data<float>(rstd) + t * normed, grad, dim, to,
+            data<float>(partial) + (2 * (t / kBlock) + (first == 0 ? 0 : 1)) * dim, first, last);
+        });
+        std::copy(grad + normed * dim, grad + width, to + normed * dim);
+      }
+    });
+  });
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const auto* from = data<float>(partial) + 2 * b * dim;
+    for (std::int64_t c = 0; c < dim; ++c) {
+      data<float>(dq_norm)[c] += from[c];
+      data<float>(dk_norm)[c] += from[dim + c];
+    }
+  }
+  return out;
+}
+
 at::Tensor swiglu(const at::Tensor& gate_up) {
   const std::int64_t width = gate_up.size(1) / 2;
   auto out = empty_like_rows(gate_up, width);
@@ -242,6 +307,8 @@ const Backend& cpu_backend() {
       true,
       cpu::rms_norm,
       cpu::rms_norm_backward,
+      cpu::head_norm,
+      cpu::head_norm_backward,
       cpu::swiglu,
       cpu::swiglu_backward,
       cpu::attention,
