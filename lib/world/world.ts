@@ -12,6 +12,7 @@ declare const handle: unique symbol
 /** What the engine takes for its own exchanges. Opaque. */
 export type WorldHandle = { readonly [handle]: true }
 
+/** The ranks as one of them sees them. After an ERR_RAPO_DISTRIBUTED no further call of gather or exchange is possible. */
 export interface World {
   readonly rank: number
   readonly size: number
@@ -32,6 +33,7 @@ export interface World {
   exchange<T>(what: string, work: () => readonly T[] | Promise<readonly T[]>): Promise<T[]>
   /** Tells the other ranks why this one ends; their errors say so. */
   report(error: unknown): Promise<void>
+  /** Leaves. Ranks that still wait for this one fail. */
   close(): Promise<void>
 }
 
@@ -71,6 +73,7 @@ interface Failure {
 
 type Message<T> = { readonly value: T } | { readonly failure: Failure }
 
+/** How the ranks meet. */
 export interface WorldOptions {
   /** Where the model is: "cpu" (Gloo) or "cuda:1" (NCCL for tensors). */
   readonly device: string
