@@ -5,12 +5,18 @@
  *     --count 150      number of mistakes. --seed selects them; the selection stays the same while other lines change
  *     --seed 1
  *     --only lib/loss  only files whose path contains this text
- *     --asked 3        test files per mistake: those that import its file, the nearest and quickest first
+ *     --asked 4        lib: test files per mistake, those that import its file, the nearest and quickest first
+ *     --tests infer,eval  only the test files whose path contains one of these words, in place of those that would be asked
+ *     --at lib/loss    of the selected mistakes, only those whose place contains this text, such as lib/loss/rows.ts:12
  *     --again          judges again the mistakes that survived before
+ *     --results FILE   where verdicts are kept; build/mutate/results.jsonl if left out
  *     --list           lists the survivors and runs nothing
+ *     --plan           lists the selected mistakes and runs nothing
  *     --build          kernels and engine: only builds the copy with all mistakes
  *
- * Works on a copy in build/mutate and continues an interrupted run.
+ * A mistake counts as found if a test fails, and the same test passes directly afterwards without the mistake. Mistakes that
+ * change nothing are listed, with the reason, in scripts/equivalent-mutants.json; they are neither tried nor counted. Works on a
+ * copy in build/mutate. Verdicts are kept at once, and an interrupted run goes on where it ended.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -29,17 +35,19 @@ import { constants, setPriority } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { cacheDir } from '../lib/setup/cache.js'
 import { drawNative, drawTypeScript, type Mutant } from './mutants.js'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const home = path.join(root, 'build', 'mutate')
-const results = path.join(home, 'results.jsonl')
 /**
- * Limits for a test file, against mistakes that loop or wait for ever: seconds of CPU beyond ten times its usual time, and
- * minutes in all.
+ * Limits for a test file, against mistakes that loop or wait for ever: seconds of CPU and of waiting beyond ten times the usual
+ * ones, and GiB of memory.
  */
-const CPU_SLACK = 60
-const MINUTES = 10
+const SLACK = 60
+const MEMORY = 8
+/** A test that fails with the mistake and then without it says nothing. Both are run again, this many times in all. */
+const TRIES = 3
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -47,60 +55,57 @@ const { values, positionals } = parseArgs({
     count: { type: 'string' },
     seed: { type: 'string', default: '1' },
     only: { type: 'string', default: '' },
-    asked: { type: 'string', default: '3' },
+    asked: { type: 'string', default: '4' },
+    tests: { type: 'string' },
+    at: { type: 'string', default: '' },
     again: { type: 'boolean', default: false },
+    results: { type: 'string', default: path.join(home, 'results.jsonl') },
     list: { type: 'boolean', default: false },
+    plan: { type: 'boolean', default: false },
     build: { type: 'boolean', default: false },
   },
 })
 const ASKED = Number(values.asked)
+const results = path.resolve(values.results)
 const part = positionals[0] as 'lib' | 'kernels' | 'engine'
 const parts = {
-  // Left out: drawings, code that needs another program or a GPU, and measurements.
+  // Left out: drawings, code that needs another program or a GPU, measurements, and math answers, whose rules are one by one
+  // in tables of examples.
   lib: {
     count: 150,
-    from: 'lib',
-    isDrawn: /\.ts$/,
+    isDrawn: /^lib\/.*\.ts$/,
     isSpared: /^lib\/(report|bench|setup|reward\/math)\/|theory\/figure|loss\/cuda|cli\/(demo|doctor)/,
-    tests: [] as string[],
+    tests: /./,
   },
   kernels: {
-    count: 40,
-    from: 'native/kernels',
-    isDrawn: /\.(cpp|h)$/,
+    count: 60,
+    isDrawn:
+      /^(native\/kernels|native\/simd\/exp|bindings\/(arrays|async|errors|executor|kernels|objective))/,
     isSpared: /cuda|select|x86/,
-    tests: [
-      'kernels-golden',
-      'kernels',
-      'kernels-gspo',
-      'kernels-meaning',
-      'kernels-properties',
-      'kernels-calls',
-    ],
+    tests: /^test\/kernels\//,
   },
   engine: {
-    count: 15,
-    from: 'native/engine',
-    isDrawn: /\.cpp$/,
-    isSpared: /cuda|device|aten|select/,
-    tests: [
-      'engine-golden',
-      'engine',
-      'engine-generate',
-      'engine-files',
-      'engine-product',
-      'engine-async',
-      'memory',
-    ],
+    count: 60,
+    isDrawn: /^(native\/engine|bindings\/engine)/,
+    isSpared: /cuda|device|select/,
+    tests: /^test\/(engine|model)\/(?!hub|engine-python|directory)|train\/memory/,
   },
 }
 if (!(part in parts)) throw new Error('what is to be mutated: lib, kernels or engine')
-const { from, isDrawn, isSpared, tests, count } = parts[part]
+const { isDrawn, isSpared, tests, count } = parts[part]
+const words = values.tests?.split(',')
 
-interface Drawn extends Mutant {
+/** Where and what a mutant is, independent of line numbers: the line's text, and its place among equal ones in the file. */
+interface Name {
   readonly file: string
-  readonly line: number
+  readonly line: string
+  readonly what: string
+  readonly nth?: number
+}
+interface Drawn extends Mutant {
+  readonly name: Name
   readonly key: string
+  readonly place: string
 }
 interface Result {
   readonly key: string
@@ -109,86 +114,137 @@ interface Result {
   /** The test file that failed; absent if the mistake survived. */
   readonly by?: string
 }
+interface Usual {
+  /** Seconds of CPU, and seconds in all. */
+  readonly cpu: number
+  readonly wall: number
+}
 
 setPriority(constants.priority.PRIORITY_LOW)
 const drawn = draw()
+mkdirSync(path.dirname(results), { recursive: true })
 mkdirSync(home, { recursive: true })
 const known = new Map(readResults().map(result => [result.key, result]))
-if (values.list) summarize()
+if (values.plan) {
+  for (const { place, name } of drawn) console.log(`${place}  ${name.what}  | ${name.line}`)
+} else if (values.list) summarize()
 else {
   const tree = copyTree()
   const times = path.join(home, `usual-${part}.json`)
-  const usual = new Map<string, number>(existsSync(times) ? JSON.parse(readFileSync(times, 'utf8')) : [])
-  process.on('exit', () => writeFileSync(times, JSON.stringify([...usual].filter(([, taken]) => taken))))
+  const usual = new Map<string, Usual>(existsSync(times) ? JSON.parse(readFileSync(times, 'utf8')) : [])
+  process.on('exit', () => writeFileSync(times, JSON.stringify([...usual])))
   for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1))
   if (part === 'lib') await judgeLib(tree, usual)
   else await judgeNative(tree, usual)
   summarize()
 }
 
-/** A mistake's rank is a hash of its line, so that changes in other lines do not change the selection. */
+/** A mistake's rank is a hash of its name, so that changes in other lines do not change the selection. */
 function draw(): Drawn[] {
-  const all: Drawn[] = []
-  for (const name of readdirSync(path.join(root, from), { recursive: true, encoding: 'utf8' }).sort()) {
-    const file = path.posix.join(from, name.replaceAll('\\', '/'))
-    if (!isDrawn.test(file) || isSpared.test(file) || !file.includes(values.only)) continue
+  const all: (Drawn & { rank: string })[] = []
+  const reviewed = readEquivalents()
+  for (const file of listFiles()) {
+    if (!isDrawn.test(file) || isSpared.test(file) || !/\.(ts|cpp|h)$/.test(file)) continue
     const source = readFileSync(path.join(root, file), 'utf8')
+    const lines = source.split('\n')
     const seen = new Map<string, number>()
     for (const mutant of part === 'lib' ? drawTypeScript(file, source) : drawNative(source)) {
-      const line = source.slice(0, mutant.start).split('\n').length
-      const text = `${file}\n${source.split('\n')[line - 1]}\n${mutant.what}`
-      const again = seen.get(text) ?? 0
-      seen.set(text, again + 1)
-      const key = createHash('sha256').update(`${values.seed}\n${text}\n${again}`).digest('hex').slice(0, 16)
-      all.push({ ...mutant, file, line, key })
+      const number = source.slice(0, mutant.start).split('\n').length
+      const line = lines[number - 1]!.trim()
+      const again = seen.get(`${line}\n${mutant.what}`) ?? 0
+      seen.set(`${line}\n${mutant.what}`, again + 1)
+      const name = { file, line, what: mutant.what, ...(again > 0 && { nth: again }) }
+      const key = hash(JSON.stringify(name))
+      if (reviewed.delete(key) || !file.includes(values.only)) continue
+      all.push({ ...mutant, name, key, place: `${file}:${number}`, rank: hash(`${values.seed}\n${key}`) })
     }
   }
-  all.sort((a, b) => (a.key < b.key ? -1 : 1))
+  for (const { file, line, what } of reviewed.values()) {
+    console.error(`scripts/equivalent-mutants.json: the code has no such mutant: ${file} | ${line} | ${what}`)
+    process.exitCode = 1
+  }
+  if (reviewed.size > 0) process.exit()
+  all.sort((a, b) => (a.rank < b.rank ? -1 : 1))
   const chosen: Drawn[] = []
   for (const mutant of all) {
     const isApart = (other: Drawn) =>
-      other.file !== mutant.file || other.end <= mutant.start || other.start >= mutant.end
+      other.name.file !== mutant.name.file || other.end <= mutant.start || other.start >= mutant.end
     if (part === 'lib' || chosen.every(isApart)) chosen.push(mutant)
     if (chosen.length === Number(values.count ?? count)) break
   }
   return chosen
 }
 
+function hash(text: string): string {
+  return createHash('sha256').update(text).digest('hex').slice(0, 16)
+}
+
+/** By key, those of this part. */
+function readEquivalents(): Map<string, Name> {
+  const file = path.join(root, 'scripts', 'equivalent-mutants.json')
+  const all: (Name & { reason: string })[] = JSON.parse(readFileSync(file, 'utf8'))
+  return new Map(
+    all
+      .filter(entry => isDrawn.test(entry.file) && !isSpared.test(entry.file))
+      .map(({ reason: _, file, line, what, nth }) => {
+        const name = { file, line, what, ...(nth && { nth }) }
+        return [hash(JSON.stringify(name)), name]
+      }),
+  )
+}
+
 function readResults(): Result[] {
   if (!existsSync(results)) return []
   return readFileSync(results, 'utf8')
-    .trim()
     .split('\n')
+    .filter(Boolean)
     .map(line => JSON.parse(line))
 }
 
-/**
- * Copies the files of this checkout, changed ones included. The copy for lib uses the built addons; the others build their own.
- */
-function copyTree(): string {
-  const tree = path.join(home, part === 'lib' ? 'lib' : 'native')
+/** The files of this checkout, new ones included. */
+function listFiles(): string[] {
   const listed = spawnSync('git', ['ls-files', '-z', '-co', '--exclude-standard'], {
     cwd: root,
     encoding: 'utf8',
   })
-  for (const name of ['lib', 'test', 'native', 'bindings'])
-    rmSync(path.join(tree, name), { recursive: true, force: true })
-  for (const file of listed.stdout.split('\0')) {
-    if (file && existsSync(path.join(root, file)))
-      cpSync(path.join(root, file), path.join(tree, file), { preserveTimestamps: true })
+  return listed.stdout
+    .split('\0')
+    .filter(file => file && existsSync(path.join(root, file)))
+    .sort()
+}
+
+/**
+ * Copies the files of this checkout. The copy for lib uses the built addons; the others build their own, which is quick if only
+ * the files that changed are written.
+ */
+function copyTree(): string {
+  const tree = path.join(home, part)
+  const files = listFiles()
+  const written = new Set(part === 'lib' ? [] : drawn.map(mutant => mutant.name.file))
+  for (const name of ['lib', 'test', 'native', 'bindings']) {
+    if (!existsSync(path.join(tree, name))) continue
+    for (const file of readdirSync(path.join(tree, name), { recursive: true, encoding: 'utf8' })) {
+      const place = path.posix.join(name, file)
+      if (!files.includes(place) && !files.some(other => other.startsWith(`${place}/`)))
+        rmSync(path.join(tree, place), { recursive: true, force: true })
+    }
   }
+  for (const file of files)
+    if (!written.has(file)) cpSync(path.join(root, file), path.join(tree, file), { preserveTimestamps: true })
   for (const name of part === 'lib' ? ['node_modules', 'build'] : ['node_modules']) {
     if (!existsSync(path.join(tree, name))) symlinkSync(path.join(root, name), path.join(tree, name))
   }
   return tree
 }
 
-/** Whether a test file passes, and the seconds of CPU that it took. */
-async function runTest(tree: string, test: string, limit: number, env: Record<string, string> = {}) {
+/** Whether a test file passes within the limits, in seconds, and the seconds that it took. */
+async function runTest(tree: string, test: string, limit: Usual, env: Record<string, string> = {}) {
   // Of its own: runs for two parts may go on at once.
   const temporary = path.join(home, `tmp-${part}`)
   mkdirSync(temporary, { recursive: true })
-  const command = `ulimit -t ${Math.ceil(limit)}; "$0" --import tsx ${test}; code=$?; times >&2; exit $code`
+  const limits = `ulimit -t ${Math.ceil(limit.cpu)}; ulimit -d ${MEMORY * 2 ** 20}`
+  const command = `${limits}; "$0" --import tsx ${test}; code=$?; times >&2; exit $code`
+  const begin = performance.now()
   const child = spawn('bash', ['-c', command, process.execPath], {
     cwd: tree,
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -208,7 +264,7 @@ async function runTest(tree: string, test: string, limit: number, env: Record<st
       if (text.includes('✘')) kill()
     })
   }
-  const timer = setTimeout(kill, MINUTES * 60_000)
+  const timer = setTimeout(kill, limit.wall * 1000)
   const code = await new Promise(resolve => child.on('close', resolve))
   clearTimeout(timer)
   kill()
@@ -216,105 +272,117 @@ async function runTest(tree: string, test: string, limit: number, env: Record<st
     if (!name.startsWith('tsx-')) rmSync(path.join(temporary, name), { recursive: true, force: true })
   }
   const [, minutes, seconds, more, rest] = /\n(\d+)m([\d.]+)s (\d+)m([\d.]+)s\s*$/.exec(output) ?? []
-  const taken = Number(minutes) * 60 + Number(seconds) + Number(more) * 60 + Number(rest)
-  return { passed: code === 0, taken, output }
+  const cpu = Number(minutes) * 60 + Number(seconds) + Number(more) * 60 + Number(rest)
+  return { passed: code === 0, taken: { cpu, wall: (performance.now() - begin) / 1000 }, output }
 }
 
-/** A test that fails without any mistake would count every mistake as noticed. */
-async function usualTime(
+/** How long each test takes without a mistake. A test that fails by itself is left out. */
+async function measure(
   tree: string,
-  test: string,
-  usual: Map<string, number>,
+  asked: readonly string[],
+  usual: Map<string, Usual>,
   env: Record<string, string> = {},
-): Promise<number | undefined> {
-  if (!usual.has(test)) {
-    const { passed, taken, output } = await runTest(tree, test, 3600, env)
-    if (!passed) console.log(`${test} fails by itself and is not asked:\n${output.slice(-1500)}`)
-    usual.set(test, passed ? taken : Number.NaN)
+): Promise<void> {
+  for (const test of asked.filter(test => !usual.has(test))) {
+    const { passed, taken, output } = await runTest(tree, test, { cpu: 3600, wall: 3600 }, env)
+    if (passed) usual.set(test, taken)
+    else console.log(`${test} fails by itself and is not asked:\n${output.slice(-1500)}`)
   }
-  const seconds = usual.get(test)!
-  return Number.isNaN(seconds) ? undefined : seconds
 }
 
+/** Runs the tests with the mistake until one fails. `mutation` puts the mistake in, and returns how it is taken out. */
 async function judge(
   tree: string,
   mutant: Drawn,
   asked: readonly string[],
-  usual: Map<string, number>,
-  env: Record<string, string> = {},
-  mutation: Record<string, string> = {},
+  usual: Map<string, Usual>,
+  env: Record<string, string>,
+  mutation: () => { env?: Record<string, string>; undo?: () => void },
 ) {
+  const answering = asked.filter(test => usual.has(test))
+  if (asked.length > 0 && answering.length === 0) throw new Error('every test fails without a mistake')
   let by: string | undefined
-  let answers = 0
-  for (const test of asked) {
-    const seconds = await usualTime(tree, test, usual, env)
-    if (seconds === undefined) continue
-    answers++
-    const { passed } = await runTest(tree, test, CPU_SLACK + 10 * seconds, { ...env, ...mutation })
-    if (!passed) {
-      by = test
-      break
+  for (const test of answering) {
+    const { cpu, wall } = usual.get(test)!
+    const limit = { cpu: SLACK + 10 * cpu, wall: SLACK + 10 * wall }
+    const passes = async (mistaken: boolean) => {
+      const put = mistaken ? mutation() : {}
+      try {
+        return (await runTest(tree, test, limit, { ...env, ...put.env })).passed
+      } finally {
+        put.undo?.()
+      }
     }
+    for (let tries = 0; tries < TRIES && !by; tries++) {
+      if (await passes(true)) break
+      // The machine may be too busy for the test, or the test may fail now and then.
+      if (await passes(false)) by = test
+      else console.log(`${test} failed without the mistake, too`)
+    }
+    if (by) break
   }
-  if (asked.length > 0 && answers === 0) throw new Error('every test fails without a mistake')
-  const { key, file, line, what } = mutant
-  const result: Result = { key, place: `${file}:${line}`, what, ...(by && { by }) }
+  const { key, place, name } = mutant
+  const result: Result = { key, place, what: name.what, ...(by && { by }) }
   known.set(key, result)
-  appendFileSync(results, `${JSON.stringify(result)}\n`)
-  console.log(`${by ? `found by ${by}` : 'SURVIVED'}  ${result.place}  ${what}`)
+  const record = { part, seed: values.seed, ...result, ...name, at: new Date().toISOString() }
+  appendFileSync(results, `${JSON.stringify(record)}\n`)
+  console.log(`${by ? `found by ${by}` : 'SURVIVED'}  ${place}  ${name.what}`)
 }
 
-function isOpen({ key }: Drawn): boolean {
-  return !known.has(key) || (values.again && !known.get(key)!.by)
+function isOpen({ key, place }: Drawn): boolean {
+  return place.includes(values.at) && (!known.has(key) || (values.again && !known.get(key)!.by))
 }
 
-async function judgeLib(tree: string, usual: Map<string, number>): Promise<void> {
+async function judgeLib(tree: string, usual: Map<string, Usual>): Promise<void> {
   const covering = coverage(tree, usual)
   for (const mutant of drawn.filter(isOpen)) {
-    const asked = covering(mutant.file).slice(0, ASKED)
-    // A run without a mistake comes first: it shows that the copy works and how long each test takes.
-    for (const test of asked) await usualTime(tree, test, usual)
-    const place = path.join(tree, mutant.file)
+    const asked = words ? listTests(tree) : covering(mutant)
+    await measure(tree, asked, usual)
+    const place = path.join(tree, mutant.name.file)
     const source = readFileSync(place, 'utf8')
-    writeFileSync(place, source.slice(0, mutant.start) + mutant.text + source.slice(mutant.end))
-    try {
-      await judge(tree, mutant, asked, usual)
-    } finally {
-      writeFileSync(place, source)
-    }
+    const undo = () => writeFileSync(place, source)
+    await judge(tree, mutant, asked, usual, {}, () => {
+      writeFileSync(place, source.slice(0, mutant.start) + mutant.text + source.slice(mutant.end))
+      return { undo }
+    })
   }
 }
 
 /**
- * Test files in the order of their distance to the file by imports, then by name. Those with the file's own name come first.
+ * Test files in the order of their distance to the file by imports, then of their time. Those with the file's own name, and those
+ * that name the function with the mistake, come first.
  */
-function coverage(tree: string, usual: Map<string, number>): (file: string) => string[] {
+function coverage(tree: string, usual: Map<string, Usual>): (mutant: Drawn) => string[] {
   const importsOf = new Map<string, string[]>()
   const read = (file: string): string[] => {
     if (!importsOf.has(file)) {
       const source = readFileSync(path.join(tree, file), 'utf8')
-      const specifiers = [...source.matchAll(/(?:from|import\()\s*'(\.[^']+)'/g)].map(match => match[1]!)
-      const files = specifiers.map(name =>
-        path.posix.join(path.posix.dirname(file), name.replace(/\.js$/, '.ts')),
+      const imports = [...source.matchAll(/(?:from|import\()\s*'(\.[^']+)'/g)].map(match =>
+        path.posix.join(path.posix.dirname(file), match[1]!.replace(/\.js$/, '.ts')),
       )
+      // Programs that a test starts as processes of their own.
+      const programs = [...source.matchAll(/([\w-]+\.ts)['"`]/g)].map(match => `test/helpers/${match[1]}`)
       importsOf.set(
         file,
-        files.filter(name => existsSync(path.join(tree, name)) && name.endsWith('.ts')),
+        [...imports, ...programs].filter(name => name.endsWith('.ts') && existsSync(path.join(tree, name))),
       )
     }
     return importsOf.get(file)!
   }
   const isSlow =
     /package|prebuilds|setup|examples|types|cuda|peers|browser|demo|readers|python|bench|fuzz|math-data|native|binary|machine/
-  const testFiles = readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
-    .map(name => path.posix.join('test', name.replaceAll('\\', '/')))
-    .filter(name => name.endsWith('.test.ts') && !isSlow.test(name))
-    .sort()
-  const timeOf = (test: string) => usual.get(test) || 1e9
-  return file => {
+  const testFiles = listTests(tree).filter(name => !isSlow.test(name))
+  const timeOf = (test: string) => usual.get(test)?.wall ?? 1e9
+  return ({ name: { file }, start }) => {
+    const before = readFileSync(path.join(tree, file), 'utf8').slice(0, start)
+    const declared = [...before.matchAll(/^export (?:async )?(?:function\*?|const|class) (\w+)/gm)].at(
+      -1,
+    )?.[1]
     const distanceOf = (test: string) => {
       const stem = path.basename(file, '.ts')
-      const near = path.basename(test).startsWith(`${stem}.`) ? -1 : 0
+      const isNamed =
+        declared && RegExp(`\\b${declared}\\b`).test(readFileSync(path.join(tree, test), 'utf8'))
+      const near = path.basename(test).startsWith(`${stem}.`) || isNamed ? -1 : 0
       const seen = new Set([test])
       let level = [test]
       for (let distance = 1; level.length > 0; distance++) {
@@ -325,47 +393,65 @@ function coverage(tree: string, usual: Map<string, number>): (file: string) => s
     }
     const ranked = testFiles.map(test => ({ test, distance: distanceOf(test) }))
     // Tests cover the command line through processes of its own, which imports do not show.
-    const named = /lib\/cli\//.test(file) ? ['cli', 'hostile', 'infer', 'grade', 'progress'] : []
+    const named = /lib\/cli\//.test(file) ? ['infer', 'grade', 'progress', 'stop', 'hostile', 'cli'] : []
     const extra = named.map(name => `test/cli/${name}.test.ts`).filter(test => testFiles.includes(test))
-    const byImport = ranked
+    const near = ranked
       .filter(({ distance }) => distance < Infinity)
       .sort((a, b) => a.distance - b.distance || timeOf(a.test) - timeOf(b.test))
       .map(({ test }) => test)
-    const near = byImport.slice(0, extra.length > 0 ? 1 : ASKED)
+      .slice(0, ASKED)
     return [...new Set([...near, ...extra])]
   }
 }
 
+function listTests(tree: string): string[] {
+  return readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
+    .map(name => path.posix.join('test', name.replaceAll('\\', '/')))
+    .filter(name => name.endsWith('.test.ts') && tests.test(name))
+    .filter(name => !words || words.some(word => name.includes(word)))
+    .sort()
+}
+
 /** All mistakes are in one build, each switched on by RAPO_MUTANT. Mistakes that do not compile are left out. */
-async function judgeNative(tree: string, usual: Map<string, number>): Promise<void> {
+async function judgeNative(tree: string, usual: Map<string, Usual>): Promise<void> {
   const header = path.join(tree, 'mutant.h')
-  writeFileSync(
-    header,
-    `#pragma once
+  const text = `#pragma once
 #include <cstdlib>
 static const int rapo_chosen = std::getenv("RAPO_MUTANT") ? std::atoi(std::getenv("RAPO_MUTANT")) : 0;
 static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
-`,
-  )
+`
+  if (!existsSync(header) || readFileSync(header, 'utf8') !== text) writeFileSync(header, text)
   const wrong = new Set<string>()
   const chosen = () => drawn.filter(({ key }) => !wrong.has(key))
+  /** The range of lines that each mutant takes in the copy, by file. */
   const write = () => {
-    for (const file of new Set(drawn.map(mutant => mutant.file))) {
+    for (const file of new Set(drawn.map(mutant => mutant.name.file))) {
       let source = readFileSync(path.join(root, file), 'utf8')
       const here = chosen()
-        .filter(mutant => mutant.file === file)
+        .filter(mutant => mutant.name.file === file)
         .sort((a, b) => b.start - a.start)
       for (const { key, start, end, text } of here) {
-        const id = drawn.findIndex(mutant => mutant.key === key) + 1
+        const id = numberOf(key)
         const right = source.slice(start, end)
-        source = `${source.slice(0, start)}(rapo_mutant(${id}) ? (${text}) : (${right}))${source.slice(end)}`
+        // On one line, followed by the lines that it had: errors are found by their line.
+        const both = text
+          ? `(rapo_mutant(${id}) ? (${text}) : (${right}))`
+          : `{ if (!rapo_mutant(${id})) { ${right} } }`
+        const lines = '\n'.repeat(right.split('\n').length - 1)
+        source = source.slice(0, start) + both.replace(/\s*\n\s*/g, ' ') + lines + source.slice(end)
       }
       source = `#include "${header}"\n${source}`
       const place = path.join(tree, file)
-      if (readFileSync(place, 'utf8') !== source) writeFileSync(place, source)
+      mkdirSync(path.dirname(place), { recursive: true })
+      if (!existsSync(place) || readFileSync(place, 'utf8') !== source) writeFileSync(place, source)
     }
   }
-  const env = { RAPO_CACHE: path.join(home, 'cache') }
+  const env = { RAPO_CACHE: path.join(home, `cache-${part}`) }
+  mkdirSync(env.RAPO_CACHE, { recursive: true })
+  for (const name of existsSync(cacheDir()) ? readdirSync(cacheDir()) : []) {
+    const link = path.join(env.RAPO_CACHE, name)
+    if (name.startsWith('torch-') && !existsSync(link)) symlinkSync(path.join(cacheDir(), name), link)
+  }
   const kernels = ['node_modules/cmake-js/bin/cmake-js', 'build', '-O', 'build', '-T', 'rapo_kernels']
   const all = ['-e', "import('./scripts/bootstrap.mjs').then(m => m.bootstrap())"]
   for (;;) {
@@ -379,24 +465,33 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
     if (built.status === 0) break
     const output = `${built.stdout}${built.stderr}`
     const before = wrong.size
-    for (const [, place, line] of output.matchAll(/([\w./-]+\.(?:cpp|h)):(\d+):\d+: error/g)) {
-      for (const { key, file, line: of } of chosen())
-        if (place!.endsWith(file) && of + 1 === Number(line)) wrong.add(key)
+    // The message of an error in a constant expression may name its place only in a note.
+    for (const kind of ['error', '(?:note|error|warning)']) {
+      for (const [, file, line] of output.matchAll(
+        RegExp(`([\\w./-]+\\.(?:cpp|h)):(\\d+):\\d+: +${kind}`, 'g'),
+      )) {
+        for (const { key, name, place } of chosen())
+          if (file!.endsWith(name.file) && Number(place.split(':')[1]) + 1 === Number(line)) wrong.add(key)
+      }
+      if (wrong.size > before) break
     }
     if (wrong.size === before) throw new Error(`the copy cannot be built:\n${output.slice(-4000)}`)
   }
   console.log(`${chosen().length} mistakes in one build, ${wrong.size} did not compile`)
   if (values.build) return
-  const files = readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
-  const asked = tests.map(name => {
-    const file = files.find(file => path.basename(file) === `${name}.test.ts`)
-    if (!file) throw new Error(`there is no test ${name}.test.ts`)
-    return path.posix.join('test', file.replaceAll('\\', '/'))
-  })
+  const asked = listTests(tree)
+  await measure(tree, asked, usual, env)
+  asked.sort((a, b) => (usual.get(a)?.wall ?? 0) - (usual.get(b)?.wall ?? 0))
   for (const mutant of chosen().filter(isOpen)) {
-    const id = drawn.indexOf(mutant) + 1
-    await judge(tree, mutant, asked, usual, env, { RAPO_MUTANT: String(id) })
+    await judge(tree, mutant, asked, usual, env, () => ({
+      env: { RAPO_MUTANT: String(numberOf(mutant.key)) },
+    }))
   }
+}
+
+/** What RAPO_MUTANT is for a mistake: the same number whatever else is selected. */
+function numberOf(key: string): number {
+  return Number.parseInt(key.slice(0, 7), 16)
 }
 
 function summarize(): void {
@@ -405,5 +500,5 @@ function summarize(): void {
   for (const { place, what } of survived) console.log(`survived  ${place}  ${what}`)
   const found = judged.length - survived.length
   const share = judged.length ? ((100 * found) / judged.length).toFixed(1) : '–'
-  console.log(`${part}: ${found} of ${judged.length} found (${share} %)`)
+  console.log(`${part}, seed ${values.seed}: ${found} of ${judged.length} found (${share} %)`)
 }

@@ -25,6 +25,18 @@ export function plainText(text: string): string {
 /** The same on one line. */
 export const plainLine = (text: string) => plainText(text).replace(/\s+/g, ' ')
 
+/** `1 step`, `2 steps`. */
+export const plural = (
+  count: number,
+  one: string,
+  many = `${one}s`,
+  show: (count: number) => string = String,
+) => `${show(count)} ${count === 1 ? one : many}`
+
+/** `1.25 GB`, or `1.3 MB` below a tenth of that unit. */
+export const byteSize = (bytes: number) =>
+  bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`
+
 /** The commands' output. Text from a model, a file or a server cannot control the terminal. */
 export const printLine = (text: string) => console.log(plainText(text))
 export const printError = (text: string) => console.error(plainText(text))

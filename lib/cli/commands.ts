@@ -4,7 +4,7 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { printError, printLine } from '../base/text.js'
+import { byteSize, printError, printLine } from '../base/text.js'
 import { type Config, requireField } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
@@ -87,6 +87,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
+      onNotice: text => (progress ? progress.log(text) : printError(text)),
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
@@ -317,19 +318,28 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
 export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  const run = config === undefined ? undefined : await predictRun(loadConfig(config))
+  const plan = config === undefined ? undefined : await predictRun(loadConfig(config))
   if (json) {
-    printLine(JSON.stringify({ ...report, ...(run && { run }) }, null, 2))
+    printLine(JSON.stringify({ ...report, ...plan }, null, 2))
   } else {
     printLine(formatDoctor(report))
     const { formatMemory } = await import('../train/memory.js')
-    if (run) printLine(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+    const { formatDisk } = await import('../train/disk.js')
+    if (plan) {
+      const { run, disk, freeDisk } = plan
+      printLine(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+      const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
+      printLine(`\ndisk that its checkpoints will need${free}\n${formatDisk(disk)}`)
+    }
   }
-  if (!report.ok || (run && run.peak > report.memory.available)) process.exitCode = 1
+  const fits =
+    !plan || (plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
+  if (!report.ok || !fits) process.exitCode = 1
 }
 
 async function predictRun(config: Config) {
   const { planRun } = await import('../train/memory.js')
+  const { freeDisk, planDisk } = await import('../train/disk.js')
   const { train: file } = config.data
   requireField('data.train', file, 'the problem file to train on')
   const download = downloadProgress()
@@ -345,7 +355,9 @@ async function predictRun(config: Config) {
   const template = templateFor(problems, config.data, modelDir)
   const { maxNewTokens } = config.sampling
   const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
-  return planRun(config, { modelDir, referenceDir }, fitting)
+  const run = await planRun(config, { modelDir, referenceDir }, fitting)
+  const free = await freeDisk(config.run.output || 'runs')
+  return { run, disk: planDisk(config, run), ...(free !== undefined && { freeDisk: free }) }
 }
 
 /** A model's directory; one that is fetched from the hub shows how far it is. */

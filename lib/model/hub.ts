@@ -100,9 +100,9 @@ const datasetName = RegExp(
  */
 export async function resolveDataFile(given: string, options: HubOptions = {}): Promise<string> {
   if (!given.startsWith('hf://')) return given
-  const { repo, file, ...named } = datasetName.exec(given)?.groups ?? {}
+  const { repo, file = '', ...named } = datasetName.exec(given)?.groups ?? {}
   const revision = (named.revision ?? 'main').replaceAll('%2F', '/')
-  if (!repo || !file || !staysBelow(`${file}/${revision}`)) {
+  if (!repo || !staysBelow(`${file}/${revision}`)) {
     throw new RapoError(
       'ERR_RAPO_DATA',
       `${given} names no file: it must be hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH`,

@@ -47,9 +47,17 @@ const stateFileOf = (dir: string) => path.join(dir, 'rapo', 'state.safetensors')
 const referenceDirOf = (dir: string) => path.join(dir, 'rapo', 'reference')
 const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
 
+/** What stays when a checkpoint is committed. */
+export interface Retention {
+  /** Number of the newest checkpoints that stay. */
+  readonly keep: number
+  /** Which of them keep masters and moments. Default: all. */
+  readonly states?: 'all' | 'last'
+}
+
 /**
- * Writes a checkpoint beside the others; only the returned commit() makes it the newest, and removes all but the
- * newest `keep`. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
+ * Writes a checkpoint beside the others; only the returned commit() makes it the newest, and removes what `retention` does
+ * not keep. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
  *
  * @param modelDir where the tokenizer is copied from
  * @param hasMoved whether the reference is no longer the one that the run began with, and so is a part of the state
@@ -59,7 +67,7 @@ export async function writeCheckpoint(
   modelDir: string,
   policy: Pick<Policy, 'save' | 'saveState' | 'saveReference'>,
   trainer: TrainerState,
-  keep: number,
+  { keep, states = 'all' }: Retention,
   hasMoved = false,
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
@@ -97,9 +105,10 @@ export async function writeCheckpoint(
       rmSync(dir, { recursive: true, force: true })
       renameSync(temporary, dir)
       writeWhole(path.join(root, 'latest'), `${name}\n`)
-      const names = listCheckpoints(runDir)
-      for (const old of names.slice(0, Math.max(0, names.length - keep))) {
-        rmSync(path.join(root, old), { recursive: true, force: true })
+      const older = listCheckpoints(runDir).filter(other => other !== name)
+      for (const [i, old] of older.reverse().entries()) {
+        if (i + 1 >= keep) rmSync(path.join(root, old), { recursive: true, force: true })
+        else if (states === 'last') rmSync(stateFileOf(path.join(root, old)), { force: true })
       }
     },
   }

@@ -1,6 +1,7 @@
 /** What a run will need of the machine's memory, part by part, before anything is loaded. */
 import { freemem } from 'node:os'
 import { RapoError } from '../base/errors.js'
+import { byteSize } from '../base/text.js'
 import type { Config } from '../config/config.js'
 import { trainingOptions } from '../config/config.js'
 import type { EncodedPrompt } from '../data/prompts.js'
@@ -47,7 +48,7 @@ export function checkMemory(plan: MemoryPlan, available = availableMemory()): vo
   if (plan.peak <= available) return
   throw new RapoError(
     'ERR_RAPO_OUT_OF_MEMORY',
-    `the run needs ${gigabytes(plan.peak)} of memory, ${gigabytes(available)} are available\n${formatMemory(plan)}\n` +
+    `the run needs ${byteSize(plan.peak)} of memory, ${byteSize(available)} are available\n${formatMemory(plan)}\n` +
       'less of it: model.dtype bfloat16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
   )
 }
@@ -69,10 +70,6 @@ const labels: Record<keyof MemoryPlan, string> = {
 /** The plan as lines for people. */
 export function formatMemory(plan: MemoryPlan): string {
   return Object.entries(labels)
-    .map(([part, label]) => `  ${label.padEnd(33)}${gigabytes(plan[part as keyof MemoryPlan]).padStart(9)}`)
+    .map(([part, label]) => `  ${label.padEnd(33)}${byteSize(plan[part as keyof MemoryPlan]).padStart(9)}`)
     .join('\n')
-}
-
-function gigabytes(bytes: number): string {
-  return `${(bytes / 1e9).toFixed(2)} GB`
 }

@@ -5,13 +5,14 @@ import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
 import type { Lock } from '../base/lock.js'
-import { anySignal, waitFor } from '../base/wait.js'
+import { plural } from '../base/text.js'
+import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
 import { type Cursor, createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
@@ -20,7 +21,13 @@ import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { localEngine, type RolloutEngine } from '../rollout/engine.js'
-import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
+import {
+  type Checkpoint,
+  readLatestCheckpoint,
+  removeStaleCheckpoints,
+  type TrainerState,
+} from './checkpoint.js'
+import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, originOf } from './origin.js'
 import { clearRun, createRunDir, lockRun } from './run.js'
@@ -33,6 +40,8 @@ export interface OpenOptions {
   readonly overwrite?: boolean
   /** Told of the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
+  readonly onNotice?: (text: string) => void
   /** Bytes of a model or of data that is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
   /** Default: the engine's. */
@@ -74,11 +83,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', run.output, 'the run directory')
   const rewards = await loadRewards(config.task)
-  const { onUnusable, onDownload, signal: aborted } = options
-  const told = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
-  const data = { ...config.data, ...told }
+  const { onUnusable, onNotice, onDownload, signal: aborted } = options
+  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
+  const data = { ...config.data, ...hooks }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
-  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(told)), aborted)
+  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
   const modelDir = await resolve(model.dir)
   const referenceDir = model.reference ? await resolve(model.reference) : modelDir
   // A loader of the caller's own may know other models.
@@ -89,10 +98,7 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy && model.device === 'cpu') {
-    const { checkMemory, planRun } = await import('./memory.js')
-    checkMemory(await planRun(config, { modelDir, referenceDir }, fitting))
-  }
+  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting)
   const origin = originOf(config, { modelDir, referenceDir })
   const take = () => {
     if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
@@ -129,9 +135,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     checkSync(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
+    if (usable.length < config.sampling.promptsPerStep)
+      await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = await openObserver(config, stepsDone)
-    if (from) await policy.loadState(from.stateFile)
+    if (from) await loadState(policy, from)
     engine = localEngine(policy)
     options.signal?.throwIfAborted()
 
@@ -159,6 +167,25 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   }
 }
 
+/** Whether the memory and the disk suffice, before anything is loaded or written. */
+async function checkRoom(
+  config: Config,
+  { onNotice, signal }: OpenOptions,
+  dirs: { readonly modelDir: string; readonly referenceDir: string },
+  prompts: readonly EncodedPrompt[],
+): Promise<void> {
+  const { checkMemory, planRun } = await import('./memory.js')
+  const memory = await planRun(config, dirs, prompts)
+  if (config.model.device === 'cpu') checkMemory(memory)
+  const { output } = config.run
+  const disk = planDisk(config, memory)
+  const free = await freeDisk(output)
+  // Those of the run itself are part of the plan, and those of a run that it replaces go first.
+  const room = free === undefined ? undefined : free + checkpointBytes(output)
+  checkDisk(disk, config, room)
+  await told(onNotice?.(describeDisk(disk, room)), signal)
+}
+
 /** Of config.json: what the tensors' shapes follow from. */
 const shapeFields = [
   ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
@@ -182,6 +209,19 @@ function checkSync({ model }: Config, policy: Policy): void {
     'ERR_RAPO_CONFIG',
     `model.refModelSyncSteps is ${model.refModelSyncSteps}; it must be 0 for a policy without syncReference and saveReference`,
   )
+}
+
+async function loadState(policy: Policy, { dir, stateFile }: Checkpoint): Promise<void> {
+  if (existsSync(stateFile)) return policy.loadState(stateFile)
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `${dir} has no rapo/state.safetensors, the optimizer's state, which run.saveOptimizer last keeps of the newest checkpoint ` +
+      'alone: put the name of the newest back into checkpoints/latest, or start a new run with this directory as model.dir',
+  )
+}
+
+function fewProblems(count: number, { sampling }: Config): string {
+  return `data.train has ${plural(count, 'problem')}, fewer than sampling.promptsPerStep, ${sampling.promptsPerStep}: a step takes some of them more than once`
 }
 
 function noCheckpoint(dir: string): RapoError {

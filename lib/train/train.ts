@@ -10,7 +10,7 @@ import { addMetrics, emptyMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
-import { type TrainerState, writeCheckpoint } from './checkpoint.js'
+import { type Retention, type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { gather } from './gather.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
@@ -60,7 +60,8 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
       const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
-      const saving = () => save(run, config, state, config.run.keepCheckpoints)
+      const saving = () =>
+        save(run, config, state, { keep: config.run.keepCheckpoints, states: config.run.saveOptimizer })
       const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
       run.lock.check()
       // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
@@ -104,7 +105,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
     // Beside all others: this one may be what went wrong.
-    const checkpoint = await save(run, config, run.state, Infinity)
+    const checkpoint = await save(run, config, run.state, { keep: Infinity })
     run.lock.check()
     checkpoint.commit()
   } catch (second) {
@@ -208,10 +209,10 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
   run.hasMoved = true
 }
 
-function save(run: Run, { run: { output } }: Config, state: TrainerState, keep: number) {
+function save(run: Run, { run: { output } }: Config, state: TrainerState, retention: Retention) {
   const { policy, modelDir, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, keep, hasMoved)
+  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved)
 }
 
 /** `count` rollouts spread over the batch, as lines of samples.jsonl. */

@@ -305,4 +305,26 @@ test('a full disk leaves no lock without a holder', async () => {
   await (await acquireLock(file, refuse)).release()
 })
 
+test('a lock that cannot be taken over is an error, and stays', async () => {
+  const dir = makeTempDir()
+  const file = path.join(dir, 'lock')
+  const { stdout: dead } = spawnSync(process.execPath, ['-p', 'process.pid'])
+  const content = JSON.stringify({ ...(await recordOf(file)), pid: Number(dead), start: '1', token: 'x' })
+  writeFileSync(file, content)
+  const { renameSync } = fs
+  fs.renameSync = () => {
+    throw Object.assign(new Error('EIO'), { code: 'EIO' })
+  }
+  syncBuiltinESMExports()
+  try {
+    assert.match(await messageOf(acquireLock(file, refuse)), /^cannot take over /)
+  } finally {
+    fs.renameSync = renameSync
+    syncBuiltinESMExports()
+  }
+  assert.equal(readdirSync(dir), ['lock'])
+  assert.is(readFileSync(file, 'utf8'), content)
+  await (await acquireLock(file, refuse)).release()
+})
+
 test.run()

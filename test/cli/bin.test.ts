@@ -63,4 +63,18 @@ test('a module in TypeScript that does not compile is named', () => {
   assert.match(stderr, /^rapo: task\.verifier \.\/broken\.ts did not load: /)
 })
 
+test('a command that waits for what nobody knows to be lost fails, too', () => {
+  const script = `
+    import { Command } from 'commander'
+    Command.prototype.parseAsync = () => new Promise(() => {})
+    const { main } = await import('./lib/cli/cli.ts')
+    void main()`
+  const { status, stderr } = spawnSync(
+    process.execPath,
+    ['--import', 'tsx', '--input-type=module', '-e', script],
+    { cwd: root, encoding: 'utf8' },
+  )
+  assert.equal([status, stderr], [1, 'rapo: the command cannot end: what it waits for will never come\n'])
+})
+
 test.run()

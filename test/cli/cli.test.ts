@@ -231,6 +231,7 @@ test('eval measures a run, prints the table, writes both files; report makes the
   assert.is(code, 0, stderr)
   assert.match(stdout, /^all \(12 problems\)\npass@k +1 +2 +4 +8\nwhole +\d/m)
   assert.match(stdout, 'odd (6 problems)')
+  assert.match(stdout, `s; written to ${path.join(run('whole'), 'eval.json')}\n`)
   const result = JSON.parse(readFileSync(path.join(run('whole'), 'eval.json'), 'utf8'))
   assert.equal(result.k, [1, 2, 4, 8])
   assert.is(result.model, run('whole'))

@@ -95,7 +95,14 @@ test('logprobs adds one number a completion token, the same that generate gave',
 test('many and long lines are scored in several calls, in order', async () => {
   const long = Array.from({ length: 40 }, () => 10)
   give(...Array.from({ length: 1000 }, (_, i) => ({ i, promptIds: [5], completionIds: long.slice(i % 40) })))
-  await logprobLines(files, 1)
+  const calls: [number, number][] = []
+  await logprobLines({ ...files, onProgress: (...progress) => calls.push(progress) }, 1)
+  // 399 lines of 41 tokens are within the 16384 tokens of a call, 400 are not.
+  assert.equal(calls, [
+    [399, 1000],
+    [798, 1000],
+    [1000, 1000],
+  ])
   const lines = readFileSync(output, 'utf8').trim().split('\n')
   assert.is(lines.length, 1000)
   for (const [i, line] of lines.entries()) {
@@ -139,6 +146,11 @@ test('bad lines: file, line, why, and nothing written', async () => {
   }
   give({ promptIds: [5], completionIds: [5] }, { promptIds: [5] })
   assert.match(await messageOf(logprobLines(files, 1)), 'line 2: it must have completionIds')
+  give(
+    { promptIds: [5], completionIds: Array(63).fill(5) },
+    { promptIds: [5, 5], completionIds: Array(63).fill(5) },
+  )
+  assert.match(await messageOf(logprobLines(files, 1)), 'line 2: prompt and completion may take 65 tokens')
   give('')
   assert.match(await messageOf(generate()), `${input} is empty`)
 })

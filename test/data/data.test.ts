@@ -328,6 +328,32 @@ test('digits are kept in Parquet: 64-bit integers, decimals, float32', async () 
   }
 })
 
+test('Parquet: a group that is null, and one within a list, keep their digits', async () => {
+  const schema = [
+    { name: 'root', num_children: 3 },
+    { name: 'flat', type: 'DOUBLE', repetition_type: 'OPTIONAL' },
+    { name: 'group', repetition_type: 'OPTIONAL', num_children: 1 },
+    { name: 'x', type: 'INT64', repetition_type: 'OPTIONAL' },
+    { name: 'list', repetition_type: 'OPTIONAL', converted_type: 'LIST', num_children: 1 },
+    { name: 'list', repetition_type: 'REPEATED', num_children: 1 },
+    { name: 'element', repetition_type: 'OPTIONAL', num_children: 1 },
+    { name: 'y', type: 'FLOAT', repetition_type: 'OPTIONAL' },
+  ]
+  const columnData = [
+    { name: 'flat', data: [0.5, null] },
+    { name: 'group', data: [{ x: 9007199254740995n }, null] },
+    { name: 'list', data: [[{ y: 0.1 }, null], []] },
+  ]
+  writeFileSync(named('groups.parquet'), Buffer.from(parquetWriteBuffer({ columnData, schema } as never)))
+  assert.equal(
+    (await readRows(named('groups.parquet'))).map(({ value }) => ({ ...value })),
+    [
+      { flat: 0.5, group: { x: '9007199254740995' }, list: [{ y: 0.1 }, undefined] },
+      { flat: null, group: undefined, list: [] },
+    ],
+  )
+})
+
 /** A Parquet file with one column `answer` of decimals with that scale, stored as that type. */
 function decimalFile(scale: number, data: readonly number[], type: 'INT32' | 'FIXED_LEN_BYTE_ARRAY'): Buffer {
   const column = {
@@ -359,6 +385,16 @@ test('columns by their usual names; where there is none, the columns there are',
   assert.equal(await read('ID,Question,Answer\nx-1,Add 8 and 13.,021\n', {}, named('usual.csv')), [
     { id: 'x-1', prompt: 'Add 8 and 13.', answer: '021' },
   ])
+  for (const name of ['prompt', 'problem', 'question', 'query']) {
+    assert.equal(await read(`${name},answer\np,1\n`, {}, named('usual.csv')), [
+      { id: '2', prompt: 'p', answer: '1' },
+    ])
+  }
+  for (const name of ['answer', 'final_answer', 'expected_answer', 'ground_truth', 'target', 'solution']) {
+    assert.equal(await read(`prompt,${name}\np,1\n`, {}, named('usual.csv')), [
+      { id: '2', prompt: 'p', answer: '1' },
+    ])
+  }
   assert.match(
     await messageOf('Aufgabe,answer\np,1\n', {}, named('other.csv')),
     /no row has a column prompt, problem, .*; it has Aufgabe, answer: data\.problemField names the column with the problem/,

@@ -260,6 +260,8 @@ test("the special token behind an assistant's message ends a completion, too", (
   const tokens = ['<|im_start|>', '<|im_end|>']
   const dir = chatModel(chatml, { eos_token: '<eos>' }, tokens)
   assert.equal(createTemplate('chat', dir).stop, ['<eos>', '<|im_end|>'])
+  const bare = chatModel('{{ messages[-1].content }}<|im_end|>', { eos_token: '<eos>' }, tokens)
+  assert.equal(createTemplate('chat', bare).stop, ['<eos>', '<|im_end|>'])
   // A text that is no special token does not.
   assert.equal(createTemplate('chat', chatModel(chatml, { eos_token: '<eos>' }, ['<|im_start|>'])).stop, [
     '<eos>',

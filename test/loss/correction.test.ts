@@ -27,6 +27,10 @@ test('token level: truncated, or masked', () => {
   near(importanceWeights(rows, { ...token, outside: 'mask' }).weights, [2, 0, 1, 0, 1])
 })
 
+test('both bounds may be 1: every ratio counts as 1', () => {
+  near(importanceWeights(rows, { ...token, low: 1, high: 1 }).weights, [1, 1, 1, 1, 1])
+})
+
 test('sequence level: the product of the ratios, for every row', () => {
   const result = importanceWeights(rows, { ...token, level: 'sequence' })
   near(result.weights, [1, 1, 3, 3, 3])

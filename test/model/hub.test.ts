@@ -245,6 +245,20 @@ test('a server that is gone leaves what has come, and the next call goes on from
   assert.equal(readFileSync(path.join(dir, 'model.safetensors')), weights)
 })
 
+test('what has come is not fetched again: a single byte, and all of them', async () => {
+  mkdirSync(path.dirname(blob()), { recursive: true })
+  writeFileSync(`${blob()}.incomplete`, weights.subarray(0, 1))
+  const place = path.join(await resolveModel('o/m', { env }), 'model.safetensors')
+  assert.equal(fetched(), [{ url: `/o/m/resolve/${sha}/model.safetensors`, range: 'bytes=1-' }])
+  assert.equal(readFileSync(place), weights)
+  env.HF_HOME = makeTempDir()
+  requests = []
+  mkdirSync(path.dirname(blob()), { recursive: true })
+  writeFileSync(`${blob()}.incomplete`, weights)
+  assert.equal(readFileSync(path.join(await resolveModel('o/m', { env }), 'model.safetensors')), weights)
+  assert.equal(fetched(), [])
+})
+
 test('wrong bytes, too few and too many are found, and not kept', async () => {
   const cases: [Answer, RegExp][] = [
     [
@@ -774,6 +788,8 @@ test('a copy without its tokenizer or with a shard elsewhere is not whole; the w
   assert.not(await isWhole())
   index('tokenizer.json')
   assert.ok(await isWhole())
+  writeFileSync(path.join(dir, 'model.safetensors.index.json'), '{"weight_map":')
+  assert.not(await isWhole())
 
   env.HF_HOME = makeTempDir()
   files['generation_config.json'] = { content: Buffer.from('{}') }

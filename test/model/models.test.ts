@@ -219,6 +219,10 @@ test('a Git LFS pointer in place of any file says so', async () => {
     /part.bin is a Git LFS pointer, not the file: git lfs pull$/,
     'ERR_RAPO_FORMAT',
   )
+  // A file that no model is read from may be one.
+  const pictured = await newModel()
+  writeFileSync(path.join(pictured, 'picture.png'), pointer)
+  await (await load(pictured)).dispose()
   const tokenizer = directory({ 'tokenizer.json': pointer })
   assert.throws(
     () => loadTokenizer(tokenizer),
@@ -275,7 +279,16 @@ test('the commands name a repository of the hub by its name', () => {
     text!,
     "AutoModelForCausalLM.from_pretrained('o/m', torch_dtype='auto').save_pretrained('m-safetensors'",
   )
+  assert.match(explainFiles(['adapter_config.json'], 'o/adapter')!, ".save_pretrained('adapter-merged'")
   assert.is(explainFiles(['config.json', weights, 'pytorch_model.bin', 'x.gguf'], 'o/m'), undefined)
+})
+
+test('of weights of other formats three are named', () => {
+  assert.is(
+    explainFiles(['a.pt', 'b.onnx', 'c.h5', 'd.pth', 'README.md'], 'o/m'),
+    'has no config.json and no model.safetensors; of other weights it has a.pt, b.onnx, c.h5',
+  )
+  assert.is(explainFiles(['config.json', 'README.md'], 'o/m'), 'has no model.safetensors')
 })
 
 test('another architecture and a quantised model are called what they are, whatever their weights', async () => {

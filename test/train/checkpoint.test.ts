@@ -29,7 +29,7 @@ const policy = {
 }
 const list = (run: string) => readdirSync(path.join(run, 'checkpoints')).sort()
 const write = (run: string, step: number, keep = 9, from = policy) =>
-  writeCheckpoint(run, model, from, { step, cursor }, keep)
+  writeCheckpoint(run, model, from, { step, cursor }, { keep })
 
 async function messageOf(work: Promise<unknown>): Promise<string> {
   try {
@@ -87,6 +87,16 @@ test('what a killed process left is removed, the newest whole one stays', async 
   assert.is(readLatestCheckpoint(run)!.trainer.step, 2)
 })
 
+test('what a killed process left of the same step is no part of the checkpoint', async () => {
+  const run = makeTempDir()
+  const left = path.join(run, 'checkpoints', 'step-000001.tmp')
+  mkdirSync(left, { recursive: true })
+  writeFileSync(path.join(left, 'model-00001-of-00002.safetensors'), 'half')
+  ;(await write(run, 1)).commit()
+  const { dir } = readLatestCheckpoint(run)!
+  assert.not(existsSync(path.join(dir, 'model-00001-of-00002.safetensors')))
+})
+
 test('a write that fails leaves nothing, and names the whole one before it', async () => {
   const run = makeTempDir()
   const failing = {
@@ -125,7 +135,7 @@ test('a checkpoint that is damaged is named', async () => {
 test('what a checkpoint copies from a read-only model can be written', async () => {
   const [run, readOnly] = [makeTempDir(), makeFakeModel()]
   for (const name of readdirSync(readOnly)) chmodSync(path.join(readOnly, name), 0o444)
-  ;(await writeCheckpoint(run, readOnly, policy, { step: 1, cursor }, 9)).commit()
+  ;(await writeCheckpoint(run, readOnly, policy, { step: 1, cursor }, { keep: 9 })).commit()
   const { mode } = statSync(path.join(readLatestCheckpoint(run)!.dir, 'tokenizer.json'))
   assert.is(mode & 0o200, 0o200)
 })
@@ -151,6 +161,15 @@ test('a file is replaced whole or not at all', () => {
     (error: unknown) => (error as RapoError).code === 'ERR_RAPO_IO',
   )
   assert.is(readFileSync(file, 'utf8'), 'old')
+})
+
+test('a directory that is missing: the error says what could not be opened', () => {
+  const file = path.join(makeTempDir(), 'none', 'x.json')
+  assert.throws(
+    () => writeWhole(file, ''),
+    (error: RapoError) =>
+      error.code === 'ERR_RAPO_IO' && (error.cause as NodeJS.ErrnoException).syscall === 'open',
+  )
 })
 
 test('through a link, and straight into what is no file', () => {

@@ -115,7 +115,12 @@ test('problems that will be left out do not count: rapo doctor --config', () => 
     }
     writeFileSync(file, JSON.stringify(config))
     const doctor = ['--import', 'tsx', 'lib/cli/cli.ts', 'doctor', '--json', '--config', file]
-    return JSON.parse(spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout).run
+    const { run, disk, freeDisk } = JSON.parse(
+      spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout,
+    )
+    assert.is(disk.checkpoint, run.weights + (run.moments / 2) * 3)
+    assert.ok(freeDisk > 0)
+    return run
   }
   const expected = predict(short)
   // 4 tokens of the prompt and 10 new ones, 64 sequences at a time; 2 layers × 2 × 2 heads × 8, float32.

@@ -31,6 +31,38 @@ const sums: ObjectiveMetrics = {
   ratioMax: 2,
 }
 
+test('the metrics of two parts are added; the bounds of the ratio are those of both', () => {
+  const other: ObjectiveMetrics = {
+    tokens: 2,
+    loss: 0.25,
+    klSum: 0.5,
+    entropySum: 4,
+    ratioSum: 2,
+    approxKlSum: 0.5,
+    clippedLow: 1,
+    clippedHigh: 4,
+    klClamped: 5,
+    ratioMin: 0.25,
+    ratioMax: 1.5,
+  }
+  const expected: ObjectiveMetrics = {
+    tokens: 10,
+    loss: -0.25,
+    klSum: 0.8 + 0.5,
+    entropySum: 20,
+    ratioSum: 8.4 + 2,
+    approxKlSum: 0.04 + 0.5,
+    clippedLow: 3,
+    clippedHigh: 5,
+    klClamped: 8,
+    ratioMin: 0.25,
+    ratioMax: 2,
+  }
+  assert.equal(addMetrics(sums, other), expected)
+  assert.equal(addMetrics(other, sums), expected)
+  assert.equal(addMetrics(emptyMetrics, sums), sums)
+})
+
 test("a step's line by hand: two groups of two, two optimizer steps", () => {
   const rollouts = [
     rollout(1, 1, 'stop'),

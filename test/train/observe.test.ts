@@ -128,6 +128,11 @@ test('an event file: version, start, then a summary a step', () => {
     gradNorm: Number.NaN,
   })
   assert.equal([events![3]!.step, events![3]!.scalars], [2 ** 40, { ratioMean: Infinity }])
+
+  const fresh = makeTempDir()
+  openTensorBoard(fresh).close()
+  const [start] = readEvents(fresh)
+  assert.equal([start![1]!.isStart, start![1]!.step], [true, 1])
 })
 
 test('a directory that cannot be made is an error that names the file', () => {

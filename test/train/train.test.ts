@@ -104,6 +104,16 @@ test('the toy model learns the task, and the files say so', async () => {
     'finishReason',
   ])
   assert.is.not(samples[0]!.problemId, samples[1]!.problemId)
+  // They are spread over the batch from its beginning.
+  const samplesOf = async (samplesPerStep: number) => {
+    const few = await spy({ run: { steps: 1, samplesPerStep } })
+    return readLines(few.output, 'samples.jsonl')
+  }
+  const all = await samplesOf(9999)
+  assert.equal(
+    await samplesOf(5),
+    [0, 6, 12, 19, 25].map(i => all[i]),
+  )
   assert.equal(readdirSync(output).sort(), ['checkpoints', 'config.yaml', 'metrics.jsonl', 'samples.jsonl'])
   assert.equal(readdirSync(path.join(output, 'checkpoints')).sort(), ['latest', 'step-000036', 'step-000040'])
 })
@@ -119,6 +129,17 @@ test('2 N steps, and N steps, a resume, N more: equal bits', async () => {
   await train(config, { ...fake, resume: true, onStart: done => (startedAt = done) })
   assert.is(startedAt, 11)
   assert.equal(fingerprint(halves), fingerprint(whole))
+})
+
+test('a data set that is smaller than a step is said at the start', async () => {
+  const told: string[] = []
+  const onNotice = (text: string) => void told.push(text)
+  await spy({ run: { steps: 1 }, sampling: { promptsPerStep: 10 } }, { onNotice })
+  assert.equal(told, [])
+  await spy({ run: { steps: 1 }, sampling: { promptsPerStep: 11 } }, { onNotice })
+  assert.equal(told, [
+    'data.train has 10 problems, fewer than sampling.promptsPerStep, 11: a step takes some of them more than once',
+  ])
 })
 
 test('another seed gives another run', async () => {
@@ -479,6 +500,18 @@ test('a failure is told as it is where nothing can be saved: before the first st
     await messageAt(full),
     /^logits are not finite\nthe state after step 2 could not be saved: .*no space/,
   )
+  // A signal's reason is passed on as it is: the rest is a warning.
+  const stop = new AbortController()
+  const aborted: LoadPolicy = async (dir, options) => ({
+    ...(await loadFakePolicy(dir, options)),
+    save: () => Promise.reject(new Error('no space')),
+  })
+  const warned = once(process, 'warning')
+  const output = path.join(makeTempDir(), 'run')
+  const options = { loadPolicy: aborted, signal: stop.signal, onStep: () => stop.abort(new Error('enough')) }
+  assert.is(await messageOf(train(makeConfig(output, model, changes), options)), 'enough')
+  const [warning] = await warned
+  assert.match(warning.message, /^the state after step 1 could not be saved: .*no space/)
 })
 
 test('closing that fails hides no first error, and leaves no lock', async () => {
