@@ -20,8 +20,11 @@ import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
+import { placeFromEnv } from '../world/place.js'
+import { PeerError } from '../world/world.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
+import { launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -44,6 +47,7 @@ interface TrainValues {
   readonly config?: string
   readonly resume?: string
   readonly overwrite?: boolean
+  readonly processes?: number
 }
 
 export async function runTrain(values: TrainValues & Values): Promise<void> {
@@ -67,29 +71,37 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     )
   }
 
+  if (await launchHere(values.processes)) return
+  // Of several processes one speaks.
+  const speaks = (placeFromEnv()?.rank ?? 0) === 0
+  let isStarted = false
   let progress: Progress | undefined
   const rewards: number[] = []
   const stopping = listenForStop(
     () => {
       // Nothing to save before the first step.
-      if (!progress) process.exit(stopping.exitCode)
-      progress.log('finishing the step and saving; once more quits at once')
+      if (!isStarted) process.exit(stopping.exitCode)
+      progress?.log('finishing the step and saving; once more quits at once')
     },
     { isForked },
   )
-  const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
-  const resumeCommand = `${invocation()} train --resume ${quote(output)}`
+  const isStopped = (error: unknown) =>
+    (stopping.abort.aborted && error === stopping.abort.reason) ||
+    (error instanceof PeerError && error.isAbort)
+  const processes = values.processes === undefined ? '' : ` --processes ${values.processes}`
+  const resumeCommand = `${invocation()} train --resume ${quote(output)}${processes}`
   const download = downloadProgress()
   let stepsDone: number
   try {
     stepsDone = await train(config, {
-      onDownload: download.onProgress,
+      ...(speaks && { onDownload: download.onProgress, onUnusable: listUnusable }),
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
-      onUnusable: listUnusable,
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
+        isStarted = true
+        if (!speaks) return
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
@@ -100,14 +112,14 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       },
     })
   } catch (error) {
-    const checkpoint = progress && newestOf(output)
+    const checkpoint = isStarted ? newestOf(output) : undefined
     if (isStopped(error) && checkpoint) {
       stepsDone = checkpoint.trainer.step
     } else {
       if (stopping.signal) process.exitCode = stopping.exitCode
       if (isStopped(error))
         throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
-      if (!checkpoint || !(error instanceof RapoError)) throw error
+      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw error
       const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
@@ -116,7 +128,9 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     progress?.stop()
     stopping.release()
   }
-  if (stepsDone < steps) {
+  if (!speaks) {
+    if (stepsDone < steps) process.exitCode = stopping.exitCode
+  } else if (stepsDone < steps) {
     printLine(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.exitCode
   } else {
