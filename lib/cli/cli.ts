@@ -32,11 +32,7 @@ export function createCli(): Command {
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
-    .option(
-      '--processes <count>',
-      'train in so many processes on this machine, which share every batch (docs/scale.md)',
-      wholeNumber(1),
-    )
+    .addOption(processesOption('train'))
     .addHelpText('after', () => `\nPresets of objective.preset:\n${describePresets()}`)
     .action(async values => (await import('./commands.js')).runTrain(values))
   addFields(train, fields)
@@ -52,6 +48,7 @@ export function createCli(): Command {
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
     .option('--restart', 'do not go on with the interrupted measurement that is there')
+    .addOption(processesOption('measure'))
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
@@ -194,6 +191,11 @@ export function createCli(): Command {
     .option('--reuse', 'keep finished runs and measurements that are there already')
     .action(async values => (await import('./demo.js')).demo(values))
   return cli
+}
+
+function processesOption(does: string): Option {
+  const help = `${does} in so many processes on this machine, which share the work (docs/scale.md)`
+  return new Option('--processes <count>', help).argParser(wholeNumber(1))
 }
 
 /** One option a field of the configuration, as text: config.ts judges the values, whatever they come from. */

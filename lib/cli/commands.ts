@@ -20,11 +20,10 @@ import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
-import { placeFromEnv } from '../world/place.js'
 import { PeerError } from '../world/world.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
-import { launchHere } from './ranks.js'
+import { isSpeaker, launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -72,8 +71,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
 
   if (await launchHere(values.processes)) return
-  // Of several processes one speaks.
-  const speaks = (placeFromEnv()?.rank ?? 0) === 0
+  const speaks = isSpeaker()
   let isStarted = false
   let progress: Progress | undefined
   const rewards: number[] = []
@@ -169,6 +167,7 @@ interface EvalValues {
   readonly name?: string
   readonly output?: string
   readonly restart?: boolean
+  readonly processes?: number
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -184,20 +183,22 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const config = loadConfig(file, overrides)
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
+  if (await launchHere(values.processes)) return
+  const speaks = isSpeaker()
 
   let progress: Progress | undefined
   const download = downloadProgress()
   const measuring = untilStopped(async signal =>
     evaluate(config, {
-      dir: checkpoint?.dir ?? (await fetchModel(given)),
+      dir: checkpoint?.dir ?? (await (speaks ? fetchModel(given) : resolveModel(given, {}))),
       model: given,
       name,
       output,
       restart: values.restart ?? false,
       signal,
-      onUnusable: listUnusable,
-      onDownload: download.onProgress,
+      ...(speaks && { onDownload: download.onProgress, onUnusable: listUnusable }),
       onProgress: (done, total, solved) => {
+        if (!speaks) return
         download.stop()
         const label = isForked ? 'eval' : `${name} eval`
         progress ??= createProgress({ label, total, unit: 'completions', done })
@@ -209,6 +210,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     download.stop()
     progress?.stop()
   })
+  if (!speaks) return
   printLine(formatPassAtK([result]))
   printLine(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,

@@ -30,6 +30,11 @@ export async function launchHere(processes: number | undefined): Promise<boolean
   return true
 }
 
+/** Of several processes rank 0 alone shows what they do. */
+export function isSpeaker(): boolean {
+  return (placeFromEnv()?.rank ?? 0) === 0
+}
+
 /** Milliseconds that a process waits whose error is not its own: launchers take the first that ends for the cause. */
 const AFTER_OTHERS_MS = 1_000
 

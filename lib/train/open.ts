@@ -1,11 +1,10 @@
 /** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
 import { existsSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
-import type { Lock } from '../base/lock.js'
+import { type Lock, noLock } from '../base/lock.js'
 import { digest } from '../base/random.js'
 import { anySignal, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
@@ -17,13 +16,13 @@ import { type EncodeContext, fitContext, fitModel, templateFor } from '../data/p
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
-import type { Device, LoadPolicy, Policy } from '../model/policy.js'
+import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { localEngine, type RolloutEngine } from '../rollout/engine.js'
-import { type Place, placeFromEnv } from '../world/place.js'
-import { openWorld, PeerError, type World } from '../world/world.js'
+import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import type { World } from '../world/world.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, type TrainerState } from './checkpoint.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, type Origin, originOf } from './origin.js'
@@ -80,9 +79,8 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', config.run.output, 'the run directory')
   const { signal } = options
-  const place = placeFromEnv()
-  const device = deviceOf(config.model.device, place)
-  const world = await openWorld({ device, timeoutSeconds: config.distributed.timeoutSeconds, signal, place })
+  const joined = await joinWorld(config, signal)
+  const { world } = joined
   try {
     const task = await world.together('reading the problems', () => readTask(config, options))
     const fetching = () => (world.localRank === 0 ? resolveModels(config, task) : undefined)
@@ -90,22 +88,11 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     await world.together('fetching the model', fetching)
     const checking = () => checkInputs(config, options, task, world)
     const inputs = await world.together('checking the inputs', checking)
-    return await openChecked(config, { ...options, device }, world, inputs)
+    return await openChecked(config, options, joined, inputs)
   } catch (error) {
-    await leave(world, error).catch(() => {})
+    await leaveWorld(world, error).catch(() => {})
     throw error
   }
-}
-
-/** Each rank of a host has a GPU of its own, unless one is named. */
-function deviceOf(device: string, place: Place | undefined): Device {
-  return (device === 'cuda' && place ? `cuda:${place.localRank}` : device) as Device
-}
-
-/** What another rank failed with is known to all. */
-async function leave(world: World, error?: unknown): Promise<void> {
-  if (error !== undefined && !(error instanceof PeerError)) await world.report(error)
-  await world.close()
 }
 
 async function readTask(config: Config, { onUnusable, onDownload, signal }: OpenOptions) {
@@ -147,8 +134,8 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
 
 async function openChecked(
   config: Config,
-  options: OpenOptions & { readonly device: Device },
-  world: World,
+  options: OpenOptions,
+  { world, device, threads }: Joined,
   inputs: Awaited<ReturnType<typeof checkInputs>>,
 ): Promise<OpenRun> {
   const { run } = config
@@ -175,7 +162,7 @@ async function openChecked(
       () => engine?.close(),
       () => policy?.dispose(),
       lock.release,
-      () => leave(world, error),
+      () => leaveWorld(world, error),
     )
   const load = async () => {
     // Once more, and the checkpoint only now: another process may have had the directory until here.
@@ -187,8 +174,8 @@ async function openChecked(
     const training = trainingOptions(config, from?.referenceDir ?? inputs.referenceDir)
     policy = await openPolicy(
       from?.dir ?? modelDir,
-      { ...training, device: options.device, ...(world.handle && { world: world.handle }) },
-      threadsOf(run.threads, world),
+      { ...training, device, ...(world.handle && { world: world.handle }) },
+      threads,
       options.loadPolicy,
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
@@ -234,15 +221,7 @@ async function openChecked(
 }
 
 /** What ranks have that do not write. */
-const noLock: Lock = { lost: new AbortController().signal, check() {}, release: async () => {} }
 const noObserver: Observer = { step: async () => {}, close() {} }
-
-/** Ranks of one host share its processors. */
-function threadsOf(threads: number, { localSize }: World): number {
-  return threads > 0 || localSize === 1
-    ? threads
-    : Math.max(1, Math.floor(availableParallelism() / localSize))
-}
 
 /** Throws ERR_RAPO_CONFIG where the ranks would not train the same policy on the same problems. */
 async function checkSame(
