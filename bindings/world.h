@@ -59,14 +59,6 @@ inline Napi::Value open_world(const Napi::CallbackInfo& info) {
   });
 }
 
-inline Napi::Value to_js(Napi::Env env, const std::vector<World::Bytes>& parts) {
-  auto array = Napi::Array::New(env, parts.size());
-  for (std::uint32_t i = 0; i < parts.size(); ++i) array.Set(i, to_js(env, parts[i]));
-  return array;
-}
-
-inline Napi::Value parts_to_js(Napi::Env env, std::vector<World::Bytes>& parts) { return to_js(env, parts); }
-
 /// worldGather(handle, what, bytes) -> Promise<Uint8Array[]>
 inline Napi::Value world_gather(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
@@ -76,26 +68,11 @@ inline Napi::Value world_gather(const Napi::CallbackInfo& info) {
     return on_engine<std::vector<World::Bytes>>(
         info.Env(), std::make_shared<Control>(),
         [world, what, own = std::move(own)](Control& control) { return world->gather(what, own, control); },
-        parts_to_js);
-  });
-}
-
-/// worldExchange(handle, what, parts) -> Promise<Uint8Array[]>
-inline Napi::Value world_exchange(const Napi::CallbackInfo& info) {
-  return guarded(info, [&] {
-    auto world = world_of(info[0]);
-    const std::string what = info[1].ToString();
-    if (!info[2].IsArray()) invalid("parts must be an array");
-    const auto array = info[2].As<Napi::Array>();
-    std::vector<World::Bytes> parts;
-    for (std::uint32_t i = 0; i < array.Length(); ++i)
-      parts.push_back(copy<std::uint8_t>(array.Get(i), "parts[" + std::to_string(i) + "]"));
-    return on_engine<std::vector<World::Bytes>>(
-        info.Env(), std::make_shared<Control>(),
-        [world, what, parts = std::move(parts)](Control& control) {
-          return world->exchange(what, parts, control);
-        },
-        parts_to_js);
+        [](Napi::Env env, std::vector<World::Bytes>& parts) -> Napi::Value {
+          auto array = Napi::Array::New(env, parts.size());
+          for (std::uint32_t i = 0; i < parts.size(); ++i) array.Set(i, to_js(env, parts[i]));
+          return array;
+        });
   });
 }
 
@@ -131,7 +108,6 @@ inline void define_world(Napi::Env env, Napi::Object exports) {
   exports.Set("worldSupported", World::is_supported());
   exports.Set("openWorld", Napi::Function::New<open_world>(env));
   exports.Set("worldGather", Napi::Function::New<world_gather>(env));
-  exports.Set("worldExchange", Napi::Function::New<world_exchange>(env));
   exports.Set("worldReport", Napi::Function::New<world_report>(env));
   exports.Set("worldClose", Napi::Function::New<world_close>(env));
   exports.Set("openStore", Napi::Function::New<open_store>(env));

@@ -11,6 +11,7 @@ import { devicePattern, deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
+import { reportFailure } from './ranks.js'
 
 /** The fields that a measurement reads. */
 const measuredFields =
@@ -31,6 +32,7 @@ export function createCli(): Command {
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
+    .addOption(processesOption('train'))
     .addHelpText('after', () => `\nPresets of objective.preset:\n${describePresets()}`)
     .action(async values => (await import('./commands.js')).runTrain(values))
   addFields(train, fields)
@@ -46,6 +48,7 @@ export function createCli(): Command {
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
     .option('--restart', 'do not go on with the interrupted measurement that is there')
+    .addOption(processesOption('measure'))
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
@@ -190,6 +193,11 @@ export function createCli(): Command {
   return cli
 }
 
+function processesOption(does: string): Option {
+  const help = `${does} in so many processes on this machine, which share the work (docs/scale.md)`
+  return new Option('--processes <count>', help).argParser(wholeNumber(1))
+}
+
 /** One option a field of the configuration, as text: config.ts judges the values, whatever they come from. */
 function addFields(command: Command, shown: readonly Field[]): void {
   for (const field of shown) {
@@ -273,7 +281,7 @@ export async function main(): Promise<void> {
   try {
     await createCli().parseAsync()
   } catch (error) {
-    printError(describeError(error))
+    await reportFailure(error, describeError(error))
     process.exitCode ||= 1
   } finally {
     process.off('beforeExit', onEmpty)

@@ -20,8 +20,10 @@ import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
+import { PeerError } from '../world/world.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { createProgress, type Progress } from './progress.js'
+import { isSpeaker, launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
 
 /** By rapo demo, which names the run before each label and decides when it stops. */
@@ -44,6 +46,7 @@ interface TrainValues {
   readonly config?: string
   readonly resume?: string
   readonly overwrite?: boolean
+  readonly processes?: number
 }
 
 export async function runTrain(values: TrainValues & Values): Promise<void> {
@@ -67,30 +70,38 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     )
   }
 
+  if (await launchHere(values.processes)) return
+  const speaks = isSpeaker()
+  let isStarted = false
   let progress: Progress | undefined
   const rewards: number[] = []
   const stopping = listenForStop(
     () => {
       // Nothing to save before the first step.
-      if (!progress) process.exit(stopping.exitCode)
-      progress.log('finishing the step and saving; once more quits at once')
+      if (!isStarted) process.exit(stopping.exitCode)
+      progress?.log('finishing the step and saving; once more quits at once')
     },
     { isForked },
   )
-  const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
-  const resumeCommand = `${invocation()} train --resume ${quote(output)}`
+  const isStopped = (error: unknown) =>
+    (stopping.abort.aborted && error === stopping.abort.reason) ||
+    (error instanceof PeerError && error.isAbort)
+  const processes = values.processes === undefined ? '' : ` --processes ${values.processes}`
+  const resumeCommand = `${invocation()} train --resume ${quote(output)}${processes}`
   const download = downloadProgress()
   let stepsDone: number
   try {
     stepsDone = await train(config, {
       onDownload: download.onProgress,
+      onUnusable: listUnusable,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
-      onUnusable: listUnusable,
       onNotice: text => (progress ? progress.log(text) : printError(text)),
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
+        isStarted = true
+        if (!speaks) return
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
@@ -101,14 +112,14 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       },
     })
   } catch (error) {
-    const checkpoint = progress && newestOf(output)
+    const checkpoint = isStarted ? newestOf(output) : undefined
     if (isStopped(error) && checkpoint) {
       stepsDone = checkpoint.trainer.step
     } else {
       if (stopping.signal) process.exitCode = stopping.exitCode
       if (isStopped(error))
         throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
-      if (!checkpoint || !(error instanceof RapoError)) throw error
+      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw error
       const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
@@ -117,7 +128,9 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     progress?.stop()
     stopping.release()
   }
-  if (stepsDone < steps) {
+  if (!speaks) {
+    if (stepsDone < steps) process.exitCode = stopping.exitCode
+  } else if (stepsDone < steps) {
     printLine(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.exitCode
   } else {
@@ -156,6 +169,7 @@ interface EvalValues {
   readonly name?: string
   readonly output?: string
   readonly restart?: boolean
+  readonly processes?: number
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -171,20 +185,22 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const config = loadConfig(file, overrides)
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
+  if (await launchHere(values.processes)) return
+  const speaks = isSpeaker()
 
   let progress: Progress | undefined
   const download = downloadProgress()
   const measuring = untilStopped(async signal =>
     evaluate(config, {
-      dir: checkpoint?.dir ?? (await fetchModel(given)),
+      dir: checkpoint?.dir ?? (await (speaks ? fetchModel(given) : resolveModel(given, {}))),
       model: given,
       name,
       output,
       restart: values.restart ?? false,
       signal,
-      onUnusable: listUnusable,
-      onDownload: download.onProgress,
+      ...(speaks && { onDownload: download.onProgress, onUnusable: listUnusable }),
       onProgress: (done, total, solved) => {
+        if (!speaks) return
         download.stop()
         const label = isForked ? 'eval' : `${name} eval`
         progress ??= createProgress({ label, total, unit: 'completions', done })
@@ -196,6 +212,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     download.stop()
     progress?.stop()
   })
+  if (!speaks) return
   printLine(formatPassAtK([result]))
   printLine(
     `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,

@@ -5,6 +5,7 @@ import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { asIoError, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
+import { noLock } from '../base/lock.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
@@ -13,18 +14,21 @@ import { requireField } from '../config/config.js'
 import { type Problem, readProblems } from '../data/problems.js'
 import { fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { nameOf } from '../data/rows.js'
+import { splitEvenly } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
-import type { Device, LoadPolicy, Policy } from '../model/policy.js'
+import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import { localEngine } from '../rollout/engine.js'
-import { rolloutGroups, samplingParams, score } from '../rollout/rollout.js'
+import { rolloutGroups, type ScoredRollout, samplingParams, score } from '../rollout/rollout.js'
 import { lockRun } from '../train/run.js'
+import { ownPart } from '../train/share.js'
+import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
-import { listCalls, openProgress } from './journal.js'
+import { listCalls, openProgress, type ProgressLine } from './journal.js'
 
 /** What is measured, and where the results go. */
 export interface EvaluateOptions {
@@ -57,12 +61,27 @@ export interface EvaluateOptions {
  * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
  * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
  * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
- * One measurement at a time may write to an output directory. Throws RapoError.
+ * One measurement at a time may write to an output directory. Of several processes that a launcher started, each samples
+ * a part of the problems, rank 0 writes, and the result is that of one process. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
-  const { sampling } = config
-  const { samples: n, bootstrap, seed } = config.eval
   requireField('data.eval', config.data.eval, 'the problem file to measure')
+  const joined = await joinWorld(config, options.signal)
+  const { world } = joined
+  try {
+    const inputs = await world.together('reading the inputs', () => readInputs(config, options))
+    const result = await measure(config, options, joined, inputs)
+    await world.close()
+    return result
+  } catch (error) {
+    // What went wrong first counts.
+    await leaveWorld(world, error).catch(() => {})
+    throw error
+  }
+}
+
+async function readInputs(config: Config, options: EvaluateOptions) {
+  const { sampling } = config
   const { onUnusable, onDownload } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const data = { ...config.data, ...hooks, signal: options.signal }
@@ -81,77 +100,86 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     config,
     fitting.map(({ problem }) => problem),
   )
-  makeDir(options.output)
-  const lock = await lockRun(options.output, 'eval')
+  return { data, verifier, tokenizer, stopTokenIds, fitting, hard }
+}
+
+async function measure(
+  config: Config,
+  options: EvaluateOptions,
+  { world, device, threads }: Joined,
+  { data, verifier, tokenizer, stopTokenIds, fitting, hard }: Awaited<ReturnType<typeof readInputs>>,
+): Promise<EvalResult> {
+  const { sampling } = config
+  const { maxNewTokens, temperature } = sampling
+  const { samples: n, bootstrap, seed } = config.eval
+  const isWriter = world.rank === 0
+  const lock = await world.together('taking the output directory', async () => {
+    if (!isWriter) return noLock
+    makeDir(options.output)
+    return lockRun(options.output, 'eval')
+  })
   const signal = anySignal(lock.lost, options.signal)
 
-  const { dtype, device } = config.model
-  const inference = { dtype, device: device as Device, trainable: false }
+  const inference = { dtype: config.model.dtype, device, trainable: false }
   let policy: Policy | undefined
   try {
-    signal.throwIfAborted()
-    policy = await openPolicy(options.dir, inference, config.run.threads, options.loadPolicy)
-    checkTokenizerFits(tokenizer, policy.info, options.dir)
-    const { maxNewTokens, temperature } = sampling
-    const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
-    const engine = localEngine(policy)
-    await engine.syncWeights(0, { signal })
-    lock.check()
-    const progress = openProgress(config, options, prompts)
+    const loaded = await world.together('loading the model', async () => {
+      signal.throwIfAborted()
+      policy = await openPolicy(options.dir, inference, threads, options.loadPolicy)
+      checkTokenizerFits(tokenizer, policy.info, options.dir)
+      const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
+      const engine = localEngine(policy)
+      await engine.syncWeights(0, { signal })
+      lock.check()
+      return { policy, prompts, engine }
+    })
+    const { prompts, engine } = loaded
+    const progress = await openProgress(config, options, prompts, world)
 
     const perProblem: ProblemResult[] = []
     const report = (running = 0) => {
       const solved = perProblem.filter(({ correct }) => correct > 0).length
       return options.onProgress?.(progress.sum(undefined, 'n') + running, n * prompts.length, solved)
     }
-    await told(report(), signal)
-    const { samplesPerCall, keepSamples } = config.eval
-    const together = Math.max(1, Math.floor(samplesPerCall / n))
-    for (let first = 0; first < prompts.length; first += together) {
-      const some = prompts.slice(first, first + together)
+    await world.together('starting', () => told(report(), signal))
+    const { samplesPerCall } = config.eval
+    const atOnce = Math.max(1, Math.floor(samplesPerCall / n)) * world.size
+    for (let first = 0; first < prompts.length; first += atOnce) {
+      const some = prompts.slice(first, first + atOnce)
       for (const call of listCalls(n, samplesPerCall)) {
         const missing = some.filter(({ problem }) => !progress.has(problem.id, call.index))
         if (missing.length === 0) continue
         const start = performance.now()
-        // Each problem's random stream is its own, whatever else is measured.
-        const seeds = missing.map(({ problem }) =>
-          deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
-        )
-        const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
-        const sampled = missing.length * call.count
-        signal.throwIfAborted()
+        const { part } = ownPart(missing, world)
+        const sampled = part.length * call.count
         // The last one counts when it is judged. What onProgress throws waits for the end of the call.
         const reporting = watched('onProgress', (tokens: number, most: number) =>
-          report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
+          report(world.size * Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
-        const { call: onProgress } = reporting
-        const rollouts = await rolloutGroups(engine, tokenizer, missing, params, { signal, onProgress })
-        const scored = await score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
+        const callOptions = { signal, onProgress: reporting.call }
+        const all = await world.gather(`problems from number ${first + 1}`, async () => {
+          signal.throwIfAborted()
+          if (part.length === 0) return []
+          // Each problem's random stream is its own, whatever else is measured.
+          const seeds = part.map(({ problem }) =>
+            deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
+          )
+          const params = samplingParams(sampling, { n: call.count, stopTokenIds, seed: seeds })
+          const rollouts = await rolloutGroups(engine, tokenizer, part, params, callOptions)
+          const scored = await score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
+          return splitEvenly(scored, part.length).map(group => lineOf(group, call, config))
+        })
         lock.check()
         const seconds = (performance.now() - start) / 1000 / missing.length
-        for (const [i, { problem }] of missing.entries()) {
-          const group = scored.slice(i * call.count, (i + 1) * call.count)
-          const kept = group.slice(0, Math.max(0, keepSamples - call.first))
-          progress.add({
-            problemId: problem.id,
-            call: call.index,
-            n: call.count,
-            correct: group.filter(rollout => rollout.reward >= 1).length,
-            tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
-            seconds,
-            samples: kept.map(({ completion, reward, reason, finishReason }) => ({
-              ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
-            })),
-          })
-        }
-        reporting.failed.throwIfAborted()
+        for (const line of all.flat()) progress.add({ ...line, seconds })
+        await world.together('reporting', () => reporting.failed.throwIfAborted())
       }
       for (const { problem } of some) {
         const correct = progress.sum(problem.id, 'correct')
         const hardForBase = hard && { hardForBase: hard.has(problem.id) }
         perProblem.push({ id: problem.id, ...difficultyOf(problem), ...hardForBase, n, correct })
       }
-      await told(report(), signal)
+      await world.together('reporting', () => told(report(), signal))
     }
 
     const ks = listKs(n, config.eval.largestK)
@@ -172,11 +200,14 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
       seconds: progress.sum(undefined, 'seconds'),
       tokens: progress.sum(undefined, 'tokens'),
     }
-    lock.check()
-    writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
-    writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
-    progress.remove()
-    await policy.dispose()
+    await world.together('writing the result', () => {
+      lock.check()
+      if (!isWriter) return
+      writeWhole(path.join(options.output, 'eval-samples.jsonl'), progress.samples())
+      writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
+      progress.remove()
+    })
+    await loaded.policy.dispose()
     await lock.release()
     return result
   } catch (error) {
@@ -184,6 +215,26 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
     throw error
+  }
+}
+
+/** A problem's line of the journal, but for the seconds. */
+function lineOf(
+  group: readonly ScoredRollout[],
+  { index, first, count }: ReturnType<typeof listCalls>[number],
+  config: Config,
+): Omit<ProgressLine, 'seconds'> {
+  const { problem } = group[0]!
+  const kept = group.slice(0, Math.max(0, config.eval.keepSamples - first))
+  return {
+    problemId: problem.id,
+    call: index,
+    n: count,
+    correct: group.filter(rollout => rollout.reward >= 1).length,
+    tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
+    samples: kept.map(({ completion, reward, reason, finishReason }) => ({
+      ...{ problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
+    })),
   }
 }
 

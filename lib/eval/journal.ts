@@ -8,6 +8,7 @@ import { digest } from '../base/random.js'
 import type { Config } from '../config/config.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import { parseModuleName } from '../reward/load.js'
+import type { World } from '../world/world.js'
 
 /** A line of eval-progress.jsonl, after the first. */
 export interface ProgressLine {
@@ -22,19 +23,26 @@ export interface ProgressLine {
 
 /**
  * eval-progress.jsonl: its first line is what the samples depend on, each other one a call's result. Goes on with what
- * is there already; throws ERR_RAPO_CONFIG where that was measured otherwise.
+ * is there already; throws ERR_RAPO_CONFIG where that was measured otherwise. Every rank knows all lines; rank 0 writes.
  */
-export function openProgress(
+export async function openProgress(
   config: Config,
   options: { readonly dir: string; readonly output: string; readonly restart?: boolean },
   prompts: readonly EncodedPrompt[],
+  world: World,
 ) {
+  const isWriter = world.rank === 0
   const file = path.join(options.output, 'eval-progress.jsonl')
   const conditions = describeConditions(config, options.dir, prompts)
-  if (options.restart) rmSync(file, { force: true })
   const done = new Map<string, ProgressLine>()
   const keyOf = (id: string, call: number) => JSON.stringify([id, call])
-  const [first, ...lines] = readProgress(file)
+  const read = () => {
+    if (!isWriter) return []
+    if (options.restart) rmSync(file, { force: true })
+    return readProgress(file)
+  }
+  const [all] = await world.gather('reading the journal', read)
+  const [first, ...lines] = all!
   if (first !== undefined) {
     // An older version of rapo has not recorded all of them.
     const differing = Object.keys(first).find(key => conditions[key] !== first[key])
@@ -46,12 +54,14 @@ export function openProgress(
     }
     for (const line of lines as unknown as ProgressLine[]) done.set(keyOf(line.problemId, line.call), line)
   }
-  // Without a last line that a killed process left half-written.
-  writeWhole(file, toJsonLines([conditions, ...lines]))
+  await world.together('opening the journal', () => {
+    // Without a last line that a killed process left half-written.
+    if (isWriter) writeWhole(file, toJsonLines([conditions, ...lines]))
+  })
   return {
     has: (id: string, call: number) => done.has(keyOf(id, call)),
     add(line: ProgressLine) {
-      appendJsonLines(file, [line])
+      if (isWriter) appendJsonLines(file, [line])
       done.set(keyOf(line.problemId, line.call), line)
     },
     /** Over the calls of one problem, or of all. */

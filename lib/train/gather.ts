@@ -6,6 +6,7 @@ import { splitEvenly } from '../model/batch.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
 import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
 import type { OpenRun } from './open.js'
+import { ownPart } from './share.js'
 
 export interface Gathered {
   /** Whole groups, in the order sampled: all of the step. */
@@ -21,15 +22,16 @@ export interface Gathered {
  * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
  * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
  * enough or sampling.maxNumGenBatches calls were made. What is sampled depends on the run's seed, the step, the number of
- * the call and where the cursor stood, so that a step that is done again gives the same bits.
+ * the call and where the cursor stood, so that a step that is done again gives the same bits. Each rank of the world samples
+ * and rewards its part of the prompts; all get all.
  */
 export async function gather(
-  run: Pick<OpenRun, 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  run: Pick<OpenRun, 'world' | 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
   config: Config,
   step: number,
   seconds: PhaseSeconds,
 ): Promise<Gathered> {
-  const { engine, context, cursor, stopTokenIds, rewards, signal } = run
+  const { world, engine, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
   const groups: ScoredRollout[][] = []
@@ -38,12 +40,25 @@ export async function gather(
   for (let call = 0; call < calls && kept.length < promptsPerStep; call++) {
     const problems = cursor.next(promptsPerStep - kept.length)
     const prompts = problems.map(problem => encodePrompt(problem, context))
+    const { part, before } = ownPart(prompts, world)
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
-    const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rolling = rolloutGroups(engine, context.tokenizer, prompts, params, { signal })
-    const rollouts = await timed(seconds, 'rollout', rolling)
-    const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
-    const scored = splitEvenly(await timed(seconds, 'score', scoring), prompts.length)
+    const firstCompletion = before * groupSize
+    const rest = { n: groupSize, stopTokenIds, seed, ...(firstCompletion > 0 && { firstCompletion }) }
+    const sampleAndScore = async () => {
+      signal.throwIfAborted()
+      if (part.length === 0) return []
+      const rolling = rolloutGroups(engine, context.tokenizer, part, samplingParams(sampling, rest), {
+        signal,
+      })
+      const rollouts = await timed(seconds, 'rollout', rolling)
+      const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
+      // What every rank knows is not sent.
+      return (await timed(seconds, 'score', scoring)).map(({ problem: _, promptIds: __, ...own }) => own)
+    }
+    const all = (await world.gather(`step ${step}, rollouts`, sampleAndScore)).flat()
+    const scored = splitEvenly(all, prompts.length).map((group, p) =>
+      group.map((rollout): ScoredRollout => ({ ...prompts[p]!, ...rollout })),
+    )
     groups.push(...scored)
     kept.push(...scored.filter(group => filterGroups === 'off' || differs(group, filterGroups, config)))
   }

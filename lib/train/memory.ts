@@ -23,16 +23,17 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of a training run on these prompts, all of which it will use. */
+/** The plan of one of the processes of a training run on these prompts, all of which the run will use. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
+  processes = 1,
 ): Promise<MemoryPlan> {
   const engine = await import('../model/engine.js')
   const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
   const promptTokens = prompts.reduce((longest, { promptIds }) => Math.max(longest, promptIds.length), 0)
-  const shape = { promptTokens, maxNewTokens, sequences: promptsPerStep * groupSize }
+  const shape = { promptTokens, maxNewTokens, sequences: Math.ceil(promptsPerStep / processes) * groupSize }
   return planMemory(
     await engine.predictMemory(dirs.modelDir, trainingOptions(config, dirs.referenceDir), shape),
   )

@@ -4,7 +4,8 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
-import type { Lock } from '../base/lock.js'
+import { type Lock, noLock } from '../base/lock.js'
+import { digest } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
@@ -21,6 +22,8 @@ import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { localEngine, type RolloutEngine } from '../rollout/engine.js'
+import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import type { World } from '../world/world.js'
 import {
   type Checkpoint,
   readLatestCheckpoint,
@@ -29,7 +32,7 @@ import {
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import { checkOrigin, originOf } from './origin.js'
+import { checkOrigin, type Origin, originOf } from './origin.js'
 import { clearRun, createRunDir, lockRun } from './run.js'
 
 /** How a run is opened. */
@@ -38,7 +41,7 @@ export interface OpenOptions {
   readonly resume?: boolean
   /** Replace a run that is there already. */
   readonly overwrite?: boolean
-  /** Told of the rows that config.data.dropUnusable leaves out. */
+  /** Told of the rows that config.data.dropUnusable leaves out; of several processes rank 0 is, as in the next two. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
   readonly onNotice?: (text: string) => void
@@ -51,6 +54,8 @@ export interface OpenOptions {
 }
 
 export interface OpenRun {
+  /** The processes that train together. Rank 0 alone writes. */
+  readonly world: World
   readonly policy: Policy
   /** What samples the rollouts. */
   readonly engine: RolloutEngine
@@ -70,26 +75,57 @@ export interface OpenRun {
   readonly lock: Lock
   /** Aborted by options.signal, or where the lock is lost. */
   readonly signal: AbortSignal
-  /** Closes everything, whatever fails; throws the first failure. */
-  close(): Promise<void>
+  /** Closes everything, whatever fails; throws the first failure. Other ranks are told of the error that ended the run. */
+  close(error?: unknown): Promise<void>
 }
 
 /**
  * Opens a new run, or goes on with one: reads and checks problems, tokenizer and model, takes the run directory, drops
- * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched.
+ * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched. Of
+ * several processes that a launcher started, each opens the run as one rank of its world.
  */
-export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
-  const { model, run } = config
+export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
   requireField('data.train', config.data.train, 'the problem file to train on')
-  requireField('run.output', run.output, 'the run directory')
+  requireField('run.output', config.run.output, 'the run directory')
+  const { onUnusable, onNotice, onDownload, ...rest } = given
+  const joined = await joinWorld(config, given.signal)
+  const { world } = joined
+  // People are told things once.
+  const options = world.rank === 0 ? given : rest
+  try {
+    const task = await world.together('reading the problems', () => readTask(config, options))
+    const fetching = () => (world.localRank === 0 ? resolveModels(config, task) : undefined)
+    // By one rank of each host, for the others to find.
+    await world.together('fetching the model', fetching)
+    const checking = () => checkInputs(config, options, task, world)
+    const inputs = await world.together('checking the inputs', checking)
+    return await openChecked(config, options, joined, inputs)
+  } catch (error) {
+    await leaveWorld(world, error).catch(() => {})
+    throw error
+  }
+}
+
+async function readTask(config: Config, { onUnusable, onDownload, signal }: OpenOptions) {
   const rewards = await loadRewards(config.task)
-  const { onUnusable, onNotice, onDownload, signal: aborted } = options
-  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
+  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal }
   const data = { ...config.data, ...hooks }
-  const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
-  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
+  const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), signal)
+  return { rewards, data, hooks, problems }
+}
+
+type Task = Awaited<ReturnType<typeof readTask>>
+
+async function resolveModels({ model }: Config, { hooks }: Task) {
+  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), hooks.signal)
   const modelDir = await resolve(model.dir)
-  const referenceDir = model.reference ? await resolve(model.reference) : modelDir
+  return { modelDir, referenceDir: model.reference ? await resolve(model.reference) : modelDir }
+}
+
+async function checkInputs(config: Config, options: OpenOptions, task: Task, world: World) {
+  const { model } = config
+  const { data, problems } = task
+  const { modelDir, referenceDir } = await resolveModels(config, task)
   // A loader of the caller's own may know other models.
   if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
@@ -98,37 +134,55 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting)
+  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting, world)
   const origin = originOf(config, { modelDir, referenceDir })
+  return { ...task, modelDir, referenceDir, tokenizer, stopTokenIds, encode, fitting, origin }
+}
+
+async function openChecked(
+  config: Config,
+  options: OpenOptions,
+  { world, device, threads }: Joined,
+  inputs: Awaited<ReturnType<typeof checkInputs>>,
+): Promise<OpenRun> {
+  const { run } = config
+  const { modelDir, tokenizer, encode, fitting, data, rewards, stopTokenIds, origin } = inputs
+  const isWriter = world.rank === 0
+  // A launcher starts the same command again when a process has failed.
+  const isRestart = world.restarts > 0 && !options.resume
+  const isResumed = () => options.resume || (isRestart && readLatestCheckpoint(run.output) !== undefined)
   const take = () => {
-    if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
+    if (!isResumed()) createRunDir(run.output, options.overwrite || isRestart)
     else if (!existsSync(run.output)) throw noCheckpoint(run.output)
   }
-  take()
-
-  const lock = await lockRun(run.output, 'train')
+  const lock = await world.together('taking the run directory', async () => {
+    if (!isWriter) return noLock
+    take()
+    return lockRun(run.output, 'train')
+  })
   let policy: Policy | undefined
   let engine: RolloutEngine | undefined
   let observer: Observer | undefined
-  const close = () =>
+  const close = (error?: unknown) =>
     inOrder(
       () => observer?.close(),
       () => engine?.close(),
       () => policy?.dispose(),
       lock.release,
+      () => leaveWorld(world, error),
     )
-  try {
+  const load = async () => {
     // Once more, and the checkpoint only now: another process may have had the directory until here.
-    take()
-    const from = options.resume ? readLatestCheckpoint(run.output) : undefined
+    if (isWriter) take()
+    const from = isResumed() ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
     checkOrigin(from?.trainer.origin, origin, config)
-    const stepsDone = from?.trainer.step ?? 0
     options.signal?.throwIfAborted()
+    const training = trainingOptions(config, from?.referenceDir ?? inputs.referenceDir)
     policy = await openPolicy(
       from?.dir ?? modelDir,
-      trainingOptions(config, from?.referenceDir ?? referenceDir),
-      run.threads,
+      { ...training, device, ...(world.handle && { world: world.handle }) },
+      threads,
       options.loadPolicy,
     )
     checkTokenizerFits(tokenizer, policy.info, modelDir)
@@ -136,34 +190,80 @@ export async function openRun(config: Config, options: OpenOptions = {}): Promis
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
-      await told(onNotice?.(fewProblems(usable.length, config)), aborted)
+      await told(options.onNotice?.(fewProblems(usable.length, config)), options.signal)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
-    observer = await openObserver(config, stepsDone)
+    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
     if (from) await loadState(policy, from)
     engine = localEngine(policy)
     options.signal?.throwIfAborted()
-
-    lock.check()
-    if (!from) clearRun(run.output)
-    removeStaleCheckpoints(run.output)
+    return { from, policy, engine, observer, context, cursor }
+  }
+  try {
+    const { from, ...loaded } = await world.together('loading the model', load)
+    const step = from?.trainer.step ?? 0
+    const cursor = loaded.cursor.state()
+    await checkSame(world, config, { step, cursor, origin })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
-    for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
-    writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
-
+    await world.together('clearing the run directory', () => {
+      lock.check()
+      if (!isWriter) return
+      if (!from) clearRun(run.output)
+      removeStaleCheckpoints(run.output)
+      for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, step)
+      writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
+    })
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
-    const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
+    const state = { step, cursor, entropyCoef, origin }
     const signal = anySignal(lock.lost, options.signal)
     return {
-      ...{ policy, engine, modelDir, rewards, cursor, context, stopTokenIds, state },
+      ...loaded,
+      ...{ world, modelDir, rewards, stopTokenIds, state, metricsFile, samplesFile, lock, signal, close },
       hasMoved: from?.referenceDir !== undefined,
-      ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
     // What was wrong first counts.
-    await close().catch(() => {})
+    await close(error).catch(() => {})
     throw error
+  }
+}
+
+/** What ranks have that do not write. */
+const noObserver: Observer = { step: async () => {}, close() {} }
+
+/** Throws ERR_RAPO_CONFIG where the ranks would not train the same policy on the same problems. */
+async function checkSame(
+  world: World,
+  config: Config,
+  { step, cursor, origin }: Pick<TrainerState, 'step' | 'cursor'> & { readonly origin: Origin },
+): Promise<void> {
+  const { model, data, run, ...rest } = config
+  // Paths may differ from host to host.
+  const settings = {
+    ...rest,
+    run: { ...run, output: '' },
+    model: { ...model, dir: '', reference: '', device: '' },
+  }
+  const own = {
+    checkpoint: step,
+    'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
+    'files of model.dir': origin.model.digest,
+    'files of model.reference': origin.reference?.digest,
+    configuration: digest(settings),
+  }
+  const all = await world.gather('comparing the ranks', () =>
+    Object.entries(own).map(entry => JSON.stringify(entry)),
+  )
+  for (const [rank, entries] of all.entries()) {
+    const k = entries.findIndex((entry, i) => entry !== all[0]![i])
+    if (k < 0) continue
+    const [what, value] = JSON.parse(entries[k]!)
+    const [, first] = JSON.parse(all[0]![k]!)
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `rank ${rank} does not have the ${what} of rank 0 (${value}, not ${first}): all processes need the same files, and one run directory`,
+    )
   }
 }
 
@@ -173,10 +273,12 @@ async function checkRoom(
   { onNotice, signal }: OpenOptions,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
+  { rank, size, localSize }: World,
 ): Promise<void> {
-  const { checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts)
-  if (config.model.device === 'cpu') checkMemory(memory)
+  const { availableMemory, checkMemory, planRun } = await import('./memory.js')
+  const memory = await planRun(config, dirs, prompts, size)
+  if (config.model.device === 'cpu') checkMemory(memory, availableMemory() / localSize)
+  if (rank !== 0) return
   const { output } = config.run
   const disk = planDisk(config, memory)
   const free = await freeDisk(output)

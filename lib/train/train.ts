@@ -6,16 +6,18 @@ import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
-import { addMetrics, emptyMetrics } from '../loss/objective.js'
+import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
+import { isApart } from '../world/world.js'
 import { type Retention, type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { gather } from './gather.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { learningRateAt } from './schedule.js'
+import { dealGroups } from './share.js'
 
 /**
  * Hooks into train, beside what opening a run takes. They are awaited; what one of them throws ends the run, whose state
@@ -49,10 +51,9 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
   let stepSaved = run.state.step
   try {
-    await told(options.onStart?.(run.state.step), run.signal)
+    await run.world.together('starting', () => told(options.onStart?.(run.state.step), run.signal))
     let isStopping = false
     while (run.state.step < config.run.steps && !isStopping) {
-      run.signal.throwIfAborted()
       const step = run.state.step + 1
       const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
       await syncReference(run, config, step)
@@ -63,32 +64,38 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       const saving = () =>
         save(run, config, state, { keep: config.run.keepCheckpoints, states: config.run.saveOptimizer })
       const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
-      run.lock.check()
-      // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
-      appendJsonLines(run.metricsFile, [metrics])
-      appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
-      checkpoint?.commit()
-      if (checkpoint) stepSaved = step
+      await run.world.together(`step ${step}, writing`, () => {
+        run.lock.check()
+        if (run.world.rank !== 0) return
+        // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
+        appendJsonLines(run.metricsFile, [metrics])
+        appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
+        checkpoint?.commit()
+      })
+      if (isSaveDue) stepSaved = step
       run.state = state
       run.isMidStep = false
       if ('failure' in asked) throw asked.failure
-      await run.observer.step(metrics, run.signal)
-      await told(options.onStep?.(metrics), run.signal)
+      await run.world.together(`step ${step}, hooks`, async () => {
+        await run.observer.step(metrics, run.signal)
+        await told(options.onStep?.(metrics), run.signal)
+      })
     }
   } catch (error) {
     const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
     // What went wrong first counts.
-    await run.close().catch(() => {})
+    await run.close(error).catch(() => {})
     throw failure
   }
   await run.close()
   return run.state.step
 }
 
-/** Where isStopping fails, the step is finished first. */
-async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
+/** Whether any rank is to stop. Where isStopping fails, the step is finished first. */
+async function ask(isStopping: TrainOptions['isStopping'], { world, signal }: Run) {
   try {
-    return { isStopping: (await told(isStopping?.(), run.signal)) ?? false }
+    const all = await world.gather('asking whether to stop', async () => told(isStopping?.(), signal))
+    return { isStopping: all.includes(true) }
   } catch (failure) {
     return { isStopping: true, failure }
   }
@@ -99,27 +106,31 @@ async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
  * step that failed is no part of the state.
  */
 async function rescue(run: Run, config: Config, error: unknown): Promise<unknown> {
-  if (run.isMidStep || run.lock.lost.aborted) return error
+  const isAlone = isApart(error)
+  if (run.isMidStep || run.lock.lost.aborted || (isAlone && run.world.rank !== 0)) return error
   const { step } = run.state
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
     // Beside all others: this one may be what went wrong.
-    const checkpoint = await save(run, config, run.state, { keep: Infinity })
+    const checkpoint = await (isAlone ? write : save)(run, config, run.state, { keep: Infinity })
     run.lock.check()
-    checkpoint.commit()
+    checkpoint?.commit()
   } catch (second) {
     note = `the state after step ${step} could not be saved: ${reasonOf(second)}`
     if (isAbort) process.emitWarning(plainLine(note))
   }
-  if (isAbort || !(error instanceof RapoError)) return error
+  if (isAbort || !(error instanceof RapoError) || run.world.rank !== 0) return error
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })
 }
 
 /** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
 async function trainStep(run: Run, config: Config, step: number) {
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
-  await run.engine.syncWeights(step - 1, { signal: run.signal })
+  await run.world.together(`step ${step}, weights`, () => {
+    run.signal.throwIfAborted()
+    return run.engine.syncWeights(step - 1, { signal: run.signal })
+  })
   const {
     sampled,
     trained,
@@ -141,7 +152,7 @@ async function trainStep(run: Run, config: Config, step: number) {
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
 async function update(run: Run, scored: readonly ScoredRollout[], config: Config, learningRate: number) {
-  const { policy, signal } = run
+  const { policy, world, signal } = run
   const { penalty, aggregation, phi, maskTruncatedCompletions, ...range } = config.objective
   const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
@@ -161,7 +172,7 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
     return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
   })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
-    policy,
+    run,
     sampled,
     config,
     run.state.entropyCoef!,
@@ -175,14 +186,21 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
     const miniBatch = part.flat()
     // sampling.filterGroups may leave fewer groups than optimizer steps.
     if (miniBatch.length === 0) continue
-    const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
-    for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
-      // A batch whose first optimizer step is done is finished: half of one could not be resumed.
-      if (!run.isMidStep) signal.throwIfAborted()
-      const accumulated = await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal })
-      sums = addMetrics(sums, accumulated)
-    }
+    const weights = splitEvenly(tokenWeights(miniBatch, aggregation, maxNewTokens), part.length)
+    const own = dealGroups(part, policy.info, world)
+    const [ownSequences, ownWeights] = [own.flatMap(g => part[g]!), own.flatMap(g => weights[g]!)]
+    const all = await world.gather('gradients of the batch', async () => {
+      const accumulated: ObjectiveMetrics[] = []
+      for (const microBatch of splitBatch(ownSequences, ownWeights, config.optimizer.microBatchTokens)) {
+        // A batch whose first optimizer step is done is finished: half of one could not be resumed.
+        if (!run.isMidStep) signal.throwIfAborted()
+        accumulated.push(await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal }))
+      }
+      return accumulated
+    })
+    sums = all.flat().reduce(addMetrics, sums)
     run.isMidStep = true
+    // Adds up the gradients of all ranks.
     results.push(await policy.step(learningRate))
   }
   return { sums, results, remeasured: metrics, nextEntropyCoef }
@@ -209,7 +227,13 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
   run.hasMoved = true
 }
 
-function save(run: Run, { run: { output } }: Config, state: TrainerState, retention: Retention) {
+/** All ranks wait until rank 0 has written, and learn whether it could. */
+function save(run: Run, config: Config, state: TrainerState, retention: Retention) {
+  const writing = async () => (run.world.rank === 0 ? write(run, config, state, retention) : undefined)
+  return run.world.together(`the checkpoint of step ${state.step}`, writing)
+}
+
+function write(run: Run, { run: { output } }: Config, state: TrainerState, retention: Retention) {
   const { policy, modelDir, lock, hasMoved } = run
   lock.check()
   return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved)

@@ -9,6 +9,8 @@ export interface LaunchOptions {
   readonly command: readonly [string, ...string[]]
   readonly processes: number
   readonly env?: NodeJS.ProcessEnv
+  /** Of the variables that make the world, those to be other ones: for tests. */
+  readonly world?: Readonly<Record<string, string>>
   /** Told of the first process that failed, once. */
   readonly onFailure?: (message: string) => void
   /** Aborting passes SIGTERM on. */
@@ -32,6 +34,7 @@ export async function launchRanks(options: LaunchOptions): Promise<number> {
     ...{ WORLD_SIZE: `${processes}`, LOCAL_WORLD_SIZE: `${processes}` },
     ...{ MASTER_ADDR: '127.0.0.1', MASTER_PORT: `${openStore()}`, TORCHELASTIC_USE_AGENT_STORE: 'True' },
     ...{ TORCHELASTIC_RUN_ID: `rapo-${process.pid}`, TORCHELASTIC_RESTART_COUNT: '0' },
+    ...options.world,
   }
   const [program, ...args] = command
   const children = new Map<number, ChildProcess>()

@@ -12,7 +12,7 @@ declare const handle: unique symbol
 /** What the engine takes for its own exchanges. Opaque. */
 export type WorldHandle = { readonly [handle]: true }
 
-/** The ranks as one of them sees them. After an ERR_RAPO_DISTRIBUTED no further call of gather or exchange is possible. */
+/** The ranks as one of them sees them. After an ERR_RAPO_DISTRIBUTED no further call of gather or together is possible. */
 export interface World {
   readonly rank: number
   readonly size: number
@@ -29,8 +29,8 @@ export interface World {
    * are together again then, and can go on to save. `what` names the exchange in errors, such as "step 4, rollouts".
    */
   gather<T>(what: string, work: () => T | Promise<T>): Promise<T[]>
-  /** The same for work with one result for each rank: returns what each rank has for this one. */
-  exchange<T>(what: string, work: () => readonly T[] | Promise<readonly T[]>): Promise<T[]>
+  /** The same for work whose result is for this rank alone, and may be anything. */
+  together<T>(what: string, work: () => T | Promise<T>): Promise<T>
   /** Tells the other ranks why this one ends; their errors say so. */
   report(error: unknown): Promise<void>
   /** Leaves. Ranks that still wait for this one fail. */
@@ -41,7 +41,7 @@ export interface World {
 export const alone: World = {
   ...{ rank: 0, size: 1, localRank: 0, localSize: 1, restarts: 0 },
   gather: async (_, work) => [await work()],
-  exchange: async (_, work) => [...(await work())],
+  together: async (_, work) => work(),
   report: async () => {},
   close: async () => {},
 }
@@ -63,6 +63,13 @@ export class PeerError extends RapoError {
 /** The other ranks cannot be reached any more: nothing can be done together. */
 export function isApart(error: unknown): boolean {
   return error instanceof RapoError && error.code === 'ERR_RAPO_DISTRIBUTED'
+}
+
+/** What an aborted signal gives as its reason, of rapo's or by default. */
+function isAbort(error: unknown): boolean {
+  return error instanceof RapoError
+    ? error.code === 'ERR_RAPO_ABORTED'
+    : (error as Error)?.name === 'AbortError'
 }
 
 interface Failure {
@@ -91,7 +98,6 @@ interface WorldAddon extends EngineAddon {
   readonly Control: new () => Control
   openWorld(place: object, control: Control): Promise<WorldHandle>
   worldGather(world: WorldHandle, what: string, bytes: Uint8Array): Promise<Uint8Array[]>
-  worldExchange(world: WorldHandle, what: string, parts: readonly Uint8Array[]): Promise<Uint8Array[]>
   worldReport(world: WorldHandle, message: string): Promise<void>
   worldClose(world: WorldHandle): Promise<void>
   openStore(): { readonly port: number; readonly handle: unknown }
@@ -127,41 +133,39 @@ export async function openWorld(options: WorldOptions): Promise<World> {
       if (isApart(error)) throw error
       const isKnown = error instanceof RapoError
       const code = isKnown ? error.code : 'ERR_RAPO_INTERNAL'
-      const failure = { code, message: reasonOf(error), isAbort: code === 'ERR_RAPO_ABORTED' }
+      const failure = { code, message: reasonOf(error), isAbort: isAbort(error) }
       return { own: { failure }, error }
     }
   }
   function agree<T>(all: readonly Message<T>[], own: Message<unknown>, error: unknown): T[] {
-    if ('failure' in own) throw error
     const failed = all.flatMap((message, r) =>
       'failure' in message ? [{ rank: r, ...message.failure }] : [],
     )
+    if ('failure' in own) {
+      // What all ranks find wrong is told once, by the first of them.
+      const same = failed.find(({ message }) => message === own.failure.message)!
+      throw same.rank < rank && !same.isAbort ? new PeerError(same.rank, same) : error
+    }
     // That one of them was stopped says less than that another one failed.
     const first = failed.find(failure => !failure.isAbort) ?? failed[0]
     if (first) throw new PeerError(first.rank, first)
     return all.map(message => (message as { value: T }).value)
   }
+  async function gather<T>(what: string, work: () => T | Promise<T>): Promise<T[]> {
+    const { own, error } = await attempt(work)
+    const all = await addon.worldGather(world, what, serialize(own))
+    const messages = all.map((bytes): Message<T> => deserialize(bytes))
+    return agree(messages, own, error)
+  }
   return {
     ...{ rank, size, localRank, localSize, restarts, handle: world },
-    async gather(what, work) {
-      const { own, error } = await attempt(work)
-      const all = await addon.worldGather(world, what, serialize(own))
-      return agree(
-        all.map(bytes => deserialize(bytes)),
-        own,
-        error,
-      )
-    },
-    async exchange<T>(what: string, work: () => readonly T[] | Promise<readonly T[]>) {
-      const { own, error } = await attempt(work)
-      const partFor = (r: number) => ('failure' in own ? own : { value: own.value[r] })
-      const parts = Array.from({ length: size }, (_, r) => serialize(partFor(r)))
-      const all = await addon.worldExchange(world, what, parts)
-      return agree(
-        all.map((bytes): Message<T> => deserialize(bytes)),
-        own,
-        error,
-      )
+    gather,
+    async together<T>(what: string, work: () => T | Promise<T>) {
+      const kept: T[] = []
+      await gather(what, async () => {
+        kept.push(await work())
+      })
+      return kept[0]!
     },
     report: error => addon.worldReport(world, reasonOf(error)),
     close: () => addon.worldClose(world),

@@ -10,22 +10,17 @@ const world = await openWorld({ device: 'cpu', timeoutSeconds: Number(seconds) }
   console.log(JSON.stringify({ code: error.code, message: error.message }))
   process.exit(1)
 })
-const { rank, size } = world
+const { rank } = world
 
 const scenarios: Record<string, () => Promise<unknown>> = {
   async exchanges() {
     const gathered = await world.gather('lists', () =>
       Float32Array.from({ length: rank * 3 }, (_, i) => rank + i),
     )
-    const exchanged = await world.exchange('parts', () =>
-      Array.from({ length: size }, (_, to) => `${rank}→${to}${'.'.repeat(rank * 1000 * to)}`),
-    )
-    const nothing = await world.exchange('nothing', () => Array.from({ length: size }, () => undefined))
-    return {
-      gathered: gathered.map(list => [...list]),
-      exchanged: exchanged.map(text => [text.slice(0, 3), text.length]),
-      nothing: nothing.length,
-    }
+    const nothing = await world.gather('nothing', () => undefined)
+    // What cannot be sent, such as a function, is for this rank alone.
+    const kept = await world.together('functions', () => () => rank)
+    return { gathered: gathered.map(list => [...list]), nothing: nothing.length, kept: kept() }
   },
   /** A failure on one rank is known to all, and they go on together. */
   async fails() {
@@ -35,11 +30,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
       return rank
     }
     const error = await world.gather('step 4, rollouts', failing).catch(error => error)
-    const exchange = () => {
-      if (rank === 1) throw fault
-      return Array.from({ length: size }, () => 0)
-    }
-    const second = await world.exchange('step 4, sequences', exchange).catch(error => error)
+    const second = await world.together('step 4, hooks', failing).catch(error => error)
     const after = await world.gather('saving', () => rank)
     return { name: error.name, code: error.code, message: error.message, second: second.message, after }
   },

@@ -115,39 +115,6 @@ class C10dWorld final : public World {
     return out;
   }
 
-  std::vector<Bytes> exchange(const std::string& what, const std::vector<Bytes>& parts,
-                              const Control& control) override {
-    if (static_cast<std::int64_t>(parts.size()) != size()) {
-      invalid("exchange() got " + std::to_string(parts.size()) + " parts for " + std::to_string(size()) +
-              " ranks");
-    }
-    const Turn turn(*this, what, control);
-    std::vector<std::int64_t> sent(parts.size()), received(parts.size());
-    for (std::size_t r = 0; r < parts.size(); ++r) sent[r] = static_cast<std::int64_t>(parts[r].size());
-    auto from = at::from_blob(sent.data(), {size()}, at::kLong);
-    auto to = at::from_blob(received.data(), {size()}, at::kLong);
-    std::vector<std::int64_t> out_splits, in_splits;  // empty: even ones. Gloo moves them away.
-    turn.finish([&] { return gloo_->alltoall_base(to, from, in_splits, out_splits); });
-    std::int64_t out_bytes = 0, in_bytes = 0;
-    for (std::size_t r = 0; r < parts.size(); ++r) {
-      out_bytes += sent[r];
-      in_bytes += received[r];
-    }
-    auto out = at::empty({out_bytes}, at::kByte), in = at::empty({in_bytes}, at::kByte);
-    auto* next = out.data_ptr<std::uint8_t>();
-    for (const Bytes& part : parts) next = std::copy(part.begin(), part.end(), next);
-    in_splits = received;
-    out_splits = sent;
-    turn.finish([&] { return gloo_->alltoall_base(in, out, in_splits, out_splits); });
-    std::vector<Bytes> result(parts.size());
-    const auto* read = in.data_ptr<std::uint8_t>();
-    for (std::size_t r = 0; r < parts.size(); ++r) {
-      result[r].assign(read, read + received[r]);
-      read += received[r];
-    }
-    return result;
-  }
-
   void sum(const std::string& what, at::Tensor& flat, const Control& control) override {
     const Turn turn(*this, what, control);
     const bool on_cpu = flat.is_cpu();

@@ -55,9 +55,6 @@ class World {
 
   /// Every rank's bytes, in the order of the ranks.
   virtual std::vector<Bytes> gather(const std::string& what, const Bytes& own, const Control& control) = 0;
-  /// parts[r] goes to rank r. Returns what each rank sent to this one.
-  virtual std::vector<Bytes> exchange(const std::string& what, const std::vector<Bytes>& parts,
-                                      const Control& control) = 0;
   /// flat (contiguous, float32, on the model's device) becomes the sum over the ranks, with the same bits on
   /// all of them.
   virtual void sum(const std::string& what, at::Tensor& flat, const Control& control) = 0;
