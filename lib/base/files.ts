@@ -76,7 +76,22 @@ export async function io<T>(what: string, body: () => Promise<T>): Promise<T> {
 }
 
 export function asIoError(what: string, error: unknown): RapoError {
-  const isFull = (error as NodeJS.ErrnoException | null)?.code === 'ENOSPC'
-  const why = isFull ? 'the disk is full' : reasonOf(error)
-  return new RapoError('ERR_RAPO_IO', `${what}: ${why}`, { cause: error })
+  return new RapoError('ERR_RAPO_IO', `${what}: ${ioReason(error, what)}`, { cause: error })
+}
+
+/** Why an operation on a file failed, behind a text that names the file: without the path, where `told` has it. */
+export function ioReason(error: unknown, told: string): string {
+  const { code, syscall, path: place } = (error ?? {}) as NodeJS.ErrnoException
+  if (code === 'ENOSPC') return 'the disk is full'
+  if (code === 'EISDIR') return 'it is a directory'
+  const reason = reasonOf(error)
+  // A file is written under another name first.
+  if (!place || !syscall || !told.includes(place.replace(/\.tmp$/, ''))) return reason
+  return reason.replace(`, ${syscall} '${place}'`, '').replace(/^[A-Z0-9]+: /, '')
+}
+
+/** A name of a file, with the absolute path where the name is relative: for messages. */
+export function withPlace(name: string): string {
+  const place = path.resolve(name)
+  return place === name ? name : `${name} (${place})`
 }

@@ -1,6 +1,6 @@
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { RapoError } from './errors.js'
-import { ioGuard, writeWhole } from './files.js'
+import { ioGuard, ioReason, withPlace, writeWhole } from './files.js'
 import { isLfsPointer, lfsMessage } from './lfs.js'
 
 /** The one reader and the one writer of JSON Lines. */
@@ -8,15 +8,23 @@ export interface Line {
   readonly value: Readonly<Record<string, unknown>>
   /** From 1. */
   readonly number: number
+  /** Why the line holds no object, where such lines are kept; `value` is empty then. */
+  readonly fault?: string
+}
+
+export interface ParseOptions {
+  /** Default: JSON.parse. */
+  readonly parse?: (text: string) => unknown
+  /** A line that holds no object gets `fault`, and is no error. */
+  readonly keepsBad?: boolean | undefined
 }
 
 /** The lines of a JSON Lines text, each an object; blank lines are skipped. Throws ERR_RAPO_DATA naming file, line, why. */
 export function parseJsonLines(
   content: Uint8Array,
   file: string,
-  parse: (text: string) => unknown = JSON.parse,
+  { parse = JSON.parse, keepsBad = false }: ParseOptions = {},
 ): Line[] {
-  const decoder = new TextDecoder('utf-8', { fatal: true })
   const lines: Line[] = []
   let start = 0
   for (let number = 1; start < content.length; number++) {
@@ -24,41 +32,51 @@ export function parseJsonLines(
     const end = newline < 0 ? content.length : newline
     const bytes = content.subarray(start, end)
     start = end + 1
-    let text: string
-    try {
-      text = decoder.decode(bytes)
-    } catch {
-      throw lineError(file, number, 'is not UTF-8 text')
-    }
-    if (text.trim() === '') continue
-    let value: unknown
-    try {
-      value = parse(text)
-    } catch (error) {
-      throw lineError(file, number, `is not JSON: ${(error as Error).message}`)
-    }
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-      throw lineError(file, number, `must be a JSON object, not ${shorten(text)}`)
-    }
-    lines.push({ value: value as Record<string, unknown>, number })
+    const line = parseLine(bytes, parse)
+    if (line === undefined) continue
+    if (typeof line !== 'string') lines.push({ value: line, number })
+    else if (keepsBad) lines.push({ value: {}, number, fault: line })
+    else throw new RapoError('ERR_RAPO_DATA', `${file}:${number}: ${line}`)
   }
   return lines
 }
 
-/** A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read. */
-export function readInput(file: string | number): Uint8Array {
+/** The object of a line; undefined for a blank line; else why there is none. */
+function parseLine(bytes: Uint8Array, parse: (text: string) => unknown): Line['value'] | string | undefined {
+  let text: string
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch {
+    return 'the line is not UTF-8 text'
+  }
+  if (text.trim() === '') return undefined
+  let value: unknown
+  try {
+    value = parse(text)
+  } catch (error) {
+    return `the line is not JSON: ${(error as Error).message}`
+  }
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Line['value']
+  return `the line must be a JSON object, not ${shorten(text)}`
+}
+
+/**
+ * A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read.
+ * @param field what names the file, such as data.train, for messages
+ */
+export function readInput(file: string | number, field?: string): Uint8Array {
   try {
     const content = readFileSync(file)
     if (isLfsPointer(content)) throw new RapoError('ERR_RAPO_DATA', lfsMessage(String(file)))
     return content
   } catch (cause) {
     if (cause instanceof RapoError) throw cause
-    throw new RapoError('ERR_RAPO_DATA', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
+    const why = isMissing
+      ? `there is no file ${withPlace(String(file))}`
+      : `cannot read ${file}: ${ioReason(cause, String(file))}`
+    throw new RapoError('ERR_RAPO_DATA', field ? `${field}: ${why}` : why, { cause })
   }
-}
-
-function lineError(file: string, line: number, why: string): RapoError {
-  return new RapoError('ERR_RAPO_DATA', `${file}:${line}: line ${line} ${why}`)
 }
 
 function shorten(text: string): string {

@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { RapoError, reasonOf } from './errors.js'
+import { withPlace } from './files.js'
 import { waitFor } from './wait.js'
 
 /** What a module exports, by name. */
@@ -11,7 +12,8 @@ export type Exports = Readonly<Record<string, unknown>>
 /** Imports the file, relative to the working directory, TypeScript too. Throws ERR_RAPO_CONFIG naming the field. */
 export async function importModule(field: string, name: string): Promise<Exports> {
   const file = path.resolve(name)
-  if (!existsSync(file)) throw new RapoError('ERR_RAPO_CONFIG', `${field}: there is no file ${name}`)
+  if (!existsSync(file))
+    throw new RapoError('ERR_RAPO_CONFIG', `${field}: there is no file ${withPlace(name)}`)
   try {
     const never = new Error('its top-level await never ends')
     return await waitFor(load(file), { fault: () => never })

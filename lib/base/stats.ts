@@ -69,9 +69,9 @@ export function passAtK(n: number, c: number, k: number): number {
   return -Math.expm1(logProduct)
 }
 
-/** 1, 2, 4, … up to `largest`, or else to n / 2: beyond that the estimate rests on too few distinct subsets. */
+/** 1, 2, 4, … up to `largest`, or else to n / 2 or 1: beyond that the estimate rests on too few distinct subsets. */
 export function listKs(n: number, largest = 0): number[] {
   const ks: number[] = []
-  for (let k = 1; k <= Math.min(n, largest || n / 2); k *= 2) ks.push(k)
+  for (let k = 1; k <= Math.min(n, largest || Math.max(1, n / 2)); k *= 2) ks.push(k)
   return ks
 }

@@ -7,7 +7,7 @@ import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
-import { devicePattern, deviceRange } from '../model/policy.js'
+import { deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
@@ -57,28 +57,15 @@ export function createCli(): Command {
 
   const generate = cli
     .command('generate')
-    .description('complete prompts: lines { promptIds } or { prompt } get { completions }')
+    .description(
+      'complete prompts: rows { promptIds } or { prompt } get { completions }; rapo grade judges what comes out',
+    )
     .option('--n <count>', 'completions a prompt', wholeNumber(1), 1)
-    .option('--max-new-tokens <count>', 'longest completion', wholeNumber(1), 64)
-    .option(
-      '--temperature <number>',
-      '0 is greedy',
-      decimal('≥ 0', value => value >= 0),
-      1,
-    )
-    .option(
-      '--top-p <number>',
-      'sample from the likeliest tokens with this mass',
-      decimal('> 0 and ≤ 1', value => value > 0 && value <= 1),
-      1,
-    )
-    .option('--top-k <count>', 'sample from this many likeliest tokens; 0 is off', wholeNumber(0), 0)
-    .option(
-      '--min-p <number>',
-      'drop tokens less likely than this times the likeliest',
-      decimal('≥ 0 and < 1', value => value >= 0 && value < 1),
-      0,
-    )
+    .option('--max-new-tokens <count>', 'longest completion (64)')
+    .option('--temperature <number>', '0 is greedy (1)')
+    .option('--top-p <number>', 'sample from the likeliest tokens with this mass (1, off)')
+    .option('--top-k <count>', 'sample from this many likeliest tokens (0, off)')
+    .option('--min-p <number>', 'drop tokens less likely than this times the likeliest (0, off)')
     .option('--seed <number>', 'same seed, same bits', wholeNumber(0), 1)
     .action(async values => (await import('./commands.js')).runGenerate(values))
   addModelOptions(generate)
@@ -86,20 +73,17 @@ export function createCli(): Command {
   const logprobs = cli
     .command('logprobs')
     .description(
-      'score completions: lines { promptIds, completionIds } or { prompt, completion } get { logprobs, entropy }',
+      'score completions: rows { promptIds, completionIds } or { prompt, completion } get { logprobs, entropy }',
     )
-    .option(
-      '--temperature <number>',
-      'the logits are divided by it',
-      decimal('> 0', value => value > 0),
-      1,
-    )
+    .option('--temperature <number>', 'the logits are divided by it (1)')
     .action(async values => (await import('./commands.js')).runLogprobs(values))
   addModelOptions(logprobs)
 
   cli
     .command('grade')
-    .description('judge answers: lines { completion | answer, reference } get { correct, reason }')
+    .description(
+      'judge answers: rows { completion | answer, reference } get { correct, reason }; also what rapo generate writes',
+    )
     .option('--task <verifier>', 'math, countdown, exact, or the path of a module', 'math')
     .addOption(
       new Option('--extract <where>', "math: where a completion's answer is: last box; else stated; else any")
@@ -113,7 +97,16 @@ export function createCli(): Command {
     )
     .option(
       '-i, --input <file>',
-      'JSON Lines, .csv or .parquet; or its name on the hub (default: standard input)',
+      'a file in any format of a problem file; or its name on the hub (default: JSON Lines from standard input)',
+    )
+    .option(
+      '--completion-field <column>',
+      'what the model wrote: a text or a list (default: completion, completions)',
+    )
+    .option('--answer-field <column>', 'a final answer that is judged alone (default: answer)')
+    .option(
+      '--reference-field <column>',
+      'the right answer (default: reference; beside a completion also answer, and what problem files call it)',
     )
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
     .action(async values => (await import('./commands.js')).runGrade(values))
@@ -210,16 +203,24 @@ function addFields(command: Command, shown: readonly Field[]): void {
 function addModelOptions(command: Command): void {
   command
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
-    .option('-i, --input <file>', 'JSON Lines (default: standard input)')
+    .option(
+      '-c, --config <file>',
+      'YAML or JSON file that gives the options below their values (default: a run’s own, else what stands in brackets)',
+    )
+    .option(
+      '-i, --input <file>',
+      'a file in any format of a problem file (default: JSON Lines from standard input)',
+    )
     .option('-o, --output <file>', 'JSON Lines (default: standard output)')
-    .addOption(
-      new Option('--device <name>', `where the model lives: ${deviceRange}`).argParser(device).default('cpu'),
+    .option(
+      '--template <text>',
+      'text around a prompt, with {prompt}; or chat, qwen-boxed, abel ({prompt}; of conversations chat)',
     )
-    .addOption(
-      new Option('--dtype <name>', 'of weights and activations')
-        .choices(['float32', 'bfloat16'])
-        .default('float32'),
-    )
+    .option('--system-prompt <text>', "the system's message; with template chat (none)")
+    .option('--problem-field <column>', 'column of the prompt (the usual names of problem files)')
+    .option('--device <name>', `where the model lives: ${deviceRange} (cpu)`)
+    .option('--dtype <name>', 'of weights and activations: float32 or bfloat16 (float32)')
+    .option('--threads <count>', "CPU threads; 0 is libtorch's choice (0)")
 }
 
 function wholeNumber(min: number) {
@@ -228,11 +229,6 @@ function wholeNumber(min: number) {
     if (text.trim() !== '' && Number.isSafeInteger(value) && value >= min) return value
     throw new InvalidArgumentError(`It must be a whole number ≥ ${min}.`)
   }
-}
-
-function device(text: string): string {
-  if (devicePattern.test(text)) return text
-  throw new InvalidArgumentError(`It must be ${deviceRange}.`)
 }
 
 function wholeNumbers(min: number) {

@@ -4,16 +4,17 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { byteSize, printError, printLine } from '../base/text.js'
+import { byteSize, plural, printError, printLine } from '../base/text.js'
 import { type Config, requireField } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
-import { readProblems } from '../data/problems.js'
+import { dropUndefined } from '../config/values.js'
+import { readProblems, summarizeRows } from '../data/problems.js'
 import { fitContext, templateFor } from '../data/prompts.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
-import type { Device, ModelDType } from '../model/policy.js'
+import type { Device } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
@@ -135,7 +136,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     process.exitCode = stopping.exitCode
   } else {
     printLine(
-      `${stepsDone} steps done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
+      `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
   }
 }
@@ -215,12 +216,12 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   if (!speaks) return
   printLine(formatPassAtK([result]))
   printLine(
-    `\n${result.tokens} tokens in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
+    `\n${plural(result.tokens, 'token')} in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
 }
 
 function listUnusable(rows: readonly string[]): void {
-  printError(`left out, ${rows.length} in all:\n${rows.map(row => `  ${row}`).join('\n')}`)
+  printError([`left out, ${rows.length} in all:`, ...summarizeRows(rows)].join('\n  '))
 }
 
 interface GradeValues {
@@ -229,6 +230,9 @@ interface GradeValues {
   readonly tolerance?: Tolerance
   readonly input?: string
   readonly output?: string
+  readonly completionField?: string
+  readonly answerField?: string
+  readonly referenceField?: string
 }
 
 export async function runGrade({ input, output, ...options }: GradeValues): Promise<void> {
@@ -238,42 +242,74 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
   const grading = untilStopped(signal =>
     gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
   )
-  const { correct, total } = await grading.finally(download.stop)
+  const { correct, total, unusable } = await grading.finally(download.stop)
   printError(`${correct} of ${total} correct`)
+  if (unusable.length === 0) return
+  printError([`${plural(unusable.length, 'row')} not judged:`, ...summarizeRows(unusable)].join('\n  '))
+  process.exitCode = 1
 }
 
 interface InferValues {
   readonly model: string
+  readonly config?: string
   readonly input?: string
   readonly output?: string
-  readonly device: Device
-  readonly dtype: ModelDType
-  readonly temperature: number
 }
 
 interface GenerateValues extends InferValues {
   readonly n: number
-  readonly maxNewTokens: number
-  readonly topP: number
-  readonly topK: number
-  readonly minP: number
   readonly seed: number
 }
 
-export async function runGenerate(values: GenerateValues): Promise<void> {
-  const { n, maxNewTokens, temperature, topP, topK, minP, seed } = values
+export async function runGenerate(values: GenerateValues & Values): Promise<void> {
+  const { n, seed } = values
+  const config = inferConfig(values)
+  const { maxNewTokens, temperature, topP, topK, minP } = config.sampling
   const sampling = { n, maxNewTokens, temperature, topP, topK, minP, seed }
-  await withProgress('generate', 'tokens at most', values, options => generateLines(options, sampling))
+  await withProgress('generate', 'tokens at most', config, values, options =>
+    generateLines(options, sampling),
+  )
 }
 
-export async function runLogprobs(values: InferValues): Promise<void> {
-  await withProgress('logprobs', 'lines', values, options => logprobLines(options, values.temperature))
+export async function runLogprobs(values: InferValues & Values): Promise<void> {
+  const config = inferConfig(values)
+  if (values.temperature !== undefined && config.sampling.temperature === 0) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      '--temperature is 0; it must be ≥ 0.000001: the logits are divided by it',
+    )
+  }
+  // Greedy decoding records the log-probs of temperature 1, too.
+  const temperature = config.sampling.temperature || 1
+  await withProgress('logprobs', 'lines', config, values, options => logprobLines(options, temperature))
+}
+
+/** Options of generate and logprobs that stand for fields of the configuration. */
+const inferFields = {
+  ...{ template: 'data.template', systemPrompt: 'data.systemPrompt', problemField: 'data.problemField' },
+  ...{ device: 'model.device', dtype: 'model.dtype', threads: 'run.threads' },
+  ...{ maxNewTokens: 'sampling.maxNewTokens', temperature: 'sampling.temperature' },
+  ...{ topP: 'sampling.topP', topK: 'sampling.topK', minP: 'sampling.minP' },
+}
+
+/** Of the file given, else of a run's own; of neither, the defaults. */
+function inferConfig({ model, config: given, ...values }: InferValues & Values): Config {
+  const file = given ?? (readLatestCheckpoint(model) ? path.join(model, 'config.yaml') : undefined)
+  const withoutFile = { 'task.verifier': 'exact', 'sampling.maxNewTokens': 64 }
+  return loadConfig(file, {
+    ...(file === undefined && withoutFile),
+    'model.dir': model,
+    ...dropUndefined(
+      Object.fromEntries(Object.entries(inferFields).map(([option, field]) => [field, values[option]])),
+    ),
+  })
 }
 
 async function withProgress(
   label: string,
   unit: string,
-  { model: given, input, output, device, dtype }: InferValues,
+  { model, data, run }: Config,
+  { input, output }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
   let progress: Progress | undefined
@@ -282,10 +318,20 @@ async function withProgress(
     progress ??= createProgress({ label, total, unit })
     progress.update(done)
   }
-  const files = { ...(input !== undefined && { input }), ...(output !== undefined && { output }) }
+  const { template, systemPrompt, chatTemplateArguments, problemField } = data
+  const options = dropUndefined({
+    input,
+    output,
+    template,
+    systemPrompt,
+    chatTemplateArguments,
+    problemField,
+  })
+  const { dtype, threads } = { ...model, ...run }
   const working = untilStopped(async signal => {
-    const model = readLatestCheckpoint(given)?.dir ?? (await fetchModel(given))
-    await body({ model, ...files, device, dtype, onProgress, signal })
+    const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
+    const device = model.device as Device
+    await body({ model: dir, ...options, device, dtype, threads, onProgress, signal })
   })
   await working.finally(() => progress?.stop())
 }

@@ -1,7 +1,11 @@
 /** `rapo generate` and `rapo logprobs`: the engine for scripts, one JSON object a line in and out (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
+import { readInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
+import { plural } from '../base/text.js'
+import { type Column, chooseColumn } from '../data/fields.js'
+import { messagesFault } from '../data/problems.js'
+import { placeOf, type Row, readRows, rowsOfLines } from '../data/rows.js'
 import { packTokens } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
@@ -13,6 +17,7 @@ import type {
   PolicyOptions,
   SamplingParams,
 } from '../model/policy.js'
+import { createTemplate, type Message, type PromptTemplate, stopTokenIdsFor } from '../model/template.js'
 import {
   checkTokenizerFits,
   hasTokenizer,
@@ -25,18 +30,38 @@ import { type LineOutput, openOutput } from './output.js'
 
 export interface InferOptions extends CallOptions {
   readonly model: string
-  /** A file; absent: standard input. */
+  /** A problem file's formats; absent: JSON Lines from standard input. */
   readonly input?: string
   /** A file; absent: standard output. */
   readonly output?: string
   readonly dtype?: ModelDType
   readonly device?: PolicyOptions['device']
+  /** CPU threads; 0 (default) leaves the number to libtorch. */
+  readonly threads?: number
+  /** data.template: the text around a prompt. Default {prompt}: none, and the model's chat template for conversations. */
+  readonly template?: string
+  readonly systemPrompt?: string
+  readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
+  /** Column of the prompt. Default: the usual names of problem files. */
+  readonly problemField?: string
   /** Default: the engine's. */
   readonly loadPolicy?: LoadPolicy
 }
 
 /** Completions of one call of the engine, unless one line wants more: what an interruption loses. */
 const CALL_COMPLETIONS = 512
+
+/** The lines, and what reads them. */
+interface Job {
+  readonly policy: Policy
+  readonly rows: readonly Row[]
+  /** Token ids of a row's prompt, in the template, or of its completion. Throws ERR_RAPO_DATA naming the row. */
+  readTokens(row: Row, name: 'prompt' | 'completion'): number[]
+  readonly tokenizer: Tokenizer | undefined
+  /** What ends a completion. */
+  readonly stopTokenIds: readonly number[]
+  readonly write: LineOutput['write']
+}
 
 /**
  * Adds to each line { promptIds } or { prompt }: { completions: [{ tokenIds, logprobs, text, finishReason }] }. Lines are
@@ -46,18 +71,17 @@ export async function generateLines(
   options: InferOptions,
   sampling: Omit<SamplingParams, 'stopTokenIds' | 'seed'> & { readonly seed: number },
 ): Promise<void> {
-  await withModel(options, async (policy, tokenizer, lines, fault, write) => {
-    const prompts = lines.map(({ value, number }) => {
-      const ids = readTokens(value, 'prompt', tokenizer, policy, why => fault(number, why))
-      checkContext(ids.length + sampling.maxNewTokens, policy, why => fault(number, why))
+  await withModel(options, async ({ policy, rows, readTokens, tokenizer, stopTokenIds, write }) => {
+    const prompts = rows.map(row => {
+      const ids = readTokens(row, 'prompt')
+      checkContext(ids.length + sampling.maxNewTokens, policy, row)
       return ids
     })
     const { n, maxNewTokens } = sampling
-    const stopTokenIds = readStopTokenIds(options.model)
     const together = Math.max(1, Math.floor(CALL_COMPLETIONS / n))
     const engine = localEngine(policy)
     await engine.syncWeights(0, options)
-    for (let first = 0; first < lines.length; first += together) {
+    for (let first = 0; first < rows.length; first += together) {
       const seed = first === 0 ? sampling.seed : deriveSeed(sampling.seed, 'generate', first)
       const { onProgress } = options
       const { tokens, logprobs, finishReasons } = await engine.generate(
@@ -66,11 +90,11 @@ export async function generateLines(
         {
           ...options,
           ...(onProgress && {
-            onProgress: done => onProgress(first * n * maxNewTokens + done, lines.length * n * maxNewTokens),
+            onProgress: done => onProgress(first * n * maxNewTokens + done, rows.length * n * maxNewTokens),
           }),
         },
       )
-      const results = lines.slice(first, first + together).map(({ value }, row) => {
+      const results = rows.slice(first, first + together).map(({ value }, row) => {
         const completions = Array.from({ length: n }, (_, sample) => {
           const i = row * n + sample
           const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
@@ -95,18 +119,17 @@ const CALL_TOKENS = 16384
  * completion token, under softmax(logits / temperature).
  */
 export async function logprobLines(options: InferOptions, temperature: number): Promise<void> {
-  await withModel(options, async (policy, tokenizer, lines, fault, write) => {
-    const rows = lines.map(({ value, number }) => {
-      const why = (text: string) => fault(number, text)
-      const promptIds = readTokens(value, 'prompt', tokenizer, policy, why)
-      const completionIds = readTokens(value, 'completion', tokenizer, policy, why)
-      checkContext(promptIds.length + completionIds.length, policy, why)
+  await withModel(options, async ({ policy, rows, readTokens, write }) => {
+    const sequencesOf = rows.map(row => {
+      const promptIds = readTokens(row, 'prompt')
+      const completionIds = readTokens(row, 'completion')
+      checkContext(promptIds.length + completionIds.length, policy, row)
       return { promptIds, completionIds }
     })
     for (let first = 0; first < rows.length; ) {
-      const chunk: typeof rows = []
+      const chunk: typeof sequencesOf = []
       let longest = 0
-      for (const row of rows.slice(first)) {
+      for (const row of sequencesOf.slice(first)) {
         longest = Math.max(longest, row.promptIds.length + row.completionIds.length)
         if (chunk.length > 0 && longest * (chunk.length + 1) > CALL_TOKENS) break
         chunk.push(row)
@@ -127,7 +150,7 @@ export async function logprobLines(options: InferOptions, temperature: number): 
         const end = start + completionIds.length
         const [own, ownEntropy] = [logprobs.subarray(start, end), entropy.subarray(start, end)]
         start = end
-        return { ...lines[first + b]!.value, logprobs: toNumbers(own), entropy: toNumbers(ownEntropy) }
+        return { ...rows[first + b]!.value, logprobs: toNumbers(own), entropy: toNumbers(ownEntropy) }
       })
       write(results)
       first += chunk.length
@@ -136,29 +159,33 @@ export async function logprobLines(options: InferOptions, temperature: number): 
   })
 }
 
-async function withModel(
-  options: InferOptions,
-  body: (
-    policy: Policy,
-    tokenizer: Tokenizer | undefined,
-    lines: readonly Line[],
-    fault: (line: number, why: string) => RapoError,
-    write: LineOutput['write'],
-  ) => Promise<void>,
-): Promise<void> {
-  const { model, input, dtype = 'float32', device = 'cpu' } = options
+async function withModel(options: InferOptions, body: (job: Job) => Promise<void>): Promise<void> {
+  const { model, input, dtype = 'float32', device = 'cpu', threads = 0, problemField } = options
+  const { template: text = '{prompt}', systemPrompt, chatTemplateArguments } = options
   const name = input ?? 'standard input'
   const output = openOutput(options.output)
-  const lines = parseJsonLines(readInput(input ?? 0), name)
-  if (lines.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
-  if (!options.loadPolicy) checkModel(model)
+  const rows =
+    input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, { field: '--input' })
+  if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
+  if (!options.loadPolicy) checkModel(model, '--model')
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
-  const policy = await openPolicy(model, { dtype, device, trainable: false }, 0, options.loadPolicy)
+  const column = chooseColumn('problem', rows, name, problemField)
+  const hasConversations = rows.some(({ value }) => Array.isArray(column.valueIn(value)))
+  const template = createTemplate(text, model, {
+    hasConversations,
+    ...(systemPrompt && { systemPrompt }),
+    ...(chatTemplateArguments && { chatTemplateArguments }),
+  })
+  const stopTokenIds =
+    tokenizer && template.stop.length > 0
+      ? stopTokenIdsFor(model, tokenizer, template)
+      : readStopTokenIds(model)
+  const policy = await openPolicy(model, { dtype, device, trainable: false }, threads, options.loadPolicy)
   try {
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
-    const fault = (line: number, why: string) =>
-      new RapoError('ERR_RAPO_DATA', `${name}:${line}: line ${line}: ${why}`)
-    await body(policy, tokenizer, lines, fault, output.write)
+    const reader = { tokenizer, column, template, vocabSize: policy.info.vocabSize }
+    const readTokens: Job['readTokens'] = (row, part) => tokensOf(row, part, reader)
+    await body({ policy, rows, readTokens, tokenizer, stopTokenIds, write: output.write })
     output.finish()
   } catch (error) {
     throw output.fail(error)
@@ -167,50 +194,64 @@ async function withModel(
   }
 }
 
-/** `${name}Ids` of a line, else its text `${name}` through the tokenizer. */
-function readTokens(
-  value: Line['value'],
-  name: 'prompt' | 'completion',
-  tokenizer: Tokenizer | undefined,
-  { info }: Policy,
-  fault: (why: string) => RapoError,
-): number[] {
-  const ids = value[`${name}Ids`]
+const faultAt = (row: Row, why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(row)}: ${why}`)
+
+interface Reader {
+  readonly tokenizer: Tokenizer | undefined
+  readonly column: Column
+  readonly template: PromptTemplate
+  readonly vocabSize: number
+}
+
+/** `${part}Ids` of a row; else its prompt through template and tokenizer, or its completion through the tokenizer. */
+function tokensOf(row: Row, part: 'prompt' | 'completion', reader: Reader): number[] {
+  const { tokenizer, column, template, vocabSize } = reader
+  const { value } = row
+  const idsField = `${part}Ids`
+  const ids = value[idsField]
   if (ids !== undefined) {
     const isId = (id: unknown) =>
-      Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < info.vocabSize
-    if (!Array.isArray(ids)) throw fault(`${name}Ids must be a list of token ids`)
+      Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < vocabSize
+    if (!Array.isArray(ids)) throw faultAt(row, `${idsField} must be a list of token ids`)
     const wrong = ids.findIndex(id => !isId(id))
     if (wrong >= 0) {
-      throw fault(
-        `${name}Ids[${wrong}] is ${JSON.stringify(ids[wrong])}; it must be a token id from 0 to ${info.vocabSize - 1}`,
+      throw faultAt(
+        row,
+        `${idsField}[${wrong}] is ${JSON.stringify(ids[wrong])}; it must be a token id from 0 to ${vocabSize - 1}`,
       )
     }
-    if (name === 'prompt' && ids.length === 0) throw fault('promptIds must not be empty')
+    if (part === 'prompt' && ids.length === 0) throw faultAt(row, 'promptIds must not be empty')
     return ids as number[]
   }
-  const text = value[name]
-  if (typeof text !== 'string')
-    throw fault(`it must have ${name}Ids (a list of token ids) or ${name} (a text)`)
-  if (!tokenizer)
-    throw fault(`${name} is a text, but the model directory has no tokenizer.json: give ${name}Ids`)
-  const encoded = encodeText(tokenizer, text, fault)
-  if (name === 'prompt' && encoded.length === 0) throw fault('prompt must not be empty')
+  const name = part === 'prompt' ? column.name : part
+  const given = part === 'prompt' ? column.valueIn(value) : value[part]
+  const isChat = part === 'prompt' && Array.isArray(given)
+  const chatFault = isChat ? messagesFault(given) : undefined
+  if (chatFault) throw faultAt(row, `${name} ${chatFault}`)
+  if (typeof given !== 'string' && !isChat) {
+    throw faultAt(row, `the row must have ${idsField} (a list of token ids) or ${name} (a text)`)
+  }
+  if (!tokenizer) {
+    throw faultAt(row, `${name} is a text, but the model directory has no tokenizer.json: give ${idsField}`)
+  }
+  let encoded: number[]
+  try {
+    const text = part === 'prompt' ? template.render(given as string | Message[]) : (given as string)
+    encoded = tokenizer.encode(text)
+  } catch (error) {
+    throw error instanceof RapoError ? faultAt(row, error.message) : error
+  }
+  if (part === 'prompt' && encoded.length === 0) throw faultAt(row, `${name} must not be empty`)
   return encoded
 }
 
-function encodeText(tokenizer: Tokenizer, text: string, fault: (why: string) => RapoError): number[] {
-  try {
-    return tokenizer.encode(text)
-  } catch (error) {
-    throw error instanceof RapoError ? fault(error.message) : error
-  }
-}
-
-function checkContext(length: number, { info }: Policy, fault: (why: string) => RapoError): void {
+function checkContext(length: number, { info }: Policy, row: Row): void {
   const context = info.maxPositionEmbeddings
-  if (length > context)
-    throw fault(`prompt and completion may take ${length} tokens; the model's context is ${context}`)
+  if (length <= context) return
+  throw faultAt(
+    row,
+    `prompt and completion may take ${plural(length, 'token')}; the model's context is ${context}`,
+  )
 }
 
 /** Float32 values in the fewest digits that read back to the same. */

@@ -3,7 +3,7 @@ import { closeSync, fsyncSync, openSync, realpathSync, renameSync, statSync, wri
 import { RapoError } from '../base/errors.js'
 import { checkWritable, ioGuard } from '../base/files.js'
 import { toJsonLines } from '../base/jsonl.js'
-import { printLine } from '../base/text.js'
+import { plural, printLine } from '../base/text.js'
 
 export interface LineOutput {
   /** Throws ERR_RAPO_IO. */
@@ -58,7 +58,7 @@ export function openOutput(file: string | undefined): LineOutput {
     fail(error) {
       close()
       if (lines === 0 || !isPlain || !(error instanceof RapoError)) return error
-      const message = `${error.message}\nthe ${lines} lines that there are: ${partial}`
+      const message = `${error.message}\nkept: ${plural(lines, 'line')} in ${partial}`
       return new RapoError(error.code, message, { cause: error })
     },
   }

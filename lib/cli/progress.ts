@@ -211,7 +211,8 @@ class Track {
   }
 
   private get count() {
-    return `${this.done}/${this.total}${this.unit ? ` ${this.unit}` : ''}`
+    const unit = this.total === 1 ? this.unit?.replace(/s\b/, '') : this.unit
+    return `${this.done}/${this.total}${unit ? ` ${unit}` : ''}`
   }
 
   private get times() {

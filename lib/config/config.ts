@@ -120,7 +120,8 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   if (faults.length > 0) return faults
   try {
-    kernelObjective(config)
+    // Greedy measurements have no objective.
+    kernelObjective({ objective: o, sampling: { temperature: sampling.temperature || 1 } })
   } catch (error) {
     faults.push(['objective:', (error as Error).message])
   }

@@ -29,6 +29,7 @@ export const data = z.strictObject({
     .default('{prompt}')
     .meta({
       range: 'a text that contains {prompt}, or chat, qwen-boxed or abel',
+      names: ['chat', 'qwen-boxed', 'abel'],
       description:
         "text around a problem, in which {prompt} stands for its prompt; or chat (the model's own template), qwen-boxed, abel",
     }),

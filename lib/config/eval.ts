@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { count, fraction } from './values.js'
 
 export const evaluation = z.strictObject({
-  samples: count(2)
+  samples: count()
     .default(64)
     .describe('n, completions a problem; pass@k is given for k = 1, 2, 4 … largestK'),
   keepSamples: count(0).default(4).describe('completions a problem written to eval-samples.jsonl'),
@@ -14,7 +14,9 @@ export const evaluation = z.strictObject({
     .describe(
       'completions sampled at once, of several problems or a part of one; what an interruption loses at most',
     ),
-  largestK: count(0).default(0).describe('k of pass@k goes up to this, at most n; 0: up to n/2'),
+  largestK: count(0)
+    .default(0)
+    .describe('k of pass@k goes up to this, at most n; 0: up to n/2, and at least 1'),
   base: z
     .string()
     .default('')

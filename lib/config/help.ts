@@ -13,6 +13,10 @@ export interface Field {
   /** What it must be, in words: "a number ≥ 0". */
   readonly range: string
   readonly default: unknown
+  /** Whether there must be a value, and no default serves. */
+  readonly isRequired: boolean
+  /** The values that are names. */
+  readonly names: readonly string[]
   readonly help: string
 }
 
@@ -26,17 +30,23 @@ interface JsonSchema {
   minLength?: number
   /** In words, where the schema's own constraints say too little to people. */
   range?: string
+  /** Beside those of `enum`. */
+  names?: string[]
   default?: unknown
   description?: string
   properties?: Record<string, JsonSchema>
+  required?: string[]
 }
 
 /** Every field, in the order declared. */
-export const fields: readonly Field[] = listFields(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema, [])
+export const fields: readonly Field[] = listFields(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema)
 
-function listFields(node: JsonSchema, path: readonly string[]): Field[] {
-  if (node.properties) {
-    return Object.entries(node.properties).flatMap(([name, child]) => listFields(child, [...path, name]))
+function listFields(node: JsonSchema, path: readonly string[] = [], isRequired = true): Field[] {
+  const { properties, required = [] } = node
+  if (properties) {
+    return Object.entries(properties).flatMap(([name, child]) =>
+      listFields(child, [...path, name], isRequired && required.includes(name)),
+    )
   }
   const isNumber = node.type === 'number' || node.type === 'integer'
   const dotted = path.join('.')
@@ -47,6 +57,8 @@ function listFields(node: JsonSchema, path: readonly string[]): Field[] {
       type: isNumber ? 'number' : node.type === 'boolean' ? 'boolean' : 'string',
       range: describeRange(node),
       default: node.default,
+      isRequired,
+      names: node.names ?? (node.enum ?? []).map(String),
       help: node.description ?? '',
     },
   ]

@@ -1,12 +1,12 @@
 /** Reads a configuration from a file or an object, and says in one error everything that is wrong with it. */
-import { readFileSync } from 'node:fs'
 import { inspect } from 'node:util'
-import { distance } from 'fastest-levenshtein'
-import { LineCounter, parseDocument, stringify } from 'yaml'
+import { stringify } from 'yaml'
 import type { z } from 'zod'
 import { RapoError } from '../base/errors.js'
+import { didYouMean } from '../base/nearest.js'
 import { type Config, crossFaults, schema } from './config.js'
 import { resolveCorrection } from './correction.js'
+import { readConfigFile } from './file.js'
 import { type Field, fields } from './help.js'
 import { resolveObjective } from './objective.js'
 import { dropUndefined } from './values.js'
@@ -40,9 +40,12 @@ export function loadConfig(
 /** The same from an object. Throws ERR_RAPO_CONFIG. */
 export function parseConfig(values: unknown, where: (path: string) => string = () => ''): Config {
   const result = schema.safeParse(values)
-  const faults = result.success
-    ? []
-    : result.error.issues.flatMap(issue => describeIssue(issue, values, where))
+  // An unknown field first: what is missing may be the same one, misspelled.
+  const issues = result.success ? [] : result.error.issues
+  const rank = ({ code }: z.core.$ZodIssue) => (code === 'unrecognized_keys' ? 0 : 1)
+  const faults = issues
+    .toSorted((a, b) => rank(a) - rank(b))
+    .flatMap(issue => describeIssue(issue, values, where))
   if (result.success) {
     const { objective, correction } = result.data
     const config = {
@@ -75,54 +78,21 @@ function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: s
     return [`${where(path)}${path || 'the configuration'} is ${show(value)}; it must be a group of fields`]
   }
   if (value === undefined) return [`${path} is missing: ${field.help}`]
-  return [`${where(path)}${path} is ${show(value)}; it must be ${field.range}`]
+  const meant = typeof value === 'string' ? didYouMean(value, field.names) : ''
+  return [`${where(path)}${path} is ${show(value)}; it must be ${field.range}${meant}`]
 }
 
 /** Suggests the field, or group, whose own name is nearest; the path before it decides between equals. */
 function unknownField(path: string): string {
   const known = [...fields.map(field => field.path), ...Object.keys(schema.shape)]
-  const nameOf = (dotted: string) => dotted.split('.').at(-1)!.toLowerCase().replace(/[-_]/g, '')
-  const name = nameOf(path)
-  const score = (candidate: string) => distance(name, nameOf(candidate)) + distance(path, candidate) / 1000
-  const nearest = known.reduce((a, b) => (score(b) < score(a) ? b : a))
-  const isNear = Math.floor(score(nearest)) <= Math.ceil(name.length / 3)
-  return `there is no field "${path}"${isNear ? `: did you mean "${nearest}"?` : ''}`
+  const ownName = (dotted: string) => dotted.split('.').at(-1)!
+  return `there is no field "${path}"${didYouMean(path, known, ownName)}`
 }
 
 function fromText(field: Field, text: string): unknown {
   if (field.type === 'number' && text.trim() !== '' && Number.isFinite(Number(text))) return Number(text)
   if (field.type === 'boolean' && (text === 'true' || text === 'false')) return text === 'true'
   return text
-}
-
-function readConfigFile(file: string) {
-  let text: string
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (cause) {
-    throw new RapoError('ERR_RAPO_CONFIG', `cannot read ${file}: ${(cause as Error).message}`, { cause })
-  }
-  const lines = new LineCounter()
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, logLevel: 'error' })
-  const error = document.errors[0]
-  if (error) {
-    throw new RapoError('ERR_RAPO_CONFIG', `${file}:${lines.linePos(error.pos[0]).line}: ${error.message}`)
-  }
-  let values: unknown
-  try {
-    values = document.toJS() ?? {}
-  } catch (cause) {
-    // Aliases that would grow without bound.
-    throw new RapoError('ERR_RAPO_CONFIG', `${file}: ${(cause as Error).message}`, { cause })
-  }
-  if (typeof values !== 'object' || values === null || Array.isArray(values)) {
-    throw new RapoError('ERR_RAPO_CONFIG', `${file} must hold groups of fields, such as model: and data:`)
-  }
-  const lineOf = (path: readonly string[]) => {
-    const node = document.getIn(path, true) as { range?: [number, number, number] | null } | undefined
-    return node?.range ? lines.linePos(node.range[0]).line : undefined
-  }
-  return { values: values as Record<string, unknown>, lineOf }
 }
 
 /** As a file that loadConfig reads back to the same configuration. */

@@ -7,10 +7,13 @@ export const sampling = z.strictObject({
   promptsPerStep: count().default(16).describe('problems a step'),
   temperature: z
     .number()
-    .min(1e-6)
     .max(100)
+    .refine(value => value === 0 || value >= 1e-6)
     .default(1)
-    .describe('τ; the objective divides the logits by the same'),
+    .meta({
+      range: '0, or a number ≥ 0.000001 and ≤ 100',
+      description: 'τ; the objective divides the logits by the same; 0 is greedy, for measurements alone',
+    }),
   topP: z
     .number()
     .positive()

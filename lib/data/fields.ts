@@ -5,6 +5,8 @@ import type { Row } from './rows.js'
 
 /** The fields of config.data that say what a file's rows are. */
 export interface DataOptions {
+  /** What names the files, such as data.train: for messages. */
+  readonly field?: string
   /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
   readonly problemField?: string
   readonly answerField?: string
@@ -28,10 +30,10 @@ export function hubOptions({ onDownload, signal }: Pick<DataOptions, 'onDownload
   return { ...(onDownload && { onProgress: onDownload }), signal }
 }
 
-type Part = 'problem' | 'answer' | 'id' | 'difficulty'
+export type Part = 'problem' | 'answer' | 'id' | 'difficulty'
 
 /** Names that public datasets use (docs/files.md), the first one present being taken; dots lead into nested objects. */
-const usualNames: Readonly<Record<Part, readonly string[]>> = {
+export const usualNames: Readonly<Record<Part, readonly string[]>> = {
   problem: ['prompt', 'problem', 'question', 'query'],
   answer: [
     ...['answer', 'reward_model.ground_truth', 'final_answer', 'expected_answer', 'ground_truth'],
@@ -56,30 +58,17 @@ export function chooseColumns(
   file: string,
   options: DataOptions,
 ): Readonly<Record<Part, Column>> {
-  const names = new Set(rows.flatMap(({ value }) => Object.keys(value)))
-  const isThere = (name: string) => rows.some(({ value }) => valueAt(value, name) !== undefined)
   const choose = (part: Part): Column => {
     const option = `${part}Field` as const
-    const usual = usualNames[part]
-    const given = options[option]
-    if (given && given !== usual[0] && !isThere(given)) {
+    const column = chooseColumn(part, rows, file, options[option])
+    const isRequired = part === 'problem' || part === 'answer'
+    if (isRequired && !options[option] && rows.every(({ value }) => column.valueIn(value) === undefined)) {
       throw new RapoError(
         'ERR_RAPO_DATA',
-        `${file} has no field "${given}" (data.${option}); it has ${[...names].join(', ')}`,
+        `${file}: no row has a column ${usualNames[part].join(', ')}; it has ${listColumns(rows)}: data.${option} names the column with the ${part}`,
       )
     }
-    const name =
-      given ||
-      usual.find(isThere) ||
-      [...names].find(candidate => usual.includes(candidate.toLowerCase())) ||
-      usual[0]!
-    if (!given && (part === 'problem' || part === 'answer') && !isThere(name)) {
-      throw new RapoError(
-        'ERR_RAPO_DATA',
-        `${file}: no row has a column ${usual.join(', ')}; it has ${[...names].join(', ') || 'no columns'}: data.${option} names the column with the ${part}`,
-      )
-    }
-    return { name, valueIn: row => valueAt(row, name) }
+    return column
   }
   return {
     problem: choose('problem'),
@@ -89,8 +78,28 @@ export function chooseColumns(
   }
 }
 
+/** The column that is given, else the first usual one that a row has. Throws ERR_RAPO_DATA for a given one that no row has. */
+export function chooseColumn(part: Part, rows: readonly Row[], file: string, given?: string): Column {
+  const usual = usualNames[part]
+  const isThere = (name: string) => rows.some(({ value }) => valueAt(value, name) !== undefined)
+  if (given && given !== usual[0] && !isThere(given)) {
+    throw new RapoError(
+      'ERR_RAPO_DATA',
+      `${file} has no field "${given}" (data.${part}Field); it has ${listColumns(rows)}`,
+    )
+  }
+  const likeUsual = () =>
+    rows.flatMap(({ value }) => Object.keys(value)).find(candidate => usual.includes(candidate.toLowerCase()))
+  const name = given || usual.find(isThere) || likeUsual() || usual[0]!
+  return { name, valueIn: row => valueAt(row, name) }
+}
+
+function listColumns(rows: readonly Row[]): string {
+  return [...new Set(rows.flatMap(({ value }) => Object.keys(value)))].join(', ') || 'no columns'
+}
+
 /** A column of that very name, or else the value that the dots lead to. */
-function valueAt(row: Row['value'], name: string): unknown {
+export function valueAt(row: Row['value'], name: string): unknown {
   if (Object.hasOwn(row, name)) return row[name]
   return name.split('.').reduce<unknown>((node, key) => {
     return typeof node === 'object' && node !== null && Object.hasOwn(node, key)

@@ -1,6 +1,7 @@
 /** Problems from data files. */
 import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
+import { plural } from '../base/text.js'
 import type { Message } from '../model/template.js'
 import { checkAnswer, type Verifier } from '../reward/verifier.js'
 import { chooseColumns, type DataOptions, hubOptions } from './fields.js'
@@ -37,7 +38,7 @@ export async function readProblems(
   verifier: Pick<Verifier, 'checkAnswer'>,
   options: DataOptions = {},
 ): Promise<Problem[]> {
-  const rows = await files.readRows(given, hubOptions(options))
+  const rows = await files.readRows(given, { ...hubOptions(options), field: options.field })
   const name = files.nameOf(given)
   const columns = chooseColumns(rows, name, options)
   const areSeveral = rows.some(({ file }) => file !== rows[0]!.file)
@@ -47,7 +48,7 @@ export async function readProblems(
   for (const row of rows) {
     const { file, unit, number } = row
     const problem = parseProblem(row, columns, areSeveral ? `${file}:${number}` : String(number))
-    const refuse = (fault: string) => unusable.push(`${files.placeOf(row)} ${fault}`)
+    const refuse = (fault: string) => unusable.push(`${files.placeOf(row)}: ${fault}`)
     if (typeof problem === 'string') {
       refuse(problem)
       continue
@@ -69,51 +70,64 @@ export async function readProblems(
     problems.push(problem)
   }
   settleUnusable(unusable, rows.length, options)
-  if (problems.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} holds no problem that can be used`)
   const { shards = 1, shard = 0 } = options
   const own = problems.filter((_, i) => i % shards === shard)
   if (own.length === 0) {
     throw new RapoError(
       'ERR_RAPO_DATA',
-      `${name} has ${problems.length} problems: shard ${shard} of ${shards} is empty`,
+      `${name} has ${plural(problems.length, 'problem')}: shard ${shard} of ${shards} is empty`,
     )
   }
   return own
 }
 
-/** How many rows are spelled out in an error. */
+/** How many rows are spelled out. */
 const SHOWN = 5
 
-/** Drops rows that cannot be used, telling of them, or throws ERR_RAPO_DATA with the first few and a count of each kind. */
+/**
+ * Drops rows that cannot be used, each told by its place and what is wrong with it. Throws ERR_RAPO_DATA, with the first
+ * few and a count of each kind, where they are not to be dropped, and where none would be left.
+ * @param remedy what the last line advises beside data.dropUnusable, such as another value of a field
+ */
 export function settleUnusable(
   unusable: readonly string[],
   count: number,
   { dropUnusable = false, onUnusable }: DataOptions,
+  remedy?: string,
 ): void {
   if (unusable.length === 0) return
-  if (dropUnusable) {
+  const isNoneLeft = unusable.length === count
+  if (dropUnusable && !isNoneLeft) {
     const told = watched('onUnusable', onUnusable)
     told.call(unusable)
     told.failed.throwIfAborted()
     told.finish()
     return
   }
-  throw new RapoError('ERR_RAPO_DATA', summarizeUnusable(unusable, count).join('\n'))
+  const advice = [remedy, isNoneLeft ? undefined : 'data.dropUnusable: true leaves them out']
+  const end = [`${unusable.length} of ${count} cannot be used`, ...advice.filter(text => text !== undefined)]
+  throw new RapoError('ERR_RAPO_DATA', [...summarizeRows(unusable), end.join('; ')].join('\n'))
 }
 
-/** The lines of an error about `unusable.length` of `count` rows. */
-function summarizeUnusable(unusable: readonly string[], count: number): string[] {
-  const shown = unusable.slice(0, SHOWN)
-  const rest = unusable.slice(SHOWN)
-  const advice = unusable.length < count ? '; data.dropUnusable: true leaves them out' : ''
+/** A few lines on many rows, each of which begins with its place: the first ones, and how many there are of each kind. */
+export function summarizeRows(rows: readonly string[]): string[] {
+  if (rows.length <= SHOWN + 1) return [...rows]
   const kinds = new Map<string, number>()
-  for (const fault of rest) {
-    const kind = fault.replace(/^.*?: (?:line|row) \d+ /s, '').replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
+  for (const row of rows.slice(SHOWN)) {
+    const kind = kindOf(row)
     kinds.set(kind, (kinds.get(kind) ?? 0) + 1)
   }
-  const more = [...kinds].map(([kind, number]) => `and ${number} more: ${kind}`)
-  return [...shown, ...more, `${unusable.length} of ${count} cannot be used${advice}`]
+  const byCount = [...kinds].sort(([, a], [, b]) => b - a)
+  const more = byCount.slice(0, SHOWN).map(([kind, number]) => `and ${number} more: ${kind}`)
+  const others = byCount.slice(SHOWN).reduce((sum, [, number]) => sum + number, 0)
+  return [...rows.slice(0, SHOWN), ...more, ...(others > 0 ? [`and ${others} others`] : [])]
 }
+
+/** What is wrong with a row, without its place, and without what differs from row to row. */
+const kindOf = (row: string) =>
+  row
+    .replace(/^.*?(?::\d+| row \d+|problem "(?:[^"\\]|\\.)*"): /s, '')
+    .replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
 
 /** The problem, or why the row is none. */
 function parseProblem(
@@ -162,7 +176,8 @@ const emptyAsAbsent = (value: unknown) => (value === '' ? undefined : value)
 /** A list of one answer is that answer; what several mean is the verifier's to say. */
 const onlyEntry = (answer: unknown) => (Array.isArray(answer) && answer.length === 1 ? answer[0] : answer)
 
-function messagesFault(messages: readonly unknown[]): string | undefined {
+/** What is wrong with a conversation as a prompt. */
+export function messagesFault(messages: readonly unknown[]): string | undefined {
   const wanted =
     "must be a text, or a list of messages { role, content } of which the last is not the assistant's"
   const isMessage = (message: unknown) => {
@@ -175,9 +190,11 @@ function messagesFault(messages: readonly unknown[]): string | undefined {
   return undefined
 }
 
-const toMessage = ({ role, content }: Message): Message => ({ role, content })
+/** Without what a dataset has beside these. */
+export const toMessage = ({ role, content }: Message): Message => ({ role, content })
 
-function lastUserText(messages: readonly Message[]): string {
+/** What VerifyContext calls the prompt of a conversation. */
+export function lastUserText(messages: readonly Message[]): string {
   return messages.findLast(({ role }) => role === 'user')!.content
 }
 

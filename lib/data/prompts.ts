@@ -1,6 +1,7 @@
 /** Problems as token ids that fit the model's context. */
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { plural } from '../base/text.js'
 import type { ModelInfo } from '../model/policy.js'
 import { createTemplate, type PromptTemplate, type TemplateOptions } from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
@@ -32,24 +33,33 @@ export interface EncodedPrompt {
  * problem, where it leaves no room for maxNewTokens in the model's context.
  */
 export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
-  const { tokenizer, template } = context
-  const promptIds = atProblem(problem, () =>
-    tokenizer.encode(template.render(problem.messages ?? problem.prompt)),
-  )
-  if (promptIds.length === 0) throw new RapoError('ERR_RAPO_DATA', `problem "${problem.id}": no tokens`)
-  return checkFits({ problem, promptIds }, context)
+  const prompt = encode(problem, context)
+  const fault = fitFault(prompt, context)
+  if (fault !== undefined) throw new RapoError('ERR_RAPO_DATA', `${placeOf(problem)}: ${fault}`)
+  return prompt
 }
 
-function checkFits(
-  prompt: EncodedPrompt,
-  { info, maxNewTokens }: Pick<EncodeContext, 'info' | 'maxNewTokens'>,
-): EncodedPrompt {
-  const { length } = prompt.promptIds
-  if (length + maxNewTokens <= info.maxPositionEmbeddings) return prompt
-  throw new RapoError(
-    'ERR_RAPO_DATA',
-    `problem "${prompt.problem.id}": its prompt of ${length} tokens and sampling.maxNewTokens ${maxNewTokens} exceed the model's context of ${info.maxPositionEmbeddings}`,
-  )
+/** Of any length. Throws a RapoError that names the problem. */
+function encode(problem: Problem, { tokenizer, template }: Omit<EncodeContext, 'info'>): EncodedPrompt {
+  try {
+    const promptIds = tokenizer.encode(template.render(problem.messages ?? problem.prompt))
+    if (promptIds.length === 0) throw new RapoError('ERR_RAPO_DATA', 'its prompt has no tokens')
+    return { problem, promptIds }
+  } catch (error) {
+    if (!(error instanceof RapoError)) throw error
+    throw new RapoError(error.code, `${placeOf(problem)}: ${error.message}`, { cause: error })
+  }
+}
+
+type Room = Pick<EncodeContext, 'info' | 'maxNewTokens'>
+
+/** Why a prompt leaves no room for a completion. */
+function fitFault(
+  { promptIds: { length } }: EncodedPrompt,
+  { info, maxNewTokens }: Room,
+): string | undefined {
+  if (length + maxNewTokens <= info.maxPositionEmbeddings) return undefined
+  return `its prompt of ${plural(length, 'token')} and sampling.maxNewTokens ${maxNewTokens} exceed the model's context of ${info.maxPositionEmbeddings}`
 }
 
 /**
@@ -65,36 +75,52 @@ export function fitContext(
 ): EncodedPrompt[] {
   const declared = readJson(path.join(modelDir, 'config.json'))?.max_position_embeddings
   const info = { maxPositionEmbeddings: typeof declared === 'number' ? declared : Infinity }
-  return usableOf(problems, problem => encodePrompt(problem, { ...context, info }), options)
+  return usableOf(problems, problem => encode(problem, context), { ...context, info }, options)
 }
 
 /** Those of fitContext that fit the loaded model's context, too. Throws as that does. */
 export function fitModel(
   prompts: readonly EncodedPrompt[],
-  context: Pick<EncodeContext, 'info' | 'maxNewTokens'>,
+  context: Room,
   options: DataOptions,
 ): EncodedPrompt[] {
-  return usableOf(prompts, prompt => checkFits(prompt, context), options)
+  return usableOf(prompts, prompt => prompt, context, options)
 }
 
 function usableOf<T>(
   items: readonly T[],
   prepare: (item: T) => EncodedPrompt,
+  room: Room,
   options: DataOptions,
 ): EncodedPrompt[] {
   const unusable: string[] = []
+  const tooLong: number[] = []
   const prompts = items.flatMap(item => {
+    let prompt: EncodedPrompt
     try {
-      return prepare(item)
+      prompt = prepare(item)
     } catch (error) {
       if (!(error instanceof RapoError) || error.code !== 'ERR_RAPO_DATA') throw error
       unusable.push(error.message)
       return []
     }
+    const fault = fitFault(prompt, room)
+    if (fault === undefined) return [prompt]
+    tooLong.push(prompt.promptIds.length)
+    unusable.push(`${placeOf(prompt.problem)}: ${fault}`)
+    return []
   })
-  settleUnusable(unusable, items.length, options)
-  if (prompts.length === 0) throw new RapoError('ERR_RAPO_DATA', 'no problem fits the context')
+  settleUnusable(unusable, items.length, options, adviseOnLength(tooLong, room))
   return prompts
+}
+
+/** The value of sampling.maxNewTokens with which prompts of these lengths would fit. */
+function adviseOnLength(lengths: readonly number[], { info, maxNewTokens }: Room): string | undefined {
+  if (lengths.length === 0) return undefined
+  const longest = lengths.reduce((a, b) => Math.max(a, b))
+  const room = info.maxPositionEmbeddings - longest
+  if (room > 0) return `with sampling.maxNewTokens ≤ ${room} instead of ${maxNewTokens} all of them fit`
+  return `the longest prompt alone has ${plural(longest, 'token')}`
 }
 
 /** What turns a problem into token ids, and the room there is for them. */
@@ -105,11 +131,4 @@ export interface EncodeContext {
   readonly maxNewTokens: number
 }
 
-function atProblem<T>(problem: Problem, body: () => T): T {
-  try {
-    return body()
-  } catch (error) {
-    if (!(error instanceof RapoError)) throw error
-    throw new RapoError(error.code, `problem "${problem.id}": ${error.message}`, { cause: error })
-  }
-}
+const placeOf = ({ id }: Problem) => `problem "${id}"`

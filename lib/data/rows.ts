@@ -3,7 +3,8 @@ import { existsSync } from 'node:fs'
 import { gunzipSync } from 'node:zlib'
 import * as lossless from 'lossless-json'
 import { RapoError } from '../base/errors.js'
-import { type Line, parseJsonLines, readInput } from '../base/jsonl.js'
+import { withPlace } from '../base/files.js'
+import { type Line, type ParseOptions, parseJsonLines, readInput } from '../base/jsonl.js'
 import { type HubOptions, resolveDataFile } from '../model/hub.js'
 
 export interface Row extends Line {
@@ -13,9 +14,16 @@ export interface Row extends Line {
   readonly unit: 'line' | 'row'
 }
 
-/** A row, as messages name it. */
+type KeepBad = Pick<ParseOptions, 'keepsBad'>
+
+export interface ReadOptions extends HubOptions, KeepBad {
+  /** What names the files, such as data.train: for messages. */
+  readonly field?: string | undefined
+}
+
+/** A row, as messages name it: `a.jsonl:4`, or `a.parquet row 4`. */
 export function placeOf({ file, unit, number }: Omit<Row, 'value'>): string {
-  return unit === 'line' ? `${file}:${number}: line ${number}` : `${file}: row ${number}`
+  return unit === 'line' ? `${file}:${number}` : `${file} row ${number}`
 }
 
 /** The files that a field of the configuration names, for messages. */
@@ -29,12 +37,13 @@ export function nameOf(files: string | readonly string[]): string {
  * default), .json (an array, or lines), .csv, .tsv, .parquet, each but the last also with .gz or .zst. Throws
  * ERR_RAPO_DATA, naming the file, for one that is missing, broken or empty, and ERR_RAPO_IO where the hub cannot be read.
  */
-export async function readRows(files: string | readonly string[], hub: HubOptions = {}): Promise<Row[]> {
+export async function readRows(files: string | readonly string[], options: ReadOptions = {}): Promise<Row[]> {
+  const { field, keepsBad, ...hub } = options
   const rows: Row[] = []
   for (const name of [files].flat()) {
-    for (const file of await expand(name)) {
+    for (const file of await expand(name, field)) {
       const place = await resolveDataFile(file, hub)
-      const found = await read(file, Buffer.from(readInput(place)))
+      const found = await read(file, Buffer.from(readInput(place, field)), { keepsBad })
       if (found.length === 0) throw new RapoError('ERR_RAPO_DATA', `${file} is empty: it holds no row`)
       for (const row of found) rows.push(row)
     }
@@ -43,19 +52,23 @@ export async function readRows(files: string | readonly string[], hub: HubOption
 }
 
 /** The rows of JSON Lines that came from elsewhere, such as standard input. */
-export function rowsOfLines(content: Uint8Array, file: string): Row[] {
-  return parseJsonLines(content, file, parseJson).map(line => ({ ...line, file, unit: 'line' }))
+export function rowsOfLines(content: Uint8Array, file: string, options: KeepBad = {}): Row[] {
+  const lines = parseJsonLines(content, file, { ...options, parse: parseJson })
+  return lines.map(line => ({ ...line, file, unit: 'line' }))
 }
 
-async function expand(name: string): Promise<readonly string[]> {
+async function expand(name: string, field?: string): Promise<readonly string[]> {
   if (name.startsWith('hf://') || !/[*?{[]/.test(name) || existsSync(name)) return [name]
   const { globSync } = await import('tinyglobby')
   const files = globSync(name, { expandDirectories: false, dot: true }).sort()
-  if (files.length === 0) throw new RapoError('ERR_RAPO_DATA', `no file matches ${name}`)
+  if (files.length === 0) {
+    const said = `no file matches ${withPlace(name)}`
+    throw new RapoError('ERR_RAPO_DATA', field ? `${field}: ${said}` : said)
+  }
   return files
 }
 
-async function read(file: string, content: Buffer): Promise<Row[]> {
+async function read(file: string, content: Buffer, options: KeepBad): Promise<Row[]> {
   const [, base = file, compression] = /^(.*)\.(gz|zst)$/i.exec(file) ?? []
   const bytes = compression ? await decompress(content, file, compression.toLowerCase()) : content
   const numbered = (values: readonly unknown[]) =>
@@ -68,7 +81,7 @@ async function read(file: string, content: Buffer): Promise<Row[]> {
   if (/\.json$/i.test(base) && /^\s*\[/.test(bytes.toString('utf8', 0, 1000).replace(/^\ufeff/, ''))) {
     return numbered(await readable(file, 'JSON array of objects', () => parseArray(bytes)))
   }
-  return rowsOfLines(bytes, file)
+  return rowsOfLines(bytes, file, options)
 }
 
 async function decompress(content: Buffer, file: string, compression: string): Promise<Buffer> {

@@ -8,6 +8,7 @@ import { readInput } from '../base/jsonl.js'
 import { noLock } from '../base/lock.js'
 import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
+import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
@@ -84,7 +85,7 @@ async function readInputs(config: Config, options: EvaluateOptions) {
   const { sampling } = config
   const { onUnusable, onDownload } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
-  const data = { ...config.data, ...hooks, signal: options.signal }
+  const data = { ...config.data, ...hooks, field: 'data.eval', signal: options.signal }
   const verifier = await loadVerifier(config.task.verifier, config.task)
   const never = () =>
     new RapoError('ERR_RAPO_INTERNAL', `${nameOf(data.eval)} is never read: a promise cannot settle`)
@@ -247,8 +248,9 @@ function readHardProblems(
   const fault = (why: string) => new RapoError('ERR_RAPO_DATA', `eval.base: ${base} ${why}`)
   let perProblem: readonly ProblemResult[] | undefined
   try {
-    perProblem = (JSON.parse(new TextDecoder().decode(readInput(base))) as Partial<EvalResult> | null)
-      ?.perProblem
+    perProblem = (
+      JSON.parse(new TextDecoder().decode(readInput(base, 'eval.base'))) as Partial<EvalResult> | null
+    )?.perProblem
   } catch (error) {
     if (error instanceof RapoError) throw error
     throw fault(`is not JSON: ${(error as Error).message}`)
@@ -258,7 +260,7 @@ function readHardProblems(
   const missing = problems.filter(({ id }) => !measured.has(id))
   if (missing.length > 0) {
     throw fault(
-      `has no result for ${missing.length} of ${problems.length} problems, such as "${missing[0]!.id}"`,
+      `has no result for ${missing.length} of ${plural(problems.length, 'problem')}, such as "${missing[0]!.id}"`,
     )
   }
   const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow

@@ -3,6 +3,7 @@
 import { bootstrapMeans } from '../base/bootstrap.js'
 import { deriveSeed } from '../base/random.js'
 import { passAtK } from '../base/stats.js'
+import { plural } from '../base/text.js'
 
 /** What `eval.json` says about all problems, those of one difficulty, or those that are hard for the base model. */
 export interface EvalGroup {
@@ -84,7 +85,7 @@ export function formatPassAtK(results: readonly EvalResult[], ks: readonly numbe
       return `${name.padEnd(width)}  ${cells.join(' ')}`
     })
     const count = results[0]!.groups[group]!.problems
-    return [`${group} (${count} problems)`, header, ...rows].join('\n')
+    return [`${group} (${plural(count, 'problem')})`, header, ...rows].join('\n')
   })
   return tables.join('\n\n')
 }

@@ -115,7 +115,10 @@ export function weightedSums(parts: readonly WeightedRewards[]): number[] {
   const [first, ...others] = parts
   if (!first) invalid('there must be one part at least')
   const bad = others.find(({ rewards }) => rewards.length !== first.rewards.length)
-  if (bad) invalid(`a part has ${bad.rewards.length} rewards, the first has ${first.rewards.length}`)
+  if (bad)
+    invalid(
+      `the length of rewards is ${bad.rewards.length} in a part, and ${first.rewards.length} in the first`,
+    )
   return first.rewards.map((reward, i) =>
     others.reduce((sum, { rewards, weight }) => sum + weight * rewards[i]!, first.weight * reward),
   )
@@ -215,7 +218,7 @@ function phiFunction(phi: PhiRange): (reward: number) => number {
 
 function checkGroups(rewards: readonly number[], groupSize: number): void {
   if (!(Number.isSafeInteger(groupSize) && groupSize >= 1) || rewards.length % groupSize !== 0) {
-    invalid(`${rewards.length} rewards are not whole groups of groupSize ${groupSize}`)
+    invalid(`the length of rewards is ${rewards.length}, no multiple of groupSize ${groupSize}`)
   }
 }
 

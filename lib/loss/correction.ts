@@ -138,7 +138,7 @@ function* spans(offsets: Int32Array): Generator<[begin: number, end: number]> {
 }
 
 function checkLength(field: string, array: Float32Array, rows: number): void {
-  if (array.length !== rows) invalid(field, `${array.length} entries long`, `${rows}, as long as logprobs`)
+  if (array.length !== rows) invalid(field, `of length ${array.length}`, `${rows}, as long as logprobs`)
 }
 
 function invalid(field: string, value: string | number, expected: string): never {

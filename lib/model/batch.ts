@@ -233,7 +233,7 @@ function checkSequence(sequence: TrainSequence, b: number): void {
   for (const field of ['completionMask', 'oldLogprobs', 'policyWeights'] as const) {
     const { length } = sequence[field] ?? tokenIds
     if (length !== tokenIds.length) {
-      throw faultOf(b, `${field} has ${length} entries for ${tokenIds.length} tokens`)
+      throw faultOf(b, `the length of ${field} is ${length}, that of tokenIds ${tokenIds.length}`)
     }
   }
   const bad = completionMask.findIndex(mask => mask !== 0 && mask !== 1)
@@ -243,7 +243,7 @@ function checkSequence(sequence: TrainSequence, b: number): void {
 
 function checkWeights(sequences: readonly TrainSequence[], weights: readonly number[]): void {
   if (weights.length !== sequences.length) {
-    throw invalid(`weights has ${weights.length} entries for ${sequences.length} sequences`)
+    throw invalid(`the length of weights is ${weights.length}, that of sequences ${sequences.length}`)
   }
   for (const [b, weight] of weights.entries()) {
     if (!Number.isFinite(weight)) throw faultOf(b, `its token weight is ${weight}, expected a finite number`)

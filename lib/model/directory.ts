@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { ioReason, withPlace } from '../base/files.js'
 import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import { type ModelSource, readModelConfig } from './config.js'
 import { explainFiles } from './foreign.js'
@@ -16,9 +17,10 @@ const MAX_POINTER = 1024
 /**
  * The configuration of a model that the engine can run. Throws RapoError for a directory that is missing, that holds
  * something else than such a model, or Git LFS pointers in place of files; the message says what it holds and what to do.
+ * @param field what names the directory, such as model.dir, for messages
  */
-export function checkModel(dir: string): ModelSource {
-  const names = listFiles(dir)
+export function checkModel(dir: string, field?: string): ModelSource {
+  const names = listFiles(dir, field)
   for (const name of names) {
     const file = path.join(dir, name)
     const found = statSync(file, { throwIfNoEntry: false })
@@ -33,12 +35,15 @@ export function checkModel(dir: string): ModelSource {
   return model
 }
 
-function listFiles(dir: string): string[] {
+function listFiles(dir: string, field?: string): string[] {
   const found = statSync(dir, { throwIfNoEntry: false })
   if (!found) {
     const isBare = /^\w[\w.-]*$/.test(dir)
     const hint = isBare ? '; a model on the Hugging Face hub is named OWNER/NAME' : ''
-    throw new RapoError('ERR_RAPO_IO', `there is no directory ${dir}${hint}`)
+    throw new RapoError(
+      'ERR_RAPO_IO',
+      `${field ? `${field}: ` : ''}there is no directory ${withPlace(dir)}${hint}`,
+    )
   }
   if (!found.isDirectory()) {
     throw new RapoError(
@@ -51,6 +56,6 @@ function listFiles(dir: string): string[] {
       name => !statSync(path.join(dir, name), { throwIfNoEntry: false })?.isDirectory(),
     )
   } catch (cause) {
-    throw new RapoError('ERR_RAPO_IO', `cannot read ${dir}: ${(cause as Error).message}`, { cause })
+    throw new RapoError('ERR_RAPO_IO', `cannot read ${dir}: ${ioReason(cause, dir)}`, { cause })
   }
 }

@@ -1,7 +1,7 @@
 /** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { plainLine } from '../base/text.js'
+import { plainLine, plural } from '../base/text.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
@@ -49,7 +49,10 @@ function warnOfIgnored(names: readonly string[]): void {
   const buffers = names.filter(name => name.endsWith('rotary_emb.inv_freq'))
   const shown = names.filter(name => !buffers.includes(name))
   if (buffers.length > 0) shown.push(buffers[0]!)
-  const more = buffers.length > 1 ? ` and ${buffers.length - 1} more rotary frequencies` : ''
+  const more =
+    buffers.length > 1
+      ? ` and ${plural(buffers.length - 1, 'more rotary frequency', 'more rotary frequencies')}`
+      : ''
   process.emitWarning(
     plainLine(`ignored, because generation and training do not use them: ${shown.join(', ')}${more}`),
     'RapoWarning',
@@ -477,7 +480,7 @@ function typed(
 ): void {
   if (!(value instanceof type)) invalid(name, Object.prototype.toString.call(value), `of type ${type.name}`)
   if (length !== undefined && value.length !== length) {
-    invalid(name, `${value.length} entries long`, `${length}, as long as rowPositions`)
+    invalid(name, `of length ${value.length}`, `${length}, as long as rowPositions`)
   }
 }
 

@@ -4,6 +4,7 @@ import path from 'node:path'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
 import { RapoError } from '../base/errors.js'
 import { isLfsPointer, lfsMessage } from '../base/lfs.js'
+import { plural } from '../base/text.js'
 import type { ModelInfo } from './policy.js'
 
 /** What rapo needs of a tokenizer. */
@@ -63,7 +64,7 @@ export function loadTokenizer(modelDir: string): Tokenizer {
         if (id === undefined || (id === unknownId && !text.includes(unknownToken!))) {
           throw new RapoError(
             'ERR_RAPO_DATA',
-            `the tokenizer ${file} has no token for part of ${JSON.stringify(text)} (after ${i} tokens: ${JSON.stringify(i ? tokenizer.decode(ids.slice(0, i)) : '')})`,
+            `the tokenizer ${file} has no token for part of ${JSON.stringify(text)} (after ${plural(i, 'token')}: ${JSON.stringify(i ? tokenizer.decode(ids.slice(0, i)) : '')})`,
           )
         }
       }

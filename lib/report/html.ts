@@ -1,6 +1,6 @@
 /** A template tag for HTML. It escapes inserted values, so that text of a model cannot become markup. */
 
-import { HIDDEN } from '../base/text.js'
+import { HIDDEN, plural } from '../base/text.js'
 
 /** Text that is markup already. Only html`` and raw() make it. */
 export class Html {
@@ -51,7 +51,9 @@ export function visibleText(text: string, limit = 4000): Html {
   }
   parts.push(shown.slice(end))
   if (shown.length < text.length) {
-    parts.push(html`<span class="hidden-char">… ${text.length - shown.length} more characters</span>`)
+    parts.push(
+      html`<span class="hidden-char">… ${plural(text.length - shown.length, 'more character')}</span>`,
+    )
   }
   return html`${parts}`
 }

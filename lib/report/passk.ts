@@ -1,4 +1,5 @@
 /** The abilities of the runs: the pass@k table and curves, and the number of problems solved at all. */
+import { plural } from '../base/text.js'
 import { lineChart, type MarkedPoint } from './chart.js'
 import { coverage } from './compare.js'
 import { differencesTable } from './differences.js'
@@ -50,11 +51,15 @@ function conditions(evaluated: readonly Evaluated[]): string {
     return values.size === 1 ? [...values].filter(value => value !== undefined) : []
   }
   const parts = [
-    ...common(({ groups }) => `${count(groups.all!.problems)} problems`),
-    ...common(({ samplesPerProblem }) => `${count(samplesPerProblem)} completions of each`),
+    ...common(({ groups }) => plural(groups.all!.problems, 'problem', 'problems', count)),
+    ...common(
+      ({ samplesPerProblem }) => `${plural(samplesPerProblem, 'completion', 'completions', count)} of each`,
+    ),
     ...common(({ temperature }) => (temperature === undefined ? undefined : `temperature ${temperature}`)),
     ...common(({ maxNewTokens }) =>
-      maxNewTokens === undefined ? undefined : `at most ${count(maxNewTokens)} tokens long`,
+      maxNewTokens === undefined
+        ? undefined
+        : `at most ${plural(maxNewTokens, 'token', 'tokens', count)} long`,
     ),
   ]
   return parts.length > 0 ? `${parts.join(', ')}.` : ''
@@ -113,7 +118,7 @@ function curves(evaluated: readonly Evaluated[], group: string, groups: readonly
     height: 250,
     formatY: (value: number) => `${Math.round(1000 * value) / 10} %`,
   }
-  return html`<figure><div class="chart-title"><b>${groupTitle(group)}</b><span class="last">${problems !== undefined && `${count(problems)} problems`}</span></div>
+  return html`<figure><div class="chart-title"><b>${groupTitle(group)}</b><span class="last">${problems !== undefined && plural(problems, 'problem', 'problems', count)}</span></div>
     ${lineChart(axes, drawn)}</figure>`
 }
 

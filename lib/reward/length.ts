@@ -1,11 +1,12 @@
 /** Rewards of a completion's length alone. */
 import { RapoError } from '../base/errors.js'
+import { plural } from '../base/text.js'
 import type { Verdict, VerifyContext } from './verifier.js'
 
 /** The reward function `length`: 1 − tokens / maxNewTokens, so that the shorter of two completions gets more. */
 export function lengthReward(context: VerifyContext): Verdict {
   const { tokens, maxNewTokens } = lengthsOf(context)
-  return { reward: 1 - tokens / maxNewTokens, reason: `${tokens} of ${maxNewTokens} tokens` }
+  return { reward: 1 - tokens / maxNewTokens, reason: `${tokens} of ${plural(maxNewTokens, 'token')}` }
 }
 
 /**
@@ -16,7 +17,7 @@ export function overlongPunishment(context: VerifyContext, buffer: number): Verd
   const { tokens, maxNewTokens } = lengthsOf(context)
   const over = tokens - (maxNewTokens - buffer)
   if (over <= 0) return { reward: 0, reason: 'short enough' }
-  return { reward: -over / buffer, reason: `${over} tokens into the buffer of ${buffer}` }
+  return { reward: -over / buffer, reason: `${plural(over, 'token')} into the buffer of ${buffer}` }
 }
 
 function lengthsOf({ tokens, maxNewTokens }: VerifyContext) {

@@ -1,8 +1,8 @@
 /** Verifiers by name: those built in, and modules of the user's. */
 import path from 'node:path'
-import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../base/errors.js'
 import { type Exports, importModule } from '../base/module.js'
+import { didYouMean } from '../base/nearest.js'
 import { countdown } from './countdown.js'
 import { exact } from './exact.js'
 import { createMath, type MathOptions } from './math.js'
@@ -31,10 +31,9 @@ export async function loadVerifier(name: string, options: MathOptions = {}): Pro
   const builtIn = Object.hasOwn(verifiers, name) ? verifiers[name] : undefined
   if (builtIn) return builtIn
   if (!isModuleName(name)) {
-    const nearest = verifierNames.toSorted((a, b) => distance(name, a) - distance(name, b))[0]
     throw new RapoError(
       'ERR_RAPO_CONFIG',
-      `task.verifier "${name}" is not known: did you mean "${nearest}"? Known: ${verifierNames.join(', ')}, or the path of a module`,
+      `task.verifier is "${name}"; it must be one of ${verifierNames.join(', ')}, or the path of a module${didYouMean(name, verifierNames)}`,
     )
   }
   const { file, exported = 'default' } = parseModuleName(name)

@@ -1,6 +1,7 @@
 /** The rewards of a training run: the verifier's, and those of further reward functions, with their weights. */
-import { distance } from 'fastest-levenshtein'
 import { RapoError } from '../base/errors.js'
+import { didYouMean } from '../base/nearest.js'
+import { plural } from '../base/text.js'
 import { type Format, verifyFormat } from './format.js'
 import { lengthReward, overlongPunishment } from './length.js'
 import { isModuleName, loadExports, loadVerifier, parseModuleName, verifierNames } from './load.js'
@@ -58,7 +59,7 @@ export async function loadRewards(options: RewardOptions): Promise<RewardPart[]>
   if (rewardWeights.length > 0 && rewardWeights.length !== found.length) {
     throw new RapoError(
       'ERR_RAPO_CONFIG',
-      `task.rewardWeights has ${rewardWeights.length} numbers for ${found.length} rewards: ${names.join(', ')}`,
+      `task.rewardWeights has ${plural(rewardWeights.length, 'number')} for ${plural(found.length, 'reward')}: ${names.join(', ')}`,
     )
   }
   const parts = found.map(([name, verifier], i) => ({ name, verifier, weight: rewardWeights[i] ?? 1 }))
@@ -88,10 +89,9 @@ async function loadRewardFunc(name: string, options: RewardOptions): Promise<[st
   if (make) return [[name, make(options)]]
   if (verifierNames.includes(name)) return [[name, await loadVerifier(name)]]
   if (isModuleName(name)) return [...(await loadExports('task.rewardFuncs', name))]
-  const nearest = rewardFuncNames.toSorted((a, b) => distance(name, a) - distance(name, b))[0]
   throw new RapoError(
     'ERR_RAPO_CONFIG',
-    `task.rewardFuncs has "${name}", which is not known: did you mean "${nearest}"? Known: ${rewardFuncNames.join(', ')}, or the path of a module`,
+    `task.rewardFuncs has "${name}"; it takes ${rewardFuncNames.join(', ')}, or the path of a module${didYouMean(name, rewardFuncNames)}`,
   )
 }
 

@@ -1,6 +1,7 @@
 /** What a verifier is, and how its verdicts are checked. */
 import { inspect } from 'node:util'
 import { RapoError, reasonOf } from '../base/errors.js'
+import { plural } from '../base/text.js'
 import { waitFor } from '../base/wait.js'
 import type { FinishReason } from '../model/policy.js'
 import type { Message } from '../model/template.js'
@@ -101,7 +102,7 @@ export async function judge(
 ): Promise<Verdict> {
   const fault = (why: string, cause?: unknown) =>
     new RapoError('ERR_RAPO_INTERNAL', `${who} failed on ${what}: ${why}`, { cause })
-  const late = new Error(`it has not answered within ${timeout} seconds (task.timeout)`)
+  const late = new Error(`it has not answered within ${plural(timeout ?? 0, 'second')} (task.timeout)`)
   const never = new Error(
     'its promise can never settle: nothing is left in this process that it could wait for',
   )
@@ -114,7 +115,7 @@ export async function judge(
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
     if (cause === late && onTimeout === 'zero')
-      return { reward: 0, reason: `no verdict within ${timeout} seconds` }
+      return { reward: 0, reason: `no verdict within ${plural(timeout ?? 0, 'second')}` }
     throw fault(reasonOf(cause), cause)
   }
   const verdict = toVerdict(result)

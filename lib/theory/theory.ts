@@ -322,7 +322,7 @@ function check(objective: TheoryObjective, problem: TheoryProblem): Checked {
 /** Divides by the sum, which may be off by rounding errors. */
 function distribution(field: string, values: ArrayLike<number>, length: number): Float64Array {
   if (values.length !== length) {
-    invalid(`${field} has ${values.length} entries, expected ${length}, as rewards has`)
+    invalid(`the length of ${field} is ${values.length}, that of rewards ${length}`)
   }
   const p = Float64Array.from(values)
   p.forEach((x, i) => {

@@ -87,6 +87,12 @@ export interface OpenRun {
 export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
   requireField('data.train', config.data.train, 'the problem file to train on')
   requireField('run.output', config.run.output, 'the run directory')
+  if (config.sampling.temperature === 0) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      'sampling.temperature is 0, greedy, which is for measurements; to train it must be ≥ 1e-6 and ≤ 100',
+    )
+  }
   const { onUnusable, onNotice, onDownload, ...rest } = given
   const joined = await joinWorld(config, given.signal)
   const { world } = joined
@@ -109,7 +115,7 @@ export async function openRun(config: Config, given: OpenOptions = {}): Promise<
 async function readTask(config: Config, { onUnusable, onDownload, signal }: OpenOptions) {
   const rewards = await loadRewards(config.task)
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal }
-  const data = { ...config.data, ...hooks }
+  const data = { ...config.data, ...hooks, field: 'data.train' }
   const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), signal)
   return { rewards, data, hooks, problems }
 }
@@ -127,7 +133,10 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const { data, problems } = task
   const { modelDir, referenceDir } = await resolveModels(config, task)
   // A loader of the caller's own may know other models.
-  if (!options.loadPolicy) for (const dir of new Set([modelDir, referenceDir])) checkModel(dir)
+  if (!options.loadPolicy) {
+    checkModel(modelDir, 'model.dir')
+    if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
+  }
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)

@@ -110,15 +110,23 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
     [['train', '--resume', dir, '--objective.preset', 'grpo'], '--objective.preset does not go together'],
     [['train', '-c', own, '--run.output', path.dirname(own)], 'the run would write its config.yaml over'],
     [['train', '-c', configFile, '--model.device', 'gpu'], 'model.device is "gpu"; it must be cpu, cuda or'],
-    [['generate', '-m', model, '--device', 'cuda:x'], 'It must be cpu, cuda or cuda:1 and so on.'],
+    [
+      ['generate', '-m', model, '--device', 'cuda:x'],
+      'model.device is "cuda:x"; it must be cpu, cuda or cuda:1 and so on',
+    ],
     [['generate', '-m', model, '-o', path.join(dir, 'none', 'f')], 'rapo: cannot write '],
     [['eval', '-c', configFile], "required option '-m, --model <dir>' not specified"],
     [['eval', '-m', model], 'rapo: task.verifier is missing'],
     [['generate', '-m', model, '--n', '0'], 'It must be a whole number ≥ 1.'],
-    [['generate', '-m', model, '--top-p', '0'], 'It must be a number > 0 and ≤ 1.'],
-    [['generate', '-m', model, '--min-p', '1'], 'It must be a number ≥ 0 and < 1.'],
-    [['logprobs', '-m', model, '--temperature', '0'], 'It must be a number > 0.'],
+    [['generate', '-m', model, '--top-p', '0'], 'sampling.topP is 0; it must be a number > 0 and ≤ 1'],
+    [['generate', '-m', model, '--min-p', '1'], 'sampling.minP is 1; it must be a number ≥ 0 and < 1'],
+    [['logprobs', '-m', model, '--temperature', '0'], '--temperature is 0; it must be ≥ 0.000001'],
     [['generate', '-m', model], 'rapo: standard input is empty'],
+    [['generate', '-m', model, '--template', 'chatml'], 'did you mean "chat"?'],
+    [
+      ['train', '-c', configFile, '--sampling.temperature', '0'],
+      'sampling.temperature is 0, greedy, which is',
+    ],
     [['report', path.join(dir, 'none')], 'none'],
   ]
   for (const [args, expected] of cases) {
@@ -246,6 +254,47 @@ test('eval measures a run, prints the table, writes both files; report makes the
   assert.is(report.code, 0, report.stderr)
   assert.is(report.stdout, `${page}\n`)
   assert.match(readFileSync(page, 'utf8'), '<html')
+})
+
+test('greedy: one completion a problem, the same whatever the seed', async () => {
+  const greedy = async (seed: string) => {
+    const args = ['--n', '1', '--sampling.temperature', '0', '--eval.seed', seed]
+    const { code, stderr, stdout } = await rapo(
+      'eval',
+      '-m',
+      run('whole'),
+      '--output',
+      run('greedy'),
+      ...args,
+    )
+    assert.is(code, 0, stderr)
+    assert.match(stdout, /^pass@k +1$/m)
+    return JSON.parse(readFileSync(path.join(run('greedy'), 'eval.json'), 'utf8'))
+  }
+  const { k, samplesPerProblem, temperature, perProblem } = await greedy('1')
+  assert.equal([k, samplesPerProblem, temperature, perProblem.length], [[1], 1, 0, 12])
+  assert.equal((await greedy('2')).perProblem, perProblem)
+})
+
+test("generate takes a run's settings, and grade judges what it writes", async () => {
+  const [generated, graded] = [path.join(dir, 'generated.jsonl'), path.join(dir, 'judged.jsonl')]
+  const prompts = ['-m', run('whole'), '-i', problems, '--n', '2', '-o', generated]
+  const made = await rapo('generate', ...prompts, '--template', '7{prompt}')
+  assert.is(made.code, 0, made.stderr)
+  const longest = (file: string) => {
+    const rows = readFileSync(file, 'utf8')
+      .trim()
+      .split('\n')
+      .map(line => JSON.parse(line) as { completions: { tokenIds: number[] }[] })
+    assert.is(rows.length, 12)
+    return Math.max(...rows.flatMap(({ completions }) => completions.map(({ tokenIds }) => tokenIds.length)))
+  }
+  // The run's sampling.maxNewTokens, not the command's 64.
+  assert.is(longest(generated), 8)
+  const judged = await rapo('grade', '--task', verifier, '-i', generated, '-o', graded)
+  assert.is(judged.code, 0, judged.stderr)
+  assert.match(judged.stderr, /of 24 correct/)
+  assert.is(longest(graded), 8)
 })
 
 test('a fault in the middle of a run says how to go on', async () => {

@@ -26,7 +26,7 @@ test('math: completions and bare answers; other fields are carried along', async
     { id: 3, answer: '0.5', reference: '\\frac12' },
     { id: 4, answer: '0.333', reference: '1/3' },
   ])
-  assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 2, total: 4 })
+  assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 2, total: 4, unusable: [] })
   assert.equal(read(), [
     {
       id: 1,
@@ -75,37 +75,140 @@ test('a verifier that gives no verdict: its line is named', async () => {
     writeFileSync(module, `export default { checkAnswer() {}, verify: () => (${verdict}) }`)
     await gradeLines({ task: module, input, output }).then(assert.unreachable as never, error => {
       assert.is(error.code, 'ERR_RAPO_INTERNAL')
-      assert.ok(error.message.startsWith(`the verifier failed on ${input}:1: line 1: ${why}`), error.message)
+      assert.ok(error.message.startsWith(`the verifier failed on ${input}:1: ${why}`), error.message)
     })
   }
 })
 
-test('a line that cannot be judged: named, and nothing is written', async () => {
-  const target = path.join(dir, 'none.jsonl')
-  const messageOf = async (line: object, task = 'math') => {
-    write([{ answer: '1', reference: '1' }, line])
-    return gradeLines({ task, input, output: target }).then(
-      () => assert.unreachable() as never,
-      error => {
-        assert.is(error.code, 'ERR_RAPO_DATA')
-        return error.message as string
-      },
-    )
+test('rows that cannot be judged: named with the reason, in the order of the rows; the others are judged', async () => {
+  const lines = [
+    { answer: '1', reference: '1' },
+    { reference: '1' },
+    { answer: '1' },
+    { answer: '1', reference: '' },
+    { completion: '\\boxed{1}', Reference: '1' },
+    { completion: 3, reference: '1' },
+    { completions: [], reference: '1' },
+    { completions: ['1', 2], reference: '1' },
+    { answer: '2', reference: '2' },
+  ]
+  const text = lines.map(line => `${JSON.stringify(line)}\n`)
+  writeFileSync(input, [...text, '{"answer"\n', '[1]\n'].join(''))
+  const { correct, total, unusable } = await gradeLines({ task: 'math', input, output })
+  assert.equal([correct, total], [2, 2])
+  const faults = [
+    'must have completion, completions or answer, a text; it has reference',
+    'has no reference; it has answer',
+    'reference: answer must be a number or a text that is not empty',
+    'has no reference; it has completion, Reference',
+    'completion must be a text, or a list of texts; it has completion, reference',
+    'completions must be a text, or a list of texts; it has completions, reference',
+    'completions must be a text, or a list of texts; it has completions, reference',
+    'the line is not JSON: ',
+    'the line must be a JSON object, not [1]',
+  ]
+  const places = [2, 3, 4, 5, 6, 7, 8, 10, 11]
+  assert.is(unusable.length, faults.length)
+  for (const [i, fault] of faults.entries()) {
+    assert.ok(unusable[i]!.startsWith(`${input}:${places[i]}: ${fault}`), unusable[i])
   }
-  assert.match(
-    await messageOf({ reference: '1' }),
-    `${input}:2: line 2 must have completion or answer, a text`,
+  const verdicts = read()
+  assert.is(verdicts.length, 11)
+  assert.equal(
+    verdicts.map(({ correct }) => correct),
+    [true, null, null, null, null, null, null, null, true, null, null],
   )
-  assert.match(await messageOf({ answer: '1' }), 'line 2 has no reference')
-  assert.match(
-    await messageOf({ answer: '1', reference: '' }),
-    'line 2 reference: answer must be a number or a text',
+  assert.equal(verdicts[2], { answer: '1', correct: null, reason: 'has no reference; it has answer' })
+})
+
+test('columns by name, also of what a problem file calls the right answer', async () => {
+  const reward_model = { ground_truth: '1/2' }
+  write([{ response: '\\boxed{0.5}', gold: '0.5', reward_model }])
+  const grade = async (fields: object) => {
+    const { correct, total, unusable } = await gradeLines({ task: 'math', input, output, ...fields })
+    return unusable[0] ?? `${correct} of ${total}`
+  }
+  assert.is(await grade({ completionField: 'response', referenceField: 'gold' }), '1 of 1')
+  assert.is(await grade({ completionField: 'response' }), '1 of 1')
+  assert.is(
+    await grade({ completionField: 'response', referenceField: 'reward_model.ground_truth' }),
+    '1 of 1',
   )
-  assert.match(
-    await messageOf({ completion: '\\boxed{1}', Reference: '1' }),
-    'line 2 has no reference; it has completion, Reference',
+  assert.is(await grade({ answerField: 'gold', referenceField: 'reward_model.ground_truth' }), '1 of 1')
+  // A final answer alone could be its own reference.
+  assert.match(await grade({ answerField: 'gold' }), ':1: has no reference; it has response, gold')
+  write([
+    { completion: '\\boxed{0.5}', answer: '1/2' },
+    { completion: '\\boxed{3}', answer: '1/2' },
+  ])
+  assert.is(await grade({}), '1 of 2')
+  const refused = (fields: object) =>
+    gradeLines({ task: 'math', input, output, ...fields }).then(
+      assert.unreachable as never,
+      error => error.message,
+    )
+  assert.is(
+    await refused({ completionField: 'respons' }),
+    `${input} has no field "respons" (--completion-field); it has completion, answer`,
   )
-  assert.not(existsSync(target))
+  assert.match(await refused({ referenceField: 'gold' }), '(--reference-field)')
+  assert.match(await refused({ completionField: 'a', answerField: 'b' }), 'exclude each other')
+})
+
+test('what rapo generate writes: every completion is judged, in its place', async () => {
+  const verifier = path.join(dir, 'told.mjs')
+  writeFileSync(
+    verifier,
+    `export default (text, answer, { id, prompt, messages, columns, tokens, finishReason }) =>
+      ({ reward: Number(text === answer), reason: JSON.stringify({ id, prompt, messages, columns, tokens, finishReason }) })`,
+  )
+  const generated = (text: string, finishReason: string) => ({
+    tokenIds: [5, 1],
+    logprobs: [-1, -2],
+    text,
+    finishReason,
+  })
+  const messages = [{ role: 'user', content: 'p' }]
+  write([
+    {
+      id: 'a',
+      prompt: 'p',
+      answer: 'x',
+      source: 's',
+      completions: [generated('x', 'stop'), generated('y', 'length')],
+    },
+    { id: 'b', prompt: messages, answer: 'y', completions: ['y'] },
+  ])
+  assert.equal(await gradeLines({ task: verifier, input, output }), { correct: 2, total: 3, unusable: [] })
+  const [first, second] = read()
+  assert.equal(Object.keys(first), ['id', 'prompt', 'answer', 'source', 'completions'])
+  assert.equal(
+    first.completions.map(({ text, logprobs, correct, reason }: never) => [
+      text,
+      logprobs,
+      correct,
+      JSON.parse(reason),
+    ]),
+    [
+      [
+        'x',
+        [-1, -2],
+        true,
+        { id: 'a', prompt: 'p', columns: { source: 's' }, tokens: 2, finishReason: 'stop' },
+      ],
+      [
+        'y',
+        [-1, -2],
+        false,
+        { id: 'a', prompt: 'p', columns: { source: 's' }, tokens: 2, finishReason: 'length' },
+      ],
+    ],
+  )
+  const { text, correct, reason } = second.completions[0]
+  assert.equal(
+    [text, correct, JSON.parse(reason)],
+    ['y', true, { id: 'b', prompt: 'p', messages, columns: {} }],
+  )
 })
 
 test('files that cannot be graded: missing, empty, broken', async () => {
@@ -116,11 +219,10 @@ test('files that cannot be graded: missing, empty, broken', async () => {
     assert.is(error.code, 'ERR_RAPO_DATA')
     return error.message as string
   }
-  assert.match(await messageOf('missing.jsonl'), /cannot read .*missing.jsonl/)
+  assert.is(await messageOf('missing.jsonl'), `--input: there is no file ${dir}/missing.jsonl`)
   assert.match(await messageOf('empty.jsonl', '\n'), 'empty.jsonl is empty')
-  assert.match(await messageOf('broken.jsonl', '{"answer"'), 'broken.jsonl:1: line 1 is not JSON')
   assert.match(await messageOf('broken.parquet', 'PAR1 cut'), 'broken.parquet is no readable Parquet file: ')
-  assert.match(await messageOf('empty.csv', 'answer,reference\n2,\n'), 'line 2 reference: answer must be')
+  assert.match(await messageOf('empty.csv', 'answer,reference\n'), 'empty.csv is empty')
 })
 
 test('CSV and Parquet are graded as JSON Lines are', async () => {
@@ -131,7 +233,7 @@ test('CSV and Parquet are graded as JSON Lines are', async () => {
   const columnData = Object.entries(columns).map(([name, data]) => ({ name, data }))
   writeFileSync(parquet, Buffer.from(parquetWriteBuffer({ columnData })))
   for (const input of [csv, parquet]) {
-    assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 1, total: 2 })
+    assert.equal(await gradeLines({ task: 'math', input, output }), { correct: 1, total: 2, unusable: [] })
     assert.equal(
       read().map(({ level, correct }) => [level, correct]),
       [
@@ -155,6 +257,11 @@ test('the command', () => {
       0,
     ],
   )
+  write([{ answer: '2', reference: '2' }, { answer: '2' }])
+  const bad = run('--task', 'math', '-i', input)
+  assert.is(bad.stdout.trim().split('\n').length, 2)
+  assert.is(bad.stderr, `1 of 1 correct\n1 row not judged:\n  ${input}:2: has no reference; it has answer\n`)
+  assert.is(bad.status, 1)
   const unknown = run('--task', 'maths', '-i', input)
   assert.match(unknown.stderr, 'did you mean "math"')
   assert.is(unknown.status, 1)
@@ -174,7 +281,7 @@ test('a verifier that fails late: the verdicts before it are kept', async () => 
   const error = await gradeLines({ task: module, input, output: target }).catch(error => error)
   assert.is(
     error.message,
-    `the verifier failed on ${input}:3: line 3: no connection\nthe 2 lines that there are: ${target}.partial`,
+    `the verifier failed on ${input}:3: no connection\nkept: 2 lines in ${target}.partial`,
   )
   assert.not(existsSync(target))
   const kept = readFileSync(`${target}.partial`, 'utf8').trim().split('\n')

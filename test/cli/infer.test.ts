@@ -92,6 +92,48 @@ test('logprobs adds one number a completion token, the same that generate gave',
   assert.ok(Math.abs(scored[6]!.entropy[0]! - Math.log(3)) < 0.1)
 })
 
+test('prompts: in a template, of a problem file by its usual or a named column, conversations by the chat template', async () => {
+  const told: number[][] = []
+  const spying: LoadPolicy = async (from, options) => {
+    const policy = await loadFakePolicy(from, options)
+    return {
+      ...policy,
+      generate(prompts, ...rest) {
+        for (let i = 1; i < prompts.offsets.length; i++)
+          told.push([...prompts.tokenIds.slice(prompts.offsets[i - 1], prompts.offsets[i])])
+        return policy.generate(prompts, ...rest)
+      },
+    }
+  }
+  const rendered = async (rows: object[], options: object = {}, from = model) => {
+    told.length = 0
+    give(...rows)
+    await generate({ loadPolicy: spying, model: from, ...options })
+    return told.map(ids => tokenizer.decode(ids))
+  }
+  assert.equal(await rendered([{ question: '7=7:' }, { promptIds: [5, 6] }], { template: '1 {prompt}2' }), [
+    '1 7=7:2',
+    tokenizer.decode([5, 6]),
+  ])
+  assert.equal(await rendered([{ prompt: '1', mine: '2' }], { problemField: 'mine' }), ['2'])
+  assert.match(await messageOf(rendered([{ prompt: '1' }], { problemField: 'mine' })), 'has no field "mine"')
+  const chat = makeFakeModel({ 1: 9, 10: 9, 11: 9 })
+  writeFileSync(
+    path.join(chat, 'chat_template.jinja'),
+    '{% for message in messages %}{{ message.content }}={% endfor %}',
+  )
+  const messages = [
+    { role: 'system', content: '3' },
+    { role: 'user', content: '4' },
+  ]
+  assert.equal(await rendered([{ prompt: messages }], {}, chat), ['3=4='])
+  const wrong = [{ role: 'assistant', content: '3' }]
+  assert.match(await messageOf(rendered([{ prompt: wrong }], {}, chat)), 'the last is not the assistant')
+  const csv = path.join(dir, 'in.csv')
+  writeFileSync(csv, 'prompt,answer\n7=7:,7\n')
+  assert.equal(await rendered([], { input: csv }), ['7=7:'])
+})
+
 test('many and long lines are scored in several calls, in order', async () => {
   const long = Array.from({ length: 40 }, () => 10)
   give(...Array.from({ length: 1000 }, (_, i) => ({ i, promptIds: [5], completionIds: long.slice(i % 40) })))
@@ -125,8 +167,8 @@ test('a model without a tokenizer takes ids, and gives no text', async () => {
 test('bad lines: file, line, why, and nothing written', async () => {
   const good = { promptIds: [5] }
   const cases: [unknown, string][] = [
-    ['{', `${input}:2: line 2 is not JSON`],
-    [{}, `${input}:2: line 2: it must have promptIds (a list of token ids) or prompt (a text)`],
+    ['{', `${input}:2: the line is not JSON`],
+    [{}, `${input}:2: the row must have promptIds (a list of token ids) or prompt (a text)`],
     [{ promptIds: [] }, 'promptIds must not be empty'],
     [{ promptIds: 'x' }, 'promptIds must be a list of token ids'],
     [{ promptIds: [5, 22] }, 'promptIds[1] is 22; it must be a token id from 0 to 21'],
@@ -134,10 +176,7 @@ test('bad lines: file, line, why, and nothing written', async () => {
     [{ promptIds: [1.5] }, 'promptIds[0] is 1.5'],
     [{ promptIds: ['5'] }, 'promptIds[0] is "5"'],
     [{ prompt: '' }, 'prompt must not be empty'],
-    [
-      { prompt: 'x' },
-      `${input}:2: line 2: the tokenizer ${model}/tokenizer.json has no token for part of "x"`,
-    ],
+    [{ prompt: 'x' }, `${input}:2: the tokenizer ${model}/tokenizer.json has no token for part of "x"`],
     [{ promptIds: Array(61).fill(5) }, 'prompt and completion may take 65 tokens'],
   ]
   for (const [line, expected] of cases) {
@@ -145,12 +184,12 @@ test('bad lines: file, line, why, and nothing written', async () => {
     assert.match(await messageOf(generate()), expected)
   }
   give({ promptIds: [5], completionIds: [5] }, { promptIds: [5] })
-  assert.match(await messageOf(logprobLines(files, 1)), 'line 2: it must have completionIds')
+  assert.match(await messageOf(logprobLines(files, 1)), ':2: the row must have completionIds')
   give(
     { promptIds: [5], completionIds: Array(63).fill(5) },
     { promptIds: [5, 5], completionIds: Array(63).fill(5) },
   )
-  assert.match(await messageOf(logprobLines(files, 1)), 'line 2: prompt and completion may take 65 tokens')
+  assert.match(await messageOf(logprobLines(files, 1)), ':2: prompt and completion may take 65 tokens')
   give('')
   assert.match(await messageOf(generate()), `${input} is empty`)
 })
@@ -178,10 +217,7 @@ test('lines are written as they come: what fails late leaves those that there ar
     }
   }
   // 3 completions a line, 512 a call.
-  assert.is(
-    await messageOf(generate({ loadPolicy: failing })),
-    `stop\nthe 340 lines that there are: ${partial}`,
-  )
+  assert.is(await messageOf(generate({ loadPolicy: failing })), `stop\nkept: 340 lines in ${partial}`)
   assert.equal(
     readFileSync(partial, 'utf8')
       .trim()

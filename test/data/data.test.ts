@@ -61,7 +61,7 @@ test('a checkAnswer that throws, or gives no text, is an error that names the ro
   for (const [how, [checkAnswer, why]] of Object.entries(wrong)) {
     const error = await readProblems(file, { checkAnswer: checkAnswer as never }).catch(error => error)
     assert.is(error.code, 'ERR_RAPO_INTERNAL', how)
-    assert.match(error.message, `checkAnswer failed on ${file}:1: line 1: `, how)
+    assert.match(error.message, `checkAnswer failed on ${file}:1: `, how)
     assert.match(error.message, why, how)
   }
 })
@@ -76,34 +76,31 @@ test('reads problems; ids default to the line number; blank lines and a byte ord
 })
 
 test('a broken line: file, line number, why', async () => {
-  assert.match(await messageOf(`${good}\n{"prompt": "p", \n`), `${file}:2: line 2 is not JSON: `)
-  assert.match(await messageOf(`${good}\n[1]\n`), `${file}:2: line 2 must be a JSON object, not [1]`)
-  assert.match(await messageOf(`${good}\n"text"\n`), 'line 2 must be a JSON object')
-  assert.match(await messageOf(`${good}\nnull\n`), 'line 2 must be a JSON object')
-  assert.match(await messageOf(Buffer.from([0x7b, 0xff, 0x7d])), `${file}:1: line 1 is not UTF-8 text`)
+  assert.match(await messageOf(`${good}\n{"prompt": "p", \n`), `${file}:2: the line is not JSON: `)
+  assert.match(await messageOf(`${good}\n[1]\n`), `${file}:2: the line must be a JSON object, not [1]`)
+  assert.match(await messageOf(`${good}\n"text"\n`), 'the line must be a JSON object')
+  assert.match(await messageOf(`${good}\nnull\n`), 'the line must be a JSON object')
+  assert.match(await messageOf(Buffer.from([0x7b, 0xff, 0x7d])), `${file}:1: the line is not UTF-8 text`)
 })
 
 test('a line that is no object is shown, a long one by its beginning', async () => {
   writeFileSync(named('lines.jsonl'), `"${'0123456789'.repeat(5)}"\n`)
   const error = await readRows(named('lines.jsonl')).catch(error => error)
-  assert.match(error.message, 'line 1 must be a JSON object, not "012345678901234567890123456789012345678…')
+  assert.match(error.message, 'the line must be a JSON object, not "012345678901234567890123456789012345678…')
   writeFileSync(named('lines.jsonl'), '[1]\n')
   const short = await readRows(named('lines.jsonl')).catch(error => error)
   assert.ok(short.message.endsWith('must be a JSON object, not [1]'))
 })
 
 test('a problem with a wrong field', async () => {
-  assert.match(await messageOf(`{"answer":"x"}\n${good}`), 'line 1 prompt must be a text that is not empty')
-  assert.match(
-    await messageOf('{"prompt":"","answer":"x"}'),
-    'line 1 prompt must be a text that is not empty',
-  )
-  assert.match(await messageOf(`{"prompt":"p"}\n${good}`), 'line 1 answer is missing')
-  assert.match(await messageOf('{"prompt":"p","answer":3}'), 'line 1 answer must be a text that is not empty')
-  assert.match(await messageOf('{"prompt":"p","answer":"x","id":[]}'), 'line 1 id must be a text or a number')
+  assert.match(await messageOf(`{"answer":"x"}\n${good}`), 'prompt must be a text that is not empty')
+  assert.match(await messageOf('{"prompt":"","answer":"x"}'), 'prompt must be a text that is not empty')
+  assert.match(await messageOf(`{"prompt":"p"}\n${good}`), 'answer is missing')
+  assert.match(await messageOf('{"prompt":"p","answer":3}'), 'answer must be a text that is not empty')
+  assert.match(await messageOf('{"prompt":"p","answer":"x","id":[]}'), 'id must be a text or a number')
   assert.match(
     await messageOf('{"prompt":"p","answer":"x","difficulty":[2]}'),
-    'line 1 difficulty must be a text or a number',
+    'difficulty must be a text or a number',
   )
   assert.match(
     await messageOf('{"prompt":"p","answer":"x","difficulty":"all"}'),
@@ -112,20 +109,17 @@ test('a problem with a wrong field', async () => {
 })
 
 test('two problems with one id, also when one is a line number', async () => {
-  assert.match(
-    await messageOf(`${good}\n\n${good}\n`),
-    `${file}:3: line 3 has the id "a" that line 1 has already`,
-  )
+  assert.match(await messageOf(`${good}\n\n${good}\n`), `${file}:3: has the id "a" that line 1 has already`)
   assert.match(
     await messageOf('{"prompt":"p","answer":"x","id":2}\n{"prompt":"p","answer":"x"}'),
-    'line 2 has the id "2"',
+    'problems.jsonl:2: has the id "2"',
   )
 })
 
 test('a file that is empty or missing', async () => {
   for (const content of ['', '\n \n']) assert.match(await messageOf(content), `${file} is empty`)
   const missing = await readProblems(`${file}.none`, exact).catch(error => error.message)
-  assert.match(missing, /cannot read .*none/)
+  assert.is(missing, `there is no file ${file}.none`)
 })
 
 test('CSV and Parquet give the same problems as JSON Lines', async () => {
@@ -201,8 +195,8 @@ test('rows that cannot be used: all are listed; dropped on request', async () =>
   ].join('\n')
   const message = await messageOf(content)
   const faults = [
-    `${file}:2: line 2 answer must be a text that is not empty`,
-    `${file}:3: line 3 has the problem that line 1 has already`,
+    `${file}:2: answer must be a text that is not empty`,
+    `${file}:3: has the problem that line 1 has already`,
   ]
   assert.is(message, [...faults, '2 of 4 cannot be used; data.dropUnusable: true leaves them out'].join('\n'))
   let told: readonly string[] = []
@@ -214,7 +208,7 @@ test('rows that cannot be used: all are listed; dropped on request', async () =>
   assert.equal(told, faults)
   assert.match(
     await messageOf('{"prompt":"p","answer":""}', { dropUnusable: true }),
-    'holds no problem that can be used',
+    /answer must be a text that is not empty\n1 of 1 cannot be used$/,
   )
 })
 
@@ -449,7 +443,7 @@ test('JSON arrays, tables with tabs, compressed files, globs and lists of files'
   )
   assert.match(
     twice,
-    `${named('array.json')}: row 1 has the id "a" that ${named('part-0.jsonl')}:1: line 1 has already`,
+    `${named('array.json')} row 1: has the id "a" that ${named('part-0.jsonl')}:1 has already`,
   )
   // Without ids of their own, rows of several files are told apart by file and line.
   for (const name of ['one', 'two'])
@@ -509,7 +503,7 @@ test('many rows that cannot be used: the first few, then how many of each kind',
   const content = [...Array.from({ length: 30 }, (_, i) => line(i)), '{"prompt":"","answer":"x"}'].join('\n')
   const lines = (await messageOf(content)).split('\n')
   assert.is(lines.length, 8)
-  assert.match(lines[0]!, 'line 2 has the problem that line 1 has already')
+  assert.match(lines[0]!, 'problems.jsonl:2: has the problem that line 1 has already')
   assert.equal(lines.slice(5), [
     'and 24 more: has the problem that line … has already',
     'and 1 more: prompt must be a text that is not empty',
@@ -560,14 +554,50 @@ test('layouts of public datasets are read as they are', async () => {
   }
 })
 
+test('many kinds of faults: the most frequent ones, and how many others', async () => {
+  const { summarizeRows } = await import('../../lib/data/problems.js')
+  const rows = [...'abcdef'].flatMap((fault, i) =>
+    Array.from({ length: i + 2 }, (_, k) => `f:${k}: ${fault}`),
+  )
+  assert.equal(summarizeRows(rows), [
+    ...['f:0: a', 'f:1: a', 'f:0: b', 'f:1: b', 'f:2: b'],
+    ...['and 7 more: f', 'and 6 more: e', 'and 5 more: d', 'and 4 more: c'],
+  ])
+  const many = [...rows, 'f:1: g', 'f:1: h', 'f:1: i']
+  assert.equal(summarizeRows(many).slice(-2), ['and 1 more: g', 'and 2 others'])
+  // Nothing is gained by counting a single one.
+  assert.equal(summarizeRows(rows.slice(0, 6)), rows.slice(0, 6))
+})
+
+test('a file that is missing: the field, the name, the absolute path', async () => {
+  const messageOf = (name: string) =>
+    readProblems(name, exact, { field: 'data.train' }).then(
+      () => '',
+      error => error.message,
+    )
+  const place = path.resolve('none')
+  assert.is(await messageOf('none/x.jsonl'), `data.train: there is no file none/x.jsonl (${place}/x.jsonl)`)
+  assert.is(await messageOf('none/*.jsonl'), `data.train: no file matches none/*.jsonl (${place}/*.jsonl)`)
+  assert.is(await messageOf(dir), `data.train: cannot read ${dir}: it is a directory`)
+  assert.is(await messageOf(`${file}.none`), `data.train: there is no file ${file}.none`)
+})
+
 test('verifiers by name: a near one is suggested; what looks like a path is a file', async () => {
   const messageOf = async (name: string) =>
     loadVerifier(name).then(
       () => '',
       error => error.message,
     )
-  assert.match(await messageOf('maths'), 'task.verifier "maths" is not known: did you mean "math"?')
-  assert.match(await messageOf('maths.mjs'), 'task.verifier: there is no file maths.mjs')
+  assert.match(
+    await messageOf('maths'),
+    'task.verifier is "maths"; it must be one of countdown, exact, math, or the path of a module: did you mean "math"?',
+  )
+  assert.match(await messageOf('Math'), 'did you mean "math"?')
+  assert.not.match(await messageOf('reward'), 'did you mean')
+  assert.is(
+    await messageOf('maths.mjs'),
+    `task.verifier: there is no file maths.mjs (${path.resolve('maths.mjs')})`,
+  )
   assert.match(await messageOf('./maths'), 'task.verifier: there is no file ./maths')
 })
 

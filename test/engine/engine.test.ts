@@ -576,7 +576,7 @@ test('bad arguments name the field, the value and the range', async () => {
     [() => accumulate({ oldLogprobs: [] }), /oldLogprobs is .*Float32Array/],
     [() => accumulate({ advantages: undefined }), /advantages is .*Float32Array/],
     [() => policy.syncReference!(0), /share is 0, expected in \(0, 1\]/],
-    [() => accumulate({ tokenWeights: new Float32Array(3) }), /tokenWeights is 3 entries long/],
+    [() => accumulate({ tokenWeights: new Float32Array(3) }), /tokenWeights is of length 3/],
     [
       () => accumulate({ rowPositions: changed(batch.rowPositions, 2, tokens.length) }),
       /rowPositions\[2\] is \d+, there are/,
@@ -590,7 +590,7 @@ test('bad arguments name the field, the value and the range', async () => {
       /tokenWeights\[7\] is nan/,
     ],
     [() => accumulate({ tokenIds: new Float32Array(tokens.length) }), /tokenIds is .*Int32Array/],
-    [() => accumulate({ tokenIds: batch.tokenIds.slice(1) }), /^tokenIds is \d+ entries long/],
+    [() => accumulate({ tokenIds: batch.tokenIds.slice(1) }), /^tokenIds is of length \d+/],
     [() => accumulate({ weights: 1 }), /batch has no field weights/],
     [() => policy.accumulate(batch, { ...objective, clipLow: 2 }), /clipLow is 2/],
     [() => policy.step(-1), /learningRate is -1/],
@@ -598,7 +598,7 @@ test('bad arguments name the field, the value and the range', async () => {
     [() => policy.saveState(''), /^file is /],
     [
       () => policy.logprobs(batch.sequences, { ...batch, tokenIds: batch.tokenIds.slice(1) }, 1),
-      /^tokenIds is \d+ entries long/,
+      /^tokenIds is of length \d+/,
     ],
     [() => policy.logprobs(batch.sequences, batch, 0), /temperature is 0/],
     [

@@ -71,6 +71,7 @@ test('pass@k refuses numbers that make no sense', () => {
 })
 
 test('k doubles up to half of n', () => {
+  assert.equal(listKs(1), [1])
   assert.equal(listKs(2), [1])
   assert.equal(listKs(9), [1, 2, 4])
   assert.equal(listKs(2048), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
@@ -159,7 +160,7 @@ test('measures a model and writes both files', async () => {
     'finishReason',
   ])
   const table = formatPassAtK([result])
-  assert.match(table, 'easy (1 problems)')
+  assert.match(table, 'easy (1 problem)')
   assert.match(table, result.groups.easy!.passAtK[0]!.toFixed(3))
 })
 
@@ -200,7 +201,7 @@ test('an evaluation that cannot begin writes nothing', async () => {
     await measure(broken, 'third')
     assert.unreachable()
   } catch (error) {
-    assert.match((error as Error).message, `${broken}:1: line 1 answer.target must be a whole number`)
+    assert.match((error as Error).message, `${broken}:1: answer.target must be a whole number`)
   }
   assert.not(existsSync(path.join(dir, 'third')))
 })
@@ -450,7 +451,7 @@ test('what is wrong with the data is said before the model is loaded, and nothin
       `${good}\n${long}\n`,
       /problem "long": its prompt of 17 tokens and sampling.maxNewTokens 4 exceed the model's context of 20\n1 of 2 cannot be used/,
     ],
-    ['no-answer.jsonl', `${good}\n{"prompt":"p","answer":""}\n`, /no-answer.jsonl:2: line 2 answer/],
+    ['no-answer.jsonl', `${good}\n{"prompt":"p","answer":""}\n`, /no-answer.jsonl:2: answer/],
     [
       'no-field.jsonl',
       `${good}\n`,

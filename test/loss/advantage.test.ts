@@ -81,7 +81,10 @@ test('rewards too large to average are refused, not turned into 0 or NaN', () =>
 test('share of groups that teach nothing', () => {
   assert.is(zeroAdvantageFraction([], 4), 0)
   for (const size of [0, -1, 1.5, Number.NaN, 3])
-    assert.throws(() => zeroAdvantageFraction([1, 0], size), /2 rewards are not whole groups of groupSize/)
+    assert.throws(
+      () => zeroAdvantageFraction([1, 0], size),
+      /the length of rewards is 2, no multiple of groupSize/,
+    )
   assert.is(zeroAdvantageFraction([1, 1, 0, 1, 0, 0, 1, 0], 2), 0.5)
   assert.is(zeroAdvantageFraction([1, 0], 2), 0)
 })
@@ -259,7 +262,7 @@ test('several rewards: the advantage of their sum, or the sum of their advantage
   assert.throws(() => multiObjectiveAdvantages([], 2), /one part at least/)
   assert.throws(
     () => multiObjectiveAdvantages([swapped[0]!, { rewards: [1], weight: 1 }], 2),
-    /a part has 1 rewards, the first has 4/,
+    /the length of rewards is 1 in a part, and 4 in the first/,
   )
 })
 

@@ -85,7 +85,7 @@ test('what does not fit is named', () => {
   bad({}, { outside: 'drop' }, /outside is drop, expected one of truncate, mask/)
   bad({}, { low: 1.5 }, /low is 1.5, expected a number in \[0, 1\]/)
   bad({}, { high: 0.5 }, /high is 0.5, expected a number ≥ 1/)
-  bad({ samplerLogprobs: new Float32Array(4) }, {}, /samplerLogprobs is 4 entries long, expected 5/)
+  bad({ samplerLogprobs: new Float32Array(4) }, {}, /samplerLogprobs is of length 4, expected 5/)
   bad(
     { sequenceOffsets: Int32Array.of(0, 4) },
     {},
@@ -98,7 +98,7 @@ test('what does not fit is named', () => {
   assert.throws(() => offPolicyMask({ ...rows, advantages }, -1), /maxDivergence is -1/)
   assert.throws(
     () => offPolicyMask({ ...rows, advantages: new Float32Array(4) }, 1),
-    /advantages is 4 entries/,
+    /advantages is of length 4/,
   )
 })
 

@@ -42,7 +42,7 @@ test('policy weights go with their tokens; a weight of a sequence scales its tok
   assert.equal(packBatch(weighted, [1, 1]).policyWeights, Float32Array.of(0.5, 2, 1))
   assert.throws(
     () => packBatch([{ ...two[0]!, policyWeights: [1] }], [1]),
-    /sequence 0: policyWeights has 1 entries for 4 tokens/,
+    /sequence 0: the length of policyWeights is 1, that of tokenIds 4/,
   )
   const lengths = two.map((sequence, b) => ({ ...sequence, weight: [2, 1][b]! }))
   // LUSPO: a weight of the length undoes sequence-mean's 1/length.
@@ -194,8 +194,11 @@ test('mini-batches: all items, in order, sizes equal or one apart', () => {
 test('arrays that do not fit each other', () => {
   const pack = (sequence: Partial<TrainSequence>) => () =>
     packBatch([{ tokenIds: [1, 2], completionMask: [0, 1], advantage: 1, ...sequence }], [1])
-  assert.throws(pack({ completionMask: [0] }), /sequence 0: completionMask has 1 entries for 2 tokens/)
-  assert.throws(pack({ oldLogprobs: [0] }), /sequence 0: oldLogprobs has 1 entries for 2 tokens/)
+  assert.throws(
+    pack({ completionMask: [0] }),
+    /sequence 0: the length of completionMask is 1, that of tokenIds 2/,
+  )
+  assert.throws(pack({ oldLogprobs: [0] }), /sequence 0: the length of oldLogprobs is 1, that of tokenIds 2/)
   assert.throws(pack({ completionMask: [1, 1] }), /nothing predicts the first token/)
   const { oldLogprobs: _, ...without } = two[1]!
   assert.throws(() => packBatch([two[0]!, without], [1, 1]), /for all sequences or for none/)
@@ -214,8 +217,8 @@ test('an unknown aggregation, a maxLength that is none', () => {
 
 test('weights, masks, ids and budgets that are none', () => {
   for (const weights of [[], [1], [1, 1, 1]]) {
-    assert.throws(() => packBatch(two, weights), /weights has \d entries for 2 sequences/)
-    assert.throws(() => splitBatch(two, weights, 10), /weights has \d entries for 2 sequences/)
+    assert.throws(() => packBatch(two, weights), /the length of weights is \d, that of sequences 2/)
+    assert.throws(() => splitBatch(two, weights, 10), /the length of weights is \d, that of sequences 2/)
   }
   for (const weight of [Number.NaN, Infinity, undefined as never])
     assert.throws(

@@ -252,11 +252,14 @@ test('errors name field, value and range', () => {
     { rewards: [...figure2.rewards.slice(1), Infinity] },
     /rewards\[15\] is Infinity, expected a number in/,
   )
-  throws({ reference: [1] }, /reference has 1 entries, expected 16, as rewards has/)
+  throws({ reference: [1] }, /the length of reference is 1, that of rewards 16/)
   throws({ reference: figure2.reference.map((p, i) => (i === 3 ? -0.1 : p)) }, /reference\[3\] is -0.1/)
   throws({ reference: figure2.reference.map(p => p / 2) }, /reference sums to 0.5, expected 1/)
   throws({}, /objective is kl, expected one of reverse-kl, forward-kl, forward-kl-entropy/, 'kl')
-  assert.throws(() => theoryValue('forward-kl', figure2, [1]), /policy has 1 entries, expected 16/)
+  assert.throws(
+    () => theoryValue('forward-kl', figure2, [1]),
+    /the length of policy is 1, that of rewards 16/,
+  )
   assert.ok(theoryOptimum('forward-kl', { ...figure2, entropyCoef: Number.NaN }))
 })
 

@@ -370,7 +370,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   assert.match(await messageOf(run(verifier('rejects', "return Promise.reject(new Error('late'))"))), 'late')
   assert.match(
     await messageOf(run('countdwn')),
-    'task.verifier "countdwn" is not known: did you mean "countdown"?',
+    'task.verifier is "countdwn"; it must be one of countdown, exact, math, or the path of a module: did you mean "countdown"?',
   )
   assert.match(await messageOf(run('./none.mjs')), 'there is no file ./none.mjs')
   writeFileSync(path.join(dir, 'empty.mjs'), '')
@@ -402,7 +402,7 @@ test('what is wrong before the first step: said at once, an earlier run stays as
   writeFileSync(other, '{"prompt":"7=7:","answer":{"numbers":[7],"target":7}}\n{\n')
   assert.match(
     await messageOf(train(withData(other), { ...fake, overwrite: true })),
-    `${other}:2: line 2 is not JSON`,
+    `${other}:2: the line is not JSON`,
   )
   writeFileSync(other, '{"prompt":"7=7:","answer":{"numbers":[7],"target":7}}\n')
   assert.match(

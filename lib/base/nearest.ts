@@ -1,0 +1,26 @@
+/** Names that people may have meant. */
+import { distance } from 'fastest-levenshtein'
+
+/** Upper and lower case, dashes and underscores decide nothing. */
+const bare = (name: string) => name.toLowerCase().replace(/[-_\s]/g, '')
+
+/**
+ * The known name that is most like the given one; undefined where none is like it. `partOf` gives the part of a name that
+ * is compared, the rest deciding between equals.
+ */
+export function nearest(
+  given: string,
+  known: readonly string[],
+  partOf: (name: string) => string = name => name,
+): string | undefined {
+  const wanted = bare(partOf(given))
+  const edits = (name: string) => distance(wanted, bare(partOf(name)))
+  const [best] = known.toSorted((a, b) => edits(a) - edits(b) || distance(given, a) - distance(given, b))
+  return best !== undefined && edits(best) <= Math.ceil(wanted.length / 3) ? best : undefined
+}
+
+/** The end of a message about an unknown name: `: did you mean "dr-grpo"?`, or nothing. */
+export function didYouMean(...names: Parameters<typeof nearest>): string {
+  const found = nearest(...names)
+  return found === undefined ? '' : `: did you mean "${found}"?`
+}

@@ -1,0 +1,51 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { asIoError, withPlace } from '../../lib/base/files.js'
+import { makeTempDir } from '../helpers/fake-policy.js'
+
+const dir = makeTempDir()
+
+function failureOf(body: () => unknown): unknown {
+  try {
+    body()
+  } catch (error) {
+    return error
+  }
+  return assert.unreachable('nothing was thrown')
+}
+
+test('why a file failed: the path once, and no code, where the message names it; else as Node.js says it', () => {
+  const missing = path.join(dir, 'none')
+  const error = failureOf(() => readFileSync(missing))
+  assert.is(
+    asIoError(`cannot read ${missing}`, error).message,
+    `cannot read ${missing}: no such file or directory`,
+  )
+  assert.is(
+    asIoError('cannot go on', error).message,
+    `cannot go on: ENOENT: no such file or directory, open '${missing}'`,
+  )
+  assert.is(
+    asIoError(
+      `cannot read ${dir}`,
+      failureOf(() => readFileSync(dir)),
+    ).message,
+    `cannot read ${dir}: it is a directory`,
+  )
+  const temporary = failureOf(() => writeFileSync(path.join(missing, 'f.tmp'), ''))
+  assert.is(
+    asIoError(`cannot write ${missing}/f`, temporary).message,
+    `cannot write ${missing}/f: no such file or directory`,
+  )
+  assert.is(asIoError('cannot write f', new Error('boom')).message, 'cannot write f: boom')
+  assert.is(asIoError('cannot write f', undefined).message, 'cannot write f: undefined')
+})
+
+test('a relative name is shown with its absolute path', () => {
+  assert.is(withPlace('a/b'), `a/b (${path.resolve('a/b')})`)
+  assert.is(withPlace('/a/b'), '/a/b')
+})
+
+test.run()
