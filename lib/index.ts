@@ -172,6 +172,7 @@ export {
   type Comparison,
   compareAnswers,
   type Extraction,
+  extractAnswer,
   type MathOptions,
   type Tolerance,
   verifyMath,
@@ -221,8 +222,8 @@ export { PeerError, type World, type WorldHandle, type WorldOptions } from './wo
 
 /**
  * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text
- * (from a command line) or as they are. Throws ERR_RAPO_CONFIG listing everything that is wrong: field, value, range,
- * and file and line where it has one.
+ * (from a command line) or as they are. Throws ERR_RAPO_CONFIG, which lists everything that is wrong: field, value, range,
+ * and the file and line of a value that comes from a file.
  */
 export function loadConfig(
   file: string | undefined,
@@ -232,21 +233,21 @@ export function loadConfig(
 }
 
 /**
- * The same from an object. Throws ERR_RAPO_CONFIG.
- * @param where what a message puts before a field's path, such as the file and line that it is from
+ * Like loadConfig, but from an object. Throws ERR_RAPO_CONFIG.
+ * @param where returns the text before a field's path in a message, such as the file and line of the value
  */
 export function parseConfig(values: unknown, where?: (path: string) => string): Config {
   return configs.parseConfig(values, where)
 }
 
-/** Loads tokenizer.json of a model directory. Throws ERR_RAPO_FORMAT where it is missing or broken. */
+/** Loads tokenizer.json of a model directory. Throws ERR_RAPO_FORMAT if the file is missing or broken. */
 export function loadTokenizer(modelDir: string): Tokenizer {
   return tokenizers.loadTokenizer(modelDir)
 }
 
 /**
- * The ids that end a completion: eos_token_id of generation_config.json, else of config.json, else the tokenizer's
- * eos_token. Empty where none is declared.
+ * The ids of the tokens that end a completion: eos_token_id of generation_config.json, else of config.json, else the
+ * tokenizer's eos_token. Empty if none is declared.
  */
 export function readStopTokenIds(modelDir: string): number[] {
   return tokenizers.readStopTokenIds(modelDir)
@@ -255,7 +256,7 @@ export function readStopTokenIds(modelDir: string): number[] {
 /**
  * The text around a prompt, as `data.template` of a configuration names it: a style's name, `chat` (the model's own chat
  * template, with the prompt as the user's message), or a text in which {prompt} stands for the prompt. Throws
- * ERR_RAPO_FORMAT where the model has no chat template, or one that does not work.
+ * ERR_RAPO_FORMAT if the model's chat template is missing or does not work.
  */
 export function createTemplate(
   template: string,
@@ -266,25 +267,25 @@ export function createTemplate(
 }
 
 /**
- * What ends a completion: readStopTokenIds and the template's own. Throws ERR_RAPO_FORMAT where the tokenizer lacks one
- * of the template's special tokens.
+ * The ids of the tokens that end a completion: those of readStopTokenIds and those of the template. Throws ERR_RAPO_FORMAT if
+ * the tokenizer lacks one of the template's special tokens, or if there is no token that ends a completion.
  */
 export function stopTokenIdsFor(modelDir: string, tokenizer: Tokenizer, template: PromptTemplate): number[] {
   return templates.stopTokenIdsFor(modelDir, tokenizer, template)
 }
 
 /**
- * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, naming the problem, where the prompt leaves no
+ * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, which names the problem, if the prompt leaves no
  * room for maxNewTokens in the model's context.
  */
 export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
   return prompts.encodePrompt(problem, context)
 }
 
-/** Loads a model with the engine: see Policy. Throws ERR_RAPO_SETUP, with the fix, where the engine is not built. */
+/** Loads a model with the engine: see Policy. Throws ERR_RAPO_SETUP, which says what to do, if the engine is not built. */
 export const loadPolicy: LoadPolicy = async (dir, options) => engine.loadPolicy(dir, options)
 
-/** What loadPolicy(dir, options) and its use would take, from config.json alone: no weights are read. */
+/** Predicts the memory of loadPolicy(dir, options) and its use from config.json alone; no weights are read. */
 export async function predictMemory(
   dir: string,
   options: PolicyOptions,
@@ -294,14 +295,14 @@ export async function predictMemory(
 }
 
 /**
- * Writes random weights (normal with the config's initializer_range; norms 1, biases 0) for the config.json in
- * `dir`, as model.safetensors beside it. Same seed, same bits on the same machine.
+ * Writes random weights as model.safetensors beside the config.json in `dir`. Matrices are normal with the config's
+ * initializer_range, norms are 1, biases 0. The same seed gives the same bits on the same machine.
  */
 export async function initializeModel(dir: string, seed: number): Promise<void> {
   return engine.initializeModel(dir, seed)
 }
 
-/** Threads that the engine uses in this process, from its next call on; 0 restores the default. */
+/** Sets the number of threads that the engine uses in this process from its next call on; 0 restores the default. */
 export function setEngineThreads(threads: number): void {
   engine.setEngineThreads(threads)
 }
@@ -322,10 +323,10 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
 }
 
 /**
- * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
- * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
- * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
- * One measurement at a time may write to an output directory. Throws RapoError.
+ * Samples config.eval.samples completions of each problem in config.data.eval and writes eval.json and eval-samples.jsonl. A
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. Finished samples
+ * are kept in eval-progress.jsonl: the same call after a kill continues from them, to the same result. Only one evaluation
+ * at a time may write to an output directory. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
   return whole('evaluate', evaluations.evaluate(config, options))

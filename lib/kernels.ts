@@ -6,7 +6,14 @@ import * as advantages from './loss/advantage.js'
 import * as entropies from './loss/entropy.js'
 
 export { RapoError, type RapoErrorCode } from './base/errors.js'
-export type { AdvantageBaseline, AdvantageOptions, AdvantageScale, PhiRange } from './loss/advantage.js'
+export type {
+  AdvantageBaseline,
+  AdvantageOptions,
+  AdvantageScale,
+  MultiObjectiveAggregation,
+  PhiRange,
+  WeightedRewards,
+} from './loss/advantage.js'
 export {
   type Correction,
   type ImportanceWeights,
@@ -94,6 +101,8 @@ export {
 
 export const groupAdvantages: typeof advantages.groupAdvantages = (...args) =>
   advantages.groupAdvantages(...args)
+export const multiObjectiveAdvantages: typeof advantages.multiObjectiveAdvantages = (...args) =>
+  advantages.multiObjectiveAdvantages(...args)
 export const referenceWeights: typeof advantages.referenceWeights = (...args) =>
   advantages.referenceWeights(...args)
 export const perRow: typeof advantages.perRow = (...args) => advantages.perRow(...args)

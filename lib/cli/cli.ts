@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: every command declared here; what it does is in commands.ts, loaded when it runs. */
+/** Declares every command of the command line. What a command does is in commands.ts, which is loaded when a command runs. */
 import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
@@ -13,11 +13,11 @@ import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 import { reportFailure } from './ranks.js'
 
-/** The fields that a measurement reads. */
+/** The sections of the configuration that an evaluation reads. */
 const measuredFields =
   /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
 
-/** The whole command line; nothing runs before parseAsync. */
+/** The whole command line. Nothing runs before parseAsync. */
 export function createCli(): Command {
   const cli = new Command('rapo')
     .description('Trains language models by reinforcement learning from verifiable rewards.')
@@ -191,7 +191,7 @@ function processesOption(does: string): Option {
   return new Option('--processes <count>', help).argParser(wholeNumber(1))
 }
 
-/** One option a field of the configuration, as text: config.ts judges the values, whatever they come from. */
+/** One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from. */
 function addFields(command: Command, shown: readonly Field[]): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
@@ -235,7 +235,7 @@ function wholeNumbers(min: number) {
   return (text: string) => text.split(',').map(wholeNumber(min))
 }
 
-/** A share, or digits. */
+/** A parser for a share, or for digits. */
 function tolerance(text: string): Tolerance {
   return text === 'digits' ? text : decimal('> 0 and < 1, or digits', value => value > 0 && value < 1)(text)
 }
@@ -248,21 +248,21 @@ function decimal(range: string, isInRange: (value: number) => boolean) {
   }
 }
 
-/** What a person sees of an error: one clear message, the stack only with RAPO_DEBUG=1 or for a fault of rapo's own. */
+/** The text of an error for users: one clear message. The stack is shown only with RAPO_DEBUG=1, and for bugs of rapo. */
 export function describeError(error: unknown, env: NodeJS.ProcessEnv = process.env): string {
   const isExpected = error instanceof RapoError && env.RAPO_DEBUG !== '1'
   if (isExpected) return plainText(`rapo: ${error.message}`)
   return plainText(error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-/** Runs the command line of this process, and ends the process with it. */
+/** Runs the command line of this process and then ends the process. */
 export async function main(): Promise<void> {
-  // A reader that has seen enough, such as head, is no error.
+  // A reader that closes the pipe early, such as head, is not an error.
   process.stdout.on('error', error => {
     if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
   })
   let isEmptyAgain = false
-  /** A command that waits for what cannot come any more would end the process here, as if all were done. */
+  /** Without this check, a command that waits for an event that can no longer come would end the process with success. */
   const onEmpty = () => {
     if (isEmptyAgain) {
       printError('rapo: the command cannot end: what it waits for will never come')
@@ -281,12 +281,12 @@ export async function main(): Promise<void> {
     process.exitCode ||= 1
   } finally {
     process.off('beforeExit', onEmpty)
-    // What a verifier or a hook left open (a connection, a timer) keeps nobody waiting; what is still to be printed does.
+    // A connection or timer that a verifier or hook left open does not delay the exit; output that is not written yet does.
     setTimeout(() => afterOutput(() => process.exit()), 500).unref()
   }
 }
 
 const isMain =
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)
-// Not awaited: CommonJS, which the package is built as, has no await at the top.
+// Not awaited: the package is built as CommonJS, which has no top-level await.
 if (isMain) void main()

@@ -1,4 +1,4 @@
-/** What the commands of the command line do: options in, one call of the library, a few lines for a person out. */
+/** The commands of the command line: each takes options, calls the library and prints a few lines. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -27,7 +27,7 @@ import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
 
-/** By rapo demo, which names the run before each label and decides when it stops. */
+/** Whether another rapo command started this process. That command shows the run's name before each label and decides when the run stops. */
 const isForked = process.send !== undefined
 
 type Values = Readonly<Record<string, unknown>>
@@ -78,7 +78,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const rewards: number[] = []
   const stopping = listenForStop(
     () => {
-      // Nothing to save before the first step.
+      // Before the first step there is nothing to save.
       if (!isStarted) process.exit(stopping.exitCode)
       progress?.log('finishing the step and saving; once more quits at once')
     },
@@ -141,7 +141,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
 }
 
-/** Where the newest checkpoint is damaged, what failed before is to be told. */
+/** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
 function newestOf(run: string) {
   try {
     return readLatestCheckpoint(run)
@@ -423,13 +423,13 @@ async function predictRun(config: Config) {
   return { run, disk: planDisk(config, run), ...(free !== undefined && { freeDisk: free }) }
 }
 
-/** A model's directory; one that is fetched from the hub shows how far it is. */
+/** A model's directory. A model from the hub is fetched, with a progress bar. */
 async function fetchModel(model: string): Promise<string> {
   const download = downloadProgress()
   return resolveModel(model, download).finally(download.stop)
 }
 
-/** A bar for each thing that is fetched from the hub. */
+/** Shows one progress bar per download from the hub. */
 function downloadProgress() {
   let progress: Progress | undefined
   let shown: string | undefined

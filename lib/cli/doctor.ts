@@ -1,4 +1,4 @@
-/** `rapo doctor`: what this machine has, what set-up left on it, and what is wrong. Changes nothing. */
+/** `rapo doctor`: reports what this machine has, what set-up has installed, and what is missing. Changes nothing. */
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { availableParallelism, cpus, freemem, release, totalmem } from 'node:os'
 import { join } from 'node:path'
@@ -13,14 +13,14 @@ import { findTools, type Tools } from '../setup/tools.js'
 
 export interface AddonReport {
   readonly file?: string
-  /** What a loaded addon tells of itself, such as the instruction set it chose. */
+  /** Details of a loaded addon, such as the instruction set that it chose. */
   readonly info?: Readonly<Record<string, unknown>>
-  /** Why there is none, or why it does not load. */
+  /** Why the addon is missing or does not load. */
   readonly problem?: string
 }
 
 export interface DoctorReport {
-  /** Both addons load. */
+  /** Whether both addons load. */
   readonly ok: boolean
   readonly rapo: { readonly version: string; readonly root: string }
   readonly node: string
@@ -32,12 +32,12 @@ export interface DoctorReport {
   readonly gpus: readonly string[]
   readonly tools: Tools
   readonly kernels: AddonReport
-  /** The kernels' CUDA: its devices, or what is missing; left out where the kernels do not load. */
+  /** CUDA of the kernels: its devices, or what is missing. Absent if the kernels do not load. */
   readonly cuda?: CudaInfo & {
-    /** The package that brings the library here. */
+    /** The package with the library for this platform. */
     readonly package: { readonly name: string; readonly library?: string }
   }
-  /** Every place, in the order in which set-up looks. */
+  /** Every place where set-up looks for libtorch, in this order. */
   readonly libtorch: readonly Candidate[]
   readonly engine: AddonReport & {
     readonly builds: readonly {
@@ -57,7 +57,7 @@ export interface DoctorReport {
   }
 }
 
-/** Looks at everything. Addons are loaded in a process of their own, so that one that crashes is reported too. */
+/** Makes the report. Addons are loaded in a separate process, so that an addon that crashes is reported, too. */
 export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<DoctorReport> {
   const cache = cacheDir(env)
   const [tools, libtorch, kernels, cuda, engine, gpus] = await Promise.all([
@@ -98,7 +98,7 @@ export async function doctor(env: NodeJS.ProcessEnv = process.env): Promise<Doct
   }
 }
 
-/** What the addons tell of themselves, as values or functions. */
+/** The addons' details, as values or functions. */
 const told = ['isa', 'isas', 'threads', 'libtorchVersion', 'libtorchCuda']
 
 async function probe(
@@ -135,7 +135,7 @@ async function probe(
   return { file, info }
 }
 
-/** What the kernels say of CUDA, in a process of its own too; undefined where there are no kernels. */
+/** CUDA as the kernels see it, asked in a separate process; undefined if the kernels do not load. */
 async function probeCuda(env: NodeJS.ProcessEnv): Promise<DoctorReport['cuda']> {
   let file: string
   try {
@@ -174,7 +174,7 @@ function sizeOf(path: string): number {
   return bytes
 }
 
-/** The report as lines for people. */
+/** The report as text. */
 export function formatDoctor(report: DoctorReport): string {
   const { tools, cache } = report
   const rows: [string, string][] = [
@@ -230,7 +230,7 @@ function describeCuda(cuda: NonNullable<DoctorReport['cuda']>): string {
   const lines = cuda.available
     ? cuda.devices.map(({ name, capability }) => `${name}, compute capability ${capability}`)
     : [`off, no ${cuda.lacks}: ${cuda.reason}`]
-  // A reason for no library names the places itself.
+  // If there is no library, the reason already names the places.
   if (cuda.available || cuda.lacks !== 'library') {
     lines.push(...cuda.searched.map(({ library, problem = 'loads' }) => `${library}: ${problem}`))
   }

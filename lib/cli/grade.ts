@@ -11,7 +11,7 @@ import type { MathOptions } from '../reward/math.js'
 import { checkAnswer, judge, type Verdict, type Verifier, type VerifyContext } from '../reward/verifier.js'
 import { openOutput } from './output.js'
 
-/** That a verdict is waited for: the default of task.timeout. */
+/** Time to wait for a verdict: the default of task.timeout. */
 const TIMEOUT_SECONDS = 600
 
 export interface GradeOptions extends MathOptions {
@@ -19,7 +19,7 @@ export interface GradeOptions extends MathOptions {
   readonly task: string
   /** A problem file's formats; here or on the hub. Absent: JSON Lines from standard input. */
   readonly input?: string
-  /** A file; absent: standard output. */
+  /** Output file. Absent: standard output. */
   readonly output?: string
   /** Column of the completion, or of a list of completions. Default: completion, else completions. */
   readonly completionField?: string
@@ -29,7 +29,7 @@ export interface GradeOptions extends MathOptions {
   readonly referenceField?: string
   /** Bytes of a file that is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Aborting rejects with the signal's reason. */
+  /** If the signal is aborted, the call rejects with its reason. */
   readonly signal?: AbortSignal
 }
 

@@ -32,7 +32,7 @@ export interface InferOptions extends CallOptions {
   readonly model: string
   /** A problem file's formats; absent: JSON Lines from standard input. */
   readonly input?: string
-  /** A file; absent: standard output. */
+  /** Output file. Absent: standard output. */
   readonly output?: string
   readonly dtype?: ModelDType
   readonly device?: PolicyOptions['device']
@@ -44,11 +44,11 @@ export interface InferOptions extends CallOptions {
   readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
   /** Column of the prompt. Default: the usual names of problem files. */
   readonly problemField?: string
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
 }
 
-/** Completions of one call of the engine, unless one line wants more: what an interruption loses. */
+/** Completions per call of the engine, unless one line asks for more. An interruption loses the completions of one call. */
 const CALL_COMPLETIONS = 512
 
 /** The lines, and what reads them. */
@@ -65,7 +65,7 @@ interface Job {
 
 /**
  * Adds to each line { promptIds } or { prompt }: { completions: [{ tokenIds, logprobs, text, finishReason }] }. Lines are
- * written as they come. The first call samples with the seed itself, each later one with a seed from that.
+ * written as soon as they are ready. The first call samples with the seed itself, each later call with a seed derived from it.
  */
 export async function generateLines(
   options: InferOptions,
@@ -111,7 +111,7 @@ export async function generateLines(
   })
 }
 
-/** Tokens of one call of the engine, where each line counts as the longest one. */
+/** Tokens per call of the engine. Each line counts as much as the longest line of the call. */
 const CALL_TOKENS = 16384
 
 /**
@@ -254,7 +254,7 @@ function checkContext(length: number, { info }: Policy, row: Row): void {
   )
 }
 
-/** Float32 values in the fewest digits that read back to the same. */
+/** Float32 values with the fewest digits that give the same float32 when read again. */
 function toNumbers(values: Float32Array): number[] {
   return Array.from(values, value => Number(value.toPrecision(9)))
 }

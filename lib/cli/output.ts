@@ -1,4 +1,4 @@
-/** Results of a command, one JSON object a line, written as they come. */
+/** The results of a command, one JSON object per line, written as soon as they are ready. */
 import { closeSync, fsyncSync, openSync, realpathSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, ioGuard } from '../base/files.js'
@@ -8,19 +8,19 @@ import { plural, printLine } from '../base/text.js'
 export interface LineOutput {
   /** Throws ERR_RAPO_IO. */
   write(values: readonly object[]): void
-  /** All is written. */
+  /** Ends the output when everything has been written. */
   finish(): void
-  /** Not all is: the error, with the place of what is there. */
+  /** Ends the output after a failure. Returns the error, with the place of the lines written so far. */
   fail(error: unknown): unknown
 }
 
 /**
- * Standard output, or a file: that one gets its name when it is whole, until then it is FILE.partial, where whole lines
- * stay if the command fails. Nothing is made before the first line. Throws ERR_RAPO_IO where the file cannot be written.
+ * Writes to standard output or to a file. The file is called FILE.partial until it is complete; if the command fails, complete
+ * lines stay there. No file is made before the first line. Throws ERR_RAPO_IO if the file cannot be written.
  */
 export function openOutput(file: string | undefined): LineOutput {
   if (file === undefined) {
-    // Still the same JSON, but what a model wrote cannot steer a terminal.
+    // The JSON stays the same, but text that a model wrote cannot control the terminal.
     const write = (values: readonly object[]) => {
       for (const line of toJsonLines(values)) printLine(line.trimEnd())
     }
@@ -28,7 +28,7 @@ export function openOutput(file: string | undefined): LineOutput {
   }
   checkWritable(file)
   const found = statSync(file, { throwIfNoEntry: false })
-  // A pipe or a device is written to as it is.
+  // Pipes and devices are written directly.
   const isPlain = !found || found.isFile()
   const target = found && isPlain ? realpathSync(file) : file
   const partial = isPlain ? `${target}.partial` : target

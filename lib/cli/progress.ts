@@ -1,6 +1,6 @@
 /**
- * What a long command is doing: a bar on a terminal, plain lines elsewhere, messages to the parent where this process
- * was forked with RAPO_PROGRESS=ipc.
+ * Progress of a long command: a bar on a terminal, plain lines elsewhere, messages to the parent if this process was forked
+ * with RAPO_PROGRESS=ipc.
  */
 import type { ChildProcess } from 'node:child_process'
 import { MultiBar } from 'cli-progress'
@@ -13,7 +13,7 @@ export type Fields = Readonly<Record<string, number | string>>
 export interface Progress {
   /** done of total units; fields are merged into those given before. */
   update(done: number, fields?: Fields): void
-  /** Prints a line without garbling the bar. */
+  /** Prints a line above the bar. */
   log(line: string): void
   /** Leaves the last state on the screen. Idempotent; later calls do nothing. */
   stop(): void
@@ -24,14 +24,14 @@ export type ProgressMessage =
   | { type: 'progress'; label: string; done: number; total: number; unit?: string; fields: Fields }
   | { type: 'log'; line: string }
 
-/** Several children's progress at once. */
+/** The progress of several child processes. */
 export interface MultiProgress {
   /**
    * Shows the messages of a child forked with env RAPO_PROGRESS=ipc under this name, in the slot's line: what the slot showed
    * before is gone. Default: a slot of the name's own.
    */
   attach(name: string, child: ChildProcess, slot?: string): void
-  /** What attach() does with each message; anything that is no ProgressMessage is ignored. */
+  /** Handles one message, as attach() does. Anything that is not a ProgressMessage is ignored. */
   receive(name: string, message: unknown, slot?: string): void
   /** How far all the work is, in a line of its own. The ETA is taken from the whole time since the first call. */
   total(label: string, done: number, total: number, unit: string): void
@@ -42,7 +42,7 @@ export interface MultiProgress {
 export interface ProgressTarget {
   /** Default: stderr. */
   stream?: NodeJS.WritableStream & { isTTY?: boolean; columns?: number }
-  /** Milliseconds that never go back; default performance.now. */
+  /** A monotonic clock in milliseconds. Default: performance.now. */
   clock?: () => number
   env?: NodeJS.ProcessEnv
 }
@@ -51,24 +51,24 @@ export interface ProgressOptions extends ProgressTarget {
   label: string
   /** Units of work, ≥ 0. */
   total: number
-  /** What is counted, in the plural, such as 'steps'. */
+  /** Name of the units in the plural, such as 'steps'. */
   unit?: string
   /** Units done before this process began (a resumed run); they do not count into the ETA. Default 0. */
   done?: number
-  /** Sends to the parent; default process.send where there is a channel. */
+  /** Sends a message to the parent. Default: process.send, if there is a channel. */
   send?: (message: ProgressMessage) => void
 }
 
-/** Plain lines: one every tenth of the way or LINE_EVERY, but never two within LINE_GAP. Milliseconds. */
+/** A plain line is printed after every tenth of the work or after LINE_EVERY, but never two within LINE_GAP. Milliseconds. */
 const LINE_EVERY = 15_000
 const LINE_GAP = 2_000
-/** Messages to the parent are at least this far apart, the last one excepted. Milliseconds. */
+/** Least time between two messages to the parent, except before the last. Milliseconds. */
 const MESSAGE_GAP = 100
 /** The ETA's rate is taken over the last RATE_MARKS marks, RATE_GAP apart: recent, since steps get slower as completions grow. */
 const RATE_MARKS = 30
 const RATE_GAP = 1_000
 
-/** Throws RapoError ERR_RAPO_INVALID_ARGUMENT where total is not a number ≥ 0. */
+/** Throws ERR_RAPO_INVALID_ARGUMENT if total is not a number ≥ 0. */
 export function createProgress(options: ProgressOptions): Progress {
   const { label, total, unit, clock = () => performance.now(), env = process.env } = options
   if (!(total >= 0 && total < Infinity)) {
@@ -169,7 +169,7 @@ function messageProgress(
   }
 }
 
-/** One piece of work: how far it is, how fast it goes, and both as text. */
+/** One piece of work: its progress and speed, as numbers and as text. */
 class Track {
   private fields: Fields = {}
   private readonly startedAt: number
@@ -202,7 +202,7 @@ class Track {
     return this.total > 0 ? Math.min(1, Math.max(0, this.done / this.total)) : 1
   }
 
-  /** Milliseconds left; undefined while nothing says how fast it goes. */
+  /** Milliseconds left; undefined while the speed is unknown. */
   private get left() {
     if (this.done >= this.total) return 0
     const { time, done } = this.marks[0]!
@@ -234,7 +234,7 @@ class Track {
     return `${this.label} ${[`${this.count} (${this.percent})`, `elapsed ${elapsed}`, ...eta, ...this.shownFields].join(', ')}`
   }
 
-  /** At most width columns: the bar shrinks first, then the fields go from the right. */
+  /** A line of at most `width` columns. The bar is shortened first, then fields are dropped from the right. */
   barLine(width: number) {
     const texts = [this.percent.padStart(5), this.count, ...this.times, ...this.shownFields]
     const lengthOf = (parts: string[]) =>
@@ -247,7 +247,7 @@ class Track {
   }
 }
 
-/** Where tracks are shown: one line a slot, which a later track takes over. */
+/** The place where tracks are shown: one line per slot. A later track takes over its slot's line. */
 interface Board {
   show(slot: string, track: Track): void
   log(line: string): void
@@ -261,7 +261,7 @@ function createBoard(target: ProgressTarget): Board {
 }
 
 function plainBoard(stream: NodeJS.WritableStream, clock: () => number): Board {
-  /** What was printed last in each slot, and when. */
+  /** The last text printed for each slot, and its time. */
   const slots = new Map<string, { track: Track; done: number; time: number; tenth: number }>()
   let stopped = false
   const tenthOf = (track: Track) => Math.floor(track.fraction * 10)
@@ -300,7 +300,7 @@ function terminalBoard(stream: NodeJS.WritableStream): Board {
     forceRedraw: true,
     format: (_options, { maxWidth }, { track }: { track: Track }) => track.barLine(maxWidth - 1),
   })
-  // A run that forgets stop(), or throws, still ends: the redraw timer must not hold the process.
+  // The redraw timer must not keep the process alive if a run forgets stop() or throws.
   bars.on('update-post', () => (bars as unknown as { timer: NodeJS.Timeout }).timer.unref())
   const slots = new Map<string, ReturnType<MultiBar['create']>>()
   let stopped = false
@@ -330,7 +330,7 @@ function terminalBoard(stream: NodeJS.WritableStream): Board {
       else slots.set(slot, bars.create(track.total, track.done, { track }))
     },
     log(line) {
-      // Each line clears what the bar left to its right.
+      // Each line clears the rest of the bar to its right.
       if (!stopped) for (const part of line.split('\n')) bars.log(`${part}\x1b[K\n`)
     },
     stop,

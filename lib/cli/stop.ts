@@ -1,8 +1,8 @@
-/** Ctrl-C: the first asks the work to end, another one quits at once. */
+/** Ctrl-C: the first asks the work to end, the second ends the process at once. */
 
 import { RapoError } from '../base/errors.js'
 
-/** A signal that follows another one sooner is the same one: launchers and terminals pass it on a second time. Milliseconds. */
+/** Two signals within this time count as one, since launchers and terminals may deliver a signal twice. Milliseconds. */
 export const SAME_MS = 1_000
 
 export interface StopSource extends NodeJS.EventEmitter {
@@ -10,20 +10,20 @@ export interface StopSource extends NodeJS.EventEmitter {
 }
 
 export interface StopOptions {
-  /** In place of process: for tests. */
+  /** Replaces `process` in tests. */
   readonly source?: StopSource
-  /** Milliseconds that never go back; for tests. */
+  /** A monotonic clock in milliseconds; for tests. */
   readonly clock?: () => number
-  /** A forked run (rapo demo) is asked by its parent's message 'stop', or by the parent's end, not by the terminal. */
+  /** True in a process that another rapo command started: the parent's message 'stop' or its end asks to stop, not the terminal. */
   readonly isForked?: boolean
   /** Milliseconds from the first signal until `abort` is aborted. Default 1000. */
   readonly grace?: number
-  /** Milliseconds from then until the process exits all the same. Default: it does not. */
+  /** Milliseconds from that abort until the process exits in any case. Default: never. */
   readonly last?: number
 }
 
 export interface Stopping {
-  /** The first signal, once there was one. */
+  /** The first signal; undefined before it. */
   readonly signal: NodeJS.Signals | undefined
   /** Aborted `grace` after it; the reason is a RapoError. */
   readonly abort: AbortSignal

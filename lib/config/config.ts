@@ -33,13 +33,13 @@ export const schema = z.strictObject({
   eval: evaluation.prefault({}),
 })
 
-/** A whole configuration, defaults filled in. */
+/** A complete configuration, with its defaults filled in. */
 export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> & {
   objective: ResolvedObjective
   correction: ResolvedCorrection
 }
 
-/** What no single field can say. */
+/** Faults that concern several fields together. */
 export function crossFaults(config: Config): [path: string, text: string][] {
   const { model, objective: o, correction, optimizer, sampling, data, task } = config
   const faults: [string, string][] = []
@@ -103,7 +103,7 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       faults.push([`correction.${field}`, text])
     }
   }
-  // gspo has one ratio, and so one weight, a sequence.
+  // gspo has one ratio per sequence, and therefore one weight per sequence.
   if (o.surrogate === 'gspo' && o.topEntropyFraction < 1) {
     faults.push([
       'objective.topEntropyFraction',
@@ -128,7 +128,7 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   return faults
 }
 
-/** What the engine is told of a run. */
+/** The engine's options for a run. */
 export function trainingOptions(
   { model, optimizer, objective }: Config,
   referenceDir: string,

@@ -29,7 +29,7 @@ export type ResolvedCorrection = ({ readonly level: 'off' } | Correction) & {
   readonly maxDivergence?: number
 }
 
-/** Without a level the bounds stay as given, for crossFaults to refuse. */
+/** If there is no level, the bounds stay as given, so that crossFaults reports them. */
 export function resolveCorrection(given: z.output<typeof correction>): ResolvedCorrection {
   const defaults = given.level === 'off' ? {} : { outside: 'truncate', low: 0, high: 2 }
   return { ...defaults, ...dropUndefined(given) } as ResolvedCorrection

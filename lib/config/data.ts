@@ -55,7 +55,9 @@ export const data = z.strictObject({
   dropUnusable: z
     .boolean()
     .default(false)
-    .describe('leave out, and list, problems that are empty, double or too long, instead of an error'),
+    .describe(
+      'leave out and list problems that are empty, duplicate or too long; otherwise they are an error',
+    ),
   shards: count().default(1).describe('take every shards-th problem only'),
   shard: count(0).default(0).describe('which of the shards, from 0'),
 })

@@ -5,10 +5,10 @@ import { count, fraction } from './values.js'
 export const evaluation = z.strictObject({
   samples: count()
     .default(64)
-    .describe('n, completions a problem; pass@k is given for k = 1, 2, 4 … largestK'),
-  keepSamples: count(0).default(4).describe('completions a problem written to eval-samples.jsonl'),
+    .describe('n, completions per problem; pass@k is given for k = 1, 2, 4 … largestK'),
+  keepSamples: count(0).default(4).describe('completions per problem written to eval-samples.jsonl'),
   bootstrap: count(100).max(1e6).default(1000).describe('resamples behind the 95 % intervals'),
-  seed: count(0).default(1).describe('of the samples and the intervals'),
+  seed: count(0).default(1).describe('seed of the samples and the intervals'),
   samplesPerCall: count()
     .default(2048)
     .describe(
@@ -23,5 +23,5 @@ export const evaluation = z.strictObject({
     .describe("eval.json of the base model: its hard problems become a group, 'hard for base'"),
   hardBelow: fraction()
     .default(0)
-    .describe('hard: the base has no sample right, or a smaller share of them than this'),
+    .describe('hard: no sample of the base is right, or a smaller share of its samples than this'),
 })

@@ -1,16 +1,16 @@
-/** Every field as people meet it: its option, its range in words, its default and its help line. */
+/** What `--help` shows of every field: its option, its range in words, its default and its help line. */
 import { z } from 'zod'
 import { schema } from './config.js'
 import { presets } from './objective.js'
 
-/** A field as people meet it. */
+/** A field as `--help` shows it. */
 export interface Field {
-  /** Such as objective.klCoef. */
+  /** For example objective.klCoef. */
   readonly path: string
-  /** Such as --objective.kl-coef. */
+  /** For example --objective.kl-coef. */
   readonly option: string
   readonly type: 'number' | 'boolean' | 'string'
-  /** What it must be, in words: "a number ≥ 0". */
+  /** The range in words: "a number ≥ 0". */
   readonly range: string
   readonly default: unknown
   /** Whether there must be a value, and no default serves. */
@@ -28,7 +28,7 @@ interface JsonSchema {
   exclusiveMinimum?: number
   exclusiveMaximum?: number
   minLength?: number
-  /** In words, where the schema's own constraints say too little to people. */
+  /** The range in words, for schemas whose own constraints do not explain it. */
   range?: string
   /** Beside those of `enum`. */
   names?: string[]
@@ -81,7 +81,7 @@ function describeRange(node: JsonSchema): string {
   return `${node.type === 'integer' ? 'a whole number' : 'a number'} ${bounds.join(' and ')}`.trim()
 }
 
-/** Presets as `--help` shows them. */
+/** The presets, as `--help` shows them. */
 export function describePresets(): string {
   return Object.entries(presets)
     .map(([name, values]) => {

@@ -1,4 +1,4 @@
-/** Reads a configuration from a file or an object, and says in one error everything that is wrong with it. */
+/** Reads a configuration from a file or an object. One error lists everything that is wrong with it. */
 import { inspect } from 'node:util'
 import { stringify } from 'yaml'
 import type { z } from 'zod'
@@ -13,8 +13,8 @@ import { dropUndefined } from './values.js'
 
 /**
  * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text
- * (from a command line) or as they are. Throws ERR_RAPO_CONFIG listing everything that is wrong: field, value, range,
- * and file and line where it has one.
+ * (from a command line) or as they are. Throws ERR_RAPO_CONFIG, which lists everything that is wrong: field, value, range,
+ * and the file and line of a value that comes from a file.
  */
 export function loadConfig(
   file: string | undefined,
@@ -37,7 +37,7 @@ export function loadConfig(
   return parseConfig(values, where)
 }
 
-/** The same from an object. Throws ERR_RAPO_CONFIG. */
+/** Like loadConfig, but from an object. Throws ERR_RAPO_CONFIG. */
 export function parseConfig(values: unknown, where: (path: string) => string = () => ''): Config {
   const result = schema.safeParse(values)
   // An unknown field first: what is missing may be the same one, misspelled.
@@ -82,7 +82,7 @@ function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: s
   return [`${where(path)}${path} is ${show(value)}; it must be ${field.range}${meant}`]
 }
 
-/** Suggests the field, or group, whose own name is nearest; the path before it decides between equals. */
+/** Suggests the field or group with the most similar name. Among equally similar names the path before the name decides. */
 function unknownField(path: string): string {
   const known = [...fields.map(field => field.path), ...Object.keys(schema.shape)]
   const ownName = (dotted: string) => dotted.split('.').at(-1)!
@@ -95,7 +95,7 @@ function fromText(field: Field, text: string): unknown {
   return text
 }
 
-/** As a file that loadConfig reads back to the same configuration. */
+/** The text of a file from which loadConfig reads the same configuration. */
 export function stringifyConfig(config: Config): string {
   return stringify(dropUndefined(config))
 }
@@ -110,7 +110,7 @@ function getIn(values: unknown, path: readonly PropertyKey[]): unknown {
 function setIn(values: Record<string, unknown>, path: string, value: unknown): void {
   const [group, name] = path.split('.') as [string, string]
   const current = values[group]
-  // A group that is not an object stays, for the schema to name.
+  // A group that is not an object stays as it is: the schema reports it.
   if (current !== undefined && (typeof current !== 'object' || current === null)) return
   values[group] = { ...current, [name]: value }
 }
@@ -124,6 +124,6 @@ function asText(value: unknown): string {
   try {
     return JSON.stringify(value) ?? String(value)
   } catch {
-    return inspect(value, { breakLength: Infinity }) // a value that holds itself, or a bigint
+    return inspect(value, { breakLength: Infinity }) // a value that contains itself, or a bigint
   }
 }

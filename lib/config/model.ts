@@ -27,7 +27,7 @@ export const model = z.strictObject({
   dtype: z
     .enum(['float32', 'bfloat16'])
     .default('float32')
-    .describe('of weights and activations; the optimizer keeps float32'),
+    .describe('dtype of weights and activations; the optimizer keeps float32'),
   device: z
     .string()
     .regex(devicePattern)

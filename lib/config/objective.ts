@@ -27,7 +27,7 @@ import { dropUndefined, fraction } from './values.js'
 
 type ConfiguredNumber = Exclude<ObjectiveNumber, 'temperature'>
 
-/** The numbers of lib/loss/fields.ts; the temperature is sampling.temperature. Infinity is left out, not written. */
+/** The numbers of lib/loss/fields.ts, except the temperature, which is sampling.temperature. Infinity is written by leaving the field out. */
 const numbers = Object.fromEntries(
   numberEntries.flatMap(([name, { low, open, high, help }]) => {
     if (name === 'temperature') return []
@@ -41,7 +41,7 @@ export const objective = z.strictObject({
   preset: z
     .enum(['rapo', 'grpo', 'dapo', 'dr-grpo', 'gspo', 'cispo', 'sapo'])
     .default('rapo')
-    .describe('where the fields below that are not given come from'),
+    .describe('the source of the fields below that are not given'),
   surrogate: z.enum(surrogates).optional().describe('the policy term g'),
   penalty: z.enum(penalties).optional().describe('the KL penalty D'),
   ...numbers,
@@ -88,12 +88,12 @@ export const objective = z.strictObject({
     .positive()
     .max(1)
     .optional()
-    .describe('share of the tokens, those of the highest entropy, that the policy term acts on'),
+    .describe('the policy term acts on this share of the tokens, those with the highest entropy'),
 })
 
 type ObjectiveInput = z.output<typeof objective>
 
-/** Without a default: absent where they are not given, or the surrogate does not read them. */
+/** Fields without a default. They are absent if not given, or if the surrogate does not read them. */
 type Unresolved =
   | 'clipLow'
   | 'clipHigh'
@@ -127,7 +127,7 @@ function preset(
   return {
     surrogate,
     ...rest,
-    // sapo has none to choose.
+    // sapo has no bounds to choose.
     ...(surrogate !== 'sapo' && { clipLow, clipHigh }),
     aggregation,
     advantageBaseline: 'group-mean' as const,
@@ -140,7 +140,7 @@ function preset(
   }
 }
 
-/** The objective that the kernels are told. entropyCoef: where it is not the configured one. */
+/** The objective for the kernels. entropyCoef replaces the configured coefficient. */
 export function kernelObjective(
   {
     objective,
@@ -161,20 +161,20 @@ export function kernelObjective(
 export function resolveObjective(given: ObjectiveInput): ResolvedObjective {
   const preset = { ...presets[given.preset] }
   if (given.surrogate && given.surrogate !== preset.surrogate) {
-    // Bounds are made for a surrogate: those of another would cut it to pieces.
+    // Clip bounds belong to a surrogate; those of another surrogate would make no sense.
     const { [given.surrogate as keyof typeof presets]: own = presets.grpo } = presets
     Object.assign(preset, { clipLow: own.clipLow, clipHigh: own.clipHigh })
   }
   const isForward = (given.penalty ?? preset.penalty).startsWith('forward')
   const resolved = {
     ...dropUndefined(preset),
-    // The other penalties are defined for the reference as it is.
+    // The other penalties are defined for the reference without reweighting.
     ...(!isForward && { phiMin: 1 }),
     ...(given.phi !== 'step' && { rMin: 0 }),
     ...(given.entropyTarget !== undefined && { entropyStep: 0.001 }),
     ...dropUndefined(given),
   } as ResolvedObjective
-  // Switching the preset's penalty off switches its weight off.
+  // If the preset's penalty is switched off, its weight becomes 0.
   if (given.penalty === 'none' && given.klCoef === undefined) resolved.klCoef = 0
   return resolved
 }

@@ -16,7 +16,7 @@ export const optimizer = z.strictObject({
   maxGradNorm: z.number().positive().default(1).describe("the gradient's norm is clipped to this"),
   stepsPerBatch: count()
     .default(1)
-    .describe('optimizer steps a batch of rollouts; at most sampling.promptsPerStep'),
+    .describe('optimizer steps per batch of rollouts; at most sampling.promptsPerStep'),
   microBatchTokens: count()
     .default(16384)
     .describe(

@@ -8,15 +8,15 @@ export const run = z.strictObject({
     .default('')
     .describe('run directory (default: runs/ and the name of the configuration file)'),
   steps: count().default(100).describe('batches of rollouts to train on'),
-  seed: count(0).default(1).describe('of everything random in the run'),
+  seed: count(0).default(1).describe('seed of everything random in the run'),
   saveEvery: count().default(50).describe('steps between checkpoints; the last step is always saved'),
-  keepCheckpoints: count().default(2).describe('newest checkpoints to keep'),
+  keepCheckpoints: count().default(2).describe('number of newest checkpoints to keep'),
   saveOptimizer: z
     .enum(['all', 'last'])
     .default('all')
     .describe(
       "checkpoints that hold the optimizer's state, which is most of their size and which a resumed run needs: all, or the newest only",
     ),
-  samplesPerStep: count(0).default(2).describe('completions a step written to samples.jsonl'),
+  samplesPerStep: count(0).default(2).describe('completions per step written to samples.jsonl'),
   threads: count(0).max(1024).default(0).describe('CPU threads; 0 leaves it to libtorch'),
 })

@@ -3,8 +3,8 @@ import { z } from 'zod'
 import { count } from './values.js'
 
 export const sampling = z.strictObject({
-  groupSize: count(2).max(65536).default(8).describe('G, completions a prompt'),
-  promptsPerStep: count().default(16).describe('problems a step'),
+  groupSize: count(2).max(65536).default(8).describe('G, completions per prompt'),
+  promptsPerStep: count().default(16).describe('problems per step'),
   temperature: z
     .number()
     .max(100)
@@ -20,7 +20,7 @@ export const sampling = z.strictObject({
     .max(1)
     .default(1)
     .describe('sample from the likeliest tokens with this mass; 1 is off'),
-  topK: count(0).default(0).describe('sample from this many likeliest tokens; 0 is off'),
+  topK: count(0).default(0).describe('sample from so many of the likeliest tokens; 0 is off'),
   minP: z
     .number()
     .min(0)

@@ -72,7 +72,7 @@ export const task = z.strictObject({
     .positive()
     .max(1e6)
     .default(600)
-    .describe('seconds that a verdict is waited for, where the verifier gives a promise'),
+    .describe('seconds to wait for the verdict of an asynchronous verifier'),
   onTimeout: z
     .enum(['error', 'zero'])
     .default('error')

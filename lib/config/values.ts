@@ -1,4 +1,4 @@
-/** What the sections of a configuration are built from. */
+/** Schemas that several sections of the configuration use. */
 import { z } from 'zod'
 
 export const fraction = () => z.number().min(0).max(1)

@@ -3,29 +3,30 @@ import { RapoError } from '../base/errors.js'
 import { createRandom, deriveSeed, digest } from '../base/random.js'
 import type { Problem } from './problems.js'
 
-/** Where a cursor stands; with the seed, all that decides which problems come next. */
+/** The position of a cursor. Together with the seed it decides which problems come next. */
 export interface CursorState {
-  /** Whole passes over the problems so far. */
+  /** Number of whole passes over the problems so far. */
   readonly epoch: number
-  /** Problems taken in this pass. */
+  /** Number of problems taken in the current pass. */
   readonly position: number
-  /** Of the seed and the problems, so that a changed file is noticed. */
+  /** Hash of the seed and the problems, by which a changed file is noticed. */
   readonly fingerprint: string
-  /** Of the problems' other columns; absent where there are none, and in states of versions that did not read them. */
+  /** Hash of the problems' other columns; absent if there are none, and in states of versions that did not read them. */
   readonly columnsFingerprint?: string
 }
 
-/** An order of the problems that can be left and taken up again. */
+/** Hands out problems in a fixed order. The order can be continued later from the state. */
 export interface Cursor {
   /** The next problems. */
   next(count: number): Problem[]
-  /** Where the cursor stands now, for createCursor. */
+  /** The current position, for createCursor. */
   state(): CursorState
 }
 
 /**
- * Takes problems in an order that is a new seeded permutation each epoch; a batch may span two epochs. With the state
- * of an earlier cursor it goes on from there; throws ERR_RAPO_DATA where problems or seed are not those of that state.
+ * Takes problems in an order that is a new seeded permutation in each epoch. A batch may span two epochs. Given the state
+ * of an earlier cursor, the order continues from there. Throws ERR_RAPO_DATA if the state belongs to other problems or to
+ * another seed.
  */
 export function createCursor(problems: readonly Problem[], seed: number, from?: CursorState): Cursor {
   const fingerprint = digest([seed, problems.map(({ columns: _, ...problem }) => problem)])

@@ -3,36 +3,37 @@ import { RapoError } from '../base/errors.js'
 import type { HubOptions } from '../model/hub.js'
 import type { Row } from './rows.js'
 
-/** The fields of config.data that say what a file's rows are. */
+/** The fields of config.data that describe the rows of a file. */
 export interface DataOptions {
   /** What names the files, such as data.train: for messages. */
   readonly field?: string
-  /** Column of the problem; dots lead into nested objects. '' takes the usual names (fields.ts); so do the others. */
+  /** Column of the problem; a dot in the name leads into a nested object. '' means the usual names (docs/files.md). The next
+   * three fields work alike. */
   readonly problemField?: string
   readonly answerField?: string
   readonly idField?: string
   readonly difficultyField?: string
-  /** Leave out what cannot be used, instead of an error. */
+  /** Leaves out rows that cannot be used. Otherwise such a row is an error. */
   readonly dropUnusable?: boolean
-  /** Take every shards-th row, from row number `shard` (from 0) on. */
+  /** Takes every shards-th row, beginning with row `shard` (rows count from 0). */
   readonly shards?: number
   readonly shard?: number
-  /** Told of all rows that are left out. */
+  /** Called with all rows that were left out. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of a file that is fetched from the hub. */
+  /** Called with the number of bytes so far while a file is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress'] | undefined
-  /** Aborting ends such a download and rejects with the signal's reason. */
+  /** Aborting the signal ends such a download, and the call rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined
 }
 
-/** What is needed of them to fetch a file. */
+/** The options that fetching a file needs. */
 export function hubOptions({ onDownload, signal }: Pick<DataOptions, 'onDownload' | 'signal'>): HubOptions {
   return { ...(onDownload && { onProgress: onDownload }), signal }
 }
 
 export type Part = 'problem' | 'answer' | 'id' | 'difficulty'
 
-/** Names that public datasets use (docs/files.md), the first one present being taken; dots lead into nested objects. */
+/** Column names that public datasets use (docs/files.md). The first name present is taken; a dot leads into a nested object. */
 export const usualNames: Readonly<Record<Part, readonly string[]>> = {
   problem: ['prompt', 'problem', 'question', 'query'],
   answer: [
@@ -50,8 +51,8 @@ export interface Column {
 }
 
 /**
- * The columns to read. Throws ERR_RAPO_DATA for a field of the configuration that names a column no row has, and where
- * no row has a column for the problem or the answer.
+ * The columns to read. Throws ERR_RAPO_DATA if a field of the configuration names a column that no row has, and if no row
+ * has a column for the problem or for the answer.
  */
 export function chooseColumns(
   rows: readonly Row[],
@@ -98,7 +99,7 @@ function listColumns(rows: readonly Row[]): string {
   return [...new Set(rows.flatMap(({ value }) => Object.keys(value)))].join(', ') || 'no columns'
 }
 
-/** A column of that very name, or else the value that the dots lead to. */
+/** The column with exactly this name, or else the nested value that the dots of the name lead to. */
 export function valueAt(row: Row['value'], name: string): unknown {
   if (Object.hasOwn(row, name)) return row[name]
   return name.split('.').reduce<unknown>((node, key) => {

@@ -1,23 +1,23 @@
-/** Rows of a Parquet file with all their digits: no 64-bit integer, decimal or float32 loses or gains any. */
+/** Reads the rows of a Parquet file. 64-bit integers, decimals and float32 numbers keep exactly their digits. */
 import type { AsyncBuffer, SchemaElement, SchemaTree } from 'hyparquet'
 
-/** The rows as plain values. Throws where the bytes are no whole Parquet file. */
+/** The rows as plain values. Throws if the bytes are not a complete Parquet file. */
 export async function readParquet(content: Uint8Array): Promise<unknown[]> {
   const { parquetMetadata, parquetReadObjects, parquetSchema } = await import('hyparquet')
   const { compressors } = await import('hyparquet-compressors')
-  // A copy of its own: a small Buffer is a part of a shared one.
+  // Copied, because a small Buffer is a part of a buffer that others share.
   const bytes = Uint8Array.from(content).buffer
   const file: AsyncBuffer = { byteLength: bytes.byteLength, slice: (start, end) => bytes.slice(start, end) }
   const metadata = parquetMetadata(bytes)
   const decimals = new Map<SchemaElement, number>()
   for (const element of metadata.schema) {
     if (element.converted_type !== 'DECIMAL' && element.logical_type?.type !== 'DECIMAL') continue
-    // hyparquet would make floating-point numbers of them; without these marks the stored integers come as they are.
+    // hyparquet would turn decimals into floating-point numbers. Without these marks it returns the stored integers.
     decimals.set(element, element.scale ?? 0)
     delete element.converted_type
     delete element.logical_type
   }
-  // utf8: false keeps the bytes of a decimal from being read as a text.
+  // utf8: false, since the bytes of a decimal would otherwise be read as a text.
   const rows = await parquetReadObjects({ file, metadata, compressors, utf8: false })
   const root = parquetSchema(metadata)
   return rows.map(row => plainObject(row, root, decimals))
@@ -35,7 +35,7 @@ function plainObject(value: object, { children }: SchemaTree, decimals: Decimals
 function plain(value: unknown, schema: SchemaTree | undefined, decimals: Decimals): unknown {
   if (value === null || value === undefined) return value
   if (Array.isArray(value)) {
-    // A list is a group of one repeated group of one element; a repeated column is its own element.
+    // A list is a group that holds one repeated group, which holds one element. A repeated column is itself the element.
     const isList = schema?.element.repetition_type !== 'REPEATED' && schema?.children.length === 1
     const inner = isList ? (schema.children[0]!.children[0] ?? schema.children[0]) : schema
     return value.map(item => plain(item, inner, decimals))

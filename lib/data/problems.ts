@@ -11,13 +11,13 @@ import * as files from './rows.js'
 /** One row of a problem file (docs/files.md). */
 export interface Problem {
   readonly id: string
-  /** The problem's text; of a conversation, the last message of the user. */
+  /** The problem's text. For a conversation: the user's last message. */
   readonly prompt: string
-  /** The conversation, where the row has one instead of a text. */
+  /** The conversation, if the row has a list of messages instead of a text. */
   readonly messages?: readonly Message[]
-  /** What the task's verifier expects. */
+  /** The reference answer, in the form that the task's verifier expects. */
   readonly answer: unknown
-  /** Splits the evaluation. */
+  /** Name of the problem's group in an evaluation. */
   readonly difficulty?: string
   /** The row's other columns, for verifiers; absent where there are none. */
   readonly columns?: Readonly<Record<string, unknown>>
@@ -129,7 +129,7 @@ const kindOf = (row: string) =>
     .replace(/^.*?(?::\d+| row \d+|problem "(?:[^"\\]|\\.)*"): /s, '')
     .replace(/"(?:[^"\\]|\\.)*"|\d+/gs, '…')
 
-/** The problem, or why the row is none. */
+/** The problem, or the reason why the row is not a problem. */
 function parseProblem(
   row: Row,
   columns: ReturnType<typeof chooseColumns>,
@@ -164,7 +164,7 @@ function parseProblem(
   }
 }
 
-/** Those that are no part of the problem. A column that a dotted name leads into has other entries, too: it stays. */
+/** The columns that are not part of the problem. A column that a dotted name leads into stays, since it has other entries. */
 function otherColumns({ value }: Row, columns: ReturnType<typeof chooseColumns>): Pick<Problem, 'columns'> {
   const own = new Set(Object.values(columns).map(({ name }) => name))
   const others = Object.entries(value).filter(([name]) => !own.has(name))
@@ -173,7 +173,7 @@ function otherColumns({ value }: Row, columns: ReturnType<typeof chooseColumns>)
 
 const emptyAsAbsent = (value: unknown) => (value === '' ? undefined : value)
 
-/** A list of one answer is that answer; what several mean is the verifier's to say. */
+/** A list with one answer counts as that answer. A list of several goes to the verifier as it is. */
 const onlyEntry = (answer: unknown) => (Array.isArray(answer) && answer.length === 1 ? answer[0] : answer)
 
 /** What is wrong with a conversation as a prompt. */
@@ -198,7 +198,7 @@ export function lastUserText(messages: readonly Message[]): string {
   return messages.findLast(({ role }) => role === 'user')!.content
 }
 
-/** The control characters that \b, \v, \f, \t, \r and \n become where a backslash is not doubled. */
+/** The control characters into which \b, \v, \f, \t, \r and \n turn if their backslash is not doubled. */
 const controls: Readonly<Record<string, string>> = {
   ...{ '\b': 'b', '\v': 'v', '\f': 'f' },
   ...{ '\t': 't', '\r': 'r', '\n': 'n' },
@@ -206,7 +206,7 @@ const controls: Readonly<Record<string, string>> = {
 const lostCommand =
   /[\b\v\f][A-Za-z]*|\t(?:ext|frac|imes|heta|riangle|binom|ilde|au)(?![a-z])|\r(?:ight|angle)(?![a-z])|\n(?:eq|abla|otin)(?![a-z])/
 
-/** Why an answer in which a command of LaTeX lost its backslash cannot be right: nothing would ever equal it. */
+/** The fault of an answer in which a LaTeX command lost its backslash: no completion could ever equal the answer. */
 function lostBackslash(answer: unknown): string | undefined {
   for (const text of [answer].flat()) {
     const found = typeof text === 'string' ? lostCommand.exec(text)?.[0] : undefined

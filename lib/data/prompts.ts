@@ -29,8 +29,8 @@ export interface EncodedPrompt {
 }
 
 /**
- * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, naming the
- * problem, where it leaves no room for maxNewTokens in the model's context.
+ * A problem's prompt in the template, as token ids. Throws ERR_RAPO_DATA, which names the problem, if the prompt leaves no
+ * room for maxNewTokens in the model's context.
  */
 export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
   const prompt = encode(problem, context)
@@ -63,9 +63,9 @@ function fitFault(
 }
 
 /**
- * The prompts that leave room for maxNewTokens in the context that the model's config.json declares, so that too long
- * ones are found before a model is loaded; all where it declares none. Throws ERR_RAPO_DATA with the list of those that
- * do not fit, unless they are to be dropped.
+ * The prompts that leave room for maxNewTokens in the context that the model's config.json declares; all prompts if it
+ * declares none. Prompts that are too long are thus found before a model is loaded. Throws ERR_RAPO_DATA with the list of
+ * the prompts that do not fit, unless data.dropUnusable says to drop them.
  */
 export function fitContext(
   problems: readonly Problem[],
@@ -78,7 +78,7 @@ export function fitContext(
   return usableOf(problems, problem => encode(problem, context), { ...context, info }, options)
 }
 
-/** Those of fitContext that fit the loaded model's context, too. Throws as that does. */
+/** The prompts of fitContext that also fit the loaded model's context. Throws as fitContext does. */
 export function fitModel(
   prompts: readonly EncodedPrompt[],
   context: Room,
@@ -123,7 +123,7 @@ function adviseOnLength(lengths: readonly number[], { info, maxNewTokens }: Room
   return `the longest prompt alone has ${plural(longest, 'token')}`
 }
 
-/** What turns a problem into token ids, and the room there is for them. */
+/** What encodePrompt needs to turn a problem into token ids, and the length of the model's context. */
 export interface EncodeContext {
   readonly tokenizer: Tokenizer
   readonly template: PromptTemplate

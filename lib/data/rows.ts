@@ -8,9 +8,9 @@ import { type Line, type ParseOptions, parseJsonLines, readInput } from '../base
 import { type HubOptions, resolveDataFile } from '../model/hub.js'
 
 export interface Row extends Line {
-  /** The file as it was named. */
+  /** The file, as the user named it. */
   readonly file: string
-  /** What `number` counts. */
+  /** What `number` counts: lines or rows. */
   readonly unit: 'line' | 'row'
 }
 
@@ -51,7 +51,7 @@ export async function readRows(files: string | readonly string[], options: ReadO
   return rows
 }
 
-/** The rows of JSON Lines that came from elsewhere, such as standard input. */
+/** The rows of JSON Lines that do not come from a file, such as those of standard input. */
 export function rowsOfLines(content: Uint8Array, file: string, options: KeepBad = {}): Row[] {
   const lines = parseJsonLines(content, file, { ...options, parse: parseJson })
   return lines.map(line => ({ ...line, file, unit: 'line' }))
@@ -109,7 +109,7 @@ function parseArray(bytes: Uint8Array): unknown[] {
   return values
 }
 
-/** The first line names the columns; every value is a text. */
+/** The first line holds the names of the columns. Every value is a text. */
 async function parseTable(content: Buffer, file: string, delimiter: string): Promise<Row[]> {
   const { parse } = await import('csv-parse/sync')
   return readable(file, delimiter === ',' ? 'CSV file' : 'TSV file', () => {
@@ -129,10 +129,10 @@ function checkColumns(names: string[]): string[] {
   return names
 }
 
-/** A number that JSON.parse might round has this many digits, or so large an exponent. */
+/** Matches numbers that JSON.parse might round: those with many digits or a large exponent. */
 const MAY_ROUND = /\d[\d.]{15}|\d[eE][+-]?\d{3}/
 
-/** As JSON.parse, but a number whose digits a double does not keep stays the text that it was. */
+/** Like JSON.parse, but a number that a double would round stays a text. */
 function parseJson(text: string): unknown {
   const value: unknown = JSON.parse(text)
   return MAY_ROUND.test(text) ? lossless.parse(text, undefined, keepDigits) : value

@@ -31,39 +31,39 @@ import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
 import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
 import { listCalls, openProgress, type ProgressLine } from './journal.js'
 
-/** What is measured, and where the results go. */
+/** Options of evaluate: the model to measure, and where the results go. */
 export interface EvaluateOptions {
-  /** The model directory to measure. */
+  /** Directory of the model to measure. */
   readonly dir: string
-  /** What eval.json calls it: the run or directory as the person named it. */
+  /** The model's name in eval.json: the run or directory as the user named it. */
   readonly model: string
-  /** Label in tables and reports. */
+  /** The model's label in tables and reports. */
   readonly name: string
-  /** Where eval.json and eval-samples.jsonl go; made where missing. */
+  /** Directory for eval.json and eval-samples.jsonl. It is made if it is missing. */
   readonly output: string
   /**
    * Called with the completions done, their total, and the problems solved: before the first is sampled, and a few times a
    * second, when `done` is estimated from the tokens. What it throws ends the measurement, after the call that is running.
    */
   readonly onProgress?: (done: number, total: number, solved: number) => void
-  /** Told of the rows that config.data.dropUnusable leaves out. */
+  /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Bytes of data that is fetched from the hub. */
+  /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Discard what an interrupted measurement left in output, instead of going on with it. */
+  /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */
   readonly restart?: boolean
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
-  /** Aborting stops between tokens and rejects with the signal's reason; the finished calls are kept. */
+  /** Aborting the signal stops between tokens, and the call rejects with its reason. Finished calls are kept. */
   readonly signal?: AbortSignal
 }
 
 /**
- * config.eval.samples completions of each problem in config.data.eval; writes eval.json and eval-samples.jsonl. A
- * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. What is
- * sampled is kept in eval-progress.jsonl until the end: a measurement that was killed goes on there, to the same result.
- * One measurement at a time may write to an output directory. Of several processes that a launcher started, each samples
- * a part of the problems, rank 0 writes, and the result is that of one process. Throws RapoError.
+ * Samples config.eval.samples completions of each problem in config.data.eval and writes eval.json and eval-samples.jsonl. A
+ * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. Finished samples
+ * are kept in eval-progress.jsonl: the same call after a kill continues from them, to the same result. Only one evaluation
+ * at a time may write to an output directory. If a launcher started several processes, each process samples a part of the
+ * problems, rank 0 writes, and the result is the same as with one process. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
   requireField('data.eval', config.data.eval, 'the problem file to measure')
@@ -153,7 +153,7 @@ async function measure(
         const start = performance.now()
         const { part } = ownPart(missing, world)
         const sampled = part.length * call.count
-        // The last one counts when it is judged. What onProgress throws waits for the end of the call.
+        // The last completion counts when it is judged. An error of onProgress is thrown after the call has ended.
         const reporting = watched('onProgress', (tokens: number, most: number) =>
           report(world.size * Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
         )
@@ -161,7 +161,7 @@ async function measure(
         const all = await world.gather(`problems from number ${first + 1}`, async () => {
           signal.throwIfAborted()
           if (part.length === 0) return []
-          // Each problem's random stream is its own, whatever else is measured.
+          // Each problem has its own random stream, so that its samples do not depend on the other problems.
           const seeds = part.map(({ problem }) =>
             deriveSeed(seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
           )
@@ -212,14 +212,14 @@ async function measure(
     await lock.release()
     return result
   } catch (error) {
-    // What went wrong first counts.
+    // The first error is the one to report.
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
     throw error
   }
 }
 
-/** A problem's line of the journal, but for the seconds. */
+/** The line of a problem's call in eval-progress.jsonl, without the seconds. */
 function lineOf(
   group: readonly ScoredRollout[],
   { index, first, count }: ReturnType<typeof listCalls>[number],
@@ -239,7 +239,7 @@ function lineOf(
   }
 }
 
-/** The ids of the problems that config.eval.base solved never, or less often than hardBelow; undefined without a base. */
+/** The ids of the problems that the model of config.eval.base never solved, or solved less often than hardBelow. */
 function readHardProblems(
   { eval: { base, hardBelow } }: Config,
   problems: readonly Problem[],

@@ -8,7 +8,7 @@ import { plural } from '../base/text.js'
 /** What `eval.json` says about all problems, those of one difficulty, or those that are hard for the base model. */
 export interface EvalGroup {
   readonly problems: number
-  /** One entry a k, as low and high. */
+  /** One entry per k, as in low and high. */
   readonly passAtK: readonly number[]
   readonly low: readonly number[]
   readonly high: readonly number[]
@@ -17,13 +17,13 @@ export interface EvalGroup {
 export interface ProblemResult {
   readonly id: string
   readonly difficulty?: string
-  /** By config.eval.base and hardBelow. */
+  /** Whether the problem is hard for the model of config.eval.base: see eval.hardBelow. */
   readonly hardForBase?: boolean
   readonly n: number
   readonly correct: number
 }
 
-/** eval.json (docs/files.md). */
+/** Content of eval.json (docs/files.md). */
 export interface EvalResult {
   readonly model: string
   readonly name: string
@@ -36,7 +36,7 @@ export interface EvalResult {
   readonly seed: number
   readonly maxNewTokens: number
   readonly k: readonly number[]
-  /** "all", "hard for base" where a base is named, and one per difficulty. */
+  /** "all", "hard for base" if a base is named, and one group per difficulty. */
   readonly groups: Readonly<Record<string, EvalGroup>>
   readonly perProblem: readonly ProblemResult[]
   readonly seconds: number
@@ -53,7 +53,7 @@ export function isInGroup(
   return group === 'all' || result.difficulty === group
 }
 
-/** pass@k of all problems and of each group, from how many samples of each were correct. */
+/** pass@k of all problems and of each group, from the number of correct samples of each problem. */
 export function summarizeEval(
   results: readonly ProblemResult[],
   ks: readonly number[],
@@ -72,7 +72,7 @@ export function summarizeEval(
   return groups
 }
 
-/** pass@k of several results side by side, one table a group, as lines of text. */
+/** pass@k of several results side by side, one table per group, as lines of text. */
 export function formatPassAtK(results: readonly EvalResult[], ks: readonly number[] = results[0]!.k): string {
   const groups = Object.keys(results[0]!.groups)
   const width = Math.max(...results.map(result => result.name.length), 4)

@@ -1,4 +1,4 @@
-/** eval-progress.jsonl: what an interrupted evaluation has sampled already, and under which conditions. */
+/** eval-progress.jsonl: the samples of an interrupted evaluation, and the conditions under which they were sampled. */
 import { existsSync, readdirSync, rmSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -10,7 +10,7 @@ import type { EncodedPrompt } from '../data/prompts.js'
 import { parseModuleName } from '../reward/load.js'
 import type { World } from '../world/world.js'
 
-/** A line of eval-progress.jsonl, after the first. */
+/** Each line of eval-progress.jsonl after the first. */
 export interface ProgressLine {
   readonly problemId: string
   readonly call: number
@@ -22,8 +22,9 @@ export interface ProgressLine {
 }
 
 /**
- * eval-progress.jsonl: its first line is what the samples depend on, each other one a call's result. Goes on with what
- * is there already; throws ERR_RAPO_CONFIG where that was measured otherwise. Every rank knows all lines; rank 0 writes.
+ * Opens eval-progress.jsonl. Its first line holds the conditions on which the samples depend; each other line is the result
+ * of one call. Continues an existing file, and throws ERR_RAPO_CONFIG if that file has other conditions. Every rank has all
+ * lines; rank 0 reads and writes the file.
  */
 export async function openProgress(
   config: Config,
@@ -44,7 +45,7 @@ export async function openProgress(
   const [all] = await world.gather('reading the journal', read)
   const [first, ...lines] = all!
   if (first !== undefined) {
-    // An older version of rapo has not recorded all of them.
+    // Older versions of rapo recorded fewer conditions.
     const differing = Object.keys(first).find(key => conditions[key] !== first[key])
     if (differing !== undefined) {
       throw new RapoError(
@@ -55,7 +56,7 @@ export async function openProgress(
     for (const line of lines as unknown as ProgressLine[]) done.set(keyOf(line.problemId, line.call), line)
   }
   await world.together('opening the journal', () => {
-    // Without a last line that a killed process left half-written.
+    // A last line that a killed process left incomplete is dropped.
     if (isWriter) writeWhole(file, toJsonLines([conditions, ...lines]))
   })
   return {
@@ -64,7 +65,7 @@ export async function openProgress(
       if (isWriter) appendJsonLines(file, [line])
       done.set(keyOf(line.problemId, line.call), line)
     },
-    /** Over the calls of one problem, or of all. */
+    /** The sum over the calls of one problem, or of all problems. */
     sum: (id: string | undefined, field: 'n' | 'correct' | 'tokens' | 'seconds') =>
       [...done.values()].reduce(
         (sum, line) => sum + (id === undefined || line.problemId === id ? line[field] : 0),
@@ -81,7 +82,7 @@ export async function openProgress(
   }
 }
 
-/** The whole lines; a file that is not there has none. */
+/** The complete lines; a missing file has none. */
 function readProgress(file: string): Record<string, unknown>[] {
   if (!existsSync(file)) return []
   const content = readInput(file)
@@ -89,7 +90,7 @@ function readProgress(file: string): Record<string, unknown>[] {
   return parseJsonLines(whole, file).map(({ value }) => ({ ...value }))
 }
 
-/** All that the samples depend on, by the names that people know. */
+/** Everything on which the samples depend, by the names that users know. */
 function describeConditions(
   { sampling, task, data, eval: evaluation, model }: Config,
   dir: string,
@@ -120,14 +121,14 @@ function describeConditions(
     ...{ 'model.dtype': model.dtype, 'model.device': model.device },
     'model files': digest(weights),
     problems: digest(prompts.map(({ problem: { columns: _, ...problem } }) => problem)),
-    // A verifier of the user's may read them.
+    // The user's verifier may read these columns.
     ...(existsSync(module) && {
       columns: digest(prompts.map(({ problem }) => problem.columns ?? {})),
     }),
   }
 }
 
-/** Samples of a problem in calls of at most `size`. */
+/** Splits the samples of a problem into calls of at most `size`. */
 export function listCalls(n: number, size: number) {
   return Array.from({ length: Math.ceil(n / size) }, (_, index) => {
     const first = index * size

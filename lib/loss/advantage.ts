@@ -39,7 +39,7 @@ export interface AdvantageOptions {
  * Throws ERR_RAPO_INVALID_ARGUMENT where they are not whole groups, or a group of one leaves none for leave-one-out.
  */
 export function groupAdvantages(
-  rewards: readonly number[],
+  rewards: ArrayLike<number>,
   groupSize: number,
   { baseline = 'group-mean', scale = 'sample-std' }: AdvantageOptions = {},
 ): number[] {
@@ -54,7 +54,7 @@ export function groupAdvantages(
   const stretch = baseline === 'leave-one-out' ? groupSize / (groupSize - 1) : 1
   const advantages: number[] = []
   for (let start = 0; start < rewards.length; start += groupSize) {
-    const group = rewards.slice(start, start + groupSize)
+    const group = groupOf(rewards, start, groupSize)
     if (isUniform(group)) {
       advantages.push(...group.map(() => 0))
       continue
@@ -81,7 +81,7 @@ export type MultiObjectiveAggregation = (typeof multiObjectiveAggregations)[numb
 /** One of several rewards of the same completions. */
 export interface WeightedRewards {
   /** One a completion, group after group. */
-  readonly rewards: readonly number[]
+  readonly rewards: ArrayLike<number>
   readonly weight: number
 }
 
@@ -111,7 +111,7 @@ export function multiObjectiveAdvantages(
 }
 
 /** Σ weight · reward of each completion. Throws ERR_RAPO_INVALID_ARGUMENT where the parts differ in length. */
-export function weightedSums(parts: readonly WeightedRewards[]): number[] {
+function weightedSums(parts: readonly WeightedRewards[]): number[] {
   const [first, ...others] = parts
   if (!first) invalid('there must be one part at least')
   const bad = others.find(({ rewards }) => rewards.length !== first.rewards.length)
@@ -119,19 +119,19 @@ export function weightedSums(parts: readonly WeightedRewards[]): number[] {
     invalid(
       `the length of rewards is ${bad.rewards.length} in a part, and ${first.rewards.length} in the first`,
     )
-  return first.rewards.map((reward, i) =>
+  return Array.from(first.rewards, (reward, i) =>
     others.reduce((sum, { rewards, weight }) => sum + weight * rewards[i]!, first.weight * reward),
   )
 }
 
 /** Share of the groups whose rewards are all equal, which give no policy gradient. 0 if there are no groups. */
-export function zeroAdvantageFraction(rewards: readonly number[], groupSize: number): number {
+export function zeroAdvantageFraction(rewards: ArrayLike<number>, groupSize: number): number {
   checkGroups(rewards, groupSize)
   let groups = 0
   let uniform = 0
   for (let start = 0; start < rewards.length; start += groupSize) {
     groups++
-    if (isUniform(rewards.slice(start, start + groupSize))) uniform++
+    if (isUniform(groupOf(rewards, start, groupSize))) uniform++
   }
   return uniform / Math.max(1, groups)
 }
@@ -165,12 +165,12 @@ export type PhiRange =
  * referenceWeights([0, .5], { phiMin: .6, phiMax: 1, rMin: 0, rMax: 1 }) → [.6, .8]
  */
 export function referenceWeights(
-  rewards: readonly number[],
+  rewards: ArrayLike<number>,
   phi: PhiRange | ((reward: number) => number) = rapoPhi,
 ): number[] {
   const weightOf = typeof phi === 'function' ? phi : phiFunction(phi)
   checkRewards(rewards)
-  return rewards.map(reward => {
+  return Array.from(rewards, reward => {
     const weight = weightOf(reward)
     if (!(weight >= 0 && weight <= 1)) invalid(`φ(${reward}) is ${weight}, expected a number in [0, 1]`)
     return weight
@@ -216,14 +216,14 @@ function phiFunction(phi: PhiRange): (reward: number) => number {
   return reward => phiMin + (phiMax - phiMin) * Math.min(1, Math.max(0, (reward - rMin) / (rMax - rMin)))
 }
 
-function checkGroups(rewards: readonly number[], groupSize: number): void {
+function checkGroups(rewards: ArrayLike<number>, groupSize: number): void {
   if (!(Number.isSafeInteger(groupSize) && groupSize >= 1) || rewards.length % groupSize !== 0) {
     invalid(`the length of rewards is ${rewards.length}, no multiple of groupSize ${groupSize}`)
   }
 }
 
-function checkRewards(rewards: readonly number[]): void {
-  const bad = rewards.findIndex(reward => !Number.isFinite(reward))
+function checkRewards(rewards: ArrayLike<number>): void {
+  const bad = Array.from(rewards).findIndex(reward => !Number.isFinite(reward))
   if (bad >= 0) invalid(`rewards[${bad}] is ${rewards[bad]}; it must be a finite number`)
 }
 
@@ -233,6 +233,10 @@ function oneOf(field: string, value: string, names: readonly string[]): void {
 
 function invalid(message: string): never {
   throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
+}
+
+function groupOf(rewards: ArrayLike<number>, start: number, groupSize: number): number[] {
+  return Array.from({ length: groupSize }, (_, i) => rewards[start + i]!)
 }
 
 function isUniform(group: readonly number[]): boolean {

@@ -6,29 +6,29 @@ import { RapoError } from '../base/errors.js'
 import type { Completions, FinishReason, MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
-/** How tokens are averaged: 1/|y_i| a sequence (GRPO), 1/all tokens (DAPO), 1/maxLength (Dr. GRPO). */
+/** How tokens are averaged: by 1/|y_i| per sequence (GRPO), 1/(all tokens) (DAPO) or 1/maxLength (Dr. GRPO). */
 export type Aggregation = (typeof aggregations)[number]
 
 /**
- * One sequence to train on: a prompt and a completion, or several turns of them. Arrays of one length, one entry a
- * token: completionMask is 1 where the token was sampled and is trained on, 0 where it was given (prompt, a tool's
- * answer). The first token has no prediction, so its mask must be 0.
+ * One sequence to train on: a prompt and a completion, or several turns of them. The arrays, plain or typed, have one
+ * length: one entry per token. completionMask is 1 where the token was sampled and is trained on, 0 where the token was
+ * given (prompt, a tool's answer). The first token has no prediction, so its mask must be 0.
  */
 export interface TrainSequence {
-  readonly tokenIds: readonly number[]
-  readonly completionMask: readonly number[]
+  readonly tokenIds: ArrayLike<number>
+  readonly completionMask: ArrayLike<number>
   /** log π_old of the token when it was sampled; read only where the mask is 1. Absent: ratio 1. */
-  readonly oldLogprobs?: readonly number[]
+  readonly oldLogprobs?: ArrayLike<number>
   readonly advantage: number
   /** φ of the completion. Absent: 1. */
   readonly refWeight?: number
-  /** What the policy term of each token is multiplied with; read only where the mask is 1. Absent: 1. */
-  readonly policyWeights?: readonly number[]
-  /** What each of its tokens counts beside other sequences' (LUSPO, say: its length). Absent: 1. */
+  /** Factors of the tokens' policy terms; read only where the mask is 1. Absent: 1. */
+  readonly policyWeights?: ArrayLike<number>
+  /** Factor of the weights of the sequence's tokens (LUSPO: the sequence's length). Absent: 1. */
   readonly weight?: number
 }
 
-/** Prompt and completion as one sequence whose mask covers the completion. oldLogprobs: one a completion token. */
+/** Prompt and completion as one sequence whose mask covers the completion. oldLogprobs: one per completion token. */
 export function toSequence(
   promptIds: ArrayLike<number>,
   completionIds: ArrayLike<number>,
@@ -45,8 +45,8 @@ export function toSequence(
 }
 
 /**
- * Lays sequences end to end and makes one row per trained token. weights: one per sequence, what each of its trained
- * tokens counts (tokenWeights). Throws ERR_RAPO_INVALID_ARGUMENT, naming the sequence, for what does not fit.
+ * Lays sequences end to end and makes one row per trained token. weights (from tokenWeights): one per sequence, the weight
+ * of each of its trained tokens. Throws ERR_RAPO_INVALID_ARGUMENT, which names the sequence, if lengths or values do not fit.
  *
  * packBatch([{ tokenIds: [5, 6, 7, 2], completionMask: [0, 0, 1, 1], oldLogprobs: [0, 0, -1, -2], advantage: .7 },
  *            { tokenIds: [5, 2],       completionMask: [0, 1],       oldLogprobs: [0, -3],        advantage: -.7 }],
@@ -60,7 +60,7 @@ export function toSequence(
  *     advantages    .7   .7  -.7
  *     oldLogprobs   -1   -2   -3
  */
-export function packBatch(sequences: readonly TrainSequence[], weights: readonly number[]): MicroBatch {
+export function packBatch(sequences: readonly TrainSequence[], weights: ArrayLike<number>): MicroBatch {
   checkWeights(sequences, weights)
   const rowPositions: number[] = []
   const tokenIds: number[] = []
@@ -72,8 +72,8 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
   let offset = 0
   for (const [b, sequence] of sequences.entries()) {
     checkSequence(sequence, b)
-    for (const [t, mask] of sequence.completionMask.entries()) {
-      if (!mask) continue
+    for (let t = 0; t < sequence.tokenIds.length; t++) {
+      if (!sequence.completionMask[t]) continue
       rowPositions.push(offset + t - 1)
       tokenIds.push(sequence.tokenIds[t]!)
       rowWeights.push(weights[b]!)
@@ -103,14 +103,14 @@ export function packBatch(sequences: readonly TrainSequence[], weights: readonly
   }
 }
 
-/** An Int32Array would wrap larger ids round to other ones. */
+/** An Int32Array would turn larger ids into other ids. */
 const MOST_ID = 2 ** 31 - 1
 
 /** packTokens([[5, 6], [7]]) → tokenIds 5 6 7, offsets 0 2 3 */
-export function packTokens(lists: readonly (readonly number[])[]): PackedTokens {
+export function packTokens(lists: readonly ArrayLike<number>[]): PackedTokens {
   const offsets = new Int32Array(lists.length + 1)
   for (const [b, list] of lists.entries()) {
-    const bad = list.findIndex(id => !(Number.isInteger(id) && id >= 0 && id <= MOST_ID))
+    const bad = findIndex(list, id => !(Number.isInteger(id) && id >= 0 && id <= MOST_ID))
     if (bad >= 0) throw faultOf(b, `tokenIds[${bad}] is ${list[bad]}, expected a whole number in [0, 2^31)`)
     offsets[b + 1] = offsets[b]! + list.length
   }
@@ -127,7 +127,7 @@ export interface Completion {
   readonly finishReason: FinishReason
 }
 
-/** The completions that Policy.generate returned, one by one in their order, as copies. */
+/** Splits the result of Policy.generate into single completions, in the same order, as copies. */
 export function unpackCompletions({ tokens, logprobs, finishReasons }: Completions): Completion[] {
   return finishReasons.map((finishReason, i) => {
     const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
@@ -140,8 +140,8 @@ export function unpackCompletions({ tokens, logprobs, finishReasons }: Completio
 }
 
 /**
- * What each trained token of each sequence counts in the loss of one optimizer step, so that Σ over rows of
- * weight · x is the mean that the aggregation says. Sequences: all those of the step, before any split.
+ * The weight of each trained token in the loss of one optimizer step, one number per sequence: Σ weight · x over the rows is
+ * the mean that the aggregation names. Pass all sequences of the step, before any split.
  *
  * Two sequences of 3 and 1 trained tokens, maxLength 4:
  *
@@ -177,13 +177,13 @@ export function tokenWeights(
 }
 
 /**
- * The micro-batches of one optimizer step, in the order of the sequences: each of at most maxTokens tokens (a longer
- * sequence goes alone). Nothing is padded, and a prompt that neighbours share is computed, and counts, once a
- * micro-batch: keep groups together. Their gradients add up to the whole batch's.
+ * Splits the sequences of one optimizer step, in their order, into micro-batches of at most maxTokens tokens; a longer
+ * sequence is a micro-batch of its own. Nothing is padded. If neighbouring sequences share a prompt, its tokens are computed
+ * and counted once per micro-batch, so keep groups together. The gradients of the parts add up to that of the whole batch.
  */
 export function splitBatch(
   sequences: readonly TrainSequence[],
-  weights: readonly number[],
+  weights: ArrayLike<number>,
   maxTokens: number,
 ): MicroBatch[] {
   if (!(maxTokens >= 1)) throw invalid(`maxTokens is ${maxTokens}, expected a number >= 1`)
@@ -191,9 +191,9 @@ export function splitBatch(
   for (const [b, sequence] of sequences.entries()) checkSequence(sequence, b)
   const parts: number[][] = []
   let tokens = 0
-  let prompt: readonly number[] = []
+  let prompt: number[] = []
   for (const [b, { tokenIds, completionMask }] of sequences.entries()) {
-    const first = completionMask.findIndex(mask => mask !== 0)
+    const first = findIndex(completionMask, mask => mask !== 0)
     if (first < 0) continue
     const isShared = prompt.length === first && prompt.every((id, t) => id === tokenIds[t])
     const more = tokenIds.length - (isShared ? first : 0)
@@ -204,7 +204,7 @@ export function splitBatch(
       tokens += more
     }
     parts.at(-1)!.push(b)
-    prompt = tokenIds.slice(0, first)
+    prompt = Array.from({ length: first }, (_, t) => tokenIds[t]!)
   }
   return parts.map(part =>
     packBatch(
@@ -214,7 +214,7 @@ export function splitBatch(
   )
 }
 
-/** Cuts items into `parts` runs, sizes equal or differing by one: the mini-batches of several optimizer steps. */
+/** Cuts items into `parts` runs whose sizes differ by at most one: the mini-batches of several optimizer steps. */
 export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   if (!(Number.isSafeInteger(parts) && parts >= 0 && (parts > 0 || items.length === 0))) {
     throw invalid(`parts is ${parts}, expected a whole number >= 1`)
@@ -223,9 +223,9 @@ export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   return Array.from({ length: parts }, (_, part) => items.slice(cut(part), cut(part + 1)))
 }
 
-/** Tokens of a sequence that are trained: its rows in packBatch's arrays. */
+/** Number of trained tokens of a sequence, which is the number of its rows in packBatch's arrays. */
 export function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>): number {
-  return completionMask.reduce((sum, mask) => sum + (mask ? 1 : 0), 0)
+  return Array.from(completionMask).filter(mask => mask).length
 }
 
 function checkSequence(sequence: TrainSequence, b: number): void {
@@ -236,18 +236,22 @@ function checkSequence(sequence: TrainSequence, b: number): void {
       throw faultOf(b, `the length of ${field} is ${length}, that of tokenIds ${tokenIds.length}`)
     }
   }
-  const bad = completionMask.findIndex(mask => mask !== 0 && mask !== 1)
+  const bad = findIndex(completionMask, mask => mask !== 0 && mask !== 1)
   if (bad >= 0) throw faultOf(b, `completionMask[${bad}] is ${completionMask[bad]}, expected 0 or 1`)
   if (completionMask[0]) throw faultOf(b, 'completionMask[0] must be 0: nothing predicts the first token')
 }
 
-function checkWeights(sequences: readonly TrainSequence[], weights: readonly number[]): void {
+function checkWeights(sequences: readonly TrainSequence[], weights: ArrayLike<number>): void {
   if (weights.length !== sequences.length) {
     throw invalid(`the length of weights is ${weights.length}, that of sequences ${sequences.length}`)
   }
-  for (const [b, weight] of weights.entries()) {
-    if (!Number.isFinite(weight)) throw faultOf(b, `its token weight is ${weight}, expected a finite number`)
-  }
+  const bad = findIndex(weights, weight => !Number.isFinite(weight))
+  if (bad >= 0) throw faultOf(bad, `its token weight is ${weights[bad]}, expected a finite number`)
+}
+
+function findIndex(values: ArrayLike<number>, fits: (value: number) => boolean): number {
+  for (let i = 0; i < values.length; i++) if (fits(values[i]!)) return i
+  return -1
 }
 
 function faultOf(b: number, why: string): RapoError {

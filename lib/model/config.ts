@@ -1,4 +1,4 @@
-/** config.json of a model: read, checked, and written back with another dtype. */
+/** Reads and checks the config.json of a model, and writes it with another dtype. */
 import { readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import * as lossless from 'lossless-json'
@@ -6,7 +6,7 @@ import { RapoError, type RapoErrorCode } from '../base/errors.js'
 import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import { type Architecture, architectureOf, explainConfig } from './foreign.js'
 
-/** What the engine needs of config.json. Sizes are integers from 1 to 2^31, other numbers positive and finite. */
+/** The fields of config.json that the engine needs. Sizes are integers from 1 to 2^31, other numbers positive and finite. */
 export interface ModelConfig {
   readonly architecture: Architecture
   readonly vocabSize: number
@@ -23,23 +23,23 @@ export interface ModelConfig {
   readonly tiedEmbeddings: boolean
 }
 
-/** A model's directory and its configuration, as the engine takes them. */
+/** A model's directory and configuration, for the engine. */
 export interface ModelSource {
   readonly dir: string
   readonly config: ModelConfig
-  /** Of config.json. */
+  /** Text of config.json. */
   readonly text: string
 }
 
 type Fields = Readonly<Record<string, unknown>>
 
-/** Switches of biases that the engine does not have. */
+/** Fields that switch on biases which the engine does not have. */
 const biases = { qwen2: [], qwen3: ['attention_bias'], llama: ['attention_bias', 'mlp_bias'] } as const
 
 const MAX_BYTES = 2 ** 24
 /** Keeps every product of two sizes within 64 bits. */
 const MAX_SIZE = 2 ** 31
-/** Each layer takes memory before the weights are looked at. */
+/** Bounds the memory that is taken per layer before the weights are read. */
 const MAX_LAYERS = 4096
 
 /**
@@ -61,14 +61,14 @@ export function readModelConfig(dir: string): ModelSource {
   return { dir, config: configOf(json, fail), text }
 }
 
-/** The dtype that the text of a config.json names, in either spelling. */
+/** The dtype in the text of a config.json, under the name dtype or torch_dtype. */
 export function dtypeOf(text: string): string | undefined {
   const { dtype, torch_dtype } = lossless.parse(text) as Fields
   const found = dtype ?? torch_dtype
   return typeof found === 'string' ? found : undefined
 }
 
-/** The text of a config.json with the dtype set, in the spelling that it has. Numbers keep their digits. */
+/** The text of a config.json with another dtype, under the name that the field has there. Numbers keep their digits. */
 export function withDtype(text: string, dtype: string): string {
   const json = { ...(lossless.parse(text) as Fields) }
   const isOlder = 'torch_dtype' in json
@@ -80,7 +80,7 @@ export function withDtype(text: string, dtype: string): string {
 function readText(file: string): string {
   let content: Buffer
   try {
-    // Reading a pipe would wait for whoever writes to it.
+    // Reading a pipe would wait for a writer.
     if (!statSync(file).isFile()) throw new Error('not a regular file')
     content = readFileSync(file)
   } catch (cause) {
@@ -114,7 +114,7 @@ function isObject(value: unknown): value is Fields {
   )
 }
 
-/** A value as messages show it, cut where it is long. */
+/** A value as messages show it; long values are cut. */
 function show(value: unknown): string {
   const text = lossless.stringify(value) ?? 'undefined'
   return text.length > 200 ? `${text.slice(0, 200)}…` : text
@@ -159,7 +159,7 @@ function configOf(json: Fields, fail: (code: RapoErrorCode, what: string) => Rap
     const value = from[field] ?? supported
     if (value !== supported) throw unsupported(`${shown} is ${show(value)}; only "${supported}" is supported`)
   }
-  /** Only rotary embeddings without scaling. transformers reads the kind from rope_type, or from type. */
+  /** Accepts only rotary embeddings without scaling. transformers reads the kind from rope_type or from type. */
   const unscaled = (field: string): Fields | undefined => {
     const rope = json[field] ?? undefined
     if (rope === undefined) return undefined

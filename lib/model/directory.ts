@@ -1,4 +1,4 @@
-/** A model's directory, checked before anything is read for long or written. */
+/** Checks a model's directory before anything large is read and before anything is written. */
 import { readdirSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -7,16 +7,16 @@ import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import { type ModelSource, readModelConfig } from './config.js'
 import { explainFiles } from './foreign.js'
 
-/** What a model needs: no weights in other formats, no pictures. */
+/** The files that a model needs: no weights in other formats, no pictures. */
 export const modelFiles =
   /^(model[\w.-]*\.safetensors(\.index\.json)?|[\w.-]+\.json|merges\.txt|chat_template\.jinja)$/
 
-/** A pointer of Git LFS is shorter than this, and so is little else that a model has. */
+/** Upper bound of the size of a Git LFS pointer. Few files of a model are as small. */
 const MAX_POINTER = 1024
 
 /**
- * The configuration of a model that the engine can run. Throws RapoError for a directory that is missing, that holds
- * something else than such a model, or Git LFS pointers in place of files; the message says what it holds and what to do.
+ * The configuration of a model that the engine can run. Throws RapoError if the directory is missing, holds something other
+ * than such a model, or holds Git LFS pointers in place of files. The message says what the directory holds and what to do.
  * @param field what names the directory, such as model.dir, for messages
  */
 export function checkModel(dir: string, field?: string): ModelSource {
@@ -24,11 +24,11 @@ export function checkModel(dir: string, field?: string): ModelSource {
   for (const name of names) {
     const file = path.join(dir, name)
     const found = statSync(file, { throwIfNoEntry: false })
-    // Reading a pipe would wait for whoever writes to it.
+    // Reading a pipe would wait for a writer.
     if (!modelFiles.test(name) || !found?.isFile() || found.size > MAX_POINTER) continue
     if (isLfsPointer(readFileSync(file))) throw new RapoError('ERR_RAPO_FORMAT', lfsMessage(file))
   }
-  // Another architecture says more than weights of another format do.
+  // Another architecture is the more helpful message if the weights have another format, too.
   const model = names.includes('config.json') ? readModelConfig(dir) : undefined
   const fault = explainFiles(names, dir)
   if (fault || !model) throw new RapoError('ERR_RAPO_FORMAT', `${dir} ${fault}`)

@@ -1,4 +1,4 @@
-/** The typed face of the engine addon: checks every field, orders a policy's calls, handles abort and progress. */
+/** The engine addon with types: checks every field, keeps a policy's calls in order, handles abort and progress. */
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
 import { plainLine, plural } from '../base/text.js'
@@ -44,7 +44,7 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   return new NativePolicy(addon, handle, Object.freeze(info), model.text, reference?.text)
 }
 
-/** names: "FILE: NAME". Rotary frequencies, one in each layer, are counted; value heads are named. */
+/** names: "FILE: NAME" each. The message counts rotary frequencies (one per layer) and names value heads. */
 function warnOfIgnored(names: readonly string[]): void {
   const buffers = names.filter(name => name.endsWith('rotary_emb.inv_freq'))
   const shown = names.filter(name => !buffers.includes(name))
@@ -94,14 +94,14 @@ function checkOptions(options: PolicyOptions) {
   }
 }
 
-/** The use of a policy, as far as its memory depends on it. */
+/** The sizes on which the memory of a policy in use depends. */
 export interface RunShape {
-  /** Tokens of the longest prompt. */
+  /** Number of tokens in the longest prompt. */
   readonly promptTokens: number
   readonly maxNewTokens: number
-  /** Completions in one call of generate. */
+  /** Number of completions in one call of generate. */
   readonly sequences: number
-  /** As in SamplingParams. */
+  /** See SamplingParams. */
   readonly maxBatch?: number
 }
 
@@ -198,7 +198,7 @@ interface Engine extends EngineAddon {
   setThreads(threads: number): void
   initialize(model: ModelSource, dtype: ModelDType, seed: number, configText: string): Promise<void>
   predictMemory(model: ModelSource, options: object, shape: RunShape): Promise<MemoryPrediction>
-  /** ignored: tensors that the engine has no use for, as "FILE: NAME". */
+  /** ignored: tensors that the engine does not use, as "FILE: NAME". */
   load(
     model: ModelSource,
     options: object,
@@ -250,10 +250,10 @@ class NativePolicy implements Policy {
   readonly info: ModelInfo
   readonly #addon: Engine
   readonly #handle: Handle
-  /** Of the config.json that it was loaded with. */
+  /** Text of the config.json that the model was loaded with. */
   readonly #configText: string
   readonly #referenceText: string | undefined
-  /** Settles when the latest call has ended. */
+  /** Settles when the latest of the calls has ended. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
 
@@ -326,7 +326,7 @@ class NativePolicy implements Policy {
 
   async saveReference(dir: string): Promise<void> {
     text('dir', dir)
-    // Without a reference the engine says that there is none.
+    // If there is no reference, the engine reports it.
     const config = withDtype(this.#referenceText ?? this.#configText, this.info.dtype)
     return this.#call(undefined, () => this.#addon.saveReference(this.#handle, dir, config))
   }
@@ -376,7 +376,7 @@ class NativePolicy implements Policy {
     return this.dispose()
   }
 
-  /** Runs after the earlier calls, whether they succeed or not. */
+  /** Starts `body` after the earlier calls have ended, whether they succeeded or failed. */
   #call<T>(options: CallOptions = {}, run: (control: Control) => Promise<T>): Promise<T> {
     if (this.#disposed) throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the policy was disposed')
     checkCallOptions(options)
@@ -388,7 +388,7 @@ class NativePolicy implements Policy {
 
 const adamwDefaults: AdamW = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 }
 
-// Only known names are allowed, so that a misspelt field is an error and not a default.
+// Unknown names are errors, so that a misspelt field does not silently become its default.
 const optionFields: Record<keyof PolicyOptions, true> = {
   dtype: true,
   device: true,

@@ -1,14 +1,14 @@
-/** Models that the engine cannot run, by their files or their config.json: what each is, and what to do. */
+/** Recognises models that the engine cannot run by their files or their config.json, and says what to do with each. */
 import { isLosslessNumber } from 'lossless-json'
 
-/** The models that the engine runs: model_type, and the entry of architectures. */
+/** The models that the engine runs: model_type, and the entry in `architectures`. */
 const architectures = {
   qwen2: 'Qwen2ForCausalLM',
   qwen3: 'Qwen3ForCausalLM',
   llama: 'LlamaForCausalLM',
 } as const
 
-/** model_type of a model that the engine runs. */
+/** The model_type of a model that the engine runs. */
 export type Architecture = keyof typeof architectures
 
 const types = Object.keys(architectures) as Architecture[]
@@ -24,13 +24,13 @@ const kinds: readonly (readonly [RegExp, string])[] = [
   [/VL|Vision|Audio|Omni|ForConditionalGeneration/, 'a model of more than text'],
 ]
 
-/** Of a config.json in which explainConfig finds no fault. */
+/** The model_type of a config.json in which explainConfig finds no fault. */
 export function architectureOf(json: Readonly<Record<string, unknown>>): Architecture {
   const named = Array.isArray(json.architectures) ? classes.indexOf(json.architectures[0]) : -1
   return named >= 0 ? types[named]! : (json.model_type as Architecture)
 }
 
-/** What a config.json says of a model that the engine cannot run; undefined where it may be one that it can. */
+/** Why the engine cannot run the model of this config.json; undefined if it may be able to. */
 export function explainConfig(json: Readonly<Record<string, unknown>>, dir: string): string | undefined {
   const { architectures: named, model_type: type } = json
   const isNamed = (named ?? undefined) !== undefined
@@ -63,15 +63,15 @@ function explainQuantised(quantised: Readonly<Record<string, unknown>>, dir: str
   return `quantization_config says that the weights are quantised by ${methods[method] ?? method}${width}; rapo trains unquantised weights (F64, F32, BF16, F16). Take the model that this one was made from${from}`
 }
 
-/** A directory's name, or OWNER/NAME where it lies in the hub's cache. */
+/** A directory's name, or OWNER/NAME for a directory in the hub's cache. */
 function nameOf(dir: string): string {
   const [, owner, name] = /models--([^/\\]+?)--([^/\\]+)[/\\]snapshots/.exec(dir) ?? []
   return owner && name ? `${owner}/${name}` : (dir.split(/[/\\]/).filter(Boolean).at(-1) ?? dir)
 }
 
 /**
- * Why these files of a directory, or of a repository, are no model that the engine can read; undefined where they are.
- * `from` is what transformers would load them by.
+ * Why the engine cannot read a model from these files of a directory or repository; undefined if it can. `from` is the name
+ * by which transformers would load the model.
  */
 export function explainFiles(names: readonly string[], from: string): string | undefined {
   const has = (pattern: RegExp) => names.find(name => pattern.test(name))

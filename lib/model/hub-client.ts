@@ -1,4 +1,4 @@
-/** What the hub, or what stands in for it, lists and sends. All of it is checked before it is a path or counts as content. */
+/** Requests to the hub, or to a mirror. Every answer is checked before it becomes a path or counts as content. */
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream, lstatSync } from 'node:fs'
 import { rename, rm } from 'node:fs/promises'
@@ -8,48 +8,48 @@ import { asIoError, io } from '../base/files.js'
 
 export type Env = Readonly<Record<string, string | undefined>>
 
-/** What is wanted of a repository. */
+/** The wanted part of a repository. */
 export interface Wanted {
   readonly type: 'model' | 'dataset'
   /** owner/name */
   readonly repo: string
   readonly revision: string
-  /** What a message begins with where the hub has no such repository. */
+  /** Beginning of the message if the hub has no such repository. */
   readonly missing: string
-  /** The one file, or what all files' names match. */
+  /** The path of one file, or a pattern that the names of all wanted files match. */
   readonly files: string | RegExp
 }
 
 export interface HubFile {
   readonly path: string
   readonly size: number
-  /** Of its bytes; also their name in the cache. */
+  /** Hash of the file's bytes, which is also the name of its blob in the cache. */
   readonly hash: string
-  /** Large files are known by their SHA-256, others as Git names them. */
+  /** The hub names large files by their SHA-256 and others by Git's hash of a blob. */
   readonly algorithm: 'sha1' | 'sha256'
 }
 
-/** How the hub is asked. */
+/** A connection to the hub. */
 export interface Hub {
   readonly url: string
-  /** fetch, through a proxy where there is one; the token goes to the hub alone. Throws Broken. */
+  /** Like fetch, but through the environment's proxy. The token is sent to the hub only. Throws Broken. */
   get(url: string, init?: RequestInit): Promise<Response>
 }
 
-/** Of one answer that describes or lists, and of a listing in parts of up to 1000 files: far more than there are. */
+/** Limits for one answer that describes or lists, and for a listing in parts of up to 1000 files. Real ones are far smaller. */
 const MAX_ANSWER_BYTES = 2 ** 24
 const MAX_ANSWERS = 1000
-/** A connection that breaks is taken up again this many times in a row without a byte more. */
+/** A broken connection is opened again so many times in a row without any new byte. */
 const RETRIES = 3
 
-/** Another call may succeed; until then what is in the cache serves. */
+/** A later call may succeed. Until then the cache is used. */
 export class Unreachable extends RapoError {
   constructor(message: string, cause: unknown) {
     super('ERR_RAPO_IO', message, { cause })
   }
 }
 
-/** What was fetched is not what the hub lists, and is removed. */
+/** The fetched bytes are not those that the hub lists. They are removed. */
 class Damaged extends RapoError {
   constructor(url: string, what: string) {
     super('ERR_RAPO_IO', `${url} is damaged: ${what}; it was removed, fetch it again`)
@@ -63,13 +63,13 @@ class Broken extends Error {
   }
 }
 
-/** fetch hides why it failed behind errors that say nothing. */
+/** The reason of a failed fetch, which is hidden in the cause of its error. */
 function reasonOf(error: Error): string {
   if (error.cause instanceof Error) return reasonOf(error.cause)
   return error.message || ((error as NodeJS.ErrnoException).code ?? String(error))
 }
 
-/** The signal ends every request, and the reading of every answer. */
+/** The signal ends every request and the reading of every answer. */
 export async function connect(env: Env, token: string | undefined, signal: AbortSignal): Promise<Hub> {
   const url = (env.HF_ENDPOINT || 'https://huggingface.co').replace(/\/+$/, '')
   const {
@@ -85,7 +85,7 @@ export async function connect(env: Env, token: string | undefined, signal: Abort
       `HF_ENDPOINT must be an http:// or https:// address without a user's name and password, got ${shown}`,
     )
   }
-  // Said without the token, which fetch's own error would show.
+  // This message does not contain the token; that of fetch would.
   if (token && !/^[\x21-\x7e]+$/.test(token)) {
     throw new RapoError('ERR_RAPO_CONFIG', 'the token of the hub must be ASCII letters, digits and signs')
   }
@@ -95,7 +95,7 @@ export async function connect(env: Env, token: string | undefined, signal: Abort
     url,
     async get(to, init) {
       const headers = new Headers(init?.headers)
-      // A listing may go on wherever the server says; a redirect to another host drops the header.
+      // The server chooses the address of a listing's next part. A redirect to another host drops the header.
       if (token && new URL(to).origin === origin) headers.set('Authorization', `Bearer ${token}`)
       try {
         return await (proxy ?? fetch)(to, { ...init, headers, signal })
@@ -106,7 +106,7 @@ export async function connect(env: Env, token: string | undefined, signal: Abort
   }
 }
 
-/** fetch through the environment's proxies, which the fetch of Node.js 20 ignores; undefined where there are none. */
+/** A fetch through the environment's proxies, which the fetch of Node.js 20 ignores; undefined if there are none. */
 async function proxyOf(env: Env): Promise<typeof fetch | undefined> {
   const read = (name: string) => env[name.toLowerCase()] || env[name] || ''
   const addressOf = (name: string) => read(name).replace(/^(?!.*:\/\/)(?=.)/, 'http://')
@@ -115,7 +115,7 @@ async function proxyOf(env: Env): Promise<typeof fetch | undefined> {
   const { EnvHttpProxyAgent, fetch: undiciFetch } = await import('undici')
   let dispatcher: InstanceType<typeof EnvHttpProxyAgent>
   try {
-    // Only https is tunnelled, as other programs do.
+    // As in other programs, only https goes through a tunnel.
     dispatcher = new EnvHttpProxyAgent({
       httpProxy,
       httpsProxy,
@@ -130,7 +130,10 @@ async function proxyOf(env: Env): Promise<typeof fetch | undefined> {
   return proxied as unknown as typeof fetch
 }
 
-/** The commit of what is wanted, the names of the files there, and those that are wanted. Throws ERR_RAPO_IO where the answer is none that a hub gives. */
+/**
+ * The commit, the names of all files in it, and the wanted files. Throws ERR_RAPO_IO if the answer does not have the form of
+ * a hub's answer.
+ */
 export async function listWanted(
   wanted: Wanted,
   hub: Hub,
@@ -140,7 +143,7 @@ export async function listWanted(
   const refused = (why: string, options?: ErrorOptions) =>
     new RapoError('ERR_RAPO_IO', `${missing}${hub.url} ${why}`, options)
   let answers = 0
-  // The library would send only tokens that begin with hf_, and those wherever the listing goes on.
+  // The library would send only tokens that begin with hf_, and would send them to every host that a listing leads to.
   const ask = async (url: string, init?: RequestInit) => {
     if (++answers > MAX_ANSWERS) throw refused(`goes on listing files after ${MAX_ANSWERS} answers`)
     try {
@@ -167,7 +170,7 @@ export async function listWanted(
       throw refused(`answered that ${revision} is the commit ${JSON.stringify(sha)}`)
     }
     const place = { ...query, repo: { type, name: repo }, revision: sha }
-    // A dataset may have thousands of files: only the one is asked for.
+    // A dataset may have thousands of files, so only the wanted file is asked for.
     const entries =
       typeof wanted.files === 'string'
         ? await library.pathsInfo({ ...place, paths: [wanted.files] })
@@ -185,7 +188,7 @@ export async function listWanted(
         const shown = JSON.stringify(entry).slice(0, 300)
         throw refused(`listed a file without a size and a hash as they are: ${shown}`)
       }
-      // Of names that differ in case alone, some systems keep one file.
+      // Some file systems cannot hold two names that differ only in case.
       const name = file.path.toLowerCase()
       const known = files.get(name)
       if (known && (known.path !== file.path || known.hash !== file.hash || known.size !== file.size)) {
@@ -232,7 +235,7 @@ async function statusError(
   return new Unreachable(what, undefined)
 }
 
-/** The body as it comes. Throws Broken. */
+/** The parts of the body, as they arrive. Throws Broken. */
 async function* bytesOf(response: Response): AsyncGenerator<Uint8Array> {
   try {
     for await (const part of response.body ?? []) yield part
@@ -241,13 +244,13 @@ async function* bytesOf(response: Response): AsyncGenerator<Uint8Array> {
   }
 }
 
-/** The size of a file itself, not of what a link leads to; undefined where there is none. */
+/** The size of a file, without following a link; undefined if there is no file. */
 export function sizeOf(file: string): number | undefined {
   const found = lstatSync(file, { throwIfNoEntry: false })
   return found?.isFile() ? found.size : undefined
 }
 
-/** Fetches one file into `blob` by way of blob.incomplete, which a later call goes on with. */
+/** Fetches one file into blob.incomplete and then renames it to `blob`. A later call continues an incomplete file. */
 export async function download(
   hub: Hub,
   url: string,
@@ -294,7 +297,7 @@ async function fetchInto(
         if (status === 416) throw new Damaged(url, `it has no more than ${done} bytes, the hub says ${size}`)
         throw new RapoError('ERR_RAPO_IO', `cannot fetch ${url}: the hub answered ${status}`)
       }
-      // A server that knows no ranges sends it all again.
+      // A server without support for ranges sends the whole file again.
       if (status !== 206) done = 0
       const counted = async function* () {
         for await (const part of bytesOf(response)) {

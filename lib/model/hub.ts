@@ -34,30 +34,30 @@ export interface HubOptions {
    */
   readonly env?: Readonly<Record<string, string | undefined>>
   /**
-   * Called with the bytes that have come, those of all files that are fetched, and what was asked for. What the function
-   * throws, or rejects with, ends the download, which a later call goes on with; where everything was fetched already, the
-   * error becomes a warning of the process.
+   * Called with the number of bytes so far, the number of bytes of all files to fetch, and the name that was asked for. If
+   * the function throws or rejects, the download ends with that error; a later call continues the download. If everything was
+   * fetched already, the error becomes a warning of the process.
    */
   readonly onProgress?: (done: number, total: number, name: string) => void
-  /** Aborting ends the download, which a later call goes on with, and rejects with the signal's reason. */
+  /** Aborting the signal ends the download, and the call rejects with its reason. A later call continues the download. */
   readonly signal?: AbortSignal | undefined
 }
 
-/** What is wanted of a repository, and when it is there. */
+/** The wanted part of a repository, and the test whether a copy of it is complete. */
 interface Needed extends Wanted {
-  /** As the person wrote it, for messages. */
+  /** The name as the user wrote it, for messages. */
   readonly given: string
-  /** Throws RapoError where what is needed is not among the repository's files. */
+  /** Throws RapoError if the repository lacks a needed file. */
   check(names: readonly string[], hubUrl: string): void
-  /** Called when all but the weights is in the snapshot. Throws RapoError where the weights would be of no use. */
+  /** Called when everything except the weights is in the snapshot. Throws RapoError if the engine could not use the weights. */
   checkBeforeWeights?(snapshot: string): void
-  /** Whether a snapshot in the cache is whole; `has` tells which files it holds. */
+  /** Whether a snapshot in the cache is complete. `has` tells whether the snapshot holds a file. */
   cached(snapshot: string, has: (file: string) => boolean): boolean
 }
 
 const commitHash = /^[0-9a-f]{40}$/
 
-/** As the hub allows names: with -- or .. in them, two repositories could share a folder of the cache. */
+/** The names that the hub allows. With -- or .. in a name, two repositories could share a folder of the cache. */
 const part = String.raw`(?![\w.-]*(?:--|\.\.))\w[\w.-]*`
 const repoName = String.raw`(?<repo>${part}\/${part})`
 const modelName = RegExp(String.raw`^${repoName}(?:@(?<revision>[\w./-]+))?$`)
@@ -126,7 +126,7 @@ export async function resolveDataFile(given: string, options: HubOptions = {}): 
   return path.join(snapshot, file)
 }
 
-/** The directory in the cache that holds all that is wanted; what is missing is fetched. */
+/** The directory in the cache that holds the wanted files. Missing files are fetched. */
 async function resolveSnapshot(wanted: Needed, options: HubOptions): Promise<string> {
   const { type, repo, revision, given } = wanted
   const env = options.env ?? process.env
@@ -158,9 +158,9 @@ async function resolveSnapshot(wanted: Needed, options: HubOptions): Promise<str
   }
 }
 
-/** Whether a path, its parts between slashes, leads nowhere but down from the directory that it is joined to, on every system. */
+/** Whether a path with slashes, joined to a directory, stays below that directory on every operating system. */
 function staysBelow(name: string): boolean {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: the expression looks for control characters
   return name.split('/').every(part => !/^\.{0,2}$|^[a-z]:|[\\\x00-\x1f]/i.test(part))
 }
 
@@ -178,7 +178,7 @@ async function fetchSnapshot(
   const snapshot = path.join(folder, 'snapshots', sha)
   const blobOf = (file: HubFile) => path.join(folder, 'blobs', file.hash)
   const isThere = (file: HubFile) => isLinked(blobOf(file), path.join(snapshot, file.path), file.size)
-  // The weights last: a copy that ended early is not taken for a whole one.
+  // The weights come last, so that an interrupted copy does not look complete.
   const isWeights = ({ path }: HubFile) => path.endsWith('.safetensors')
   const missing = files
     .filter(file => !isThere(file))
@@ -189,7 +189,7 @@ async function fetchSnapshot(
         ['blobs', `snapshots/${sha}`].map(dir => mkdir(path.join(folder, dir), { recursive: true })),
       ),
     )
-    // One process at a time writes to a file; the others find it done.
+    // One process at a time writes a file. Others wait and then find it complete.
     await withLock(
       path.join(folder, 'rapo.lock'),
       () => {},
@@ -233,7 +233,7 @@ async function fetchSnapshot(
   return snapshot
 }
 
-/** Relative, as the hub's programs link, so that a cache can be moved; a copy where links are not allowed. */
+/** Links are relative, like those of the hub's programs, so that a cache can be moved. If links are not allowed, the file is copied. */
 async function link(blob: string, to: string): Promise<void> {
   await mkdir(path.dirname(to), { recursive: true })
   await rm(to, { force: true })
@@ -245,13 +245,13 @@ async function link(blob: string, to: string): Promise<void> {
   }
 }
 
-/** Whether an entry of a snapshot is what `link` makes of this blob. */
+/** Whether an entry of a snapshot is the one that `link` makes of this blob. */
 function isLinked(blob: string, entry: string, size: number): boolean {
   if (sizeOf(entry) === size) return true
   return sizeOf(blob) === size && existsSync(entry) && realpathSync(entry) === realpathSync(blob)
 }
 
-/** Whether a snapshot has a file, which lies nowhere but in the cache of its repository. */
+/** Whether a snapshot has a file, and the file lies in the cache of its own repository. */
 function holds(folder: string, snapshot: string, file: string): boolean {
   const entry = path.join(snapshot, file)
   if (!statSync(entry, { throwIfNoEntry: false })?.isFile()) return false
@@ -260,7 +260,7 @@ function holds(folder: string, snapshot: string, file: string): boolean {
   return places.some(place => found.startsWith(realpathSync(place) + path.sep))
 }
 
-/** Where the cache has the snapshot of a branch, tag or commit, if it knows the commit. */
+/** The cache's directory for a branch, tag or commit; undefined if the cache does not know the commit. */
 function cachedSnapshot(folder: string, revision: string): string | undefined {
   const ref = path.join(folder, 'refs', revision)
   const isRef = !commitHash.test(revision) && sizeOf(ref) !== undefined
@@ -268,7 +268,7 @@ function cachedSnapshot(folder: string, revision: string): string | undefined {
   return commitHash.test(sha) ? path.join(folder, 'snapshots', sha) : undefined
 }
 
-/** A copy that ended early may lack the tokenizer: other programs fetch in any order. */
+/** An interrupted copy may lack the tokenizer, since other programs fetch files in any order. */
 function isWholeModel(snapshot: string, has: (file: string) => boolean): boolean {
   if (!has('config.json') || !has('tokenizer.json')) return false
   if (has('model.safetensors')) return true
@@ -290,7 +290,7 @@ function cacheOf(env: Env): string {
   return env.HF_HUB_CACHE || env.HUGGINGFACE_HUB_CACHE || path.join(homeOf(env), 'hub')
 }
 
-/** HF_TOKEN, or what `hf auth login` left. */
+/** HF_TOKEN, or the token that `hf auth login` has stored. */
 function tokenOf(env: Env): string | undefined {
   if (env.HF_TOKEN) return env.HF_TOKEN.trim()
   const file = env.HF_TOKEN_PATH || path.join(homeOf(env), 'token')

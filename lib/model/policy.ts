@@ -1,4 +1,4 @@
-/** The interface of a policy: what the training loop and the evaluation ask of a model. */
+/** The interface of a policy: the calls that training and evaluation make. */
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
 import type { LossRows } from '../loss/rows.js'
@@ -6,12 +6,12 @@ import type { WorldHandle } from '../world/world.js'
 
 export type { CallOptions }
 
-/** What Device allows. */
+/** The texts that Device allows. */
 export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
 
 export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
-/** Of weights and activations. */
+/** Number format of weights and activations. */
 export type ModelDType = 'float32' | 'bfloat16'
 
 /** Where a model lives: its weights, optimizer state, gradients and key/value cache. */
@@ -30,32 +30,33 @@ export interface PolicyOptions {
   readonly dtype?: ModelDType
   readonly device?: Device
   /**
-   * Whose operations compute: the CPU's own (cpu), or libtorch's (aten), which every other device takes. For tests of
-   * those on the CPU. Default: the device's.
+   * Which operations compute: rapo's own for the CPU (cpu), or libtorch's (aten), which other devices use. Tests choose aten
+   * on the CPU. Default: those of the device.
    */
   readonly backend?: 'cpu' | 'aten'
-  /** false: inference only, no gradients or optimizer state are held. Default true. */
+  /** false: inference only, without gradients and optimizer state. Default true. */
   readonly trainable?: boolean
-  /** Directory of the frozen reference; none when absent. */
+  /** Directory of the frozen reference. Absent: no reference. */
   readonly referenceDir?: string
   readonly adamw?: Partial<AdamW>
   /** The gradient's norm is clipped to this; > 0. Default 1. */
   readonly maxGradNorm?: number
-  /** Rows of a chunk in the fused head; 0 (default) chooses. */
+  /** Rows per chunk of the fused head; 0 (default) lets the engine choose. */
   readonly headRows?: number
   /**
-   * Activation checkpointing: each layer keeps its input only and computes the rest again in the backward pass. The same
-   * gradients from some thirtieth of the memory, for a forward pass more. Default false.
+   * Activation checkpointing: each layer keeps only its input and computes the rest again in the backward pass. The
+   * gradients are the same; activations take about a thirtieth of the memory, at the price of a second forward pass. Default
+   * false.
    */
   readonly recompute?: boolean
   /**
-   * Bytes that the keys and values of generate may take on the CPU, unless a single sequence needs more or maxBatch is
-   * given. Where running sequences would need more, the youngest are stopped and started again later. Default 2^30.
+   * Limit in bytes for the keys and values of generate on the CPU; a single sequence may exceed it, and maxBatch replaces it.
+   * If the running sequences would need more, the youngest are stopped and started again later. Default 2^30.
    */
   readonly cacheBytes?: number
   /**
-   * The ranks that train this policy together (World.handle): each accumulates the gradient of its share of a batch, and
-   * step adds the shares up. All ranks load the same weights and make the same calls of step. Default: none.
+   * The ranks that train this policy together (World.handle). Each rank accumulates the gradient of its share of a batch, and
+   * step adds up the gradients of all ranks. All ranks load the same weights and make the same calls of step. Default: none.
    */
   readonly world?: WorldHandle | undefined
 }
@@ -66,11 +67,11 @@ export interface LoadOptions extends PolicyOptions, Pick<CallOptions, 'signal'> 
 /** How Policy.save writes a model. */
 export interface SaveOptions {
   /**
-   * Default: the policy's. Of a bfloat16 policy that trains, float32 writes the masters. bfloat16 makes a file half as
-   * large of a float32 policy, but rounds away updates that are smaller than its steps (0.4 % of a weight).
+   * Default: the policy's dtype. For a trainable bfloat16 policy, float32 writes the optimizer's float32 copies of the weights.
+   * For a float32 policy, bfloat16 halves the file, but loses updates below its resolution (0.4 % of a weight).
    */
   readonly dtype?: ModelDType
-  /** A larger model is written in shards with an index. Default 5e9. */
+  /** A model with more bytes is written as shards with an index. Default 5e9. */
   readonly maxShardBytes?: number
 }
 
@@ -96,23 +97,23 @@ export interface SamplingParams {
   readonly minP?: number
   readonly stopTokenIds: readonly number[]
   /**
-   * Safe integer ≥ 0: same seed, same prompts, same bits. Or one for each prompt: its completions then do not depend on
-   * the other prompts.
+   * Safe integer ≥ 0: the same seed and prompts give the same bits. Or one seed per prompt: the completions of a prompt then
+   * do not depend on the other prompts.
    */
   readonly seed: number | readonly number[]
   /**
-   * With one seed: how many completions of that seed are sampled elsewhere before these, so that several processes that
-   * share out the prompts of one call sample what one process would. Default 0.
+   * With one seed: the number of completions of that seed that other calls sample before these. Several processes that share
+   * the prompts of one call then sample what one process would. Default 0.
    */
   readonly firstCompletion?: number
-  /** Sequences decoded at once; 0 chooses. */
+  /** Number of sequences decoded at once; 0 (default) lets the engine choose. */
   readonly maxBatch?: number
 }
 
-/** stop: the last token is one of stopTokenIds; length: it was cut off. */
+/** stop: the last token is one of stopTokenIds. length: the completion was cut off at maxNewTokens. */
 export type FinishReason = 'stop' | 'length'
 
-/** In the order prompt 0 sample 0, prompt 0 sample 1, …; the stop token is part of the completion. */
+/** Completions in the order prompt 0 sample 0, prompt 0 sample 1, … A stop token is part of its completion. */
 export interface Completions {
   readonly tokens: PackedTokens
   /** One per token: log-prob under softmax(logits / temperature) before top-k/top-p/min-p (greedy: temperature 1). */
@@ -120,7 +121,7 @@ export interface Completions {
   readonly finishReasons: readonly FinishReason[]
 }
 
-/** Whole sequences, and one row per trained token. packBatch and splitBatch make it. */
+/** Whole sequences with one row per trained token, as packBatch and splitBatch make them. */
 export interface MicroBatch extends LossRows {
   readonly sequences: PackedTokens
   /** (N) index into sequences.tokenIds of the token *before* the predicted one. */
@@ -135,11 +136,11 @@ export interface LogprobRows {
   readonly entropy: Float32Array
 }
 
-/** What an optimizer step did. */
+/** The result of an optimizer step. */
 export interface StepResult {
-  /** Before clipping. */
+  /** Norm of the gradient before clipping. */
   readonly gradNorm: number
-  /** The norm was not finite: gradients dropped, weights untouched. */
+  /** True if the norm was not finite: the gradient was dropped and the weights stayed as they were. */
   readonly skipped: boolean
 }
 
@@ -158,9 +159,9 @@ export interface ModelInfo {
 }
 
 /**
- * A policy and its frozen reference. Calls run off the main thread, one at a time, in the order made; the arrays
- * that a call is given must not change before it settles. An abort stops generate between tokens, logprobs between
- * layers, accumulate before gradients begin to change.
+ * A policy and its frozen reference. Calls run off the main thread, one at a time, in the order made. The arrays given to a
+ * call must not change before the call settles. An abort stops generate between tokens and logprobs between layers; it stops
+ * accumulate only before the gradient begins to change.
  */
 export interface Policy {
   readonly info: ModelInfo
@@ -173,9 +174,9 @@ export interface Policy {
     temperature: number,
     options?: CallOptions,
   ): Promise<LogprobRows>
-  /** Adds the gradient of a micro-batch to what is held; the parts of a batch add up. Returns the metrics of the part. */
+  /** Adds the gradient of a micro-batch to the policy's gradient: the parts of a batch add up. Returns the part's metrics. */
   accumulate(batch: MicroBatch, objective: Objective, options?: CallOptions): Promise<ObjectiveMetrics>
-  /** Clips the gradient held, takes an AdamW step with learningRate ≥ 0, and drops the gradient. */
+  /** Clips the gradient, takes an AdamW step with learningRate ≥ 0, and drops the gradient. */
   step(learningRate: number): Promise<StepResult>
   /**
    * The reference's weights become share · policy + (1 − share) · reference, share in (0, 1]; both must have the same
@@ -184,17 +185,17 @@ export interface Policy {
   syncReference?(share: number): Promise<void>
   /** Writes the reference into an existing directory, which as referenceDir gives the same bits. */
   saveReference?(dir: string): Promise<void>
-  /** Drops the gradient held. */
+  /** Drops the gradient. */
   zeroGrad(): Promise<void>
   /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */
   save(dir: string, options?: SaveOptions): Promise<void>
-  /** Masters, moments and step count, as one safetensors file. */
+  /** Writes the float32 weights, the moments and the step count as one safetensors file. */
   saveState(file: string): Promise<void>
-  /** Reads what saveState wrote; throws where it is of another model. */
+  /** Reads a file that saveState wrote. Throws if the file belongs to another model. */
   loadState(file: string): Promise<void>
-  /** Frees the native memory; later calls throw. Waits for a call in progress. */
+  /** Waits for a call in progress and frees the native memory. Later calls throw. */
   dispose(): Promise<void>
-  /** As dispose. */
+  /** Like dispose. */
   [Symbol.asyncDispose](): Promise<void>
 }
 

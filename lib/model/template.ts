@@ -5,7 +5,7 @@ import { Template as ChatTemplate } from '@huggingface/jinja'
 import { RapoError } from '../base/errors.js'
 import { readJson, readStopTokenIds, type Tokenizer } from './tokenizer.js'
 
-/** Prompt styles by name: "{prompt}" stands for the problem, `stop` for what ends the model's turn besides its end of text. */
+/** Prompt styles by name. "{prompt}" stands for the problem; `stop` lists tokens that end the model's turn besides its end of text. */
 export const promptStyles = {
   /** Qwen2.5's chat with the request for a boxed answer, as SimpleRL trains its models (arXiv 2503.18892). */
   'qwen-boxed': {
@@ -14,32 +14,32 @@ export const promptStyles = {
       'Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n',
     stop: ['<|im_end|>'],
   },
-  /** For models that do not follow a chat. */
+  /** For models that do not follow a chat format. */
   abel: { text: "Question:\n{prompt}\nAnswer:\nLet's think step by step.\n", stop: [] },
 } as const
 
-/** A turn of a conversation, as chat templates take it. */
+/** A turn of a conversation. */
 export interface Message {
-  /** system, user, assistant, or another that the model's template knows. */
+  /** system, user, assistant, or another role that the model's template knows. */
   readonly role: string
   readonly content: string
 }
 
 /** The text around a prompt. */
 export interface PromptTemplate {
-  /** A prompt with the text around it. Throws ERR_RAPO_DATA for a conversation that only a chat template could render. */
+  /** Returns the prompt with the text around it. Throws ERR_RAPO_DATA for a conversation that needs a chat template. */
   render(prompt: string | readonly Message[]): string
   /** Special tokens that end a completion, besides those of readStopTokenIds. */
   readonly stop: readonly string[]
 }
 
-/** What createTemplate is told of conversations. */
+/** Options of createTemplate; all but hasConversations are for chat templates. */
 export interface TemplateOptions {
-  /** The system's message before conversations that have none; chat templates only. */
+  /** The system's message for conversations that have none. */
   readonly systemPrompt?: string
-  /** Further variables of chat templates, such as { enable_thinking: false } of Qwen3. */
+  /** Further variables of the chat template, such as { enable_thinking: false } for Qwen3. */
   readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
-  /** Some prompt is a conversation: then the template `{prompt}`, the default, stands for `chat`. */
+  /** True if some prompt is a conversation. The default template `{prompt}` then means `chat`. */
   readonly hasConversations?: boolean
 }
 
@@ -91,7 +91,7 @@ function chatTemplate(
   const fault = (what: string, cause?: unknown) =>
     new RapoError('ERR_RAPO_FORMAT', `${why}, but ${modelDir} ${what}`, { cause })
   let source: unknown = existsSync(file) ? readFileSync(file, 'utf8') : config.chat_template
-  // Some models have several by name.
+  // Some models have several templates with names.
   if (Array.isArray(source)) source = source.find(entry => entry?.name === 'default')?.template
   if (typeof source !== 'string') {
     throw fault('has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)')
@@ -107,7 +107,7 @@ function chatTemplate(
   const compiled = working(() => new ChatTemplate(text))
   const tokens = specialTokens(config)
   const renderMessages = (messages: readonly Message[], isPrompt = true) =>
-    // What transformers' apply_chat_template gives a template.
+    // The variables that transformers' apply_chat_template passes to a template.
     compiled.render({
       ...tokens,
       ...{ tools: null, documents: null, ...chatTemplateArguments },
@@ -119,7 +119,7 @@ function chatTemplate(
     const messages = isWhole ? given : [{ role: 'system', content: systemPrompt }, ...given]
     return working(() => renderMessages(messages))
   }
-  // A template that would drop the problem, or that fails, does so before any work.
+  // A template that drops the problem, or fails, is found here, before any work.
   if (!render('1 + 1').includes('1 + 1')) {
     const cause = /\{%-?\s*break\b/.test(text)
       ? ' ({% break %} may be the cause: @huggingface/jinja drops what the loop wrote in that turn)'
@@ -141,7 +141,7 @@ const singleTokens = [
   'mask_token',
 ]
 
-/** Special tokens by the names that templates use, from tokenizer_config.json; a token may stand there as an object. */
+/** Special tokens of tokenizer_config.json by the names that templates use. A token may be an object there. */
 function specialTokens(config: Readonly<Record<string, unknown>>): Record<string, unknown> {
   const textOf = (value: unknown) =>
     typeof value === 'object' && value !== null ? (value as { content?: unknown }).content : value
@@ -154,8 +154,8 @@ function specialTokens(config: Readonly<Record<string, unknown>>): Record<string
 }
 
 /**
- * The special token that the template puts behind an assistant's message, such as <|im_end|>: a chat model ends its turn
- * with this token, also where the files of a base model do not say so. undefined where there is none.
+ * The special token that the template puts after an assistant's message, such as <|im_end|>. A chat model ends its turn with
+ * this token, even if the files of its base model do not say so. undefined if there is no such token.
  */
 function endOfTurn(
   modelDir: string,
@@ -185,7 +185,7 @@ function endOfTurn(
     .sort((a, b) => b.length - a.length)[0]
 }
 
-/** A token of the vocabulary whose name says that it ends a text, for a message. */
+/** For a message: a token of the vocabulary that ends a text, going by its name. */
 function likelyEnd(modelDir: string): string {
   const added = readJson(path.join(modelDir, 'tokenizer.json'))?.added_tokens
   const found = (Array.isArray(added) ? added : []).find(token =>
@@ -195,8 +195,8 @@ function likelyEnd(modelDir: string): string {
 }
 
 /**
- * What ends a completion: readStopTokenIds and the template's own. Throws ERR_RAPO_FORMAT where the tokenizer lacks one
- * of the template's special tokens, and where nothing would end a completion.
+ * The ids of the tokens that end a completion: those of readStopTokenIds and those of the template. Throws ERR_RAPO_FORMAT if
+ * the tokenizer lacks one of the template's special tokens, or if there is no token that ends a completion.
  */
 export function stopTokenIdsFor(modelDir: string, tokenizer: Tokenizer, template: PromptTemplate): number[] {
   const ids = readStopTokenIds(modelDir)

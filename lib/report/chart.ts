@@ -25,7 +25,7 @@ export interface Look {
 }
 
 /** Number of colours for runs, in addition to the base's colour. */
-export const PALETTE_SIZE = 6
+const PALETTE_SIZE = 6
 const DASHES = [undefined, '5 3', '2 3']
 const SYMBOLS = [symbolSquare, symbolTriangle, symbolDiamond, symbolCross, symbolStar, symbolWye]
 

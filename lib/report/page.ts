@@ -67,7 +67,7 @@ export async function writeReport(options: ReportOptions): Promise<void> {
   writeWhole(output, page)
 }
 
-export function renderPage(runs: readonly Run[], made: Date, baseline?: string): string {
+function renderPage(runs: readonly Run[], made: Date, baseline?: string): string {
   const looksOfRuns = looks(runs.map(run => run.isBase))
   const shown = runs.map((run, i) => ({ run, look: looksOfRuns[i]! }))
   const conflicts = evaluationConflicts(runs)

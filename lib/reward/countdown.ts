@@ -7,7 +7,7 @@ export interface CountdownAnswer {
   readonly target: number
 }
 
-export const MAX_NUMBERS = 16
+const MAX_NUMBERS = 16
 export const MAX_LENGTH = 256
 export const MAX_DEPTH = 16
 

@@ -1,4 +1,4 @@
-/** Rollout engines: what completions are sampled by. Training and evaluation do not know which engine it is. */
+/** Rollout engines sample completions. Training and evaluation work with any of them. */
 import { RapoError } from '../base/errors.js'
 import { anySignal } from '../base/wait.js'
 import type { CallOptions, Completions, PackedTokens, Policy, SamplingParams } from '../model/policy.js'
@@ -6,17 +6,17 @@ import type { CallOptions, Completions, PackedTokens, Policy, SamplingParams } f
 /** Completions, and the weights that sampled them. */
 export interface SampledCompletions extends Completions {
   /**
-   * (B) the version of the weights, one a completion, as syncWeights was told. Where an update came while the completion
-   * was sampled: the oldest version.
+   * (B) one per completion: the version of the weights, as given to syncWeights. If an update came while the completion was
+   * sampled, the oldest version.
    */
   readonly versions: Int32Array
 }
 
-/** Samples completions from the weights that it was last given. */
+/** Samples completions from the weights that the last syncWeights gave it. */
 export interface RolloutEngine {
   /**
-   * sampling.n completions of each prompt, in the order prompt 0 sample 0, prompt 0 sample 1, …; with the log-probs that
-   * Completions describes. Calls may overlap. Throws ERR_RAPO_INVALID_ARGUMENT before the first syncWeights.
+   * Samples sampling.n completions of each prompt, in the order prompt 0 sample 0, prompt 0 sample 1, …, with the log-probs
+   * that Completions describes. Calls may overlap. Throws ERR_RAPO_INVALID_ARGUMENT before the first syncWeights.
    */
   generate(
     prompts: PackedTokens,
@@ -24,20 +24,20 @@ export interface RolloutEngine {
     options?: CallOptions,
   ): Promise<SampledCompletions>
   /**
-   * The policy's weights of now become `version`, a whole number ≥ 0 such as the number of training steps done. What
-   * generate samples after the promise settles is sampled from them. To be called before the first generate, and after
-   * every change of the policy's weights; a version that the engine holds already is not sent again.
+   * Gives the engine the policy's current weights under the number `version`, a whole number ≥ 0 such as the number of
+   * training steps done. Calls of generate after the promise settles sample from these weights. Call it before the first
+   * generate and after every change of the policy's weights. A version that the engine holds already is not sent again.
    */
   syncWeights(version: number, options?: CallOptions): Promise<void>
-  /** What samples, in a line for people. */
+  /** A description of the engine in one line. */
   describe(): string
-  /** Ends the engine, not the policy: calls in progress are aborted, later calls throw. */
+  /** Closes the engine, not the policy. Calls in progress are aborted; later calls throw. */
   close(): Promise<void>
 }
 
-/** What rolloutGroups samples with: a rollout engine, or a policy, whose completions have no version. */
+/** The sampler of rolloutGroups: a rollout engine, or a policy, whose completions have no version. */
 export interface Sampler {
-  /** As RolloutEngine.generate. */
+  /** See RolloutEngine.generate. */
   generate(
     prompts: PackedTokens,
     sampling: SamplingParams,
@@ -45,7 +45,7 @@ export interface Sampler {
   ): Promise<Completions & Partial<Pick<SampledCompletions, 'versions'>>>
 }
 
-/** Samples from the policy itself, in this process: its weights need no copy, and the same seed gives the same bits. */
+/** Samples from the policy itself, in this process. No weights are copied, and the same seed gives the same bits. */
 export function localEngine(policy: Pick<Policy, 'generate' | 'info'>): RolloutEngine {
   let version: number | undefined
   const closing = new AbortController()

@@ -12,18 +12,18 @@ import type { Sampler } from './engine.js'
 export interface Rollout {
   readonly problem: Problem
   readonly promptIds: readonly number[]
-  /** The stop token included. */
+  /** The completion's token ids, the stop token included. */
   readonly completionIds: Int32Array
   /** log π of each completion token when it was sampled. */
   readonly logprobs: Float32Array
   readonly finishReason: FinishReason
   /** The completion as text, without the stop token. */
   readonly completion: string
-  /** Of the weights that sampled it (SampledCompletions.versions); absent where a policy was sampled directly. */
+  /** Version of the weights that sampled it (SampledCompletions.versions); absent if a policy was sampled directly. */
   readonly version?: number
 }
 
-/** How score waits, and what it tells verifiers. */
+/** Options of score: how long it waits, and what it passes to verifiers. */
 export interface ScoreOptions extends Patience {
   /** VerifyContext.maxNewTokens. */
   readonly maxNewTokens?: number
@@ -32,13 +32,13 @@ export interface ScoreOptions extends Patience {
 export interface ScoredRollout extends Rollout {
   /** With several rewards: their weighted sum. */
   readonly reward: number
-  /** The verifier's. */
+  /** The verifier's reason. */
   readonly reason: string
-  /** With several rewards, or a weight: each by its name, the verifier's first, not weighted. */
+  /** With several rewards, or a weight: each reward with its name, not weighted; the verifier's comes first. */
   readonly parts?: readonly (Verdict & Pick<RewardPart, 'name' | 'weight'>)[]
 }
 
-/** What the engine is told of the configuration's sampling fields. */
+/** The engine's sampling parameters from the configuration's section `sampling`. */
 export function samplingParams(
   {
     temperature,
@@ -52,7 +52,7 @@ export function samplingParams(
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }
 }
 
-/** sampling.n completions of each prompt, group after group, in the order of the prompts. */
+/** Samples sampling.n completions of each prompt. Returns group after group, in the order of the prompts. */
 export async function rolloutGroups(
   sampler: Sampler,
   tokenizer: Pick<Tokenizer, 'decode'>,
@@ -74,8 +74,8 @@ export async function rolloutGroups(
 }
 
 /**
- * Rewards every rollout; a verifier that gives promises is asked for all at once. Whatever it throws, a verdict that does
- * not come, or a result that is none, ends the run with the problem named.
+ * Rewards every rollout. The calls of an asynchronous verifier run at the same time. Throws an error that names the problem
+ * if the verifier throws, if a verdict does not come in time, or if a result is not a verdict.
  */
 export async function score(
   rollouts: readonly Rollout[],
@@ -98,7 +98,7 @@ export async function score(
   })
 }
 
-/** The same with several rewards, whose weighted sum is the reward. All are asked for before the first is awaited. */
+/** Like score, but with several rewards, whose weighted sum is the reward. All are started before the first is awaited. */
 export async function scoreParts(
   rollouts: readonly Rollout[],
   parts: readonly RewardPart[],

@@ -66,7 +66,7 @@ export function requirePackage(name: 'kernels' | 'engine'): void {
 }
 
 /** The platforms for which rapo has prebuilt addons. */
-export const prebuiltPlatforms = [
+const prebuiltPlatforms = [
   ...['linux-x64', 'linux-arm64', 'darwin-x64', 'darwin-arm64', 'win32-x64', 'win32-arm64'],
 ]
 

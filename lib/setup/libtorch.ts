@@ -17,7 +17,7 @@ const MINIMUM = [2, 4] as const
 const CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 const CPU_INDEX_TIMEOUT_S = 4
 
-export const libtorchSources = ['RAPO_LIBTORCH', 'python3', 'system', 'private'] as const
+const libtorchSources = ['RAPO_LIBTORCH', 'python3', 'system', 'private'] as const
 export type LibtorchSource = (typeof libtorchSources)[number]
 
 export interface Libtorch extends TorchDir {
@@ -201,7 +201,7 @@ export async function installLibtorch(
   return { source: 'private', ...found }
 }
 
-export async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
+async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
   const { ok, stdout } = await ask('nvidia-smi', ['-L'], { env })
   return ok && /^GPU \d/m.test(stdout)
 }

@@ -1,6 +1,6 @@
 /**
- * Checkpoints: whole model directories with all that an exact resume needs beside the weights (docs/files.md). They are
- * written under a temporary name and renamed, so that a kill or a full disk at any moment leaves the previous one whole.
+ * Checkpoints: complete model directories, with everything else that an exact resume needs (docs/files.md). A checkpoint is
+ * written under a temporary name and then renamed, so that a kill or a full disk never damages the previous checkpoint.
  */
 import {
   closeSync,
@@ -22,12 +22,12 @@ import type { Policy } from '../model/policy.js'
 import { copyTokenizer } from '../model/tokenizer.js'
 import type { Origin } from './origin.js'
 
-/** rapo/trainer.json. */
+/** Content of rapo/trainer.json in a checkpoint. */
 export interface TrainerState {
-  /** Steps done. */
+  /** Number of steps done. */
   readonly step: number
   readonly cursor: CursorState
-  /** β of the next step, which objective.entropyTarget moves. */
+  /** β of the next step; objective.entropyTarget changes β from step to step. */
   readonly entropyCoef?: number
   readonly origin?: Origin
 }
@@ -35,9 +35,9 @@ export interface TrainerState {
 export interface Checkpoint {
   /** A model directory. */
   readonly dir: string
-  /** Masters and moments, for Policy.loadState. */
+  /** File with the float32 weights and moments, for Policy.loadState. */
   readonly stateFile: string
-  /** A model directory with the reference, where it has moved (model.refModelSyncSteps). */
+  /** A model directory with the reference, if the reference has changed (model.refModelSyncSteps). */
   readonly referenceDir?: string
   readonly trainer: TrainerState
 }
@@ -59,8 +59,8 @@ export interface Retention {
  * Writes a checkpoint beside the others; only the returned commit() makes it the newest, and removes what `retention` does
  * not keep. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
  *
- * @param modelDir where the tokenizer is copied from
- * @param hasMoved whether the reference is no longer the one that the run began with, and so is a part of the state
+ * @param modelDir the directory from which the tokenizer is copied
+ * @param hasMoved whether the reference has changed since the run began, so that it is part of the state
  */
 export async function writeCheckpoint(
   runDir: string,
@@ -114,7 +114,7 @@ export async function writeCheckpoint(
   }
 }
 
-/** The newest whole checkpoint, or undefined where the run has none yet. Throws ERR_RAPO_FORMAT where it is damaged. */
+/** The newest checkpoint; undefined if the run has none yet. Throws ERR_RAPO_FORMAT if the newest checkpoint is damaged. */
 export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
   const name = latestName(runDir)
   if (name === undefined) return undefined
@@ -135,7 +135,7 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
   }
 }
 
-/** Removes what a killed process left: unfinished checkpoints, and finished ones that never became the newest. */
+/** Removes the remains of a killed process: unfinished checkpoints, and finished ones that were never committed. */
 export function removeStaleCheckpoints(runDir: string): void {
   const root = path.join(runDir, 'checkpoints')
   if (!existsSync(root)) return
@@ -159,7 +159,7 @@ function latestName(runDir: string): string | undefined {
   )
 }
 
-/** Ascending by step. */
+/** The checkpoints, ascending by step. */
 function listCheckpoints(runDir: string): string[] {
   return readdirSync(path.join(runDir, 'checkpoints'))
     .filter(name => /^step-\d+$/.test(name))
@@ -170,7 +170,7 @@ function stepOf(name: string): number {
   return Number(name.slice('step-'.length))
 }
 
-/** Without this a rename could reach the disk before the files' content does. */
+/** Syncs the files: otherwise a rename could reach the disk before their content does. */
 function syncTree(dir: string): void {
   for (const entry of readdirSync(dir, { withFileTypes: true })) {
     const file = path.join(dir, entry.name)

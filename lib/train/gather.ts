@@ -1,4 +1,4 @@
-/** The rollouts of a step: sampled and rewarded, and with sampling.filterGroups those that teach something. */
+/** The rollouts of a step: samples and rewards them, and with sampling.filterGroups drops groups without a difference in rewards. */
 import { deriveSeed } from '../base/random.js'
 import type { Config } from '../config/config.js'
 import { encodePrompt } from '../data/prompts.js'
@@ -9,9 +9,9 @@ import type { OpenRun } from './open.js'
 import { ownPart } from './share.js'
 
 export interface Gathered {
-  /** Whole groups, in the order sampled: all of the step. */
+  /** All rollouts of the step: whole groups, in the order sampled. */
   readonly sampled: readonly ScoredRollout[]
-  /** Those of them to train on. */
+  /** The rollouts to train on. */
   readonly trained: readonly ScoredRollout[]
   /** Share of the sampled groups whose advantages are all 0. */
   readonly zeroAdvantageFraction: number
@@ -21,9 +21,9 @@ export interface Gathered {
 /**
  * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
  * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
- * enough or sampling.maxNumGenBatches calls were made. What is sampled depends on the run's seed, the step, the number of
- * the call and where the cursor stood, so that a step that is done again gives the same bits. Each rank of the world samples
- * and rewards its part of the prompts; all get all.
+ * enough groups or sampling.maxNumGenBatches calls were made. The samples depend only on the run's seed, the step, the number
+ * of the call and the cursor's position, so that a repeated step gives the same bits. Each rank samples and rewards its part
+ * of the prompts; every rank returns the rollouts of all ranks.
  */
 export async function gather(
   run: Pick<OpenRun, 'world' | 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
@@ -52,7 +52,7 @@ export async function gather(
       })
       const rollouts = await timed(seconds, 'rollout', rolling)
       const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
-      // What every rank knows is not sent.
+      // The problem and the prompt are not sent, since every rank has them.
       return (await timed(seconds, 'score', scoring)).map(({ problem: _, promptIds: __, ...own }) => own)
     }
     const all = (await world.gather(`step ${step}, rollouts`, sampleAndScore)).flat()
@@ -74,13 +74,13 @@ export async function gather(
   }
 }
 
-/** Whether a group's rewards, or those of the verifier alone, are not all the same. */
+/** Whether a group's rewards, or the verifier's rewards alone, differ. */
 function differs(group: readonly ScoredRollout[], by: 'reward' | 'acc', { objective }: Config): boolean {
   const isMixed = (read: (rollout: ScoredRollout) => number) =>
     group.some(rollout => read(rollout) !== read(group[0]!))
   if (by === 'acc') return isMixed(({ reward, parts }) => (parts ? parts[0]!.reward : reward))
   const parts = group[0]!.parts ?? []
-  // Then each reward has an advantage of its own.
+  // With normalize-then-sum each reward has its own advantage.
   if (objective.multiObjectiveAggregation === 'normalize-then-sum' && parts.length > 0)
     return parts.some(({ weight }, k) => weight !== 0 && isMixed(rollout => rollout.parts![k]!.reward))
   return isMixed(({ reward }) => reward)

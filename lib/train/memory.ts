@@ -1,4 +1,4 @@
-/** What a run will need of the machine's memory, part by part, before anything is loaded. */
+/** Predicts the memory that a run will need, part by part, before anything is loaded. */
 import { freemem } from 'node:os'
 import { RapoError } from '../base/errors.js'
 import { byteSize } from '../base/text.js'
@@ -7,23 +7,23 @@ import { trainingOptions } from '../config/config.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import type { MemoryPrediction } from '../model/engine.js'
 
-/** Bytes of Node, libtorch's code and the problems, as measured with an empty run. */
+/** Bytes of Node, libtorch's code and the problems, measured with an empty run. */
 const PROGRAM_BYTES = 3.5e8
 
 export interface MemoryPlan extends MemoryPrediction {
   readonly program: number
-  /** Bytes at the worst moment: what is held all the time and the larger of what training and generation add. */
+  /** Bytes at the worst moment: the parts that are held all the time, plus the larger of the additions by training and generation. */
   readonly peak: number
 }
 
-/** The sum over parts: see MemoryPrediction for which are held when. */
+/** The sum over parts. MemoryPrediction says when each part is held. */
 export function planMemory(m: MemoryPrediction): MemoryPlan {
   const program = PROGRAM_BYTES
   const held = program + m.weights + m.masters + m.moments + m.gradients + m.reference
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of one of the processes of a training run on these prompts, all of which the run will use. */
+/** The plan of one process of a training run that uses all of these prompts. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
@@ -39,12 +39,12 @@ export async function planRun(
   )
 }
 
-/** Bytes that this process may still take. */
+/** Number of bytes that this process may still take. */
 export function availableMemory(): number {
   return process.availableMemory?.() ?? freemem()
 }
 
-/** Throws ERR_RAPO_OUT_OF_MEMORY, with the parts and what would help, where the plan does not fit. */
+/** Throws ERR_RAPO_OUT_OF_MEMORY, which lists the parts and what would help, if the plan does not fit. */
 export function checkMemory(plan: MemoryPlan, available = availableMemory()): void {
   if (plan.peak <= available) return
   throw new RapoError(

@@ -1,4 +1,4 @@
-/** What a step measured: sums from the kernels, one line of metrics.jsonl from them (docs/files.md, docs/metrics.md). */
+/** Turns the measurements of a step into one line of metrics.jsonl (docs/files.md, docs/metrics.md). */
 import { RapoError } from '../base/errors.js'
 import { moments } from '../base/stats.js'
 import { zeroAdvantageFraction } from '../loss/advantage.js'
@@ -6,7 +6,7 @@ import { meanMetrics, type ObjectiveMetrics } from '../loss/objective.js'
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
 
-/** Seconds of wall clock by phase. */
+/** Seconds of wall-clock time per phase. */
 export interface PhaseSeconds {
   rollout: number
   score: number
@@ -14,25 +14,25 @@ export interface PhaseSeconds {
   save: number
 }
 
-/** What remeasure reports, each only with the option that it belongs to. */
+/** The metrics of remeasure. Each is present only with the option that it belongs to. */
 export interface Remeasured {
   /** With objective.entropyTarget: β of this step. */
   entropyCoef?: number
-  /** With correction.level: of the ratios trainer / sampler before bounding. */
+  /** With correction.level: statistics of the ratios trainer / sampler before bounding. */
   importanceMean?: number
   importanceMin?: number
   importanceMax?: number
-  /** Share of them that a bound changed. */
+  /** Share of the ratios that a bound changed. */
   importanceTruncatedFraction?: number
-  /** With correction.maxDivergence: share of the completions that were left out of the policy term. */
+  /** With correction.maxDivergence: share of the completions left out of the policy term. */
   maskedFraction?: number
 }
 
-/** With sampling.filterGroups. */
+/** Metrics of sampling.filterGroups. */
 export interface Filtered {
-  /** Groups sampled for the step. */
+  /** Number of groups sampled for the step. */
   generatedGroups?: number
-  /** Share of them that was left out. */
+  /** Share of these groups that was left out. */
   filteredFraction?: number
 }
 
@@ -57,16 +57,16 @@ export interface StepMetrics extends Remeasured, Filtered {
   truncatedFraction: number
   tokens: number
   skippedSteps: number
-  /** With several rewards: of each by its name, not weighted. */
+  /** With several rewards: the statistics of each, by its name, not weighted. */
   rewards?: Readonly<Record<string, { readonly mean: number; readonly std: number }>>
   seconds: PhaseSeconds
 }
 
 /**
- * A step's line of metrics.jsonl, but for what the caller knows.
- * Throws ERR_RAPO_INVALID_ARGUMENT where there are no rollouts or no optimizer steps.
+ * A step's line of metrics.jsonl, without the fields that only the caller knows.
+ * Throws ERR_RAPO_INVALID_ARGUMENT if there are no rollouts or no optimizer steps.
  * @param sums over all micro-batches of the step
- * @param optimizerSteps results, one an optimizer step; loss and gradNorm are means over them
+ * @param optimizerSteps one result per optimizer step; loss and gradNorm are means over them
  */
 export function summarizeStep(
   rollouts: readonly ScoredRollout[],
@@ -107,7 +107,7 @@ function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rew
   return { rewards: Object.fromEntries(rewards) }
 }
 
-/** Adds the seconds that the work takes to those of its phase. */
+/** Adds the seconds that the work takes to the seconds of its phase. */
 export async function timed<T>(
   seconds: PhaseSeconds,
   phase: keyof PhaseSeconds,

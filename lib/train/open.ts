@@ -1,4 +1,4 @@
-/** Everything that has to be there, and to fit together, before the first step: checked before anything is written. */
+/** Opens a run: everything that training needs is read and checked before anything is written. */
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -37,17 +37,17 @@ import { clearRun, createRunDir, lockRun } from './run.js'
 
 /** How a run is opened. */
 export interface OpenOptions {
-  /** Go on from the newest checkpoint in config.run.output. */
+  /** Continues from the newest checkpoint in config.run.output. */
   readonly resume?: boolean
-  /** Replace a run that is there already. */
+  /** Replaces an earlier run in config.run.output. */
   readonly overwrite?: boolean
-  /** Told of the rows that config.data.dropUnusable leaves out; of several processes rank 0 is, as in the next two. */
+  /** Called with the rows that config.data.dropUnusable leaves out. Like the next two hooks, on rank 0 alone. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
   readonly onNotice?: (text: string) => void
-  /** Bytes of a model or of data that is fetched from the hub. */
+  /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
-  /** Default: the engine's. */
+  /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
   /** Aborting rejects with the signal's reason; see train. */
   readonly signal?: AbortSignal
@@ -57,32 +57,32 @@ export interface OpenRun {
   /** The processes that train together. Rank 0 alone writes. */
   readonly world: World
   readonly policy: Policy
-  /** What samples the rollouts. */
+  /** The engine that samples the rollouts. */
   readonly engine: RolloutEngine
-  /** Where the tokenizer is: model.dir, or its place in the hub's cache. */
+  /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
   readonly rewards: readonly RewardPart[]
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
-  /** After the steps done already. */
+  /** The state after the steps done already. */
   readonly state: TrainerState
-  /** The reference is one of a checkpoint, not the one that the run began with. */
+  /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
   readonly hasMoved: boolean
   readonly metricsFile: string
   readonly samplesFile: string
   readonly observer: Observer
   readonly lock: Lock
-  /** Aborted by options.signal, or where the lock is lost. */
+  /** Aborted by options.signal, or when the lock is lost. */
   readonly signal: AbortSignal
-  /** Closes everything, whatever fails; throws the first failure. Other ranks are told of the error that ended the run. */
+  /** Closes everything, even if something fails, and throws the first failure. The other ranks are told of `error`. */
   close(error?: unknown): Promise<void>
 }
 
 /**
- * Opens a new run, or goes on with one: reads and checks problems, tokenizer and model, takes the run directory, drops
- * what a killed process wrote after its last checkpoint. Throws RapoError; then nothing of an earlier run is touched. Of
- * several processes that a launcher started, each opens the run as one rank of its world.
+ * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged. If a launcher
+ * started several processes, each process opens the run as one rank.
  */
 export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
   requireField('data.train', config.data.train, 'the problem file to train on')
@@ -96,12 +96,12 @@ export async function openRun(config: Config, given: OpenOptions = {}): Promise<
   const { onUnusable, onNotice, onDownload, ...rest } = given
   const joined = await joinWorld(config, given.signal)
   const { world } = joined
-  // People are told things once.
+  // Only rank 0 calls the hooks that tell people something.
   const options = world.rank === 0 ? given : rest
   try {
     const task = await world.together('reading the problems', () => readTask(config, options))
     const fetching = () => (world.localRank === 0 ? resolveModels(config, task) : undefined)
-    // By one rank of each host, for the others to find.
+    // One rank of each host downloads the model, and the others find it in the cache.
     await world.together('fetching the model', fetching)
     const checking = () => checkInputs(config, options, task, world)
     const inputs = await world.together('checking the inputs', checking)
@@ -132,7 +132,7 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const { model } = config
   const { data, problems } = task
   const { modelDir, referenceDir } = await resolveModels(config, task)
-  // A loader of the caller's own may know other models.
+  // The caller's own loader may know other models.
   if (!options.loadPolicy) {
     checkModel(modelDir, 'model.dir')
     if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
@@ -181,7 +181,7 @@ async function openChecked(
       () => leaveWorld(world, error),
     )
   const load = async () => {
-    // Once more, and the checkpoint only now: another process may have had the directory until here.
+    // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
     if (isWriter) take()
     const from = isResumed() ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
@@ -232,7 +232,7 @@ async function openChecked(
       hasMoved: from?.referenceDir !== undefined,
     }
   } catch (error) {
-    // What was wrong first counts.
+    // The first error is the one to report.
     await close(error).catch(() => {})
     throw error
   }
@@ -297,13 +297,13 @@ async function checkRoom(
   await told(onNotice?.(describeDisk(disk, room)), signal)
 }
 
-/** Of config.json: what the tensors' shapes follow from. */
+/** The fields of config.json that determine the shapes of the tensors. */
 const shapeFields = [
   ...['hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'],
   ...['num_key_value_heads', 'head_dim', 'vocab_size', 'tie_word_embeddings'],
 ]
 
-/** Now, and not when the reference is updated for the first time. */
+/** Called when the run is opened, so that a fault does not show only when the reference is updated for the first time. */
 function checkShapes(modelDir: string, referenceDir: string): void {
   const [own, other] = [modelDir, referenceDir].map(dir => readJson(path.join(dir, 'config.json')))
   const field = shapeFields.find(name => own?.[name] !== other?.[name])
@@ -342,7 +342,7 @@ function noCheckpoint(dir: string): RapoError {
   )
 }
 
-/** For work that takes no signal: its result is not waited for any more. */
+/** Adds a signal to work that takes none: after an abort the result is no longer waited for. */
 function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   return waitFor(work, {
     signal,
@@ -350,7 +350,7 @@ function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined): Promi
   })
 }
 
-/** One after the other, even where one fails; throws the first failure. */
+/** Runs all, one after the other, even if one fails. Throws the first failure. */
 async function inOrder(...parts: (() => unknown)[]): Promise<void> {
   const failures: unknown[] = []
   for (const part of parts) {

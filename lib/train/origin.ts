@@ -1,4 +1,7 @@
-/** What a run began with, kept in its checkpoints: a name on the hub, or a directory, may hold other files when it is resumed. */
+/**
+ * The files that a run began with, recorded in its checkpoints: when the run is resumed, a name on the hub or a directory may
+ * hold other files.
+ */
 import { createHash } from 'node:crypto'
 import { closeSync, openSync, readdirSync, readSync, statSync } from 'node:fs'
 import path from 'node:path'
@@ -8,14 +11,14 @@ import type { Config } from '../config/config.js'
 
 /** The files of a model directory. */
 export interface ModelFiles {
-  /** Of a model on the hub. */
+  /** Commit of a model on the hub. */
   readonly commit?: string
-  /** Of the files' names, sizes and contents; of large ones, of samples of their content. */
+  /** Hash of the files' names, sizes and contents. Of large files, parts of the content are hashed. */
   readonly digest: string
 }
 
 export interface Origin {
-  /** What the tokenizer and the template are read from. */
+  /** The files from which tokenizer and template are read. */
   readonly model: ModelFiles
   /** Absent without a penalty. */
   readonly reference?: ModelFiles
@@ -35,8 +38,8 @@ export function originOf(config: Config, { modelDir, referenceDir }: Dirs): Orig
 }
 
 /**
- * Throws ERR_RAPO_CONFIG where a run would go on with other files, or another type, than it began with. Of what an older
- * version of rapo has not recorded nothing is known.
+ * Throws ERR_RAPO_CONFIG if a run would continue with other files, or another dtype, than it began with. Files that an older
+ * version of rapo did not record are not compared.
  */
 export function checkOrigin(before: Origin | undefined, now: Origin, { model, run }: Config): void {
   if (!before) return
@@ -61,7 +64,7 @@ export function checkOrigin(before: Origin | undefined, now: Origin, { model, ru
 
 const modelFile =
   /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json$|^merges\.txt$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$/
-/** Of a file that is larger than all of them, so many parts are read, spread evenly. */
+/** Number of parts that are read of a large file, spread evenly. */
 const PARTS = 64
 const PART_BYTES = 65_536
 
@@ -77,7 +80,7 @@ function describeFiles(dir: string): ModelFiles {
       for (const part of partsOf(file, size)) hash.update(part)
     }
   })
-  // As the hub's cache lays models out.
+  // The layout of the hub's cache.
   const commit = /[\\/]snapshots[\\/]([^\\/]+)[\\/]?$/.exec(dir)?.[1]
   return { ...(commit && { commit }), digest: hash.digest('hex').slice(0, 16) }
 }

@@ -1,6 +1,6 @@
 /**
- * What a batch of rollouts needs beside the sampler's own log-probs: those, and the entropies, of the policy that is about
- * to be trained on it. One forward pass more, and only for the options that ask for it.
+ * Measures the log-probs and entropies of a batch of rollouts with the policy that is about to be trained on it. This takes
+ * another forward pass, and is done only for the options that need it.
  */
 import type { Config } from '../config/config.js'
 import { importanceWeights, offPolicyMask } from '../loss/correction.js'
@@ -12,9 +12,9 @@ import type { Remeasured as Metrics } from './metrics.js'
 import { ownPart } from './share.js'
 
 export interface Remeasured {
-  /** With policy weights, and the policy's own log-probs as the old ones, where the configuration asks for them. */
+  /** With policy weights, and with the policy's own log-probs as old log-probs, if the configuration asks for them. */
   readonly sequences: readonly TrainSequence[]
-  /** β of this batch, and what is carried to the next. */
+  /** β of this batch, and the coefficient for the next batch. */
   readonly entropyCoef: number
   readonly nextEntropyCoef: number
   readonly metrics: Metrics
@@ -23,7 +23,7 @@ export interface Remeasured {
 /**
  * Each rank of the world measures its part of the groups; all get all.
  * @param sequences whole groups, with the sampler's log-probs
- * @param entropyCoef as carried from the batch before
+ * @param entropyCoef the coefficient from the batch before
  */
 export async function remeasure(
   { policy, world }: { readonly policy: Pick<Policy, 'logprobs'>; readonly world: World },
@@ -116,8 +116,8 @@ function rowOffsets(sequences: readonly TrainSequence[]): Int32Array {
   return offsets
 }
 
-/** One value a trained token → one a token, 0 where nothing is trained. */
+/** Spreads one value per trained token over all tokens; 0 for tokens that are not trained. */
 function spreadRows({ completionMask }: TrainSequence, values: Float32Array): number[] {
   let row = 0
-  return completionMask.map(mask => (mask ? values[row++]! : 0))
+  return Array.from(completionMask, mask => (mask ? values[row++]! : 0))
 }

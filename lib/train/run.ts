@@ -1,4 +1,4 @@
-/** A run's directory: who may write to it, its JSON Lines files, and what a resumed run finds there (docs/files.md). */
+/** A run's directory: its lock, its JSON Lines files, and their state when a run is resumed (docs/files.md). */
 import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
@@ -13,8 +13,8 @@ const runFiles = [
 ]
 
 /**
- * Makes the directory for a new run and checks that it holds none yet (ERR_RAPO_CONFIG), unless that one may be
- * replaced. Removes nothing.
+ * Makes the directory for a new run. Throws ERR_RAPO_CONFIG if it holds a run already, unless that run may be replaced.
+ * Removes nothing.
  */
 export function createRunDir(dir: string, mayReplace: boolean): void {
   const isThere = (name: string) => existsSync(path.join(dir, name))
@@ -38,8 +38,8 @@ export function clearRun(dir: string): void {
 }
 
 /**
- * Makes this the only run that trains, or the only measurement that writes, in the directory. A lock left by a process
- * that is gone is taken over; one held by a living process throws ERR_RAPO_CONFIG.
+ * Takes the directory's lock: only one run trains, and only one evaluation writes, in a directory. The lock of a process that
+ * has ended is taken over. If a living process holds the lock, throws ERR_RAPO_CONFIG.
  */
 export function lockRun(dir: string, what: keyof typeof locks, times?: LockTimes): Promise<Lock> {
   const file = path.join(dir, locks[what])

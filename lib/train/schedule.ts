@@ -1,16 +1,16 @@
 /** The learning rate of each step. */
 
-/** Of config.optimizer. */
+/** The fields of config.optimizer that determine the learning rate. */
 export interface Schedule {
-  /** The peak. */
+  /** The peak learning rate. */
   readonly learningRate: number
-  /** Steps over which the learning rate rises from 0. */
+  /** Number of steps over which the learning rate rises from 0. */
   readonly warmupSteps: number
-  /** After the warm-up. */
+  /** The course after the warm-up; linear and cosine fall to 0. */
   readonly schedule: 'constant' | 'linear' | 'cosine'
 }
 
-/** Linear warm-up to the peak, then the schedule. step counts from 1, up to `steps`. */
+/** The learning rate of a step: a linear warm-up to the peak, then the schedule. `step` counts from 1 to `steps`. */
 export function learningRateAt(step: number, optimizer: Schedule, steps: number): number {
   const { learningRate, warmupSteps, schedule } = optimizer
   if (step <= warmupSteps) return (learningRate * step) / warmupSteps

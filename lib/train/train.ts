@@ -20,32 +20,32 @@ import { learningRateAt } from './schedule.js'
 import { dealGroups } from './share.js'
 
 /**
- * Hooks into train, beside what opening a run takes. They are awaited; what one of them throws ends the run, whose state
- * is saved first.
+ * The hooks of train, beside the options of opening a run. Hooks are awaited. If one throws, the state is saved and the run
+ * ends.
  */
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void
-  /** Called when a step's lines, and its checkpoint where one was due, are on disk. */
+  /** Called when a step's lines, and its checkpoint if one was due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
-  /** Asked after every step: true saves and ends the run there. */
+  /** Called after every step. If it returns true, the state is saved and the run ends. */
   readonly isStopping?: () => boolean | Promise<boolean>
 }
 
-/** An open run, and where it is. */
+/** An open run and its current state. */
 interface Run extends OpenRun {
-  /** After the last whole step. */
+  /** The state after the last complete step. */
   state: TrainerState
-  /** The weights are not those of that state any more. */
+  /** Whether the weights have changed since that state. */
   isMidStep: boolean
-  /** Nor is the reference the one that the run began with. */
+  /** Whether the reference has changed since the run began. */
   hasMoved: boolean
 }
 
 /**
- * Trains in config.run.output until config.run.steps. Returns the number of steps done. Whatever ends it before, the
- * state after the last whole step is saved where it can be. Throws RapoError. Aborting options.signal stops between
- * tokens or micro-batches, saves likewise, and rejects with the signal's reason.
+ * Trains in config.run.output until config.run.steps. Returns the number of steps done. If something ends the run earlier,
+ * the state after the last complete step is saved if possible. Throws RapoError. Aborting options.signal stops between tokens
+ * or micro-batches; the state is saved in the same way, and the call rejects with the signal's reason.
  */
 export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
   const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
@@ -102,8 +102,8 @@ async function ask(isStopping: TrainOptions['isStopping'], { world, signal }: Ru
 }
 
 /**
- * Saves the state after the last whole step, where the weights are still those; the error then says so. A gradient of the
- * step that failed is no part of the state.
+ * Saves the state after the last complete step, if the weights are still those of that state, and says so in the error. The
+ * gradient of the failed step is not part of the state.
  */
 async function rescue(run: Run, config: Config, error: unknown): Promise<unknown> {
   const isAlone = isApart(error)
@@ -124,7 +124,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })
 }
 
-/** One batch of rollouts, and the optimizer steps on it. All that is random depends on the run's seed and `step` alone. */
+/** One batch of rollouts and the optimizer steps on it. All randomness depends only on the run's seed and on `step`. */
 async function trainStep(run: Run, config: Config, step: number) {
   const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
   await run.world.together(`step ${step}, weights`, () => {
@@ -167,9 +167,11 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
       oldLogprobs: logprobs,
       ...(refWeights && { refWeight: refWeights[i]! }),
     })
-    // Its reward still counts in the mean of its group.
+    // A masked completion's reward still counts in the mean of its group.
     const isMasked = maskTruncatedCompletions && finishReason === 'length'
-    return isMasked ? { ...sequence, completionMask: sequence.completionMask.map(() => 0) } : sequence
+    return isMasked
+      ? { ...sequence, completionMask: new Uint8Array(sequence.completionMask.length) }
+      : sequence
   })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
     run,

@@ -22,6 +22,20 @@ test('two rewards by hand: mean .5, standard deviation √½', () => {
   assert.is(b, -a!)
 })
 
+test('typed arrays give what lists give', () => {
+  const rewards = [1, 0, 0.5, 0.25]
+  const typed = Float64Array.from(rewards)
+  assert.equal(groupAdvantages(typed, 2), groupAdvantages(rewards, 2))
+  assert.equal(referenceWeights(typed), referenceWeights(rewards))
+  assert.is(zeroAdvantageFraction(Float32Array.of(1, 1, 0, 1), 2), 0.5)
+  const parts = (list: ArrayLike<number>) => [
+    { rewards: list, weight: 1 },
+    { rewards: list, weight: 2 },
+  ]
+  assert.equal(multiObjectiveAdvantages(parts(typed), 2), multiObjectiveAdvantages(parts(rewards), 2))
+  assert.throws(() => groupAdvantages(Float32Array.of(1, Number.NaN), 2), /rewards\[1\] is NaN/)
+})
+
 test('each group by itself: 1 0 0 0 and 2 4', () => {
   // Mean 1/4, variance (9/16 + 3/16) / 3 = 1/4: (3/4, −1/4, …) / (1/2 + 1e-6).
   const four = groupAdvantages([1, 0, 0, 0], 4)

@@ -37,6 +37,20 @@ test('two sequences by hand: every row is predicted one position before its toke
   } satisfies MicroBatch)
 })
 
+test('typed arrays give what lists give', () => {
+  const typed = two.map(({ tokenIds, completionMask, oldLogprobs, ...rest }) => ({
+    ...rest,
+    tokenIds: Int32Array.from(tokenIds),
+    completionMask: Uint8Array.from(completionMask),
+    oldLogprobs: Float32Array.from(oldLogprobs!),
+  }))
+  const weights = tokenWeights(two, 'sequence-mean', 4)
+  assert.equal(tokenWeights(typed, 'sequence-mean', 4), weights)
+  assert.equal(splitBatch(typed, Float64Array.from(weights), 4), splitBatch(two, weights, 4))
+  assert.equal(packTokens(typed.map(({ tokenIds }) => tokenIds)), packBatch(two, weights).sequences)
+  assert.throws(() => packBatch(typed, Float32Array.of(1, Number.NaN)), /sequence 1: its token weight is NaN/)
+})
+
 test('policy weights go with their tokens; a weight of a sequence scales its tokens', () => {
   const weighted = [{ ...two[0]!, policyWeights: [9, 9, 0.5, 2] }, two[1]!]
   assert.equal(packBatch(weighted, [1, 1]).policyWeights, Float32Array.of(0.5, 2, 1))

@@ -33,6 +33,10 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 const run = promisify(execFile)
 const node = realpathSync(process.execPath)
 const bin = (name: string) => path.join(root, 'node_modules', '.bin', name)
+/** TypeScript 5 and 7. By their packages: both may want to be node_modules/.bin/tsc. */
+const compilers = ['typescript/bin/tsc', '@typescript/native-preview/bin/tsgo'] as const
+const compile = (compiler: (typeof compilers)[number], args: readonly string[], cwd: string) =>
+  run(node, [path.join(root, 'node_modules', compiler), ...args], { cwd })
 
 /** The limit of a package without the CUDA library. */
 const MAX_BYTES = 15e6
@@ -206,10 +210,8 @@ testInRoot('its types are there for ES modules, CommonJS and bundlers, beside th
     ['--module', 'esnext', '--moduleResolution', 'bundler', files[2]!],
   ]
   for (const kind of kinds) {
-    const problems = await run(bin('tsc'), [...strict, ...kind], { cwd: project }).catch(
-      error => error.stdout,
-    )
-    assert.is(problems.stdout ?? problems, '')
+    const { code, stdout } = await compile(compilers[0], [...strict, ...kind], project).catch(error => error)
+    assert.equal([code, stdout], [undefined, ''])
   }
 })
 
@@ -217,18 +219,30 @@ test('its types need no others: neither @types/node nor skipLibCheck, for TypeSc
   const code = `import { type Config, loadPolicy, type Policy, readProblems, train } from 'rapo'
     import { DeviceArray, type LossBatch, policyLoss, rapo } from 'rapo/kernels'
     export const policy: Policy = await loadPolicy('dir')
-    export { DeviceArray, policyLoss, rapo, readProblems, train }
+    import { compareAnswers } from 'rapo/math'
+    export { compareAnswers, DeviceArray, policyLoss, rapo, readProblems, train }
     export type { Config, LossBatch }\n`
   const dir = unpack('types')
   writeFileSync(path.join(dir, 'all.mts'), code)
+  writeFileSync(path.join(dir, 'wrong.mts'), "import { rapo } from 'rapo'\nrapo({ klCeof: 1 })\n")
   const compilerOptions = { strict: true, skipLibCheck: false, noEmit: true, target: 'es2022', types: [] }
-  for (const module of ['node16', 'nodenext', 'preserve']) {
-    const config = { compilerOptions: { ...compilerOptions, module }, files: ['all.mts'] }
+  const configure = (module: string, file: string) => {
+    const config = { compilerOptions: { ...compilerOptions, module }, files: [file] }
     writeFileSync(path.join(dir, 'tsconfig.json'), JSON.stringify(config))
-    for (const compiler of ['tsc', 'tsgo']) {
-      const { stdout } = await run(bin(compiler), ['-p', dir]).catch(error => error)
-      assert.is(stdout, '', `${compiler}, module ${module}`)
+  }
+  for (const module of ['node16', 'nodenext', 'preserve']) {
+    configure(module, 'all.mts')
+    for (const compiler of compilers) {
+      const { code, stdout } = await compile(compiler, ['-p', dir], dir).catch(error => error)
+      assert.equal([code, stdout], [undefined, ''], `${compiler}, module ${module}`)
     }
+  }
+  configure('nodenext', 'wrong.mts')
+  for (const [i, compiler] of compilers.entries()) {
+    const { stdout: version } = await compile(compiler, ['--version'], dir)
+    assert.match(version, [/^Version 5\./, /^Version 7\./][i]!)
+    const { stdout } = await compile(compiler, ['-p', dir], dir).catch(error => error)
+    assert.match(stdout, /wrong\.mts.*error TS\d+: .*'klCeof'/, compiler)
   }
 })
 
@@ -303,11 +317,12 @@ test('docs/api, the types and the exports name the same things', async () => {
       .map(({ name }) => name)
       .sort(),
   )
-  const { all, kernels, same, imported } = await evaluate(`(async () => {
-    const [all, kernels] = [require('rapo'), require('rapo/kernels')]
+  const { all, kernels, math, same, imported } = await evaluate(`(async () => {
+    const [all, kernels, math] = ['rapo', 'rapo/kernels', 'rapo/math'].map(name => require(name))
     console.log(JSON.stringify({
       all: Object.keys(all).sort(),
       kernels: Object.keys(kernels),
+      math: Object.keys(math),
       same: ['RapoError', 'DeviceArray', 'policyLoss'].filter(name => kernels[name] === all[name]),
       // Jest's and vitest's bridges from CommonJS find names as Node does: by reading the text.
       imported: Object.keys(await import('./dist/index.js')).filter(name => !/^(default|module.exports)$/.test(name)).sort(),
@@ -316,7 +331,8 @@ test('docs/api, the types and the exports name the same things', async () => {
   assert.equal(documented.sort(), all)
   assert.equal(values, all)
   assert.equal(documentedTypes.sort(), types)
-  for (const name of kernels) assert.ok(all.includes(name), `rapo/kernels has ${name}, rapo has not`)
+  for (const name of [...kernels, ...math])
+    assert.ok(all.includes(name), `a subpath has ${name}, rapo has not`)
   assert.is(same.length, 3, 'rapo/kernels has the very classes of rapo')
   assert.equal(
     imported.filter((name: string) => name !== '__esModule'),

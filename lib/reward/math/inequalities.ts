@@ -222,7 +222,7 @@ function isPolynomial(node: Node): boolean {
 }
 
 /** a > b as b < a. */
-export function upward({ signs, items }: NodeOf<'relation'>): Pick<NodeOf<'relation'>, 'signs' | 'items'> {
+function upward({ signs, items }: NodeOf<'relation'>): Pick<NodeOf<'relation'>, 'signs' | 'items'> {
   if (!signs.every(sign => sign.startsWith('>'))) return { signs, items }
   return { signs: signs.map(sign => (sign === '>' ? '<' : '<=')).reverse(), items: items.toReversed() }
 }

@@ -4,7 +4,7 @@ import { powerRational, type Rational, rational } from './rational.js'
 import { integer, type Node, type NodeOf, quotientOf } from './tree.js'
 
 /** Largest number of digits of a number; longer numbers are refused. */
-export const MAX_DIGITS = 1000
+const MAX_DIGITS = 1000
 /** Larger powers of ten in scientific notation stay powers. */
 const MAX_SCALE = 1000n
 

@@ -8,7 +8,7 @@ export interface Rational {
 }
 
 /** Larger results are refused; numbers with more digits are compared modulo a prime (evaluate.ts). */
-export const MAX_BITS = 4096
+const MAX_BITS = 4096
 
 export class TooLarge extends Unreadable {
   constructor() {
@@ -74,8 +74,4 @@ export function powerRational(base: Rational, exponent: bigint, budget: Budget):
 function charge(bits: number, budget: Budget): void {
   if (bits > MAX_BITS) throw new TooLarge()
   budget.spend(1 + (bits * bits) / 2 ** 14)
-}
-
-export function formatRational({ numerator, denominator }: Rational): string {
-  return denominator === 1n ? String(numerator) : `${numerator}/${denominator}`
 }

@@ -77,7 +77,7 @@ export function isNear(rounded: Node, exact: Node, judge: Judge): boolean {
 }
 
 /** The value of 1 in the last place of a decimal, also with a sign, a mark or factors behind it: 3.14 × 10^20, 2.1π. */
-export function lastDigit(node: Node): Node | undefined {
+function lastDigit(node: Node): Node | undefined {
   if (node.type === 'number') {
     const value = stepOf(node)
     return value && { ...node, value }

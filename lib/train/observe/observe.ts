@@ -1,4 +1,4 @@
-/** Where a run's metrics go besides metrics.jsonl: the configuration's group observe (docs/observe.md). */
+/** Sends a run's metrics to the places that the section `observe` of the configuration names (docs/observe.md). */
 import path from 'node:path'
 import { RapoError, reasonOf } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
@@ -11,20 +11,20 @@ import { writePrometheus } from './prometheus.js'
 import { openTensorBoard } from './tensorboard.js'
 
 /**
- * The default export of the module that observe.hook names. Awaited after every step; what it throws ends the run, whose
- * state after that step is saved.
+ * The default export of the module that observe.hook names. It is awaited after every step. If it throws, the state after that
+ * step is saved and the run ends.
  */
 export type Hook = (metrics: StepMetrics, run: { readonly config: Config }) => void | Promise<void>
 
 export interface Observer {
-  /** Called when a step's lines are on disk. Files that cannot be written are warned of once. Aborting ends the wait for the hook. */
+  /** Called when a step's lines are on disk. A file that cannot be written causes one warning. Aborting ends the wait for the hook. */
   step(metrics: StepMetrics, signal?: AbortSignal): Promise<void>
   close(): void
 }
 
 /**
- * Everything that observe asks for. The hook is loaded at once; files are opened by the first step, so that nothing is
- * written before one is done. stepsDone: those of a resumed run. Throws ERR_RAPO_CONFIG.
+ * Prepares everything that `observe` asks for. The hook is loaded at once. Files are opened after the first step, so that
+ * nothing is written before a step is done. stepsDone: the number of steps of a resumed run. Throws ERR_RAPO_CONFIG.
  */
 export async function openObserver(config: Config, stepsDone: number): Promise<Observer> {
   const { observe, run } = config
@@ -50,7 +50,7 @@ export async function openObserver(config: Config, stepsDone: number): Promise<O
         try {
           writer.write(metrics)
         } catch (error) {
-          // A run is worth more than its pictures.
+          // A failure to write curves does not end a run.
           if (!writer.isWarned)
             process.emitWarning(plainLine(`${(error as Error).message}; the run goes on without`))
           writer.isWarned = true
@@ -87,7 +87,7 @@ async function callHook(
   }
 }
 
-/** { kl: 1, seconds: { train: 2 } } → [['kl', 1], ['seconds/train', 2]]; the step, and what is no number, left out. */
+/** { kl: 1, seconds: { train: 2 } } → [['kl', 1], ['seconds/train', 2]]; the step and values that are not numbers are left out. */
 export function flatten(metrics: object, separator: string): [name: string, value: number][] {
   return Object.entries(metrics).flatMap(([name, value]): [string, number][] => {
     if (typeof value === 'number') return name === 'step' ? [] : [[name, value]]

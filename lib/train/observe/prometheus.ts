@@ -3,8 +3,8 @@ import { writeWhole } from '../../base/files.js'
 import type { StepMetrics } from '../metrics.js'
 
 /**
- * Replaces the file at once, so that the collector, which reads *.prom, never sees a part of it.
- * Throws ERR_RAPO_IO; then the old file stays.
+ * Replaces the file atomically, so that the collector, which reads *.prom, never sees a part of it.
+ * If that fails, the old file stays and ERR_RAPO_IO is thrown.
  */
 export function writePrometheus(
   file: string,
@@ -14,7 +14,7 @@ export function writePrometheus(
   writeWhole(file, formatPrometheus(metrics, labels))
 }
 
-/** One gauge a metric: rewardMean → rapo_reward_mean; seconds has its phase as a label, rewards have their name. */
+/** One gauge per metric: rewardMean → rapo_reward_mean; seconds has its phase as a label, rewards have their name. */
 export function formatPrometheus(metrics: object, labels: Readonly<Record<string, string>>): string {
   const { rewards, ...others } = metrics as { rewards?: Readonly<Record<string, object>> }
   return [...Object.entries(others), ...rewardEntries(rewards)]
@@ -50,7 +50,7 @@ function escapeLabel(text: string): string {
   return text.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('\n', '\\n')
 }
 
-/** What is no number is NaN, as null is in metrics.jsonl. */
+/** A value that is not a number becomes NaN; metrics.jsonl has null there. */
 function formatNumber(value: unknown): string {
   if (typeof value !== 'number' || Number.isNaN(value)) return 'NaN'
   if (Number.isFinite(value)) return String(value)

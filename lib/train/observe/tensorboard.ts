@@ -9,14 +9,14 @@ import path from 'node:path'
 import { asIoError } from '../../base/files.js'
 
 export interface TensorBoard {
-  /** One point of each curve, with the time of the call. Throws ERR_RAPO_IO. */
+  /** Appends one point to each curve, with the time of the call. Throws ERR_RAPO_IO. */
   add(step: number, values: readonly (readonly [tag: string, value: number])[]): void
   close(): void
 }
 
 /**
- * A new event file in the directory, which is made. stepsDone: those of a resumed run; TensorBoard then drops what
- * earlier files there have of later steps. Throws ERR_RAPO_IO.
+ * Makes the directory and a new event file in it. stepsDone: the number of steps of a resumed run; TensorBoard then drops the
+ * points of later steps that earlier files have. Throws ERR_RAPO_IO.
  */
 export function openTensorBoard(dir: string, stepsDone = 0): TensorBoard {
   const seconds = Math.floor(Date.now() / 1000)
