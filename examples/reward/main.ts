@@ -1,11 +1,10 @@
 /**
- * A reward function of one's own in TypeScript: a quick one (verifier.ts) and a slow one on a pool of worker threads
- * (slow-verifier.ts), each in a short training run of the small model that comes with rapo.
+ * Your own reward functions in TypeScript: a quick one (verifier.ts), and a slow one on a pool of worker threads
+ * (slow-verifier.ts). Each is used in a short training run of the small model that comes with rapo.
  *
  *     npm install && npx rapo setup && npm start
  *
- * From the command line: npx tsx node_modules/.bin/rapo train --task.verifier ./verifier.ts …; without tsx, name the
- * compiled .js file.
+ * From the command line: npx rapo train --task.verifier ./verifier.ts …
  */
 import { fileURLToPath } from 'node:url'
 import { parseConfig, train } from 'rapo'

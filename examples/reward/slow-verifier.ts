@@ -1,7 +1,7 @@
 /**
- * The same for a judge that is slow: here, the completion is run as a program. verify() gives a promise; rapo asks for
- * the whole batch at once, and a pool of worker threads takes the completions one by one. A program that does not end,
- * or takes all memory, costs its worker, which is replaced, and the completion its reward.
+ * A slow reward function: it runs the completion as a program. verify() returns a promise. rapo calls it for the whole batch
+ * at once, and a pool of worker threads takes the completions one by one. If a program does not end, or takes all memory,
+ * its worker is replaced and the completion gets no reward.
  */
 import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
@@ -16,14 +16,13 @@ export interface Job {
 }
 
 /**
- * Milliseconds that one program may run. The configuration's task.timeout cannot take its place: rapo counts that from
- * the moment when it asks for the whole batch, time in the queue included, and then only stops waiting. A program without
- * an end would keep its worker.
+ * Milliseconds that one program may run. The configuration's task.timeout cannot replace this limit: it includes the time in
+ * the queue, and it only ends the waiting. A program that does not end would occupy its worker for ever.
  */
 const TIME_LIMIT = 2_000
 
 class Pool {
-  /** How many jobs were in work at once, at most. */
+  /** The largest number of jobs that ran at the same time. */
   mostAtOnce = 0
   private busy = 0
   private readonly idle: Worker[] = []
@@ -52,7 +51,7 @@ class Pool {
     }
   }
 
-  /** A worker that has said it is ready: loading it does not count into the first job's time. */
+  /** A worker that has reported that it is ready, so that its loading does not count as time of the first job. */
   private async start(): Promise<Worker> {
     const worker = new Worker(new URL('./worker.js', import.meta.url), {
       resourceLimits: { maxOldGenerationSizeMb: 64 },
@@ -67,7 +66,7 @@ class Pool {
   }
 }
 
-/** undefined where the time is over or the worker has ended. */
+/** undefined if the time is over or the worker has ended. */
 function ask(worker: Worker, job: Job): Promise<Verdict | undefined> {
   const done = new AbortController()
   const { signal } = done

@@ -1,4 +1,4 @@
-/** A reward function of one's own: what `task.verifier` names exports these two functions by default. */
+/** Your own verifier: the module that `task.verifier` names has an object with these two functions as its default export. */
 import type { CountdownAnswer, Verifier } from 'rapo'
 
 export const isAnswer = (answer: unknown): answer is CountdownAnswer => {
@@ -9,7 +9,7 @@ export const isAnswer = (answer: unknown): answer is CountdownAnswer => {
 export default {
   checkAnswer: answer => (isAnswer(answer) ? undefined : 'answer must be { numbers, target }'),
 
-  /** A tenth for each of the numbers that appears, whatever the expression is worth. Called once a completion. */
+  /** A tenth for each of the numbers that appears, whatever the value of the expression. Called once per completion. */
   verify(completion, answer) {
     const left: string[] = completion.match(/\d+/g) ?? []
     const used = (answer as CountdownAnswer).numbers.filter(number => {

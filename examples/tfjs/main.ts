@@ -1,6 +1,6 @@
 /**
- * rapo's loss inside TensorFlow.js: logits from there, the gradient back into its own tape and optimizer. A small
- * network answers three digits with the same three in reverse; each digit that is right is worth a third.
+ * rapo's loss inside TensorFlow.js, whose tape and optimizer get the gradient. A small network answers three digits with the
+ * same three digits in reverse; each right digit is worth a third.
  *
  *     npm install && npm start
  *
@@ -41,7 +41,7 @@ function network(inputs: tf.Tensor2D, { w1, b1, w2, b2 }: Record<string, tf.Tens
   return tf.add(tf.matMul(units, w2 as tf.Tensor2D), b2!)
 }
 
-/** A token of every row, by the Gumbel-max trick: tf.multinomial() gives all rows one random number. */
+/** Samples a token for every row by the Gumbel-max trick, since tf.multinomial() uses one random number for all rows. */
 function sample(inputs: tf.Tensor2D, seed: number): Int32Array {
   return tf.tidy(() => {
     const logits = network(inputs, weights)
@@ -61,7 +61,7 @@ const optimizer = tf.train.adam(0.02)
 const rewards: number[] = []
 
 for (let step = 0; step < steps; step++) {
-  // One row per completion token: every completion of every prompt, position after position.
+  // One row per completion token.
   const rollouts = Array.from({ length: prompts }, (_, p) => promptAt(step * prompts + p)).flatMap(prompt =>
     Array.from({ length: groupSize }, () => prompt),
   )

@@ -73,7 +73,7 @@ function warn(name: string, error: unknown): void {
 
 const progressInterval = 200 // milliseconds
 
-/** Throws ERR_RAPO_INVALID_ARGUMENT for a signal that is none, or an onProgress that cannot be called. */
+/** Throws ERR_RAPO_INVALID_ARGUMENT if `signal` is not an AbortSignal or `onProgress` not a function. */
 export function checkCallOptions(options: CallOptions): void {
   if (typeof options !== 'object' || options === null) invalid('options', options, 'an object')
   const { signal, onProgress } = options

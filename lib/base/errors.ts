@@ -27,6 +27,11 @@ export class RapoError extends Error {
   }
 }
 
+/** Throws ERR_RAPO_INVALID_ARGUMENT. */
+export function invalid(message: string): never {
+  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
+}
+
 /** What was thrown, as a text. Somebody else's code may throw anything, also what cannot be shown. */
 export function reasonOf(thrown: unknown): string {
   try {

@@ -1,9 +1,10 @@
-/** Files that are written whole or not at all, and what an I/O error says. */
+/** Writes files completely or not at all, and explains I/O errors. */
 import {
   accessSync,
   closeSync,
   constants,
   fsyncSync,
+  mkdirSync,
   openSync,
   realpathSync,
   renameSync,
@@ -15,8 +16,8 @@ import path from 'node:path'
 import { RapoError, reasonOf } from './errors.js'
 
 /**
- * Writes a file, one part after the other, so that whatever happens it holds either the old content or the new; through
- * links, and straight into what is no file (a pipe, a device). Throws ERR_RAPO_IO.
+ * Writes a file, one part after the other. Whatever happens, the file holds either the old content or the new. Links are
+ * followed; pipes and devices are written directly. Throws ERR_RAPO_IO.
  */
 export function writeWhole(file: string, content: string | Iterable<string>): void {
   const parts = typeof content === 'string' ? [content] : content
@@ -48,13 +49,31 @@ function writeParts(file: string, parts: Iterable<string>, sync = (_descriptor: 
   }
 }
 
-/** Throws ERR_RAPO_IO where writeWhole could not write a file: before the work whose result it is to hold. */
+/** Throws ERR_RAPO_IO if writeWhole could not write the file. Call it before the work whose result the file will hold. */
 export function checkWritable(file: string): void {
   ioGuard(`cannot write ${file}`, () => {
     const found = statSync(file, { throwIfNoEntry: false })
     if (found?.isDirectory()) throw new Error('it is a directory')
     accessSync(found && !found.isFile() ? file : path.dirname(file), constants.W_OK)
   })
+}
+
+/**
+ * Makes a directory, and those above it, where they are missing. Not by `recursive` of mkdirSync, which never returns under
+ * /proc in Node.js 20.
+ */
+export function makeDirectories(dir: string): void {
+  const place = path.resolve(dir)
+  const isThere = () => statSync(place, { throwIfNoEntry: false })?.isDirectory() ?? false
+  if (isThere()) return
+  const above = path.dirname(place)
+  if (above !== place) makeDirectories(above)
+  try {
+    mkdirSync(place)
+  } catch (error) {
+    // Another process may have made it.
+    if (!isThere()) throw error
+  }
 }
 
 export function ioGuard(what: string, body: () => void): void {
@@ -66,7 +85,7 @@ export function ioGuard(what: string, body: () => void): void {
   }
 }
 
-/** ioGuard for what takes time. */
+/** ioGuard for asynchronous work. */
 export async function io<T>(what: string, body: () => Promise<T>): Promise<T> {
   try {
     return await body()
@@ -79,7 +98,7 @@ export function asIoError(what: string, error: unknown): RapoError {
   return new RapoError('ERR_RAPO_IO', `${what}: ${ioReason(error, what)}`, { cause: error })
 }
 
-/** Why an operation on a file failed, behind a text that names the file: without the path, where `told` has it. */
+/** The reason of a failed file operation, for a message that `told` begins. The path is left out if `told` contains it. */
 export function ioReason(error: unknown, told: string): string {
   const { code, syscall, path: place } = (error ?? {}) as NodeJS.ErrnoException
   if (code === 'ENOSPC') return 'the disk is full'
@@ -90,7 +109,7 @@ export function ioReason(error: unknown, told: string): string {
   return reason.replace(`, ${syscall} '${place}'`, '').replace(/^[A-Z0-9]+: /, '')
 }
 
-/** A name of a file, with the absolute path where the name is relative: for messages. */
+/** A file's name for messages: a relative name is followed by the absolute path. */
 export function withPlace(name: string): string {
   const place = path.resolve(name)
   return place === name ? name : `${name} (${place})`

@@ -8,7 +8,7 @@ export interface Line {
   readonly value: Readonly<Record<string, unknown>>
   /** From 1. */
   readonly number: number
-  /** Why the line holds no object, where such lines are kept; `value` is empty then. */
+  /** The reason why the line holds no object, if such lines are kept. `value` is then empty. */
   readonly fault?: string
 }
 
@@ -41,7 +41,7 @@ export function parseJsonLines(
   return lines
 }
 
-/** The object of a line; undefined for a blank line; else why there is none. */
+/** The object of a line; undefined for a blank line; the reason as a text if the line holds no object. */
 function parseLine(bytes: Uint8Array, parse: (text: string) => unknown): Line['value'] | string | undefined {
   let text: string
   try {
@@ -62,7 +62,7 @@ function parseLine(bytes: Uint8Array, parse: (text: string) => unknown): Line['v
 
 /**
  * A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read.
- * @param field what names the file, such as data.train, for messages
+ * @param field the configuration's field that names the file, such as data.train, for messages
  */
 export function readInput(file: string | number, field?: string): Uint8Array {
   try {

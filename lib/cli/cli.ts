@@ -2,7 +2,7 @@
 /** Declares every command of the command line. What a command does is in commands.ts, which is loaded when a command runs. */
 import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { Command, InvalidArgumentError, Option } from 'commander'
+import { Command, Help, InvalidArgumentError, Option } from 'commander'
 import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
@@ -17,14 +17,35 @@ import { reportFailure } from './ranks.js'
 const measuredFields =
   /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
 
+/** Columns of the help at most, and of its left column. */
+const HELP_COLUMNS = 100
+const TERM_COLUMNS = 34
+
 /** The whole command line. Nothing runs before parseAsync. */
 export function createCli(): Command {
   const cli = new Command('rapo')
     .description('Trains language models by reinforcement learning from verifiable rewards.')
     .version(packageVersion)
-    .configureHelp({ showGlobalOptions: false })
+    .configureHelp({
+      showGlobalOptions: false,
+      helpWidth: Math.min(process.stdout.columns || HELP_COLUMNS, HELP_COLUMNS),
+      padWidth: (command, helper) =>
+        Math.min(TERM_COLUMNS, Help.prototype.padWidth.call(helper, command, helper)),
+      // A long term has a line of its own.
+      formatItem(term, width, description, helper) {
+        const format = (text: string) =>
+          Help.prototype.formatItem.call(helper, text, width, description, helper)
+        return helper.displayWidth(term) <= width ? format(term) : `  ${term}\n${format('')}`
+      },
+    })
     .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
+
+  cli
+    .command('init')
+    .description('write a configuration, a verifier in TypeScript and five problems, which train at once')
+    .argument('[dir]', 'where; made if it is missing', '.')
+    .action(async dir => (await import('./commands.js')).runInit(dir))
 
   const train = cli
     .command('train')
@@ -33,9 +54,13 @@ export function createCli(): Command {
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
     .addOption(processesOption('train'))
-    .addHelpText('after', () => `\nPresets of objective.preset:\n${describePresets()}`)
+    .option(
+      '--dry-run',
+      'check everything, sample and judge one group, show prompt, completions, rewards, memory and disk; write nothing',
+    )
+    .addHelpText('after', () => `\n${barHelp}\n\nPresets of objective.preset:\n${describePresets()}`)
     .action(async values => (await import('./commands.js')).runTrain(values))
-  addFields(train, fields)
+  addFields(train, fields, 'data.train')
 
   const evaluate = cli
     .command('eval')
@@ -53,6 +78,7 @@ export function createCli(): Command {
   addFields(
     evaluate,
     fields.filter(({ path }) => measuredFields.test(path)),
+    'data.eval',
   )
 
   const generate = cli
@@ -191,11 +217,26 @@ function processesOption(does: string): Option {
   return new Option('--processes <count>', help).argParser(wholeNumber(1))
 }
 
-/** One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from. */
-function addFields(command: Command, shown: readonly Field[]): void {
+/** What the bar of a training shows. */
+const barHelp = `On the bar, beside the steps done, the time taken and the time left:
+  reward   the mean over the last 10 steps
+  kl       of the last step, as the objective's penalty estimates it, in nats a token
+  entropy  of the last step, in nats a token
+  length   of the last step's completions, their mean in tokens
+A narrow terminal shows fewer of them; metrics.jsonl has all, each explained in docs/metrics.md.`
+
+/**
+ * One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from.
+ * @param needed the problem file that the command needs
+ */
+function addFields(command: Command, shown: readonly Field[], needed: string): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
-    const option = new Option(`${field.option} <${field.type}>`, `${field.help} (${field.range}${initial})`)
+    const mark = field.isRequired || field.path === needed ? 'required; ' : ''
+    const option = new Option(
+      `${field.option} <${field.type}>`,
+      `${field.help} (${mark}${field.range}${initial})`,
+    )
     command.addOption(option.helpGroup(`Fields of ${field.path.split('.')[0]}:`))
   }
 }

@@ -11,6 +11,7 @@ import { loadConfig } from '../config/load.js'
 import { dropUndefined } from '../config/values.js'
 import { readProblems, summarizeRows } from '../data/problems.js'
 import { fitContext, templateFor } from '../data/prompts.js'
+import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
@@ -32,6 +33,11 @@ const isForked = process.send !== undefined
 
 type Values = Readonly<Record<string, unknown>>
 
+/** Says what is being done before a bar can; to a person, not to the parent of a fork, which shows what failed. */
+function notify(text: string): void {
+  if (!isForked && isSpeaker()) printError(text)
+}
+
 /** The fields of the configuration among a command's options. */
 function overridesOf(values: Values): Record<string, unknown> {
   return Object.fromEntries(fields.map(({ path }) => [path, values[path]]))
@@ -39,7 +45,7 @@ function overridesOf(values: Values): Record<string, unknown> {
 
 /** A resumed run has them already; of the last two its config.yaml holds every field that they stand for. */
 const notWithResume = [
-  ...['config', 'overwrite', 'run.output', 'model.dir'],
+  ...['config', 'overwrite', 'dryRun', 'run.output', 'model.dir'],
   ...['objective.preset', 'objective.surrogate'],
 ]
 
@@ -48,6 +54,7 @@ interface TrainValues {
   readonly resume?: string
   readonly overwrite?: boolean
   readonly processes?: number
+  readonly dryRun?: boolean
 }
 
 export async function runTrain(values: TrainValues & Values): Promise<void> {
@@ -55,7 +62,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const overrides = overridesOf(values)
   if (resume !== undefined) {
     const clash = notWithResume.find(name => values[name] !== undefined)
-    if (clash) throw new RapoError('ERR_RAPO_CONFIG', `--${clash} does not go together with --resume`)
+    if (clash) {
+      const option = clash === 'dryRun' ? 'dry-run' : clash
+      throw new RapoError('ERR_RAPO_CONFIG', `--${option} does not go together with --resume`)
+    }
     if (!existsSync(path.join(resume, 'config.yaml'))) {
       throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
     }
@@ -63,6 +73,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
+  if (values.dryRun) return runDryRun(config)
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
     throw new RapoError(
@@ -90,14 +101,18 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const processes = values.processes === undefined ? '' : ` --processes ${values.processes}`
   const resumeCommand = `${invocation()} train --resume ${quote(output)}${processes}`
   const download = downloadProgress()
+  if (config.data.train.length > 0)
+    notify(
+      `${resume === undefined ? 'opening' : 'going on with'} ${output}: reading ${nameOf(config.data.train)} …`,
+    )
   let stepsDone: number
   try {
     stepsDone = await train(config, {
       onDownload: download.onProgress,
-      onUnusable: listUnusable,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
-      onNotice: text => (progress ? progress.log(text) : printError(text)),
+      onUnusable: listUnusable,
+      onNotice: text => (progress ? progress.log(text) : notify(text)),
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
@@ -139,6 +154,21 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
   }
+}
+
+async function runDryRun(config: Config): Promise<void> {
+  const [{ dryRun }, { formatDryRun }] = await Promise.all([
+    import('../train/dry-run.js'),
+    import('./dry-run.js'),
+  ])
+  const download = downloadProgress()
+  const onNotice = (text: string) => {
+    download.stop()
+    notify(text)
+  }
+  const hooks = { onDownload: download.onProgress, onUnusable: listUnusable, onNotice }
+  const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
+  printLine(formatDryRun(await trying.finally(download.stop)))
 }
 
 /** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
@@ -191,6 +221,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
 
   let progress: Progress | undefined
   const download = downloadProgress()
+  if (config.data.eval.length > 0) notify(`measuring ${given}: reading ${nameOf(config.data.eval)} …`)
   const measuring = untilStopped(async signal =>
     evaluate(config, {
       dir: checkpoint?.dir ?? (await (speaks ? fetchModel(given) : resolveModel(given, {}))),
@@ -198,6 +229,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       name,
       output,
       restart: values.restart ?? false,
+      onNotice: notify,
       signal,
       ...(speaks && { onDownload: download.onProgress, onUnusable: listUnusable }),
       onProgress: (done, total, solved) => {
@@ -331,7 +363,7 @@ async function withProgress(
   const working = untilStopped(async signal => {
     const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
-    await body({ model: dir, ...options, device, dtype, threads, onProgress, signal })
+    await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
   await working.finally(() => progress?.stop())
 }
@@ -381,7 +413,14 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
 export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
-  const plan = config === undefined ? undefined : await predictRun(loadConfig(config))
+  let plan: Awaited<ReturnType<typeof predictRun>> | undefined
+  let failure: unknown
+  try {
+    if (config !== undefined) plan = await predictRun(loadConfig(config))
+  } catch (error) {
+    // What was found on the machine is told all the same.
+    failure = error
+  }
   if (json) {
     printLine(JSON.stringify({ ...report, ...plan }, null, 2))
   } else {
@@ -398,6 +437,7 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
   const fits =
     !plan || (plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
   if (!report.ok || !fits) process.exitCode = 1
+  if (failure !== undefined) throw failure
 }
 
 async function predictRun(config: Config) {
@@ -474,13 +514,29 @@ export async function runBench({ compare, dtype, vocab, json, svg, ...rest }: Be
   if (svg) writeWhole(svg, (await import('../bench/chart.js')).benchChart(report))
 }
 
+export async function runInit(dir: string): Promise<void> {
+  const { writeProject } = await import('./init.js')
+  const names = writeProject(dir)
+  const place = path.relative('', dir)
+  const rapo = invocation(process, dir)
+  const commands = [
+    ...(place ? [`cd ${quote(place)}`] : []),
+    `${rapo} train --config rapo.yaml --dry-run`,
+    `${rapo} train --config rapo.yaml`,
+    `${rapo} eval --model runs/rapo`,
+  ]
+  printLine(`wrote ${names.join(', ')}; to try, train and measure:`)
+  printLine(commands.map(command => `  ${command}`).join('\n'))
+}
+
 /** How this process was called, for commands that a person can paste; through tsx where that loads a TypeScript verifier. */
 export function invocation(
   { argv, execArgv } = process as Pick<NodeJS.Process, 'argv' | 'execArgv'>,
+  from = '',
 ): string {
   const script = argv[1] ?? ''
   const hasTsx = execArgv.some(argument => /(^|[\\/])tsx([\\/]|$)/.test(argument))
-  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative('', script))}` : 'npx rapo'
+  return script.endsWith('.ts') || hasTsx ? `npx tsx ${quote(path.relative(from, script))}` : 'npx rapo'
 }
 
 function quote(text: string): string {

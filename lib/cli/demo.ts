@@ -2,10 +2,12 @@
  * `rapo demo`, the main job of npm start: the bundled model trained with GRPO and with RAPO, then pass@k of base,
  * GRPO-RKL and RAPO side by side, as a table and as an HTML report.
  */
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+
+import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { makeDirectories } from '../base/files.js'
 import { packageRoot } from '../base/package.js'
 import { printLine } from '../base/text.js'
 import { loadConfig } from '../config/load.js'
@@ -46,7 +48,7 @@ export async function demo(options: DemoOptions): Promise<void> {
   const oneThread = ['--run.threads', '1']
   const measured = options.n === undefined ? [] : ['--n', String(options.n)]
   const baseRun = path.join(options.output, 'countdown-base')
-  mkdirSync(options.output, { recursive: true })
+  makeDirectories(options.output)
 
   const crew = new Crew()
   const isDone = (file: string) => (options.reuse ?? false) && existsSync(file)

@@ -210,12 +210,11 @@ export function formatDoctor(report: DoctorReport): string {
   for (const dir of report.engine.broken) rows.push(['', `${dir}: an unfinished or damaged build`])
   rows.push(['cache', cache.dir])
   for (const [name, bytes] of Object.entries(cache.entries)) rows.push(['', `${gigabytes(bytes)}  ${name}`])
-  rows.push(['', report.ok ? 'Everything is in place.' : 'Not ready; the lines with ✗ say why.'])
-  return rows
-    .flatMap(([name, text]) =>
-      text.split('\n').map((line, i) => `${(i ? '' : name).padEnd(10)}${line}`.trimEnd()),
-    )
-    .join('\n')
+  const lines = rows.flatMap(([name, text]) =>
+    text.split('\n').map((line, i) => `${(i ? '' : name).padEnd(10)}${line}`.trimEnd()),
+  )
+  const verdict = report.ok ? 'Everything is in place.' : 'Not ready; the lines with ✗ say why.'
+  return [...lines, '', verdict].join('\n')
 }
 
 function describeAddon(addon: AddonReport): string {
@@ -227,17 +226,24 @@ function describeAddon(addon: AddonReport): string {
 }
 
 function describeCuda(cuda: NonNullable<DoctorReport['cuda']>): string {
-  const lines = cuda.available
-    ? cuda.devices.map(({ name, capability }) => `${name}, compute capability ${capability}`)
-    : [`off, no ${cuda.lacks}: ${cuda.reason}`]
-  // If there is no library, the reason already names the places.
-  if (cuda.available || cuda.lacks !== 'library') {
-    lines.push(...cuda.searched.map(({ library, problem = 'loads' }) => `${library}: ${problem}`))
+  const searched = cuda.searched.map(({ library, problem = 'loads' }) => `${library}: ${problem}`)
+  if (cuda.available) {
+    return [
+      ...cuda.devices.map(({ name, capability }) => `${name}, compute capability ${capability}`),
+      ...searched,
+    ].join('\n')
   }
-  if (!cuda.package.library) lines.push(`package ${cuda.package.name}: not installed`)
-  return lines.join('\n')
+  if (cuda.lacks !== 'library') return [`off, no ${cuda.lacks}: ${cuda.reason}`, ...searched].join('\n')
+  const { name, library } = cuda.package
+  return [
+    'off: there is no library of the CUDA kernels',
+    ...searched,
+    `the package ${name} brings the library; ${library ? 'the package is installed' : 'it is not installed'}`,
+    'in a clone, npm run build:cuda builds the library; this needs nvcc',
+  ].join('\n')
 }
 
 function gigabytes(bytes: number): string {
+  if (bytes < 1e5) return `${Math.ceil(bytes / 1e3)} kB`
   return bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`
 }

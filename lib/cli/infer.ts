@@ -44,6 +44,8 @@ export interface InferOptions extends CallOptions {
   readonly chatTemplateArguments?: Readonly<Record<string, unknown>> | undefined
   /** Column of the prompt. Default: the usual names of problem files. */
   readonly problemField?: string
+  /** Told, in a text for people, what is being loaded. */
+  readonly onNotice?: (text: string) => void
   /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
 }
@@ -180,7 +182,7 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
     tokenizer && template.stop.length > 0
       ? stopTokenIdsFor(model, tokenizer, template)
       : readStopTokenIds(model)
-  const policy = await openPolicy(model, { dtype, device, trainable: false }, threads, options.loadPolicy)
+  const policy = await openPolicy(model, { dtype, device, trainable: false }, threads, options)
   try {
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
     const reader = { tokenizer, column, template, vocabSize: policy.info.vocabSize }

@@ -1,11 +1,11 @@
 /** `rapo study`: trains and measures every variant with every seed, then says what differs beyond chance. */
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { parse } from 'yaml'
 import { RapoError } from '../base/errors.js'
-import { writeWhole } from '../base/files.js'
+import { makeDirectories, writeWhole } from '../base/files.js'
 import { printError, printLine } from '../base/text.js'
 import type { Config } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
@@ -31,7 +31,7 @@ export async function study({ config, processes, ...options }: StudyCommand): Pr
   for (const variant of plan.variants) {
     for (const seed of plan.seeds) checkSame(runDir(variant, seed), runConfig(variant, seed))
   }
-  mkdirSync(plan.output, { recursive: true })
+  makeDirectories(plan.output)
   const cores = availableParallelism()
   const atOnce = processes ?? cores
   const threads = ['--run.threads', String(Math.max(1, Math.floor(cores / atOnce)))]
@@ -97,7 +97,7 @@ export async function study({ config, processes, ...options }: StudyCommand): Pr
   }
   try {
     for (const variant of plan.variants) {
-      mkdirSync(variant.dir, { recursive: true })
+      makeDirectories(variant.dir)
       writeWhole(fileOf(variant), stringifyConfig(variant.config))
     }
     await inTurns(tasks.map(guarded), atOnce)

@@ -81,12 +81,22 @@ function describeRange(node: JsonSchema): string {
   return `${node.type === 'integer' ? 'a whole number' : 'a number'} ${bounds.join(' and ')}`.trim()
 }
 
+/** Of a line, behind the preset's name. */
+const PRESET_COLUMNS = 84
+
 /** The presets, as `--help` shows them. */
 export function describePresets(): string {
   return Object.entries(presets)
     .map(([name, values]) => {
       const parts = Object.entries(values).map(([field, value]) => `${field} ${value}`)
-      return `  ${name.padEnd(8)} ${parts.join(', ')}`
+      const lines: string[] = []
+      for (const part of parts) {
+        const line = lines.at(-1)
+        if (line !== undefined && line.length + part.length < PRESET_COLUMNS)
+          lines.push(`${lines.pop()}, ${part}`)
+        else lines.push(part)
+      }
+      return `  ${name.padEnd(8)} ${lines.join(`,\n${' '.repeat(11)}`)}`
     })
     .join('\n')
 }

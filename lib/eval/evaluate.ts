@@ -1,9 +1,8 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
-import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { readInput } from '../base/jsonl.js'
 import { noLock } from '../base/lock.js'
 import { deriveSeed } from '../base/random.js'
@@ -48,6 +47,8 @@ export interface EvaluateOptions {
   readonly onProgress?: (done: number, total: number, solved: number) => void
   /** Called with the rows that config.data.dropUnusable leaves out. */
   readonly onUnusable?: (rows: readonly string[]) => void
+  /** Told, in a text for people, what is being loaded. */
+  readonly onNotice?: (text: string) => void
   /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
   /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */
@@ -126,7 +127,7 @@ async function measure(
   try {
     const loaded = await world.together('loading the model', async () => {
       signal.throwIfAborted()
-      policy = await openPolicy(options.dir, inference, threads, options.loadPolicy)
+      policy = await openPolicy(options.dir, inference, threads, options)
       checkTokenizerFits(tokenizer, policy.info, options.dir)
       const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
       const engine = localEngine(policy)
@@ -273,7 +274,7 @@ function difficultyOf({ difficulty }: Problem) {
 
 function makeDir(dir: string): void {
   try {
-    mkdirSync(dir, { recursive: true })
+    makeDirectories(dir)
   } catch (error) {
     throw asIoError(`cannot make the directory ${dir}`, error)
   }

@@ -1,5 +1,5 @@
 /** Rewards → advantages and reference weights φ(r), one per completion (docs/objective.md). */
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 import { moments } from '../base/stats.js'
 import { rapoPhi } from './objective.js'
 
@@ -229,10 +229,6 @@ function checkRewards(rewards: ArrayLike<number>): void {
 
 function oneOf(field: string, value: string, names: readonly string[]): void {
   if (!names.includes(value)) invalid(`${field} is ${value}, expected one of ${names.join(', ')}`)
-}
-
-function invalid(message: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }
 
 function groupOf(rewards: ArrayLike<number>, start: number, groupSize: number): number[] {

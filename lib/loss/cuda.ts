@@ -2,7 +2,7 @@
  * Arrays in the memory of a CUDA device, and the kernels on them. A trainer whose tensors are on the device needs no copies.
  * Every call throws ERR_RAPO_DEVICE, with the reason, if there is no CUDA.
  */
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
 import { deviceNumber, type KernelDevice, type LogitsDType, type LossResult } from './kernels.js'
 import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
@@ -604,8 +604,4 @@ function naturalDType(array: HostArray): DeviceDType {
   if (array instanceof Int32Array) return 'int32'
   if (array instanceof Uint8Array) return 'uint8'
   return invalid('dtype is missing: a Uint16Array may hold bfloat16 or float16')
-}
-
-function invalid(message: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }

@@ -4,7 +4,7 @@
  * `tokenIds[i]`.
  */
 import * as calls from '../base/call.js'
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 import { type KernelsAddon, loadKernels } from '../setup/addons.js'
 import { type Objective, type ObjectiveMetrics, validateObjective } from './objective.js'
 import { type LossRows, mapRows, type PerToken, rowArrays, rowOutputs } from './rows.js'
@@ -428,8 +428,4 @@ function watchBorrowed(call: RawCall): () => void {
     const moved = borrowed.find(({ array, bytes }) => array.byteLength < bytes)
     if (moved) invalid(`${moved.field} was transferred elsewhere while the call ran: its result is void`)
   }
-}
-
-function invalid(message: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }

@@ -4,7 +4,7 @@
  * the table of its choices.
  */
 import { inspect } from 'node:util'
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 import { describeRange, isInRange, numberEntries, objectiveNumbers } from './fields.js'
 
 /** The KL penalties. docs/objective.md says what each estimates and what is differentiated. */
@@ -184,10 +184,6 @@ export function validateObjective(objective: Objective): void {
       `klCoef is ${klCoef}, but there is no penalty for it to weigh: choose a penalty, or make klCoef 0`,
     )
   }
-}
-
-function invalid(message: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }
 
 /** Sums over the trained tokens, as the kernels return them. The sums of the parts of a batch add up (addMetrics). */

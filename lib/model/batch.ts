@@ -2,7 +2,7 @@
  * Completions → the arrays that Policy.accumulate takes: which tokens are trained on, how they are averaged, and the shift by one
  * (the model's output at a position is the distribution of the *next* token).
  */
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 import type { Completions, FinishReason, MicroBatch, PackedTokens } from './policy.js'
 
 export const aggregations = ['sequence-mean', 'token-mean', 'constant'] as const
@@ -85,7 +85,7 @@ export function packBatch(sequences: readonly TrainSequence[], weights: ArrayLik
     offset += sequence.tokenIds.length
   }
   if (oldLogprobs.length !== 0 && oldLogprobs.length !== tokenIds.length) {
-    throw invalid('oldLogprobs must be given for all sequences or for none')
+    invalid('oldLogprobs must be given for all sequences or for none')
   }
   return {
     sequences: packTokens(sequences.map(sequence => sequence.tokenIds)),
@@ -111,7 +111,7 @@ export function packTokens(lists: readonly ArrayLike<number>[]): PackedTokens {
   const offsets = new Int32Array(lists.length + 1)
   for (const [b, list] of lists.entries()) {
     const bad = findIndex(list, id => !(Number.isInteger(id) && id >= 0 && id <= MOST_ID))
-    if (bad >= 0) throw faultOf(b, `tokenIds[${bad}] is ${list[bad]}, expected a whole number in [0, 2^31)`)
+    if (bad >= 0) faultOf(b, `tokenIds[${bad}] is ${list[bad]}, expected a whole number in [0, 2^31)`)
     offsets[b + 1] = offsets[b]! + list.length
   }
   const tokenIds = new Int32Array(offsets[lists.length]!)
@@ -160,17 +160,17 @@ export function tokenWeights(
   maxLength: number,
 ): number[] {
   if (!aggregations.includes(aggregation)) {
-    throw invalid(`aggregation is ${aggregation}, expected one of ${aggregations.join(', ')}`)
+    invalid(`aggregation is ${aggregation}, expected one of ${aggregations.join(', ')}`)
   }
   if (aggregation === 'constant' && !(maxLength >= 1 && maxLength < Infinity)) {
-    throw invalid(`maxLength is ${maxLength}, expected a number >= 1`)
+    invalid(`maxLength is ${maxLength}, expected a number >= 1`)
   }
   const lengths = sequences.map(trainedLength)
   const total = lengths.reduce((sum, length) => sum + length, 0)
   return lengths.map((length, b) => {
     if (length === 0) return 0
     const weight = sequences[b]!.weight ?? 1
-    if (!Number.isFinite(weight)) throw faultOf(b, `weight is ${weight}, expected a finite number`)
+    if (!Number.isFinite(weight)) faultOf(b, `weight is ${weight}, expected a finite number`)
     if (aggregation === 'token-mean') return weight / total
     return weight / (lengths.length * (aggregation === 'constant' ? maxLength : length))
   })
@@ -186,7 +186,7 @@ export function splitBatch(
   weights: ArrayLike<number>,
   maxTokens: number,
 ): MicroBatch[] {
-  if (!(maxTokens >= 1)) throw invalid(`maxTokens is ${maxTokens}, expected a number >= 1`)
+  if (!(maxTokens >= 1)) invalid(`maxTokens is ${maxTokens}, expected a number >= 1`)
   checkWeights(sequences, weights)
   for (const [b, sequence] of sequences.entries()) checkSequence(sequence, b)
   const parts: number[][] = []
@@ -217,7 +217,7 @@ export function splitBatch(
 /** Cuts items into `parts` runs whose sizes differ by at most one: the mini-batches of several optimizer steps. */
 export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   if (!(Number.isSafeInteger(parts) && parts >= 0 && (parts > 0 || items.length === 0))) {
-    throw invalid(`parts is ${parts}, expected a whole number >= 1`)
+    invalid(`parts is ${parts}, expected a whole number >= 1`)
   }
   const cut = (part: number) => Math.round((part * items.length) / parts)
   return Array.from({ length: parts }, (_, part) => items.slice(cut(part), cut(part + 1)))
@@ -233,20 +233,20 @@ function checkSequence(sequence: TrainSequence, b: number): void {
   for (const field of ['completionMask', 'oldLogprobs', 'policyWeights'] as const) {
     const { length } = sequence[field] ?? tokenIds
     if (length !== tokenIds.length) {
-      throw faultOf(b, `the length of ${field} is ${length}, that of tokenIds ${tokenIds.length}`)
+      faultOf(b, `the length of ${field} is ${length}, that of tokenIds ${tokenIds.length}`)
     }
   }
   const bad = findIndex(completionMask, mask => mask !== 0 && mask !== 1)
-  if (bad >= 0) throw faultOf(b, `completionMask[${bad}] is ${completionMask[bad]}, expected 0 or 1`)
-  if (completionMask[0]) throw faultOf(b, 'completionMask[0] must be 0: nothing predicts the first token')
+  if (bad >= 0) faultOf(b, `completionMask[${bad}] is ${completionMask[bad]}, expected 0 or 1`)
+  if (completionMask[0]) faultOf(b, 'completionMask[0] must be 0: nothing predicts the first token')
 }
 
 function checkWeights(sequences: readonly TrainSequence[], weights: ArrayLike<number>): void {
   if (weights.length !== sequences.length) {
-    throw invalid(`the length of weights is ${weights.length}, that of sequences ${sequences.length}`)
+    invalid(`the length of weights is ${weights.length}, that of sequences ${sequences.length}`)
   }
   const bad = findIndex(weights, weight => !Number.isFinite(weight))
-  if (bad >= 0) throw faultOf(bad, `its token weight is ${weights[bad]}, expected a finite number`)
+  if (bad >= 0) faultOf(bad, `its token weight is ${weights[bad]}, expected a finite number`)
 }
 
 function findIndex(values: ArrayLike<number>, fits: (value: number) => boolean): number {
@@ -254,10 +254,6 @@ function findIndex(values: ArrayLike<number>, fits: (value: number) => boolean):
   return -1
 }
 
-function faultOf(b: number, why: string): RapoError {
-  return invalid(`sequence ${b}: ${why}`)
-}
-
-function invalid(message: string): RapoError {
-  return new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
+function faultOf(b: number, why: string): never {
+  invalid(`sequence ${b}: ${why}`)
 }

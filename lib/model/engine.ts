@@ -1,7 +1,10 @@
 /** The engine addon with types: checks every field, keeps a policy's calls in order, handles abort and progress. */
+import { readdirSync, statSync } from 'node:fs'
+import path from 'node:path'
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { plainLine, plural } from '../base/text.js'
+import { byteSize, plainLine, plural } from '../base/text.js'
+import { told } from '../base/wait.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
@@ -506,14 +509,43 @@ function invalid(name: string, value: unknown, expected: string): never {
   throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is ${String(value)}, expected ${expected}`)
 }
 
+/** What a command that loads a model may be given. */
+export interface OpenPolicyOptions {
+  /** Default: the engine's. */
+  readonly loadPolicy?: LoadPolicy
+  /** Told, in a text for people, that the model is being loaded, and its size. */
+  readonly onNotice?: (text: string) => unknown
+}
+
 /** Loads a model with the engine, or with the loader given. threads: 0 leaves the engine's default. */
 export async function openPolicy(
   dir: string,
   options: LoadOptions,
   threads: number,
-  given?: LoadPolicy,
+  { loadPolicy: given, onNotice }: OpenPolicyOptions = {},
 ): Promise<Policy> {
   if (given) return given(dir, options)
+  await told(onNotice?.(describeLoading(dir, options)), options.signal)
   await setEngineThreads(threads)
   return loadPolicy(dir, options)
+}
+
+function describeLoading(
+  dir: string,
+  { dtype = 'float32', device = 'cpu', referenceDir }: LoadOptions,
+): string {
+  const others =
+    referenceDir === undefined
+      ? ''
+      : referenceDir === dir
+        ? ', and once more as the reference'
+        : `, and the reference, ${weightsSize(referenceDir)} in ${referenceDir}`
+  return `loading ${weightsSize(dir)} of weights from ${dir} to ${device} as ${dtype}${others} …`
+}
+
+/** Of the weights' files, those in sub-folders too. */
+function weightsSize(dir: string): string {
+  const names = readdirSync(dir, { recursive: true }).map(String)
+  const files = names.filter(name => name.endsWith('.safetensors') && !/(^|[\\/])rapo[\\/]/.test(name))
+  return byteSize(files.reduce((sum, name) => sum + statSync(path.join(dir, name)).size, 0))
 }

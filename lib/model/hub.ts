@@ -4,12 +4,12 @@
  */
 import { randomUUID } from 'node:crypto'
 import { existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
-import { copyFile, mkdir, rename, rm, symlink, writeFile } from 'node:fs/promises'
+import { copyFile, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import path from 'node:path'
 import { type Watched, watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { io } from '../base/files.js'
+import { io, ioGuard, makeDirectories } from '../base/files.js'
 import { withLock } from '../base/lock.js'
 import { plainLine } from '../base/text.js'
 import { anySignal } from '../base/wait.js'
@@ -184,11 +184,9 @@ async function fetchSnapshot(
     .filter(file => !isThere(file))
     .sort((a, b) => Number(isWeights(a)) - Number(isWeights(b)) || a.size - b.size)
   if (missing.length > 0) {
-    await io(`cannot write to the cache ${folder}`, () =>
-      Promise.all(
-        ['blobs', `snapshots/${sha}`].map(dir => mkdir(path.join(folder, dir), { recursive: true })),
-      ),
-    )
+    ioGuard(`cannot write to the cache ${folder}`, () => {
+      for (const dir of ['blobs', `snapshots/${sha}`]) makeDirectories(path.join(folder, dir))
+    })
     // One process at a time writes a file. Others wait and then find it complete.
     await withLock(
       path.join(folder, 'rapo.lock'),
@@ -224,7 +222,7 @@ async function fetchSnapshot(
   if (cachedSnapshot(folder, revision) !== snapshot) {
     const ref = path.join(folder, 'refs', revision)
     await io(`cannot write ${ref}`, async () => {
-      await mkdir(path.dirname(ref), { recursive: true })
+      makeDirectories(path.dirname(ref))
       const temporary = `${ref}.${randomUUID()}.tmp`
       await writeFile(temporary, sha)
       await rename(temporary, ref)
@@ -235,7 +233,7 @@ async function fetchSnapshot(
 
 /** Links are relative, like those of the hub's programs, so that a cache can be moved. If links are not allowed, the file is copied. */
 async function link(blob: string, to: string): Promise<void> {
-  await mkdir(path.dirname(to), { recursive: true })
+  makeDirectories(path.dirname(to))
   await rm(to, { force: true })
   try {
     await symlink(path.relative(path.dirname(to), blob), to)

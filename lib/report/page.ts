@@ -1,10 +1,9 @@
 /**
  * The report on one or more runs: one HTML file that needs nothing else. Its sections follow the order of a reader's questions.
  */
-import { mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { looks } from './chart.js'
 import { configDifferences, evaluationConflicts } from './compare.js'
 import { count, duration } from './format.js'
@@ -60,7 +59,7 @@ export async function writeReport(options: ReportOptions): Promise<void> {
   }
   const page = renderPage(shown, made, baseline)
   try {
-    mkdirSync(path.dirname(output), { recursive: true })
+    makeDirectories(path.dirname(output))
   } catch (error) {
     throw asIoError(`cannot make the directory of ${output}`, error)
   }

@@ -1,5 +1,5 @@
 /** A conversation of several turns, kept in the form that training takes. */
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 import type { Completion, TrainSequence } from '../model/batch.js'
 
 /**
@@ -45,9 +45,9 @@ export class Episode {
    */
   addCompletion({ tokenIds, logprobs }: Pick<Completion, 'tokenIds' | 'logprobs'>): void {
     if (logprobs.length !== tokenIds.length) {
-      throw invalid(`logprobs has ${logprobs.length} elements, expected ${tokenIds.length}, one per token`)
+      invalid(`logprobs has ${logprobs.length} elements, expected ${tokenIds.length}, one per token`)
     }
-    if (this.#tokenIds.length === 0) throw invalid('an episode must have context before its first completion')
+    if (this.#tokenIds.length === 0) invalid('an episode must have context before its first completion')
     for (let i = 0; i < tokenIds.length; i++) this.#add(tokenIds[i]!, 1, logprobs[i]!)
     this.#trained += tokenIds.length
   }
@@ -67,8 +67,4 @@ export class Episode {
     this.#mask.push(mask)
     this.#logprobs.push(logprob)
   }
-}
-
-function invalid(message: string): RapoError {
-  return new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }

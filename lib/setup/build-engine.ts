@@ -1,8 +1,8 @@
 /** Compiles the engine addon against a libtorch, with plain CMake, into the cache. */
+
 import {
   copyFileSync,
   existsSync,
-  mkdirSync,
   readdirSync,
   realpathSync,
   renameSync,
@@ -14,6 +14,7 @@ import { createRequire } from 'node:module'
 import { availableParallelism, freemem } from 'node:os'
 import { join, resolve, sep } from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { makeDirectories } from '../base/files.js'
 import { packageRoot, packageVersion } from '../base/package.js'
 import { digest } from '../base/random.js'
 import { describeFile } from './addons.js'
@@ -78,7 +79,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
   if (force || existsSync(busy)) rmSync(tree, { recursive: true, force: true })
   const log = join(tree, 'build.log')
   const begin = () => {
-    mkdirSync(tree, { recursive: true })
+    makeDirectories(tree)
     writeFileSync(busy, '')
     writeFileSync(log, '')
   }
@@ -123,7 +124,7 @@ export async function buildEngine(libtorch: TorchDir, options: BuildOptions): Pr
     )
   }
 
-  mkdirSync(dir, { recursive: true })
+  makeDirectories(dir)
   rmSync(join(dir, 'done.json'), { force: true })
   const addon = join(dir, engineAddonName)
   // Renamed into place, so that a process that has loaded an older copy keeps it.

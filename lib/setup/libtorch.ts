@@ -1,7 +1,9 @@
 /** Finds libtorch: RAPO_LIBTORCH, a python3 that imports torch, the system's CMake packages, a private environment. */
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+
+import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { makeDirectories } from '../base/files.js'
 import { inspectLibtorch, type TorchDir } from './inspect.js'
 import { ask } from './process.js'
 import { findNvcc, type Tool } from './tools.js'
@@ -166,7 +168,7 @@ export async function installLibtorch(
   const dir = privateDir(cache)
   const log = `${dir}.log`
   rmSync(dir, { recursive: true, force: true })
-  mkdirSync(cache, { recursive: true })
+  makeDirectories(cache)
   writeFileSync(log, '')
   const run = { env, log, ...(options.signal ? { signal: options.signal } : {}) }
   const install = await makeVenv(dir, run)

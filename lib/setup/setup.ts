@@ -1,9 +1,9 @@
 /** `rapo setup`: finds or installs libtorch and compiles the engine addon against it. */
 
-import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Watched, watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
+import { makeDirectories } from '../base/files.js'
 import { withLock } from '../base/lock.js'
 import { anySignal } from '../base/wait.js'
 import { buildEngine } from './build-engine.js'
@@ -133,7 +133,7 @@ async function locked<T>(
 ): Promise<T> {
   failed.throwIfAborted()
   try {
-    mkdirSync(cache, { recursive: true })
+    makeDirectories(cache)
   } catch (cause) {
     throw new RapoError(
       'ERR_RAPO_SETUP',

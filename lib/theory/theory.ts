@@ -2,7 +2,7 @@
  * The maximisers of the RAPO paper's three objectives over a finite set of outcomes (arXiv 2510.03865, section 3), in closed
  * form and by gradient ascent on the objective. docs/theory.md has formulas, proofs and the figure.
  */
-import { RapoError } from '../base/errors.js'
+import { invalid } from '../base/errors.js'
 
 /**
  * The objectives, which are maximised over distributions π:
@@ -331,8 +331,4 @@ function distribution(field: string, values: ArrayLike<number>, length: number):
   const total = sum(p)
   if (!(Math.abs(total - 1) <= 1e-6)) invalid(`${field} sums to ${total}, expected 1 (within 1e-6)`)
   return p.map(x => x / total)
-}
-
-function invalid(message: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }

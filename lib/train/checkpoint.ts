@@ -6,7 +6,6 @@ import {
   closeSync,
   existsSync,
   fsyncSync,
-  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -16,7 +15,7 @@ import {
 } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import type { CursorState } from '../data/cursor.js'
 import type { Policy } from '../model/policy.js'
 import { copyTokenizer } from '../model/tokenizer.js'
@@ -88,11 +87,11 @@ export async function writeCheckpoint(
   }
   await guard(async () => {
     rmSync(temporary, { recursive: true, force: true })
-    mkdirSync(path.join(temporary, 'rapo'), { recursive: true })
+    makeDirectories(path.join(temporary, 'rapo'))
     await policy.save(temporary)
     await policy.saveState(stateFileOf(temporary))
     if (hasMoved) {
-      mkdirSync(referenceDirOf(temporary))
+      makeDirectories(referenceDirOf(temporary))
       await policy.saveReference!(referenceDirOf(temporary))
     }
     copyTokenizer(modelDir, temporary)

@@ -23,17 +23,18 @@ import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.
 import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
 import { localEngine, type RolloutEngine } from '../rollout/engine.js'
 import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
-import type { World } from '../world/world.js'
+import { alone, type World } from '../world/world.js'
 import {
   type Checkpoint,
   readLatestCheckpoint,
   removeStaleCheckpoints,
   type TrainerState,
 } from './checkpoint.js'
-import { checkDisk, checkpointBytes, describeDisk, freeDisk, planDisk } from './disk.js'
+import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, type Origin, originOf } from './origin.js'
-import { clearRun, createRunDir, lockRun } from './run.js'
+import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
 export interface OpenOptions {
@@ -79,37 +80,20 @@ export interface OpenRun {
   close(error?: unknown): Promise<void>
 }
 
-/**
- * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
- * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged. If a launcher
- * started several processes, each process opens the run as one rank.
- */
-export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
+/** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
+export async function prepareRun(config: Config, options: OpenOptions, world: World = alone) {
   requireField('data.train', config.data.train, 'the problem file to train on')
-  requireField('run.output', config.run.output, 'the run directory')
   if (config.sampling.temperature === 0) {
     throw new RapoError(
       'ERR_RAPO_CONFIG',
       'sampling.temperature is 0, greedy, which is for measurements; to train it must be ≥ 1e-6 and ≤ 100',
     )
   }
-  const { onUnusable, onNotice, onDownload, ...rest } = given
-  const joined = await joinWorld(config, given.signal)
-  const { world } = joined
-  // Only rank 0 calls the hooks that tell people something.
-  const options = world.rank === 0 ? given : rest
-  try {
-    const task = await world.together('reading the problems', () => readTask(config, options))
-    const fetching = () => (world.localRank === 0 ? resolveModels(config, task) : undefined)
-    // One rank of each host downloads the model, and the others find it in the cache.
-    await world.together('fetching the model', fetching)
-    const checking = () => checkInputs(config, options, task, world)
-    const inputs = await world.together('checking the inputs', checking)
-    return await openChecked(config, options, joined, inputs)
-  } catch (error) {
-    await leaveWorld(world, error).catch(() => {})
-    throw error
-  }
+  const task = await world.together('reading the problems', () => readTask(config, options))
+  const fetching = () => (world.localRank === 0 ? resolveModels(config, task) : undefined)
+  // One rank of each host downloads the model, and the others find it in the cache.
+  await world.together('fetching the model', fetching)
+  return world.together('checking the inputs', () => checkInputs(config, options, task, world))
 }
 
 async function readTask(config: Config, { onUnusable, onDownload, signal }: OpenOptions) {
@@ -130,7 +114,7 @@ async function resolveModels({ model }: Config, { hooks }: Task) {
 
 async function checkInputs(config: Config, options: OpenOptions, task: Task, world: World) {
   const { model } = config
-  const { data, problems } = task
+  const { rewards, data, problems } = task
   const { modelDir, referenceDir } = await resolveModels(config, task)
   // The caller's own loader may know other models.
   if (!options.loadPolicy) {
@@ -143,20 +127,43 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
-  if (!options.loadPolicy) await checkRoom(config, options, { modelDir, referenceDir }, fitting, world)
-  const origin = originOf(config, { modelDir, referenceDir })
-  return { ...task, modelDir, referenceDir, tokenizer, stopTokenIds, encode, fitting, origin }
+  const dirs = { modelDir, referenceDir }
+  const room = options.loadPolicy ? undefined : await checkRoom(config, dirs, fitting, world)
+  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room }
 }
 
-async function openChecked(
+/**
+ * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged. If a launcher
+ * started several processes, each process opens the run as one rank.
+ */
+export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
+  requireField('run.output', config.run.output, 'the run directory')
+  const { onUnusable, onNotice, onDownload, ...rest } = given
+  const joined = await joinWorld(config, given.signal)
+  const { world } = joined
+  // Only rank 0 calls the hooks that tell people something.
+  const options = world.rank === 0 ? given : rest
+  try {
+    const prepared = await prepareRun(config, options, world)
+    return await openPrepared(config, options, joined, prepared)
+  } catch (error) {
+    await leaveWorld(world, error).catch(() => {})
+    throw error
+  }
+}
+
+async function openPrepared(
   config: Config,
   options: OpenOptions,
   { world, device, threads }: Joined,
-  inputs: Awaited<ReturnType<typeof checkInputs>>,
+  prepared: Awaited<ReturnType<typeof prepareRun>>,
 ): Promise<OpenRun> {
   const { run } = config
-  const { modelDir, tokenizer, encode, fitting, data, rewards, stopTokenIds, origin } = inputs
+  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room } = prepared
+  const { onNotice, signal: aborted } = options
   const isWriter = world.rank === 0
+  const origin = originOf(config, { modelDir, referenceDir })
   // A launcher starts the same command again when a process has failed.
   const isRestart = world.restarts > 0 && !options.resume
   const isResumed = () => options.resume || (isRestart && readLatestCheckpoint(run.output) !== undefined)
@@ -166,7 +173,10 @@ async function openChecked(
   }
   const lock = await world.together('taking the run directory', async () => {
     if (!isWriter) return noLock
+    if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
+    const foreign = isResumed() ? undefined : describeForeign(run.output)
     take()
+    if (foreign) await told(onNotice?.(foreign), aborted)
     return lockRun(run.output, 'train')
   })
   let policy: Policy | undefined
@@ -187,19 +197,19 @@ async function openChecked(
     if (options.resume && !from) throw noCheckpoint(run.output)
     checkOrigin(from?.trainer.origin, origin, config)
     options.signal?.throwIfAborted()
-    const training = trainingOptions(config, from?.referenceDir ?? inputs.referenceDir)
+    const training = trainingOptions(config, from?.referenceDir ?? referenceDir)
     policy = await openPolicy(
       from?.dir ?? modelDir,
       { ...training, device, ...(world.handle && { world: world.handle }) },
       threads,
-      options.loadPolicy,
+      options,
     )
-    checkTokenizerFits(tokenizer, policy.info, modelDir)
+    checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
     checkSync(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
-      await told(options.onNotice?.(fewProblems(usable.length, config)), options.signal)
+      await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
     if (from) await loadState(policy, from)
@@ -276,25 +286,31 @@ async function checkSame(
   }
 }
 
+/** The memory and the disk that a run will need. */
+export interface Room {
+  readonly memory: MemoryPlan
+  readonly disk: DiskPlan
+  /** Bytes of disk that the run may take; undefined where nothing says so. */
+  readonly free: number | undefined
+}
+
 /** Whether the memory and the disk suffice, before anything is loaded or written. */
 async function checkRoom(
   config: Config,
-  { onNotice, signal }: OpenOptions,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
-  { rank, size, localSize }: World,
-): Promise<void> {
+  { size, localSize }: World,
+): Promise<Room> {
   const { availableMemory, checkMemory, planRun } = await import('./memory.js')
   const memory = await planRun(config, dirs, prompts, size)
   if (config.model.device === 'cpu') checkMemory(memory, availableMemory() / localSize)
-  if (rank !== 0) return
-  const { output } = config.run
+  const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)
-  const free = await freeDisk(output)
+  const found = await freeDisk(output)
   // Those of the run itself are part of the plan, and those of a run that it replaces go first.
-  const room = free === undefined ? undefined : free + checkpointBytes(output)
-  checkDisk(disk, config, room)
-  await told(onNotice?.(describeDisk(disk, room)), signal)
+  const free = found === undefined ? undefined : found + checkpointBytes(output)
+  checkDisk(disk, config, free)
+  return { memory, disk, free }
 }
 
 /** The fields of config.json that determine the shapes of the tensors. */
@@ -331,7 +347,8 @@ async function loadState(policy: Policy, { dir, stateFile }: Checkpoint): Promis
   )
 }
 
-function fewProblems(count: number, { sampling }: Config): string {
+/** Of problems that a step takes more than once. */
+export function fewProblems(count: number, { sampling }: Config): string {
   return `data.train has ${plural(count, 'problem')}, fewer than sampling.promptsPerStep, ${sampling.promptsPerStep}: a step takes some of them more than once`
 }
 

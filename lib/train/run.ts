@@ -1,9 +1,10 @@
 /** A run's directory: its lock, its JSON Lines files, and their state when a run is resumed (docs/files.md). */
-import { existsSync, mkdirSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { ioGuard } from '../base/files.js'
+import { ioGuard, makeDirectories } from '../base/files.js'
 import { acquireLock, type Lock, type LockTimes } from '../base/lock.js'
+import { readConfigFile } from '../config/file.js'
 
 const locks = { train: 'run.lock', eval: 'eval.lock' } as const
 const measurementFiles = ['eval.json', 'eval-samples.jsonl', 'eval-progress.jsonl']
@@ -27,7 +28,34 @@ export function createRunDir(dir: string, mayReplace: boolean): void {
         : `${dir} holds a measurement already: choose another --run.output, or replace it with --overwrite`,
     )
   }
-  ioGuard(`cannot make the run directory ${dir}`, () => mkdirSync(dir, { recursive: true }))
+  const foreign = mayReplace ? undefined : runFiles.filter(isThere).find(name => !isOwnConfig(dir, name))
+  if (foreign) {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `${path.resolve(dir)} holds ${foreign}, which the run would replace: choose another --run.output, or replace it with --overwrite`,
+    )
+  }
+  ioGuard(`cannot make the run directory ${dir}`, () => makeDirectories(dir))
+}
+
+/** Whether a file is the config.yaml of a run here that ended before its first step. */
+function isOwnConfig(dir: string, name: string): boolean {
+  if (name !== 'config.yaml') return false
+  try {
+    const { run } = readConfigFile(path.join(dir, name)).values as { run?: { output?: unknown } }
+    return typeof run?.output === 'string' && path.resolve(run.output) === path.resolve(dir)
+  } catch {
+    return false
+  }
+}
+
+/** What lies in the directory and is no run's; at most three names. */
+export function describeForeign(dir: string): string | undefined {
+  const own = [...runFiles, ...Object.values(locks)]
+  const names = existsSync(dir) ? readdirSync(dir).filter(name => !own.includes(name)) : []
+  if (names.length === 0) return undefined
+  const more = names.length > 3 ? ` and ${names.length - 3} more` : ''
+  return `${path.resolve(dir)} holds other files, which stay as they are: ${names.slice(0, 3).join(', ')}${more}`
 }
 
 /** Removes an earlier run's files, and nothing else that is in the directory. Throws ERR_RAPO_IO. */

@@ -1,8 +1,8 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asIoError, withPlace } from '../../lib/base/files.js'
+import { asIoError, makeDirectories, withPlace } from '../../lib/base/files.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -46,6 +46,19 @@ test('why a file failed: the path once, and no code, where the message names it;
 test('a relative name is shown with its absolute path', () => {
   assert.is(withPlace('a/b'), `a/b (${path.resolve('a/b')})`)
   assert.is(withPlace('/a/b'), '/a/b')
+})
+
+test('directories are made with those above them; what cannot be made fails at once, under /proc too', () => {
+  const deep = path.join(dir, 'one', 'two')
+  makeDirectories(deep)
+  makeDirectories(deep)
+  assert.ok(statSync(deep).isDirectory())
+  const file = path.join(dir, 'file')
+  writeFileSync(file, '')
+  const codeOf = (place: string) => (failureOf(() => makeDirectories(place)) as NodeJS.ErrnoException).code
+  assert.is(codeOf(file), 'EEXIST')
+  assert.is(codeOf(path.join(file, 'below')), 'ENOTDIR')
+  if (existsSync('/proc/self')) assert.is(codeOf('/proc/none/below'), 'ENOENT')
 })
 
 test.run()

@@ -74,16 +74,30 @@ const state = (name: string) => readFileSync(readLatestCheckpoint(run(name))!.st
 
 test('--help on every command; train lists every field with help, range and default', async () => {
   const main = await rapo('--help')
-  const commands = ['train', 'eval', 'generate', 'logprobs', 'grade', 'report', 'setup', 'doctor', 'demo']
+  const commands = [
+    'init',
+    'train',
+    'eval',
+    'generate',
+    'logprobs',
+    'grade',
+    'report',
+    'setup',
+    'doctor',
+    'demo',
+  ]
   for (const command of commands) {
     assert.match(main.stdout, new RegExp(`^  ${command} `, 'm'))
     const { code, stdout } = await rapo(command, '--help')
     assert.is(code, 0)
     assert.match(stdout, `Usage: rapo ${command}`)
+    for (const line of stdout.split('\n')) assert.ok(line.length <= 100, line)
     if (command !== 'train') continue
+    assert.match(stdout, 'reward   the mean over the last 10 steps')
     const text = stdout.replace(/\s+/g, ' ')
     for (const field of fields) {
-      assert.match(text, `${field.option} <${field.type}> ${field.help} (${field.range}`)
+      const mark = ['model.dir', 'data.train', 'task.verifier'].includes(field.path) ? 'required; ' : ''
+      assert.match(text, `${field.option} <${field.type}> ${field.help} (${mark}${field.range}`)
       if (field.default) assert.match(text, `default ${field.default})`)
     }
     assert.match(text, 'Presets of objective.preset: rapo surrogate clip, penalty forward')
@@ -371,6 +385,16 @@ test('doctor says what there is', async () => {
   const { stdout } = await rapo('doctor')
   assert.match(stdout, /^node +v\d/m)
   assert.match(stdout, /^libtorch/m)
+  assert.match(stdout, /\n\nEverything is in place\.\n$/)
+  // The machine is told also where the configuration is wrong.
+  const broken = path.join(dir, 'broken.mjs')
+  writeFileSync(broken, 'export default 1')
+  const wrong = path.join(dir, 'wrong.yaml')
+  writeFileSync(wrong, readFileSync(configFile, 'utf8').replace(verifier, broken))
+  const failed = await rapo('doctor', '-c', wrong)
+  assert.match(failed.stdout, /^node +v\d/m)
+  assert.match(failed.stderr, `rapo: task.verifier ${broken}: its default export must be a function`)
+  assert.is(failed.code, 1)
 })
 
 /** A module whose promise never settles; with `isOpen` something keeps the process alive all the same. */
@@ -394,7 +418,7 @@ test('a verifier that never answers: train, eval and grade say so and fail', asy
   const graded = path.join(dir, 'graded.jsonl')
   writeFileSync(graded, '{"answer":"1","reference":"1"}\n')
   const never =
-    /^rapo: the verifier failed on (problem "p\d+", completion ".*"|.*line 1): its promise can never settle/m
+    /^rapo: the verifier failed on (problem "p\d+", completion ".*"|.*graded.jsonl:1): its promise can never settle/m
   const commands = [
     ['train', '-c', configFile, '--run.output', run('never'), '--task.verifier', file],
     ['eval', '-m', model, '-c', configFile, '--output', run('never-eval'), '--task.verifier', file],

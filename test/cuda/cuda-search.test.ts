@@ -175,8 +175,11 @@ testHere('the doctor tells the same', async () => {
     formatDoctor(await doctor({ ...environment, PATH: '', RAPO_CACHE: path.join(dir, 'cache'), ...env }))
   await look({})
   const none = await text({})
-  assert.match(none, /^cuda {6}off, no library: .*librapo_cuda\.so: not there/m)
-  assert.match(none, 'package rapo-cuda-linux-x64: not installed')
+  assert.match(
+    none,
+    /^cuda {6}off: there is no library of the CUDA kernels\n +.*librapo_cuda\.so: not there/m,
+  )
+  assert.match(none, 'the package rapo-cuda-linux-x64 brings the library; it is not installed')
   await look({ beside: fake })
   assert.match(
     await text({ FAKE_CUDA: '0 35' }),

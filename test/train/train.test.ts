@@ -415,6 +415,37 @@ test('what is wrong before the first step: said at once, an earlier run stays as
   assert.equal(fingerprint(output), before)
 })
 
+test("a directory with others' files: one that the run would replace is refused, the rest is told", async () => {
+  const output = makeTempDir()
+  const config = makeConfig(output, model, { run: { steps: 1 } })
+  const notices: string[] = []
+  const attempt = (options: TrainOptions = {}) =>
+    train(config, { ...fake, onNotice: text => notices.push(text), ...options })
+  for (const name of ['config.yaml', 'samples.jsonl']) {
+    writeFileSync(path.join(output, name), 'run: { output: elsewhere }')
+    const message = await messageOf(attempt())
+    assert.is(
+      message,
+      `${output} holds ${name}, which the run would replace: choose another --run.output, or replace it with --overwrite`,
+    )
+    assert.is(readFileSync(path.join(output, name), 'utf8'), 'run: { output: elsewhere }')
+    rmSync(path.join(output, name))
+  }
+  // What a run leaves that ends before its first step.
+  writeFileSync(path.join(output, 'config.yaml'), `run: { output: ${JSON.stringify(output)} }`)
+  for (const name of ['a', 'b', 'c', 'd']) writeFileSync(path.join(output, name), name)
+  assert.is(await attempt(), 1)
+  assert.ok(notices.includes(`${output} holds other files, which stay as they are: a, b, c and 1 more`))
+  assert.ok(existsSync(path.join(output, 'd')))
+  notices.length = 0
+  await attempt({ overwrite: true })
+  for (const name of ['a', 'b', 'c', 'd']) rmSync(path.join(output, name))
+  assert.ok(notices.some(text => text.includes('holds other files')))
+  notices.length = 0
+  await attempt({ overwrite: true })
+  assert.not(notices.some(text => text.includes('holds other files')))
+})
+
 test('no checkpoint to resume from', async () => {
   const output = path.join(makeTempDir(), 'run')
   const message = await messageOf(train(makeConfig(output, model), { ...fake, resume: true }))

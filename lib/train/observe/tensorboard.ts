@@ -3,10 +3,10 @@
  * protocol buffer Event. Sources: tensorflow/core/lib/io/record_writer.h, tensorflow/core/util/event.proto,
  * tensorflow/core/framework/summary.proto.
  */
-import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
+import { closeSync, openSync, writeSync } from 'node:fs'
 import { hostname } from 'node:os'
 import path from 'node:path'
-import { asIoError } from '../../base/files.js'
+import { asIoError, makeDirectories } from '../../base/files.js'
 
 export interface TensorBoard {
   /** Appends one point to each curve, with the time of the call. Throws ERR_RAPO_IO. */
@@ -29,7 +29,7 @@ export function openTensorBoard(dir: string, stepsDone = 0): TensorBoard {
     }
   }
   const descriptor = guard(() => {
-    mkdirSync(dir, { recursive: true })
+    makeDirectories(dir)
     return openSync(file, 'a')
   })
   const write = (event: Buffer) => guard(() => writeSync(descriptor, encodeRecord(event)))
