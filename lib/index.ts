@@ -212,9 +212,11 @@ export {
   theoryOptimum,
   theoryValue,
 } from './theory/theory.js'
+export type { StepEvaluation } from './train/evaluation.js'
 export { type Filtered, type PhaseSeconds, type StepMetrics, summarizeStep } from './train/metrics.js'
 export type { Hook } from './train/observe/observe.js'
 export type { OpenOptions } from './train/open.js'
+export type { SampleLine } from './train/samples.js'
 export { learningRateAt, type Schedule } from './train/schedule.js'
 export type { TrainOptions } from './train/train.js'
 export type { Place } from './world/place.js'

@@ -5,7 +5,8 @@
  *     --count 150      number of mistakes. --seed selects them; the selection stays the same while other lines change
  *     --seed 1
  *     --only lib/loss  only files whose path contains this text
- *     --asked 4        lib: test files per mistake, those that import its file, the nearest and quickest first
+ *     --asked 4        test files per mistake; lib: those that import its file, the nearest and quickest first. The kernels'
+ *                      are always asked all.
  *     --tests infer,eval  only the test files whose path contains one of these words, in place of those that would be asked
  *     --at lib/loss    of the selected mistakes, only those whose place contains this text, such as lib/loss/rows.ts:12
  *     --again          judges again the mistakes that survived before
@@ -42,9 +43,9 @@ const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const home = path.join(root, 'build', 'mutate')
 /**
  * Limits for a test file, against mistakes that loop or wait for ever: seconds of CPU and of waiting beyond ten times the usual
- * ones, and GiB of memory.
+ * ones, and GiB of memory. A busy machine lets a test wait for long.
  */
-const SLACK = 60
+const SLACK = { cpu: 60, wall: 300 }
 const MEMORY = 8
 /** A test that fails with the mistake and then without it says nothing. Both are run again, this many times in all. */
 const TRIES = 3
@@ -82,7 +83,7 @@ const parts = {
     isDrawn:
       /^(native\/kernels|native\/simd\/exp|bindings\/(arrays|async|errors|executor|kernels|objective))/,
     isSpared: /cuda|select|x86/,
-    tests: /^test\/kernels\//,
+    tests: /^test\/(kernels\/|loss\/objective|cuda\/cuda-emulator)/,
   },
   engine: {
     count: 60,
@@ -91,6 +92,15 @@ const parts = {
     tests: /^test\/(engine|model)\/(?!hub|engine-python|directory)|train\/memory/,
   },
 }
+/** The tests that cover the engine, by the beginning of a source file's path. */
+const engineTests: readonly (readonly [string, RegExp])[] = [
+  ['native/engine/files/', /engine-files|models|engine\.test|golden/],
+  ['native/engine/generate/', /engine-generate|engine-async|golden|reference|engine\.test/],
+  ['native/engine/model/memory', /memory|engine\.test|models/],
+  ['native/engine/ops/aten/', /engine-aten|golden/],
+  ['native/engine/ops/', /golden|isa|reference|product|engine\.test/],
+  ['', /golden|engine\.test|engine-files|engine-generate|models/],
+]
 if (!(part in parts)) throw new Error('what is to be mutated: lib, kernels or engine')
 const { isDrawn, isSpared, tests, count } = parts[part]
 const words = values.tests?.split(',')
@@ -103,6 +113,7 @@ interface Name {
   readonly nth?: number
 }
 interface Drawn extends Mutant {
+  readonly source: string
   readonly name: Name
   readonly key: string
   readonly place: string
@@ -156,7 +167,14 @@ function draw(): Drawn[] {
       const name = { file, line, what: mutant.what, ...(again > 0 && { nth: again }) }
       const key = hash(JSON.stringify(name))
       if (reviewed.delete(key) || !file.includes(values.only)) continue
-      all.push({ ...mutant, name, key, place: `${file}:${number}`, rank: hash(`${values.seed}\n${key}`) })
+      all.push({
+        ...mutant,
+        source,
+        name,
+        key,
+        place: `${file}:${number}`,
+        rank: hash(`${values.seed}\n${key}`),
+      })
     }
   }
   for (const { file, line, what } of reviewed.values()) {
@@ -304,7 +322,7 @@ async function judge(
   let by: string | undefined
   for (const test of answering) {
     const { cpu, wall } = usual.get(test)!
-    const limit = { cpu: SLACK + 10 * cpu, wall: SLACK + 10 * wall }
+    const limit = { cpu: SLACK.cpu + 10 * cpu, wall: SLACK.wall + 10 * wall }
     const passes = async (mistaken: boolean) => {
       const put = mistaken ? mutation() : {}
       try {
@@ -340,6 +358,7 @@ async function judgeLib(tree: string, usual: Map<string, Usual>): Promise<void> 
     await measure(tree, asked, usual)
     const place = path.join(tree, mutant.name.file)
     const source = readFileSync(place, 'utf8')
+    if (source !== mutant.source) throw new Error(`${mutant.name.file} was changed meanwhile: start again`)
     const undo = () => writeFileSync(place, source)
     await judge(tree, mutant, asked, usual, {}, () => {
       writeFileSync(place, source.slice(0, mutant.start) + mutant.text + source.slice(mutant.end))
@@ -407,8 +426,8 @@ function coverage(tree: string, usual: Map<string, Usual>): (mutant: Drawn) => s
 function listTests(tree: string): string[] {
   return readdirSync(path.join(tree, 'test'), { recursive: true, encoding: 'utf8' })
     .map(name => path.posix.join('test', name.replaceAll('\\', '/')))
-    .filter(name => name.endsWith('.test.ts') && tests.test(name))
-    .filter(name => !words || words.some(word => name.includes(word)))
+    .filter(name => name.endsWith('.test.ts'))
+    .filter(name => (words ? words.some(word => name.includes(word)) : tests.test(name)))
     .sort()
 }
 
@@ -446,7 +465,8 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
       if (!existsSync(place) || readFileSync(place, 'utf8') !== source) writeFileSync(place, source)
     }
   }
-  const env = { RAPO_CACHE: path.join(home, `cache-${part}`) }
+  // Some mistakes give warnings, which would be errors for the CUDA emulator.
+  const env = { RAPO_CACHE: path.join(home, `cache-${part}`), CXXFLAGS: '-w' }
   mkdirSync(env.RAPO_CACHE, { recursive: true })
   for (const name of existsSync(cacheDir()) ? readdirSync(cacheDir()) : []) {
     const link = path.join(env.RAPO_CACHE, name)
@@ -483,10 +503,17 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
   await measure(tree, asked, usual, env)
   asked.sort((a, b) => (usual.get(a)?.wall ?? 0) - (usual.get(b)?.wall ?? 0))
   for (const mutant of chosen().filter(isOpen)) {
-    await judge(tree, mutant, asked, usual, env, () => ({
+    const few = part === 'engine' && !words ? asked.filter(isNear(mutant.name.file)).slice(0, ASKED) : asked
+    await judge(tree, mutant, few, usual, env, () => ({
       env: { RAPO_MUTANT: String(numberOf(mutant.key)) },
     }))
   }
+}
+
+/** Whether a test file of the engine covers a source file. */
+function isNear(file: string): (test: string) => boolean {
+  const [, near] = engineTests.find(([place]) => file.startsWith(place))!
+  return test => near.test(test)
 }
 
 /** What RAPO_MUTANT is for a mistake: the same number whatever else is selected. */

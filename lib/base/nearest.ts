@@ -15,7 +15,10 @@ export function nearest(
 ): string | undefined {
   const wanted = bare(partOf(given))
   const edits = (name: string) => distance(wanted, bare(partOf(name)))
-  const [best] = known.toSorted((a, b) => edits(a) - edits(b) || distance(given, a) - distance(given, b))
+  // Without a rest of its own the given name has nothing to compare with the rests of the others: the first one is taken.
+  const isPart = partOf(given) === given
+  const apart = (name: string) => distance(given, isPart ? partOf(name) : name)
+  const [best] = known.toSorted((a, b) => edits(a) - edits(b) || apart(a) - apart(b))
   return best !== undefined && edits(best) <= Math.ceil(wanted.length / 3) ? best : undefined
 }
 

@@ -20,13 +20,15 @@ import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
-import { readLatestCheckpoint } from '../train/checkpoint.js'
+import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { PeerError } from '../world/world.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
+import { trainingOutlook } from './outlook.js'
 import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
+import { activityOf, describeEvaluation, formatSample } from './train-output.js'
 
 /** Whether another rapo command started this process. That command shows the run's name before each label and decides when the run stops. */
 const isForked = process.send !== undefined
@@ -87,6 +89,8 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   let isStarted = false
   let progress: Progress | undefined
   const rewards: number[] = []
+  const outlook = trainingOutlook(config)
+  let activity: string | undefined
   const stopping = listenForStop(
     () => {
       // Before the first step there is nothing to save.
@@ -121,10 +125,23 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
+        outlook.start(done)
       },
-      onStep: ({ step, rewardMean, kl, entropy, completionLengthMean: length }) => {
+      onPhase: (phase, done, total) => {
+        const next = activityOf(phase, done, total)
+        if (next !== activity) progress?.update(outlook.done, {}, { activity: next })
+        activity = next
+      },
+      onEvaluation: evaluation => {
+        outlook.evaluated(evaluation)
+        progress?.log(describeEvaluation(evaluation))
+      },
+      onSamples: samples => progress?.log(samples.map(formatSample).join('\n')),
+      onStep: metrics => {
+        const { step, rewardMean, kl, entropy, completionLengthMean: length } = metrics
         rewards.push(rewardMean)
-        progress?.update(step, { reward: moments(rewards.slice(-10)).mean, kl, entropy, length })
+        const fields = { reward: moments(rewards.slice(-10)).mean, kl, entropy, length }
+        progress?.update(step, fields, { left: outlook.stepped(metrics) })
       },
     })
   } catch (error) {
@@ -153,6 +170,9 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     printLine(
       `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
+    const best = readBest(output)
+    if (best !== undefined)
+      printLine(`the best evaluation was that after step ${best}: ${checkpointDir(output, best)}`)
   }
 }
 

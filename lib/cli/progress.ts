@@ -10,9 +10,17 @@ import { plainLine, plainText } from '../base/text.js'
 /** Running values shown beside the bar, such as { reward: 0.31 }. */
 export type Fields = Readonly<Record<string, number | string>>
 
+/** What else is known of the work. */
+export interface Outlook {
+  /** Milliseconds that the rest will take; counts down until the next update. Default: as fast as the last units were. */
+  readonly left?: number | undefined
+  /** What is being done that is no unit, such as 'saving'. Shown until the next update. */
+  readonly activity?: string | undefined
+}
+
 export interface Progress {
   /** done of total units; fields are merged into those given before. */
-  update(done: number, fields?: Fields): void
+  update(done: number, fields?: Fields, outlook?: Outlook): void
   /** Prints a line above the bar. */
   log(line: string): void
   /** Leaves the last state on the screen. Idempotent; later calls do nothing. */
@@ -21,7 +29,14 @@ export interface Progress {
 
 /** What a forked process with RAPO_PROGRESS=ipc sends to its parent. */
 export type ProgressMessage =
-  | { type: 'progress'; label: string; done: number; total: number; unit?: string; fields: Fields }
+  | ({
+      type: 'progress'
+      label: string
+      done: number
+      total: number
+      unit?: string
+      fields: Fields
+    } & Outlook)
   | { type: 'log'; line: string }
 
 /** The progress of several child processes. */
@@ -80,8 +95,8 @@ export function createProgress(options: ProgressOptions): Progress {
   const track = new Track(plainLine(label), total, unit, options.done ?? 0, clock)
   board.show('', track)
   return {
-    update(done, fields) {
-      track.update(done, fields)
+    update(done, fields, outlook) {
+      track.update(done, fields, outlook)
       board.show('', track)
     },
     log: line => board.log(line),
@@ -104,7 +119,7 @@ export function createMultiProgress(target: ProgressTarget = {}): MultiProgress 
       track = new Track(label, message.total, message.unit, message.done, clock)
       tracks.set(slot, track)
     }
-    track.update(message.done, message.fields)
+    track.update(message.done, message.fields, message)
     board.show(slot, track)
   }
   let whole: Track | undefined
@@ -142,6 +157,7 @@ function messageProgress(
   send: (message: ProgressMessage) => void,
 ): Progress {
   let fields: Fields = {}
+  let outlook: Outlook = {}
   let done = 0
   let sentAt = -Infinity
   let unsent = false
@@ -149,13 +165,19 @@ function messageProgress(
   const flush = () => {
     sentAt = clock()
     unsent = false
-    send({ type: 'progress', label, done, total, ...(unit === undefined ? {} : { unit }), fields })
+    const { left, activity } = outlook
+    send({
+      ...{ type: 'progress', label, done, total, ...(unit === undefined ? {} : { unit }), fields },
+      ...(left !== undefined && { left }),
+      ...(activity !== undefined && { activity }),
+    })
   }
   return {
-    update(now, more) {
+    update(now, more, next = {}) {
       if (stopped) return
       done = now
       fields = { ...fields, ...more }
+      outlook = next
       unsent = true
       if (done >= total || clock() - sentAt >= MESSAGE_GAP) flush()
     },
@@ -172,6 +194,9 @@ function messageProgress(
 /** One piece of work: its progress and speed, as numbers and as text. */
 class Track {
   private fields: Fields = {}
+  private activity: string | undefined
+  /** Milliseconds left at `at`. */
+  private estimate: { readonly left: number; readonly at: number } | undefined
   private readonly startedAt: number
   private readonly marks: { time: number; done: number }[]
 
@@ -188,26 +213,36 @@ class Track {
     this.marks = [{ time: this.startedAt, done }]
   }
 
-  update(done: number, fields: Fields = {}) {
+  update(done: number, fields: Fields = {}, { left, activity }: Outlook = {}) {
+    const isFurther = done !== this.done
     this.done = done
     this.fields = { ...this.fields, ...fields }
+    this.activity = activity
     const now = this.clock()
     if (now - this.marks.at(-1)!.time >= RATE_GAP) {
       this.marks.push({ time: now, done })
       if (this.marks.length > this.rateMarks) this.marks.shift()
     }
+    // Between two updates, and while only the activity changes, the time left counts down.
+    if (left !== undefined) this.estimate = { left, at: now }
+    else if (isFurther) this.estimate = this.byRate(now)
   }
 
   get fraction() {
     return this.total > 0 ? Math.min(1, Math.max(0, this.done / this.total)) : 1
   }
 
+  private byRate(now: number) {
+    const { time, done } = this.marks[0]!
+    const rate = (this.done - done) / (now - time)
+    return rate > 0 && rate < Infinity ? { left: (this.total - this.done) / rate, at: now } : undefined
+  }
+
   /** Milliseconds left; undefined while the speed is unknown. */
   private get left() {
     if (this.done >= this.total) return 0
-    const { time, done } = this.marks[0]!
-    const rate = (this.done - done) / (this.clock() - time)
-    return rate > 0 && rate < Infinity ? (this.total - this.done) / rate : undefined
+    const { estimate } = this
+    return estimate && Math.max(0, estimate.left - (this.clock() - estimate.at))
   }
 
   private get count() {
@@ -217,8 +252,9 @@ class Track {
 
   private get times() {
     const elapsed = formatTime(this.clock() - this.startedAt)
-    if (this.done >= this.total) return [elapsed]
-    return [elapsed, `ETA ${this.left === undefined ? '–' : formatTime(this.left)}`]
+    const activity = this.activity === undefined ? [] : [plainLine(this.activity)]
+    if (this.done >= this.total) return [elapsed, ...activity]
+    return [elapsed, `ETA ${this.left === undefined ? '–' : formatTime(this.left)}`, ...activity]
   }
 
   private get shownFields() {

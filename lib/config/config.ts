@@ -112,6 +112,11 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   if (o.surrogate === 'gspo' && correction.level === 'token')
     faults.push(['correction.level', 'is token; it must be off or sequence with surrogate gspo'])
+  if (config.run.keepBest && config.eval.every === 0)
+    faults.push([
+      'run.keepBest',
+      'is true; it needs eval.every, the steps between evaluations during training',
+    ])
   if (optimizer.stepsPerBatch > sampling.promptsPerStep) {
     faults.push([
       'optimizer.stepsPerBatch',

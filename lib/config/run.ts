@@ -17,6 +17,15 @@ export const run = z.strictObject({
     .describe(
       "checkpoints that hold the optimizer's state, which is most of their size and which a resumed run needs: all, or the newest only",
     ),
+  keepBest: z
+    .boolean()
+    .default(false)
+    .describe(
+      'keep the checkpoint with the highest pass@1 of all evaluations during training, too (eval.every)',
+    ),
   samplesPerStep: count(0).default(2).describe('completions per step written to samples.jsonl'),
+  showSamples: count(0)
+    .default(0)
+    .describe('steps from one pair of sample completions on the terminal to the next; 0 is never'),
   threads: count(0).max(1024).default(0).describe('CPU threads; 0 leaves it to libtorch'),
 })

@@ -4,6 +4,7 @@ import { bootstrapMeans } from '../base/bootstrap.js'
 import { deriveSeed } from '../base/random.js'
 import { passAtK } from '../base/stats.js'
 import { plural } from '../base/text.js'
+import { majAtK } from './majority.js'
 
 /** What `eval.json` says about all problems, those of one difficulty, or those that are hard for the base model. */
 export interface EvalGroup {
@@ -12,6 +13,12 @@ export interface EvalGroup {
   readonly passAtK: readonly number[]
   readonly low: readonly number[]
   readonly high: readonly number[]
+  /** maj@k with its interval, one entry a k; absent where the verifier does not say what a completion answers. */
+  readonly majority?: {
+    readonly majAtK: readonly number[]
+    readonly low: readonly number[]
+    readonly high: readonly number[]
+  }
 }
 
 export interface ProblemResult {
@@ -21,6 +28,8 @@ export interface ProblemResult {
   readonly hardForBase?: boolean
   readonly n: number
   readonly correct: number
+  /** For each wrong answer the number of completions that have it, descending. Absent where the verifier gives no answers. */
+  readonly wrongVotes?: readonly number[]
 }
 
 /** Content of eval.json (docs/files.md). */
@@ -53,7 +62,7 @@ export function isInGroup(
   return group === 'all' || result.difficulty === group
 }
 
-/** pass@k of all problems and of each group, from the number of correct samples of each problem. */
+/** pass@k and maj@k of all problems and of each group, from how many samples of each were correct and what the others answered. */
 export function summarizeEval(
   results: readonly ProblemResult[],
   ks: readonly number[],
@@ -67,25 +76,52 @@ export function summarizeEval(
     const members = results.filter(result => isInGroup(result, name))
     const rows = members.map(({ n, correct }) => ks.map(k => passAtK(n, correct, k)))
     const { mean, low, high } = bootstrapMeans(rows, resamples, deriveSeed(seed, 'bootstrap', name))
-    groups[name] = { problems: members.length, passAtK: mean, low, high }
+    const majority = majorityOf(members, ks, resamples, deriveSeed(seed, 'bootstrap', name))
+    groups[name] = { problems: members.length, passAtK: mean, low, high, ...(majority && { majority }) }
   }
   return groups
 }
 
-/** pass@k of several results side by side, one table per group, as lines of text. */
+/** With the resamples of pass@k, so that maj@1 has the interval of pass@1. */
+function majorityOf(
+  results: readonly ProblemResult[],
+  ks: readonly number[],
+  resamples: number,
+  seed: number,
+) {
+  const rows = results.flatMap(({ id, n, correct, wrongVotes }) =>
+    wrongVotes ? [majAtK({ n, correct, wrongVotes }, ks, deriveSeed(seed, 'majority', id))] : [],
+  )
+  if (rows.length < results.length) return undefined
+  const { mean, low, high } = bootstrapMeans(rows, resamples, seed)
+  return { majAtK: mean, low, high }
+}
+
+/** pass@k, and maj@k where it is known, of several results side by side, one table per group, as lines of text. */
 export function formatPassAtK(results: readonly EvalResult[], ks: readonly number[] = results[0]!.k): string {
   const groups = Object.keys(results[0]!.groups)
   const width = Math.max(...results.map(result => result.name.length), 4)
-  const tables = groups.map(group => {
-    const shown = ks.filter(k => results.every(result => result.k.includes(k)))
-    const header = `${'pass@k'.padEnd(width)}  ${shown.map(k => String(k).padStart(5)).join(' ')}`
+  const shown = ks.filter(k => results.every(result => result.k.includes(k)))
+  const table = (
+    title: string,
+    group: string,
+    read: (group: EvalGroup | undefined, at: number) => number | undefined,
+  ) => {
+    const header = `${title.padEnd(width)}  ${shown.map(k => String(k).padStart(5)).join(' ')}`
     const rows = results.map(({ name, k, groups }) => {
-      const values = shown.map(wanted => groups[group]?.passAtK[k.indexOf(wanted)])
+      const values = shown.map(wanted => read(groups[group], k.indexOf(wanted)))
       const cells = values.map(value => (value === undefined ? '–' : value.toFixed(3)).padStart(5))
       return `${name.padEnd(width)}  ${cells.join(' ')}`
     })
-    const count = results[0]!.groups[group]!.problems
-    return [`${group} (${plural(count, 'problem')})`, header, ...rows].join('\n')
+    return [header, ...rows]
+  }
+  const tables = groups.map(group => {
+    const hasMajority = results.some(({ groups }) => groups[group]?.majority)
+    return [
+      `${group} (${plural(results[0]!.groups[group]!.problems, 'problem')})`,
+      ...table('pass@k', group, (group, at) => group?.passAtK[at]),
+      ...(hasMajority ? table('maj@k', group, (group, at) => group?.majority?.majAtK[at]) : []),
+    ].join('\n')
   })
   return tables.join('\n\n')
 }

@@ -8,7 +8,6 @@ import { digest } from '../base/random.js'
 import type { Config } from '../config/config.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import { parseModuleName } from '../reward/load.js'
-import type { World } from '../world/world.js'
 
 /** Each line of eval-progress.jsonl after the first. */
 export interface ProgressLine {
@@ -18,32 +17,75 @@ export interface ProgressLine {
   readonly correct: number
   readonly tokens: number
   readonly seconds: number
+  /** Number of wrong completions with each answer. Absent where the verifier gives none. */
+  readonly answers?: Readonly<Record<string, number>>
   readonly samples: readonly object[]
+}
+
+/** The results of a measurement's calls. */
+export interface Journal {
+  has(id: string, call: number): boolean
+  add(line: ProgressLine): void
+  /** Over the calls of one problem, or of all. */
+  sum(id: string | undefined, field: 'n' | 'correct' | 'tokens' | 'seconds'): number
+  /** ProblemResult.wrongVotes of a problem. */
+  wrongVotes(id: string): number[] | undefined
+  /** The kept samples of these problems, in their order. */
+  samples(prompts: readonly EncodedPrompt[]): Iterable<object>
+}
+
+/** A journal of these lines; `written` is told of each further one. */
+export function createJournal(
+  lines: readonly ProgressLine[] = [],
+  written: (line: ProgressLine) => void = () => {},
+): Journal {
+  const done = new Map<string, ProgressLine[]>()
+  const of = (id: string) => done.get(id) ?? []
+  const keep = (line: ProgressLine) => done.set(line.problemId, [...of(line.problemId), line])
+  for (const line of lines) keep(line)
+  return {
+    has: (id, call) => of(id).some(line => line.call === call),
+    add(line) {
+      written(line)
+      keep(line)
+    },
+    sum: (id, field) =>
+      (id === undefined ? [...done.values()].flat() : of(id)).reduce((sum, line) => sum + line[field], 0),
+    wrongVotes(id) {
+      const votes = new Map<string, number>()
+      for (const { answers } of of(id)) {
+        if (!answers) return undefined
+        for (const [answer, count] of Object.entries(answers))
+          votes.set(answer, (votes.get(answer) ?? 0) + count)
+      }
+      return [...votes.values()].sort((a, b) => b - a)
+    },
+    *samples(prompts) {
+      for (const { problem } of prompts) {
+        const calls = [...of(problem.id)].sort((a, b) => a.call - b.call)
+        for (const { samples } of calls) yield* samples
+      }
+    },
+  }
 }
 
 /**
  * Opens eval-progress.jsonl. Its first line holds the conditions on which the samples depend; each other line is the result
- * of one call. Continues an existing file, and throws ERR_RAPO_CONFIG if that file has other conditions. Every rank has all
- * lines; rank 0 reads and writes the file.
+ * of one call. Continues an existing file, and throws ERR_RAPO_CONFIG if that file has other conditions.
  */
-export async function openProgress(
+export function openProgress(
   config: Config,
-  options: { readonly dir: string; readonly output: string; readonly restart?: boolean },
+  options: {
+    readonly dirs: readonly string[]
+    readonly output: string
+    readonly restart?: boolean | undefined
+  },
   prompts: readonly EncodedPrompt[],
-  world: World,
 ) {
-  const isWriter = world.rank === 0
   const file = path.join(options.output, 'eval-progress.jsonl')
-  const conditions = describeConditions(config, options.dir, prompts)
-  const done = new Map<string, ProgressLine>()
-  const keyOf = (id: string, call: number) => JSON.stringify([id, call])
-  const read = () => {
-    if (!isWriter) return []
-    if (options.restart) rmSync(file, { force: true })
-    return readProgress(file)
-  }
-  const [all] = await world.gather('reading the journal', read)
-  const [first, ...lines] = all!
+  const conditions = describeConditions(config, options.dirs, prompts)
+  if (options.restart) rmSync(file, { force: true })
+  const [first, ...lines] = readProgress(file)
   if (first !== undefined) {
     // Older versions of rapo recorded fewer conditions.
     const differing = Object.keys(first).find(key => conditions[key] !== first[key])
@@ -53,33 +95,11 @@ export async function openProgress(
         `${file} holds an interrupted measurement with ${differing} ${JSON.stringify(first[differing])}, not ${JSON.stringify(conditions[differing])}: choose another --output, or discard it with --restart`,
       )
     }
-    for (const line of lines as unknown as ProgressLine[]) done.set(keyOf(line.problemId, line.call), line)
   }
-  await world.together('opening the journal', () => {
-    // A last line that a killed process left incomplete is dropped.
-    if (isWriter) writeWhole(file, toJsonLines([conditions, ...lines]))
-  })
-  return {
-    has: (id: string, call: number) => done.has(keyOf(id, call)),
-    add(line: ProgressLine) {
-      if (isWriter) appendJsonLines(file, [line])
-      done.set(keyOf(line.problemId, line.call), line)
-    },
-    /** The sum over the calls of one problem, or of all problems. */
-    sum: (id: string | undefined, field: 'n' | 'correct' | 'tokens' | 'seconds') =>
-      [...done.values()].reduce(
-        (sum, line) => sum + (id === undefined || line.problemId === id ? line[field] : 0),
-        0,
-      ),
-    /** The kept samples in the order of the problems, as JSON Lines. */
-    *samples() {
-      const calls = listCalls(config.eval.samples, config.eval.samplesPerCall)
-      for (const { problem } of prompts) {
-        for (const { index } of calls) yield* toJsonLines(done.get(keyOf(problem.id, index))?.samples ?? [])
-      }
-    },
-    remove: () => rmSync(file, { force: true }),
-  }
+  // A last line that a killed process left incomplete is dropped.
+  writeWhole(file, toJsonLines([conditions, ...lines]))
+  const journal = createJournal(lines as unknown as ProgressLine[], line => appendJsonLines(file, [line]))
+  return { ...journal, remove: () => rmSync(file, { force: true }) }
 }
 
 /** The complete lines; a missing file has none. */
@@ -93,21 +113,23 @@ function readProgress(file: string): Record<string, unknown>[] {
 /** Everything on which the samples depend, by the names that users know. */
 function describeConditions(
   { sampling, task, data, eval: evaluation, model }: Config,
-  dir: string,
+  dirs: readonly string[],
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
-  const { temperature, topP, topK, minP, maxNewTokens } = sampling
+  const { topP, topK, minP, maxNewTokens } = sampling
   const { file: module } = parseModuleName(task.verifier)
-  const weights = readdirSync(dir)
-    .filter(name => /\.(?:safetensors|json)$/.test(name))
-    .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs])
+  const weights = dirs.flatMap(dir =>
+    readdirSync(dir)
+      .filter(name => /\.(?:safetensors|json)$/.test(name))
+      .map(name => [name, statSync(path.join(dir, name)).size, statSync(path.join(dir, name)).mtimeMs]),
+  )
   return {
     'eval.samples': evaluation.samples,
     'eval.samplesPerCall': evaluation.samplesPerCall,
     'eval.keepSamples': evaluation.keepSamples,
     'eval.seed': evaluation.seed,
     ...{
-      'sampling.temperature': temperature,
+      'sampling.temperature': evaluation.temperature ?? sampling.temperature,
       'sampling.topP': topP,
       'sampling.topK': topK,
       'sampling.minP': minP,

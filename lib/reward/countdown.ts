@@ -33,9 +33,10 @@ export function verifyCountdown(completion: string, { numbers, target }: Countdo
   const result = evaluate(completion, numbers)
   if (typeof result === 'string') return { reward: 0, reason: result }
   const isCorrect = result.numerator === BigInt(target) * result.denominator
+  const answer = format(result)
   return isCorrect
-    ? { reward: 1, reason: 'correct' }
-    : { reward: 0, reason: `equals ${format(result)}, not ${target}` }
+    ? { reward: 1, reason: 'correct', answer }
+    : { reward: 0, reason: `equals ${answer}, not ${target}`, answer }
 }
 
 /** Any terms, any signs, denominator not 0: at most 16 numbers cannot grow far. */

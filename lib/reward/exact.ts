@@ -7,7 +7,8 @@ export const exact: Verifier = {
       ? undefined
       : 'answer must be a text that is not empty',
   verify(completion, answer) {
-    const isCorrect = completion.trim() === (answer as string).trim()
-    return isCorrect ? { reward: 1, reason: 'correct' } : { reward: 0, reason: 'not the answer' }
+    const given = completion.trim()
+    const isCorrect = given === (answer as string).trim()
+    return { reward: isCorrect ? 1 : 0, reason: isCorrect ? 'correct' : 'not the answer', answer: given }
   },
 }

@@ -1,6 +1,7 @@
 /** The verifier `math`: the completion's final answer equals the reference (docs/math-verifier.md). */
 import { type CompareOptions, compareAnswers } from './math/compare.js'
 import { type Extraction, extractAnswer } from './math/extract.js'
+import { condense } from './math/texts.js'
 import type { Verdict, Verifier } from './verifier.js'
 
 export { type CompareOptions, type Comparison, compareAnswers } from './math/compare.js'
@@ -45,5 +46,9 @@ export function verifyMath(completion: string, reference: string, options: MathO
 
 function judge(answer: string, reference: string, options: CompareOptions): Verdict {
   const { isEqual, reason } = compareAnswers(answer, reference, options)
-  return { reward: isEqual ? 1 : 0, reason: isEqual ? `correct: ${reason}` : reason }
+  const text = condense(answer)
+  return {
+    ...{ reward: isEqual ? 1 : 0, reason: isEqual ? `correct: ${reason}` : reason },
+    ...(text !== '' && { answer: text }),
+  }
 }

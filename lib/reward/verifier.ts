@@ -12,10 +12,14 @@ export interface Verdict {
   readonly reward: number
   /** One line for a person: why this reward. Empty where the verifier gave none. */
   readonly reason: string
+  /** What the completion answers, for maj@k: wrong completions with equal texts have the same answer. */
+  readonly answer?: string
 }
 
-/** What a verifier may return: a reward alone, or a reward with a reason. */
-export type VerifierResult = number | { readonly reward: number; readonly reason?: string | undefined }
+/** What a verifier may return: a reward alone, or a reward with a reason and the answer that it found. */
+export type VerifierResult =
+  | number
+  | { readonly reward: number; readonly reason?: string | undefined; readonly answer?: string | undefined }
 
 /** What is known of a completion beside its text and the answer. */
 export interface VerifyContext {
@@ -125,15 +129,22 @@ export async function judge(
 
 /** The result as a verdict, or what is wrong with it. */
 function toVerdict(result: unknown): Verdict | string {
-  const { reward, reason = '' } = (typeof result === 'number' ? { reward: result } : (result ?? {})) as {
+  const {
+    reward,
+    reason = '',
+    answer,
+  } = (typeof result === 'number' ? { reward: result } : (result ?? {})) as {
     reward?: unknown
     reason?: unknown
+    answer?: unknown
   }
   const wanted = 'it must return a number, or { reward: a number, reason: a text, which may be left out }'
   if (typeof reward !== 'number' || !Number.isFinite(reward))
     return `its reward is ${asText(reward)}; it returned ${asText(result)}, but ${wanted}`
   if (typeof reason !== 'string') return `its reason is ${asText(reason)}, which is no text; ${wanted}`
-  return { reward, reason }
+  if (answer !== undefined && typeof answer !== 'string')
+    return `its answer is ${asText(answer)}; it must be a text, or be left out`
+  return { reward, reason, ...(answer !== undefined && { answer }) }
 }
 
 function asText(value: unknown): string {

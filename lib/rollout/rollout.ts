@@ -34,6 +34,8 @@ export interface ScoredRollout extends Rollout {
   readonly reward: number
   /** The verifier's reason. */
   readonly reason: string
+  /** The verifier's answer, if it gave one: Verdict.answer. */
+  readonly answer?: string
   /** With several rewards, or a weight: each reward with its name, not weighted; the verifier's comes first. */
   readonly parts?: readonly (Verdict & Pick<RewardPart, 'name' | 'weight'>)[]
 }
@@ -92,10 +94,7 @@ export async function score(
       )
     }),
   )
-  return rollouts.map((rollout, i) => {
-    const { reward, reason } = verdicts[i]!
-    return { ...rollout, reward, reason }
-  })
+  return rollouts.map((rollout, i) => ({ ...rollout, ...verdicts[i]! }))
 }
 
 /** Like score, but with several rewards, whose weighted sum is the reward. All are started before the first is awaited. */
@@ -111,13 +110,13 @@ export async function scoreParts(
       score(rollouts, verifier, { ...options, ...(k > 0 && { who: `the reward ${name}` }) }),
     ),
   )
-  return rollouts.map((rollout, i) => {
+  return rollouts.map((_, i) => {
     const verdicts = parts.map(({ name, weight }, k) => {
       const { reward, reason } = scored[k]![i]!
       return { name, weight, reward, reason }
     })
     const reward = verdicts.reduce((sum, { weight, reward }) => sum + weight * reward, 0)
-    return { ...rollout, reward, reason: verdicts[0]!.reason, parts: verdicts }
+    return { ...scored[0]![i]!, reward, parts: verdicts }
   })
 }
 

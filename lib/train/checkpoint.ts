@@ -46,7 +46,7 @@ const stateFileOf = (dir: string) => path.join(dir, 'rapo', 'state.safetensors')
 const referenceDirOf = (dir: string) => path.join(dir, 'rapo', 'reference')
 const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
 
-/** What stays when a checkpoint is committed. */
+/** What stays when a checkpoint is committed, beside the one that markBest named. */
 export interface Retention {
   /** Number of the newest checkpoints that stay. */
   readonly keep: number
@@ -70,7 +70,7 @@ export async function writeCheckpoint(
   hasMoved = false,
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
-  const name = `step-${String(trainer.step).padStart(6, '0')}`
+  const name = nameOf(trainer.step)
   const dir = path.join(root, name)
   const temporary = dir + TEMPORARY
   const guard = async (body: () => void | Promise<void>) => {
@@ -105,8 +105,9 @@ export async function writeCheckpoint(
       renameSync(temporary, dir)
       writeWhole(path.join(root, 'latest'), `${name}\n`)
       const older = listCheckpoints(runDir).filter(other => other !== name)
+      const best = pointerOf(runDir, 'best')
       for (const [i, old] of older.reverse().entries()) {
-        if (i + 1 >= keep) rmSync(path.join(root, old), { recursive: true, force: true })
+        if (i + 1 >= keep && old !== best) rmSync(path.join(root, old), { recursive: true, force: true })
         else if (states === 'last') rmSync(stateFileOf(path.join(root, old)), { force: true })
       }
     },
@@ -134,7 +135,24 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
   }
 }
 
-/** Removes the remains of a killed process: unfinished checkpoints, and finished ones that were never committed. */
+/** The directory of the checkpoint after this step. */
+export const checkpointDir = (runDir: string, step: number) => path.join(runDir, 'checkpoints', nameOf(step))
+
+/** The step of the checkpoint that markBest named last, if there is one. */
+export function readBest(runDir: string): number | undefined {
+  const name = pointerOf(runDir, 'best')
+  return name === undefined ? undefined : stepOf(name)
+}
+
+/** Names the checkpoint of this step as the best one: retention keeps it. */
+export function markBest(runDir: string, step: number): void {
+  writeWhole(path.join(runDir, 'checkpoints', 'best'), `${nameOf(step)}\n`)
+}
+
+/**
+ * Removes the remains of a killed process: unfinished checkpoints, and finished ones that were never committed. Also removes
+ * the name of a best checkpoint that does not exist any more.
+ */
 export function removeStaleCheckpoints(runDir: string): void {
   const root = path.join(runDir, 'checkpoints')
   if (!existsSync(root)) return
@@ -143,12 +161,17 @@ export function removeStaleCheckpoints(runDir: string): void {
     const isLater = /^step-\d+$/.test(name) && (latest === undefined || stepOf(name) > stepOf(latest))
     if (name.endsWith(TEMPORARY) || isLater) rmSync(path.join(root, name), { recursive: true, force: true })
   }
+  const best = pointerOf(runDir, 'best')
+  if (best !== undefined && !existsSync(path.join(root, best))) rmSync(path.join(root, 'best'))
 }
 
 const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0
 
-function latestName(runDir: string): string | undefined {
-  const file = path.join(runDir, 'checkpoints', 'latest')
+const latestName = (runDir: string) => pointerOf(runDir, 'latest')
+
+/** The name of the checkpoint that a file beside the checkpoints holds. */
+function pointerOf(runDir: string, pointer: 'latest' | 'best'): string | undefined {
+  const file = path.join(runDir, 'checkpoints', pointer)
   if (!existsSync(file)) return undefined
   const name = readFileSync(file, 'utf8').trim()
   if (/^step-\d+$/.test(name)) return name
@@ -164,6 +187,8 @@ function listCheckpoints(runDir: string): string[] {
     .filter(name => /^step-\d+$/.test(name))
     .sort((a, b) => stepOf(a) - stepOf(b))
 }
+
+const nameOf = (step: number) => `step-${String(step).padStart(6, '0')}`
 
 function stepOf(name: string): number {
   return Number(name.slice('step-'.length))

@@ -25,15 +25,17 @@ export interface DiskPlan {
 
 /** From the sizes of the memory's parts: weights and moments are saved as they are held. */
 export function planDisk(
-  { model, run }: Config,
+  { model, run, eval: { every } }: Config,
   memory: Pick<MemoryPrediction, 'weights' | 'moments' | 'reference'>,
 ): DiskPlan {
   const { weights, moments } = memory
   // Two moments are held. Masters are saved beside them even where float32 weights are their own masters.
   const state = (moments / 2) * 3
   const reference = model.refModelSyncSteps > 0 ? memory.reference : 0
-  const saves = Math.ceil(run.steps / run.saveEvery)
-  const count = Math.min(run.keepCheckpoints + 1, saves)
+  // Each evaluation that is the best so far is saved, too, and the best one before stays until the next checkpoint.
+  const evaluations = run.keepBest ? Math.ceil(run.steps / every) : 0
+  const saves = Math.min(run.steps, Math.ceil(run.steps / run.saveEvery) + evaluations)
+  const count = Math.min(run.keepCheckpoints + (run.keepBest ? 2 : 1), saves)
   const states = run.saveOptimizer === 'last' ? Math.min(2, count) : count
   return {
     ...{ weights, state, reference, count },
@@ -75,7 +77,7 @@ export function checkDisk(plan: DiskPlan, { run }: Config, free: number | undefi
     'ERR_RAPO_IO',
     `the checkpoints need ${byteSize(plan.peak)} of disk, and ${byteSize(free)} are free for them in ${path.resolve(run.output)}\n` +
       `${formatDisk(plan)}\n` +
-      'less of it: run.keepCheckpoints 1, run.saveOptimizer last, model.dtype bfloat16, a smaller model; or choose another run.output',
+      'less of it: run.keepCheckpoints 1, run.saveOptimizer last, run.keepBest false, model.dtype bfloat16, a smaller model; or choose another run.output',
   )
 }
 

@@ -4,7 +4,7 @@ import type { Config } from '../config/config.js'
 import { encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
-import { type Filtered, type PhaseSeconds, timed } from './metrics.js'
+import { type Clock, type Filtered, timed } from './metrics.js'
 import type { OpenRun } from './open.js'
 import { ownPart } from './share.js'
 
@@ -22,14 +22,14 @@ export interface Gathered {
  * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
  * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
  * enough groups or sampling.maxNumGenBatches calls were made. The samples depend only on the run's seed, the step, the number
- * of the call and the cursor's position, so that a repeated step gives the same bits. Each rank samples and rewards its part
- * of the prompts; every rank returns the rollouts of all ranks.
+ * of the call and the cursor's position, so that a repeated step gives the same bits. Each rank samples and
+ * rewards its part of the prompts; every rank returns the rollouts of all ranks.
  */
 export async function gather(
   run: Pick<OpenRun, 'world' | 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
   config: Config,
   step: number,
-  seconds: PhaseSeconds,
+  clock: Clock,
 ): Promise<Gathered> {
   const { world, engine, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
@@ -40,20 +40,21 @@ export async function gather(
   for (let call = 0; call < calls && kept.length < promptsPerStep; call++) {
     const problems = cursor.next(promptsPerStep - kept.length)
     const prompts = problems.map(problem => encodePrompt(problem, context))
-    const { part, before } = ownPart(prompts, world)
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
+    const { part, before } = ownPart(prompts, world)
     const firstCompletion = before * groupSize
     const rest = { n: groupSize, stopTokenIds, seed, ...(firstCompletion > 0 && { firstCompletion }) }
     const sampleAndScore = async () => {
       signal.throwIfAborted()
       if (part.length === 0) return []
-      const rolling = rolloutGroups(engine, context.tokenizer, part, samplingParams(sampling, rest), {
-        signal,
-      })
-      const rollouts = await timed(seconds, 'rollout', rolling)
-      const scoring = scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal })
+      const rollouts = await timed(clock, 'rollout', () =>
+        rolloutGroups(engine, context.tokenizer, part, samplingParams(sampling, rest), { signal }),
+      )
+      const judged = await timed(clock, 'score', () =>
+        scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal }),
+      )
       // The problem and the prompt are not sent, since every rank has them.
-      return (await timed(seconds, 'score', scoring)).map(({ problem: _, promptIds: __, ...own }) => own)
+      return judged.map(({ problem: _, promptIds: __, ...own }) => own)
     }
     const all = (await world.gather(`step ${step}, rollouts`, sampleAndScore)).flat()
     const scored = splitEvenly(all, prompts.length).map((group, p) =>

@@ -23,17 +23,30 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of one process of a training run that uses all of these prompts. */
+/** The plan of one process of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
+  evalPrompts: readonly EncodedPrompt[] = [],
   processes = 1,
 ): Promise<MemoryPlan> {
   const engine = await import('../model/engine.js')
   const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
-  const promptTokens = prompts.reduce((longest, { promptIds }) => Math.max(longest, promptIds.length), 0)
-  const shape = { promptTokens, maxNewTokens, sequences: Math.ceil(promptsPerStep / processes) * groupSize }
+  const { samplesPerCall, samplesInTraining } = config.eval
+  const evaluated = Math.min(
+    Math.max(samplesPerCall, samplesInTraining),
+    evalPrompts.length * samplesInTraining,
+  )
+  const promptTokens = [...prompts, ...evalPrompts].reduce(
+    (longest, { promptIds }) => Math.max(longest, promptIds.length),
+    0,
+  )
+  const shape = {
+    promptTokens,
+    maxNewTokens,
+    sequences: Math.max(Math.ceil(promptsPerStep / processes) * groupSize, evaluated),
+  }
   return planMemory(
     await engine.predictMemory(dirs.modelDir, trainingOptions(config, dirs.referenceDir), shape),
   )
@@ -50,7 +63,7 @@ export function checkMemory(plan: MemoryPlan, available = availableMemory()): vo
   throw new RapoError(
     'ERR_RAPO_OUT_OF_MEMORY',
     `the run needs ${byteSize(plan.peak)} of memory, ${byteSize(available)} are available\n${formatMemory(plan)}\n` +
-      'less of it: model.dtype bfloat16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
+      'less of it: model.dtype bfloat16, lora.r 16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
   )
 }
 

@@ -107,14 +107,22 @@ function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rew
   return { rewards: Object.fromEntries(rewards) }
 }
 
+/** Measures a step. */
+export interface Clock {
+  readonly seconds: PhaseSeconds
+  /** Called when a phase begins. */
+  readonly onPhase?: ((phase: keyof PhaseSeconds) => void) | undefined
+}
+
 /** Adds the seconds that the work takes to the seconds of its phase. */
 export async function timed<T>(
-  seconds: PhaseSeconds,
+  { seconds, onPhase }: Clock,
   phase: keyof PhaseSeconds,
-  work: Promise<T>,
+  work: () => Promise<T>,
 ): Promise<T> {
+  onPhase?.(phase)
   const start = performance.now()
-  const result = await work
+  const result = await work()
   seconds[phase] += (performance.now() - start) / 1000
   return result
 }

@@ -31,6 +31,7 @@ import {
   type TrainerState,
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
+import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, type Origin, originOf } from './origin.js'
@@ -66,6 +67,8 @@ export interface OpenRun {
   readonly cursor: Cursor
   readonly context: EncodeContext
   readonly stopTokenIds: readonly number[]
+  /** With eval.every; on rank 0 alone, which evaluates for all. */
+  readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
   /** Whether the reference comes from a checkpoint, and is not the one that the run began with. */
@@ -127,9 +130,14 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
+  const { verifier } = rewards[0]!
+  const reading = readEvalSet(config, { modelDir, tokenizer, verifier, options: data })
+  const evalSet = await withSignal(reading, options.signal)
   const dirs = { modelDir, referenceDir }
-  const room = options.loadPolicy ? undefined : await checkRoom(config, dirs, fitting, world)
-  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room }
+  const room = options.loadPolicy
+    ? undefined
+    : await checkRoom(config, dirs, { prompts: fitting, evalPrompts: evalSet?.prompts }, world)
+  return { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room }
 }
 
 /**
@@ -160,7 +168,7 @@ async function openPrepared(
   prepared: Awaited<ReturnType<typeof prepareRun>>,
 ): Promise<OpenRun> {
   const { run } = config
-  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, room } = prepared
+  const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } = prepared
   const { onNotice, signal: aborted } = options
   const isWriter = world.rank === 0
   const origin = originOf(config, { modelDir, referenceDir })
@@ -210,27 +218,34 @@ async function openPrepared(
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
+    const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
     const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
     if (from) await loadState(policy, from)
     engine = localEngine(policy)
     options.signal?.throwIfAborted()
-    return { from, policy, engine, observer, context, cursor }
+    return { from, evalPrompts, policy, engine, observer, context, cursor }
   }
   try {
-    const { from, ...loaded } = await world.together('loading the model', load)
+    const { from, evalPrompts, ...loaded } = await world.together('loading the model', load)
     const step = from?.trainer.step ?? 0
     const cursor = loaded.cursor.state()
     await checkSame(world, config, { step, cursor, origin })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
-    await world.together('clearing the run directory', () => {
+    const evalFiles = {
+      file: path.join(run.output, 'evals.jsonl'),
+      samplesFile: path.join(run.output, 'evals-samples.jsonl'),
+    }
+    const evaluations = await world.together('clearing the run directory', () => {
       lock.check()
-      if (!isWriter) return
+      if (!isWriter) return undefined
       if (!from) clearRun(run.output)
       removeStaleCheckpoints(run.output)
       for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, step)
+      const opened = evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, step)
       writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
+      return opened
     })
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
@@ -238,7 +253,19 @@ async function openPrepared(
     const signal = anySignal(lock.lost, options.signal)
     return {
       ...loaded,
-      ...{ world, modelDir, rewards, stopTokenIds, state, metricsFile, samplesFile, lock, signal, close },
+      ...{
+        world,
+        modelDir,
+        rewards,
+        stopTokenIds,
+        state,
+        evaluations,
+        metricsFile,
+        samplesFile,
+        lock,
+        signal,
+        close,
+      },
       hasMoved: from?.referenceDir !== undefined,
     }
   } catch (error) {
@@ -298,11 +325,11 @@ export interface Room {
 async function checkRoom(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
-  prompts: readonly EncodedPrompt[],
+  { prompts, evalPrompts }: Readonly<Record<'prompts' | 'evalPrompts', readonly EncodedPrompt[] | undefined>>,
   { size, localSize }: World,
 ): Promise<Room> {
   const { availableMemory, checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts, size)
+  const memory = await planRun(config, dirs, prompts!, evalPrompts, size)
   if (config.model.device === 'cpu') checkMemory(memory, availableMemory() / localSize)
   const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)

@@ -9,7 +9,8 @@ import { readConfigFile } from '../config/file.js'
 const locks = { train: 'run.lock', eval: 'eval.lock' } as const
 const measurementFiles = ['eval.json', 'eval-samples.jsonl', 'eval-progress.jsonl']
 const runFiles = [
-  ...['config.yaml', 'metrics.jsonl', 'samples.jsonl', 'checkpoints', 'tensorboard'],
+  ...['config.yaml', 'metrics.jsonl', 'samples.jsonl', 'evals.jsonl', 'evals-samples.jsonl'],
+  ...['checkpoints', 'tensorboard'],
   ...measurementFiles,
 ]
 

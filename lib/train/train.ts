@@ -11,11 +11,14 @@ import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batc
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
 import { isApart } from '../world/world.js'
-import { type Retention, type TrainerState, writeCheckpoint } from './checkpoint.js'
+import { markBest, type Retention, readBest, type TrainerState, writeCheckpoint } from './checkpoint.js'
+import { evaluateStep, isBest, isEvaluationDue, type StepEvaluation } from './evaluation.js'
 import { gather } from './gather.js'
+import { type Symptom, watchHealth } from './health.js'
 import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
+import { bestAndWorst, chooseSamples, type SampleLine, toSampleLine } from './samples.js'
 import { learningRateAt } from './schedule.js'
 import { dealGroups } from './share.js'
 
@@ -26,8 +29,14 @@ import { dealGroups } from './share.js'
 export interface TrainOptions extends OpenOptions {
   /** Called before the first step with the number of steps done already. */
   readonly onStart?: (stepsDone: number) => void
-  /** Called when a step's lines, and its checkpoint if one was due, are on disk. */
+  /** Called when a step's lines, and its checkpoint and its evaluation if they were due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
+  /** Called when a phase of a step begins, and for evaluations again and again with the completions done. */
+  readonly onPhase?: (phase: keyof PhaseSeconds | 'eval', done?: number, total?: number) => void
+  /** With eval.every: called when an evaluation's lines are on disk. */
+  readonly onEvaluation?: (evaluation: StepEvaluation) => void
+  /** With run.showSamples: called after the first step, and every so many steps, with the best and the worst completion. */
+  readonly onSamples?: (samples: readonly SampleLine[]) => void
   /** Called after every step. If it returns true, the state is saved and the run ends. */
   readonly isStopping?: () => boolean | Promise<boolean>
 }
@@ -40,6 +49,8 @@ interface Run extends OpenRun {
   isMidStep: boolean
   /** Whether the reference has changed since the run began. */
   hasMoved: boolean
+  /** The step of the newest checkpoint. */
+  stepSaved: number
 }
 
 /**
@@ -48,42 +59,54 @@ interface Run extends OpenRun {
  * or micro-batches; the state is saved in the same way, and the call rejects with the signal's reason.
  */
 export async function train(config: Config, options: TrainOptions = {}): Promise<number> {
-  const run: Run = Object.assign(await openRun(config, options), { isMidStep: false })
-  let stepSaved = run.state.step
+  const open = await openRun(config, options)
+  const run: Run = Object.assign(open, { isMidStep: false, stepSaved: open.state.step })
+  const health = watchHealth(config.sampling)
+  const warn = async (symptoms: readonly Symptom[]) => {
+    for (const { text } of symptoms) await told(options.onNotice?.(text), run.signal)
+  }
   try {
     await run.world.together('starting', () => told(options.onStart?.(run.state.step), run.signal))
+    await evaluate(run, config, options)
     let isStopping = false
     while (run.state.step < config.run.steps && !isStopping) {
       const step = run.state.step + 1
-      const { scored, metrics, entropyCoef } = await trainStep(run, config, step)
+      const { scored, metrics, entropyCoef } = await trainStep(run, config, step, options.onPhase)
       await syncReference(run, config, step)
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
       const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
-      const saving = () =>
-        save(run, config, state, { keep: config.run.keepCheckpoints, states: config.run.saveOptimizer })
-      const checkpoint = isSaveDue ? await timed(metrics.seconds, 'save', saving()) : undefined
+      const clock = { seconds: metrics.seconds, onPhase: options.onPhase }
+      const checkpoint = isSaveDue ? await timed(clock, 'save', () => save(run, config, state)) : undefined
+      const toLine = (rollout: ScoredRollout) => toSampleLine(rollout, step, run.context.tokenizer)
       await run.world.together(`step ${step}, writing`, () => {
         run.lock.check()
         if (run.world.rank !== 0) return
-        // Before the commit: a run killed in between drops these lines when it resumes, and loses none.
+        // Lines are written before the commit: a run killed in between drops them when it resumes, and loses none.
         appendJsonLines(run.metricsFile, [metrics])
-        appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep, step))
+        appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep).map(toLine))
         checkpoint?.commit()
       })
-      if (isSaveDue) stepSaved = step
+      if (isSaveDue) run.stepSaved = step
       run.state = state
       run.isMidStep = false
       if ('failure' in asked) throw asked.failure
+      // A run that is asked to stop evaluates when it is resumed.
+      if (!isStopping) await evaluate(run, config, options)
       await run.world.together(`step ${step}, hooks`, async () => {
         await run.observer.step(metrics, run.signal)
         await told(options.onStep?.(metrics), run.signal)
+        const { showSamples } = config.run
+        if (showSamples > 0 && (step - 1) % showSamples === 0)
+          await told(options.onSamples?.(bestAndWorst(scored).map(toLine)), run.signal)
+        await warn(health.add(metrics))
       })
     }
+    await run.world.together('ending', () => warn(health.end()))
   } catch (error) {
-    const failure = run.state.step > stepSaved ? await rescue(run, config, error) : error
-    // What went wrong first counts.
+    const failure = run.state.step > run.stepSaved ? await rescue(run, config, error) : error
+    // The first error is the one to report.
     await run.close(error).catch(() => {})
     throw failure
   }
@@ -91,7 +114,41 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   return run.state.step
 }
 
-/** Whether any rank is to stop. Where isStopping fails, the step is finished first. */
+/**
+ * Evaluates the state, where eval.every asks for an evaluation that is not done yet; with run.keepBest makes sure that the
+ * best state is in a checkpoint.
+ */
+async function evaluate(run: Run, config: Config, options: TrainOptions): Promise<void> {
+  // Rank 0 evaluates for all: its policy is that of the others.
+  const evaluating = async () => {
+    await evaluateHere(run, config, options)
+    return run.stepSaved
+  }
+  const [stepSaved] = await run.world.gather(`the evaluation after step ${run.state.step}`, evaluating)
+  run.stepSaved = stepSaved!
+}
+
+async function evaluateHere(run: Run, config: Config, options: TrainOptions): Promise<void> {
+  const { evaluations, state } = run
+  const { output, keepBest } = config.run
+  if (!evaluations || !isEvaluationDue(config, evaluations, state.step)) return
+  const onProgress = (done: number, total: number) => options.onPhase?.('eval', done, total)
+  const evaluation = await evaluateStep(run, evaluations, config, state.step, onProgress)
+  if (keepBest && isBest(evaluations, state.step, readBest(output))) {
+    if (run.stepSaved !== state.step) {
+      options.onPhase?.('save')
+      const checkpoint = await write(run, config, state)
+      run.lock.check()
+      checkpoint.commit()
+      run.stepSaved = state.step
+    }
+    markBest(output, state.step)
+  }
+  run.observer.evaluated(evaluation)
+  await told(options.onEvaluation?.(evaluation), run.signal)
+}
+
+/** An error of isStopping is kept and thrown after the step is finished. */
 async function ask(isStopping: TrainOptions['isStopping'], { world, signal }: Run) {
   try {
     const all = await world.gather('asking whether to stop', async () => told(isStopping?.(), signal))
@@ -112,7 +169,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
-    // Beside all others: this one may be what went wrong.
+    // All checkpoints are kept, since the newest may be the cause of the error.
     const checkpoint = await (isAlone ? write : save)(run, config, run.state, { keep: Infinity })
     run.lock.check()
     checkpoint?.commit()
@@ -125,27 +182,24 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 }
 
 /** One batch of rollouts and the optimizer steps on it. All randomness depends only on the run's seed and on `step`. */
-async function trainStep(run: Run, config: Config, step: number) {
-  const seconds: PhaseSeconds = { rollout: 0, score: 0, train: 0, save: 0 }
+async function trainStep(run: Run, config: Config, step: number, onPhase: TrainOptions['onPhase']) {
+  const clock = { seconds: { rollout: 0, score: 0, train: 0, save: 0 }, onPhase }
   await run.world.together(`step ${step}, weights`, () => {
     run.signal.throwIfAborted()
     return run.engine.syncWeights(step - 1, { signal: run.signal })
   })
-  const {
-    sampled,
-    trained,
-    zeroAdvantageFraction,
-    metrics: filtered,
-  } = await gather(run, config, step, seconds)
+  const gathered = await gather(run, config, step, clock)
+  const { sampled, trained, zeroAdvantageFraction, metrics: filtered } = gathered
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
-  const updating = update(run, trained, config, learningRate)
-  const { sums, results, remeasured, nextEntropyCoef } = await timed(seconds, 'train', updating)
+  const { sums, results, remeasured, nextEntropyCoef } = await timed(clock, 'train', () =>
+    update(run, trained, config, learningRate),
+  )
   const taken = results.length > 0 ? results : [{ gradNorm: 0, skipped: false }]
   const measured = summarizeStep(sampled, config.sampling.groupSize, sums, taken)
   const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
   const metrics: StepMetrics = {
     ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
-    ...{ ...remeasured, ...filtered, learningRate, seconds },
+    ...{ ...remeasured, ...filtered, learningRate, seconds: clock.seconds },
   }
   return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
@@ -230,29 +284,18 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
 }
 
 /** All ranks wait until rank 0 has written, and learn whether it could. */
-function save(run: Run, config: Config, state: TrainerState, retention: Retention) {
+function save(run: Run, config: Config, state: TrainerState, retention?: Retention) {
   const writing = async () => (run.world.rank === 0 ? write(run, config, state, retention) : undefined)
   return run.world.together(`the checkpoint of step ${state.step}`, writing)
 }
 
-function write(run: Run, { run: { output } }: Config, state: TrainerState, retention: Retention) {
-  const { policy, modelDir, lock, hasMoved } = run
+function write(
+  run: Run,
+  { run: { output, keepCheckpoints, saveOptimizer } }: Config,
+  state: TrainerState,
+  retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
+) {
+  const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, retention, hasMoved)
+  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel })
 }
-
-/** `count` rollouts spread over the batch, as lines of samples.jsonl. */
-function chooseSamples(scored: readonly ScoredRollout[], count: number, step: number): object[] {
-  const chosen = Math.min(count, scored.length)
-  return Array.from({ length: chosen }, (_, i) => {
-    const { problem, completion, reward, reason, finishReason, parts } =
-      scored[Math.floor((i * scored.length) / chosen)]!
-    return {
-      ...{ step, problemId: problem.id, prompt: problem.prompt, completion, reward, reason, finishReason },
-      ...(parts && { correct: parts[0]!.reward >= 1, rewards: rewardsOf(parts) }),
-    }
-  })
-}
-
-const rewardsOf = (parts: NonNullable<ScoredRollout['parts']>) =>
-  parts.map(({ name, weight, reward, reason }) => ({ name, weight, reward, ...(reason && { reason }) }))

@@ -159,6 +159,37 @@ test('the ETA of a resumed run counts only what this process did, and follows a 
   assert.match(stream.lines().at(-1)!, /600\/1000 .* ETA 26:40/)
 })
 
+test('between two updates the ETA counts down; what else is done is named, and does not change the rate', () => {
+  const stream = fakeStream(false)
+  let now = 0
+  const lines: string[] = []
+  const progress = createProgress({ label: 'x', total: 10, stream, clock: () => now, env: {} })
+  const show = () => lines.push(stream.lines().at(-1)!)
+  now = 20_000
+  progress.update(1)
+  show()
+  now = 35_000
+  progress.update(1, {}, { activity: 'saving' })
+  show()
+  // Longer than was thought.
+  now = 300_000
+  progress.update(1, {}, { activity: 'saving' })
+  show()
+  now = 320_000
+  progress.update(2, {}, { left: 90_000 })
+  show()
+  now = 340_000
+  progress.update(2)
+  show()
+  assert.equal(lines, [
+    'x 1/10 (10 %), elapsed 0:20, ETA 3:00',
+    'x 1/10 (10 %), elapsed 0:35, ETA 2:45, saving',
+    'x 1/10 (10 %), elapsed 5:00, ETA 0:00, saving',
+    'x 2/10 (20 %), elapsed 5:20, ETA 1:30',
+    'x 2/10 (20 %), elapsed 5:40, ETA 1:10',
+  ])
+})
+
 test('no total: done at once; a total that is no number is refused', () => {
   const stream = fakeStream(false)
   createProgress({ label: 'none', total: 0, stream, env: {}, clock: () => 0 })
@@ -339,7 +370,7 @@ test('a parent shows several children at once, each in its own line', async () =
     'rapo: saved',
     'from the parent',
     'grpo: eval  ██░░░░░░░░░░   20 %  2/10  0:01  ETA 0:08',
-    'rapo: train  ██████░░░░░░   50 %  5/10  0:07  ETA 0:07  reward 0.250',
+    'rapo: train  ██████░░░░░░   50 %  5/10  0:07  ETA 0:03  reward 0.250',
     '',
   ])
 })

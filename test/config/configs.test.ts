@@ -9,7 +9,7 @@ import { promptStyles } from '../../lib/model/template.js'
 import { verifierNames } from '../../lib/reward/load.js'
 import { rewardFuncNames } from '../../lib/reward/rewards.js'
 import { readStudy } from '../../lib/study/plan.js'
-import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import type { StepMetrics } from '../../lib/train/metrics.js'
 import { train } from '../../lib/train/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
@@ -94,6 +94,29 @@ test('each feature of docs/rewards.md has an example that runs, and shows it', a
     const reference = readLatestCheckpoint(output)!.referenceDir
     assert.is(reference !== undefined, name === 'countdown-moving-reference.yaml', name)
   }
+})
+
+test('the example of docs/training.md runs: it evaluates, keeps the best, shows samples', async () => {
+  const output = path.join(makeTempDir(), 'run')
+  const config = loadConfig(path.join(dir, 'countdown-evaluation.yaml'), {
+    ...{
+      'model.dir': makeFakeModel({ 1: Math.log(5), 10: Math.log(5) }),
+      'run.output': output,
+      'run.steps': 3,
+    },
+    ...{ 'sampling.promptsPerStep': 4, 'sampling.groupSize': 4, 'eval.every': 2, 'run.showSamples': 2 },
+  })
+  const events: string[] = []
+  await train(config, {
+    loadPolicy: loadFakePolicy,
+    onEvaluation: ({ step, groups }) => {
+      events.push(`eval ${step}`)
+      assert.ok(groups.all!.problems === 32 && groups.all!.majority)
+    },
+    onSamples: ([first]) => void events.push(`samples ${first!.step}`),
+  })
+  assert.equal(events, ['eval 0', 'samples 1', 'eval 2', 'eval 3', 'samples 3'])
+  assert.ok(readBest(output))
 })
 
 test('docs/coming-from.md names fields that there are', () => {

@@ -322,12 +322,14 @@ test('digits are kept in Parquet: 64-bit integers, decimals, float32', async () 
   }
 })
 
-test('Parquet: a group that is null, and one within a list, keep their digits', async () => {
+test('Parquet: a group that is null, within a list, or repeated, keeps their digits', async () => {
   const schema = [
-    { name: 'root', num_children: 3 },
+    { name: 'root', num_children: 4 },
     { name: 'flat', type: 'DOUBLE', repetition_type: 'OPTIONAL' },
     { name: 'group', repetition_type: 'OPTIONAL', num_children: 1 },
     { name: 'x', type: 'INT64', repetition_type: 'OPTIONAL' },
+    { name: 'many', repetition_type: 'REPEATED', num_children: 1 },
+    { name: 'z', type: 'FLOAT', repetition_type: 'OPTIONAL' },
     { name: 'list', repetition_type: 'OPTIONAL', converted_type: 'LIST', num_children: 1 },
     { name: 'list', repetition_type: 'REPEATED', num_children: 1 },
     { name: 'element', repetition_type: 'OPTIONAL', num_children: 1 },
@@ -336,14 +338,20 @@ test('Parquet: a group that is null, and one within a list, keep their digits', 
   const columnData = [
     { name: 'flat', data: [0.5, null] },
     { name: 'group', data: [{ x: 9007199254740995n }, null] },
+    { name: 'many', data: [[0.1, 0.2], []] },
     { name: 'list', data: [[{ y: 0.1 }, null], []] },
   ]
   writeFileSync(named('groups.parquet'), Buffer.from(parquetWriteBuffer({ columnData, schema } as never)))
   assert.equal(
     (await readRows(named('groups.parquet'))).map(({ value }) => ({ ...value })),
     [
-      { flat: 0.5, group: { x: '9007199254740995' }, list: [{ y: 0.1 }, undefined] },
-      { flat: null, group: undefined, list: [] },
+      {
+        flat: 0.5,
+        group: { x: '9007199254740995' },
+        many: [{ z: 0.1 }, { z: 0.2 }],
+        list: [{ y: 0.1 }, undefined],
+      },
+      { flat: null, group: undefined, many: [], list: [] },
     ],
   )
 })

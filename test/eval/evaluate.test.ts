@@ -154,6 +154,7 @@ test('measures a model and writes both files', async () => {
   assert.equal(Object.keys(JSON.parse(samples[0]!)), [
     'problemId',
     'prompt',
+    'renderedPrompt',
     'completion',
     'reward',
     'reason',
@@ -162,6 +163,73 @@ test('measures a model and writes both files', async () => {
   const table = formatPassAtK([result])
   assert.match(table, 'easy (1 problem)')
   assert.match(table, result.groups.easy!.passAtK[0]!.toFixed(3))
+})
+
+test('maj@k: wrong answers vote by their value; greedy: one completion a problem, the likeliest', async () => {
+  const file = path.join(dir, 'voted.jsonl')
+  const row = (id: string) => ({ id, prompt: `${id}=8:`, answer: { numbers: [7, 8], target: 8 } })
+  writeFileSync(file, ['5', '6'].map(id => `${JSON.stringify(row(id))}\n`).join(''))
+  const { result } = await measure(file, 'voted')
+  const { all } = result.groups
+  assert.is(all!.majority!.majAtK[0], all!.passAtK[0])
+  assert.equal([all!.majority!.low[0], all!.majority!.high[0]], [all!.low[0], all!.high[0]])
+  for (const { n, correct, wrongVotes } of result.perProblem) {
+    // The only wrong value that the model writes is 7; much of what it writes is no expression.
+    assert.is(wrongVotes!.length, 1)
+    assert.ok(wrongVotes![0]! > 0 && wrongVotes![0]! + correct < n, `${wrongVotes} ${correct}`)
+  }
+  assert.match(formatPassAtK([result]), /maj@k +1 +2 /)
+
+  const greedy = (temperature: number, own?: number) =>
+    evaluate(
+      parseConfig({
+        ...{ model: { dir: model }, task: { verifier: 'countdown' }, data: { eval: problems } },
+        sampling: { maxNewTokens: 4, temperature },
+        eval: { samples: 1, bootstrap: 100, ...(own !== undefined && { temperature: own }) },
+      }),
+      { dir: model, model: 'm', name: 'n', output: makeTempDir(), loadPolicy: loadFakePolicy },
+    )
+  for (const result of [await greedy(0), await greedy(1, 0)]) {
+    // The likeliest is the end, at once: nothing is right, and nothing is an answer.
+    assert.equal([result.k, result.temperature, result.tokens], [[1], 0, 2])
+    assert.equal(result.groups.all!.passAtK, [0])
+    assert.equal(
+      result.perProblem.map(({ n, wrongVotes }) => [n, wrongVotes]),
+      [
+        [1, []],
+        [1, []],
+      ],
+    )
+  }
+})
+
+test('a verifier that gives no answers has no maj@k; one that gives them has', async () => {
+  const evaluateWith = (code: string) => {
+    const file = path.join(makeTempDir(), 'verifier.mjs')
+    writeFileSync(file, code)
+    const config = {
+      ...evalConfig(model, problems),
+      task: { ...evalConfig(model, problems).task, verifier: file },
+    }
+    return evaluate(config, {
+      dir: model,
+      model: 'm',
+      name: 'n',
+      output: makeTempDir(),
+      loadPolicy: loadFakePolicy,
+    })
+  }
+  const without = await evaluateWith("export default text => (text === '7' ? 1 : 0)")
+  assert.is(without.groups.all!.majority, undefined)
+  assert.ok(without.perProblem.every(result => !('wrongVotes' in result)))
+  const given = await evaluateWith(
+    "export default text => ({ reward: text === '7' ? 1 : 0, answer: text[0] })",
+  )
+  assert.ok(given.groups.all!.majority)
+  const wrong = evaluateWith('export default () => ({ reward: 1, answer: 7 })')
+  await wrong.then(assert.unreachable as never, error => {
+    assert.match(error.message, /its answer is 7; it must be a text, or be left out/)
+  })
 })
 
 test("a problem's result depends on the seed and the problem, not on the others", async () => {

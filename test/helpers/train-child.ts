@@ -3,7 +3,7 @@
  *
  *     grow DIR MODEL    checkpoints of 100 KB, 200 KB, then 2 MB; prints the result of each
  *     run DIR MODEL [PLACE COUNT [CHANGES]]    40 steps in DIR, resumed if there is a checkpoint; kills itself in the middle of
- *                                    that method of the policy, or after a step's lines (onStep), the COUNT-th time.
+ *                                    that method of the policy, or in that hook (onStep, onEvaluation), the COUNT-th time.
  *                                    CHANGES: of the configuration, as JSON
  */
 import { appendFileSync, existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
@@ -29,13 +29,14 @@ export function makeConfig(
   }
   return parseConfig({
     model: { dir: model, ...changes.model },
-    data: { train },
+    data: { train, ...changes.data },
     task: { verifier: 'countdown', ...changes.task },
     sampling: { promptsPerStep: 4, groupSize: 8, maxNewTokens: 4, ...changes.sampling },
     objective: { preset: 'grpo', ...changes.objective },
     optimizer: { learningRate: 1, ...changes.optimizer },
     run: { output, steps: 40, saveEvery: 4, samplesPerStep: 2, ...changes.run },
     correction: { ...changes.correction },
+    eval: { ...changes.eval },
   })
 }
 
@@ -81,6 +82,7 @@ if (what === 'grow') {
       },
     }
   }
-  const options = { resume: isStarted, overwrite: true, loadPolicy: mortal, onStep: () => dieAt('onStep') }
+  const hooks = { onStep: () => dieAt('onStep'), onEvaluation: () => dieAt('onEvaluation') }
+  const options = { resume: isStarted, overwrite: true, loadPolicy: mortal, ...hooks }
   await train(makeConfig(dir!, model!, JSON.parse(changes)), options)
 }

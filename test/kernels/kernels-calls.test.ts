@@ -420,6 +420,7 @@ test('what the addon refuses by itself', () => {
       { objective: { ...objective, surrogate: 'cispo', ratioCap: 2 } },
       /the surrogate cispo has no such bound/,
     ],
+    [{ objective: { ...objective, surrogate: 'sapo' } }, /the surrogate sapo does not clip: make clipLow 1/],
     [
       { objective: { ...objective, penalty: 'forwrd' } },
       /penalty is "forwrd", expected one of none, forward/,
@@ -928,15 +929,30 @@ test('the pool ends with the last worker thread that loaded the addon', async ()
       addon.setThreads(5)
       const rows = 64, vocabSize = 20000, one = new Float32Array(rows).fill(1)
       const { objective } = workerData, logits = new Float32Array(rows * vocabSize)
-      addon.policyLoss({ objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one })\`
-    const run = code => new Promise(resolve => new Worker(code, { eval: true, workerData }).once('exit', resolve))
+      const count = () => require('node:fs').readdirSync('/proc/self/task').length
+      const before = count()
+      addon.policyLoss({ objective, rows, vocabSize, dtype: 'float32', logits, tokenIds: new Int32Array(rows), tokenWeights: one, advantages: one })
+      require('node:worker_threads').parentPort.postMessage(count() - before)\`
+    const run = code => new Promise(resolve => {
+      let added
+      new Worker(code, { eval: true, workerData }).on('message', number => (added = number)).once('exit', () => resolve(added))
+    })
     run('').then(() => {
       const before = count()
-      return run(work).then(() => console.log(count() - before))
+      return run(work).then(added => console.log(added, count() - before))
     })
   `
   const { stdout } = await promisify(execFile)(process.execPath, ['-e', program])
-  assert.is(stdout, '0\n')
+  // The call's own thread is one of the five.
+  assert.is(stdout, '4 0\n')
+})
+
+test('the addon alone, without the package: its errors have a code', async () => {
+  const program = `
+    const addon = require(${JSON.stringify(locateKernels())})
+    try { addon.policyLoss(null) } catch (error) { console.log(error instanceof Error, error.code) }`
+  const { stdout } = await promisify(execFile)(process.execPath, ['-e', program])
+  assert.is(stdout, 'true ERR_RAPO_INVALID_ARGUMENT\n')
 })
 
 test('RAPO_KERNELS_ISA chooses the instruction set', async () => {

@@ -156,7 +156,7 @@ test('rotary frequencies and value heads are ignored with their names', async ()
   const file = path.join(more, weights)
   assert.is(
     message,
-    `ignored, because generation and training do not use them: ${file}: score.weight, ${file}: v_head.summary.weight, ${file}: model.layers.0.self_attn.rotary_emb.inv_freq and 1 more rotary frequencies`,
+    `ignored, because generation and training do not use them: ${file}: score.weight, ${file}: v_head.summary.weight, ${file}: model.layers.0.self_attn.rotary_emb.inv_freq and 1 more rotary frequency`,
   )
 })
 
@@ -266,7 +266,7 @@ test('a directory without safetensors is called what it is, with the command tha
   for (const [files, message] of cases) await rejects(load(directory(files)), message, 'ERR_RAPO_FORMAT')
   await rejects(
     load('Qwen2.5-0.5B'),
-    /^there is no directory Qwen2.5-0.5B; .* hub is named OWNER\/NAME$/,
+    /^there is no directory Qwen2.5-0.5B \(\S+Qwen2.5-0.5B\); .* hub is named OWNER\/NAME$/,
     'ERR_RAPO_IO',
   )
   const file = path.join(directory({ 'x.gguf': '' }), 'x.gguf')
@@ -297,6 +297,11 @@ test('another architecture and a quantised model are called what they are, whate
       { architectures: ['MistralForCausalLM'], model_type: 'mistral' },
       /architectures is \["MistralForCausalLM"\]; one of Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM is supported. rapo runs .*Qwen2.5/,
     ],
+    [
+      { architectures: ['Qwen3ForCausalLM'], model_type: 'llama' },
+      /model_type is "llama", but architectures is \["Qwen3ForCausalLM"\]; qwen3 is supported/,
+    ],
+    [{ architectures: null, model_type: 'gpt2' }, /model_type is "gpt2"; qwen2, qwen3, llama is supported/],
     [{ architectures: ['Qwen3MoeForCausalLM'] }, /\["Qwen3MoeForCausalLM"\], a mixture of experts;/],
     [{ architectures: ['LlamaModel'] }, /, a model without the head that generates text;/],
     [{ architectures: ['Qwen2MoeForCausalLM'] }, /\["Qwen2MoeForCausalLM"\], a mixture of experts;/],

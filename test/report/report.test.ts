@@ -192,7 +192,7 @@ test('html escapes values, not its own text', () => {
 
 test('long texts are cut, never through a character', () => {
   assert.is(visibleText('abc', 3).toString(), 'abc')
-  assert.match(visibleText('abcd', 3).toString(), /^abc<span[^>]*>… 1 more characters<\/span>$/)
+  assert.match(visibleText('abcd', 3).toString(), /^abc<span[^>]*>… 1 more character<\/span>$/)
   assert.match(visibleText('ab😀cd', 3).toString(), /^ab<span[^>]*>… 4 more characters<\/span>$/)
   assert.is(visibleText('tab\there\nnext').toString(), 'tab\there\nnext')
 })

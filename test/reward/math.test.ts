@@ -271,7 +271,10 @@ test('the last box with balanced braces', () => {
 })
 
 test('verdicts have reasons', () => {
-  assert.equal(verifyMath('so \\boxed{0.5}', '\\frac12'), { reward: 1, reason: 'correct: the same value' })
+  assert.equal(verifyMath('so \\boxed{0.5}', '\\frac12'), {
+    ...{ reward: 1, reason: 'correct: the same value', answer: '0.5' },
+  })
+  assert.is(verifyMath('\\boxed{ $2$ }', '3').answer, '2')
   assert.equal(verifyMath('so 0.5', '\\frac12'), { reward: 0, reason: 'no boxed answer' })
   assert.equal(verifyMath('\\boxed{}', '2'), { reward: 0, reason: 'the answer is empty' })
   assert.equal(verifyMath('\\boxed{\\frac{1}{}}', '2').reason, 'the answer cannot be read: empty braces')
@@ -288,6 +291,7 @@ test('verdicts have reasons', () => {
   assert.equal(math.verify('\\boxed{18.0}', 18, { id: 'p', prompt: '', columns: {} }), {
     reward: 1,
     reason: 'correct: the same value',
+    answer: '18.0',
   })
 })
 

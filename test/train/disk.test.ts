@@ -25,6 +25,14 @@ const P = 494_032_768
 /** Of Qwen2.5-0.5B in bfloat16. */
 const half = { weights: 2 * P, moments: 8 * P, reference: 2 * P }
 
+const evalOf = (run: object, every: number) => {
+  const { run: own, eval: evaluation } = parseConfig({
+    ...{ model: { dir: 'm' }, task: { verifier: 'math' } },
+    ...{ run: { output: 'o', ...run }, eval: { every } },
+  })
+  return { run: own, eval: evaluation }
+}
+
 const configOf = (run: object, model: object = {}) =>
   parseConfig({ model: { dir: 'm', ...model }, task: { verifier: 'math' }, run: { output: 'o', ...run } })
 
@@ -39,6 +47,11 @@ test('a checkpoint is the weights, three float32 numbers a parameter, and a refe
   assert.is(plan({ ...many, keepCheckpoints: 1 }).peak, 2 * 14 * P)
   assert.is(plan({ ...many, keepCheckpoints: 5, saveOptimizer: 'last' }).peak, 6 * 2 * P + 2 * 12 * P)
   assert.is(plan({ steps: 3, saveOptimizer: 'last' }).peak, 14 * P)
+  // The best one, and while another is written the one that is the best until then; an evaluation may add a checkpoint.
+  const best = { ...many, keepBest: true }
+  const planBest = (run: object, every: number) => planDisk({ ...configOf({}), ...evalOf(run, every) }, half)
+  assert.is(planBest(best, 10).count, 4)
+  assert.is(planBest({ ...best, steps: 50 }, 50).count, 1 + 1)
   const moving = plan(many, { refModelSyncSteps: 10 })
   assert.equal([moving.reference, moving.checkpoint, moving.peak], [2 * P, 16 * P, 48 * P])
 })

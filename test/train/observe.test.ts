@@ -353,4 +353,35 @@ test('a hook that throws between saves: the run goes on from its step', async ()
   assert.is(readLatestCheckpoint(config.run.output)!.trainer.step, 3)
 })
 
+test('an evaluation goes to TensorBoard at its step, to Prometheus until the next, to the hook once', async () => {
+  const [output, prometheus] = [makeTempDir(), path.join(makeTempDir(), 'rapo.prom')]
+  const [hook, log] = [path.join(output, 'hook.mjs'), path.join(output, 'log.jsonl')]
+  writeFileSync(
+    hook,
+    `import { appendFileSync } from 'node:fs'
+     export default ({ step }, { evaluation }) =>
+       appendFileSync(${JSON.stringify(log)}, JSON.stringify([step, evaluation?.step ?? null]) + '\\n')`,
+  )
+  const config = parseConfig({
+    ...{ model: { dir: 'm' }, task: { verifier: 'math' }, run: { output } },
+    observe: { tensorboard: true, prometheus, hook },
+  })
+  const observer = await openObserver(config, 0)
+  const all = { problems: 1, passAtK: [0.25, 0.5], low: [0, 0], high: [1, 1] }
+  await observer.step(metrics)
+  observer.evaluated({ step: 8, k: [1, 2], groups: { all } } as never)
+  await observer.step({ ...metrics, step: 8 })
+  await observer.step({ ...metrics, step: 9 })
+  observer.close()
+  assert.is(readFileSync(log, 'utf8'), '[7,null]\n[8,8]\n[9,null]\n')
+  const scalars = readEvents(path.join(output, 'tensorboard'))
+    .flat()
+    .filter(event => 'eval/pass@1' in event.scalars)
+  assert.equal(
+    scalars.map(({ step, scalars }) => [step, scalars]),
+    [[8, { 'eval/pass@1': 0.25, 'eval/pass@2': 0.5 }]],
+  )
+  assert.match(readFileSync(prometheus, 'utf8'), `rapo_eval{run="${output}",measure="pass@2"} 0.5`)
+})
+
 test.run()

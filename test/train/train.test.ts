@@ -98,6 +98,7 @@ test('the toy model learns the task, and the files say so', async () => {
     'step',
     'problemId',
     'prompt',
+    'renderedPrompt',
     'completion',
     'reward',
     'reason',

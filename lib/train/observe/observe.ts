@@ -6,6 +6,7 @@ import { importModule } from '../../base/module.js'
 import { plainLine } from '../../base/text.js'
 import { waitFor } from '../../base/wait.js'
 import type { Config } from '../../config/config.js'
+import { type StepEvaluation, scoresByName } from '../evaluation.js'
 import type { StepMetrics } from '../metrics.js'
 import { writePrometheus } from './prometheus.js'
 import { openTensorBoard } from './tensorboard.js'
@@ -14,11 +15,20 @@ import { openTensorBoard } from './tensorboard.js'
  * The default export of the module that observe.hook names. It is awaited after every step. If it throws, the state after that
  * step is saved and the run ends.
  */
-export type Hook = (metrics: StepMetrics, run: { readonly config: Config }) => void | Promise<void>
+export type Hook = (
+  metrics: StepMetrics,
+  run: {
+    readonly config: Config
+    /** The evaluation (eval.every) after this step, or after an earlier one that no call has told of. */
+    readonly evaluation?: StepEvaluation
+  },
+) => void | Promise<void>
 
 export interface Observer {
   /** Called when a step's lines are on disk. A file that cannot be written causes one warning. Aborting ends the wait for the hook. */
   step(metrics: StepMetrics, signal?: AbortSignal): Promise<void>
+  /** Called when an evaluation's lines are on disk, before step is called with its step. */
+  evaluated(evaluation: StepEvaluation): void
   close(): void
 }
 
@@ -33,18 +43,32 @@ export async function openObserver(config: Config, stepsDone: number): Promise<O
   const { output } = run
   let board: ReturnType<typeof openTensorBoard> | undefined
   const writers: { write: (metrics: StepMetrics) => void; isWarned?: boolean }[] = []
+  let newest: StepEvaluation | undefined
+  let untold: StepEvaluation | undefined
   if (observe.tensorboard) {
     writers.push({
       write(metrics) {
         board ??= openTensorBoard(path.join(output, 'tensorboard'), stepsDone)
         board.add(metrics.step, flatten(metrics, '/'))
+        if (untold) board.add(untold.step, flatten({ eval: scoresByName(untold) }, '/'))
       },
     })
   }
   if (observe.prometheus) {
-    writers.push({ write: metrics => writePrometheus(observe.prometheus, metrics, { run: output }) })
+    writers.push({
+      write: metrics =>
+        writePrometheus(
+          observe.prometheus,
+          { ...metrics, ...(newest && { eval: scoresByName(newest) }) },
+          { run: output },
+        ),
+    })
   }
   return {
+    evaluated(evaluation) {
+      newest = evaluation
+      untold = evaluation
+    },
     async step(metrics, signal) {
       for (const writer of writers) {
         try {
@@ -56,7 +80,9 @@ export async function openObserver(config: Config, stepsDone: number): Promise<O
           writer.isWarned = true
         }
       }
-      await callHook(hook, metrics, config, signal)
+      const told = { config, ...(untold && { evaluation: untold }) }
+      untold = undefined
+      await callHook(hook, metrics, told, signal)
     },
     close: () => board?.close(),
   }
@@ -71,18 +97,18 @@ async function loadHook(name: string): Promise<Hook> {
 async function callHook(
   hook: Hook | undefined,
   metrics: StepMetrics,
-  config: Config,
+  run: Parameters<Hook>[1],
   signal?: AbortSignal,
 ): Promise<void> {
   const never = new Error(
     'its promise can never settle: nothing is left in this process that it could wait for',
   )
   try {
-    await waitFor(hook?.(metrics, { config }), { signal, fault: () => never })
+    await waitFor(hook?.(metrics, run), { signal, fault: () => never })
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
     const why = reasonOf(cause)
-    const message = `observe.hook ${config.observe.hook} failed on step ${metrics.step}: ${why}`
+    const message = `observe.hook ${run.config.observe.hook} failed on step ${metrics.step}: ${why}`
     throw new RapoError('ERR_RAPO_INTERNAL', message, { cause })
   }
 }

@@ -8,13 +8,16 @@ import type { StepMetrics } from '../metrics.js'
  */
 export function writePrometheus(
   file: string,
-  metrics: StepMetrics,
+  metrics: StepMetrics & { readonly eval?: Readonly<Record<string, number>> },
   labels: Readonly<Record<string, string>>,
 ): void {
   writeWhole(file, formatPrometheus(metrics, labels))
 }
 
-/** One gauge per metric: rewardMean → rapo_reward_mean; seconds has its phase as a label, rewards have their name. */
+/**
+ * One gauge per metric: rewardMean → rapo_reward_mean; seconds has its phase as a label, rewards have their name, eval has the
+ * measure, such as pass@1.
+ */
 export function formatPrometheus(metrics: object, labels: Readonly<Record<string, string>>): string {
   const { rewards, ...others } = metrics as { rewards?: Readonly<Record<string, object>> }
   return [...Object.entries(others), ...rewardEntries(rewards)]
@@ -23,13 +26,15 @@ export function formatPrometheus(metrics: object, labels: Readonly<Record<string
       const samples =
         typeof value === 'object' && value !== null
           ? Object.entries(value).map(([inner, number]) =>
-              sample(gauge, { ...labels, [name === 'seconds' ? 'phase' : 'reward']: inner }, number),
+              sample(gauge, { ...labels, [labelOf[name] ?? 'reward']: inner }, number),
             )
           : [sample(gauge, labels, value)]
       return `# HELP ${gauge} ${name} of metrics.jsonl\n# TYPE ${gauge} gauge\n${samples.join('')}`
     })
     .join('')
 }
+
+const labelOf: Readonly<Record<string, string>> = { seconds: 'phase', eval: 'measure' }
 
 /** { math: { mean, std } } → rewardsMean and rewardsStd, each by the reward's name. */
 function rewardEntries(rewards: Readonly<Record<string, object>> = {}): [string, object][] {

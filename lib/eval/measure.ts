@@ -1,0 +1,158 @@
+/** Samples and judges completions of problems in calls of the engine, and counts what is correct. */
+import { watched } from '../base/call.js'
+import { deriveSeed } from '../base/random.js'
+import { listKs } from '../base/stats.js'
+import { told } from '../base/wait.js'
+import type { Config } from '../config/config.js'
+import type { EncodedPrompt } from '../data/prompts.js'
+import { nameOf } from '../data/rows.js'
+import type { Tokenizer } from '../model/tokenizer.js'
+import type { Verifier } from '../reward/verifier.js'
+import type { Sampler } from '../rollout/engine.js'
+import { rolloutGroups, type ScoredRollout, samplingParams, score } from '../rollout/rollout.js'
+import { type EvalResult, type ProblemResult, summarizeEval } from './groups.js'
+import { type Journal, listCalls } from './journal.js'
+
+/** What measure works with. */
+export interface MeasureOptions {
+  readonly engine: Sampler
+  readonly tokenizer: Tokenizer
+  readonly stopTokenIds: readonly number[]
+  readonly verifier: Verifier
+  /** What is measured already, and where each call's result goes. */
+  readonly journal: Journal
+  /** Called before a call's result is recorded; what it throws ends the measurement. */
+  readonly check?: () => void
+  /** As EvaluateOptions.onProgress. */
+  readonly onProgress?: ((done: number, total: number, solved: number) => unknown) | undefined
+  readonly signal: AbortSignal
+}
+
+/** The temperature of an evaluation. */
+export const temperatureOf = ({ eval: { temperature }, sampling }: Config) =>
+  temperature ?? sampling.temperature
+
+/**
+ * config.eval.samples completions of each prompt, as far as the journal lacks them. A problem's samples depend on
+ * config.eval.seed, its id and config.eval.samplesPerCall, not on the other problems. The results are in the order of the
+ * prompts.
+ */
+export async function measure(
+  prompts: readonly EncodedPrompt[],
+  config: Config,
+  options: MeasureOptions,
+): Promise<Omit<ProblemResult, 'hardForBase'>[]> {
+  const { journal, signal } = options
+  const { samples: n, samplesPerCall, keepSamples } = config.eval
+  const perProblem: Omit<ProblemResult, 'hardForBase'>[] = []
+  const report = (running = 0) => {
+    const solved = perProblem.filter(({ correct }) => correct > 0).length
+    return options.onProgress?.(journal.sum(undefined, 'n') + running, n * prompts.length, solved)
+  }
+  await told(report(), signal)
+  const together = Math.max(1, Math.floor(samplesPerCall / n))
+  for (let first = 0; first < prompts.length; first += together) {
+    const some = prompts.slice(first, first + together)
+    for (const call of listCalls(n, samplesPerCall)) {
+      const missing = some.filter(({ problem }) => !journal.has(problem.id, call.index))
+      if (missing.length === 0) continue
+      const start = performance.now()
+      const sampled = missing.length * call.count
+      // The last one counts when it is judged. What onProgress throws waits for the end of the call.
+      const reporting = watched('onProgress', (tokens: number, most: number) =>
+        report(Math.floor(((sampled - 1) * tokens) / Math.max(1, most))),
+      )
+      const scored = await sample(missing, call, config, options, reporting.call)
+      options.check?.()
+      const seconds = (performance.now() - start) / 1000 / missing.length
+      for (const [i, { problem, promptIds }] of missing.entries()) {
+        const group = scored.slice(i * call.count, (i + 1) * call.count)
+        const kept = group.slice(0, Math.max(0, keepSamples - call.first))
+        const answers = wrongAnswers(group)
+        const renderedPrompt = options.tokenizer.decode(promptIds)
+        journal.add({
+          problemId: problem.id,
+          call: call.index,
+          n: call.count,
+          correct: group.filter(isCorrect).length,
+          tokens: group.reduce((sum, rollout) => sum + rollout.completionIds.length, 0),
+          seconds,
+          ...(answers && { answers }),
+          samples: kept.map(({ completion, reward, reason, finishReason }) => ({
+            ...{ problemId: problem.id, prompt: problem.prompt, renderedPrompt },
+            ...{ completion, reward, reason, finishReason },
+          })),
+        })
+      }
+      reporting.failed.throwIfAborted()
+    }
+    for (const { problem } of some) {
+      const { id, difficulty } = problem
+      const correct = journal.sum(id, 'correct')
+      const wrongVotes = journal.wrongVotes(id)
+      perProblem.push({
+        ...{ id, ...(difficulty !== undefined && { difficulty }), n, correct },
+        ...(wrongVotes && { wrongVotes }),
+      })
+    }
+    await told(report(), signal)
+  }
+  if (perProblem.every(({ wrongVotes }) => wrongVotes)) return perProblem
+  return perProblem.map(({ wrongVotes: _, ...result }) => result)
+}
+
+/** The part of eval.json that does not depend on what the result is called. */
+export function summarize(
+  config: Config,
+  perProblem: readonly ProblemResult[],
+  journal: Journal,
+): Omit<EvalResult, 'model' | 'name'> {
+  const { samples: n, largestK, bootstrap, seed } = config.eval
+  const { topP, topK, minP, maxNewTokens } = config.sampling
+  const ks = listKs(n, largestK)
+  return {
+    problems: nameOf(config.data.eval),
+    ...{ samplesPerProblem: n, temperature: temperatureOf(config), topP, topK, minP, seed, maxNewTokens },
+    k: ks,
+    groups: summarizeEval(perProblem, ks, bootstrap, seed),
+    perProblem,
+    seconds: journal.sum(undefined, 'seconds'),
+    tokens: journal.sum(undefined, 'tokens'),
+  }
+}
+
+/** One call: call.count completions of each prompt, judged. */
+async function sample(
+  prompts: readonly EncodedPrompt[],
+  call: ReturnType<typeof listCalls>[number],
+  config: Config,
+  { engine, tokenizer, stopTokenIds, verifier, signal }: MeasureOptions,
+  onProgress: (done: number, total: number) => void,
+): Promise<ScoredRollout[]> {
+  // Each problem's random stream is its own, whatever else is measured.
+  const seeds = prompts.map(({ problem }) =>
+    deriveSeed(config.eval.seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
+  )
+  const params = samplingParams(
+    { ...config.sampling, temperature: temperatureOf(config) },
+    { n: call.count, stopTokenIds, seed: seeds },
+  )
+  signal.throwIfAborted()
+  const rollouts = await rolloutGroups(engine, tokenizer, prompts, params, { signal, onProgress })
+  const { maxNewTokens } = config.sampling
+  return score(rollouts, verifier, { ...config.task, maxNewTokens, signal })
+}
+
+/** Whether pass@k counts it. */
+const isCorrect = ({ reward }: ScoredRollout) => reward >= 1
+
+/** ProgressLine.answers: undefined where a correct completion shows that the verifier gives none. */
+function wrongAnswers(group: readonly ScoredRollout[]): Record<string, number> | undefined {
+  if (group.some(rollout => isCorrect(rollout) && rollout.answer === undefined)) return undefined
+  const votes = new Map<string, number>()
+  for (const rollout of group) {
+    if (isCorrect(rollout) || rollout.answer === undefined) continue
+    votes.set(rollout.answer, (votes.get(rollout.answer) ?? 0) + 1)
+  }
+  return Object.fromEntries(votes)
+}
