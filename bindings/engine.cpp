@@ -84,6 +84,7 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
   set("headDim", info.head_dim);
   set("maxPositionEmbeddings", info.max_position_embeddings);
   set("parameters", info.parameters);
+  if (info.adapter_parameters > 0) set("adapterParameters", info.adapter_parameters);
   object.Set("tiedEmbeddings", info.tied_embeddings);
   object.Set("dtype", info.dtype == DType::kBFloat16 ? "bfloat16" : "float32");
   return object;
@@ -119,6 +120,19 @@ ModelSource source_from(const Napi::Value& value, const char* name) {
   return {string(source, "dir"), config};
 }
 
+/// { r, scaling, targetModules, file, seed }. lib/model/adapter.ts has checked the values.
+LoraOptions lora_from(const Napi::Object& o) {
+  LoraOptions lora;
+  lora.r = integer(o, "r");
+  lora.scaling = number(o, "scaling");
+  const auto names = object_from(o.Get("targetModules"), "targetModules").As<Napi::Array>();
+  for (std::uint32_t i = 0; i < names.Length(); ++i)
+    lora.target_modules.push_back(names.Get(i).ToString().Utf8Value());
+  if (present(o.Get("file"))) lora.file = string(o, "file");
+  lora.seed = static_cast<std::uint64_t>(number(o, "seed"));
+  return lora;
+}
+
 PolicyOptions options_from(const Napi::Object& o) {
   PolicyOptions options;
   options.dtype = dtype_from(string(o, "dtype"), "dtype");
@@ -126,6 +140,8 @@ PolicyOptions options_from(const Napi::Object& o) {
   if (present(o.Get("backend"))) options.backend = string(o, "backend");
   options.trainable = boolean(o, "trainable");
   if (present(o.Get("reference"))) options.reference = source_from(o.Get("reference"), "reference");
+  if (present(o.Get("lora"))) options.lora = lora_from(object_from(o.Get("lora"), "lora"));
+  options.base_reference = boolean(o, "baseReference");
   const auto adamw = object_from(o.Get("adamw"), "adamw");
   options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
                    number(adamw, "weightDecay")};
@@ -184,7 +200,9 @@ Napi::Value load(const Napi::CallbackInfo& info) {
           const std::int64_t copies = 1 + (options.reference.dir.empty() ? 0 : 1);
           // Gradients and two moments, and the masters of a bfloat16 model.
           const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
-          handle->bytes = handle->policy->info().parameters * (copies * width + training);
+          const auto& sizes = handle->policy->info();
+          const std::int64_t trained = options.lora.r > 0 ? sizes.adapter_parameters : sizes.parameters;
+          handle->bytes = sizes.parameters * copies * width + trained * training;
           auto result = Napi::Object::New(env);
           result.Set("info", info_to_js(env, handle->policy->info()));
           const auto& names = handle->policy->info().ignored;
@@ -361,6 +379,18 @@ Napi::Value save(const Napi::CallbackInfo& info) {
   });
 }
 
+/// saveAdapter(handle, dir, configText) -> Promise<undefined>
+Napi::Value save_adapter(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    const auto dir = string_argument(info, 1, "dir");
+    const auto config = string_argument(info, 2, "configText");
+    return on_engine(info.Env(), [policy, dir, config](Control& control) {
+      policy->save_adapter(dir, config, control);
+    });
+  });
+}
+
 /// saveReference(handle, dir, configText) -> Promise<undefined>
 Napi::Value save_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
@@ -436,6 +466,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("syncReference", Napi::Function::New<sync_reference>(env));
   exports.Set("zeroGrad", Napi::Function::New<zero_grad>(env));
   exports.Set("save", Napi::Function::New<save>(env));
+  exports.Set("saveAdapter", Napi::Function::New<save_adapter>(env));
   exports.Set("saveLogits", Napi::Function::New<save_logits>(env));
   exports.Set("saveState", Napi::Function::New<with_path<&Policy::save_state>>(env));
   exports.Set("loadState", Napi::Function::New<with_path<&Policy::load_state>>(env));

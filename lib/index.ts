@@ -151,6 +151,7 @@ export type {
   LoadOptions,
   LoadPolicy,
   LogprobRows,
+  LoraOptions,
   MicroBatch,
   ModelDType,
   ModelInfo,

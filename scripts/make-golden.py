@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes test/golden/: small random models with what transformers and autograd make of them.
 
-    python3 scripts/make-golden.py [qwen2 qwen3 llama]        (needs torch, transformers >= 5, safetensors)
+    python3 scripts/make-golden.py [qwen2 qwen3 llama lora]        (needs torch, transformers >= 5, safetensors, peft)
 
 A case is a directory with config.json and model.safetensors as save_pretrained writes them (old-spelling.json is the
 same configuration in the spelling of transformers 4), golden.json (the batch, the objective, loss and tolerances) and
@@ -14,6 +14,9 @@ how far transformers' own float32 run is from it at most, which is the yardstick
 Of qwen3 and llama there is the same for bfloat16: expected-bfloat16.safetensors and golden.json's `bfloat16` are of the
 model whose weights are rounded to bfloat16, and the yardstick is transformers' bfloat16 run. The ratio is not clipped
 there, since an error of bfloat16's size would move rows over a bound.
+
+Of lora a case is an adapter as PEFT saves it, for the model that golden.json calls `base`; the reference is that model
+without the adapter, and the gradients are the adapter's.
 """
 
 import json
@@ -24,7 +27,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import (
-    LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+    AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
@@ -158,7 +161,8 @@ def run(policy, reference, batch, objective):
         ref_logits = rows_of(reference, batch)
     loss = loss_of(logits, ref_logits, batch, objective)
     loss.backward()
-    gradients = {name: p.grad.double() for name, p in policy.named_parameters()}
+    gradients = {
+        name.replace(".default.", "."): p.grad.double() for name, p in policy.named_parameters() if p.requires_grad}
     logp = logits.detach().double().log_softmax(-1)
     return loss.item(), logp, gradients, sensitivity(logits, ref_logits, batch, objective)
 
@@ -170,11 +174,15 @@ def copy_of(model, dtype):
     return copy
 
 
-def expect(policy, reference, batch, objective, dtype, file):
-    """What golden.json says of a dtype. The models are float32, with weights that the dtype can hold."""
-    narrow = run(copy_of(policy, dtype), copy_of(reference, dtype), batch, objective)
-    loss, logp, gradients, slope = run(
-        copy_of(policy, torch.float64), copy_of(reference, torch.float64), batch, objective)
+def copies_of(*models):
+    """For expect()."""
+    return lambda dtype: [copy_of(model, dtype) for model in models]
+
+
+def expect(models, batch, objective, dtype, file):
+    """What golden.json says of a dtype. models(dtype) are policy and reference, whose weights the dtype can hold."""
+    narrow = run(*models(dtype), batch, objective)
+    loss, logp, gradients, slope = run(*models(torch.float64), batch, objective)
     save_file({"logp": logp.float(), **{k: v.float().contiguous() for k, v in gradients.items()}}, file)
     logp_error = (narrow[1] - logp).abs().max().item()
     off = {k: narrow[2][k] - gradients[k] for k in gradients}
@@ -182,6 +190,7 @@ def expect(policy, reference, batch, objective, dtype, file):
         # One run may hit the loss by luck: what its log-probs' error can do to the loss counts.
         "loss": logp_error * slope,
         "logp": logp_error,
+        "logpNorm": (narrow[1] - logp).norm().item(),
         "gradients": {k: x.abs().max().item() for k, x in off.items()},
         "gradientNorm": sum(x.square().sum().item() for x in off.values()) ** 0.5,
     }
@@ -200,8 +209,72 @@ def greedy(model, prompt=(3, 1, 4, 1, 5), count=24):
 
 
 def main():
-    for family in sys.argv[1:] or MODELS:
-        write_family(family)
+    for family in sys.argv[1:] or [*MODELS, "lora"]:
+        if family == "lora":
+            write_adapters()
+        else:
+            write_family(family)
+
+
+ADAPTERS = {
+    # name: base, the fields of LoraConfig, penalty
+    "lora-all": ("qwen3-62-tied", {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"}, "forward"),
+    "lora-some": (
+        "gqa42-untied",
+        {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "use_rslora": True},
+        "reverse-k3"),
+}
+
+
+def write_adapters():
+    import peft
+
+    generator = torch.Generator().manual_seed(20251103)
+    for name, (base, fields, penalty) in ADAPTERS.items():
+        directory = ROOT / name
+        shutil.rmtree(directory, ignore_errors=True)
+        load = lambda dtype: AutoModelForCausalLM.from_pretrained(ROOT / base, dtype=dtype).eval()
+        made = peft.get_peft_model(load(torch.float32), peft.LoraConfig(task_type="CAUSAL_LM", **fields))
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
+        made.peft_config["default"].base_model_name_or_path = base
+        made.save_pretrained(directory)
+        (directory / "README.md").unlink()
+
+        def models(dtype, stored=torch.float32):
+            """stored: the type that all weights are rounded to. Buffers (rotary frequencies) are not."""
+            reference = load(torch.float32)
+            policy = peft.PeftModel.from_pretrained(
+                load(torch.float32), directory, is_trainable=True, autocast_adapter_dtype=False)
+            for model in (policy, reference):
+                for parameter in model.parameters():
+                    parameter.data = parameter.data.to(stored).float()
+            return policy.to(dtype).eval(), reference.to(dtype).eval()
+
+        objective = {
+            "penalty": penalty, "klCoef": 0.3, "entropyCoef": 0.05, "clipLow": 0.2, "clipHigh": 0.28, "temperature": 0.9,
+            "maxLogRatio": 20}
+        batch = make_batch(generator)
+        if not penalty.startswith("forward"):
+            del batch["refWeights"]
+        policy, _ = models(torch.float32)
+        with torch.no_grad():
+            logp = (rows_of(policy, batch) / objective["temperature"]).log_softmax(-1)
+            own = logp.gather(1, torch.tensor(batch["tokenIds"])[:, None])[:, 0]
+            batch["oldLogprobs"] = (own + torch.tensor(batch["oldLogprobs"])).clamp(max=0).tolist()
+        loss, error = expect(models, batch, objective, torch.float32, directory / "expected.safetensors")
+        golden = {
+            "base": base, "objective": objective, "batch": batch, "loss": loss, "float32Error": error,
+            "greedy": greedy(policy)}
+        smooth = {**objective, "clipLow": 1, "clipHigh": 1000}
+        loss, error = expect(
+            lambda dtype: models(dtype, torch.bfloat16), batch, smooth, torch.bfloat16,
+            directory / "expected-bfloat16.safetensors")
+        golden["bfloat16"] = {"objective": smooth, "loss": loss, "error": error}
+        (directory / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+        print(name, "loss", golden["loss"], "errors", golden["float32Error"]["logp"], error["logp"])
 
 
 def write_family(family):
@@ -227,7 +300,7 @@ def write_family(family):
         directory = ROOT / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        loss, error = expect(policy, reference, batch, objective, torch.float32, directory / "expected.safetensors")
+        loss, error = expect(copies_of(policy, reference), batch, objective, torch.float32, directory / "expected.safetensors")
         policy.save_pretrained(directory)
         (directory / "generation_config.json").unlink(missing_ok=True)
         config = json.loads((directory / "config.json").read_text())
@@ -243,7 +316,7 @@ def write_family(family):
         if family != "qwen2":
             rounded = [copy_of(copy_of(model, torch.bfloat16), torch.float32) for model in (policy, reference)]
             smooth = {**objective, "clipLow": 1, "clipHigh": 1000}
-            loss, error = expect(*rounded, batch, smooth, torch.bfloat16, directory / "expected-bfloat16.safetensors")
+            loss, error = expect(copies_of(*rounded), batch, smooth, torch.bfloat16, directory / "expected-bfloat16.safetensors")
             golden["bfloat16"] = {"objective": smooth, "loss": loss, "error": error}
             print(name, "loss", loss, "bfloat16 errors", error["loss"], error["logp"])
         (directory / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")

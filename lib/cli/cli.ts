@@ -53,7 +53,11 @@ export function createCli(): Command {
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
-    .addOption(processesOption('train'))
+    .option(
+      '--processes <count>',
+      'train in so many processes on this machine, which share every batch (docs/scale.md)',
+      wholeNumber(1),
+    )
     .option(
       '--dry-run',
       'check everything, sample and judge one group, show prompt, completions, rewards, memory and disk; write nothing',
@@ -73,7 +77,6 @@ export function createCli(): Command {
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
     .option('--restart', 'do not go on with the interrupted measurement that is there')
-    .addOption(processesOption('measure'))
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
@@ -104,6 +107,19 @@ export function createCli(): Command {
     .option('--temperature <number>', 'the logits are divided by it (1)')
     .action(async values => (await import('./commands.js')).runLogprobs(values))
   addModelOptions(logprobs)
+
+  cli
+    .command('merge')
+    .description('write an adapter of low rank (LoRA) and its model as one model (docs/lora.md)')
+    .requiredOption('-m, --model <dir>', "run directory: then its newest checkpoint; or an adapter of PEFT's")
+    .requiredOption('-o, --output <dir>', 'where the model goes; must not hold anything yet')
+    .addOption(
+      new Option('--dtype <name>', "of the weights (default: the model's own)").choices([
+        'float32',
+        'bfloat16',
+      ]),
+    )
+    .action(async values => (await import('./commands.js')).runMerge(values))
 
   cli
     .command('grade')
@@ -210,11 +226,6 @@ export function createCli(): Command {
     .option('--reuse', 'keep finished runs and measurements that are there already')
     .action(async values => (await import('./demo.js')).demo(values))
   return cli
-}
-
-function processesOption(does: string): Option {
-  const help = `${does} in so many processes on this machine, which share the work (docs/scale.md)`
-  return new Option('--processes <count>', help).argParser(wholeNumber(1))
 }
 
 /** What the bar of a training shows. */

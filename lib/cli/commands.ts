@@ -15,7 +15,7 @@ import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
-import type { Device } from '../model/policy.js'
+import type { Device, ModelDType } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadVerifier } from '../reward/load.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
@@ -220,7 +220,6 @@ interface EvalValues {
   readonly name?: string
   readonly output?: string
   readonly restart?: boolean
-  readonly processes?: number
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -236,24 +235,22 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const config = loadConfig(file, overrides)
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
-  if (await launchHere(values.processes)) return
-  const speaks = isSpeaker()
 
   let progress: Progress | undefined
   const download = downloadProgress()
   if (config.data.eval.length > 0) notify(`measuring ${given}: reading ${nameOf(config.data.eval)} …`)
   const measuring = untilStopped(async signal =>
     evaluate(config, {
-      dir: checkpoint?.dir ?? (await (speaks ? fetchModel(given) : resolveModel(given, {}))),
+      dir: checkpoint?.dir ?? (await fetchModel(given)),
       model: given,
       name,
       output,
       restart: values.restart ?? false,
       onNotice: notify,
       signal,
-      ...(speaks && { onDownload: download.onProgress, onUnusable: listUnusable }),
+      onUnusable: listUnusable,
+      onDownload: download.onProgress,
       onProgress: (done, total, solved) => {
-        if (!speaks) return
         download.stop()
         const label = isForked ? 'eval' : `${name} eval`
         progress ??= createProgress({ label, total, unit: 'completions', done })
@@ -265,7 +262,6 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     download.stop()
     progress?.stop()
   })
-  if (!speaks) return
   printLine(formatPassAtK([result]))
   printLine(
     `\n${plural(result.tokens, 'token')} in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
@@ -386,6 +382,24 @@ async function withProgress(
     await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
   await working.finally(() => progress?.stop())
+}
+
+interface MergeValues {
+  readonly model: string
+  readonly output: string
+  readonly dtype?: ModelDType
+}
+
+export async function runMerge({ model: given, output, dtype }: MergeValues): Promise<void> {
+  const { mergeAdapter } = await import('./merge.js')
+  const adapter = readLatestCheckpoint(given)?.dir ?? given
+  const download = downloadProgress()
+  const { onProgress } = download
+  const merging = untilStopped(signal =>
+    mergeAdapter({ adapter, output, ...(dtype && { dtype }), onProgress, signal }),
+  )
+  await merging.finally(download.stop)
+  printLine(path.resolve(output))
 }
 
 export async function runReport(

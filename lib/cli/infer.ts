@@ -9,6 +9,7 @@ import { placeOf, type Row, readRows, rowsOfLines } from '../data/rows.js'
 import { packTokens } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
+import { locateModel } from '../model/locate.js'
 import type {
   CallOptions,
   LoadPolicy,
@@ -162,13 +163,17 @@ export async function logprobLines(options: InferOptions, temperature: number): 
 }
 
 async function withModel(options: InferOptions, body: (job: Job) => Promise<void>): Promise<void> {
-  const { model, input, dtype = 'float32', device = 'cpu', threads = 0, problemField } = options
+  const { input, dtype = 'float32', device = 'cpu', threads = 0, problemField } = options
   const { template: text = '{prompt}', systemPrompt, chatTemplateArguments } = options
   const name = input ?? 'standard input'
   const output = openOutput(options.output)
   const rows =
     input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, { field: '--input' })
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
+  const { modelDir: model, adapterDir } = await locateModel(
+    options.model,
+    options.signal ? { signal: options.signal } : {},
+  )
   if (!options.loadPolicy) checkModel(model, '--model')
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
   const column = chooseColumn('problem', rows, name, problemField)
@@ -182,7 +187,12 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
     tokenizer && template.stop.length > 0
       ? stopTokenIdsFor(model, tokenizer, template)
       : readStopTokenIds(model)
-  const policy = await openPolicy(model, { dtype, device, trainable: false }, threads, options)
+  const policy = await openPolicy(
+    model,
+    { dtype, device, trainable: false, ...(adapterDir !== undefined && { adapterDir }) },
+    threads,
+    options,
+  )
   try {
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
     const reader = { tokenizer, column, template, vocabSize: policy.info.vocabSize }

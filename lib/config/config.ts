@@ -11,6 +11,7 @@ import { correction, type ResolvedCorrection } from './correction.js'
 import { data } from './data.js'
 import { distributed } from './distributed.js'
 import { evaluation } from './eval.js'
+import { lora, loraOptions } from './lora.js'
 import { model } from './model.js'
 import { kernelObjective, objective, type ResolvedObjective } from './objective.js'
 import { observe } from './observe.js'
@@ -21,6 +22,7 @@ import { task } from './task.js'
 
 export const schema = z.strictObject({
   model,
+  lora: lora.prefault({}),
   data: data.prefault({}),
   task,
   sampling: sampling.prefault({}),
@@ -79,6 +81,7 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       `is ${model.refModelSyncSteps}; it must be 0 without a penalty: there is no reference`,
     ])
   }
+  faults.push(...loraFaults(config))
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
   }
@@ -133,16 +136,35 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   return faults
 }
 
-/** The engine's options for a run. */
+function loraFaults({ lora: given, model }: Config): [string, string][] {
+  const defaults = lora.parse({})
+  if (given.r > 0) {
+    const why = 'the reference is the model without its adapter, which does not move'
+    const isMoving = model.refModelSyncSteps > 0
+    return isMoving
+      ? [['model.refModelSyncSteps', `is ${model.refModelSyncSteps}; it must be 0 with lora.r: ${why}`]]
+      : []
+  }
+  return (['loraAlpha', 'targetModules', 'useRslora'] as const)
+    .filter(field => String(given[field]) !== String(defaults[field]))
+    .map(field => [`lora.${field}`, `is ${given[field]}; it needs lora.r, the rank`])
+}
+
+/**
+ * The engine's options for a run.
+ * @param adapterDir the adapter of the checkpoint that a run with `lora` goes on from
+ */
 export function trainingOptions(
-  { model, optimizer, objective }: Config,
+  { model, lora, optimizer, objective, run }: Config,
   referenceDir: string,
+  adapterDir?: string,
 ): PolicyOptions {
   const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
   return {
     dtype: model.dtype,
     device: model.device as Device,
     ...(objective.penalty !== 'none' && { referenceDir }),
+    ...(adapterDir !== undefined ? { adapterDir } : lora.r > 0 && { lora: loraOptions(lora, run.seed) }),
     adamw: { beta1, beta2, eps, weightDecay },
     maxGradNorm,
     recompute,

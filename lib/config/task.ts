@@ -2,13 +2,7 @@
 import { z } from 'zod'
 import { formats } from '../reward/format.js'
 import { extractions } from '../reward/math/extract.js'
-import { count } from './values.js'
-
-const list = (text: string) =>
-  text
-    .split(',')
-    .map(item => item.trim())
-    .filter(item => item !== '')
+import { count, list } from './values.js'
 
 const numbers = (text: string, context: z.core.$RefinementCtx<string>) => {
   const weights = list(text).map(Number)

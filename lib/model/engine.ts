@@ -9,6 +9,7 @@ import type { ObjectiveMetrics } from '../loss/objective.js'
 import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
+import { type AdapterShape, adapterConfigText, nativeAdapter, readAdapter, shapeOf } from './adapter.js'
 import { dtypeOf, type ModelSource, readModelConfig, withDtype } from './config.js'
 import { checkModel } from './directory.js'
 import {
@@ -19,6 +20,7 @@ import {
   type LoadOptions,
   type LoadPolicy,
   type LogprobRows,
+  type LoraOptions,
   type MicroBatch,
   type ModelDType,
   type ModelInfo,
@@ -35,16 +37,28 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   fields('options', options, { ...optionFields, signal: true })
   const { signal, ...rest } = options
   checkCallOptions({ signal })
-  const { referenceDir, ...native } = checkOptions(rest)
+  const { shape, ...checked } = checkOptions(rest)
   const model = checkModel(dir)
-  const reference = referenceDir === undefined ? undefined : checkModel(referenceDir)
+  const native = withReference(dir, checked, checkModel)
   const addon = engine()
   if (native.device !== 'cpu') nameCudaLibrary(addon)
   const { handle, info, ignored } = await runCall(new addon.Control(), { signal }, control =>
-    addon.load(model, { ...native, reference }, control),
+    addon.load(model, native, control),
   )
   if (ignored.length > 0) warnOfIgnored(ignored)
-  return new NativePolicy(addon, handle, Object.freeze(info), model.text, reference?.text)
+  return new NativePolicy(addon, handle, Object.freeze(info), model, { reference: native.reference, shape })
+}
+
+/** The reference as the engine is told of it: with an adapter, the policy's own model is one without loading it again. */
+function withReference<T extends { referenceDir: string | undefined; lora: object | undefined }>(
+  dir: string,
+  { referenceDir, ...native }: T,
+  read: (dir: string) => ModelSource,
+) {
+  const isOwn = native.lora !== undefined && referenceDir !== undefined
+  const baseReference = isOwn && path.resolve(referenceDir) === path.resolve(dir)
+  const reference = referenceDir === undefined || baseReference ? undefined : read(referenceDir)
+  return { ...native, baseReference, reference }
 }
 
 /** names: "FILE: NAME" each. The message counts rotary frequencies (one per layer) and names value heads. */
@@ -76,6 +90,7 @@ function checkOptions(options: PolicyOptions) {
   integer('headRows', headRows, 0)
   integer('cacheBytes', cacheBytes, 1)
   if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
+  const { shape, ...lora } = checkAdapter(options)
   fields('adamw', options.adamw ?? {}, adamwDefaults)
   const adamw = { ...adamwDefaults, ...options.adamw }
   range('adamw.beta1', adamw.beta1, 'in [0, 1)', x => x >= 0 && x < 1)
@@ -83,18 +98,26 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
   return {
-    dtype,
-    device,
-    backend,
-    trainable,
-    referenceDir,
-    adamw,
-    maxGradNorm,
-    headRows,
-    recompute,
-    cacheBytes,
-    world,
+    ...{ dtype, device, backend, trainable, referenceDir, shape, ...lora },
+    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world },
   }
+}
+
+/** The adapter's shape, and the adapter as the engine is told of it; both undefined without one. */
+function checkAdapter({ lora, adapterDir }: PolicyOptions) {
+  if (lora !== undefined && adapterDir !== undefined)
+    invalid('adapterDir', adapterDir, 'none with lora, which makes a new adapter')
+  if (adapterDir !== undefined) {
+    text('adapterDir', adapterDir)
+    const { shape, file } = readAdapter(adapterDir)
+    return { shape, lora: nativeAdapter(shape, { file }) }
+  }
+  if (lora === undefined) return { shape: undefined, lora: undefined }
+  fields('lora', lora, loraFields)
+  const { seed = 0 } = lora
+  integer('lora.seed', seed, 0)
+  const shape = shapeOf(lora)
+  return { shape, lora: nativeAdapter(shape, { seed }) }
 }
 
 /** The sizes on which the memory of a policy in use depends. */
@@ -137,13 +160,13 @@ export async function predictMemory(
   integer('maxNewTokens', maxNewTokens, 1)
   integer('sequences', sequences, 1)
   integer('maxBatch', maxBatch, 0)
-  const { referenceDir, ...native } = checkOptions(options)
-  const reference = referenceDir === undefined ? undefined : readModelConfig(referenceDir)
-  return engine().predictMemory(
-    readModelConfig(dir),
-    { ...native, reference },
-    { promptTokens, maxNewTokens, sequences, maxBatch },
-  )
+  const { shape: _, ...native } = checkOptions(options)
+  return engine().predictMemory(readModelConfig(dir), withReference(dir, native, readModelConfig), {
+    promptTokens,
+    maxNewTokens,
+    sequences,
+    maxBatch,
+  })
 }
 
 /**
@@ -231,6 +254,7 @@ interface Engine extends EngineAddon {
   step(handle: Handle, learningRate: number): Promise<StepResult>
   syncReference(handle: Handle, share: number): Promise<void>
   saveReference(handle: Handle, dir: string, configText: string): Promise<void>
+  saveAdapter(handle: Handle, dir: string, configText: string): Promise<void>
   zeroGrad(handle: Handle): Promise<void>
   save(
     handle: Handle,
@@ -253,18 +277,25 @@ class NativePolicy implements Policy {
   readonly info: ModelInfo
   readonly #addon: Engine
   readonly #handle: Handle
-  /** Text of the config.json that the model was loaded with. */
-  readonly #configText: string
-  readonly #referenceText: string | undefined
+  readonly #model: ModelSource
+  readonly #reference: ModelSource | undefined
+  readonly #shape: AdapterShape | undefined
   /** Settles when the latest of the calls has ended. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
 
-  constructor(addon: Engine, handle: Handle, info: ModelInfo, configText: string, referenceText?: string) {
+  constructor(
+    addon: Engine,
+    handle: Handle,
+    info: ModelInfo,
+    model: ModelSource,
+    more: { reference: ModelSource | undefined; shape: AdapterShape | undefined },
+  ) {
     this.#addon = addon
     this.#handle = handle
-    this.#configText = configText
-    this.#referenceText = referenceText
+    this.#model = model
+    this.#reference = more.reference
+    this.#shape = more.shape
     this.info = info
   }
 
@@ -330,8 +361,18 @@ class NativePolicy implements Policy {
   async saveReference(dir: string): Promise<void> {
     text('dir', dir)
     // If there is no reference, the engine reports it.
-    const config = withDtype(this.#referenceText ?? this.#configText, this.info.dtype)
+    const config = withDtype((this.#reference ?? this.#model).text, this.info.dtype)
     return this.#call(undefined, () => this.#addon.saveReference(this.#handle, dir, config))
+  }
+
+  async saveAdapter(dir: string, options: { readonly baseModel?: string } = {}): Promise<void> {
+    text('dir', dir)
+    fields('options', options, { baseModel: true })
+    const { baseModel = path.resolve(this.#model.dir) } = options
+    text('baseModel', baseModel)
+    // Without an adapter the engine says that there is none.
+    const config = this.#shape ? adapterConfigText(this.#shape, baseModel) : ''
+    return this.#call(undefined, () => this.#addon.saveAdapter(this.#handle, dir, config))
   }
 
   async zeroGrad(): Promise<void> {
@@ -349,7 +390,7 @@ class NativePolicy implements Policy {
     const { dtype = this.info.dtype, maxShardBytes = 5e9 } = options
     oneOf('dtype', dtype, ['float32', 'bfloat16'])
     integer('maxShardBytes', maxShardBytes, 1)
-    const config = withDtype(this.#configText, dtype)
+    const config = withDtype(this.#model.text, dtype)
     return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes, config))
   }
 
@@ -398,12 +439,21 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   backend: true,
   trainable: true,
   referenceDir: true,
+  lora: true,
+  adapterDir: true,
   adamw: true,
   maxGradNorm: true,
   headRows: true,
   cacheBytes: true,
   recompute: true,
   world: true,
+}
+const loraFields: Record<keyof LoraOptions, true> = {
+  r: true,
+  loraAlpha: true,
+  targetModules: true,
+  useRslora: true,
+  seed: true,
 }
 const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
 const batchFields: Record<keyof MicroBatch, true> = {

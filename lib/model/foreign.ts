@@ -86,7 +86,7 @@ export function explainFiles(names: readonly string[], from: string): string | u
   if (hasWeights) return 'has no config.json'
   if (has(/^adapter_(config\.json|model\.(safetensors|bin))$/)) {
     const merge = `from peft import AutoPeftModelForCausalLM; AutoPeftModelForCausalLM.from_pretrained('${from}', torch_dtype='auto').merge_and_unload()`
-    return `holds an adapter of PEFT (${has(/^adapter_/)}), which changes another model, and no model. Merge the two with PEFT: ${python(merge, `${last}-merged`)}`
+    return `holds an adapter of PEFT (${has(/^adapter_/)}), which changes another model, and no model. Merge the two: rapo merge --model ${from} --output ${last}-merged; or with PEFT: ${python(merge, `${last}-merged`)}`
   }
   const gguf = has(/\.gguf$/i)
   if (gguf) {

@@ -25,6 +25,23 @@ export interface AdamW {
   readonly weightDecay: number
 }
 
+/**
+ * A new adapter: y = W x + s B (A x) for the matrices named, with A (r × columns) uniform in ±1 / √columns and B
+ * (rows × r) = 0, as PEFT begins. Names and defaults are PEFT's, but for targetModules.
+ */
+export interface LoraOptions {
+  /** The rank r; at least 1. */
+  readonly r: number
+  /** s is loraAlpha / r. Default 8. */
+  readonly loraAlpha?: number
+  /** Among q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; all-linear (default) is all of them. */
+  readonly targetModules?: 'all-linear' | readonly string[]
+  /** s is loraAlpha / √r (arXiv 2312.03732). Default false. */
+  readonly useRslora?: boolean
+  /** Of A's numbers; a safe integer ≥ 0. Default 0. */
+  readonly seed?: number
+}
+
 /** How loadPolicy loads a model. Defaults: float32, on the CPU. */
 export interface PolicyOptions {
   readonly dtype?: ModelDType
@@ -36,8 +53,15 @@ export interface PolicyOptions {
   readonly backend?: 'cpu' | 'aten'
   /** false: inference only, without gradients and optimizer state. Default true. */
   readonly trainable?: boolean
-  /** Directory of the frozen reference. Absent: no reference. */
+  /**
+   * Directory of the frozen reference. Absent: no reference. With an adapter, the policy's own directory means the model
+   * without the adapter, which takes no memory of its own.
+   */
   readonly referenceDir?: string
+  /** Trains a new adapter of low rank (LoRA); the model itself stays as it is. */
+  readonly lora?: LoraOptions
+  /** Directory of an adapter of PEFT's for this model (adapter_config.json, adapter_model.safetensors). Not with lora. */
+  readonly adapterDir?: string
   readonly adamw?: Partial<AdamW>
   /** The gradient's norm is clipped to this; > 0. Default 1. */
   readonly maxGradNorm?: number
@@ -156,6 +180,8 @@ export interface ModelInfo {
   readonly parameters: number
   readonly tiedEmbeddings: boolean
   readonly dtype: ModelDType
+  /** Parameters of the adapter; absent without one. `parameters` does not count them. */
+  readonly adapterParameters?: number
 }
 
 /**
@@ -187,9 +213,18 @@ export interface Policy {
   saveReference?(dir: string): Promise<void>
   /** Drops the gradient. */
   zeroGrad(): Promise<void>
-  /** Writes config.json and model.safetensors, or its shards and their index, into an existing directory. */
+  /**
+   * Writes config.json and model.safetensors, or its shards and their index, into an existing directory. An adapter is
+   * merged into the weights.
+   */
   save(dir: string, options?: SaveOptions): Promise<void>
-  /** Writes the float32 weights, the moments and the step count as one safetensors file. */
+  /**
+   * Writes the adapter into an existing directory as PEFT does: adapter_config.json, which names the model that it
+   * changes (default: the directory that the policy was loaded from), and adapter_model.safetensors in float32. Absent
+   * from policies that cannot; throws for a policy without an adapter.
+   */
+  saveAdapter?(dir: string, options?: { readonly baseModel?: string }): Promise<void>
+  /** Writes the float32 weights, the moments and the step count as one safetensors file: of the adapter alone, if any. */
   saveState(file: string): Promise<void>
   /** Reads a file that saveState wrote. Throws if the file belongs to another model. */
   loadState(file: string): Promise<void>

@@ -32,7 +32,7 @@ export interface TrainerState {
 }
 
 export interface Checkpoint {
-  /** A model directory. */
+  /** A model directory; of a run with the section lora, a directory with PEFT's adapter. */
   readonly dir: string
   /** File with the float32 weights and moments, for Policy.loadState. */
   readonly stateFile: string
@@ -59,15 +59,19 @@ export interface Retention {
  * not keep. Throws ERR_RAPO_IO, with nothing left behind, where it cannot be written.
  *
  * @param modelDir the directory from which the tokenizer is copied
- * @param hasMoved whether the reference has changed since the run began, so that it is part of the state
+ * @param parts hasMoved: the reference has changed since the run began, so that it is part of the state. baseModel: the
+ *   checkpoint holds the policy's adapter alone, for the model of that name
  */
 export async function writeCheckpoint(
   runDir: string,
   modelDir: string,
-  policy: Pick<Policy, 'save' | 'saveState' | 'saveReference'>,
+  policy: Pick<Policy, 'save' | 'saveAdapter' | 'saveState' | 'saveReference'>,
   trainer: TrainerState,
   { keep, states = 'all' }: Retention,
-  hasMoved = false,
+  {
+    hasMoved = false,
+    baseModel,
+  }: { readonly hasMoved?: boolean; readonly baseModel?: string | undefined } = {},
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
   const name = nameOf(trainer.step)
@@ -88,7 +92,7 @@ export async function writeCheckpoint(
   await guard(async () => {
     rmSync(temporary, { recursive: true, force: true })
     makeDirectories(path.join(temporary, 'rapo'))
-    await policy.save(temporary)
+    await (baseModel === undefined ? policy.save(temporary) : policy.saveAdapter!(temporary, { baseModel }))
     await policy.saveState(stateFileOf(temporary))
     if (hasMoved) {
       makeDirectories(referenceDirOf(temporary))

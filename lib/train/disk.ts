@@ -9,7 +9,7 @@ import type { MemoryPrediction } from '../model/engine.js'
 
 /** All in bytes, but for `count`. */
 export interface DiskPlan {
-  /** The model of one checkpoint, in model.dtype. */
+  /** The model of one checkpoint, in model.dtype, or its adapter. */
   readonly weights: number
   /** The state of the optimizer in one checkpoint: masters and moments, each of them float32. */
   readonly state: number
@@ -25,10 +25,12 @@ export interface DiskPlan {
 
 /** From the sizes of the memory's parts: weights and moments are saved as they are held. */
 export function planDisk(
-  { model, run, eval: { every } }: Config,
+  { model, lora, run, eval: { every } }: Config,
   memory: Pick<MemoryPrediction, 'weights' | 'moments' | 'reference'>,
 ): DiskPlan {
-  const { weights, moments } = memory
+  const { moments } = memory
+  // An adapter is saved as float32, as large as one of its moments.
+  const weights = lora.r > 0 ? moments / 2 : memory.weights
   // Two moments are held. Masters are saved beside them even where float32 weights are their own masters.
   const state = (moments / 2) * 3
   const reference = model.refModelSyncSteps > 0 ? memory.reference : 0

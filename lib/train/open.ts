@@ -10,10 +10,12 @@ import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
+import { loraOptions } from '../config/lora.js'
 import { type Cursor, createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { type AdapterShape, isAdapter, readAdapter, shapeOf } from '../model/adapter.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
@@ -63,6 +65,8 @@ export interface OpenRun {
   readonly engine: RolloutEngine
   /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
+  /** With the section lora: what checkpoints call the model that their adapter changes. */
+  readonly baseModel?: string
   readonly rewards: readonly RewardPart[]
   readonly cursor: Cursor
   readonly context: EncodeContext
@@ -167,7 +171,8 @@ async function openPrepared(
   { world, device, threads }: Joined,
   prepared: Awaited<ReturnType<typeof prepareRun>>,
 ): Promise<OpenRun> {
-  const { run } = config
+  const { model, run } = config
+  const isLora = config.lora.r > 0
   const { rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } = prepared
   const { onNotice, signal: aborted } = options
   const isWriter = world.rank === 0
@@ -204,16 +209,18 @@ async function openPrepared(
     const from = isResumed() ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
     checkOrigin(from?.trainer.origin, origin, config)
+    if (from) checkAdapter(from.dir, config)
     options.signal?.throwIfAborted()
-    const training = trainingOptions(config, from?.referenceDir ?? referenceDir)
+    const adapterDir = isLora ? from?.dir : undefined
+    const training = trainingOptions(config, from?.referenceDir ?? referenceDir, adapterDir)
     policy = await openPolicy(
-      from?.dir ?? modelDir,
+      isLora ? modelDir : (from?.dir ?? modelDir),
       { ...training, device, ...(world.handle && { world: world.handle }) },
       threads,
       options,
     )
     checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
-    checkSync(config, policy)
+    checkMethods(config, policy)
     const context = { ...encode, info: policy.info }
     const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
@@ -253,19 +260,9 @@ async function openPrepared(
     const signal = anySignal(lock.lost, options.signal)
     return {
       ...loaded,
-      ...{
-        world,
-        modelDir,
-        rewards,
-        stopTokenIds,
-        state,
-        evaluations,
-        metricsFile,
-        samplesFile,
-        lock,
-        signal,
-        close,
-      },
+      ...{ world, modelDir, rewards, stopTokenIds, state, evaluations },
+      ...{ metricsFile, samplesFile, lock, signal, close },
+      ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
     }
   } catch (error) {
@@ -276,7 +273,7 @@ async function openPrepared(
 }
 
 /** What ranks have that do not write. */
-const noObserver: Observer = { step: async () => {}, close() {} }
+const noObserver: Observer = { step: async () => {}, evaluated() {}, close() {} }
 
 /** Throws ERR_RAPO_CONFIG where the ranks would not train the same policy on the same problems. */
 async function checkSame(
@@ -357,11 +354,31 @@ function checkShapes(modelDir: string, referenceDir: string): void {
   )
 }
 
-function checkSync({ model }: Config, policy: Policy): void {
-  if (model.refModelSyncSteps === 0 || (policy.syncReference && policy.saveReference)) return
+/** Policies of a loader of the caller's own may lack some. */
+function checkMethods({ model, lora }: Config, policy: Policy): void {
+  const refuse = (field: string, value: number, methods: string) => {
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `${field} is ${value}; it must be 0 for a policy without ${methods}`,
+    )
+  }
+  if (model.refModelSyncSteps > 0 && !(policy.syncReference && policy.saveReference))
+    refuse('model.refModelSyncSteps', model.refModelSyncSteps, 'syncReference and saveReference')
+  if (lora.r > 0 && !policy.saveAdapter) refuse('lora.r', lora.r, 'saveAdapter')
+}
+
+/** A run goes on with the adapter that it began with, or without one. */
+function checkAdapter(checkpoint: string, { lora, run }: Config): void {
+  const shown = (shape: AdapterShape | undefined) =>
+    shape
+      ? `lora.r ${shape.r}, loraAlpha ${shape.loraAlpha}, useRslora ${shape.useRslora} and targetModules ${shape.targetModules.join(',')}`
+      : 'lora.r 0'
+  const was = shown(isAdapter(checkpoint) ? readAdapter(checkpoint).shape : undefined)
+  const now = shown(lora.r > 0 ? shapeOf(loraOptions(lora, run.seed)) : undefined)
+  if (was === now) return
   throw new RapoError(
     'ERR_RAPO_CONFIG',
-    `model.refModelSyncSteps is ${model.refModelSyncSteps}; it must be 0 for a policy without syncReference and saveReference`,
+    `the run in ${run.output} began with ${was}, not with ${now}: go on with the former`,
   )
 }
 

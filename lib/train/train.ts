@@ -63,6 +63,7 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   const run: Run = Object.assign(open, { isMidStep: false, stepSaved: open.state.step })
   const health = watchHealth(config.sampling)
   const warn = async (symptoms: readonly Symptom[]) => {
+    if (run.world.rank !== 0) return
     for (const { text } of symptoms) await told(options.onNotice?.(text), run.signal)
   }
   try {

@@ -49,24 +49,26 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
 }
 
 /// Writes a Hugging Face directory's weights, and config as config.json. flat: the net's weights, on any
-/// device and of any dtype.
-void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, DType dtype,
-                   std::int64_t max_shard_bytes, const std::string& config, const Control& control) {
+/// device and of any dtype. adapter: is merged into them unless null.
+void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, const Adapter* adapter,
+                   DType dtype, std::int64_t max_shard_bytes, const std::string& config,
+                   const Control& control) {
   const bool bf16 = dtype == DType::kBFloat16;
   flat = flat.to(at::kCPU);
   const auto type = scalar_type(dtype);
   const auto stored = net.layout().stored(flat);
-  if (flat.scalar_type() == type) {
+  if (flat.scalar_type() == type && !adapter) {
     write_model(dir, stored, max_shard_bytes, control);
   } else {  // each tensor is converted when it is written
     write_model(dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32",
                 [&](const StoredTensor& tensor) {
                   std::int64_t count = 1;
                   for (const auto size : tensor.shape) count *= size;
-                  auto converted =
-                      std::make_shared<at::Tensor>(at::from_blob(const_cast<std::byte*>(tensor.data), {count},
-                                                                 at::TensorOptions(flat.scalar_type()))
-                                                       .to(type));
+                  auto weights = at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                               at::TensorOptions(flat.scalar_type()));
+                  const auto delta = adapter ? adapter->delta(tensor.name) : at::Tensor();
+                  if (delta.defined()) weights = weights.to(at::kFloat).add(delta.view({count}));
+                  auto converted = std::make_shared<at::Tensor>(weights.to(type));
                   return std::shared_ptr<const void>(converted, converted->data_ptr());
                 });
   }
@@ -88,9 +90,8 @@ struct Policy::Impl {
   std::unique_ptr<Model> policy, reference;
 
   // The next members exist only in a trainable policy.
-  at::Tensor
-      grad;  // (flat_size) float32, also for bfloat16 weights: sums over micro-batches need the precision
-  ModelTensors grads;
+  at::Tensor grad;  // flat, float32 also for bfloat16 weights: sums over micro-batches need the precision
+  Gradients grads;
   std::unique_ptr<Optimizer> optimizer;
   bool grad_broken = false;  // an accumulate() failed after it had begun to change grad
 
@@ -101,9 +102,30 @@ struct Policy::Impl {
     if (!options.trainable) invalid(std::string(call) + " needs a policy loaded with trainable: true");
   }
 
+  /// What is trained: the adapter where there is one.
+  const FlatLayout& trained() const {
+    if (policy->adapter) return policy->adapter->layout;
+    return policy->net.layout();
+  }
+
+  /// The reference and its weights; null without a reference. With an adapter the reference may be the policy's
+  /// model without the adapter.
+  std::pair<Model*, const ReadyWeights*> reference_model() const {
+    if (options.base_reference) return {policy.get(), &policy->base()};
+    if (reference) return {reference.get(), &reference->ready()};
+    return {nullptr, nullptr};
+  }
+
   Model& need_reference(const char* call) const {
+    if (options.base_reference)
+      invalid(std::string(call) + " needs a reference of its own: it is the policy's model without its adapter");
     if (!reference) invalid(std::string(call) + " needs a policy loaded with a referenceDir");
     return *reference;
+  }
+
+  const Adapter& need_adapter(const char* call) const {
+    if (!policy->adapter) invalid(std::string(call) + " needs a policy with an adapter");
+    return *policy->adapter;
   }
 
   void need_whole_grad() const {
@@ -143,16 +165,26 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
     const ops::Backend& backend = ops::backend_of(options.backend, device);
     impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
+    if (options.lora.r > 0)
+      impl->policy->adapter = std::make_unique<Adapter>(model.config, options.lora, options.dtype, device, control);
     if (options.trainable) {
-      at::Tensor master = impl->policy->flat;  // float32 weights are their own masters
-      if (options.dtype != DType::kFloat32) {
-        master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
-        read_weights(impl->policy->checkpoint, layout, master, control);
+      const FlatLayout& trained = impl->trained();
+      impl->grad = at::zeros({trained.flat_size()}, at::TensorOptions(at::kFloat).device(device));
+      at::Tensor weights = impl->policy->flat, master = weights;  // float32 weights are their own masters
+      if (const Adapter* adapter = impl->policy->adapter.get()) {
+        weights = adapter->flat;
+        master = adapter->master;
+        impl->grads.weights.layers.resize(impl->policy->weights.layers.size());
+        impl->grads.adapter = adapter->layout.map(impl->grad);
+      } else {
+        if (options.dtype != DType::kFloat32) {
+          master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
+          read_weights(impl->policy->checkpoint, layout, master, control);
+        }
+        impl->grads.weights = layout.map(impl->grad);
       }
-      impl->grad = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
-      impl->grads = layout.map(impl->grad);
-      impl->optimizer = std::make_unique<Optimizer>(backend, layout, options.adamw, options.max_grad_norm,
-                                                    master, impl->policy->flat);
+      impl->optimizer = std::make_unique<Optimizer>(backend, trained, options.adamw, options.max_grad_norm,
+                                                    master, weights);
     }
     impl->policy->checkpoint = {};
     if (!options.reference.dir.empty()) {
@@ -174,7 +206,8 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
                   layout.parameters(),
                   c.tied_embeddings,
                   options.dtype,
-                  impl->policy->ignored};
+                  impl->policy->ignored,
+                  impl->policy->adapter ? impl->policy->adapter->layout.parameters() : 0};
     if (impl->reference) {
       const auto& more = impl->reference->ignored;
       impl->info.ignored.insert(impl->info.ignored.end(), more.begin(), more.end());
@@ -265,8 +298,9 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
   check_positions(batch.sequences, batch.row_positions);
   check_loss(batch, objective, config().vocab_size);
   if (objective.penalty != Penalty::kNone) {
-    if (!reference) invalid("the objective's penalty needs a policy loaded with a referenceDir");
-    check_sequences(batch.sequences, reference->net.config(), "sequences (for the reference)");
+    const Model* model = reference_model().first;
+    if (!model) invalid("the objective's penalty needs a policy loaded with a referenceDir");
+    check_sequences(batch.sequences, model->net.config(), "sequences (for the reference)");
   }
   std::vector<double> ratios;
   if (objective.surrogate == Surrogate::kGspo)
@@ -283,19 +317,20 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
                                        const Objective& objective, const std::vector<double>& sequence_ratios,
                                        Control& control) {
   const auto rows = static_cast<std::int64_t>(chunk.rows.size());
-  const auto hidden_rows = [&](Model& model, TrunkActivations* keep) {
-    return ops().gather_rows(model.net.forward(model.weights, model.ready(), chunk.input, control, keep),
+  const auto hidden_rows = [&](Model& model, const ReadyWeights& ready, TrunkActivations* keep) {
+    return ops().gather_rows(model.net.forward(model.weights, ready, chunk.input, control, keep),
                              chunk.positions.data(), rows);
   };
   at::Tensor ref_hidden;
   ops::Linear ref_head;
   if (objective.penalty != Penalty::kNone) {
-    ref_hidden = hidden_rows(*reference, nullptr);
-    ref_head = reference->ready().head;
+    const auto [model, ready] = reference_model();
+    ref_hidden = hidden_rows(*model, *ready, nullptr);
+    ref_head = ready->head;
   }
   TrunkActivations kept;
   kept.inputs_only = options.recompute;
-  const auto hidden = hidden_rows(*policy, &kept);
+  const auto hidden = hidden_rows(*policy, policy->ready(), &kept);
   control.check();
 
   MicroBatch part;
@@ -311,7 +346,7 @@ Metrics Policy::Impl::accumulate_chunk(const TrainChunk& chunk, const MicroBatch
   grad_broken = control.committed = true;  // reset when the last chunk is done
   auto dhidden = at::empty_like(hidden);
   const Metrics metrics = fused_head_loss(ops(), head, policy->ready().head, ref_head, objective, head_rows(),
-                                          control, dhidden, grads.head);
+                                          control, dhidden, grads.weights.head);
   const auto tokens = static_cast<std::int64_t>(chunk.input.token_ids.size());
   policy->net.backward(policy->weights, policy->ready(), grads, chunk.input, kept,
                        ops().spread_rows(dhidden, chunk.positions, tokens), control);
@@ -364,7 +399,17 @@ void Policy::save_gradients(const std::string& file, const Control& control) con
   translated("saving gradients", [&] {
     impl_->need_trainable("saveGradients()");
     const auto grad = impl_->grad.to(at::kCPU);
-    write_safetensors(file, impl_->policy->net.layout().stored(grad), {}, control);
+    write_safetensors(file, impl_->trained().stored(grad), {}, control);
+  });
+}
+
+void Policy::save_adapter(const std::string& dir, const std::string& config, const Control& control) const {
+  translated("saving an adapter", [&] {
+    const Adapter& adapter = impl_->need_adapter("saveAdapter()");
+    const auto master = adapter.master.to(at::kCPU);
+    write_safetensors(dir + "/adapter_model.safetensors", adapter.layout.stored(master), {{"format", "pt"}},
+                      control);
+    write_text_file(dir + "/adapter_config.json", config);
   });
 }
 
@@ -376,8 +421,9 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
       invalid("maxShardBytes must be at least 1, got " + std::to_string(max_shard_bytes));
     at::Tensor flat = impl_->policy->flat;
     // float32 files of a trainable policy are written from its masters.
-    if (dtype == DType::kFloat32 && impl_->optimizer) flat = impl_->optimizer->master();
-    write_weights(dir, impl_->policy->net, flat, dtype, max_shard_bytes, config, control);
+    const Adapter* adapter = impl_->policy->adapter.get();
+    if (dtype == DType::kFloat32 && impl_->optimizer && !adapter) flat = impl_->optimizer->master();
+    write_weights(dir, impl_->policy->net, flat, adapter, dtype, max_shard_bytes, config, control);
   });
 }
 
@@ -385,7 +431,7 @@ void Policy::save_reference(const std::string& dir, const std::string& config, c
   translated("saving the reference", [&] {
     const Model& reference = impl_->need_reference("saveReference()");
     constexpr std::int64_t kShardBytes = 5'000'000'000;
-    write_weights(dir, reference.net, reference.flat, impl_->options.dtype, kShardBytes, config, control);
+    write_weights(dir, reference.net, reference.flat, nullptr, impl_->options.dtype, kShardBytes, config, control);
   });
 }
 

@@ -55,15 +55,20 @@ class Policy {
   /// Drops the accumulated gradients.
   void zero_grad();
 
-  /// Writes the accumulated gradients under the weights' names, float32, as a safetensors file. For tests and
+  /// Writes the accumulated gradients under the names of the weights or of the adapter's tensors, float32, as a safetensors file. For tests and
   /// debugging.
   void save_gradients(const std::string& file, const Control& control) const;
 
   /// Writes the weights and config as config.json. dir must exist. A model larger than max_shard_bytes is
   /// written in shards with an index; files of an earlier save that are not overwritten are removed. dtype:
-  /// float32 (the masters of a bfloat16 policy, where it has them) or bfloat16.
+  /// float32 (the masters of a bfloat16 policy, where it has them) or bfloat16. An adapter is merged into the
+  /// weights, in float32.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const std::string& config,
             const Control& control) const;
+
+  /// Writes the adapter as PEFT does: adapter_model.safetensors, float32, and config as adapter_config.json. dir
+  /// must exist.
+  void save_adapter(const std::string& dir, const std::string& config, const Control& control) const;
 
   /// Writes the reference in its own dtype, which load() reads back to the same bits, and config as
   /// config.json.

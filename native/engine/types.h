@@ -17,12 +17,23 @@ struct AdamW {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
 };
 
+/// An adapter of low rank (model/adapter.h). lib/model/adapter.ts makes this from PEFT's fields.
+struct LoraOptions {
+  std::int64_t r = 0;                       // the rank; 0: no adapter
+  double scaling = 1;                       // s in y = W x + s B (A x)
+  std::vector<std::string> target_modules;  // names of a layer's matrices, such as q_proj
+  std::string file;                         // adapter_model.safetensors; empty: a new adapter
+  std::uint64_t seed = 0;                   // of a new adapter
+};
+
 struct PolicyOptions {
   DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
   std::string device = "cpu";     // "cpu", "cuda" or "cuda:N"
   std::string backend;            // table of operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
   bool trainable = true;          // false: no gradients, masters or moments are held
   ModelSource reference;          // the frozen reference
+  LoraOptions lora;
+  bool base_reference = false;  // the reference is the policy's own model without its adapter
   AdamW adamw;
   double max_grad_norm = 1;    // > 0
   bool recompute = false;      // keep only each layer's input; compute the rest again in the backward pass
@@ -88,6 +99,7 @@ struct ModelInfo {
   DType dtype = DType::kFloat32;
   /// Tensors of the policy's and the reference's files that the policy does not use, as "FILE: NAME".
   std::vector<std::string> ignored;
+  std::int64_t adapter_parameters = 0;
 };
 
 /// What predict_memory() must know of a run.

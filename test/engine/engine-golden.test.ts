@@ -1,4 +1,4 @@
-/** Log-probs over the whole vocabulary, loss and every gradient against transformers (scripts/make-golden.py). */
+/** Log-probs over the whole vocabulary, loss and every gradient against transformers and PEFT (scripts/make-golden.py). */
 import { copyFileSync, existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -21,6 +21,7 @@ import {
 interface GoldenError {
   readonly loss: number
   readonly logp: number
+  readonly logpNorm?: number
   readonly gradients: Readonly<Record<string, number>>
   readonly gradientNorm?: number
 }
@@ -30,7 +31,7 @@ const root = fileURLToPath(new URL('../golden/', import.meta.url))
 // transformers' own float32 run differs from float64 by `float32Error` at most. Ours sums in another order and has its
 // own exp; ten times that error is still float32 rounding, and any mistake in the maths is thousands of times it. In
 // bfloat16 both round after each operation, though not after the same ones: single numbers may be off by more, and the
-// norm of all gradients' errors is compared.
+// norms of all log-probs' and of all gradients' errors are compared.
 const slack = { float32: 10, bfloat16: 2 }
 
 for (const name of readdirSync(root)) {
@@ -48,6 +49,11 @@ for (const name of readdirSync(root)) {
     oldLogprobs: Float32Array.from(batch.oldLogprobs),
   }
   const rows = micro.rowPositions.length
+  // A case is a model, or an adapter for the model `base`, which without the adapter is then the reference.
+  const isAdapter = golden.base !== undefined
+  const model = isAdapter ? path.join(root, golden.base) : dir
+  const adapter = isAdapter ? { adapterDir: dir } : {}
+  const referenceDir = path.join(root, golden.reference ?? golden.base)
 
   /** Loss, gradients and log-probs in a dtype: `error` is how far transformers is off in the same dtype. */
   const compare = (
@@ -62,11 +68,7 @@ for (const name of readdirSync(root)) {
       )
     for (const headRows of [0, 7]) {
       test(`${name}, ${dtype}: loss and gradients equal autograd's, ${headRows || 'all'} head rows at a time`, async () => {
-        const policy = await loadPolicy(dir, {
-          dtype,
-          referenceDir: path.join(root, golden.reference),
-          headRows,
-        })
+        const policy = await loadPolicy(model, { ...adapter, dtype, referenceDir, headRows })
         const metrics = await policy.accumulate(micro, objective)
         const file = path.join(newDir(), 'gradients.safetensors')
         await saveGradients(policy, file)
@@ -90,7 +92,7 @@ for (const name of readdirSync(root)) {
     }
 
     test(`${name}, ${dtype}: log-probs of the whole vocabulary equal transformers'`, async () => {
-      const policy = await loadPolicy(dir, { dtype, trainable: false })
+      const policy = await loadPolicy(model, { ...adapter, dtype, trainable: false })
       const { values, shape } = expected.get('logp')!
       const vocab = shape[1]!
       const everyWord = {
@@ -102,7 +104,12 @@ for (const name of readdirSync(root)) {
       }
       const { logprobs, entropy } = await policy.logprobs(micro.sequences, everyWord, 1)
       await policy.dispose()
-      withinRounding(maxDifference(logprobs, values), error.logp, 'log-probs')
+      if (dtype === 'float32') {
+        withinRounding(maxDifference(logprobs, values), error.logp, 'log-probs')
+      } else {
+        const squares = logprobs.reduce((sum, x, i) => sum + (x - values[i]!) ** 2, 0)
+        withinRounding(Math.sqrt(squares), error.logpNorm!, 'log-probs')
+      }
       for (let row = 0; row < rows; row++) {
         const logp = values.subarray(row * vocab, (row + 1) * vocab)
         const exact = -logp.reduce((sum, l) => sum + Math.exp(l) * l, 0)
@@ -117,7 +124,7 @@ for (const name of readdirSync(root)) {
 
   test(`${name}: a greedy completion is transformers'`, async () => {
     const { prompt, completion } = golden.greedy
-    const policy = await loadPolicy(dir, { trainable: false })
+    const policy = await loadPolicy(model, { ...adapter, trainable: false })
     const params = { ...sampling, temperature: 0, maxNewTokens: completion.length, stopTokenIds: [] }
     // The other prompts share a batch and a cache with the one that is compared.
     const { tokens } = await policy.generate(pack([[7], prompt, [9, 2, 9]]), params)
@@ -125,6 +132,7 @@ for (const name of readdirSync(root)) {
     assert.equal(unpack(tokens)[1], completion)
   })
 
+  if (isAdapter) continue
   test(`${name}: the configuration in transformers 4's spelling gives the same bits`, async () => {
     const old = newDir()
     copyFileSync(path.join(dir, 'old-spelling.json'), path.join(old, 'config.json'))

@@ -344,7 +344,7 @@ test('a repository without safetensors is refused', async () => {
 test('a model that the engine cannot run is refused before its weights are fetched', async () => {
   const own = files['config.json']!
   const cases: [object, RegExp][] = [
-    [{ architectures: ['LlamaForCausalLM'] }, /config.json: architectures is \["LlamaForCausalLM"\]/],
+    [{ architectures: ['GemmaForCausalLM'] }, /config.json: architectures is \["GemmaForCausalLM"\]/],
     [{ quantization_config: { quant_method: 'awq' } }, /config.json: quantization_config says .* by AWQ/],
   ]
   for (const [changes, message] of cases) {
@@ -425,7 +425,8 @@ test('problems and answers to grade from the hub: JSON Lines, CSV and Parquet al
     const output = path.join(env.HF_HOME!, 'graded.jsonl')
     dataFiles['main/answers.csv'] = { content: Buffer.from('answer,reference\n2,2\n3,4\n') }
     const input = 'hf://datasets/o/d/main/answers.csv'
-    assert.equal(await gradeLines({ task: 'exact', input, output }), { correct: 1, total: 2 })
+    const counts = await gradeLines({ task: 'exact', input, output })
+    assert.equal(counts, { correct: 1, total: 2, unusable: [] })
   }))
 
 test('a file that is broken, or that the dataset has not, and a name of another form', async () => {

@@ -339,7 +339,8 @@ test('training and evaluation refuse such a directory before the tokenizer is re
   await rejects(train(withReference), message, 'ERR_RAPO_FORMAT')
   const measured = { dir: adapter, model: adapter, name: 'adapter', output }
   const data = { ...config.data, eval: config.data.train }
-  await rejects(evaluate({ ...config, data }, measured), message, 'ERR_RAPO_FORMAT')
+  // An evaluation takes an adapter with its model, and this one says nothing of itself.
+  await rejects(evaluate({ ...config, data }, measured), /peft_type is undefined/, 'ERR_RAPO_UNSUPPORTED')
   assert.not(existsSync(output))
 })
 

@@ -190,42 +190,6 @@ test('what one rank fails with is told by all, and what is done is saved', async
   assert.match(failed.stderr[1]!, /^rank 1: rapo: the verifier failed/)
 })
 
-test('three ranks measure what one process does', async () => {
-  const measure = async (processes: number, action = '') => {
-    const output = path.join(dir, `eval-${processes}`)
-    const fields = ['--data.eval', problems, '--eval.samples', '4', '--eval.samples-per-call', '8']
-    const command = [
-      ...cli,
-      'eval',
-      '-m',
-      model,
-      '-c',
-      files.plain,
-      '--name',
-      'tiny',
-      '--output',
-      output,
-      ...fields,
-    ]
-    const env = { ...process.env, RAPO_TEST_ACTION: action }
-    return { output, ...(await runCommand(command as [string], processes, { env })) }
-  }
-  const filesOf = (output: string) => {
-    const result = JSON.parse(readFileSync(path.join(output, 'eval.json'), 'utf8'))
-    return { ...result, seconds: 0, samples: readFileSync(path.join(output, 'eval-samples.jsonl'), 'utf8') }
-  }
-  const one = await measure(1)
-  assert.is(one.exitCode, 0, one.stderr.join('\n'))
-  // Six of the ten problems are sampled at once by three ranks: the second part of rank 1's work is never done.
-  const broken = await measure(3, 'kill 1 9')
-  assert.is(broken.exitCode, 137)
-  const three = await measure(3)
-  assert.is(three.exitCode, 0, three.stderr.join('\n'))
-  assert.match(three.stdout[0]!, /pass@/)
-  assert.equal(three.stdout.slice(1).join(''), '')
-  assert.equal(filesOf(three.output), filesOf(one.output))
-})
-
 test('what all ranks find wrong is told once; a number of processes that is not the launcher’s is refused', async () => {
   const taken = await train('world-2', 2)
   assert.is(taken.exitCode, 1)

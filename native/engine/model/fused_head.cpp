@@ -70,7 +70,7 @@ Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops
                                                        part, objective, outputs));
 
     dhidden.narrow(0, at, n).copy_(ops.linear_backward(logits, weight.weight));
-    ops.add_weight_grad(dweight, logits, hidden);
+    if (dweight.defined()) ops.add_weight_grad(dweight, logits, hidden);
   }
   return total;
 }

@@ -56,10 +56,17 @@ MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& optio
   MemoryPrediction m;
   m.weights = all * width;
   if (has_reference) m.reference = Layout(options.reference.config).flat_size() * width;
+  std::int64_t trained = all, low = 0;  // low: what an adapter adds to the activations of a token
+  if (options.lora.r > 0) {
+    trained = AdapterLayout(c, options.lora).flat_size();
+    low = c.layers * options.lora.r * static_cast<std::int64_t>(options.lora.target_modules.size());
+    m.weights += trained * width;
+    m.masters = width == 4 ? 0 : trained * 4;
+  }
   if (options.trainable) {
-    m.masters = width == 4 ? 0 : all * 4;
-    m.moments = all * 8;
-    m.gradients = all * 4;
+    m.masters = width == 4 ? 0 : trained * 4;
+    m.moments = trained * 8;
+    m.gradients = trained * 4;
   }
   const std::int64_t longest = shape.prompt_tokens + shape.max_new_tokens;
   const std::int64_t layer = layer_activations(c), wide = 2 * c.intermediate_size;
@@ -67,7 +74,7 @@ MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& optio
     const std::int64_t tokens =
         std::min(std::max(train_chunk_tokens(c, parameters, width, options.recompute, on_cpu), longest),
                  shape.sequences * longest);
-    const std::int64_t kept = options.recompute ? c.layers * c.hidden_size + layer : c.layers * layer;
+    const std::int64_t kept = options.recompute ? c.layers * c.hidden_size + layer : c.layers * layer + low;
     // In addition to what all layers keep: the gradients of one layer, and its widest factor packed for a
     // product.
     const std::int64_t passing = (4 * c.hidden_size + 3 * c.intermediate_size) * width + wide * 4;
@@ -75,7 +82,7 @@ MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& optio
     const std::int64_t rows = std::min(
         options.head_rows > 0 ? options.head_rows : default_head_rows(c.vocab_size, width, on_cpu), tokens);
     // Logits of both models, and the packed gradient.
-    m.logits = rows * c.vocab_size * ((has_reference ? 2 : 1) * width + 4);
+    m.logits = rows * c.vocab_size * ((has_reference || options.base_reference ? 2 : 1) * width + 4);
   }
   const std::int64_t running = std::min(shape.max_batch > 0 ? shape.max_batch
                                         : on_cpu ? running_limit(c, parameters, width, longest)

@@ -7,7 +7,7 @@
 
 namespace rapo {
 
-Optimizer::Optimizer(const ops::Backend& ops, const Layout& layout, const AdamW& params, double max_grad_norm,
+Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params, double max_grad_norm,
                      at::Tensor master, at::Tensor weights)
     : ops_(ops),
       layout_(layout),
@@ -17,7 +17,7 @@ Optimizer::Optimizer(const ops::Backend& ops, const Layout& layout, const AdamW&
       weights_(std::move(weights)),
       m_(at::zeros_like(master_)),
       v_(at::zeros_like(master_)) {
-  for (const Layout::Entry& entry : layout.entries()) {
+  for (const FlatLayout::Entry& entry : layout.entries()) {
     ranges_.push_back({entry.offset, entry.size, entry.is_matrix()});
   }
 }

@@ -1,8 +1,9 @@
-// AdamW over a model's flat buffers.
+// AdamW over flat buffers of parameters.
 #pragma once
 
-#include "model/qwen2.h"
+#include "model/layout.h"
 #include "ops/aten.h"
+#include "ops/ops.h"
 #include "types.h"
 
 namespace rapo {
@@ -13,7 +14,7 @@ namespace rapo {
 class Optimizer {
  public:
   /// `master` (flat, float32) is shared, not copied; `weights` is the same tensor or the bfloat16 buffer.
-  Optimizer(const ops::Backend& ops, const Layout& layout, const AdamW& params, double max_grad_norm,
+  Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params, double max_grad_norm,
             at::Tensor master, at::Tensor weights);
 
   /// May scale grad (flat, float32) in place. If the norm is not finite, nothing changes.
@@ -31,7 +32,7 @@ class Optimizer {
   void publish();
 
   const ops::Backend& ops_;
-  const Layout& layout_;
+  const FlatLayout& layout_;
   std::vector<ops::FlatRange> ranges_;
   AdamW params_;
   double max_grad_norm_;

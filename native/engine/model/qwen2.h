@@ -1,6 +1,5 @@
-// The decoder of Qwen2 and its siblings (Qwen3, Llama): its parameters, the trunk (embedding to final norm)
-// forward and backward over packed sequences, and one decoding step with a key/value cache. The head is in
-// fused_head.h.
+// The decoder of Qwen2 and its siblings (Qwen3, Llama): the trunk (embedding to final norm) forward and
+// backward over packed sequences, and one decoding step with a key/value cache. The head is in fused_head.h.
 //
 // The backward pass is written out rather than recorded by autograd. A layer is nine operations, ten where
 // heads have norms. The code shows what it keeps, and weight gradients are added straight into their float32
@@ -15,63 +14,18 @@
 #include <vector>
 
 #include "control.h"
-#include "files/safetensors.h"
+#include "model/adapter.h"
 #include "model/config.h"
+#include "model/layout.h"
 #include "ops/aten.h"
 #include "ops/ops.h"
 
 namespace rapo {
 
-struct LayerTensors {
-  at::Tensor input_norm;     // (C)
-  at::Tensor qkv, qkv_bias;  // ((H + 2K) D, C), ((H + 2K) D); no bias in Qwen3 and Llama
-  at::Tensor q_norm, k_norm; // (D) each, of every head before its rotation; Qwen3 alone has them
-  at::Tensor o;              // (C, H D)
-  at::Tensor post_norm;      // (C)
-  at::Tensor gate_up;        // (2I, C)
-  at::Tensor down;           // (C, I)
-};
-
-/// Views of a flat buffer with one number per parameter. The numbers are the weights or their gradients.
-struct ModelTensors {
-  at::Tensor embed;  // (V, C)
-  std::vector<LayerTensors> layers;
-  at::Tensor norm;  // (C)
-  at::Tensor head;  // (V, C); the same view as embed when tied
-};
-
-/// The place of each tensor in a flat buffer.
-class Layout {
- public:
-  struct Entry {
-    std::string name;  // as Hugging Face names it
-    std::vector<std::int64_t> shape;
-    std::int64_t offset = 0, size = 0;
-    bool is_matrix() const {
-      return shape.size() > 1;
-    }  // weight decay applies to matrices, not to norms and biases
-  };
-
-  explicit Layout(const ModelConfig& config);
-
-  const std::vector<Entry>& entries() const { return entries_; }
-  std::int64_t flat_size() const { return flat_size_; }  // padding included
-  std::int64_t parameters() const { return parameters_; }
-  ModelTensors map(const at::Tensor& flat) const;
-  /// Named views of a flat CPU buffer, for writing. `prefix` is put before each name.
-  std::vector<StoredTensor> stored(const at::Tensor& flat, const std::string& prefix = "") const;
-
- private:
-  void add(const std::string& name, std::vector<std::int64_t> shape, bool align = true);
-
-  ModelConfig config_;
-  std::vector<Entry> entries_;
-  std::int64_t flat_size_ = 0, parameters_ = 0;
-};
-
 /// Tensors that a layer's backward pass needs, each with R rows.
 struct LayerActivations {
   at::Tensor x, normed, rstd, qkv, attended, lse, middle, normed2, rstd2, gate_up, gated;
+  at::Tensor low_qkv, low_o, low_gate_up, low_down;  // of an adapter: s x A^T
 };
 
 struct TrunkActivations {
@@ -83,15 +37,29 @@ struct TrunkActivations {
 /// Keys (rotated) and values of every layer, (R, 2 K D) each.
 using KeyValues = std::vector<at::Tensor>;
 
+/// A matrix prepared for products, with the adapter's term where it has one.
+struct Projection {
+  ops::Linear weight;
+  ReadyLowRank low;
+};
+
 /// The layers' matrices and the head, prepared for products. Must be made again when the weights change.
 struct ReadyWeights {
   struct Layer {
-    ops::Linear qkv, o, gate_up, down;
+    Projection qkv, o, gate_up, down;
   };
   std::vector<Layer> layers;
   ops::Linear head;
 
   ReadyWeights(const ops::Backend& ops, const ModelTensors& w);
+  /// Adds an adapter.
+  void add(const ops::Backend& ops, const AdapterTensors& adapter, double scaling);
+};
+
+/// Where backward() adds gradients, float32. Tensors that are not trained are undefined.
+struct Gradients {
+  ModelTensors weights;
+  AdapterTensors adapter;  // empty without an adapter
 };
 
 /// Attention of layer `layer`: qkv (R, (H + 2K) D) -> (R, H D).
@@ -112,9 +80,9 @@ class Qwen2 {
                      const Control& control, TrunkActivations* keep = nullptr,
                      KeyValues* key_values = nullptr);
 
-  /// dhidden (R, C) -> gradients, which are added to grads. Frees the activations as it goes. Throws kAborted
+  /// dhidden (R, C) -> gradients, which are added to those tensors of grads that are defined. Frees the activations as it goes. Throws kAborted
   /// between layers.
-  void backward(const ModelTensors& w, const ReadyWeights& ready, ModelTensors& grads,
+  void backward(const ModelTensors& w, const ReadyWeights& ready, Gradients& grads,
                 const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden,
                 const Control& control);
 
@@ -128,13 +96,21 @@ class Qwen2 {
  private:
   /// One layer: a.x (R, C) -> (R, C). keep: leaves in `a` what the backward pass needs. whole = false: leaves
   /// out the last product, which only the output needs.
-  at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& linear,
+  at::Tensor layer_forward(const LayerTensors& layer, const ReadyWeights::Layer& ready,
                            const std::function<at::Tensor(const at::Tensor& qkv)>& attend,
                            LayerActivations& a, bool keep, bool whole = true);
 
   /// qkv (R, (H + 2K) D) as attention takes it: with queries and keys normalised if the layer has norms for
   /// them. rstd: see ops::Backend::head_norm.
   at::Tensor normed_heads(const LayerTensors& layer, const at::Tensor& qkv, at::Tensor* rstd) const;
+
+  /// x (R, K) -> (R, N): the product with the matrix and its adapter, plus a bias or residual `start` if
+  /// defined. low: receives what project_backward() needs; may be null.
+  at::Tensor project(const at::Tensor& x, const Projection& matrix, const at::Tensor& start,
+                     at::Tensor* low) const;
+  /// dy (R, N) -> dx (R, K). Adds to the gradients of the matrix (if defined) and of its adapter.
+  at::Tensor project_backward(const at::Tensor& dy, const at::Tensor& x, const Projection& matrix,
+                              const at::Tensor& low, at::Tensor& grad, LowRank& low_grad) const;
 
   ModelConfig config_;
   Layout layout_;

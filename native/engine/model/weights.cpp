@@ -9,12 +9,6 @@
 namespace rapo {
 namespace {
 
-std::string show(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
 /// The type of a stored tensor; Undefined if weights cannot have it.
 at::ScalarType stored_type(const std::string& dtype) {
   if (dtype == "F32") return at::kFloat;
@@ -61,6 +55,26 @@ std::string explain_missing(const std::map<std::string, StoredTensor>& tensors, 
 
 }  // namespace
 
+std::string show_shape(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (const auto size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+void copy_stored(const StoredTensor& from, const std::string& file, at::Tensor& to) {
+  const auto type = stored_type(from.dtype);
+  if (type == at::ScalarType::Undefined) {
+    throw Error(ErrorCode::kUnsupported, file + ": tensor \"" + from.name + "\" has the dtype " + from.dtype +
+                                             ", as quantised models have; F64, F32, BF16 and F16 are supported");
+  }
+  auto source = at::from_blob(const_cast<std::byte*>(from.data), {to.numel()}, at::TensorOptions(type));
+  if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
+    source = at::empty({to.numel()}, type);
+    std::memcpy(source.data_ptr(), from.data, from.bytes);
+  }
+  to.copy_(source);
+}
+
 at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
 
 Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vector<std::string>& ignored) {
@@ -82,8 +96,8 @@ Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vec
                       ", as quantised models have; F64, F32, BF16 and F16 are supported");
     }
     if (tensor.shape != entry.shape) {
-      throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show(tensor.shape) +
-                                          ", config.json asks for " + show(entry.shape));
+      throw Error(ErrorCode::kFormat, what(entry.name) + " has the shape " + show_shape(tensor.shape) +
+                                          ", config.json asks for " + show_shape(entry.shape));
     }
   }
   if (tensors.size() == layout.entries().size()) return checkpoint;
@@ -117,13 +131,8 @@ void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor
   for (const Layout::Entry& entry : layout.entries()) {
     control.check();
     const StoredTensor& from = checkpoint.tensors().at(entry.name);
-    const auto type = stored_type(from.dtype);
-    auto source = at::from_blob(const_cast<std::byte*>(from.data), {entry.size}, at::TensorOptions(type));
-    if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {
-      source = at::empty({entry.size}, type);
-      std::memcpy(source.data_ptr(), from.data, from.bytes);
-    }
-    flat.narrow(0, entry.offset, entry.size).copy_(source);
+    auto to = flat.narrow(0, entry.offset, entry.size);
+    copy_stored(from, checkpoint.file_of(entry.name), to);
     checkpoint.release(from);
   }
 }
@@ -159,12 +168,26 @@ Model::Model(const ModelSource& source, DType dtype, at::Device device, const op
   flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
   weights = net.layout().map(flat);
   read_weights(checkpoint, net.layout(), flat, control);
-  ready();
+  base();
+}
+
+const ReadyWeights& Model::base() {
+  if (!base_) base_ = std::make_unique<ReadyWeights>(net.ops(), weights);
+  return *base_;
 }
 
 const ReadyWeights& Model::ready() {
-  if (!ready_) ready_ = std::make_unique<ReadyWeights>(net.ops(), weights);
-  return *ready_;
+  if (!adapter) return base();
+  if (!adapted_) {
+    adapted_ = std::make_unique<ReadyWeights>(base());
+    adapted_->add(net.ops(), adapter->tensors, adapter->scaling);
+  }
+  return *adapted_;
+}
+
+void Model::changed() {
+  adapted_.reset();
+  if (!adapter) base_.reset();
 }
 
 void Model::mix_in(const at::Tensor& other, double share) {

@@ -15,6 +15,13 @@ namespace rapo {
 
 at::ScalarType scalar_type(DType dtype);
 
+/// As messages show a shape: [2, 3].
+std::string show_shape(const std::vector<std::int64_t>& shape);
+
+/// Copies a stored tensor's numbers, converted, into `to`, which is flat and has as many. file: for the error
+/// kUnsupported, which names a type that weights cannot have.
+void copy_stored(const StoredTensor& from, const std::string& file, at::Tensor& to);
+
 /// Opens a directory's weights and checks that it holds exactly this model's tensors, each of the right
 /// shape, before memory is taken for them. Appended to ignored, as "FILE: NAME": rotary frequencies and value
 /// heads, which nothing here uses.
@@ -42,19 +49,24 @@ class Model {
   at::Tensor flat;        // (flat_size), of the policy's dtype
   ModelTensors weights;   // views of flat
 
+  std::unique_ptr<Adapter> adapter;  // null if the model has none
+
   std::int64_t element_size() const { return static_cast<std::int64_t>(flat.element_size()); }
 
-  /// The current weights, prepared for products.
+  /// The current weights and the adapter, prepared for products.
   const ReadyWeights& ready();
-  /// Must be called after every change of the weights: frees the prepared weights.
-  void changed() { ready_.reset(); }
+  /// The same without the adapter.
+  const ReadyWeights& base();
+  /// Must be called after every change of the weights, or of the adapter where there is one: frees what was
+  /// prepared of them.
+  void changed();
 
   /// weights = share * other + (1 - share) * weights, share in (0, 1], in float32 and rounded once. other: a
   /// flat buffer of the same layout.
   void mix_in(const at::Tensor& other, double share);
 
  private:
-  std::unique_ptr<ReadyWeights> ready_;
+  std::unique_ptr<ReadyWeights> base_, adapted_;
 };
 
 }  // namespace rapo

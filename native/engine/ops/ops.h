@@ -84,7 +84,7 @@ struct Backend {
 
   /// x (R, C), w (C) -> (R, C). rstd (R) float32 is written unless null.
   at::Tensor (*rms_norm)(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor* rstd);
-  /// Adds to dx (R, C) and dw (C, float32).
+  /// Adds to dx (R, C), and to dw (C, float32) if that is defined.
   void (*rms_norm_backward)(const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                             const at::Tensor& dy, at::Tensor& dx, at::Tensor& dw);
 
@@ -93,7 +93,7 @@ struct Backend {
   /// null.
   at::Tensor (*head_norm)(const HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
                           const at::Tensor& k_norm, double eps, at::Tensor* rstd);
-  /// -> dqkv. Adds to dq_norm and dk_norm (D, float32).
+  /// -> dqkv. Adds to dq_norm and dk_norm (D, float32) if they are defined.
   at::Tensor (*head_norm_backward)(const HeadShape& shape, const at::Tensor& qkv, const at::Tensor& q_norm,
                                    const at::Tensor& k_norm, const at::Tensor& rstd, const at::Tensor& dy,
                                    at::Tensor& dq_norm, at::Tensor& dk_norm);
@@ -126,10 +126,14 @@ struct Backend {
   Linear (*prepare)(const at::Tensor& weight);
   /// x (R, K) w (N, K)^T -> (R, N), plus a bias (N) or a residual (R, N) if defined.
   at::Tensor (*linear)(const at::Tensor& x, const Linear& w, const at::Tensor& bias_or_residual);
-  /// dy (R, N) w (N, K) -> (R, K).
+  /// y (R, N) += x (R, K) w (N, K)^T. x and y may be some columns of a wider matrix.
+  void (*add_linear)(at::Tensor& y, const at::Tensor& x, const Linear& w);
+  /// dy (R, N) w (N, K) -> (R, K). dy may be some columns of a wider matrix.
   at::Tensor (*linear_backward)(const at::Tensor& dy, const at::Tensor& w);
+  /// dx (R, K) += dy (R, N) w (N, K).
+  void (*add_linear_backward)(at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);
   /// grad (N, K) float32 += dy (R, N)^T x (R, K). For bfloat16 the product has float32 sums, is rounded once
-  /// to bfloat16 and then added in float32.
+  /// to bfloat16 and then added in float32. dy and x may be some columns of wider matrices.
   void (*add_weight_grad)(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
 
   /// The Euclidean norm of a flat float32 tensor, summed in double in a fixed order.

@@ -42,7 +42,7 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
                        at::Tensor& dx, at::Tensor& dw) {
   const auto r = rstd.unsqueeze(1);
   const auto normed = wide(x).mul(r), g = wide(dy);
-  dw.add_(g.mul(normed).sum({0}));
+  if (dw.defined()) dw.add_(g.mul(normed).sum({0}));
   const auto gw = g.mul(wide(w));
   const auto pull = gw.mul(normed).mean({1}, true);
   dx.add_(gw.sub_(normed.mul(pull)).mul_(r));
@@ -73,9 +73,11 @@ at::Tensor head_norm_backward(const loops::HeadShape& shape, const at::Tensor& q
                               at::Tensor& dq_norm, at::Tensor& dk_norm) {
   const auto r = rstd.unsqueeze(2);
   const auto normed = wide(normed_heads(shape, qkv)).mul(r), g = wide(normed_heads(shape, dy));
-  const auto dw = g.mul(normed).sum({0});  // (H + K, D)
-  dq_norm.add_(dw.narrow(0, 0, shape.heads).sum({0}));
-  dk_norm.add_(dw.narrow(0, shape.heads, shape.kv_heads).sum({0}));
+  if (dq_norm.defined()) {
+    const auto dw = g.mul(normed).sum({0});  // (H + K, D)
+    dq_norm.add_(dw.narrow(0, 0, shape.heads).sum({0}));
+    dk_norm.add_(dw.narrow(0, shape.heads, shape.kv_heads).sum({0}));
+  }
   const auto gw = g.mul(head_weights(shape, q_norm, k_norm));
   const auto pull = gw.mul(normed).mean({2}, true);
   auto out = dy.clone();
@@ -124,7 +126,11 @@ at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& bias_o
   return bias_or_residual.defined() ? at::addmm(bias_or_residual, x, transposed) : at::mm(x, transposed);
 }
 
+void add_linear(at::Tensor& y, const at::Tensor& x, const Linear& w) { y.addmm_(x, w.weight.t()); }
+
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) { return at::mm(dy, w); }
+
+void add_linear_backward(at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w) { dx.addmm_(dy, w); }
 
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
   if (x.scalar_type() == at::kFloat) {
@@ -189,7 +195,9 @@ const Backend& aten_backend() {
       aten::spread_rows,
       aten::prepare,
       aten::linear,
+      aten::add_linear,
       aten::linear_backward,
+      aten::add_linear_backward,
       aten::add_weight_grad,
       aten::norm_of,
       aten::adamw,

@@ -54,11 +54,10 @@ loops::Factor columns_of(const at::Tensor& x) {
   return {x.data_ptr(), x.scalar_type() != at::kFloat, 1, x.stride(0)};
 }
 
-/// y (n, m) = start + (a b)^T. `a`, the weights, is read where it lies, row by row.
-at::Tensor transposed_product(const loops::Factor& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
-                              const at::Tensor& start) {
-  const std::int64_t n = x.size(0);
-  auto y = at::empty({n, m}, x.options());
+/// y (n, m) = start + (a b)^T; start may be y. `a`, the weights, is read where it lies, row by row.
+void transposed_product(const loops::Factor& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
+                        const at::Tensor& start, const at::Tensor& y) {
+  const std::int64_t n = x.size(0), y_row = y.stride(0);
   const std::int64_t start_row = start.defined() && start.dim() > 1 ? start.stride(0) : 0;
   by_dtype(y, [&](auto tag) {
     using T = decltype(tag);
@@ -67,10 +66,9 @@ at::Tensor transposed_product(const loops::Factor& a, std::int64_t m, std::int64
                   [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
                       std::int64_t columns) {
                     const T* from = start.defined() ? data<T>(start) + j0 * start_row + i0 : nullptr;
-                    store(c, c_row, rows, columns, from, start_row, data<T>(y) + j0 * m + i0, m);
+                    store(c, c_row, rows, columns, from, start_row, data<T>(y) + j0 * y_row + i0, y_row);
                   });
   });
-  return y;
 }
 
 bool has_product(const at::Tensor& x, const at::Tensor& w) {
@@ -89,28 +87,59 @@ Linear prepare(const at::Tensor& weight) {
   return linear;
 }
 
-at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
-  if (!w.packed.defined() && has_product(x, w.weight)) {
-    return transposed_product(rows_of(w.weight), w.weight.size(0), w.weight.size(1), x, start);
-  }
-  if (!w.packed.defined())
-    return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
+namespace {
+
+/// y (R, N) = start + x w^T; start may be y.
+void linear_into(const at::Tensor& y, const at::Tensor& x, const Linear& w, const at::Tensor& start) {
   const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
-  auto y = at::empty({m, n}, x.options());
-  run({m, n, k, data<float>(x), k, 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y), n,
-       start.defined() ? data<float>(start) : nullptr, start.defined() && start.dim() > 1 ? n : 0});
+  if (!w.packed.defined()) return transposed_product(rows_of(w.weight), n, k, x, start, y);
+  run({m, n, k, data<float>(x), x.stride(0), 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y),
+       y.stride(0), start.defined() ? data<float>(start) : nullptr,
+       start.defined() && start.dim() > 1 ? start.stride(0) : 0});
+}
+
+/// dx (R, K) = start + dy w; start may be dx.
+void linear_backward_into(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w,
+                          const at::Tensor& start) {
+  const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
+  if (!is_small(w)) return transposed_product(columns_of(w), n, k, dy, start, dx);
+  run({m, n, k, data<float>(dy), dy.stride(0), 1, data<float>(w), n, 64, false, data<float>(dx), dx.stride(0),
+       start.defined() ? data<float>(start) : nullptr, start.defined() ? start.stride(0) : 0});
+}
+
+bool is_own(const at::Tensor& x, const Linear& w) { return w.packed.defined() || has_product(x, w.weight); }
+bool is_own(const at::Tensor& dy, const at::Tensor& w) { return is_small(w) || has_product(dy, w); }
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& start) {
+  if (!is_own(x, w)) return start.defined() ? at::addmm(start, x, w.weight.t()) : at::mm(x, w.weight.t());
+  auto y = at::empty({x.size(0), w.weight.size(0)}, x.options());
+  linear_into(y, x, w, start);
   return y;
 }
 
-at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
-  if (!is_small(w) && has_product(dy, w)) {
-    return transposed_product(columns_of(w), w.size(1), w.size(0), dy, {});
+void add_linear(at::Tensor& y, const at::Tensor& x, const Linear& w) {
+  if (is_own(x, w)) {
+    linear_into(y, x, w, y);
+  } else {
+    y.addmm_(x, w.weight.t());
   }
-  if (!is_small(w)) return at::mm(dy, w);
-  const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
-  auto dx = at::empty({m, n}, dy.options());
-  run({m, n, k, data<float>(dy), k, 1, data<float>(w), n, 64, false, data<float>(dx), n, nullptr, 0});
+}
+
+at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w) {
+  if (!is_own(dy, w)) return at::mm(dy, w);
+  auto dx = at::empty({dy.size(0), w.size(1)}, dy.options());
+  linear_backward_into(dx, dy, w, {});
   return dx;
+}
+
+void add_linear_backward(at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w) {
+  if (is_own(dy, w)) {
+    linear_backward_into(dx, dy, w, dx);
+  } else {
+    dx.addmm_(dy, w);
+  }
 }
 
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
@@ -125,8 +154,8 @@ void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x
     grad.add_(at::mm(dy.t(), x));
   } else if (is_small(grad)) {
     const std::int64_t m = grad.size(0), n = grad.size(1);
-    run({m, n, dy.size(0), data<float>(dy), 1, m, data<float>(x), n, 64, false, data<float>(grad), n,
-         data<float>(grad), n});
+    run({m, n, dy.size(0), data<float>(dy), 1, dy.stride(0), data<float>(x), x.stride(0), 64, false,
+         data<float>(grad), n, data<float>(grad), n});
   } else {
     grad.addmm_(dy.t(), x);
   }

@@ -49,6 +49,7 @@ void rms_norm_backward(const at::Tensor& x, const at::Tensor& w, const at::Tenso
       }
     });
   });
+  if (!dw.defined()) return;
   auto* out = data<float>(dw);
   for (std::int64_t b = 0; b < blocks; ++b) {
     const auto* from = data<float>(partial) + b * channels;
@@ -111,7 +112,7 @@ at::Tensor head_norm_backward(const loops::HeadShape& shape, const at::Tensor& q
       }
     });
   });
-  for (std::int64_t b = 0; b < blocks; ++b) {
+  for (std::int64_t b = 0; b < blocks && dq_norm.defined(); ++b) {
     const auto* from = data<float>(partial) + 2 * b * dim;
     for (std::int64_t c = 0; c < dim; ++c) {
       data<float>(dq_norm)[c] += from[c];
@@ -319,7 +320,9 @@ const Backend& cpu_backend() {
       cpu::spread_rows,
       cpu::prepare,
       cpu::linear,
+      cpu::add_linear,
       cpu::linear_backward,
+      cpu::add_linear_backward,
       cpu::add_weight_grad,
       cpu::norm_of,
       cpu::adamw,

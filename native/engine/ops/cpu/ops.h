@@ -28,7 +28,9 @@ at::Tensor decode_attention(const HeadShape& shape, const std::vector<const std:
 // linear.cpp
 Linear prepare(const at::Tensor& weight);
 at::Tensor linear(const at::Tensor& x, const Linear& w, const at::Tensor& bias_or_residual);
+void add_linear(at::Tensor& y, const at::Tensor& x, const Linear& w);
 at::Tensor linear_backward(const at::Tensor& dy, const at::Tensor& w);
+void add_linear_backward(at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x);
 
 // flat.cpp

@@ -1,0 +1,49 @@
+/** `rapo merge`: an adapter and its model as one model. */
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import path from 'node:path'
+import { RapoError } from '../base/errors.js'
+import { asIoError } from '../base/files.js'
+import { dtypeOf, readModelConfig } from '../model/config.js'
+import { openPolicy } from '../model/engine.js'
+import type { HubOptions } from '../model/hub.js'
+import { locateModel } from '../model/locate.js'
+import type { ModelDType } from '../model/policy.js'
+import { copyTokenizer } from '../model/tokenizer.js'
+
+export interface MergeOptions extends HubOptions {
+  /** A directory with an adapter of PEFT's, such as a checkpoint of a run with the section lora. */
+  readonly adapter: string
+  /** Made; must not hold anything yet. */
+  readonly output: string
+  /** Default: the model's own type. */
+  readonly dtype?: ModelDType
+}
+
+/**
+ * Writes W + s B A, computed in float32, as a model directory with the model's tokenizer. The directory appears when it is
+ * whole. Throws RapoError.
+ */
+export async function mergeAdapter({ adapter, output, dtype, ...hub }: MergeOptions): Promise<void> {
+  const { modelDir, adapterDir } = await locateModel(adapter, hub)
+  if (adapterDir === undefined)
+    throw new RapoError('ERR_RAPO_FORMAT', `${adapter} holds no adapter of PEFT: there is nothing to merge`)
+  if (existsSync(output) && readdirSync(output).length > 0)
+    throw new RapoError('ERR_RAPO_CONFIG', `${output} is not empty: choose another --output`)
+  const own = dtypeOf(readModelConfig(modelDir).text) === 'bfloat16' ? 'bfloat16' : 'float32'
+  const signal = hub.signal ? { signal: hub.signal } : {}
+  const policy = await openPolicy(modelDir, { adapterDir, dtype: own, trainable: false, ...signal }, 0)
+  const temporary = `${path.resolve(output)}.tmp`
+  try {
+    rmSync(temporary, { recursive: true, force: true })
+    mkdirSync(temporary, { recursive: true })
+    await policy.save(temporary, { dtype: dtype ?? own })
+    copyTokenizer(modelDir, temporary)
+    rmSync(output, { recursive: true, force: true })
+    renameSync(temporary, output)
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true })
+    throw error instanceof RapoError ? error : asIoError(`cannot write ${output}`, error)
+  } finally {
+    await policy.dispose()
+  }
+}
