@@ -18,6 +18,11 @@ import type { PromptTemplate, TemplateOptions } from './model/template.js'
 import * as templates from './model/template.js'
 import type { Tokenizer } from './model/tokenizer.js'
 import * as tokenizers from './model/tokenizer.js'
+import * as verifiers from './reward/load.js'
+import type { MathOptions } from './reward/math.js'
+import type { RewardOptions, RewardPart } from './reward/rewards.js'
+import * as rewards from './reward/rewards.js'
+import type { Verifier } from './reward/verifier.js'
 import type { TrainOptions } from './train/train.js'
 import * as training from './train/train.js'
 import type { World, WorldOptions } from './world/world.js'
@@ -167,7 +172,6 @@ export type { Tokenizer } from './model/tokenizer.js'
 export { type CountdownAnswer, verifyCountdown } from './reward/countdown.js'
 export { type Format, verifyFormat } from './reward/format.js'
 export { lengthReward, overlongPunishment } from './reward/length.js'
-export { loadVerifier } from './reward/load.js'
 export {
   type CompareOptions,
   type Comparison,
@@ -178,7 +182,7 @@ export {
   type Tolerance,
   verifyMath,
 } from './reward/math.js'
-export { loadRewards, type RewardOptions, type RewardPart } from './reward/rewards.js'
+export type { RewardOptions, RewardPart } from './reward/rewards.js'
 export type {
   Patience,
   Verdict,
@@ -283,6 +287,23 @@ export function stopTokenIdsFor(modelDir: string, tokenizer: Tokenizer, template
  */
 export function encodePrompt(problem: Problem, context: EncodeContext): EncodedPrompt {
   return prompts.encodePrompt(problem, context)
+}
+
+/**
+ * A built-in verifier by its name (`math`, `countdown`, `exact`), the default export of a module by its path, or a named export
+ * as `PATH#NAME`. The options are for `math` only. Throws ERR_RAPO_CONFIG.
+ */
+export async function loadVerifier(name: string, options: MathOptions = {}): Promise<Verifier> {
+  return verifiers.loadVerifier(name, options)
+}
+
+/**
+ * The rewards of the configuration's section `task`: the verifier first, then the reward functions, then `overlong` if
+ * overlongBufferLen is given. Throws ERR_RAPO_CONFIG for an unknown name, for two rewards with the same name, and for too few or
+ * too many weights.
+ */
+export async function loadRewards(options: RewardOptions): Promise<RewardPart[]> {
+  return rewards.loadRewards(options)
 }
 
 /** Loads a model with the engine: see Policy. Throws ERR_RAPO_SETUP, which says what to do, if the engine is not built. */

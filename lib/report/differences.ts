@@ -3,7 +3,7 @@ import { isInGroup } from '../eval/groups.js'
 import { pairedDifference } from '../eval/seeds.js'
 import { type Html, html } from './html.js'
 import type { Evaluation, Run } from './load.js'
-import { type Evaluated, groupTitle, runName, seedNote, TABLE_K } from './parts.js'
+import { type Evaluated, groupTitle, runName, seedNote, tableKs } from './parts.js'
 import { seedOf, sharedKs } from './seeds.js'
 
 /** The pairs of evaluations, of equal seeds where both runs stand for several. */
@@ -36,7 +36,7 @@ export function differencesTable(
   })
   if (!baseline || others.length === 0) return false
   const all = others.flatMap(({ pairs }) => pairs.flat())
-  const ks = sharedKs(all).filter(k => TABLE_K.includes(k))
+  const ks = sharedKs(all).filter(k => tableKs(evaluated).includes(k))
   if (ks.length === 0) return false
   const rows = (group: string) =>
     others.map(({ entry, pairs }) => {

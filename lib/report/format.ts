@@ -1,4 +1,5 @@
-/** Numbers as the report prints them. */
+/** Numbers and paths as the report prints them. */
+import { homedir } from 'node:os'
 
 const NONE = '–'
 
@@ -32,8 +33,15 @@ export function number(value: number | null | undefined): string {
 
 export function duration(seconds: number | undefined): string {
   if (seconds === undefined) return NONE
+  if (seconds > 0 && seconds < 1e-3) return '<1 ms'
   if (seconds < 60) return `${number(seconds)} s`
   const whole = Math.round(seconds)
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60]
   return hours > 0 ? `${hours} h ${minutes} min` : `${minutes} min ${whole % 60} s`
+}
+
+/** A text with paths, without the home directory's name: a report is made to be shared. */
+export function withoutHome(text: string): string {
+  const home = homedir()
+  return home.length > 1 ? text.replaceAll(home, '~') : text
 }

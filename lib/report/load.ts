@@ -16,6 +16,10 @@ export interface Run {
   /** Steps in ascending order, each once. Absent if there is no metrics.jsonl. */
   readonly metrics?: readonly StepMetrics[]
   readonly samples?: readonly Stage[]
+  /** Evaluations during training, in ascending order of their steps: pass@1 and others by their names. */
+  readonly evals?: readonly StepMetrics[]
+  /** Of evaluations during training. */
+  readonly evalStages?: readonly Stage[]
   readonly evaluation?: Evaluation
   readonly evalSamples?: readonly Sample[]
   /** The runs whose means this one shows: they differ by their seed alone. Absent for a run that is one. */
@@ -62,6 +66,8 @@ const sampleSchema = z.object({
   step: z.int().nonnegative().optional(),
   problemId: z.union([z.string(), z.number()]).transform(String),
   prompt: z.string(),
+  /** As the model got it; absent in files of older versions. */
+  renderedPrompt: z.string().optional(),
   completion: z.string(),
   reward: z.number(),
   reason: z.string().default(''),
@@ -85,6 +91,20 @@ const groupSchema = z.object({
   passAtK: z.array(z.number()),
   low: z.array(z.number().nullable()),
   high: z.array(z.number().nullable()),
+  majority: z
+    .object({
+      majAtK: z.array(z.number()),
+      low: z.array(z.number().nullable()),
+      high: z.array(z.number().nullable()),
+    })
+    .optional(),
+})
+
+/** A line of evals.jsonl, as far as the report reads it. */
+const evalLineSchema = z.object({
+  step: z.int().nonnegative(),
+  k: z.array(z.int().positive()).min(1),
+  groups: z.object({ all: groupSchema }),
 })
 
 const evaluationSchema = z
@@ -167,6 +187,8 @@ async function loadRun(dir: string): Promise<Omit<Run, 'isBase'>> {
   const evaluation = existsSync(evalFile) ? readEvaluation(evalFile) : undefined
   const samplesFile = path.join(dir, 'samples.jsonl')
   const evalSamplesFile = path.join(dir, 'eval-samples.jsonl')
+  const evalsFile = path.join(dir, 'evals.jsonl')
+  const evalStagesFile = path.join(dir, 'evals-samples.jsonl')
   const configName = config?.value.name
   return {
     name:
@@ -176,6 +198,8 @@ async function loadRun(dir: string): Promise<Omit<Run, 'isBase'>> {
     ...(evaluation && { evaluation }),
     ...(existsSync(metricsFile) && { metrics: await readMetrics(metricsFile) }),
     ...(existsSync(samplesFile) && { samples: await readSamples(samplesFile) }),
+    ...(existsSync(evalsFile) && { evals: await readEvals(evalsFile) }),
+    ...(existsSync(evalStagesFile) && { evalStages: await readSamples(evalStagesFile) }),
     ...(existsSync(evalSamplesFile) && { evalSamples: await readEvalSamples(evalSamplesFile) }),
   }
 }
@@ -227,6 +251,24 @@ async function readMetrics(file: string): Promise<StepMetrics[]> {
     steps.push(line)
   }
   return steps
+}
+
+/** pass@1, and pass@k and maj@k at the largest k, of each evaluation during training. */
+async function readEvals(file: string): Promise<StepMetrics[]> {
+  const evals: StepMetrics[] = []
+  for await (const { place, value } of jsonLines(file)) {
+    const { step, k, groups } = checked(evalLineSchema, value, place)
+    const { passAtK, majority } = groups.all
+    while (evals.length > 0 && evals.at(-1)!.step >= step) evals.pop()
+    const last = k.length - 1
+    evals.push({
+      step,
+      'pass@1': passAtK[0],
+      ...(last > 0 && { [`pass@${k[last]}`]: passAtK[last] }),
+      ...(last > 0 && majority && { [`maj@${k[last]}`]: majority.majAtK[last] }),
+    })
+  }
+  return evals
 }
 
 async function readSamples(file: string): Promise<Stage[]> {

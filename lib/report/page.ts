@@ -6,7 +6,7 @@ import { RapoError } from '../base/errors.js'
 import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { looks } from './chart.js'
 import { configDifferences, evaluationConflicts } from './compare.js'
-import { count, duration } from './format.js'
+import { count, duration, withoutHome } from './format.js'
 import { type Content, type Html, html, raw } from './html.js'
 import { loadRuns, type Run, type StepMetrics } from './load.js'
 import { missing, runName, type ShownRun } from './parts.js'
@@ -124,7 +124,7 @@ function configSection(shown: readonly ShownRun[]): Html {
     <tbody>${differences.map(({ field, values }) => html`<tr><td>${breakable(field)}</td>${values.map(value => html`<td>${breakable(value ?? '–')}</td>`)}</tr>`)}</tbody></table></div>`
     }
     ${configured.length > 1 && differences.length === 0 && html`<p class="note">The configurations are equal.</p>`}
-    ${configured.map(entry => html`<details><summary>${runName(entry)} <span class="note">config.yaml</span></summary><pre>${entry.config.text}</pre></details>`)}
+    ${configured.map(entry => html`<details><summary>${runName(entry)} <span class="note">config.yaml</span></summary><pre>${withoutHome(entry.config.text)}</pre></details>`)}
     ${configured.length + others.length === 0 && html`<p class="missing">No configuration is recorded here.</p>`}
     ${others.map(({ run }) => missing(`${run.name} has no config.yaml`, 'rapo train'))}
   </section>`
@@ -136,7 +136,9 @@ function factsSection(shown: readonly ShownRun[]): Html {
 
 /** Lines may break after the slashes and dots of a path or field. */
 const breakable = (text: string): Html =>
-  html`${text.split(/(?<=[/.])/).map((part, i) => [i > 0 && html`<wbr>`, part])}`
+  html`${withoutHome(text)
+    .split(/(?<=[/.])/)
+    .map((part, i) => [i > 0 && html`<wbr>`, part])}`
 
 function facts(entry: ShownRun): Html {
   const { dir, config, metrics, evaluation } = entry.run

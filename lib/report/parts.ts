@@ -11,8 +11,16 @@ export interface ShownRun {
 
 export type Evaluated = ShownRun & { readonly run: Run & { readonly evaluation: Evaluation } }
 
-/** The values of k in the tables, of which those are shown that the evaluations have. */
-export const TABLE_K = [1, 4, 16, 64, 256, 1024]
+/** The values of k in the tables of which there are many. */
+const TABLE_K = [1, 4, 16, 64, 256, 1024]
+/** So many values of k are all shown. */
+const FEW = 4
+
+/** The values of k that the tables show, of those that any evaluation has. */
+export function tableKs(evaluated: readonly Evaluated[]): number[] {
+  const ks = [...new Set(evaluated.flatMap(({ run }) => run.evaluation.k))].sort((a, b) => a - b)
+  return ks.length <= FEW ? ks : ks.filter(k => TABLE_K.includes(k))
+}
 
 export const groupTitle = (group: string) =>
   group === 'all' ? 'All problems' : `${group.charAt(0).toUpperCase()}${group.slice(1)}`

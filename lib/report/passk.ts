@@ -6,7 +6,7 @@ import { differencesTable } from './differences.js'
 import { count, percent, percentRange } from './format.js'
 import { type Html, html } from './html.js'
 import type { Evaluation } from './load.js'
-import { type Evaluated, groupTitle, missing, runName, type ShownRun, seedNote, TABLE_K } from './parts.js'
+import { type Evaluated, groupTitle, missing, runName, type ShownRun, seedNote, tableKs } from './parts.js'
 
 export function passAtKSection(
   shown: readonly ShownRun[],
@@ -22,9 +22,10 @@ export function passAtKSection(
       evaluated.length > 0 &&
       html`<p class="note">The probability that at least one of k completions is correct, in percent, with its 95 % interval
       ${intervalNote(evaluated)} ${conditions(evaluated)}${conflicts.length === 0 && evaluated.length > 1 && ' The best value of a column is marked.'}</p>
-    ${table(evaluated, groups, conflicts.length === 0)}
+    ${table(evaluated, groups, conflicts.length === 0, 'pass')}
     <div class="grid pass-at-k">${groups.map(group => curves(evaluated, group, groups))}</div>
     ${conflicts.length === 0 && differencesTable(evaluated, groups, baseline)}
+    ${majority(evaluated, groups, conflicts.length === 0)}
     ${coverageTable(evaluated, groups)}`
     }
     ${others.map(({ run }) => missing(`${run.name} has no eval.json`, 'rapo eval'))}
@@ -65,13 +66,38 @@ function conditions(evaluated: readonly Evaluated[]): string {
   return parts.length > 0 ? `${parts.join(', ')}.` : ''
 }
 
-function table(evaluated: readonly Evaluated[], groups: readonly string[], isComparable: boolean): Html {
-  const ks = TABLE_K.filter(k => evaluated.some(({ run }) => run.evaluation.k.includes(k)))
+/** maj@k of the runs whose verifier says what each completion answers. */
+function majority(
+  evaluated: readonly Evaluated[],
+  groups: readonly string[],
+  isComparable: boolean,
+): Html | false {
+  const voted = evaluated.filter(({ run }) => run.evaluation.groups.all?.majority)
+  if (voted.length === 0 || tableKs(voted).length < 2) return false
+  return html`<h3>maj@k</h3>
+    <p class="note">The probability that the most frequent answer of k completions is correct (majority voting, cons@k), in percent, with its 95 % interval over problems.</p>
+    ${table(voted, groups, isComparable, 'maj')}`
+}
+
+function table(
+  evaluated: readonly Evaluated[],
+  groups: readonly string[],
+  isComparable: boolean,
+  what: 'pass' | 'maj',
+): Html {
+  const ks = tableKs(evaluated)
+  const valuesOf = (group: Evaluation['groups'][string] | undefined) => {
+    const { values, low, high } =
+      what === 'pass'
+        ? { ...group, values: group?.passAtK }
+        : { ...group?.majority, values: group?.majority?.majAtK }
+    return { values: values ?? [], low: low ?? [], high: high ?? [] }
+  }
   const cellOf = ({ run }: Evaluated, group: string, k: number) => {
     const index = run.evaluation.k.indexOf(k)
-    const { passAtK, low, high } = run.evaluation.groups[group] ?? { passAtK: [], low: [], high: [] }
-    const value = index < 0 ? undefined : passAtK[index]
-    const problems = run.evaluation.groups[group]?.overProblems
+    const { values, low, high } = valuesOf(run.evaluation.groups[group])
+    const value = index < 0 ? undefined : values[index]
+    const problems = what === 'pass' ? run.evaluation.groups[group]?.overProblems : undefined
     const overProblems = problems && percentRange(problems.low[index]!, problems.high[index]!)
     return value === undefined ? undefined : { value, low: low[index]!, high: high[index]!, overProblems }
   }
@@ -91,7 +117,7 @@ function table(evaluated: readonly Evaluated[], groups: readonly string[], isCom
     })
   }
   return html`<div class="scroll"><table class="headline" style="--columns:${ks.length}">
-    <thead><tr><th></th>${ks.map(k => html`<th scope="col"><span class="at">pass@</span>${k}</th>`)}</tr></thead>
+    <thead><tr><th></th>${ks.map(k => html`<th scope="col"><span class="at">${what}@</span>${k}</th>`)}</tr></thead>
     ${groups.map(group => html`<tbody><tr><th class="group" scope="rowgroup">${groupTitle(group)}</th><td colspan="${ks.length}"></td></tr>${rows(group)}</tbody>`)}
   </table></div>`
 }

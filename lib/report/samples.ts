@@ -1,31 +1,33 @@
 /** Completions of the models, right and wrong. */
 import { number } from './format.js'
 import { type Html, html, visibleText } from './html.js'
-import { isRight, type Sample } from './load.js'
+import { isRight, type Sample, type Stage } from './load.js'
 import { missing, runName, type ShownRun } from './parts.js'
 
 export function samplesSection(shown: readonly ShownRun[]): Html {
   return html`<section id="samples">
     <h2>Samples</h2>
-    <p class="note">What the models wrote: the prompt in grey, then the completion. Characters that would not show are named.</p>
+    <p class="note">What the models wrote: the prompt as the model got it, in grey, then the completion. Characters that would not show are named.</p>
     ${shown.map((entry, i) => samplesOf(entry, i === shown.length - 1))}
   </section>`
 }
 
 function samplesOf(entry: ShownRun, isOpen: boolean): Html {
-  const { samples = [], evalSamples = [], name, isBase, evaluation } = entry.run
-  if (samples.length === 0 && evalSamples.length === 0) {
+  const { samples = [], evalStages = [], evalSamples = [], name, isBase, evaluation } = entry.run
+  if (samples.length === 0 && evalStages.length === 0 && evalSamples.length === 0) {
     return missing(`${name} has no samples`, isBase || !evaluation ? 'rapo eval' : 'rapo train')
   }
   const difficulties = new Map(evaluation?.perProblem.map(({ id, difficulty }) => [id, difficulty]))
   const ofEvaluation = evalSamples.map(sample => card(sample, difficulties.get(sample.problemId)))
-  const stages = samples.map(({ firstStep, lastStep, samples }) => {
+  const draw = (title: string) => (stage: Stage) => {
+    const { firstStep, lastStep, samples } = stage
     const range = firstStep === lastStep ? `step ${firstStep}` : `steps ${firstStep} to ${lastStep}`
-    return html`<h3>Training, ${range}</h3><div class="${cards(samples)}">${samples.map(sample => card(sample, `step ${sample.step}`))}</div>`
-  })
+    return html`<h3>${title}, ${range}</h3><div class="${cards(samples)}">${samples.map(sample => card(sample, `step ${sample.step}`))}</div>`
+  }
   return html`<details${isOpen && html` open`}><summary>${runName(entry)}</summary>
     ${ofEvaluation.length > 0 && html`<h3>Evaluation</h3><div class="${cards(evalSamples)}">${ofEvaluation}</div>`}
-    ${stages}
+    ${samples.map(draw('Training'))}
+    ${evalStages.map(draw('Evaluation during training'))}
   </details>`
 }
 
@@ -34,14 +36,22 @@ const cards = (samples: readonly Sample[]) =>
   samples.some(({ prompt, completion }) => prompt.length + completion.length > 400) ? 'cards wide' : 'cards'
 
 function card(sample: Sample, label?: string): Html {
-  const { problemId, prompt, completion, reward, reason, finishReason, rewards } = sample
-  const verdict = isRight(sample) ? '✓ right' : '✗ wrong'
+  const { problemId, prompt, renderedPrompt, completion, reward, reason, finishReason, rewards } = sample
+  const verdict = verdictOf(sample)
   const place = html`problem ${visibleText(problemId)}${label !== undefined && `, ${label}`}${finishReason === 'length' && ', truncated'}`
-  return html`<article class="sample ${isRight(sample) ? 'right' : 'wrong'}">
-    <header><span><b>${verdict}</b> · reward ${number(reward)}</span><span>${place}</span>
+  return html`<article class="sample ${verdict}">
+    <header><span><b>${VERDICTS[verdict]}</b> · reward ${number(reward)}</span><span>${place}</span>
     ${rewards.length === 0 && reason !== '' && html`<span class="reason">${visibleText(reason, 300)}</span>`}
     ${rewards.map(part => html`<span class="reason">${partText(part)}</span>`)}</header>
-    <pre dir="ltr"><span class="prompt">${visibleText(prompt)}</span>${visibleText(completion)}</pre></article>`
+    <pre dir="ltr"><span class="prompt">${visibleText(renderedPrompt ?? prompt)}</span>${visibleText(completion)}</pre></article>`
+}
+
+const VERDICTS = { right: '✓ right', partly: '◐ partly right', wrong: '✗ wrong' } as const
+
+/** By the verifier's own reward. */
+function verdictOf(sample: Sample): keyof typeof VERDICTS {
+  if (isRight(sample)) return 'right'
+  return (sample.rewards[0]?.reward ?? sample.reward) > 0 ? 'partly' : 'wrong'
 }
 
 /** format 1 × 0.2: in the format */

@@ -50,12 +50,14 @@ function merged(family: readonly Run[]): Run {
   const [first] = family as [Run]
   const evaluations = family.flatMap(({ evaluation }) => evaluation ?? [])
   const metrics = family.flatMap(({ metrics }) => (metrics ? [metrics] : []))
+  const evals = family.flatMap(({ evals }) => (evals ? [evals] : []))
   return {
     ...first,
     name: sharedName(family),
     seeds: family,
     ...(evaluations.length > 0 && { evaluation: mergeEvaluations(evaluations) }),
     ...(metrics.length > 0 && { metrics: mergeMetrics(metrics) }),
+    ...(evals.length > 0 && { evals: mergeMetrics(evals) }),
   }
 }
 
@@ -74,7 +76,8 @@ function mergeEvaluations(evaluations: readonly Evaluation[]): Evaluation {
   const [first] = evaluations as [Evaluation]
   const ks = sharedKs(evaluations)
   const groups: Evaluation['groups'] = {}
-  for (const [name, group] of Object.entries(first.groups)) {
+  // maj@k of several seeds is left out: files do not say what its interval over seeds would be.
+  for (const [name, { majority: _, ...group }] of Object.entries(first.groups)) {
     const own = evaluations.map(({ perProblem }) => perProblem.filter(problem => isInGroup(problem, name)))
     if (own[0]!.length === 0) continue
     const { mean, problems, seeds } = seedMean(own, ks)

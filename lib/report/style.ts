@@ -6,13 +6,13 @@ export const style = `
 :root {
   color-scheme: light dark;
   --page: #fff; --raised: #f6f7f8; --ink: #1b1e23; --muted: #5d646e; --hairline: #dfe2e6;
-  --right: #006b4f; --wrong: #a63a00; --warn: #fff4dd; --warn-ink: #5c3f00; --best: #e8f1f8;
+  --right: #006b4f; --wrong: #a63a00; --partly: #7a5a00; --warn: #fff4dd; --warn-ink: #5c3f00; --best: #e8f1f8;
   --run-base: #6c727b; --run-0: #0072b2; --run-1: #d55e00; --run-2: #009e73; --run-3: #b8608f; --run-4: #c08a00; --run-5: #3b9bd0;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14161a; --raised: #1d2025; --ink: #e4e6ea; --muted: #9ba2ac; --hairline: #2f343b;
-    --right: #4fc9a4; --wrong: #ff9a66; --warn: #3a2e12; --warn-ink: #f3d999; --best: #1c2f3d;
+    --right: #4fc9a4; --wrong: #ff9a66; --partly: #e3c267; --warn: #3a2e12; --warn-ink: #f3d999; --best: #1c2f3d;
     --run-base: #9aa1ab; --run-0: #58aee8; --run-1: #f58a46; --run-2: #35c497; --run-3: #e39bc4; --run-4: #e8b93c; --run-5: #9fd3f2;
   }
 }
@@ -96,6 +96,7 @@ dd { margin: 0 }
 .bar { display: flex; gap: 1px; height: 20px }
 .bar > span { min-width: 1px; background: var(--c) }
 .phase-0 { opacity: 1 } .phase-1 { opacity: .68 } .phase-2 { opacity: .42 } .phase-3 { opacity: .2 }
+.whole { white-space: nowrap }
 .phase-note { grid-column: 2; margin: -2px 0 6px; color: var(--muted); font-size: 13px }
 
 nav a { display: inline-block; margin-right: 14px; color: inherit; font-size: 14px; color: var(--muted) }
@@ -105,12 +106,12 @@ summary .name { vertical-align: middle }
 summary .note { font-weight: 400 }
 details pre { overflow-x: auto }
 .sample { border: 1px solid var(--hairline); border-left: 3px solid var(--s); border-radius: 6px; min-width: 0; overflow: hidden }
-.sample.right { --s: var(--right) } .sample.wrong { --s: var(--wrong) }
+.sample.right { --s: var(--right) } .sample.wrong { --s: var(--wrong) } .sample.partly { --s: var(--partly) }
 .sample header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; padding: 7px 12px; font-size: 13px; color: var(--muted) }
 .sample .reason { flex-basis: 100% }
 .sample header b { color: var(--s); font-weight: 600 }
 .sample pre { margin: 0; padding: 8px 12px; max-height: 18em; overflow: auto; background: var(--raised); white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
-.prompt { color: var(--muted) }
+.prompt { display: block; margin: 0 -12px 8px; padding: 0 12px 8px; border-bottom: 1px solid var(--hairline); color: var(--muted) }
 .hidden-char { padding: 0 3px; border-radius: 3px; background: var(--warn); color: var(--warn-ink); font-size: 11px }
 
 @media (max-width: 600px) {

@@ -1,4 +1,6 @@
 /** The course of training: one chart per metric (docs/metrics.md) with all runs, and the time of each phase. */
+
+import { type HealthConfig, symptomsOf } from '../train/health.js'
 import { lineChart } from './chart.js'
 import { duration, number } from './format.js'
 import { type Html, html } from './html.js'
@@ -50,12 +52,32 @@ export function trainingSection(shown: readonly ShownRun[]): Html {
     <h2>Training</h2>
     ${
       trained.length > 0 &&
-      html`<p class="note">${smoothingNote(reach)} ${objectiveNote(trained)}</p>
+      html`${healthNotes(trained)}<p class="note">${smoothingNote(reach)} ${objectiveNote(trained)}</p>
     <div class="grid training">${charts}</div>${phases(trained)}`
     }
     ${trained.length + others.length === 0 && html`<p class="missing">No training is recorded here.</p>`}
     ${others.map(({ run }) => missing(`${run.name} has no line in metrics.jsonl`, 'rapo train'))}
   </section>`
+}
+
+/** What says that a run learns nothing; of a mean over seeds, what each of them says. */
+function healthNotes(trained: readonly Trained[]): Html | false {
+  const notes = trained
+    .flatMap(({ run }) => run.seeds ?? [run])
+    .flatMap(run =>
+      symptomsOf(run.metrics ?? [], settingsOf(run)).map(({ text }) => ({ name: run.name, text })),
+    )
+  return (
+    notes.length > 0 &&
+    html`<div class="warning" role="alert"><b>In these steps little or nothing was learnt.</b>
+      <ul>${notes.map(({ name, text }) => html`<li>${trained.length > 1 && html`<b>${name}</b> `}${text}</li>`)}</ul></div>`
+  )
+}
+
+function settingsOf({ config }: Run): HealthConfig {
+  const { maxNewTokens, groupSize } = (config?.value.sampling ?? {}) as Record<string, unknown>
+  const known = (value: unknown) => (typeof value === 'number' ? value : undefined)
+  return { maxNewTokens: known(maxNewTokens), groupSize: known(groupSize) }
 }
 
 const smoothingNote = (reach: number) =>
@@ -77,7 +99,8 @@ function metricChart(
   lastStep: number,
 ): Html | undefined {
   const series = trained.flatMap(entry => {
-    const points = entry.run.metrics.map(step => ({ x: step.step, y: metricOf(step, field) }))
+    const lines = isOfEvaluation(field) ? (entry.run.evals ?? []) : entry.run.metrics
+    const points = lines.map(step => ({ x: step.step, y: metricOf(step, field) }))
     return points.some(({ y }) => y !== null) ? [{ entry, points, smooth: smoothed(points, reach) }] : []
   })
   if (series.length === 0) return undefined
@@ -89,10 +112,7 @@ function metricChart(
   const axes = {
     label: `${title} by step`,
     xLabel: 'step',
-    x: [
-      trained.reduce((first, { run }) => Math.min(first, run.metrics[0]!.step), lastStep - 1),
-      lastStep,
-    ] as const,
+    x: [Math.min(lastStep - 1, ...series.flatMap(({ points }) => points[0]?.x ?? [])), lastStep] as const,
     y: range(series, fromZero),
   }
   const last = series.map(({ entry, smooth }) => {
@@ -118,8 +138,15 @@ function chartsOf(trained: readonly Trained[]): Chart[] {
     title: `Reward ${name}`,
     fromZero: true,
   }))
-  return [first!, ...parts, ...rest]
+  const scores = new Set(trained.flatMap(({ run }) => run.evals?.flatMap(line => Object.keys(line)) ?? []))
+  const evaluations = [...scores]
+    .filter(isOfEvaluation)
+    .map(name => ({ field: name, title: `Evaluation: ${name}`, fromZero: true }))
+  return [...evaluations, first!, ...parts, ...rest]
 }
+
+/** pass@1, maj@4: of evals.jsonl, not of metrics.jsonl. */
+const isOfEvaluation = (field: string) => /^(pass|maj)@\d+$/.test(field)
 
 /** null if the step lacks the value. `seconds` is the sum over all phases. */
 function metricOf(step: StepMetrics, field: string): number | null {
@@ -161,8 +188,10 @@ function phases(trained: readonly Trained[]): Html | false {
       ({ mean }, phase) =>
         html`<span class="phase-${phase % 4}" style="width:${((100 * mean) / longest).toFixed(2)}%"></span>`,
     )
-    const texts = means[i]!.map(({ name, mean }) => `${name} ${duration(mean)}`)
-    return html`<div>${runName(entry)}</div><div class="bar ${entry.look.className}" aria-hidden="true">${bar}</div><div class="phase-note">${texts.join(' · ')}</div>`
+    const texts = means[i]!.map(
+      ({ name, mean }, at) => html`${at > 0 && ' · '}<span class="whole">${name} ${duration(mean)}</span>`,
+    )
+    return html`<div>${runName(entry)}</div><div class="bar ${entry.look.className}" aria-hidden="true">${bar}</div><div class="phase-note">${texts}</div>`
   })
   return html`<h3>Where the time of a step goes</h3><div class="phases">${rows}</div>`
 }

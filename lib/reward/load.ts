@@ -18,8 +18,8 @@ const verifiers: Readonly<Record<string, Verifier>> = {
 export const verifierNames = Object.keys(verifiers)
 
 /**
- * A built-in verifier by its name, or the default export of a module by its path, or `PATH#NAME` for a named export; the options are those of `math`, which
- * no other takes. Throws ERR_RAPO_CONFIG.
+ * A built-in verifier by its name, the default export of a module by its path, or a named export as `PATH#NAME`. The options
+ * are for `math` only. Throws ERR_RAPO_CONFIG.
  */
 export async function loadVerifier(name: string, options: MathOptions = {}): Promise<Verifier> {
   const { extract = 'boxed', tolerance } = options

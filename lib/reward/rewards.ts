@@ -39,8 +39,9 @@ const builtIn: Readonly<Record<string, (options: RewardOptions) => Verifier>> = 
 export const rewardFuncNames = [...verifierNames, ...Object.keys(builtIn)]
 
 /**
- * The verifier as the first part, then the reward functions, then `overlong` where there is a buffer. Throws
- * ERR_RAPO_CONFIG for a name that is not known, one that two parts have, and weights that are too few or too many.
+ * The rewards of the configuration's section `task`: the verifier first, then the reward functions, then `overlong` if
+ * overlongBufferLen is given. Throws ERR_RAPO_CONFIG for an unknown name, for two rewards with the same name, and for too few or
+ * too many weights.
  */
 export async function loadRewards(options: RewardOptions): Promise<RewardPart[]> {
   const { verifier, rewardFuncs = [], rewardWeights = [], overlongBufferLen = 0 } = options

@@ -13,8 +13,8 @@ export interface Vitals {
 
 /** What is read of the configuration. */
 export interface HealthConfig {
-  readonly maxNewTokens: number
-  readonly groupSize: number
+  readonly maxNewTokens?: number | undefined
+  readonly groupSize?: number | undefined
 }
 
 export type SymptomName = 'cut-off' | 'equal-rewards' | 'no-signal' | 'no-entropy'
@@ -104,7 +104,7 @@ function describe(name: SymptomName, steps: readonly Vitals[], config: HealthCon
 
 const texts: Readonly<Record<SymptomName, (steps: readonly Vitals[], config: HealthConfig) => string>> = {
   'cut-off': (steps, { maxNewTokens }) =>
-    `${percent(mean(steps, 'truncatedFraction'))} of the completions were cut off at sampling.maxNewTokens, ${maxNewTokens}, ` +
+    `${percent(mean(steps, 'truncatedFraction'))} of the completions were cut off at sampling.maxNewTokens${maxNewTokens === undefined ? '' : `, ${maxNewTokens},`} ` +
     'before they ended. An answer that is cut off is judged wrong. Allow more tokens with sampling.maxNewTokens; if the ' +
     'completions go on after their answer, the model does not know where to stop: change data.template, for example to chat.',
   'equal-rewards': steps => {
@@ -116,7 +116,7 @@ const texts: Readonly<Record<SymptomName, (steps: readonly Vitals[], config: Hea
   },
   'no-signal': (_, { groupSize }) =>
     'within each group all rewards were equal, so that every advantage is 0 and nothing is learnt. Each problem is either always ' +
-    `or never solved: use more completions a prompt than sampling.groupSize ${groupSize}, problems of medium difficulty in data.train, ` +
+    `or never solved: use more completions a prompt than sampling.groupSize${groupSize === undefined ? '' : ` ${groupSize}`}, problems of medium difficulty in data.train, ` +
     'or sampling.filterGroups, which samples other prompts instead.',
   'no-entropy': steps =>
     `the entropy is ${mean(steps, 'entropy').toPrecision(2)} nats a token: the model writes the same completion every time, and nothing new is tried. ` +

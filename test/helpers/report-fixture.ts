@@ -11,6 +11,8 @@ export interface FixtureFiles {
   samples?: readonly object[] | string
   evaluation?: object | string
   evalSamples?: readonly object[] | string
+  evals?: readonly object[] | string
+  evalsSamples?: readonly object[] | string
 }
 
 export function writeRun(dir: string, files: FixtureFiles): string {
@@ -26,6 +28,8 @@ export function writeRun(dir: string, files: FixtureFiles): string {
   write('samples.jsonl', lines(files.samples))
   write('eval.json', typeof evaluation === 'object' ? JSON.stringify(evaluation) : evaluation)
   write('eval-samples.jsonl', lines(files.evalSamples))
+  write('evals.jsonl', lines(files.evals))
+  write('evals-samples.jsonl', lines(files.evalsSamples))
   return dir
 }
 

@@ -138,6 +138,73 @@ test('several rewards: a chart of each, and each in the samples; right is what t
   assert.match(samples, /✗ wrong · reward 1\.5 .* math 0: the same/)
 })
 
+test('evaluations during training: a chart of each score, and samples with the prompt as the model got it', async () => {
+  const all = { problems: 4, passAtK: [0.25, 0.5, 0.75], low: [0, 0, 0], high: [1, 1, 1] }
+  const majority = { majAtK: [0.25, 0.3, 0.4], low: [0, 0, 0], high: [1, 1, 1] }
+  const evalOf = (step: number, group: object) => ({ step, k: [1, 2, 4], groups: { all: group } })
+  const run = writeRun(path.join(fresh(), 'evaluated'), {
+    metrics: metricsOf(4),
+    // As a run leaves it that was resumed before step 4.
+    evals: [evalOf(0, all), evalOf(4, all), evalOf(2, all), evalOf(4, { ...all, majority })],
+    evalsSamples: [
+      sampleOf({ step: 2, renderedPrompt: '<|user|>3 5 7 =22' }),
+      sampleOf({ step: 4, completion: '3+5', reward: 0.4, reason: 'close' }),
+    ],
+  })
+  const page = await reportOf([run])
+  const metrics = [...page.matchAll(/data-metric="([^"]+)"/g)].map(match => match[1])
+  assert.equal(metrics.slice(0, 4), ['pass@1', 'pass@4', 'maj@4', 'rewardMean'])
+  assert.match(textOf(page, 'training'), 'Evaluation: pass@4 0.75')
+  const samples = textOf(page, 'samples')
+  assert.match(samples, /Evaluation during training, step 2 ✓ right .*(<|&lt;)\|user\|(>|&gt;)3 5 7 =22/)
+  assert.match(samples, /Evaluation during training, step 4 ◐ partly right · reward 0\.4 /)
+})
+
+test('maj@k stands beside pass@k, and few values of k are all shown', async () => {
+  const group = { problems: 4, passAtK: [0.25, 0.5], low: [0, 0], high: [1, 1] }
+  const majority = { majAtK: [0.25, 0.123], low: [0.1, 0.1], high: [0.3, 0.3] }
+  const evaluation = (groups: object) => ({ ...evaluationOf({ all: [0.25, 0.5] }), k: [1, 2], groups })
+  const [voted, plain] = [fresh(), fresh()]
+  writeRun(voted, { evaluation: evaluation({ all: { ...group, majority } }) })
+  const text = textOf(await reportOf([voted]), 'pass-at-k')
+  assert.match(text, /pass@ ?1 .*pass@ ?2 .*50\.0/)
+  assert.match(text, /maj@k .*maj@ ?1 .*maj@ ?2 .*12\.3/)
+  writeRun(plain, { evaluation: evaluation({ all: group }) })
+  assert.not.match(textOf(await reportOf([plain]), 'pass-at-k'), 'maj@')
+})
+
+test('a run that learns nothing is warned of, with the field of its configuration', async () => {
+  const sick = writeRun(path.join(fresh(), 'sick'), {
+    config: 'sampling:\n  maxNewTokens: 77\n  groupSize: 8\n',
+    metrics: metricsOf(12, { truncatedFraction: 1 }),
+  })
+  const well = writeRun(path.join(fresh(), 'well'), { metrics: metricsOf(12) })
+  const both = textOf(await reportOf([well, sick]), 'training')
+  assert.match(
+    both,
+    /sick Steps 1 to 12: 100 % of the completions were cut off at sampling\.maxNewTokens, 77,/,
+  )
+  assert.not.match(textOf(await reportOf([well]), 'training'), 'learnt')
+})
+
+test('the name of the home directory is not in the page', async () => {
+  const home = fresh()
+  const dir = writeRun(path.join(home, 'runs', 'mine'), {
+    config: `model:\n  dir: ${home}/models/m\n`,
+    evaluation: { ...evaluationOf({ all: [0.5] }), model: `${home}/models/m`, problems: `${home}/p.jsonl` },
+  })
+  const before = process.env.HOME
+  process.env.HOME = home
+  try {
+    const page = await reportOf([dir])
+    assert.not.match(page, home)
+    // Lines may break after a slash.
+    assert.match(page.replaceAll('<wbr>', ''), '~/models/m')
+  } finally {
+    process.env.HOME = before
+  }
+})
+
 test('the page needs and may load nothing', async () => {
   const { base, grpo, rapo } = writeThreeRuns(fresh())
   const page = await reportOf([grpo, rapo], base)
@@ -498,6 +565,7 @@ test('numbers read well', () => {
   )
   assert.equal([0, 0.00012, -0.5, 1234.5, 2e7].map(number), ['0', '1.2e−4', '−0.5', '1,230', '2e+7'])
   assert.equal([0.25, 59.94, 61, 3725].map(duration), ['0.25 s', '59.9 s', '1 min 1 s', '1 h 2 min'])
+  assert.equal([0, 6.2e-5, 0.002].map(duration), ['0 s', '<1 ms', '0.002 s'])
 })
 
 /** Two variants with seeds 1 and 2; of the four problems `solved` says how many of 32 samples are right, a seed each. */

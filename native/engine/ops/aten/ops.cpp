@@ -167,6 +167,7 @@ void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const Ad
       squares.push_back(of(buffers.square));
       steps.push_back(t);
     }
+    if (weights.empty()) continue;  // adapters have matrices alone; libtorch takes no empty list
     at::_fused_adamw_(weights, grads, means, squares, {}, steps, step.learning_rate, params.beta1,
                       params.beta2, decays ? params.weight_decay : 0, params.eps, false, false);
   }
