@@ -51,7 +51,7 @@ export function createRollouts(
   },
   config: Config,
 ): Rollouts {
-  const { cursorAt, signal } = parts
+  const { world, cursorAt, signal } = parts
   const { engine: kind, maxStaleness } = config.rollouts
   const { engine, busySeconds } = metered(parts.engine)
   let cursor = cursorAt(parts.from)
@@ -86,7 +86,10 @@ export function createRollouts(
 
   const syncWeights = async (step: number, clock: Clock) => {
     const start = performance.now()
-    await engine.syncWeights(step - 1, { signal })
+    await world.together(`step ${step}, weights`, () => {
+      signal.throwIfAborted()
+      return engine.syncWeights(step - 1, { signal })
+    })
     const { seconds } = clock
     if (seconds.sync !== undefined) seconds.sync += (performance.now() - start) / 1000
   }
