@@ -9,6 +9,7 @@ import type { Device, PolicyOptions } from '../model/policy.js'
 import { reservedArguments } from '../model/template.js'
 import { correction, type ResolvedCorrection } from './correction.js'
 import { data } from './data.js'
+import { distributed } from './distributed.js'
 import { evaluation } from './eval.js'
 import { lora, loraOptions } from './lora.js'
 import { model } from './model.js'
@@ -29,6 +30,7 @@ export const schema = z.strictObject({
   correction: correction.prefault({}),
   optimizer: optimizer.prefault({}),
   run: run.prefault({}),
+  distributed: distributed.prefault({}),
   observe: observe.prefault({}),
   eval: evaluation.prefault({}),
 })

@@ -80,7 +80,7 @@ function warnOfIgnored(names: readonly string[]): void {
 function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
-  const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30 } = options
+  const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30, world } = options
   oneOf('dtype', dtype, ['float32', 'bfloat16'])
   if (!devicePattern.test(device)) invalid('device', device, deviceRange)
   if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
@@ -99,7 +99,7 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
   return {
     ...{ dtype, device, backend, trainable, referenceDir, shape, ...lora },
-    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes },
+    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world },
   }
 }
 
@@ -446,6 +446,7 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   headRows: true,
   cacheBytes: true,
   recompute: true,
+  world: true,
 }
 const loraFields: Record<keyof LoraOptions, true> = {
   r: true,
@@ -470,11 +471,21 @@ const samplingFields: Record<keyof SamplingParams, true> = {
   stopTokenIds: true,
   seed: true,
   maxBatch: true,
+  firstCompletion: true,
 }
 
 function checkSampling(sampling: SamplingParams) {
   fields('sampling', sampling, samplingFields)
-  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, ...rest } = sampling
+  const {
+    seed,
+    temperature = 1,
+    topP = 1,
+    topK = 0,
+    minP = 0,
+    maxBatch = 0,
+    firstCompletion = 0,
+    ...rest
+  } = sampling
   integer('n', sampling.n, 1)
   integer('maxNewTokens', sampling.maxNewTokens, 1)
   range('temperature', temperature, '0 (greedy) or in [1e-6, 1e6]', x => x === 0 || (x >= 1e-6 && x <= 1e6))
@@ -484,12 +495,13 @@ function checkSampling(sampling: SamplingParams) {
   const seeds: readonly number[] = Array.isArray(seed) ? seed : [seed]
   for (const one of seeds) integer('seed', one, 0)
   integer('maxBatch', maxBatch, 0)
+  integer('firstCompletion', firstCompletion, 0, 2 ** 52)
   if (!Array.isArray(sampling.stopTokenIds))
     invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
   return {
     ...rest,
-    ...{ temperature, topP, topK, minP, maxBatch },
+    ...{ temperature, topP, topK, minP, maxBatch, firstCompletion },
     seeds: Float64Array.from(seeds),
     stopTokenIds: Int32Array.from(sampling.stopTokenIds),
   }

@@ -48,8 +48,8 @@ export function samplingParams(
     topK,
     minP,
     maxNewTokens,
-  }: Omit<Required<SamplingParams>, 'n' | 'seed' | 'stopTokenIds' | 'maxBatch'>,
-  rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+  }: Omit<Required<SamplingParams>, 'n' | 'seed' | 'stopTokenIds' | 'maxBatch' | 'firstCompletion'>,
+  rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds' | 'firstCompletion'>,
 ): SamplingParams {
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }
 }

@@ -5,9 +5,11 @@
 import type { Config } from '../config/config.js'
 import { importanceWeights, offPolicyMask } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
-import { packBatch, type TrainSequence, trainedLength } from '../model/batch.js'
+import { packBatch, splitEvenly, type TrainSequence, trainedLength } from '../model/batch.js'
 import type { CallOptions, Policy } from '../model/policy.js'
+import type { World } from '../world/world.js'
 import type { Remeasured as Metrics } from './metrics.js'
+import { ownPart } from './share.js'
 
 export interface Remeasured {
   /** With policy weights, and with the policy's own log-probs as old log-probs, if the configuration asks for them. */
@@ -19,11 +21,12 @@ export interface Remeasured {
 }
 
 /**
+ * Each rank of the world measures its part of the groups; all get all.
  * @param sequences whole groups, with the sampler's log-probs
  * @param entropyCoef the coefficient from the batch before
  */
 export async function remeasure(
-  policy: Policy,
+  { policy, world }: { readonly policy: Pick<Policy, 'logprobs'>; readonly world: World },
   sequences: readonly TrainSequence[],
   config: Config,
   entropyCoef: number,
@@ -38,16 +41,20 @@ export async function remeasure(
   const isEmpty = !sequences.some(sequence => trainedLength(sequence) > 0)
   if (!isNeeded || isEmpty) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
 
-  const batch = packBatch(
-    sequences,
-    sequences.map(() => 1),
-  )
-  const { logprobs, entropy } = await policy.logprobs(
-    batch.sequences,
-    batch,
-    config.sampling.temperature,
-    options,
-  )
+  const pack = (some: readonly TrainSequence[]) =>
+    packBatch(
+      some,
+      some.map(() => 1),
+    )
+  const groups = splitEvenly(sequences, sequences.length / config.sampling.groupSize)
+  const parts = await world.gather('log-probs of the batch', async () => {
+    const own = pack(ownPart(groups, world).part.flat())
+    if (own.tokenIds.length === 0) return { logprobs: new Float32Array(), entropy: new Float32Array() }
+    return policy.logprobs(own.sequences, own, config.sampling.temperature, options)
+  })
+  const logprobs = concat(parts.map(part => part.logprobs))
+  const entropy = concat(parts.map(part => part.entropy))
+  const batch = pack(sequences)
   const sequenceOffsets = rowOffsets(sequences)
   const rows = {
     logprobs,
@@ -92,7 +99,17 @@ export async function remeasure(
   return { sequences: remeasured, entropyCoef: next.entropyCoef, nextEntropyCoef: next.next, metrics }
 }
 
-/** (B + 1) offsets of the sequences' rows in packBatch's arrays. */
+function concat(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0))
+  let offset = 0
+  for (const part of parts) {
+    all.set(part, offset)
+    offset += part.length
+  }
+  return all
+}
+
+/** Where each sequence's rows begin and end in packBatch's arrays: (B + 1). */
 function rowOffsets(sequences: readonly TrainSequence[]): Int32Array {
   const offsets = new Int32Array(sequences.length + 1)
   for (const [b, sequence] of sequences.entries()) offsets[b + 1] = offsets[b]! + trainedLength(sequence)
