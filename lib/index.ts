@@ -54,6 +54,8 @@ export {
   type Correction,
   type ImportanceWeights,
   importanceWeights,
+  type Mismatch,
+  mismatch,
   offPolicyMask,
   type SampledRows,
 } from './loss/correction.js'

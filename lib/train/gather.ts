@@ -1,11 +1,14 @@
 /** The rollouts of a step: samples and rewards them, and with sampling.filterGroups drops groups without a difference in rewards. */
 import { deriveSeed } from '../base/random.js'
 import type { Config } from '../config/config.js'
-import { encodePrompt } from '../data/prompts.js'
+import type { Cursor } from '../data/cursor.js'
+import { type EncodeContext, encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
+import type { RewardPart } from '../reward/rewards.js'
+import type { RolloutEngine } from '../rollout/engine.js'
 import { rolloutGroups, type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
+import type { World } from '../world/world.js'
 import { type Clock, type Filtered, timed } from './metrics.js'
-import type { OpenRun } from './open.js'
 import { ownPart } from './share.js'
 
 export interface Gathered {
@@ -18,6 +21,17 @@ export interface Gathered {
   readonly metrics: Filtered
 }
 
+/** What the rollouts of a step are made with. */
+export interface GatherParts {
+  readonly world: World
+  readonly engine: RolloutEngine
+  readonly context: EncodeContext
+  readonly cursor: Cursor
+  readonly stopTokenIds: readonly number[]
+  readonly rewards: readonly RewardPart[]
+  readonly signal: AbortSignal
+}
+
 /**
  * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
  * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
@@ -26,12 +40,11 @@ export interface Gathered {
  * rewards its part of the prompts; every rank returns the rollouts of all ranks.
  */
 export async function gather(
-  run: Pick<OpenRun, 'world' | 'engine' | 'context' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  { world, engine, context, cursor, stopTokenIds, rewards, signal }: GatherParts,
   config: Config,
   step: number,
   clock: Clock,
 ): Promise<Gathered> {
-  const { world, engine, context, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
   const groups: ScoredRollout[][] = []

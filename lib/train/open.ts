@@ -11,7 +11,7 @@ import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
 import { loraOptions } from '../config/lora.js'
-import { type Cursor, createCursor } from '../data/cursor.js'
+import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
@@ -22,10 +22,13 @@ import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
-import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
-import { localEngine, type RolloutEngine } from '../rollout/engine.js'
+import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
+import type { RolloutEngine } from '../rollout/engine.js'
+import { checkTrainable, openEngine } from '../rollout/open.js'
 import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
 import { alone, type World } from '../world/world.js'
+import { createRollouts, type Rollouts } from './ahead.js'
+import { readAhead } from './ahead-file.js'
 import {
   type Checkpoint,
   readLatestCheckpoint,
@@ -61,16 +64,15 @@ export interface OpenRun {
   /** The processes that train together. Rank 0 alone writes. */
   readonly world: World
   readonly policy: Policy
-  /** The engine that samples the rollouts. */
-  readonly engine: RolloutEngine
+  /** The rollouts of each step. */
+  readonly rollouts: Rollouts
   /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
+  /** The engine that samples the rollouts. */
+  readonly engine: RolloutEngine
   /** With the section lora: what checkpoints call the model that their adapter changes. */
   readonly baseModel?: string
-  readonly rewards: readonly RewardPart[]
-  readonly cursor: Cursor
   readonly context: EncodeContext
-  readonly stopTokenIds: readonly number[]
   /** With eval.every; on rank 0 alone, which evaluates for all. */
   readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
@@ -90,6 +92,8 @@ export interface OpenRun {
 /** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
 export async function prepareRun(config: Config, options: OpenOptions, world: World = alone) {
   requireField('data.train', config.data.train, 'the problem file to train on')
+  checkTrainable(config)
+  checkAlone(config, world)
   if (config.sampling.temperature === 0) {
     throw new RapoError(
       'ERR_RAPO_CONFIG',
@@ -203,6 +207,7 @@ async function openPrepared(
       lock.release,
       () => leaveWorld(world, error),
     )
+  const signal = anySignal(lock.lost, options.signal)
   const load = async () => {
     // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
     if (isWriter) take()
@@ -222,21 +227,33 @@ async function openPrepared(
     checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
     checkMethods(config, policy)
     const context = { ...encode, info: policy.info }
-    const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
+    const prompts = fitModel(fitting, context, data)
+    const usable = prompts.map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
-    const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
     observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
     if (from) await loadState(policy, from)
-    engine = localEngine(policy)
-    options.signal?.throwIfAborted()
-    return { from, evalPrompts, policy, engine, observer, context, cursor }
+    engine = openEngine(config, {
+      ...{ policy, modelDir, encode: encode.tokenizer.encode, stopTokenIds },
+      prompts: [...prompts, ...(evalPrompts ?? [])],
+    })
+    const rollouts = createRollouts(
+      {
+        ...{ world, engine, context, stopTokenIds, rewards, signal },
+        cursorAt: state => createCursor(usable, run.seed, state),
+        from: from?.trainer.cursor,
+        ahead: from?.rolloutsFile === undefined ? undefined : readAhead(from.rolloutsFile, usable),
+      },
+      config,
+    )
+    signal.throwIfAborted()
+    return { from, evalPrompts, policy, engine, observer, context, rollouts }
   }
   try {
     const { from, evalPrompts, ...loaded } = await world.together('loading the model', load)
     const step = from?.trainer.step ?? 0
-    const cursor = loaded.cursor.state()
+    const cursor = loaded.rollouts.cursor()
     await checkSame(world, config, { step, cursor, origin })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
@@ -257,10 +274,9 @@ async function openPrepared(
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
     const state = { step, cursor, entropyCoef, origin }
-    const signal = anySignal(lock.lost, options.signal)
     return {
       ...loaded,
-      ...{ world, modelDir, rewards, stopTokenIds, state, evaluations },
+      ...{ world, modelDir, state, evaluations },
       ...{ metricsFile, samplesFile, lock, signal, close },
       ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
@@ -355,6 +371,15 @@ function checkShapes(modelDir: string, referenceDir: string): void {
 }
 
 /** Policies of a loader of the caller's own may lack some. */
+/** The weights of several processes would have to reach the servers once, and each process to sample its part there. */
+function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
+  if (engine === 'local' || size === 1) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `rollouts.engine is ${engine}; it must be local where ${size} processes train together`,
+  )
+}
+
 function checkMethods({ model, lora }: Config, policy: Policy): void {
   const refuse = (field: string, value: number, methods: string) => {
     throw new RapoError(

@@ -2,8 +2,9 @@
  * Measures the log-probs and entropies of a batch of rollouts with the policy that is about to be trained on it. This takes
  * another forward pass, and is done only for the options that need it.
  */
+import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
-import { importanceWeights, offPolicyMask } from '../loss/correction.js'
+import { importanceWeights, mismatch, offPolicyMask, type SampledRows } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
 import { packBatch, splitEvenly, type TrainSequence, trainedLength } from '../model/batch.js'
 import type { CallOptions, Policy } from '../model/policy.js'
@@ -32,11 +33,16 @@ export async function remeasure(
   entropyCoef: number,
   options: CallOptions = {},
 ): Promise<Remeasured> {
-  const { correction, objective } = config
+  const { correction, objective, rollouts } = config
   const { entropyTarget: target, topEntropyFraction } = objective
   const isCorrected = correction.level !== 'off'
+  const isCompared = rollouts.engine !== 'local'
   const isNeeded =
-    isCorrected || correction.maxDivergence !== undefined || target !== undefined || topEntropyFraction < 1
+    isCorrected ||
+    isCompared ||
+    correction.maxDivergence !== undefined ||
+    target !== undefined ||
+    topEntropyFraction < 1
   // All completions of a batch may be masked.
   const isEmpty = !sequences.some(sequence => trainedLength(sequence) > 0)
   if (!isNeeded || isEmpty) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
@@ -66,7 +72,7 @@ export async function remeasure(
   const multiply = (factors: Float32Array) => {
     for (const [i, factor] of factors.entries()) weights[i]! *= factor
   }
-  const metrics: Metrics = {}
+  const metrics: Metrics = isCompared ? mismatchOf(rows, rollouts.maxMismatch) : {}
   if (correction.level !== 'off') {
     const importance = importanceWeights(rows, correction)
     multiply(importance.weights)
@@ -109,7 +115,17 @@ function concat(parts: readonly Float32Array[]): Float32Array {
   return all
 }
 
-/** Where each sequence's rows begin and end in packBatch's arrays: (B + 1). */
+/** Throws ERR_RAPO_IO where sampler and policy are too far apart to train on. */
+function mismatchOf(rows: SampledRows, limit: number): Metrics {
+  const { mean, p99, outsideFraction } = mismatch(rows)
+  if (mean <= limit) return { mismatchMean: mean, mismatchP99: p99, mismatchOutsideFraction: outsideFraction }
+  throw new RapoError(
+    'ERR_RAPO_IO',
+    `the log-probs of the step's rollouts differ from the policy's by ${mean.toPrecision(3)} nats a token on average; rollouts.maxMismatch allows ${limit}: the servers sample from another distribution than the policy's`,
+  )
+}
+
+/** (B + 1) offsets of the sequences' rows in packBatch's arrays. */
 function rowOffsets(sequences: readonly TrainSequence[]): Int32Array {
   const offsets = new Int32Array(sequences.length + 1)
   for (const [b, sequence] of sequences.entries()) offsets[b + 1] = offsets[b]! + trainedLength(sequence)

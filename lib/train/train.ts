@@ -11,11 +11,12 @@ import { splitBatch, splitEvenly, tokenWeights, toSequence } from '../model/batc
 import type { StepResult } from '../model/policy.js'
 import type { ScoredRollout } from '../rollout/rollout.js'
 import { isApart } from '../world/world.js'
+import type { Ahead } from './ahead.js'
+import { formatAhead } from './ahead-file.js'
 import { markBest, type Retention, readBest, type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { evaluateStep, isBest, isEvaluationDue, type StepEvaluation } from './evaluation.js'
-import { gather } from './gather.js'
 import { type Symptom, watchHealth } from './health.js'
-import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
+import { emptySeconds, type Phase, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { bestAndWorst, chooseSamples, type SampleLine, toSampleLine } from './samples.js'
@@ -32,7 +33,7 @@ export interface TrainOptions extends OpenOptions {
   /** Called when a step's lines, and its checkpoint and its evaluation if they were due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
   /** Called when a phase of a step begins, and for evaluations again and again with the completions done. */
-  readonly onPhase?: (phase: keyof PhaseSeconds | 'eval', done?: number, total?: number) => void
+  readonly onPhase?: (phase: Phase | 'eval', done?: number, total?: number) => void
   /** With eval.every: called when an evaluation's lines are on disk. */
   readonly onEvaluation?: (evaluation: StepEvaluation) => void
   /** With run.showSamples: called after the first step, and every so many steps, with the best and the worst completion. */
@@ -77,9 +78,10 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
-      const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
+      const state = { ...run.state, step, cursor: run.rollouts.cursor(), entropyCoef }
       const clock = { seconds: metrics.seconds, onPhase: options.onPhase }
-      const checkpoint = isSaveDue ? await timed(clock, 'save', () => save(run, config, state)) : undefined
+      const saving = async () => save(run, config, state, await run.rollouts.ahead())
+      const checkpoint = isSaveDue ? await timed(clock, 'save', saving) : undefined
       const toLine = (rollout: ScoredRollout) => toSampleLine(rollout, step, run.context.tokenizer)
       await run.world.together(`step ${step}, writing`, () => {
         run.lock.check()
@@ -138,7 +140,7 @@ async function evaluateHere(run: Run, config: Config, options: TrainOptions): Pr
   if (keepBest && isBest(evaluations, state.step, readBest(output))) {
     if (run.stepSaved !== state.step) {
       options.onPhase?.('save')
-      const checkpoint = await write(run, config, state)
+      const checkpoint = await write(run, config, state, await run.rollouts.ahead())
       run.lock.check()
       checkpoint.commit()
       run.stepSaved = state.step
@@ -171,7 +173,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
     // All checkpoints are kept, since the newest may be the cause of the error.
-    const checkpoint = await (isAlone ? write : save)(run, config, run.state, { keep: Infinity })
+    const checkpoint = await (isAlone ? write : save)(run, config, run.state, undefined, { keep: Infinity })
     run.lock.check()
     checkpoint?.commit()
   } catch (second) {
@@ -184,12 +186,8 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
 
 /** One batch of rollouts and the optimizer steps on it. All randomness depends only on the run's seed and on `step`. */
 async function trainStep(run: Run, config: Config, step: number, onPhase: TrainOptions['onPhase']) {
-  const clock = { seconds: { rollout: 0, score: 0, train: 0, save: 0 }, onPhase }
-  await run.world.together(`step ${step}, weights`, () => {
-    run.signal.throwIfAborted()
-    return run.engine.syncWeights(step - 1, { signal: run.signal })
-  })
-  const gathered = await gather(run, config, step, clock)
+  const clock = { seconds: emptySeconds(), onPhase }
+  const gathered = await run.rollouts.next(step, clock)
   const { sampled, trained, zeroAdvantageFraction, metrics: filtered } = gathered
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(clock, 'train', () =>
@@ -200,7 +198,7 @@ async function trainStep(run: Run, config: Config, step: number, onPhase: TrainO
   const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
   const metrics: StepMetrics = {
     ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
-    ...{ ...remeasured, ...filtered, learningRate, seconds: clock.seconds },
+    ...{ ...remeasured, ...filtered, ...run.rollouts.measure(step), learningRate, seconds: clock.seconds },
   }
   return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
@@ -285,8 +283,14 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
 }
 
 /** All ranks wait until rank 0 has written, and learn whether it could. */
-function save(run: Run, config: Config, state: TrainerState, retention?: Retention) {
-  const writing = async () => (run.world.rank === 0 ? write(run, config, state, retention) : undefined)
+function save(
+  run: Run,
+  config: Config,
+  state: TrainerState,
+  ahead: Ahead | undefined,
+  retention?: Retention,
+) {
+  const writing = async () => (run.world.rank === 0 ? write(run, config, state, ahead, retention) : undefined)
   return run.world.together(`the checkpoint of step ${state.step}`, writing)
 }
 
@@ -294,9 +298,11 @@ function write(
   run: Run,
   { run: { output, keepCheckpoints, saveOptimizer } }: Config,
   state: TrainerState,
+  ahead: Ahead | undefined,
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
 ) {
   const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel })
+  const rollouts = ahead && formatAhead(ahead)
+  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel, rollouts })
 }
