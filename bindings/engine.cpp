@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 #include <napi.h>
 
-#include <atomic>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -16,9 +15,10 @@
 #include "cuda_library.h"
 #include "engine/model/memory.h"
 #include "engine/policy.h"
+#include "engine_thread.h"
 #include "errors.h"
-#include "executor.h"
 #include "objective.h"
+#include "world.h"
 
 namespace rapo::bindings {
 namespace {
@@ -69,44 +69,6 @@ PackedTokens packed_from(const Napi::Object& object, const char* name) {
   const std::string prefix(name);
   return {copy<std::int32_t>(object.Get("tokenIds"), prefix + ".tokenIds"),
           copy_indices(object.Get("offsets"), (prefix + ".offsets").c_str())};
-}
-
-/// The number that setThreads asked for; -1 once it is in force. OpenMP keeps a number for each thread, so
-/// that only the engine's thread can set its own.
-std::atomic<int>& wanted_threads() {
-  static std::atomic<int> threads{-1};
-  return threads;
-}
-
-/// The one thread for all libtorch work of the process, so that there is one OpenMP team for calls of all
-/// environments. Never destroyed: the thread lives as long as the process.
-Executor& engine_thread() {
-  static auto* executor = new Executor(1);
-  return *executor;
-}
-
-/// Runs work(control) on the engine's thread, after the earlier calls.
-template <class Result>
-Napi::Value on_engine(Napi::Env env, const std::shared_ptr<Control>& control,
-                      std::function<Result(Control&)> work,
-                      std::function<Napi::Value(Napi::Env, Result&)> to_js) {
-  auto run = [control, work = std::move(work)] {
-    const int threads = wanted_threads().exchange(-1);
-    if (threads >= 0) set_engine_threads(threads);
-    return work(*control);
-  };
-  return PromiseWorker<Result>::run(env, control, {}, std::move(run), std::move(to_js), &engine_thread());
-}
-
-/// The same for work without a result. Only the environment's end cancels it.
-Napi::Value on_engine(Napi::Env env, std::function<void(Control&)> work) {
-  return on_engine<bool>(
-      env, std::make_shared<Control>(),
-      [work = std::move(work)](Control& control) {
-        work(control);
-        return true;
-      },
-      [](Napi::Env e, bool&) { return e.Undefined(); });
 }
 
 Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
@@ -226,7 +188,8 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto model = source_from(info[0], "model");
     const auto o = object_from(info[1], "options");
-    const auto options = options_from(o);
+    auto options = options_from(o);
+    if (present(o.Get("world"))) options.world = world_of(o.Get("world"));
     return on_engine<std::shared_ptr<Policy>>(
         info.Env(), ControlObject::get(info[2]),
         [model, options](Control& control) {
@@ -306,6 +269,7 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     const auto limits =
         copy<double>(o.Get("maxNewTokensPerPrompt"), "maxNewTokensPerPrompt");  // checked as well
     sampling.max_new_tokens_per_prompt.assign(limits.begin(), limits.end());
+    sampling.first_completion = integer(o, "firstCompletion");
     return on_engine<Completions>(
         info.Env(), ControlObject::get(info[3]),
         [policy, prompts = std::move(prompts), sampling = std::move(sampling)](Control& control) {
@@ -496,6 +460,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env));
   exports.Set("setCudaLibrary", Napi::Function::New<set_cuda_library>(env));
   exports.Set("Control", ControlObject::define(env));
+  define_world(env, exports);
   exports.Set("setThreads", Napi::Function::New<set_threads>(env));
   exports.Set("initialize", Napi::Function::New<initialize>(env));
   exports.Set("predictMemory", Napi::Function::New<predict>(env));

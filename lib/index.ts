@@ -25,6 +25,8 @@ import * as rewards from './reward/rewards.js'
 import type { Verifier } from './reward/verifier.js'
 import type { TrainOptions } from './train/train.js'
 import * as training from './train/train.js'
+import type { World, WorldOptions } from './world/world.js'
+import * as worlds from './world/world.js'
 
 export { RapoError, type RapoErrorCode } from './base/errors.js'
 export { passAtK } from './base/stats.js'
@@ -52,6 +54,8 @@ export {
   type Correction,
   type ImportanceWeights,
   importanceWeights,
+  type Mismatch,
+  mismatch,
   offPolicyMask,
   type SampledRows,
 } from './loss/correction.js'
@@ -240,6 +244,8 @@ export type { OpenOptions } from './train/open.js'
 export type { SampleLine } from './train/samples.js'
 export { learningRateAt, type Schedule } from './train/schedule.js'
 export type { TrainOptions } from './train/train.js'
+export type { Place } from './world/place.js'
+export { PeerError, type World, type WorldHandle, type WorldOptions } from './world/world.js'
 
 /**
  * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text
@@ -368,4 +374,14 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
   return whole('evaluate', evaluations.evaluate(config, options))
+}
+
+/**
+ * Waits until all processes that a launcher (torchrun, srun or mpirun) started have come, and connects them over torch's
+ * c10d (docs/scale.md). Without a launcher the world has one rank. Throws ERR_RAPO_CONFIG where the launcher's variables do
+ * not fit together, ERR_RAPO_DISTRIBUTED that names the ranks that did not come, ERR_RAPO_UNSUPPORTED where libtorch has
+ * no c10d.
+ */
+export async function openWorld(options: WorldOptions): Promise<World> {
+  return worlds.openWorld(options)
 }

@@ -15,7 +15,8 @@ enum class ErrorCode {
   kUnsupported,      // valid, but this build or model does not support it
   kAborted,          // the caller set the cancel flag
   kOutOfMemory,
-  kDevice,  // CUDA is missing or failed; the message says why
+  kDevice,       // CUDA is missing or failed; the message says why
+  kDistributed,  // another process of the run failed, did not come, or cannot be reached
 };
 
 constexpr const char* code_name(ErrorCode code) {
@@ -36,6 +37,8 @@ constexpr const char* code_name(ErrorCode code) {
       return "ERR_RAPO_OUT_OF_MEMORY";
     case ErrorCode::kDevice:
       return "ERR_RAPO_DEVICE";
+    case ErrorCode::kDistributed:
+      return "ERR_RAPO_DISTRIBUTED";
   }
   return "ERR_RAPO_INTERNAL";
 }

@@ -8,6 +8,7 @@ export type RapoErrorCode =
   | 'ERR_RAPO_ABORTED'
   | 'ERR_RAPO_OUT_OF_MEMORY'
   | 'ERR_RAPO_DEVICE'
+  | 'ERR_RAPO_DISTRIBUTED'
   | 'ERR_RAPO_INTERNAL'
   | 'ERR_RAPO_CONFIG'
   | 'ERR_RAPO_DATA'

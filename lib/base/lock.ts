@@ -32,6 +32,9 @@ export interface Lock {
   release(): Promise<void>
 }
 
+/** What a process has that leaves all writing to another one. */
+export const noLock: Lock = { lost: new AbortController().signal, check() {}, release: async () => {} }
+
 /** Times in milliseconds; only tests change them. */
 export interface LockTimes {
   /** Between renewals. Default 2 s. */

@@ -11,6 +11,7 @@ import { deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
+import { reportFailure } from './ranks.js'
 
 /** The sections of the configuration that an evaluation reads. */
 const measuredFields =
@@ -52,6 +53,11 @@ export function createCli(): Command {
     .option('-c, --config <file>', 'YAML or JSON file with the fields below')
     .option('--resume <run>', 'go on with this run directory from its newest checkpoint')
     .option('--overwrite', 'replace the run that is in the run directory')
+    .option(
+      '--processes <count>',
+      'train in so many processes on this machine, which share every batch (docs/scale.md)',
+      wholeNumber(1),
+    )
     .option(
       '--dry-run',
       'check everything, sample and judge one group, show prompt, completions, rewards, memory and disk; write nothing',
@@ -323,7 +329,7 @@ export async function main(): Promise<void> {
   try {
     await createCli().parseAsync()
   } catch (error) {
-    printError(describeError(error))
+    await reportFailure(error, describeError(error))
     process.exitCode ||= 1
   } finally {
     process.off('beforeExit', onEmpty)

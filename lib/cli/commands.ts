@@ -23,9 +23,11 @@ import { loadJudge } from '../reward/rewards.js'
 import { figure2 } from '../theory/theory.js'
 import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
+import { PeerError } from '../world/world.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { trainingOutlook } from './outlook.js'
 import { createProgress, type Progress } from './progress.js'
+import { isSpeaker, launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
 import { activityOf, describeEvaluation, formatSample } from './train-output.js'
 
@@ -36,7 +38,7 @@ type Values = Readonly<Record<string, unknown>>
 
 /** Says what is being done before a bar can; to a person, not to the parent of a fork, which shows what failed. */
 function notify(text: string): void {
-  if (!isForked) printError(text)
+  if (!isForked && isSpeaker()) printError(text)
 }
 
 /** The fields of the configuration among a command's options. */
@@ -54,6 +56,7 @@ interface TrainValues {
   readonly config?: string
   readonly resume?: string
   readonly overwrite?: boolean
+  readonly processes?: number
   readonly dryRun?: boolean
 }
 
@@ -82,6 +85,9 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     )
   }
 
+  if (await launchHere(values.processes)) return
+  const speaks = isSpeaker()
+  let isStarted = false
   let progress: Progress | undefined
   const rewards: number[] = []
   const outlook = trainingOutlook(config)
@@ -89,13 +95,16 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   const stopping = listenForStop(
     () => {
       // Before the first step there is nothing to save.
-      if (!progress) process.exit(stopping.exitCode)
-      progress.log('finishing the step and saving; once more quits at once')
+      if (!isStarted) process.exit(stopping.exitCode)
+      progress?.log('finishing the step and saving; once more quits at once')
     },
     { isForked },
   )
-  const isStopped = (error: unknown) => stopping.abort.aborted && error === stopping.abort.reason
-  const resumeCommand = `${invocation()} train --resume ${quote(output)}`
+  const isStopped = (error: unknown) =>
+    (stopping.abort.aborted && error === stopping.abort.reason) ||
+    (error instanceof PeerError && error.isAbort)
+  const processes = values.processes === undefined ? '' : ` --processes ${values.processes}`
+  const resumeCommand = `${invocation()} train --resume ${quote(output)}${processes}`
   const download = downloadProgress()
   if (config.data.train.length > 0)
     notify(
@@ -112,6 +121,8 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
+        isStarted = true
+        if (!speaks) return
         download.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
@@ -135,14 +146,14 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       },
     })
   } catch (error) {
-    const checkpoint = progress && newestOf(output)
+    const checkpoint = isStarted ? newestOf(output) : undefined
     if (isStopped(error) && checkpoint) {
       stepsDone = checkpoint.trainer.step
     } else {
       if (stopping.signal) process.exitCode = stopping.exitCode
       if (isStopped(error))
         throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
-      if (!checkpoint || !(error instanceof RapoError)) throw error
+      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw error
       const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
@@ -151,7 +162,9 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     progress?.stop()
     stopping.release()
   }
-  if (stepsDone < steps) {
+  if (!speaks) {
+    if (stepsDone < steps) process.exitCode = stopping.exitCode
+  } else if (stepsDone < steps) {
     printLine(`saved after step ${stepsDone}; to go on: ${resumeCommand}`)
     process.exitCode = stopping.exitCode
   } else {

@@ -9,12 +9,14 @@ import type { Device, PolicyOptions } from '../model/policy.js'
 import { reservedArguments } from '../model/template.js'
 import { correction, type ResolvedCorrection } from './correction.js'
 import { data } from './data.js'
+import { distributed } from './distributed.js'
 import { evaluation } from './eval.js'
 import { lora, loraOptions } from './lora.js'
 import { model } from './model.js'
 import { kernelObjective, objective, type ResolvedObjective } from './objective.js'
 import { observe } from './observe.js'
 import { optimizer } from './optimizer.js'
+import { rollouts } from './rollouts.js'
 import { run } from './run.js'
 import { sampling } from './sampling.js'
 import { task } from './task.js'
@@ -25,10 +27,12 @@ export const schema = z.strictObject({
   data: data.prefault({}),
   task,
   sampling: sampling.prefault({}),
+  rollouts: rollouts.prefault({}),
   objective: objective.prefault({}),
   correction: correction.prefault({}),
   optimizer: optimizer.prefault({}),
   run: run.prefault({}),
+  distributed: distributed.prefault({}),
   observe: observe.prefault({}),
   eval: evaluation.prefault({}),
 })
@@ -41,7 +45,7 @@ export type Config = Omit<z.output<typeof schema>, 'objective' | 'correction'> &
 
 /** Faults that concern several fields together. */
 export function crossFaults(config: Config): [path: string, text: string][] {
-  const { model, objective: o, correction, optimizer, sampling, data, task } = config
+  const { model, objective: o, correction, optimizer, sampling, data, task, rollouts } = config
   const faults: [string, string][] = []
   if (data.shard >= data.shards) {
     faults.push(['data.shard', `is ${data.shard}; it must be < data.shards, ${data.shards}`])
@@ -93,6 +97,23 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       `is ${model.refModelSyncSteps}; it must be 0 without a penalty: there is no reference`,
     ])
   }
+  if (rollouts.engine === 'local' && rollouts.urls.length > 0) {
+    faults.push(['rollouts.urls', `is ${rollouts.urls.join(', ')}; it needs rollouts.engine vllm or sglang`])
+  }
+  if (rollouts.engine !== 'local' && task.environment !== undefined) {
+    faults.push(['rollouts.engine', `is ${rollouts.engine}; it must be local with task.environment`])
+  }
+  if (rollouts.engine !== 'local' && rollouts.urls.length === 0) {
+    faults.push(['rollouts.urls', `is empty; rollouts.engine ${rollouts.engine} needs an address`])
+  }
+  if (rollouts.engine === 'local' && rollouts.maxStaleness > 0) {
+    faults.push([
+      'rollouts.maxStaleness',
+      `is ${rollouts.maxStaleness}; it must be 0 with rollouts.engine local, which cannot sample while it trains`,
+    ])
+  }
+  const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
+  if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
   faults.push(...loraFaults(config))
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])

@@ -6,8 +6,10 @@ import { dropUndefined, fraction } from './values.js'
 export const correction = z.strictObject({
   level: z
     .enum(['off', ...correctionLevels])
-    .default('off')
-    .describe('weigh the policy term by trainer / sampler probability of each token or sequence'),
+    .optional()
+    .describe(
+      'weigh the policy term by trainer / sampler probability of each token or sequence (default: off; token, or with surrogate gspo sequence, where servers sample)',
+    ),
   outside: z
     .enum(outsideChoices)
     .optional()
@@ -29,8 +31,14 @@ export type ResolvedCorrection = ({ readonly level: 'off' } | Correction) & {
   readonly maxDivergence?: number
 }
 
-/** If there is no level, the bounds stay as given, so that crossFaults reports them. */
-export function resolveCorrection(given: z.output<typeof correction>): ResolvedCorrection {
-  const defaults = given.level === 'off' ? {} : { outside: 'truncate', low: 0, high: 2 }
-  return { ...defaults, ...dropUndefined(given) } as ResolvedCorrection
+/** Where servers sample, their log-probs are not exactly the policy's, and a level is the default. */
+export function resolveCorrection(
+  given: z.output<typeof correction>,
+  { engine, surrogate }: { readonly engine: string; readonly surrogate: string },
+): ResolvedCorrection {
+  const usual = engine === 'local' ? 'off' : surrogate === 'gspo' ? 'sequence' : 'token'
+  const level = given.level ?? usual
+  // Without a level the bounds stay as given, for crossFaults to refuse.
+  const defaults = level === 'off' ? {} : { outside: 'truncate', low: 0, high: 2 }
+  return { ...defaults, ...dropUndefined(given), level } as ResolvedCorrection
 }

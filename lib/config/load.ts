@@ -47,12 +47,10 @@ export function parseConfig(values: unknown, where: (path: string) => string = (
     .toSorted((a, b) => rank(a) - rank(b))
     .flatMap(issue => describeIssue(issue, values, where))
   if (result.success) {
-    const { objective, correction } = result.data
-    const config = {
-      ...result.data,
-      objective: resolveObjective(objective),
-      correction: resolveCorrection(correction),
-    }
+    const objective = resolveObjective(result.data.objective)
+    const { engine } = result.data.rollouts
+    const correction = resolveCorrection(result.data.correction, { engine, surrogate: objective.surrogate })
+    const config = { ...result.data, objective, correction }
     faults.push(...crossFaults(config).map(([path, text]) => `${where(path)}${path} ${text}`))
     if (faults.length === 0) return config
   }
@@ -60,14 +58,18 @@ export function parseConfig(values: unknown, where: (path: string) => string = (
 }
 
 function describeIssue(issue: z.core.$ZodIssue, values: unknown, where: (path: string) => string): string[] {
-  const path = issue.path.join('.')
+  // An item of a list is a fault of its field.
+  const isField = (path: string) => fields.some(candidate => candidate.path === path)
+  const outer = issue.path.findIndex((_, i) => isField(issue.path.slice(0, i + 1).join('.')))
+  const place = outer < 0 ? issue.path : issue.path.slice(0, outer + 1)
+  const path = place.join('.')
   if (issue.code === 'unrecognized_keys') {
     return issue.keys.map(key => {
       const full = [...issue.path, key].join('.')
       return `${where(full)}${unknownField(full)}`
     })
   }
-  const value = getIn(values, issue.path)
+  const value = getIn(values, place)
   const field = fields.find(candidate => candidate.path === path)
   if (!field) {
     const group = fields.filter(candidate => candidate.path.startsWith(`${path}.`))

@@ -20,7 +20,8 @@ import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { loadJudge } from '../reward/rewards.js'
-import { localEngine } from '../rollout/engine.js'
+import type { RolloutEngine } from '../rollout/engine.js'
+import { openEngine } from '../rollout/open.js'
 import { lockRun } from '../train/run.js'
 import type { EvalResult, ProblemResult } from './groups.js'
 import { openProgress } from './journal.js'
@@ -92,12 +93,16 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const adapter = adapterDir === undefined ? {} : { adapterDir }
   const inference = { dtype, device: device as Device, trainable: false, ...adapter }
   let policy: Policy | undefined
+  let engine: RolloutEngine | undefined
   try {
     signal.throwIfAborted()
     policy = await openPolicy(modelDir, inference, config.run.threads, options)
     checkTokenizerFits(tokenizer, policy.info, modelDir)
     const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
-    const engine = localEngine(policy)
+    engine = openEngine(config, {
+      ...{ policy, modelDir: options.dir, prompts, encode: tokenizer.encode, stopTokenIds },
+      isFixed: true,
+    })
     await engine.syncWeights(0, { signal })
     lock.check()
     const progress = openProgress(
@@ -124,11 +129,13 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
     writeWhole(path.join(options.output, 'eval-samples.jsonl'), toJsonLines(progress.samples(prompts)))
     writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
     progress.remove()
+    await engine.close()
     await policy.dispose()
     await lock.release()
     return result
   } catch (error) {
     // The first error is the one to report.
+    await engine?.close().catch(() => {})
     await policy?.dispose().catch(() => {})
     await lock.release().catch(() => {})
     throw error

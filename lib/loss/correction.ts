@@ -116,6 +116,30 @@ export function offPolicyMask(
   return { weights, maskedFraction: sequences === 0 ? 0 : masked / sequences }
 }
 
+/** How far the log-probs of sampler and trainer are apart: statistics of |logprobs − samplerLogprobs| over the rows. */
+export interface Mismatch {
+  /** In nats; 0 if there are no rows. */
+  readonly mean: number
+  /** The smallest difference that 99 % of the rows do not exceed, in nats; 0 if there are no rows. */
+  readonly p99: number
+  /** Share of the rows whose ratio trainer / sampler is below 0.9 or above 1.1; 0 if there are no rows. */
+  readonly outsideFraction: number
+}
+
+/** Throws ERR_RAPO_INVALID_ARGUMENT as importanceWeights does. */
+export function mismatch(rows: SampledRows): Mismatch {
+  const logRatios = differences(rows)
+  const count = logRatios.length
+  if (count === 0) return { mean: 0, p99: 0, outsideFraction: 0 }
+  const sizes = logRatios.map(Math.abs).sort()
+  const outside = logRatios.reduce((sum, x) => sum + (Math.abs(Math.expm1(x)) > 0.1 ? 1 : 0), 0)
+  return {
+    mean: sizes.reduce((sum, x) => sum + x, 0) / count,
+    p99: sizes[Math.ceil(0.99 * count) - 1]!,
+    outsideFraction: outside / count,
+  }
+}
+
 /** logprobs − samplerLogprobs in double. */
 function differences({ logprobs, samplerLogprobs, sequenceOffsets }: SampledRows): Float64Array {
   checkLength('samplerLogprobs', samplerLogprobs, logprobs.length)

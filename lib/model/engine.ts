@@ -80,7 +80,7 @@ function warnOfIgnored(names: readonly string[]): void {
 function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
-  const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30 } = options
+  const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30, world } = options
   oneOf('dtype', dtype, ['float32', 'bfloat16'])
   if (!devicePattern.test(device)) invalid('device', device, deviceRange)
   if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
@@ -99,7 +99,7 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
   return {
     ...{ dtype, device, backend, trainable, referenceDir, shape, ...lora },
-    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes },
+    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world },
   }
 }
 
@@ -453,6 +453,7 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   headRows: true,
   cacheBytes: true,
   recompute: true,
+  world: true,
 }
 const loraFields: Record<keyof LoraOptions, true> = {
   r: true,
@@ -479,12 +480,23 @@ const samplingFields: Record<keyof SamplingParams, true> = {
   maxBatch: true,
   maxNewTokensPerPrompt: true,
   turn: true,
+  firstCompletion: true,
 }
 
 function checkSampling(sampling: SamplingParams) {
   fields('sampling', sampling, samplingFields)
-  const { seed, temperature = 1, topP = 1, topK = 0, minP = 0, maxBatch = 0, turn = 0, ...rest } = sampling
-  const { maxNewTokensPerPrompt: limits = [] } = sampling
+  const {
+    seed,
+    temperature = 1,
+    topP = 1,
+    topK = 0,
+    minP = 0,
+    maxBatch = 0,
+    firstCompletion = 0,
+    turn = 0,
+    maxNewTokensPerPrompt: limits = [],
+    ...rest
+  } = sampling
   integer('n', sampling.n, 1)
   integer('maxNewTokens', sampling.maxNewTokens, 1)
   range('temperature', temperature, '0 (greedy) or in [1e-6, 1e6]', x => x === 0 || (x >= 1e-6 && x <= 1e6))
@@ -497,12 +509,13 @@ function checkSampling(sampling: SamplingParams) {
   integer('turn', turn, sampling.turn === undefined ? 0 : 1)
   if (!Array.isArray(limits)) invalid('maxNewTokensPerPrompt', limits, 'an array of numbers')
   for (const one of limits) integer('maxNewTokensPerPrompt', one, 1)
+  integer('firstCompletion', firstCompletion, 0, 2 ** 52)
   if (!Array.isArray(sampling.stopTokenIds))
     invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
   return {
     ...rest,
-    ...{ temperature, topP, topK, minP, maxBatch, turn },
+    ...{ temperature, topP, topK, minP, maxBatch, firstCompletion, turn },
     maxNewTokensPerPrompt: Float64Array.from(limits),
     seeds: Float64Array.from(seeds),
     stopTokenIds: Int32Array.from(sampling.stopTokenIds),

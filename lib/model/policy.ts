@@ -2,6 +2,7 @@
 import type { CallOptions } from '../base/call.js'
 import type { Objective, ObjectiveMetrics } from '../loss/objective.js'
 import type { LossRows } from '../loss/rows.js'
+import type { WorldHandle } from '../world/world.js'
 
 export type { CallOptions }
 
@@ -77,6 +78,11 @@ export interface PolicyOptions {
    * If the running sequences would need more, the youngest are stopped and started again later. Default 2^30.
    */
   readonly cacheBytes?: number
+  /**
+   * The ranks that train this policy together (World.handle). Each rank accumulates the gradient of its share of a batch, and
+   * step adds up the gradients of all ranks. All ranks load the same weights and make the same calls of step. Default: none.
+   */
+  readonly world?: WorldHandle | undefined
 }
 
 /** What loadPolicy takes. */
@@ -119,6 +125,11 @@ export interface SamplingParams {
    * do not depend on the other prompts.
    */
   readonly seed: number | readonly number[]
+  /**
+   * With one seed: the number of completions of that seed that other calls sample before these. Several processes that share
+   * the prompts of one call then sample what one process would. Default 0.
+   */
+  readonly firstCompletion?: number
   /** Number of sequences decoded at once; 0 (default) lets the engine choose. */
   readonly maxBatch?: number
   /** One for each prompt, from 1 to maxNewTokens. Whoever samples may ignore them, and sample up to maxNewTokens. */

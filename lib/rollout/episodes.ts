@@ -55,7 +55,7 @@ export async function rolloutEpisodes(
   sampling: SamplingParams,
   options: EpisodeOptions,
 ): Promise<Rollout[]> {
-  const { n, seed, maxNewTokens } = sampling
+  const { n, seed, maxNewTokens, firstCompletion = 0 } = sampling
   const { onProgress, maxTurnTokens = maxNewTokens } = options
   const failed = new AbortController()
   const patience = { ...options, signal: anySignal(options.signal, failed.signal) }
@@ -71,7 +71,7 @@ export async function rolloutEpisodes(
     const places = new Map(all.map((episode, i) => [episode, i]))
     const seedOf = (i: number, turn: number) =>
       typeof seed === 'number'
-        ? deriveSeed(seed, 'turn', turn, i)
+        ? deriveSeed(seed, 'turn', turn, firstCompletion + i)
         : deriveSeed(seed[Math.floor(i / n)]!, 'turn', turn, i % n)
     for (let turn = 1, live = all; live.length > 0; turn++) {
       // The first turn is one call of n completions a prompt, with the seed itself, as rolloutGroups makes it.
@@ -84,6 +84,7 @@ export async function rolloutEpisodes(
         ...{ turn, maxNewTokens: most.reduce((a, b) => Math.max(a, b)) },
         ...(turn > 1 && {
           n: 1,
+          firstCompletion: 0,
           seed: live.map(episode => seedOf(places.get(episode)!, turn)),
           maxNewTokensPerPrompt: most,
         }),

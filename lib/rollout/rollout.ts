@@ -64,9 +64,9 @@ export function samplingParams(
     maxNewTokens,
   }: Omit<
     Required<SamplingParams>,
-    'n' | 'seed' | 'stopTokenIds' | 'maxBatch' | 'maxNewTokensPerPrompt' | 'turn'
+    'n' | 'seed' | 'stopTokenIds' | 'maxBatch' | 'firstCompletion' | 'maxNewTokensPerPrompt' | 'turn'
   >,
-  rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds'>,
+  rest: Pick<SamplingParams, 'n' | 'seed' | 'stopTokenIds' | 'firstCompletion'>,
 ): SamplingParams {
   return { temperature, topP, topK, minP, maxNewTokens, ...rest }
 }

@@ -38,12 +38,15 @@ export interface Checkpoint {
   readonly stateFile: string
   /** A model directory with the reference, if the reference has changed (model.refModelSyncSteps). */
   readonly referenceDir?: string
+  /** The rollouts of the next step, where they were sampled already: for readAhead. */
+  readonly rolloutsFile?: string
   readonly trainer: TrainerState
 }
 
 const TEMPORARY = '.tmp'
 const stateFileOf = (dir: string) => path.join(dir, 'rapo', 'state.safetensors')
 const referenceDirOf = (dir: string) => path.join(dir, 'rapo', 'reference')
+const rolloutsFileOf = (dir: string) => path.join(dir, 'rapo', 'rollouts.json')
 const trainerFileOf = (dir: string) => path.join(dir, 'rapo', 'trainer.json')
 
 /** What stays when a checkpoint is committed, beside the one that markBest named. */
@@ -60,7 +63,8 @@ export interface Retention {
  *
  * @param modelDir the directory from which the tokenizer is copied
  * @param parts hasMoved: the reference has changed since the run began, so that it is part of the state. baseModel: the
- *   checkpoint holds the policy's adapter alone, for the model of that name
+ *   checkpoint holds the policy's adapter alone, for the model of that name. rollouts: the
+ *   text of formatAhead
  */
 export async function writeCheckpoint(
   runDir: string,
@@ -71,7 +75,12 @@ export async function writeCheckpoint(
   {
     hasMoved = false,
     baseModel,
-  }: { readonly hasMoved?: boolean; readonly baseModel?: string | undefined } = {},
+    rollouts,
+  }: {
+    readonly hasMoved?: boolean
+    readonly baseModel?: string | undefined
+    readonly rollouts?: string | undefined
+  } = {},
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
   const name = nameOf(trainer.step)
@@ -99,6 +108,7 @@ export async function writeCheckpoint(
       await policy.saveReference!(referenceDirOf(temporary))
     }
     copyTokenizer(modelDir, temporary)
+    if (rollouts !== undefined) writeFileSync(rolloutsFileOf(temporary), rollouts)
     writeFileSync(trainerFileOf(temporary), `${JSON.stringify(trainer, null, 2)}\n`)
     syncTree(temporary)
   })
@@ -130,8 +140,12 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
       throw new Error('step or cursor is missing')
     const { entropyCoef = 0 } = trainer
     if (!(Number.isFinite(entropyCoef) && entropyCoef >= 0)) throw new Error('entropyCoef is no number ≥ 0')
-    const referenceDir = referenceDirOf(dir)
-    return { dir, stateFile: stateFileOf(dir), ...(existsSync(referenceDir) && { referenceDir }), trainer }
+    const [referenceDir, rolloutsFile] = [referenceDirOf(dir), rolloutsFileOf(dir)]
+    return {
+      ...{ dir, stateFile: stateFileOf(dir), trainer },
+      ...(existsSync(referenceDir) && { referenceDir }),
+      ...(existsSync(rolloutsFile) && { rolloutsFile }),
+    }
   } catch (cause) {
     throw new RapoError('ERR_RAPO_FORMAT', `the checkpoint ${dir} is damaged: ${(cause as Error).message}`, {
       cause,

@@ -1,12 +1,17 @@
 /** The rollouts of a step: samples and rewards them, and with sampling.filterGroups drops groups without a difference in rewards. */
 import { deriveSeed } from '../base/random.js'
 import type { Config } from '../config/config.js'
-import { encodePrompt } from '../data/prompts.js'
+import type { Cursor } from '../data/cursor.js'
+import { type EncodeContext, encodePrompt } from '../data/prompts.js'
 import { splitEvenly } from '../model/batch.js'
+import type { NamedEnvironment } from '../reward/environment.js'
+import type { RewardPart } from '../reward/rewards.js'
+import type { RolloutEngine } from '../rollout/engine.js'
 import { sampleRollouts } from '../rollout/episodes.js'
 import { type ScoredRollout, samplingParams, scoreParts } from '../rollout/rollout.js'
+import type { World } from '../world/world.js'
 import { type Clock, type Filtered, timed } from './metrics.js'
-import type { OpenRun } from './open.js'
+import { ownPart } from './share.js'
 
 export interface Gathered {
   /** All rollouts of the step: whole groups, in the order sampled. */
@@ -18,19 +23,32 @@ export interface Gathered {
   readonly metrics: Filtered
 }
 
+/** What the rollouts of a step are made with. */
+export interface GatherParts {
+  readonly world: World
+  readonly engine: RolloutEngine
+  readonly context: EncodeContext
+  /** Where the task has several turns. */
+  readonly environment: NamedEnvironment | undefined
+  readonly cursor: Cursor
+  readonly stopTokenIds: readonly number[]
+  readonly rewards: readonly RewardPart[]
+  readonly signal: AbortSignal
+}
+
 /**
  * Samples sampling.promptsPerStep groups. With sampling.filterGroups (DAPO's dynamic sampling, arXiv 2503.14476) groups
  * without a difference in their rewards are left out, and as many further prompts are sampled instead, until there are
  * enough groups or sampling.maxNumGenBatches calls were made. The samples depend only on the run's seed, the step, the number
- * of the call and the cursor's position, so that a repeated step gives the same bits.
+ * of the call and the cursor's position, so that a repeated step gives the same bits. Each rank samples and
+ * rewards its part of the prompts; every rank returns the rollouts of all ranks.
  */
 export async function gather(
-  run: Pick<OpenRun, 'engine' | 'context' | 'environment' | 'cursor' | 'stopTokenIds' | 'rewards' | 'signal'>,
+  { world, engine, context, environment, cursor, stopTokenIds, rewards, signal }: GatherParts,
   config: Config,
   step: number,
   clock: Clock,
 ): Promise<Gathered> {
-  const { engine, context, environment, cursor, stopTokenIds, rewards, signal } = run
   const { sampling, task } = config
   const { filterGroups, maxNumGenBatches, promptsPerStep, groupSize, maxNewTokens } = sampling
   const groups: ScoredRollout[][] = []
@@ -40,14 +58,28 @@ export async function gather(
     const problems = cursor.next(promptsPerStep - kept.length)
     const prompts = problems.map(problem => encodePrompt(problem, context))
     const seed = deriveSeed(config.run.seed, 'rollout', step, ...(call > 0 ? [call] : []))
-    const params = samplingParams(sampling, { n: groupSize, stopTokenIds, seed })
-    const rollouts = await timed(clock, 'rollout', () =>
-      sampleRollouts(engine, { ...context, environment }, prompts, params, { ...task, signal }),
+    const { part, before } = ownPart(prompts, world)
+    const firstCompletion = before * groupSize
+    const rest = { n: groupSize, stopTokenIds, seed, ...(firstCompletion > 0 && { firstCompletion }) }
+    const sampleAndScore = async () => {
+      signal.throwIfAborted()
+      if (part.length === 0) return []
+      const rollouts = await timed(clock, 'rollout', () =>
+        sampleRollouts(engine, { ...context, environment }, part, samplingParams(sampling, rest), {
+          ...task,
+          signal,
+        }),
+      )
+      const judged = await timed(clock, 'score', () =>
+        scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal }),
+      )
+      // The problem and the prompt are not sent, since every rank has them.
+      return judged.map(({ problem: _, promptIds: __, ...own }) => own)
+    }
+    const all = (await world.gather(`step ${step}, rollouts`, sampleAndScore)).flat()
+    const scored = splitEvenly(all, prompts.length).map((group, p) =>
+      group.map((rollout): ScoredRollout => ({ ...prompts[p]!, ...rollout })),
     )
-    const judged = await timed(clock, 'score', () =>
-      scoreParts(rollouts, rewards, { ...task, maxNewTokens, signal }),
-    )
-    const scored = splitEvenly(judged, prompts.length)
     groups.push(...scored)
     kept.push(...scored.filter(group => filterGroups === 'off' || differs(group, filterGroups, config)))
   }

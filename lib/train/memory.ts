@@ -23,12 +23,13 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
 }
 
-/** The plan of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
+/** The plan of one process of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
   prompts: readonly EncodedPrompt[],
   evalPrompts: readonly EncodedPrompt[] = [],
+  processes = 1,
 ): Promise<MemoryPlan> {
   const engine = await import('../model/engine.js')
   const { promptsPerStep, groupSize, maxNewTokens } = config.sampling
@@ -41,7 +42,11 @@ export async function planRun(
     (longest, { promptIds }) => Math.max(longest, promptIds.length),
     0,
   )
-  const shape = { promptTokens, maxNewTokens, sequences: Math.max(promptsPerStep * groupSize, evaluated) }
+  const shape = {
+    promptTokens,
+    maxNewTokens,
+    sequences: Math.max(Math.ceil(promptsPerStep / processes) * groupSize, evaluated),
+  }
   const options = trainingOptions(config, dirs.referenceDir)
   const prediction = await engine.predictMemory(dirs.modelDir, options, shape)
   // Between the turns of episodes as much is kept again (SamplingParams.turn).

@@ -12,10 +12,31 @@ export interface PhaseSeconds {
   score: number
   train: number
   save: number
+  /** Bringing the weights to servers; absent where no servers sample. */
+  sync?: number
+}
+
+export type Phase = Exclude<keyof PhaseSeconds, 'sync'>
+
+export const emptySeconds = (): PhaseSeconds => ({ rollout: 0, score: 0, train: 0, save: 0 })
+
+/** Where servers sample. */
+export interface RolloutMetrics {
+  /** Updates of the policy between the oldest weights that sampled a rollout of the step, and the step. */
+  staleness?: number
+  /** Share of the time since the step before in which the trainer waited for rollouts. */
+  trainerIdleFraction?: number
+  /** Share of that time in which no server had a request of the run. */
+  serversIdleFraction?: number
 }
 
 /** The metrics of remeasure. Each is present only with the option that it belongs to. */
 export interface Remeasured {
+  /** Where servers sample: of |log-prob of the sampler − log-prob of the trainer|, in nats. */
+  mismatchMean?: number
+  mismatchP99?: number
+  /** Share of the tokens whose ratio trainer / sampler is outside [0.9, 1.1]. */
+  mismatchOutsideFraction?: number
   /** With objective.entropyTarget: β of this step. */
   entropyCoef?: number
   /** With correction.level: statistics of the ratios trainer / sampler before bounding. */
@@ -37,7 +58,7 @@ export interface Filtered {
 }
 
 /** A line of metrics.jsonl. */
-export interface StepMetrics extends Remeasured, Filtered {
+export interface StepMetrics extends Remeasured, Filtered, RolloutMetrics {
   step: number
   rewardMean: number
   rewardStd: number
@@ -119,13 +140,13 @@ function rewardParts(rollouts: readonly ScoredRollout[]): Pick<StepMetrics, 'rew
 export interface Clock {
   readonly seconds: PhaseSeconds
   /** Called when a phase begins. */
-  readonly onPhase?: ((phase: keyof PhaseSeconds) => void) | undefined
+  readonly onPhase?: ((phase: Phase) => void) | undefined
 }
 
 /** Adds the seconds that the work takes to the seconds of its phase. */
 export async function timed<T>(
   { seconds, onPhase }: Clock,
-  phase: keyof PhaseSeconds,
+  phase: Phase,
   work: () => Promise<T>,
 ): Promise<T> {
   onPhase?.(phase)

@@ -4,13 +4,14 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
-import type { Lock } from '../base/lock.js'
+import { type Lock, noLock } from '../base/lock.js'
+import { digest } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
 import { type Config, requireField, trainingOptions } from '../config/config.js'
 import { stringifyConfig } from '../config/load.js'
 import { loraOptions } from '../config/lora.js'
-import { type Cursor, createCursor } from '../data/cursor.js'
+import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
 import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
@@ -23,8 +24,13 @@ import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import type { NamedEnvironment } from '../reward/environment.js'
 import { loadEnvironment } from '../reward/environments.js'
-import { checkAnswerOf, loadRewards, type RewardPart } from '../reward/rewards.js'
-import { localEngine, type RolloutEngine } from '../rollout/engine.js'
+import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
+import type { RolloutEngine } from '../rollout/engine.js'
+import { checkTrainable, openEngine } from '../rollout/open.js'
+import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import { alone, type World } from '../world/world.js'
+import { createRollouts, type Rollouts } from './ahead.js'
+import { readAhead } from './ahead-file.js'
 import {
   type Checkpoint,
   readLatestCheckpoint,
@@ -35,7 +41,7 @@ import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, plan
 import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import { checkOrigin, originOf } from './origin.js'
+import { checkOrigin, type Origin, originOf } from './origin.js'
 import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
@@ -44,7 +50,7 @@ export interface OpenOptions {
   readonly resume?: boolean
   /** Replaces an earlier run in config.run.output. */
   readonly overwrite?: boolean
-  /** Called with the rows that config.data.dropUnusable leaves out. */
+  /** Called with the rows that config.data.dropUnusable leaves out. Like the next two hooks, on rank 0 alone. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
   readonly onNotice?: (text: string) => void
@@ -57,20 +63,21 @@ export interface OpenOptions {
 }
 
 export interface OpenRun {
+  /** The processes that train together. Rank 0 alone writes. */
+  readonly world: World
   readonly policy: Policy
-  /** The engine that samples the rollouts. */
-  readonly engine: RolloutEngine
+  /** The rollouts of each step. */
+  readonly rollouts: Rollouts
   /** The directory of the tokenizer: model.dir, or its place in the hub's cache. */
   readonly modelDir: string
   /** Where the task has several turns. */
   readonly environment: NamedEnvironment | undefined
+  /** The engine that samples the rollouts. */
+  readonly engine: RolloutEngine
   /** With the section lora: what checkpoints call the model that their adapter changes. */
   readonly baseModel?: string
-  readonly rewards: readonly RewardPart[]
-  readonly cursor: Cursor
   readonly context: EncodeContext
-  readonly stopTokenIds: readonly number[]
-  /** With eval.every. */
+  /** With eval.every; on rank 0 alone, which evaluates for all. */
   readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
@@ -82,29 +89,49 @@ export interface OpenRun {
   readonly lock: Lock
   /** Aborted by options.signal, or when the lock is lost. */
   readonly signal: AbortSignal
-  /** Closes everything, even if something fails, and throws the first failure. */
-  close(): Promise<void>
+  /** Closes everything, even if something fails, and throws the first failure. The other ranks are told of `error`. */
+  close(error?: unknown): Promise<void>
 }
 
 /** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
-export async function prepareRun(config: Config, options: OpenOptions) {
-  const { model } = config
+export async function prepareRun(config: Config, options: OpenOptions, world: World = alone) {
   requireField('data.train', config.data.train, 'the problem file to train on')
+  checkTrainable(config)
+  checkAlone(config, world)
   if (config.sampling.temperature === 0) {
     throw new RapoError(
       'ERR_RAPO_CONFIG',
       'sampling.temperature is 0, greedy, which is for measurements; to train it must be ≥ 1e-6 and ≤ 100',
     )
   }
+  const task = await world.together('reading the problems', () => readTask(config, options))
+  const fetching = () => (world.localRank === 0 ? resolveModels(config, task) : undefined)
+  // One rank of each host downloads the model, and the others find it in the cache.
+  await world.together('fetching the model', fetching)
+  return world.together('checking the inputs', () => checkInputs(config, options, task, world))
+}
+
+async function readTask(config: Config, { onUnusable, onDownload, signal }: OpenOptions) {
   const environment = await loadEnvironment(config.task.environment)
   const rewards = await loadRewards(config.task, environment)
-  const { onUnusable, onDownload, signal: aborted } = options
-  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal: aborted }
+  const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }), signal }
   const data = { ...config.data, ...hooks, field: 'data.train' }
-  const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), options.signal)
-  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), aborted)
+  const problems = await withSignal(readProblems(data.train, checkAnswerOf(rewards), data), signal)
+  return { environment, rewards, data, hooks, problems }
+}
+
+type Task = Awaited<ReturnType<typeof readTask>>
+
+async function resolveModels({ model }: Config, { hooks }: Task) {
+  const resolve = (name: string) => withSignal(resolveModel(name, hubOptions(hooks)), hooks.signal)
   const modelDir = await resolve(model.dir)
-  const referenceDir = model.reference ? await resolve(model.reference) : modelDir
+  return { modelDir, referenceDir: model.reference ? await resolve(model.reference) : modelDir }
+}
+
+async function checkInputs(config: Config, options: OpenOptions, task: Task, world: World) {
+  const { model } = config
+  const { environment, rewards, data, problems } = task
+  const { modelDir, referenceDir } = await resolveModels(config, task)
   // The caller's own loader may know other models.
   if (!options.loadPolicy) {
     checkModel(modelDir, 'model.dir')
@@ -117,116 +144,191 @@ export async function prepareRun(config: Config, options: OpenOptions) {
   const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
   const { verifier } = rewards[0]!
-  const evalSet = await withSignal(
-    readEvalSet(config, { modelDir, tokenizer, verifier, options: data }),
-    aborted,
-  )
+  const reading = readEvalSet(config, { modelDir, tokenizer, verifier, options: data })
+  const evalSet = await withSignal(reading, options.signal)
+  const dirs = { modelDir, referenceDir }
   const room = options.loadPolicy
     ? undefined
-    : await checkRoom(config, { modelDir, referenceDir }, fitting, evalSet?.prompts)
+    : await checkRoom(config, dirs, { prompts: fitting, evalPrompts: evalSet?.prompts }, world)
   return { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room }
 }
 
 /**
  * Opens a new run, or continues one: reads and checks problems, tokenizer and model, takes the run directory, and drops lines
- * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged.
+ * that a killed process wrote after its last checkpoint. Throws RapoError; an earlier run is then unchanged. If a launcher
+ * started several processes, each process opens the run as one rank.
  */
-export async function openRun(config: Config, options: OpenOptions = {}): Promise<OpenRun> {
+export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
+  requireField('run.output', config.run.output, 'the run directory')
+  const { onUnusable, onNotice, onDownload, ...rest } = given
+  const joined = await joinWorld(config, given.signal)
+  const { world } = joined
+  // Only rank 0 calls the hooks that tell people something.
+  const options = world.rank === 0 ? given : rest
+  try {
+    const prepared = await prepareRun(config, options, world)
+    return await openPrepared(config, options, joined, prepared)
+  } catch (error) {
+    await leaveWorld(world, error).catch(() => {})
+    throw error
+  }
+}
+
+async function openPrepared(
+  config: Config,
+  options: OpenOptions,
+  { world, device, threads }: Joined,
+  prepared: Awaited<ReturnType<typeof prepareRun>>,
+): Promise<OpenRun> {
   const { model, run } = config
   const isLora = config.lora.r > 0
-  requireField('run.output', run.output, 'the run directory')
-  const { onNotice, signal: aborted } = options
-  const prepared = await prepareRun(config, options)
   const { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } =
     prepared
-  if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
+  const { onNotice, signal: aborted } = options
+  const isWriter = world.rank === 0
   const origin = originOf(config, { modelDir, referenceDir })
+  // A launcher starts the same command again when a process has failed.
+  const isRestart = world.restarts > 0 && !options.resume
+  const isResumed = () => options.resume || (isRestart && readLatestCheckpoint(run.output) !== undefined)
   const take = () => {
-    if (!options.resume) createRunDir(run.output, options.overwrite ?? false)
+    if (!isResumed()) createRunDir(run.output, options.overwrite || isRestart)
     else if (!existsSync(run.output)) throw noCheckpoint(run.output)
   }
-  const foreign = options.resume ? undefined : describeForeign(run.output)
-  take()
-  if (foreign) await told(onNotice?.(foreign), aborted)
-
-  const lock = await lockRun(run.output, 'train')
+  const lock = await world.together('taking the run directory', async () => {
+    if (!isWriter) return noLock
+    if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
+    const foreign = isResumed() ? undefined : describeForeign(run.output)
+    take()
+    if (foreign) await told(onNotice?.(foreign), aborted)
+    return lockRun(run.output, 'train')
+  })
   let policy: Policy | undefined
   let engine: RolloutEngine | undefined
   let observer: Observer | undefined
-  const close = () =>
+  const close = (error?: unknown) =>
     inOrder(
       () => observer?.close(),
       () => engine?.close(),
       () => policy?.dispose(),
       lock.release,
+      () => leaveWorld(world, error),
     )
-  try {
+  const signal = anySignal(lock.lost, options.signal)
+  const load = async () => {
     // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
-    take()
-    const from = options.resume ? readLatestCheckpoint(run.output) : undefined
+    if (isWriter) take()
+    const from = isResumed() ? readLatestCheckpoint(run.output) : undefined
     if (options.resume && !from) throw noCheckpoint(run.output)
     checkOrigin(from?.trainer.origin, origin, config)
     if (from) checkAdapter(from.dir, config)
-    const stepsDone = from?.trainer.step ?? 0
     options.signal?.throwIfAborted()
+    const adapterDir = isLora ? from?.dir : undefined
+    const training = trainingOptions(config, from?.referenceDir ?? referenceDir, adapterDir)
     policy = await openPolicy(
       isLora ? modelDir : (from?.dir ?? modelDir),
-      trainingOptions(config, from?.referenceDir ?? referenceDir, isLora ? from?.dir : undefined),
-      run.threads,
+      { ...training, device, ...(world.handle && { world: world.handle }) },
+      threads,
       options,
     )
     checkTokenizerFits(encode.tokenizer, policy.info, modelDir)
     checkMethods(config, policy)
     const context = { ...encode, info: policy.info }
-    const usable = fitModel(fitting, context, data).map(({ problem }) => problem)
+    const prompts = fitModel(fitting, context, data)
+    const usable = prompts.map(({ problem }) => problem)
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
-    const cursor = createCursor(usable, run.seed, from?.trainer.cursor)
-    observer = await openObserver(config, stepsDone)
+    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
     if (from) await loadState(policy, from)
-    engine = localEngine(policy)
-    options.signal?.throwIfAborted()
-
-    lock.check()
-    if (!from) clearRun(run.output)
-    removeStaleCheckpoints(run.output)
+    engine = openEngine(config, {
+      ...{ policy, modelDir, encode: encode.tokenizer.encode, stopTokenIds },
+      prompts: [...prompts, ...(evalPrompts ?? [])],
+    })
+    const rollouts = createRollouts(
+      {
+        ...{ world, engine, context, environment, stopTokenIds, rewards, signal },
+        cursorAt: state => createCursor(usable, run.seed, state),
+        from: from?.trainer.cursor,
+        ahead: from?.rolloutsFile === undefined ? undefined : readAhead(from.rolloutsFile, usable),
+      },
+      config,
+    )
+    signal.throwIfAborted()
+    return { from, evalPrompts, policy, engine, observer, context, rollouts }
+  }
+  try {
+    const { from, evalPrompts, ...loaded } = await world.together('loading the model', load)
+    const step = from?.trainer.step ?? 0
+    const cursor = loaded.rollouts.cursor()
+    await checkSame(world, config, { step, cursor, origin })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
-    for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, stepsDone)
     const evalFiles = {
       file: path.join(run.output, 'evals.jsonl'),
       samplesFile: path.join(run.output, 'evals-samples.jsonl'),
     }
-    const evaluations =
-      evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, stepsDone)
-    writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
-
+    const evaluations = await world.together('clearing the run directory', () => {
+      lock.check()
+      if (!isWriter) return undefined
+      if (!from) clearRun(run.output)
+      removeStaleCheckpoints(run.output)
+      for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, step)
+      const opened = evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, step)
+      writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
+      return opened
+    })
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
-    const state = { step: stepsDone, cursor: cursor.state(), entropyCoef, origin }
-    const signal = anySignal(lock.lost, options.signal)
+    const state = { step, cursor, entropyCoef, origin }
     return {
-      ...{
-        policy,
-        engine,
-        modelDir,
-        environment,
-        rewards,
-        cursor,
-        context,
-        stopTokenIds,
-        state,
-        evaluations,
-      },
+      ...loaded,
+      ...{ world, modelDir, environment, state, evaluations },
+      ...{ metricsFile, samplesFile, lock, signal, close },
       ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
-      ...{ metricsFile, samplesFile, observer, lock, signal, close },
     }
   } catch (error) {
     // The first error is the one to report.
-    await close().catch(() => {})
+    await close(error).catch(() => {})
     throw error
+  }
+}
+
+/** What ranks have that do not write. */
+const noObserver: Observer = { step: async () => {}, evaluated() {}, close() {} }
+
+/** Throws ERR_RAPO_CONFIG where the ranks would not train the same policy on the same problems. */
+async function checkSame(
+  world: World,
+  config: Config,
+  { step, cursor, origin }: Pick<TrainerState, 'step' | 'cursor'> & { readonly origin: Origin },
+): Promise<void> {
+  const { model, data, run, ...rest } = config
+  // Paths may differ from host to host.
+  const settings = {
+    ...rest,
+    run: { ...run, output: '' },
+    model: { ...model, dir: '', reference: '', device: '' },
+  }
+  const own = {
+    checkpoint: step,
+    'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
+    'files of model.dir': origin.model.digest,
+    'files of model.reference': origin.reference?.digest,
+    configuration: digest(settings),
+  }
+  const all = await world.gather('comparing the ranks', () =>
+    Object.entries(own).map(entry => JSON.stringify(entry)),
+  )
+  for (const [rank, entries] of all.entries()) {
+    const k = entries.findIndex((entry, i) => entry !== all[0]![i])
+    if (k < 0) continue
+    const [what, value] = JSON.parse(entries[k]!)
+    const [, first] = JSON.parse(all[0]![k]!)
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `rank ${rank} does not have the ${what} of rank 0 (${value}, not ${first}): all processes need the same files, and one run directory`,
+    )
   }
 }
 
@@ -242,12 +344,12 @@ export interface Room {
 async function checkRoom(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
-  prompts: readonly EncodedPrompt[],
-  evalPrompts?: readonly EncodedPrompt[],
+  { prompts, evalPrompts }: Readonly<Record<'prompts' | 'evalPrompts', readonly EncodedPrompt[] | undefined>>,
+  { size, localSize }: World,
 ): Promise<Room> {
-  const { checkMemory, planRun } = await import('./memory.js')
-  const memory = await planRun(config, dirs, prompts, evalPrompts)
-  if (config.model.device === 'cpu') checkMemory(memory)
+  const { availableMemory, checkMemory, planRun } = await import('./memory.js')
+  const memory = await planRun(config, dirs, prompts!, evalPrompts, size)
+  if (config.model.device === 'cpu') checkMemory(memory, availableMemory() / localSize)
   const output = config.run.output || 'runs'
   const disk = planDisk(config, memory)
   const found = await freeDisk(output)
@@ -275,6 +377,15 @@ function checkShapes(modelDir: string, referenceDir: string): void {
 }
 
 /** Policies of a loader of the caller's own may lack some. */
+/** The weights of several processes would have to reach the servers once, and each process to sample its part there. */
+function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
+  if (engine === 'local' || size === 1) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `rollouts.engine is ${engine}; it must be local where ${size} processes train together`,
+  )
+}
+
 function checkMethods({ model, lora }: Config, policy: Policy): void {
   const refuse = (field: string, value: number, methods: string) => {
     throw new RapoError(

@@ -2,12 +2,15 @@
  * Measures the log-probs and entropies of a batch of rollouts with the policy that is about to be trained on it. This takes
  * another forward pass, and is done only for the options that need it.
  */
+import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
-import { importanceWeights, offPolicyMask } from '../loss/correction.js'
+import { importanceWeights, mismatch, offPolicyMask, type SampledRows } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
-import { packBatch, type TrainSequence, trainedLength } from '../model/batch.js'
+import { packBatch, splitEvenly, type TrainSequence, trainedLength } from '../model/batch.js'
 import type { CallOptions, Policy } from '../model/policy.js'
+import type { World } from '../world/world.js'
 import type { Remeasured as Metrics } from './metrics.js'
+import { ownPart } from './share.js'
 
 export interface Remeasured {
   /** With policy weights, and with the policy's own log-probs as old log-probs, if the configuration asks for them. */
@@ -19,35 +22,45 @@ export interface Remeasured {
 }
 
 /**
+ * Each rank of the world measures its part of the groups; all get all.
  * @param sequences whole groups, with the sampler's log-probs
  * @param entropyCoef the coefficient from the batch before
  */
 export async function remeasure(
-  policy: Policy,
+  { policy, world }: { readonly policy: Pick<Policy, 'logprobs'>; readonly world: World },
   sequences: readonly TrainSequence[],
   config: Config,
   entropyCoef: number,
   options: CallOptions = {},
 ): Promise<Remeasured> {
-  const { correction, objective } = config
+  const { correction, objective, rollouts } = config
   const { entropyTarget: target, topEntropyFraction } = objective
   const isCorrected = correction.level !== 'off'
+  const isCompared = rollouts.engine !== 'local'
   const isNeeded =
-    isCorrected || correction.maxDivergence !== undefined || target !== undefined || topEntropyFraction < 1
+    isCorrected ||
+    isCompared ||
+    correction.maxDivergence !== undefined ||
+    target !== undefined ||
+    topEntropyFraction < 1
   // All completions of a batch may be masked.
   const isEmpty = !sequences.some(sequence => trainedLength(sequence) > 0)
   if (!isNeeded || isEmpty) return { sequences, entropyCoef, nextEntropyCoef: entropyCoef, metrics: {} }
 
-  const batch = packBatch(
-    sequences,
-    sequences.map(() => 1),
-  )
-  const { logprobs, entropy } = await policy.logprobs(
-    batch.sequences,
-    batch,
-    config.sampling.temperature,
-    options,
-  )
+  const pack = (some: readonly TrainSequence[]) =>
+    packBatch(
+      some,
+      some.map(() => 1),
+    )
+  const groups = splitEvenly(sequences, sequences.length / config.sampling.groupSize)
+  const parts = await world.gather('log-probs of the batch', async () => {
+    const own = pack(ownPart(groups, world).part.flat())
+    if (own.tokenIds.length === 0) return { logprobs: new Float32Array(), entropy: new Float32Array() }
+    return policy.logprobs(own.sequences, own, config.sampling.temperature, options)
+  })
+  const logprobs = concat(parts.map(part => part.logprobs))
+  const entropy = concat(parts.map(part => part.entropy))
+  const batch = pack(sequences)
   const sequenceOffsets = rowOffsets(sequences)
   const rows = {
     logprobs,
@@ -59,7 +72,7 @@ export async function remeasure(
   const multiply = (factors: Float32Array) => {
     for (const [i, factor] of factors.entries()) weights[i]! *= factor
   }
-  const metrics: Metrics = {}
+  const metrics: Metrics = isCompared ? mismatchOf(rows, rollouts.maxMismatch) : {}
   if (correction.level !== 'off') {
     const importance = importanceWeights(rows, correction)
     multiply(importance.weights)
@@ -90,6 +103,26 @@ export async function remeasure(
     }
   })
   return { sequences: remeasured, entropyCoef: next.entropyCoef, nextEntropyCoef: next.next, metrics }
+}
+
+function concat(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0))
+  let offset = 0
+  for (const part of parts) {
+    all.set(part, offset)
+    offset += part.length
+  }
+  return all
+}
+
+/** Throws ERR_RAPO_IO where sampler and policy are too far apart to train on. */
+function mismatchOf(rows: SampledRows, limit: number): Metrics {
+  const { mean, p99, outsideFraction } = mismatch(rows)
+  if (mean <= limit) return { mismatchMean: mean, mismatchP99: p99, mismatchOutsideFraction: outsideFraction }
+  throw new RapoError(
+    'ERR_RAPO_IO',
+    `the log-probs of the step's rollouts differ from the policy's by ${mean.toPrecision(3)} nats a token on average; rollouts.maxMismatch allows ${limit}: the servers sample from another distribution than the policy's`,
+  )
 }
 
 /** (B + 1) offsets of the sequences' rows in packBatch's arrays. */

@@ -6,19 +6,22 @@ import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
-import { addMetrics, emptyMetrics } from '../loss/objective.js'
+import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../loss/objective.js'
 import { splitBatch, splitEvenly, tokenWeights } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
 import { rolloutSequence, type ScoredRollout } from '../rollout/rollout.js'
+import { isApart } from '../world/world.js'
+import type { Ahead } from './ahead.js'
+import { formatAhead } from './ahead-file.js'
 import { markBest, type Retention, readBest, type TrainerState, writeCheckpoint } from './checkpoint.js'
 import { evaluateStep, isBest, isEvaluationDue, type StepEvaluation } from './evaluation.js'
-import { gather } from './gather.js'
 import { type Symptom, watchHealth } from './health.js'
-import { type PhaseSeconds, type StepMetrics, summarizeStep, timed } from './metrics.js'
+import { emptySeconds, type Phase, type StepMetrics, summarizeStep, timed } from './metrics.js'
 import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { bestAndWorst, chooseSamples, type SampleLine, toSampleLine } from './samples.js'
 import { learningRateAt } from './schedule.js'
+import { dealGroups } from './share.js'
 
 /**
  * The hooks of train, beside the options of opening a run. Hooks are awaited. If one throws, the state is saved and the run
@@ -30,7 +33,7 @@ export interface TrainOptions extends OpenOptions {
   /** Called when a step's lines, and its checkpoint and its evaluation if they were due, are on disk. */
   readonly onStep?: (metrics: StepMetrics) => void
   /** Called when a phase of a step begins, and for evaluations again and again with the completions done. */
-  readonly onPhase?: (phase: keyof PhaseSeconds | 'eval', done?: number, total?: number) => void
+  readonly onPhase?: (phase: Phase | 'eval', done?: number, total?: number) => void
   /** With eval.every: called when an evaluation's lines are on disk. */
   readonly onEvaluation?: (evaluation: StepEvaluation) => void
   /** With run.showSamples: called after the first step, and every so many steps, with the best and the worst completion. */
@@ -61,47 +64,53 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
   const run: Run = Object.assign(open, { isMidStep: false, stepSaved: open.state.step })
   const health = watchHealth(config.sampling)
   const warn = async (symptoms: readonly Symptom[]) => {
+    if (run.world.rank !== 0) return
     for (const { text } of symptoms) await told(options.onNotice?.(text), run.signal)
   }
   try {
-    await told(options.onStart?.(run.state.step), run.signal)
+    await run.world.together('starting', () => told(options.onStart?.(run.state.step), run.signal))
     await evaluate(run, config, options)
     let isStopping = false
     while (run.state.step < config.run.steps && !isStopping) {
-      run.signal.throwIfAborted()
       const step = run.state.step + 1
       const { scored, metrics, entropyCoef } = await trainStep(run, config, step, options.onPhase)
       await syncReference(run, config, step)
       const asked = await ask(options.isStopping, run)
       isStopping = asked.isStopping
       const isSaveDue = isStopping || step === config.run.steps || step % config.run.saveEvery === 0
-      const state = { ...run.state, step, cursor: run.cursor.state(), entropyCoef }
+      const state = { ...run.state, step, cursor: run.rollouts.cursor(), entropyCoef }
       const clock = { seconds: metrics.seconds, onPhase: options.onPhase }
-      const checkpoint = isSaveDue ? await timed(clock, 'save', () => save(run, config, state)) : undefined
-      run.lock.check()
-      // Lines are written before the commit: a run killed in between drops them when it resumes, and loses none.
-      appendJsonLines(run.metricsFile, [metrics])
+      const saving = async () => save(run, config, state, await run.rollouts.ahead())
+      const checkpoint = isSaveDue ? await timed(clock, 'save', saving) : undefined
       const toLine = (rollout: ScoredRollout) => toSampleLine(rollout, step, run.context.tokenizer)
-      appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep).map(toLine))
-      checkpoint?.commit()
-      if (checkpoint) run.stepSaved = step
+      await run.world.together(`step ${step}, writing`, () => {
+        run.lock.check()
+        if (run.world.rank !== 0) return
+        // Lines are written before the commit: a run killed in between drops them when it resumes, and loses none.
+        appendJsonLines(run.metricsFile, [metrics])
+        appendJsonLines(run.samplesFile, chooseSamples(scored, config.run.samplesPerStep).map(toLine))
+        checkpoint?.commit()
+      })
+      if (isSaveDue) run.stepSaved = step
       run.state = state
       run.isMidStep = false
       if ('failure' in asked) throw asked.failure
       // A run that is asked to stop evaluates when it is resumed.
       if (!isStopping) await evaluate(run, config, options)
-      await run.observer.step(metrics, run.signal)
-      await told(options.onStep?.(metrics), run.signal)
-      const { showSamples } = config.run
-      if (showSamples > 0 && (step - 1) % showSamples === 0)
-        await told(options.onSamples?.(bestAndWorst(scored).map(toLine)), run.signal)
-      await warn(health.add(metrics))
+      await run.world.together(`step ${step}, hooks`, async () => {
+        await run.observer.step(metrics, run.signal)
+        await told(options.onStep?.(metrics), run.signal)
+        const { showSamples } = config.run
+        if (showSamples > 0 && (step - 1) % showSamples === 0)
+          await told(options.onSamples?.(bestAndWorst(scored).map(toLine)), run.signal)
+        await warn(health.add(metrics))
+      })
     }
-    await warn(health.end())
+    await run.world.together('ending', () => warn(health.end()))
   } catch (error) {
     const failure = run.state.step > run.stepSaved ? await rescue(run, config, error) : error
     // The first error is the one to report.
-    await run.close().catch(() => {})
+    await run.close(error).catch(() => {})
     throw failure
   }
   await run.close()
@@ -113,6 +122,16 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
  * best state is in a checkpoint.
  */
 async function evaluate(run: Run, config: Config, options: TrainOptions): Promise<void> {
+  // Rank 0 evaluates for all: its policy is that of the others.
+  const evaluating = async () => {
+    await evaluateHere(run, config, options)
+    return run.stepSaved
+  }
+  const [stepSaved] = await run.world.gather(`the evaluation after step ${run.state.step}`, evaluating)
+  run.stepSaved = stepSaved!
+}
+
+async function evaluateHere(run: Run, config: Config, options: TrainOptions): Promise<void> {
   const { evaluations, state } = run
   const { output, keepBest } = config.run
   if (!evaluations || !isEvaluationDue(config, evaluations, state.step)) return
@@ -121,7 +140,7 @@ async function evaluate(run: Run, config: Config, options: TrainOptions): Promis
   if (keepBest && isBest(evaluations, state.step, readBest(output))) {
     if (run.stepSaved !== state.step) {
       options.onPhase?.('save')
-      const checkpoint = await save(run, config, state)
+      const checkpoint = await write(run, config, state, await run.rollouts.ahead())
       run.lock.check()
       checkpoint.commit()
       run.stepSaved = state.step
@@ -133,9 +152,10 @@ async function evaluate(run: Run, config: Config, options: TrainOptions): Promis
 }
 
 /** An error of isStopping is kept and thrown after the step is finished. */
-async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
+async function ask(isStopping: TrainOptions['isStopping'], { world, signal }: Run) {
   try {
-    return { isStopping: (await told(isStopping?.(), run.signal)) ?? false }
+    const all = await world.gather('asking whether to stop', async () => told(isStopping?.(), signal))
+    return { isStopping: all.includes(true) }
   } catch (failure) {
     return { isStopping: true, failure }
   }
@@ -146,28 +166,28 @@ async function ask(isStopping: TrainOptions['isStopping'], run: Run) {
  * gradient of the failed step is not part of the state.
  */
 async function rescue(run: Run, config: Config, error: unknown): Promise<unknown> {
-  if (run.isMidStep || run.lock.lost.aborted) return error
+  const isAlone = isApart(error)
+  if (run.isMidStep || run.lock.lost.aborted || (isAlone && run.world.rank !== 0)) return error
   const { step } = run.state
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
     // All checkpoints are kept, since the newest may be the cause of the error.
-    const checkpoint = await save(run, config, run.state, { keep: Infinity })
+    const checkpoint = await (isAlone ? write : save)(run, config, run.state, undefined, { keep: Infinity })
     run.lock.check()
-    checkpoint.commit()
+    checkpoint?.commit()
   } catch (second) {
     note = `the state after step ${step} could not be saved: ${reasonOf(second)}`
     if (isAbort) process.emitWarning(plainLine(note))
   }
-  if (isAbort || !(error instanceof RapoError)) return error
+  if (isAbort || !(error instanceof RapoError) || run.world.rank !== 0) return error
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })
 }
 
 /** One batch of rollouts and the optimizer steps on it. All randomness depends only on the run's seed and on `step`. */
 async function trainStep(run: Run, config: Config, step: number, onPhase: TrainOptions['onPhase']) {
-  const clock = { seconds: { rollout: 0, score: 0, train: 0, save: 0 }, onPhase }
-  await run.engine.syncWeights(step - 1, { signal: run.signal })
-  const gathered = await gather(run, config, step, clock)
+  const clock = { seconds: emptySeconds(), onPhase }
+  const gathered = await run.rollouts.next(step, clock)
   const { sampled, trained, zeroAdvantageFraction, metrics: filtered } = gathered
   const learningRate = learningRateAt(step, config.optimizer, config.run.steps)
   const { sums, results, remeasured, nextEntropyCoef } = await timed(clock, 'train', () =>
@@ -178,14 +198,14 @@ async function trainStep(run: Run, config: Config, step: number, onPhase: TrainO
   const skippedSteps = measured.skippedSteps + config.optimizer.stepsPerBatch - results.length
   const metrics: StepMetrics = {
     ...{ step, ...measured, zeroAdvantageFraction, skippedSteps },
-    ...{ ...remeasured, ...filtered, learningRate, seconds: clock.seconds },
+    ...{ ...remeasured, ...filtered, ...run.rollouts.measure(step), learningRate, seconds: clock.seconds },
   }
   return { scored: sampled, metrics, entropyCoef: nextEntropyCoef }
 }
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
 async function update(run: Run, scored: readonly ScoredRollout[], config: Config, learningRate: number) {
-  const { policy, signal } = run
+  const { policy, world, signal } = run
   const { penalty, aggregation, phi, maskTruncatedCompletions, ...range } = config.objective
   const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
@@ -206,7 +226,7 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
       : sequence
   })
   const { sequences, entropyCoef, nextEntropyCoef, metrics } = await remeasure(
-    policy,
+    run,
     sampled,
     config,
     run.state.entropyCoef!,
@@ -220,14 +240,21 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
     const miniBatch = part.flat()
     // sampling.filterGroups may leave fewer groups than optimizer steps.
     if (miniBatch.length === 0) continue
-    const weights = tokenWeights(miniBatch, aggregation, maxNewTokens)
-    for (const microBatch of splitBatch(miniBatch, weights, config.optimizer.microBatchTokens)) {
-      // After its first optimizer step a batch is always finished, since a run cannot resume in the middle of a batch.
-      if (!run.isMidStep) signal.throwIfAborted()
-      const accumulated = await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal })
-      sums = addMetrics(sums, accumulated)
-    }
+    const weights = splitEvenly(tokenWeights(miniBatch, aggregation, maxNewTokens), part.length)
+    const own = dealGroups(part, policy.info, world)
+    const [ownSequences, ownWeights] = [own.flatMap(g => part[g]!), own.flatMap(g => weights[g]!)]
+    const all = await world.gather('gradients of the batch', async () => {
+      const accumulated: ObjectiveMetrics[] = []
+      for (const microBatch of splitBatch(ownSequences, ownWeights, config.optimizer.microBatchTokens)) {
+        // A batch whose first optimizer step is done is finished: half of one could not be resumed.
+        if (!run.isMidStep) signal.throwIfAborted()
+        accumulated.push(await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal }))
+      }
+      return accumulated
+    })
+    sums = all.flat().reduce(addMetrics, sums)
     run.isMidStep = true
+    // Adds up the gradients of all ranks.
     results.push(await policy.step(learningRate))
   }
   return { sums, results, remeasured: metrics, nextEntropyCoef }
@@ -254,13 +281,27 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
   run.hasMoved = true
 }
 
+/** All ranks wait until rank 0 has written, and learn whether it could. */
 function save(
+  run: Run,
+  config: Config,
+  state: TrainerState,
+  ahead: Ahead | undefined,
+  retention?: Retention,
+) {
+  const writing = async () => (run.world.rank === 0 ? write(run, config, state, ahead, retention) : undefined)
+  return run.world.together(`the checkpoint of step ${state.step}`, writing)
+}
+
+function write(
   run: Run,
   { run: { output, keepCheckpoints, saveOptimizer } }: Config,
   state: TrainerState,
+  ahead: Ahead | undefined,
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
 ) {
   const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
-  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel })
+  const rollouts = ahead && formatAhead(ahead)
+  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel, rollouts })
 }

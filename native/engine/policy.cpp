@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comm/world.h"
 #include "cuda/device.h"
 #include "files/write.h"
 #include "generate/generate.h"
@@ -366,6 +367,10 @@ StepResult Policy::step(double learning_rate, Control& control) {
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
     control.committed = true;
+    if (impl_->options.world) {
+      const std::string step = std::to_string(impl_->optimizer->steps() + 1);
+      impl_->options.world->sum("optimizer step " + step + ", gradients", impl_->grad, control);
+    }
     const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate, control);
     impl_->policy->changed();
     impl_->grad.zero_();

@@ -44,7 +44,8 @@ class Policy {
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
 
   /// Clips the norm of the accumulated gradient, makes one AdamW step on the float32 masters and sets the
-  /// gradient to zero.
+  /// gradient to zero. With options.world the gradients of all ranks are added up before that; each rank
+  /// accumulates its share of the batch, loads the same weights, and makes the same steps.
   StepResult step(double learning_rate, Control& control);
 
   /// The reference's weights become share * policy + (1 - share) * reference, share in (0, 1] (TR-DPO, arXiv

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,8 @@
 #include "model/config.h"
 
 namespace rapo {
+
+class World;
 
 struct AdamW {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
@@ -37,6 +40,7 @@ struct PolicyOptions {
   std::int64_t head_rows = 0;  // rows in a chunk of the fused head; 0: see default_head_rows()
   std::int64_t cache_bytes = std::int64_t{1}
                              << 30;  // for keys and values on the CPU; one sequence may exceed it
+  std::shared_ptr<World> world;      // the ranks that train the same policy; null: this process alone
 };
 
 struct SamplingParams {
@@ -47,9 +51,10 @@ struct SamplingParams {
   std::int64_t top_k = 0;                    // 0: off
   double min_p = 0;                          // [0, 1): keep tokens with p >= min_p * max p
   std::vector<std::int32_t> stop_token_ids;  // each ends a completion, of which it is the last token
-  /// One seed: token t of completion i draws from the stream (seed, i, t). Or one seed per prompt: i then
-  /// counts the completions of that prompt.
+  /// One seed: token t of completion i draws from the stream (seed, first_completion + i, t). Or one seed per
+  /// prompt: i then counts the completions of that prompt, without first_completion.
   std::vector<std::uint64_t> seeds{0};
+  std::int64_t first_completion = 0;  // >= 0: completions of the same seed that others sample before these
   std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
   std::vector<std::int64_t> max_new_tokens_per_prompt;  // each <= max_new_tokens; empty: all are that
   /// The number of the turn in conversations, from 1; 0: these are none. The keys and values of the

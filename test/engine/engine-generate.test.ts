@@ -78,6 +78,18 @@ test('with a seed for each prompt, its completions do not depend on the other pr
   )
   await rejects(policy.generate(prompts, { ...params, seed: [1, -1] }), /seed.*-1/)
 })
+
+test('the prompts of a call can be shared out: firstCompletion says where a part begins', async () => {
+  const all = unpack(prompts)
+  const params = { ...sampling, n: 3 }
+  const whole = unpack((await policy.generate(prompts, params)).tokens)
+  const rest = await policy.generate(pack(all.slice(1)), { ...params, firstCompletion: 3 })
+  assert.equal(unpack(rest.tokens), whole.slice(3))
+  const other = await policy.generate(pack(all.slice(1)), params)
+  assert.not.equal(unpack(other.tokens), whole.slice(3))
+  await rejects(policy.generate(prompts, { ...params, firstCompletion: -1 }), /firstCompletion is -1/)
+})
+
 /** The same bits; where a library multiplies, whose sums depend on the number of rows, the same tokens. */
 function same(actual: Completions, expected: Completions, what?: string): void {
   if (!libraryMultiplies) {

@@ -36,6 +36,7 @@ export function makeConfig(
     optimizer: { learningRate: 1, ...changes.optimizer },
     run: { output, steps: 40, saveEvery: 4, samplesPerStep: 2, ...changes.run },
     correction: { ...changes.correction },
+    rollouts: { ...changes.rollouts },
     lora: { ...changes.lora },
     eval: { ...changes.eval },
   })

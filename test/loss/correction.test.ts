@@ -1,6 +1,6 @@
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Correction, importanceWeights, offPolicyMask } from '../../lib/loss/correction.js'
+import { type Correction, importanceWeights, mismatch, offPolicyMask } from '../../lib/loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../../lib/loss/entropy.js'
 
 /** Ratios trainer / sampler 2, ½ | (no rows) | 1, 4, 1. */
@@ -147,6 +147,30 @@ test('the rows of the highest entropy, ties in', () => {
       /fraction is .*, expected a number in \(0, 1\]/,
     )
   }
+})
+
+test('mismatch: mean, 99th percentile and share outside 10 %, both signs', () => {
+  // Exact in float32: 196 rows of ±1/16 (within 10 %), 4 of ±1/2.
+  const logprobs = Float32Array.from({ length: 200 }, (_, i) => -1 - i / 64)
+  const difference = (i: number) => (i % 50 === 0 ? 1 / 2 : 1 / 16) * (i % 4 < 2 ? 1 : -1)
+  const samplerLogprobs = logprobs.map((logprob, i) => logprob + difference(i))
+  const rows = { logprobs, samplerLogprobs, sequenceOffsets: Int32Array.of(0, 120, 200) }
+  assert.equal(mismatch(rows), {
+    mean: (196 / 16 + 4 / 2) / 200,
+    p99: 1 / 2,
+    outsideFraction: 0.02,
+  })
+  // ln 1.1 = 0.0953 and ln 0.9 = −0.1054 are the bounds.
+  const at = (logRatio: number) =>
+    mismatch({
+      logprobs: Float32Array.of(logRatio),
+      samplerLogprobs: Float32Array.of(0),
+      sequenceOffsets: Int32Array.of(0, 1),
+    }).outsideFraction
+  assert.equal([0.095, 0.096, -0.105, -0.106].map(at), [0, 1, 0, 1])
+  const none = new Float32Array(0)
+  const empty = { logprobs: none, samplerLogprobs: none, sequenceOffsets: Int32Array.of(0) }
+  assert.equal(mismatch(empty), { mean: 0, p99: 0, outsideFraction: 0 })
 })
 
 test.run()

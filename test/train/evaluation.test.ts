@@ -8,7 +8,7 @@ import * as assert from 'uvu/assert'
 import type { Config } from '../../lib/config/config.js'
 import { evaluate } from '../../lib/eval/evaluate.js'
 import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
-import { isBest, type StepEvaluation } from '../../lib/train/evaluation.js'
+import { isBest, openEvaluations, type StepEvaluation } from '../../lib/train/evaluation.js'
 import { type TrainOptions, train } from '../../lib/train/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 import { fingerprint, readLines } from '../helpers/run-files.js'
@@ -172,6 +172,27 @@ test('run.keepBest keeps the best checkpoint beside the newest, also where it is
     { loadPolicy: forgetful },
   )
   assert.is(readBest(without), undefined)
+})
+
+test('samples of an evaluation whose line is missing are dropped, since the evaluation is done again', () => {
+  const dir = makeTempDir()
+  const [file, samplesFile] = [path.join(dir, 'evals.jsonl'), path.join(dir, 'evals-samples.jsonl')]
+  const line = (step: number) => `${JSON.stringify({ step, groups: { all: { passAtK: [step / 10] } } })}\n`
+  const left = (evaluated: number[]) => {
+    writeFileSync(file, evaluated.map(line).join(''))
+    writeFileSync(samplesFile, [3, 6, 9].map(step => `{"step":${step}}\n`).join(''))
+    const { scores } = openEvaluations({} as never, { file, samplesFile }, 6)
+    return [[...scores], readFileSync(samplesFile, 'utf8').match(/\d/g)!.map(Number)]
+  }
+  // A kill behind the samples of step 6, before its line; and one after both.
+  assert.equal(left([3]), [[[3, 0.3]], [3]])
+  assert.equal(left([3, 6, 9]), [
+    [
+      [3, 0.3],
+      [6, 0.6],
+    ],
+    [3, 6],
+  ])
 })
 
 test('the earliest of equally good ones is the best; the model before training is none', () => {

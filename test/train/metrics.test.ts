@@ -4,7 +4,12 @@ import * as assert from 'uvu/assert'
 import type { RapoError } from '../../lib/base/errors.js'
 import { addMetrics, emptyMetrics, meanMetrics, type ObjectiveMetrics } from '../../lib/loss/objective.js'
 import type { ScoredRollout } from '../../lib/rollout/rollout.js'
-import { type Filtered, type Remeasured, summarizeStep } from '../../lib/train/metrics.js'
+import {
+  type Filtered,
+  type Remeasured,
+  type RolloutMetrics,
+  summarizeStep,
+} from '../../lib/train/metrics.js'
 
 const rollout = (reward: number, length: number, finishReason: 'stop' | 'length'): ScoredRollout => ({
   problem: { id: 'p', prompt: 'p', answer: 'a' },
@@ -144,10 +149,13 @@ test('means are over the trained tokens', () => {
 
 test('the fields are those that docs/files.md lists', () => {
   const section = readFileSync('docs/files.md', 'utf8').split('### metrics.jsonl')[1]!.split('\n###')[0]!
-  const listed = [...section.matchAll(/`([a-zA-Z]+)`/g)].map(match => match[1]!)
+  const listed = [...section.matchAll(/`([a-zA-Z][a-zA-Z0-9]*)`/g)].map(match => match[1]!)
   const episode = { ...rollout(1, 1, 'stop'), turns: [{ completion: '' }] }
   const line = summarizeStep([episode], 1, sums, [{ gradNorm: 1, skipped: false }])
   const remeasured: Required<Remeasured> = {
+    mismatchMean: 0,
+    mismatchP99: 0,
+    mismatchOutsideFraction: 0,
     entropyCoef: 0,
     importanceMean: 1,
     importanceMin: 1,
@@ -156,9 +164,10 @@ test('the fields are those that docs/files.md lists', () => {
     maskedFraction: 0,
   }
   const filtered: Required<Filtered> = { generatedGroups: 1, filteredFraction: 0 }
-  const written = { ...line, ...remeasured, ...filtered, step: 1, learningRate: 1 }
+  const measured: Required<RolloutMetrics> = { staleness: 0, trainerIdleFraction: 0, serversIdleFraction: 0 }
+  const written = { ...line, ...remeasured, ...filtered, ...measured, step: 1, learningRate: 1 }
   assert.equal(Object.keys(written).sort(), listed.sort())
-  assert.match(section, '`seconds: { rollout, score, train, save }`')
+  assert.match(section, '`seconds: { rollout, score, train, save, sync }`')
 })
 
 test('the metrics of two parts: sums add up, of the ratio the extremes are taken', () => {

@@ -36,7 +36,8 @@ class Transcript {
   double next_uniform(std::int64_t completion) const {
     const std::size_t c = index(completion), n = index(sampling_.n);
     const bool is_shared = sampling_.seeds.size() == 1;
-    return uniform(sampling_.seeds[is_shared ? 0 : c / n], is_shared ? c : c % n, tokens_[c].size());
+    return uniform(sampling_.seeds[is_shared ? 0 : c / n],
+                   is_shared ? index(sampling_.first_completion) + c : c % n, tokens_[c].size());
   }
 
   const std::vector<std::int32_t>& tokens(std::int64_t completion) const {

@@ -63,6 +63,7 @@ void check_sampling(const PackedTokens& prompts, const SamplingParams& sampling,
   if (!(sampling.min_p >= 0 && sampling.min_p < 1)) invalid("minP must be in [0, 1)");
   if (sampling.turn < 0) invalid("turn must be at least 0");
   if (sampling.max_batch < 0) invalid("maxBatch must be at least 0");
+  if (sampling.first_completion < 0) invalid("firstCompletion must be at least 0");
   const std::size_t prompt_count = prompts.offsets.size() - 1;
   if (sampling.seeds.size() != 1 && sampling.seeds.size() != prompt_count) {
     invalid("seed has " + std::to_string(sampling.seeds.size()) + " entries, there are " +

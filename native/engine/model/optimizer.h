@@ -21,6 +21,8 @@ class Optimizer {
   StepResult step(at::Tensor& grad, double learning_rate, const Control& control);
 
   const at::Tensor& master() const { return master_; }
+  /// Steps made, without those that were skipped.
+  std::int64_t steps() const { return steps_; }
 
   void save(const std::string& file, const Control& control) const;
   /// A file that does not fit changes nothing.

@@ -1,0 +1,278 @@
+/** The rollout engine that samples on vLLM or SGLang servers: weights go out, are checked by the canary, completions come back. */
+import { randomUUID } from 'node:crypto'
+import { RapoError, reasonOf } from '../../base/errors.js'
+import { anySignal } from '../../base/wait.js'
+import { type Completion, packTokens } from '../../model/batch.js'
+import type { CallOptions, PackedTokens, Policy, SamplingParams } from '../../model/policy.js'
+import type { RolloutEngine, SampledCompletions } from '../engine.js'
+import { type Canary, checkCanary } from './canary.js'
+import { createFleet, isPassing, lost, type Member } from './fleet.js'
+import { NoAnswer } from './http.js'
+import { type InferenceServer, Interrupted } from './server.js'
+import type { PublishedWeights } from './weights.js'
+
+/** What serverEngine samples with. */
+export interface ServerEngineOptions {
+  readonly servers: readonly InferenceServer[]
+  readonly policy: Pick<Policy, 'logprobs'>
+  readonly weights: PublishedWeights
+  readonly canary: Canary
+  /** A text and its token ids, which the servers' tokenizers must give too. */
+  readonly text?: { readonly text: string; readonly tokenIds: readonly number[] }
+  /** Tokens of the longest prompt and its completion together. */
+  readonly contextNeeded: number
+  /** Seconds that an answer, or a server that is gone, is waited for. */
+  readonly timeoutSeconds: number
+  /** Requests that a server works on at once: each is the group of a prompt. */
+  readonly maxInFlight: number
+  /** Whether requests carry seeds. */
+  readonly sendSeeds: boolean
+  /**
+   * Whether the policy's weights may change while generate runs. A server that comes back then cannot be checked before the next
+   * syncWeights, and generate throws ServersLost where no other is left.
+   */
+  readonly isOverlapped: boolean
+}
+
+/**
+ * Of requests for the same prompt that fail one after the other; one that is given up after timeoutSeconds counts as half of these.
+ * A prompt that no server survives must end the run.
+ */
+const MAX_FAILURES = 8
+
+/** Seconds for answers that need no work. */
+const QUICK = 30
+
+export function serverEngine(options: ServerEngineOptions): RolloutEngine {
+  const { servers, policy, weights, canary, timeoutSeconds, sendSeeds, isOverlapped } = options
+  const fleet = createFleet(servers, options.maxInFlight)
+  const closing = new AbortController()
+  const quick = (signal: AbortSignal) => ({ signal, timeoutSeconds: Math.min(QUICK, timeoutSeconds) })
+  // Weights of another run, or of an earlier process of this one, never have the same name.
+  const run = randomUUID().slice(0, 8)
+  const nameOf = (version: number) => `${run}-v${version}`
+  let version: number | undefined
+  /** Calls of generate under way: syncWeights waits for them, and they for syncWeights. */
+  const sampling = new Set<Promise<unknown>>()
+  let syncing: Promise<void> = Promise.resolve()
+
+  /** Gives a server the weights of now, unless it holds them, and checks what it then samples. */
+  async function prepare(server: InferenceServer, dir: string, signal: AbortSignal): Promise<void> {
+    const name = nameOf(version!)
+    const { maxModelLen } = await server.inspect(quick(signal))
+    await checkServer(server, maxModelLen, signal)
+    await server.load(dir, name, { signal, timeoutSeconds })
+    const held = await server.weightsName(quick(signal))
+    if (held !== undefined && held !== name) {
+      throw new RapoError('ERR_RAPO_IO', `${server.url} was given the weights ${name} but holds ${held}`)
+    }
+    if (held === undefined && isOverlapped) {
+      throw new RapoError(
+        'ERR_RAPO_CONFIG',
+        `${server.url} does not tell which weights it holds: rollouts.maxStaleness must be 0 with this release`,
+      )
+    }
+    await checkCanary(server, policy, canary, name, { signal, timeoutSeconds })
+  }
+
+  async function checkServer(server: InferenceServer, maxModelLen: number, signal: AbortSignal) {
+    const { text, contextNeeded } = options
+    if (contextNeeded > maxModelLen) throw tooShort(server, maxModelLen, contextNeeded)
+    const tokenIds = text && (await server.tokenize(text.text, quick(signal)))
+    if (!tokenIds || String(tokenIds) === String(text.tokenIds)) return
+    throw new RapoError(
+      'ERR_RAPO_CONFIG',
+      `${server.url} has another tokenizer than the model: ${JSON.stringify(text.text.slice(0, 40))}… is ${tokenIds.length} tokens there and ${text.tokenIds.length} here`,
+    )
+  }
+
+  async function sync(next: number, signal: AbortSignal): Promise<void> {
+    if (next !== version) fleet.outdate()
+    version = next
+    const dir = await weights.publish(next)
+    await fleet.ready(server => prepare(server, dir, signal), { signal, timeoutSeconds })
+    weights.keepOnly(next)
+  }
+
+  /** A member that may be sent a request. */
+  async function acquire(signal: AbortSignal): Promise<Member> {
+    for (;;) {
+      const member = await fleet.acquire(signal)
+      if (member) return member
+      if (isOverlapped) throw lost(fleet.members)
+      await recover(signal)
+    }
+  }
+
+  let recovering: Promise<void> | undefined
+  /** Where all are lost, requests wait together. */
+  function recover(signal: AbortSignal): Promise<void> {
+    recovering ??= sync(version!, signal).finally(() => (recovering = undefined))
+    return recovering
+  }
+
+  /** Whether a server whose request failed still holds the weights of now. */
+  async function recheck(member: Member, fault: unknown, signal: AbortSignal): Promise<void> {
+    try {
+      if ((await member.server.weightsName(quick(signal))) === nameOf(version!)) return
+    } catch {
+      signal.throwIfAborted()
+    }
+    fleet.lose(member, fault)
+  }
+
+  /** The completions of one prompt, and who sampled them. */
+  async function sampleGroup(
+    promptIds: readonly number[],
+    params: SamplingParams & { readonly seed: number },
+    signal: AbortSignal,
+  ): Promise<{ member: Member; completions: Completion[] }> {
+    const { seed, maxBatch: _, ...rest } = params
+    for (let failures = 0; ; ) {
+      const member = await acquire(signal)
+      try {
+        const request = { ...rest, ...(sendSeeds && { seed }) }
+        return {
+          member,
+          completions: await member.server.sample(promptIds, request, { signal, timeoutSeconds }),
+        }
+      } catch (fault) {
+        signal.throwIfAborted()
+        if (!isPassing(fault) && !(fault instanceof Interrupted)) throw fault
+        const isTimeout = fault instanceof NoAnswer && fault.isTimeout
+        failures += isTimeout ? MAX_FAILURES / 2 : 1
+        if (failures >= MAX_FAILURES) {
+          throw new RapoError(
+            'ERR_RAPO_IO',
+            `the completions of a prompt failed again and again; the last time: ${reasonOf(fault)}`,
+          )
+        }
+        if (isTimeout) fleet.lose(member, fault)
+        else if (!(fault instanceof Interrupted)) await recheck(member, fault, signal)
+      } finally {
+        fleet.release(member)
+      }
+    }
+  }
+
+  /** The members among `used` that did not hold the weights of now until the end. */
+  async function findStale(used: ReadonlySet<Member>, signal: AbortSignal): Promise<Set<Member>> {
+    const stale = new Set<Member>()
+    await Promise.all(
+      [...used].map(async member => {
+        const name = nameOf(version!)
+        try {
+          const held = await member.server.weightsName(quick(signal))
+          if (held === name) return
+          if (held === undefined)
+            await checkCanary(member.server, policy, canary, name, { signal, timeoutSeconds })
+          else
+            throw new RapoError(
+              'ERR_RAPO_IO',
+              `${member.server.url} holds the weights ${held}, not ${name}: it was started again, or somebody else gave it weights`,
+            )
+        } catch (fault) {
+          signal.throwIfAborted()
+          fleet.lose(member, fault)
+          stale.add(member)
+        }
+      }),
+    )
+    return stale
+  }
+
+  async function generate(
+    prompts: PackedTokens,
+    params: SamplingParams,
+    { onProgress }: CallOptions,
+    signal: AbortSignal,
+  ): Promise<SampledCompletions> {
+    const lists = Array.from({ length: prompts.offsets.length - 1 }, (_, i) =>
+      Array.from(prompts.tokenIds.subarray(prompts.offsets[i], prompts.offsets[i + 1])),
+    )
+    const { n, maxNewTokens, seed } = params
+    const seedOf = (i: number) => (typeof seed === 'number' ? (seed + i * n) % 2 ** 53 : seed[i]!)
+    const groups = new Map<number, { member: Member; completions: Completion[] }>()
+    const total = lists.length * n * maxNewTokens
+    while (groups.size < lists.length) {
+      const missing = [...lists.keys()].filter(i => !groups.has(i))
+      // One that fails for good ends the others.
+      const failure = new AbortController()
+      const all = anySignal(signal, failure.signal)
+      await Promise.all(
+        missing.map(async i => {
+          try {
+            groups.set(i, await sampleGroup(lists[i]!, { ...params, seed: seedOf(i) }, all))
+            onProgress?.(groups.size * n * maxNewTokens, total)
+          } catch (error) {
+            failure.abort(error)
+          }
+        }),
+      )
+      all.throwIfAborted()
+      const used = new Set([...groups.values()].map(({ member }) => member))
+      const stale = await findStale(used, signal)
+      for (const [i, { member }] of groups) if (stale.has(member)) groups.delete(i)
+    }
+    const completions = lists.flatMap((_, i) => groups.get(i)!.completions)
+    const logprobs = new Float32Array(completions.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0))
+    let offset = 0
+    for (const completion of completions) {
+      logprobs.set(completion.logprobs, offset)
+      offset += completion.logprobs.length
+    }
+    return {
+      tokens: packTokens(completions.map(({ tokenIds }) => Array.from(tokenIds))),
+      logprobs,
+      finishReasons: completions.map(({ finishReason }) => finishReason),
+      versions: new Int32Array(completions.length).fill(version!),
+    }
+  }
+
+  return {
+    async generate(prompts, params, callOptions = {}) {
+      const signal = anySignal(closing.signal, callOptions.signal)
+      signal.throwIfAborted()
+      await syncing.catch(() => {})
+      if (version === undefined) {
+        throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'generate needs weights: call syncWeights first')
+      }
+      const running = generate(prompts, params, callOptions, signal)
+      sampling.add(running)
+      try {
+        return await running
+      } finally {
+        sampling.delete(running)
+      }
+    },
+    syncWeights(next, { signal: given } = {}) {
+      const before = syncing
+      const run = async () => {
+        const signal = anySignal(closing.signal, given)
+        signal.throwIfAborted()
+        if (!(Number.isSafeInteger(next) && next >= 0)) {
+          throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `version is ${next}, expected a whole number ≥ 0`)
+        }
+        await before.catch(() => {})
+        await Promise.allSettled(sampling)
+        await sync(next, signal)
+      }
+      syncing = run()
+      return syncing
+    },
+    describe: () => servers.map(({ url }) => url).join(', '),
+    async close() {
+      closing.abort(new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the rollout engine was closed'))
+      await Promise.allSettled([...sampling, syncing])
+      fleet.close()
+      weights.close()
+    },
+  }
+}
+
+function tooShort({ url }: InferenceServer, length: number, needed: number): RapoError {
+  return new RapoError(
+    'ERR_RAPO_CONFIG',
+    `${url} takes prompt and completion of at most ${length} tokens together; ${needed} are needed: start it with a longer context (--max-model-len, --context-length)`,
+  )
+}

@@ -1,0 +1,111 @@
+/** What the rollout engine asks of an inference server, and what every answer is checked for. */
+import { RapoError } from '../../base/errors.js'
+import type { Completion } from '../../model/batch.js'
+import type { SamplingParams } from '../../model/policy.js'
+
+/** Sampling of one prompt. */
+export interface PromptSampling extends Omit<SamplingParams, 'seed' | 'maxBatch'> {
+  /** Absent: the server draws its own. Sample i of the prompt has seed + i. */
+  readonly seed?: number
+}
+
+/** What a server says of itself. */
+export interface ServerFacts {
+  /** Of vLLM or SGLang. */
+  readonly release: string
+  /** The name under which requests find the model. */
+  readonly model: string
+  /** Tokens of a prompt with its completion. */
+  readonly maxModelLen: number
+}
+
+/** How long a call may take, and what ends it before. */
+export interface ServerCall {
+  readonly signal?: AbortSignal | undefined
+  readonly timeoutSeconds: number
+}
+
+/** One vLLM or SGLang server. Calls throw NoAnswer, Interrupted, RapoError, or the reason of the signal. */
+export interface InferenceServer {
+  readonly url: string
+  /** Throws RapoError where it serves no model, or cannot be given weights. */
+  inspect(call: ServerCall): Promise<ServerFacts>
+  /** sampling.n completions, in the order of the samples. */
+  sample(promptIds: readonly number[], sampling: PromptSampling, call: ServerCall): Promise<Completion[]>
+  /**
+   * Reads the weights in a directory that the server can see, drops the caches that belong to the weights before, and names the
+   * new ones. No request may be under way.
+   */
+  load(dir: string, name: string, call: ServerCall): Promise<void>
+  /** The name of the weights that it holds, as load gave it; undefined where this release does not tell. */
+  weightsName(call: ServerCall): Promise<string | undefined>
+  /** The token ids of a text; undefined where this release does not tell. */
+  tokenize(text: string, call: ServerCall): Promise<number[] | undefined>
+  close(): void
+}
+
+/** Somebody else ended the completions of a request before they were whole. */
+export class Interrupted extends Error {}
+
+/** A completion as a server sent it, before checks. */
+export interface RawCompletion {
+  readonly tokenIds: unknown
+  readonly logprobs: unknown
+  readonly finishReason: unknown
+}
+
+/**
+ * A server's completions of one prompt, checked. Throws RapoError for what is not as asked: another number of completions, a
+ * token without a log-prob, one that ends where the run's stop tokens do not end it.
+ */
+export function checkCompletions(
+  place: string,
+  raw: readonly RawCompletion[],
+  { n, maxNewTokens, stopTokenIds }: PromptSampling,
+): Completion[] {
+  const fault = (why: string) => new RapoError('ERR_RAPO_IO', `${place} ${why}`)
+  if (raw.length !== n) throw fault(`sent ${raw.length} completions; ${n} were asked for`)
+  return raw.map(({ tokenIds, logprobs, finishReason }, i) => {
+    if (finishReason === 'abort') throw new Interrupted(`${place}: completion ${i} was aborted there`)
+    if (!isList(tokenIds, id => Number.isSafeInteger(id) && id >= 0)) {
+      throw fault(`sent completion ${i} without its token ids`)
+    }
+    if (!isList(logprobs, Number.isFinite) || logprobs.length !== tokenIds.length) {
+      throw fault(
+        `sent completion ${i} without one finite log-prob for each of its ${tokenIds.length} tokens`,
+      )
+    }
+    const last = tokenIds.at(-1)
+    if (last === undefined) throw fault(`sent completion ${i} without a token`)
+    if (finishReason === 'stop' && !stopTokenIds.includes(last)) {
+      const known = stopTokenIds.join(', ')
+      throw fault(
+        `ended completion ${i} at token ${last}, which is no stop token of the run (${known}): the server must not be started with stop tokens of its own`,
+      )
+    }
+    if (finishReason !== 'stop' && finishReason !== 'length') {
+      throw fault(
+        `ended completion ${i} for the reason ${JSON.stringify(finishReason)}, neither stop nor length`,
+      )
+    }
+    if (tokenIds.length > maxNewTokens || (finishReason === 'length' && tokenIds.length < maxNewTokens)) {
+      throw fault(
+        `sent ${tokenIds.length} tokens in completion ${i}, which ended for the reason ${finishReason}; the limit was ${maxNewTokens}`,
+      )
+    }
+    const first = tokenIds.findIndex(id => stopTokenIds.includes(id))
+    if (first >= 0 && first < tokenIds.length - 1) {
+      throw fault(`went on after the stop token ${tokenIds[first]} in completion ${i}`)
+    }
+    return {
+      tokenIds: Int32Array.from(tokenIds),
+      logprobs: Float32Array.from(logprobs),
+      // SGLang says length where the last token that was allowed is a stop token.
+      finishReason: stopTokenIds.includes(last) ? 'stop' : 'length',
+    }
+  })
+}
+
+function isList(value: unknown, isItem: (item: number) => boolean): value is number[] {
+  return Array.isArray(value) && value.every(item => typeof item === 'number' && isItem(item))
+}

@@ -1,0 +1,48 @@
+/** rapo/rollouts.json of a checkpoint: the rollouts of the next step, which were sampled before the checkpoint (docs/files.md). */
+import { readFileSync } from 'node:fs'
+import { RapoError } from '../base/errors.js'
+import type { Problem } from '../data/problems.js'
+import type { ScoredRollout } from '../rollout/rollout.js'
+import type { Ahead } from './ahead.js'
+
+export function formatAhead({ step, cursor, gathered }: Ahead): string {
+  const { sampled, trained, zeroAdvantageFraction, metrics } = gathered
+  const isTrained = new Set(trained)
+  const rollouts = sampled.map(rollout => ({
+    ...rollout,
+    problem: rollout.problem.id,
+    completionIds: Array.from(rollout.completionIds),
+    logprobs: Array.from(rollout.logprobs),
+    isTrained: isTrained.has(rollout),
+  }))
+  return `${JSON.stringify({ step, cursor, zeroAdvantageFraction, metrics, rollouts })}\n`
+}
+
+/** What formatAhead wrote. Throws ERR_RAPO_FORMAT for a file that is damaged, or names a problem that is not among `problems`. */
+export function readAhead(file: string, problems: readonly Problem[]): Ahead {
+  try {
+    const { step, cursor, zeroAdvantageFraction, metrics, rollouts } = JSON.parse(readFileSync(file, 'utf8'))
+    const byId = new Map(problems.map(problem => [problem.id, problem]))
+    const trained: ScoredRollout[] = []
+    const sampled = (rollouts as Written[]).map(({ problem: id, isTrained, ...rest }): ScoredRollout => {
+      const problem = byId.get(id)
+      if (!problem) throw new Error(`there is no problem "${id}"`)
+      const completionIds = Int32Array.from(rest.completionIds)
+      const logprobs = Float32Array.from(rest.logprobs)
+      if (completionIds.length !== logprobs.length) throw new Error(`a completion of "${id}" is cut off`)
+      const rollout = { ...rest, problem, completionIds, logprobs }
+      if (isTrained) trained.push(rollout)
+      return rollout
+    })
+    return { step, cursor, gathered: { sampled, trained, zeroAdvantageFraction, metrics } }
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_FORMAT', `${file} is damaged: ${(cause as Error).message}`, { cause })
+  }
+}
+
+interface Written extends Omit<ScoredRollout, 'problem' | 'completionIds' | 'logprobs'> {
+  readonly problem: string
+  readonly completionIds: readonly number[]
+  readonly logprobs: readonly number[]
+  readonly isTrained: boolean
+}

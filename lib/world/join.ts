@@ -1,0 +1,33 @@
+/** How a run or a measurement becomes a rank of the world that a launcher started, and leaves it. */
+import { availableParallelism } from 'node:os'
+import type { Config } from '../config/config.js'
+import type { Device } from '../model/policy.js'
+import { placeFromEnv } from './place.js'
+import { openWorld, PeerError, type World } from './world.js'
+
+export interface Joined {
+  readonly world: World
+  /** Each rank of a host has a GPU of its own, unless one is named. */
+  readonly device: Device
+  /** As run.threads: ranks of one host share its processors. */
+  readonly threads: number
+}
+
+/** Throws as openWorld. */
+export async function joinWorld(config: Config, signal: AbortSignal | undefined): Promise<Joined> {
+  const place = placeFromEnv()
+  const named = config.model.device as Device
+  const device = named === 'cuda' && place ? (`cuda:${place.localRank}` as const) : named
+  const { timeoutSeconds } = config.distributed
+  const world = await openWorld({ device, timeoutSeconds, signal, place })
+  const { localSize } = world
+  const share = Math.max(1, Math.floor(availableParallelism() / localSize))
+  const threads = config.run.threads > 0 || localSize === 1 ? config.run.threads : share
+  return { world, device, threads }
+}
+
+/** Tells the other ranks of the error that ended this one, unless they told it. */
+export async function leaveWorld(world: World, error?: unknown): Promise<void> {
+  if (error !== undefined && !(error instanceof PeerError)) await world.report(error)
+  await world.close()
+}

@@ -1,0 +1,2 @@
+// ProcessGroupGloo.hpp uses no name of this header.
+#pragma once

@@ -1,0 +1,20 @@
+// For a libtorch without c10d or Gloo: one process can train, several cannot.
+#include "comm/world.h"
+
+namespace rapo {
+namespace {
+
+[[noreturn]] void unsupported() {
+  throw Error(ErrorCode::kUnsupported,
+              "several processes cannot train together: the libtorch that the engine was compiled against has "
+              "no c10d with Gloo");
+}
+
+}  // namespace
+
+World::World(WorldPlace place) : place_(std::move(place)) {}
+bool World::is_supported() { return false; }
+std::shared_ptr<World> World::open(const WorldPlace&, const Control&) { unsupported(); }
+std::shared_ptr<StoreServer> StoreServer::open() { unsupported(); }
+
+}  // namespace rapo

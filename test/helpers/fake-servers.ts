@@ -1,0 +1,332 @@
+/**
+ * vLLM 0.32 and SGLang 0.5 as far as rapo talks to them: the routes, fields and errors of recorded answers, with the fake policy of
+ * fake-policy.ts as the model. Its weights are those of the directory that it was last given.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { packTokens, unpackCompletions } from '../../lib/model/batch.js'
+import type { Policy } from '../../lib/model/policy.js'
+import { loadTokenizer } from '../../lib/model/tokenizer.js'
+import { loadFakePolicy } from './fake-policy.js'
+
+/** The fields of all requests together; each has some of them. */
+export interface RequestBody {
+  readonly model: string
+  /** A text in /tokenize. */
+  readonly prompt: number[]
+  readonly n: number
+  readonly max_tokens: number
+  readonly temperature: number
+  readonly stop_token_ids: number[]
+  readonly seed?: number
+  readonly method: string
+  readonly kwargs: { readonly weights_path: string }
+  readonly new_version: string
+  readonly input_ids: number[]
+  readonly sampling_params: {
+    readonly n: number
+    readonly max_new_tokens: number
+    readonly temperature: number
+    readonly stop_token_ids: number[]
+    readonly sampling_seed?: number
+  }
+  readonly model_path: string
+  readonly weight_version: string
+}
+
+/** What is wrong with a server. Everything can be changed while the server runs. */
+export interface Faults {
+  /** Reloads are answered as if they had worked. */
+  reloadsNothing?: boolean
+  /** Its log-probs are those at temperature 1, as with vLLM's raw_logprobs. */
+  isRaw?: boolean
+  /** It samples from these weights, whatever it is given. */
+  otherModel?: string
+  /** Its tokenizer gives other ids. */
+  otherTokenizer?: boolean
+  /** Choices come in the reverse order, with their right index. */
+  reverses?: boolean
+  /** Completions that end with a stop token come without the token. */
+  dropsStop?: boolean
+  /** A token that ends completions at this server, though nobody asked for it. */
+  ownStop?: number
+  /** The weights have no names: an older release. */
+  hasNoNames?: boolean
+  /** vLLM without its development mode. */
+  hasNoDevMode?: boolean
+  /** The cache of the weights before stays. */
+  keepsCache?: boolean
+  /** The context. Default 64. */
+  maxModelLen?: number
+  /** Called for each request: 'hang' never answers, 'half' breaks off in the answer, 'reset' before the answer. */
+  onRequest?: (route: string, body: RequestBody) => undefined | Fault | Promise<undefined | Fault>
+}
+
+export type Fault = 'hang' | 'half' | 'reset' | { readonly status: number; readonly body: object }
+
+export interface FakeServer {
+  readonly url: string
+  readonly faults: Faults
+  /** Route and body of every request, in their order. */
+  readonly requests: { readonly route: string; readonly body: RequestBody }[]
+  /** Of its weights. */
+  weightsName(): string
+  /** Somebody else's doing. */
+  rename(name: string): void
+  /** Requests for completions that are not answered yet. */
+  running(): number
+  /** Ends the server as kill -9 does: connections break. */
+  kill(): Promise<void>
+  /** Starts it again at the same address, with the weights that it began with. */
+  restart(): Promise<void>
+  close(): Promise<void>
+}
+
+/** `model`: the directory that the server is started with. */
+export async function startFakeServer(
+  kind: 'vllm' | 'sglang',
+  model: string,
+  faults: Faults = {},
+): Promise<FakeServer> {
+  const tokenizer = loadTokenizer(model)
+  const requests: FakeServer['requests'] = []
+  let policy: Policy = await loadFakePolicy(model)
+  let name = 'default'
+  let isPaused = false
+  let running = 0
+  let draws = 0
+  let server: Server
+
+  const sample = async (
+    prompt: number[],
+    n: number,
+    maxNewTokens: number,
+    temperature: number,
+    stopTokenIds: number[],
+    seed?: number,
+  ) => {
+    const source = faults.otherModel === undefined ? policy : await loadFakePolicy(faults.otherModel)
+    const own = faults.ownStop === undefined ? [] : [faults.ownStop]
+    const sampled = await source.generate(packTokens([prompt]), {
+      ...{ n, maxNewTokens, temperature, stopTokenIds: [...stopTokenIds, ...own] },
+      seed: seed ?? draws++,
+    })
+    const completions = unpackCompletions(sampled)
+    return Promise.all(
+      completions.map(async ({ tokenIds, logprobs, finishReason }) => {
+        const ids = [...tokenIds]
+        const shown = faults.isRaw ? await rawLogprobs(source, prompt, ids) : [...logprobs]
+        const isCut = faults.dropsStop && finishReason === 'stop'
+        return {
+          ids: isCut ? ids.slice(0, -1) : ids,
+          logprobs: isCut ? shown.slice(0, -1) : shown,
+          finishReason,
+        }
+      }),
+    )
+  }
+
+  const load = async (dir: string) => {
+    if (!faults.reloadsNothing) policy = await loadFakePolicy(dir)
+  }
+
+  const tokenize = (body: RequestBody) => {
+    const tokens = tokenizer.encode(String(body.prompt))
+    if (faults.otherTokenizer) tokens.push(0)
+    return { count: tokens.length, max_model_len: faults.maxModelLen ?? 64, tokens }
+  }
+
+  const models = () => ({
+    object: 'list',
+    data: [{ id: 'policy', root: model, max_model_len: faults.maxModelLen ?? 64 }],
+  })
+
+  type Handler = (body: RequestBody) => unknown
+  const refuse = (status: number, message: string) => ({
+    status,
+    body: { error: { message, type: 'BadRequestError', param: null, code: status } },
+  })
+  const vllm: Record<string, Handler> = {
+    'GET /v1/models': models,
+    'GET /version': () => ({ version: '0.32.0' }),
+    'GET /is_paused': () => ({ is_paused: isPaused }),
+    'GET /weight_info': () => ({ weight_version: name }),
+    'POST /tokenize': tokenize,
+    'POST /pause': () => {
+      isPaused = true
+      return { status: 'paused' }
+    },
+    'POST /resume': () => {
+      isPaused = false
+      return { status: 'resumed' }
+    },
+    'POST /reset_prefix_cache': () => ({ success: !faults.keepsCache }),
+    'POST /update_weight_version': body => {
+      name = body.new_version
+      return { success: true, new_version: name }
+    },
+    'POST /collective_rpc': async body => {
+      try {
+        await load(body.kwargs.weights_path)
+        return { results: [null] }
+      } catch (error) {
+        return refuse(500, `Call to collective_rpc method failed: ${(error as Error).message}`)
+      }
+    },
+    'POST /v1/completions': async body => {
+      const { prompt, n, max_tokens: maxTokens } = body
+      if (body.model !== 'policy') return refuse(404, `The model \`${body.model}\` does not exist.`)
+      if (n < 1) return refuse(400, `n must be at least 1, got ${n}.`)
+      if (prompt.some((id: number) => id >= policy.info.vocabSize))
+        return refuse(400, `Token id ${Math.max(...prompt)} is out of vocabulary`)
+      if (prompt.length + maxTokens > (faults.maxModelLen ?? 64))
+        return refuse(400, 'This model has a maximum context length')
+      const sampled = await sample(prompt, n, maxTokens, body.temperature, body.stop_token_ids, body.seed)
+      const choices = sampled.map(({ ids, logprobs, finishReason }, index) => ({
+        index,
+        text: tokenizer.decode(ids),
+        logprobs: {
+          text_offset: ids.map((_, t) => t),
+          token_logprobs: logprobs,
+          tokens: [],
+          top_logprobs: [],
+        },
+        finish_reason: finishReason,
+        stop_reason: null,
+        token_ids: ids,
+        prompt_token_ids: prompt,
+      }))
+      if (faults.reverses) choices.reverse()
+      return { id: 'cmpl-1', object: 'text_completion', model: 'policy', choices, usage: {} }
+    },
+  }
+  const sglang: Record<string, Handler> = {
+    'GET /v1/models': models,
+    'GET /get_server_info': () => ({ version: '0.5.23', model_path: model, internal_states: [] }),
+    'GET /get_model_info': () => ({ model_path: model, is_generation: true, weight_version: name }),
+    'POST /tokenize': tokenize,
+    'POST /update_weights_from_disk': async body => {
+      try {
+        await load(body.model_path)
+        name = body.weight_version
+        return { success: true, message: 'Succeeded to update model weights.', num_paused_requests: 0 }
+      } catch (error) {
+        const message = `Failed to update weights: ${(error as Error).message}. Rolling back to original weights.`
+        return { status: 400, body: { success: false, message, num_paused_requests: 0 } }
+      }
+    },
+    'POST /generate': async body => {
+      const {
+        n,
+        max_new_tokens: maxTokens,
+        temperature,
+        stop_token_ids: stops,
+        sampling_seed: seed,
+      } = body.sampling_params
+      const sampled = await sample(body.input_ids, n, maxTokens, temperature, stops, seed)
+      const outputs = sampled.map(({ ids, logprobs, finishReason }) => ({
+        text: tokenizer.decode(ids),
+        output_ids: ids,
+        meta_info: {
+          // A stop token in the last place allowed counts as length there.
+          finish_reason:
+            ids.length === maxTokens
+              ? { type: 'length', length: maxTokens }
+              : { type: finishReason, matched: ids.at(-1) },
+          output_token_logprobs: ids.map((id, t) => [logprobs[t], id, null]),
+          weight_version: name,
+        },
+      }))
+      if (faults.reverses) outputs.reverse()
+      return n === 1 ? outputs[0] : outputs
+    },
+  }
+  const handlers = kind === 'vllm' ? vllm : sglang
+  const devOnly = [
+    '/is_paused',
+    '/pause',
+    '/resume',
+    '/weight_info',
+    '/collective_rpc',
+    '/reset_prefix_cache',
+    '/update_weight_version',
+  ]
+  const unnamed = ['/weight_info', '/update_weight_version', '/get_model_info']
+
+  const answer = async (request: IncomingMessage, response: ServerResponse) => {
+    const parts: Buffer[] = []
+    for await (const part of request) parts.push(part as Buffer)
+    const text = Buffer.concat(parts).toString('utf8')
+    const body = text === '' ? {} : JSON.parse(text)
+    const { pathname } = new URL(request.url!, 'http://x')
+    requests.push({ route: request.url!, body })
+    const isWork = pathname === '/v1/completions' || pathname === '/generate'
+    if (isWork) {
+      running++
+      response.on('close', () => running--)
+    }
+    const fault = await faults.onRequest?.(pathname, body)
+    if (fault === 'hang') return
+    if (fault === 'reset') return void request.socket.destroy()
+    const handler = handlers[`${request.method} ${pathname}`]
+    const isMissing =
+      !handler ||
+      (faults.hasNoDevMode && devOnly.includes(pathname)) ||
+      (faults.hasNoNames && unnamed.includes(pathname) && kind === 'vllm')
+    const made = isMissing ? { status: 404, body: { detail: 'Not Found' } } : await handler(body)
+    const refused = typeof fault === 'object' ? fault : undefined
+    const result = (refused ?? made) as { status?: unknown; body?: object }
+    const isRefusal = typeof result.status === 'number'
+    const payload = JSON.stringify(isRefusal ? result.body : result)
+    response.writeHead(isRefusal ? (result.status as number) : 200, {
+      'content-type': 'application/json',
+      'content-length': Buffer.byteLength(payload),
+    })
+    if (fault !== 'half') return void response.end(payload)
+    response.write(payload.slice(0, payload.length / 2), () => request.socket.destroy())
+  }
+
+  const listen = (port: number) =>
+    new Promise<number>(resolve => {
+      server = createServer((request, response) => {
+        answer(request, response).catch(error => {
+          if (!response.headersSent) response.writeHead(500)
+          response.end(JSON.stringify({ error: { message: String(error) } }))
+        })
+      })
+      server.listen(port, '127.0.0.1', () => resolve((server.address() as AddressInfo).port))
+    })
+  const kill = () =>
+    new Promise<void>(resolve => {
+      server.close(() => resolve())
+      server.closeAllConnections()
+    })
+  const port = await listen(0)
+  return {
+    url: `http://127.0.0.1:${port}`,
+    faults,
+    requests,
+    weightsName: () => name,
+    rename(next) {
+      name = next
+    },
+    running: () => running,
+    kill,
+    async restart() {
+      policy = await loadFakePolicy(model)
+      name = 'default'
+      isPaused = false
+      await listen(port)
+    },
+    close: kill,
+  }
+}
+
+async function rawLogprobs(policy: Policy, prompt: number[], ids: number[]): Promise<number[]> {
+  const sequences = packTokens([[...prompt, ...ids]])
+  const rows = {
+    rowPositions: Int32Array.from(ids, (_, t) => prompt.length + t - 1),
+    tokenIds: Int32Array.from(ids),
+  }
+  return [...(await policy.logprobs(sequences, rows, 1)).logprobs]
+}

@@ -1,0 +1,468 @@
+/** Rollouts from vLLM and SGLang servers, against fakes of both: what is sent, what is refused, what is survived. */
+import { existsSync, readdirSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { packTokens, unpackCompletions } from '../../lib/model/batch.js'
+import type { Policy } from '../../lib/model/policy.js'
+import { loadTokenizer } from '../../lib/model/tokenizer.js'
+import type { RolloutEngine } from '../../lib/rollout/engine.js'
+import { type ServerEngineOptions, serverEngine } from '../../lib/rollout/servers/engine.js'
+import { ServersLost } from '../../lib/rollout/servers/fleet.js'
+import { sglangServer } from '../../lib/rollout/servers/sglang.js'
+import { vllmServer } from '../../lib/rollout/servers/vllm.js'
+import { diskWeights } from '../../lib/rollout/servers/weights.js'
+import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
+import { type FakeServer, type Fault, type Faults, startFakeServer } from '../helpers/fake-servers.js'
+
+const STOP = 1
+const model = makeFakeModel({ [STOP]: 1, 5: 0.5 })
+const other = makeFakeModel({ [STOP]: 1, 5: 0.7 })
+const tokenizer = loadTokenizer(model)
+const prompts = packTokens([[5, 6], [7], [8, 9, 10]])
+const sampling = { n: 4, maxNewTokens: 5, temperature: 0.7, stopTokenIds: [STOP], seed: 7 }
+const kinds = ['vllm', 'sglang'] as const
+
+interface Stage {
+  readonly servers: FakeServer[]
+  readonly policy: Policy
+  readonly engine: RolloutEngine
+  readonly syncDir: string
+}
+
+async function stage(
+  kind: (typeof kinds)[number],
+  faults: readonly Faults[],
+  body: (stage: Stage) => Promise<void>,
+  changes: Partial<ServerEngineOptions> = {},
+): Promise<void> {
+  const servers = await Promise.all(faults.map(some => startFakeServer(kind, model, some)))
+  const policy = await loadFakePolicy(model)
+  const syncDir = makeTempDir()
+  const engine = serverEngine({
+    servers: servers.map(({ url }) => (kind === 'vllm' ? vllmServer : sglangServer)(url)),
+    policy,
+    weights: diskWeights(policy, { syncDir, owner: 'run', modelDir: model }),
+    canary: {
+      ...{ prompts: [[5, 6], [7]], temperature: 0.7, maxNewTokens: 5, stopTokenIds: [STOP] },
+      tolerance: 1e-4,
+    },
+    text: { text: '7=7', tokenIds: tokenizer.encode('7=7') },
+    ...{ contextNeeded: 8, timeoutSeconds: 20, maxInFlight: 2, sendSeeds: false, isOverlapped: false },
+    ...changes,
+  })
+  try {
+    await body({ servers, policy, engine, syncDir })
+  } finally {
+    await engine.close()
+    await Promise.all(servers.map(server => server.close()))
+  }
+}
+
+async function failureOf(work: Promise<unknown>): Promise<string> {
+  const error = await work.then(
+    () => assert.unreachable('it succeeded'),
+    (error: { code?: string; message: string }) => error,
+  )
+  return `${error!.code}: ${error!.message}`
+}
+
+/** Moves the policy's weights away from those of before, as training does. */
+async function trainOnce(policy: Policy): Promise<void> {
+  await policy.accumulate(
+    {
+      sequences: packTokens([[5, 6, 9]]),
+      ...{ rowPositions: Int32Array.of(1), tokenIds: Int32Array.of(9) },
+      ...{ tokenWeights: Float32Array.of(1), advantages: Float32Array.of(1) },
+    },
+    { klCoef: 0 } as never,
+  )
+  await policy.step(1)
+}
+
+/** That the engine's log-probs are those of the policy of now. */
+async function checkSampled(engine: RolloutEngine, policy: Policy): Promise<void> {
+  const sampled = await engine.generate(prompts, sampling)
+  assert.is(sampled.finishReasons.length, 12)
+  for (const [i, completion] of unpackCompletions(sampled).entries()) {
+    const start = prompts.offsets[Math.floor(i / 4)]!
+    const prompt = prompts.tokenIds.subarray(start, prompts.offsets[Math.floor(i / 4) + 1]!)
+    const sequences = packTokens([[...prompt, ...completion.tokenIds]])
+    const rowPositions = Int32Array.from(completion.tokenIds, (_, t) => prompt.length + t - 1)
+    const rows = { rowPositions, tokenIds: completion.tokenIds }
+    const { logprobs } = await policy.logprobs(sequences, rows, sampling.temperature)
+    assert.equal([...completion.logprobs], [...logprobs], `completion ${i}`)
+    const isStopped = completion.tokenIds.at(-1) === STOP
+    assert.is(completion.finishReason, isStopped ? 'stop' : 'length')
+  }
+}
+
+for (const kind of kinds) {
+  test(`${kind}: completions in order, with the log-probs of the weights of each version`, () =>
+    stage(kind, [{}, { reverses: true }], async ({ servers, engine, policy, syncDir }) => {
+      assert.match(await failureOf(engine.generate(prompts, sampling)), 'call syncWeights first')
+      for (const version of [0, 3]) {
+        if (version > 0) await trainOnce(policy)
+        await engine.syncWeights(version)
+        await checkSampled(engine, policy)
+        const { versions } = await engine.generate(prompts, sampling)
+        assert.equal(versions, new Int32Array(12).fill(version))
+        // Only the directory of now is left, under its last name.
+        assert.is(readdirSync(syncDir).length, 1)
+        assert.match(readdirSync(syncDir)[0]!, new RegExp(`^rapo-[0-9a-f]{12}-v${version}$`))
+        assert.ok(existsSync(path.join(syncDir, readdirSync(syncDir)[0]!, 'tokenizer.json')))
+        for (const server of servers) assert.match(server.weightsName(), new RegExp(`-v${version}$`))
+      }
+      const loads = () =>
+        servers
+          .flatMap(({ requests }) => requests)
+          .filter(({ route }) => /collective_rpc|from_disk/.test(route))
+      assert.is(loads().length, 4)
+      await engine.syncWeights(3)
+      assert.is(loads().length, 4)
+      await engine.close()
+      assert.equal(readdirSync(syncDir), [])
+      assert.match(await failureOf(engine.generate(prompts, sampling)), 'the rollout engine was closed')
+    }))
+}
+
+test('vllm: every field of a request', () =>
+  stage('vllm', [{}], async ({ servers: [server], engine }) => {
+    await engine.syncWeights(0)
+    const before = server!.requests.length
+    await engine.generate(packTokens([[5, 6]]), sampling)
+    const sent = server!.requests.slice(before)
+    assert.equal(
+      sent.map(({ route }) => route),
+      ['/v1/completions', '/weight_info'],
+    )
+    assert.equal(sent[0]!.body, {
+      ...{ model: 'policy', prompt: [5, 6], n: 4, max_tokens: 5, min_tokens: 0 },
+      ...{ temperature: 0.7, top_p: 1, top_k: 0, min_p: 0 },
+      ...{ repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0 },
+      ...{ stop_token_ids: [STOP], ignore_eos: true, logprobs: 0, return_token_ids: true },
+    })
+    assert.equal(
+      server!.requests.slice(0, before).map(({ route }) => route.replace(/\?.*/, '')),
+      [
+        ...['/v1/models', '/is_paused', '/version', '/tokenize', '/pause', '/collective_rpc'],
+        ...['/reset_prefix_cache', '/update_weight_version', '/resume', '/weight_info'],
+        ...['/v1/completions', '/v1/completions'],
+      ],
+    )
+  }))
+
+test('sglang: every field of a request', () =>
+  stage('sglang', [{}], async ({ servers: [server], engine }) => {
+    await engine.syncWeights(0)
+    const before = server!.requests.length
+    await engine.generate(packTokens([[5, 6]]), { ...sampling, topP: 0.9, topK: 3, minP: 0.1 })
+    const { route, body } = server!.requests[before]!
+    assert.is(route, '/generate')
+    assert.equal(body, {
+      input_ids: [5, 6],
+      sampling_params: {
+        ...{ n: 4, max_new_tokens: 5, min_new_tokens: 0, temperature: 0.7, top_p: 0.9, top_k: 3, min_p: 0.1 },
+        ...{ repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0 },
+        ...{ stop_token_ids: [STOP], ignore_eos: false, no_stop_trim: true, skip_special_tokens: false },
+      },
+      return_logprob: true,
+      logprob_start_len: -1,
+    })
+  }))
+
+test('with sendSeeds the seeds of prompts are as far apart as they have samples', () =>
+  stage(
+    'vllm',
+    [{}],
+    async ({ servers: [server], engine }) => {
+      await engine.syncWeights(0)
+      const before = server!.requests.length
+      await engine.generate(prompts, sampling)
+      await engine.generate(prompts, { ...sampling, seed: [100, 200, 300] })
+      const seeds = server!.requests.slice(before).map(({ body }) => body.seed)
+      assert.equal(
+        seeds.filter(seed => seed !== undefined).sort((a, b) => a - b),
+        [7, 11, 15, 100, 200, 300],
+      )
+    },
+    { sendSeeds: true },
+  ))
+
+test('requests go where the fewest are, and no server gets more than maxInFlight', async () => {
+  let go = () => {}
+  const gate = new Promise<undefined>(resolve => (go = () => resolve(undefined)))
+  let isGated = false
+  const onRequest = (route: string) => (isGated && route === '/v1/completions' ? gate : undefined)
+  await stage('vllm', [{ onRequest }, { onRequest }], async ({ servers, engine }) => {
+    await engine.syncWeights(0)
+    isGated = true
+    const sampled = engine.generate(packTokens([[5], [6], [7], [8], [9], [10]]), sampling)
+    const running = () => servers.map(server => server.running())
+    while (running().some(count => count < 2)) await new Promise(resolve => setImmediate(resolve))
+    assert.equal(running(), [2, 2])
+    go()
+    assert.is((await sampled).finishReasons.length, 24)
+  })
+})
+
+// What the canary and the checks of answers must find: each names the server.
+const found: [what: string, kind: (typeof kinds)[number], faults: Faults, says: RegExp][] = [
+  [
+    'weights that are not updated',
+    'vllm',
+    { reloadsNothing: true },
+    /given the weights \w+-v1, but its log-probs differ/,
+  ],
+  [
+    'weights that are not updated',
+    'sglang',
+    { reloadsNothing: true },
+    /given the weights \w+-v1, but its log-probs differ/,
+  ],
+  [
+    'log-probs at temperature 1',
+    'vllm',
+    { isRaw: true },
+    /temperature 1: start vllm serve with --logprobs-mode/,
+  ],
+  ['another model', 'vllm', { otherModel: other }, /its log-probs differ from the policy's by .* nats/],
+  ['another tokenizer', 'vllm', { otherTokenizer: true }, /another tokenizer.* is 4 tokens there and 3 here/],
+  ['another tokenizer', 'sglang', { otherTokenizer: true }, /another tokenizer/],
+  [
+    'a missing stop token',
+    'vllm',
+    { dropsStop: true },
+    /which is no stop token of the run \(1\)|without a token/,
+  ],
+  [
+    'a stop token of its own',
+    'sglang',
+    { ownStop: 5 },
+    /at token 5, which is no stop token of the run \(1\)/,
+  ],
+  ['a cache that stays', 'vllm', { keepsCache: true }, /did not drop the cache/],
+  ['a context that is too short', 'vllm', { maxModelLen: 7 }, /at most 7 tokens together; 8 are needed/],
+  ['no development mode', 'vllm', { hasNoDevMode: true }, /VLLM_SERVER_DEV_MODE=1/],
+]
+for (const [what, kind, faults, says] of found) {
+  test(`${kind}, ${what}: the server is not used, and where none is left the error says why`, async () => {
+    await stage(kind, [faults], async ({ servers, engine, policy }) => {
+      // A model that was never updated is right until the first update.
+      if (faults.reloadsNothing) {
+        await engine.syncWeights(0)
+        await trainOnce(policy)
+      }
+      const failure = await failureOf(engine.syncWeights(1))
+      assert.match(failure, /^ERR_RAPO_IO: no server is left for the rollouts/)
+      assert.match(failure, servers[0]!.url)
+      assert.match(failure, says)
+    })
+    await stage(kind, [faults, {}], async ({ servers, engine, policy }) => {
+      if (faults.reloadsNothing) {
+        await engine.syncWeights(0)
+        await trainOnce(policy)
+      }
+      await engine.syncWeights(1)
+      const before = servers[0]!.requests.length
+      await checkSampled(engine, policy)
+      assert.is(servers[0]!.requests.length, before)
+    })
+  })
+}
+
+const isWork = (route: string) => route === '/v1/completions' || route === '/generate'
+
+/** A fault of the `first`-th to `last`-th request for completions after `arm`, counted from 1. */
+function faultAt(fault: Fault, first = 1, last = first) {
+  let count = Number.NEGATIVE_INFINITY
+  const onRequest = (route: string) => {
+    if (!isWork(route)) return undefined
+    count++
+    return count >= first && count <= last ? fault : undefined
+  }
+  const arm = () => {
+    count = 0
+  }
+  return { onRequest, arm }
+}
+
+for (const kind of kinds) {
+  for (const fault of ['reset', 'half', { status: 503, body: { detail: 'busy' } }] as const) {
+    const what = typeof fault === 'string' ? fault : fault.status
+    test(`${kind}, ${what}: the request is sent again, and the server, which still has its weights, is still used`, () => {
+      const { onRequest, arm } = faultAt(fault, 2)
+      return stage(kind, [{ onRequest }], async ({ servers: [server], engine, policy }) => {
+        await engine.syncWeights(0)
+        arm()
+        const before = server!.requests.length
+        await checkSampled(engine, policy)
+        const sent = server!.requests.slice(before).map(({ route }) => route)
+        assert.is(sent.filter(isWork).length, 4)
+        assert.not.ok(sent.some(route => /collective_rpc|from_disk/.test(route)))
+      })
+    })
+  }
+
+  test(`${kind}: what is wrong with a request ends the call with the server's words, and the other requests with it`, () => {
+    const { onRequest, arm } = faultAt({ status: 400, body: { error: { message: 'no such token' } } }, 2)
+    return stage(kind, [{ onRequest }], async ({ servers: [server], engine }) => {
+      await engine.syncWeights(0)
+      arm()
+      const failure = await failureOf(engine.generate(prompts, sampling))
+      assert.match(failure, /^ERR_RAPO_IO: http:.* answered 400: no such token$/)
+      while (server!.running() > 0) await new Promise(resolve => setImmediate(resolve))
+    })
+  })
+
+  test(`${kind}: a server that hangs is given up after timeoutSeconds, and the others take over`, () => {
+    const { onRequest, arm } = faultAt('hang', 1, 99)
+    return stage(
+      kind,
+      [{ onRequest }, {}],
+      async ({ engine, policy }) => {
+        await engine.syncWeights(0)
+        arm()
+        await checkSampled(engine, policy)
+      },
+      { timeoutSeconds: 2 },
+    )
+  })
+
+  test(`${kind}: killed in the middle of a batch, the other server samples all; it is used again after the next update`, () => {
+    const killing: { server?: FakeServer } = {}
+    const onRequest = (route: string) => {
+      if (!isWork(route) || !killing.server) return undefined
+      const { server } = killing
+      delete killing.server
+      return server.kill().then(() => undefined)
+    }
+    return stage(kind, [{ onRequest }, {}], async ({ servers: [first, second], engine, policy }) => {
+      await engine.syncWeights(0)
+      killing.server = first!
+      await checkSampled(engine, policy)
+      await first!.restart()
+      assert.is(first!.weightsName(), 'default')
+      await trainOnce(policy)
+      await engine.syncWeights(1)
+      assert.is(first!.weightsName(), second!.weightsName())
+      const before = first!.requests.length
+      await checkSampled(engine, policy)
+      assert.ok(first!.requests.slice(before).some(({ route }) => isWork(route)))
+    })
+  })
+
+  test(`${kind}: the only server, killed in the middle of a batch, is waited for and given the weights of now`, () => {
+    const killing: { server?: FakeServer } = {}
+    const onRequest = (route: string) => {
+      if (!isWork(route) || !killing.server) return undefined
+      const { server } = killing
+      delete killing.server
+      return server.kill().then(() => {
+        server.restart()
+        return undefined
+      })
+    }
+    return stage(kind, [{ onRequest }], async ({ servers: [server], engine, policy }) => {
+      await engine.syncWeights(0)
+      await trainOnce(policy)
+      await engine.syncWeights(1)
+      killing.server = server!
+      await checkSampled(engine, policy)
+      assert.match(server!.weightsName(), /-v1$/)
+    })
+  })
+
+  test(`${kind}: what was sampled while the version went back is sampled again`, () =>
+    stage(kind, [{}, {}], async ({ servers, engine, policy }) => {
+      await engine.syncWeights(0)
+      const [first, second] = servers
+      // As if it had been started again between two requests.
+      first!.rename('default')
+      const before = second!.requests.length
+      await checkSampled(engine, policy)
+      assert.is(second!.requests.slice(before).filter(({ route }) => isWork(route)).length, 3)
+    }))
+
+  test(`${kind}: an abort closes the connections, and rejects with its reason`, () => {
+    const { onRequest, arm } = faultAt('hang', 1, 99)
+    return stage(kind, [{ onRequest }], async ({ servers: [server], engine }) => {
+      await engine.syncWeights(0)
+      arm()
+      const controller = new AbortController()
+      const reason = new Error('enough')
+      const sampled = engine.generate(prompts, sampling, { signal: controller.signal })
+      while (server!.running() < 2) await new Promise(resolve => setImmediate(resolve))
+      controller.abort(reason)
+      assert.is(await sampled.catch(error => error), reason)
+      while (server!.running() > 0) await new Promise(resolve => setImmediate(resolve))
+    })
+  })
+
+  test(`${kind}: weights that cannot be read at the server's end are its own words`, () => {
+    const onRequest = (route: string) =>
+      /collective_rpc|from_disk/.test(route)
+        ? { status: 400, body: { message: 'no such directory' } }
+        : undefined
+    return stage(kind, [{ onRequest }], async ({ engine }) => {
+      assert.match(await failureOf(engine.syncWeights(0)), /answered 400: no such directory/)
+    })
+  })
+}
+
+test('vllm: a release without names for weights is checked by the canary after each batch', () => {
+  const faults: Faults = { hasNoNames: true }
+  return stage('vllm', [faults, {}], async ({ servers: [first, second], engine, policy }) => {
+    await engine.syncWeights(0)
+    await checkSampled(engine, policy)
+    faults.otherModel = other
+    const before = second!.requests.length
+    await checkSampled(engine, policy)
+    assert.ok(first!.requests.length > 0)
+    assert.is(second!.requests.slice(before).filter(({ route }) => isWork(route)).length, 3)
+  })
+})
+
+test('an address where nothing listens: the error names it and how long it was waited for', async () => {
+  const gone = await startFakeServer('vllm', model)
+  await gone.close()
+  const url = gone.url
+  const gonePolicy = await loadFakePolicy(model)
+  const engine = serverEngine({
+    servers: [vllmServer(url)],
+    policy: gonePolicy,
+    weights: diskWeights(gonePolicy, { syncDir: makeTempDir(), owner: 'run', modelDir: model }),
+    canary: { prompts: [[5]], temperature: 1, maxNewTokens: 5, stopTokenIds: [STOP], tolerance: 1e-4 },
+    ...{ contextNeeded: 8, timeoutSeconds: 0.2, maxInFlight: 2, sendSeeds: false, isOverlapped: false },
+  })
+  const failure = await failureOf(engine.syncWeights(0))
+  assert.match(failure, /no server is left for the rollouts after 0.2 s of waiting:\n.*ECONNREFUSED/)
+  assert.match(failure, url)
+  await engine.close()
+})
+
+test('where servers cannot be checked in the middle of a batch, a batch that loses all of them fails at once', () => {
+  const killing: { server?: FakeServer } = {}
+  const onRequest = (route: string) => {
+    if (!isWork(route) || !killing.server) return undefined
+    const { server } = killing
+    delete killing.server
+    return server.kill().then(() => undefined)
+  }
+  return stage(
+    'vllm',
+    [{ onRequest }],
+    async ({ servers: [server], engine, policy }) => {
+      await engine.syncWeights(0)
+      killing.server = server!
+      const lost = await engine.generate(prompts, sampling).catch(error => error)
+      assert.instance(lost, ServersLost)
+      await server!.restart()
+      await engine.syncWeights(1)
+      await checkSampled(engine, policy)
+    },
+    { isOverlapped: true },
+  )
+})
+
+test.run()
