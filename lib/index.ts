@@ -244,8 +244,9 @@ export type { OpenOptions } from './train/open.js'
 export type { SampleLine } from './train/samples.js'
 export { learningRateAt, type Schedule } from './train/schedule.js'
 export type { TrainOptions } from './train/train.js'
+export { PeerError } from './world/peer-error.js'
 export type { Place } from './world/place.js'
-export { PeerError, type World, type WorldHandle, type WorldOptions } from './world/world.js'
+export type { World, WorldHandle, WorldOptions } from './world/world.js'
 
 /**
  * The configuration of a YAML or JSON file with overrides on top: values by dotted path ('objective.klCoef'), as text

@@ -3,8 +3,9 @@ import { writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { RapoError } from '../base/errors.js'
 import { printError } from '../base/text.js'
+import { PeerError } from '../world/peer-error.js'
 import { type Place, placeFromEnv } from '../world/place.js'
-import { isApart, PeerError } from '../world/world.js'
+import { isApart } from '../world/world.js'
 
 /**
  * Runs this command in so many processes where it was asked to, and is not one of them yet. Returns whether it did; the exit

@@ -2,8 +2,9 @@
 import { availableParallelism } from 'node:os'
 import type { Config } from '../config/config.js'
 import type { Device } from '../model/policy.js'
+import { PeerError } from './peer-error.js'
 import { placeFromEnv } from './place.js'
-import { openWorld, PeerError, type World } from './world.js'
+import { openWorld, type World } from './world.js'
 
 export interface Joined {
   readonly world: World

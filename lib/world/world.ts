@@ -4,8 +4,9 @@
  */
 import { deserialize, serialize } from 'node:v8'
 import { type Control, runCall } from '../base/call.js'
-import { RapoError, type RapoErrorCode, reasonOf } from '../base/errors.js'
+import { RapoError, reasonOf } from '../base/errors.js'
 import { type EngineAddon, loadEngine } from '../setup/engine-addon.js'
+import { type Failure, PeerError } from './peer-error.js'
 import { listenAt, type Place, placeFromEnv } from './place.js'
 
 declare const handle: unique symbol
@@ -46,20 +47,6 @@ export const alone: World = {
   close: async () => {},
 }
 
-/** What failed on another rank. The error's own rank has printed the error itself. */
-export class PeerError extends RapoError {
-  /** The other rank asked all to stop. */
-  readonly isAbort: boolean
-
-  constructor(
-    readonly rank: number,
-    { code, message, isAbort }: Failure,
-  ) {
-    super(code, `rank ${rank}: ${message}`)
-    this.isAbort = isAbort
-  }
-}
-
 /** The other ranks cannot be reached any more: nothing can be done together. */
 export function isApart(error: unknown): boolean {
   return error instanceof RapoError && error.code === 'ERR_RAPO_DISTRIBUTED'
@@ -70,12 +57,6 @@ function isAbort(error: unknown): boolean {
   return error instanceof RapoError
     ? error.code === 'ERR_RAPO_ABORTED'
     : (error as Error)?.name === 'AbortError'
-}
-
-interface Failure {
-  readonly code: RapoErrorCode
-  readonly message: string
-  readonly isAbort: boolean
 }
 
 type Message<T> = { readonly value: T } | { readonly failure: Failure }
