@@ -161,17 +161,20 @@ test('the guard of these tests works: a connection ends the process', () => {
   }
 })
 
-test('only the hub’s client reaches the network, and pip, which rapo setup runs', () => {
+test('only the hub’s client, rollout servers and ranks reach the network, and pip, which rapo setup runs', () => {
   const lib = path.join(root, 'lib')
   const reaching =
     /from '(?:node:)?(?:https?|http2|net|tls|dns|dgram)(?:\/promises)?'|\bfetch\(|'undici'|\bWebSocket\b|'(?:curl|wget)'/
   const sources = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.ts'))
   assert.ok(sources.length > 40)
   const contentOf = (name: string) => readFileSync(path.join(lib, name), 'utf8')
-  assert.equal(
-    sources.filter(name => reaching.test(contentOf(name))),
-    [path.join('model', 'hub-client.ts')],
-  )
+  assert.equal(sources.filter(name => reaching.test(contentOf(name))).sort(), [
+    path.join('model', 'hub-client.ts'),
+    // Servers that rollouts.urls names.
+    path.join('rollout', 'servers', 'http.ts'),
+    // The address of this machine that the other ranks reach.
+    path.join('world', 'place.ts'),
+  ])
   const installing = sources.filter(name => /'pip'|\bpip3?\b.*install/.test(contentOf(name)))
   assert.ok(
     installing.every(name => name.startsWith(`setup${path.sep}`)),

@@ -102,7 +102,7 @@ export function createFleet(servers: readonly InferenceServer[], maxInFlight: nu
         if (!mayReturn || performance.now() > end) throw lost(members, mayReturn ? timeoutSeconds : undefined)
         if (round === 0) {
           const urls = members.map(({ server }) => server.url).join(', ')
-          process.emitWarning(`waiting up to ${timeoutSeconds} s for ${urls}`, 'RapoWarning')
+          process.emitWarning(plainLine(`waiting up to ${timeoutSeconds} s for ${urls}`), 'RapoWarning')
         }
         await sleep(POLL, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted())
       }
