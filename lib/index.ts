@@ -18,6 +18,8 @@ import type { PromptTemplate, TemplateOptions } from './model/template.js'
 import * as templates from './model/template.js'
 import type { Tokenizer } from './model/tokenizer.js'
 import * as tokenizers from './model/tokenizer.js'
+import type { NamedEnvironment } from './reward/environment.js'
+import * as environments from './reward/environments.js'
 import * as verifiers from './reward/load.js'
 import type { MathOptions } from './reward/math.js'
 import type { RewardOptions, RewardPart } from './reward/rewards.js'
@@ -180,7 +182,6 @@ export type {
   Observation,
   TurnContext,
 } from './reward/environment.js'
-export { loadEnvironment } from './reward/environments.js'
 export { type Format, verifyFormat } from './reward/format.js'
 export { lengthReward, overlongPunishment } from './reward/length.js'
 export {
@@ -360,6 +361,14 @@ export function libtorchHasCuda(): boolean {
 /** The version of libtorch that the engine was compiled against. */
 export function libtorchVersion(): string {
   return engine.libtorchVersion()
+}
+
+/**
+ * A built-in environment by its name, or the default export of a module by its path, or `PATH#NAME` for a named export.
+ * undefined stays undefined. Throws ERR_RAPO_CONFIG.
+ */
+export async function loadEnvironment(name: string | undefined): Promise<NamedEnvironment | undefined> {
+  return environments.loadEnvironment(name)
 }
 
 /** Trains in config.run.output until config.run.steps. Returns the number of steps done. Throws RapoError. */
