@@ -76,6 +76,8 @@ export async function study({ config, processes, ...options }: StudyCommand): Pr
       tasks.push(async place => {
         const run = runDir(variant, seed)
         const { config } = variant
+        // Its checkpoints may be gone: nothing needs them any more.
+        if (isMeasured(run, config)) return parts.finish(2)
         const step = existsSync(run) ? readLatestCheckpoint(run)?.trainer.step : undefined
         if (step !== config.run.steps) {
           const fresh = [
@@ -125,8 +127,9 @@ class Parts {
     this.all = 2 * plan.seeds.length * plan.variants.length + Number(plan.hasBase)
   }
 
-  finish(): void {
-    this.crew.progress.total('study', ++this.done, this.all, 'trainings and measurements')
+  finish(count = 1): void {
+    this.done += count
+    this.crew.progress.total('study', this.done, this.all, 'trainings and measurements')
   }
 }
 
