@@ -392,9 +392,8 @@ Napi::Value save_adapter(const Napi::CallbackInfo& info) {
     auto policy = policy_of(info);
     const auto dir = string_argument(info, 1, "dir");
     const auto config = string_argument(info, 2, "configText");
-    return on_engine(info.Env(), [policy, dir, config](Control& control) {
-      policy->save_adapter(dir, config, control);
-    });
+    return on_engine(info.Env(),
+                     [policy, dir, config](Control& control) { policy->save_adapter(dir, config, control); });
   });
 }
 

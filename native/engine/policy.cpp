@@ -109,8 +109,8 @@ struct Policy::Impl {
     return policy->net.layout();
   }
 
-  /// The reference and its weights; null without a reference. With an adapter the reference may be the policy's
-  /// model without the adapter.
+  /// The reference and its weights; null without a reference. With an adapter the reference may be the
+  /// policy's model without the adapter.
   std::pair<Model*, const ReadyWeights*> reference_model() const {
     if (options.base_reference) return {policy.get(), &policy->base()};
     if (reference) return {reference.get(), &reference->ready()};
@@ -119,7 +119,8 @@ struct Policy::Impl {
 
   Model& need_reference(const char* call) const {
     if (options.base_reference)
-      invalid(std::string(call) + " needs a reference of its own: it is the policy's model without its adapter");
+      invalid(std::string(call) +
+              " needs a reference of its own: it is the policy's model without its adapter");
     if (!reference) invalid(std::string(call) + " needs a policy loaded with a referenceDir");
     return *reference;
   }
@@ -167,7 +168,8 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
     impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
     if (options.lora.r > 0)
-      impl->policy->adapter = std::make_unique<Adapter>(model.config, options.lora, options.dtype, device, control);
+      impl->policy->adapter =
+          std::make_unique<Adapter>(model.config, options.lora, options.dtype, device, control);
     if (options.trainable) {
       const FlatLayout& trained = impl->trained();
       impl->grad = at::zeros({trained.flat_size()}, at::TensorOptions(at::kFloat).device(device));
@@ -435,7 +437,8 @@ void Policy::save_reference(const std::string& dir, const std::string& config, c
   translated("saving the reference", [&] {
     const Model& reference = impl_->need_reference("saveReference()");
     constexpr std::int64_t kShardBytes = 5'000'000'000;
-    write_weights(dir, reference.net, reference.flat, nullptr, impl_->options.dtype, kShardBytes, config, control);
+    write_weights(dir, reference.net, reference.flat, nullptr, impl_->options.dtype, kShardBytes, config,
+                  control);
   });
 }
 

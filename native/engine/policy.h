@@ -55,8 +55,8 @@ class Policy {
   /// Drops the accumulated gradients.
   void zero_grad();
 
-  /// Writes the accumulated gradients under the names of the weights or of the adapter's tensors, float32, as a safetensors file. For tests and
-  /// debugging.
+  /// Writes the accumulated gradients under the names of the weights or of the adapter's tensors, float32, as
+  /// a safetensors file. For tests and debugging.
   void save_gradients(const std::string& file, const Control& control) const;
 
   /// Writes the weights and config as config.json. dir must exist. A model larger than max_shard_bytes is
@@ -66,8 +66,8 @@ class Policy {
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const std::string& config,
             const Control& control) const;
 
-  /// Writes the adapter as PEFT does: adapter_model.safetensors, float32, and config as adapter_config.json. dir
-  /// must exist.
+  /// Writes the adapter as PEFT does: adapter_model.safetensors, float32, and config as adapter_config.json.
+  /// dir must exist.
   void save_adapter(const std::string& dir, const std::string& config, const Control& control) const;
 
   /// Writes the reference in its own dtype, which load() reads back to the same bits, and config as

@@ -55,7 +55,7 @@ struct SamplingParams {
   /// prompt: i then counts the completions of that prompt, without first_completion.
   std::vector<std::uint64_t> seeds{0};
   std::int64_t first_completion = 0;  // >= 0: completions of the same seed that others sample before these
-  std::int64_t max_batch = 0;  // sequences decoded at once; 0: chosen from the model's size
+  std::int64_t max_batch = 0;         // sequences decoded at once; 0: chosen from the model's size
   std::vector<std::int64_t> max_new_tokens_per_prompt;  // each <= max_new_tokens; empty: all are that
   /// The number of the turn in conversations, from 1; 0: these are none. The keys and values of the
   /// completions of a turn are kept for the next turn, whose prompts begin with this turn's prompts and

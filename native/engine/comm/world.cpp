@@ -10,6 +10,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #ifdef USE_C10D_NCCL
 #include <c10/cuda/CUDAFunctions.h>
+
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
@@ -234,8 +235,8 @@ class C10dWorld final : public World {
   void open_store() {
     const std::string where = place_.host + ":" + std::to_string(place_.port);
     try {
-      auto tcp = c10::make_intrusive<c10d::TCPStore>(
-          place_.host, store_options(place_.port, place_.has_store, timeout_));
+      auto tcp = c10::make_intrusive<c10d::TCPStore>(place_.host,
+                                                     store_options(place_.port, place_.has_store, timeout_));
       store_ = c10::make_intrusive<c10d::PrefixStore>(place_.prefix, std::move(tcp));
     } catch (const std::exception& error) {
       throw Error(ErrorCode::kDistributed,
@@ -258,9 +259,9 @@ class C10dWorld final : public World {
           std::vector<std::int64_t> missing;
           for (std::int64_t r = 0; r < size(); ++r)
             if (!store_->check({key("here", r)})) missing.push_back(r);
-          throw Error(ErrorCode::kDistributed,
-                      list_ranks(missing) + " of " + std::to_string(size()) + " did not come within " +
-                          seconds(timeout_) + " (distributed.timeoutSeconds)");
+          throw Error(ErrorCode::kDistributed, list_ranks(missing) + " of " + std::to_string(size()) +
+                                                   " did not come within " + seconds(timeout_) +
+                                                   " (distributed.timeoutSeconds)");
         }
         std::this_thread::sleep_for(milliseconds(20));
       }
@@ -301,9 +302,7 @@ class C10dWorld final : public World {
     }
   }
 
-  static std::string seconds(milliseconds time) {
-    return std::to_string((time.count() + 500) / 1000) + " s";
-  }
+  static std::string seconds(milliseconds time) { return std::to_string((time.count() + 500) / 1000) + " s"; }
 
   /// Notes in the store that this rank waits in an exchange, or that it is alive after a failure.
   void tell(std::int64_t number, const std::string& what) {
@@ -322,7 +321,9 @@ class C10dWorld final : public World {
     try {
       cause = explain(number, is_late);
     } catch (const std::exception&) {
-      cause = place_.has_store ? "" : "the process that holds the store of the run, usually that of rank 0, is gone";
+      cause = place_.has_store
+                  ? ""
+                  : "the process that holds the store of the run, usually that of rank 0, is gone";
     }
     if (cause.empty()) cause = is_late ? "no answer within " + seconds(timeout_) : "the connection broke";
     const std::string message = what + ": " + cause + " (" + why + ")";
@@ -345,8 +346,7 @@ class C10dWorld final : public World {
             first = order;
             failure = list_ranks({r}) + " failed: " + text.substr(text.find(' ') + 1);
           }
-        } else if (!store_->check({key("at", r)}) ||
-                   std::stoll(store_->get_to_str(key("at", r))) < number) {
+        } else if (!store_->check({key("at", r)}) || std::stoll(store_->get_to_str(key("at", r))) < number) {
           silent.push_back(r);
         }
       }

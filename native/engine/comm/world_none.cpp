@@ -5,9 +5,10 @@ namespace rapo {
 namespace {
 
 [[noreturn]] void unsupported() {
-  throw Error(ErrorCode::kUnsupported,
-              "several processes cannot train together: the libtorch that the engine was compiled against has "
-              "no c10d with Gloo");
+  throw Error(
+      ErrorCode::kUnsupported,
+      "several processes cannot train together: the libtorch that the engine was compiled against has "
+      "no c10d with Gloo");
 }
 
 }  // namespace

@@ -90,8 +90,8 @@ void Adapter::read(const std::string& file, const Control& control) {
     const auto found = stored.tensors().find(entry.name);
     if (found == stored.tensors().end()) fail(entry.name, "is missing");
     if (found->second.shape != entry.shape) {
-      fail(entry.name, "has the shape " + show_shape(found->second.shape) + ", adapter_config.json and the model ask for " +
-                           show_shape(entry.shape));
+      fail(entry.name, "has the shape " + show_shape(found->second.shape) +
+                           ", adapter_config.json and the model ask for " + show_shape(entry.shape));
     }
     auto to = master.narrow(0, entry.offset, entry.size);
     copy_stored(found->second, file, to);
@@ -110,7 +110,8 @@ void Adapter::initialize(std::uint64_t seed) {
     if (entry.name.find(".lora_A.") == std::string::npos) continue;
     const double bound = 1 / std::sqrt(static_cast<double>(entry.shape[1]));
     for (std::int64_t i = 0; i < entry.size; ++i) {
-      const double u = (static_cast<double>(philox(seed, e, static_cast<std::uint64_t>(i))[0]) + 0.5) * 0x1.0p-32;
+      const double u =
+          (static_cast<double>(philox(seed, e, static_cast<std::uint64_t>(i))[0]) + 0.5) * 0x1.0p-32;
       data[entry.offset + i] = static_cast<float>(bound * (2 * u - 1));
     }
   }
@@ -121,7 +122,8 @@ at::Tensor Adapter::delta(const std::string& weight) const {
   if (weight != module + ".weight") return {};  // a bias
   const auto find = [&](const char* end) {
     for (const auto& entry : layout.entries()) {
-      if (entry.name == name + end) return master.narrow(0, entry.offset, entry.size).view(entry.shape).to(at::kCPU);
+      if (entry.name == name + end)
+        return master.narrow(0, entry.offset, entry.size).view(entry.shape).to(at::kCPU);
     }
     return at::Tensor();
   };
@@ -129,7 +131,8 @@ at::Tensor Adapter::delta(const std::string& weight) const {
   return a.defined() ? at::mm(find(".lora_B.weight"), a).mul_(scaling) : a;
 }
 
-ReadyLowRank::ReadyLowRank(const ops::Backend& ops, const LowRank& weights, double scaling) : scaling(scaling) {
+ReadyLowRank::ReadyLowRank(const ops::Backend& ops, const LowRank& weights, double scaling)
+    : scaling(scaling) {
   if (!weights.a.defined()) return;
   a = ops.prepare(weights.a);
   for (const LowRank::Part& part : weights.parts) parts.push_back({part.column, ops.prepare(part.b)});

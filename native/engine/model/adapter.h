@@ -1,5 +1,6 @@
-// LoRA (arXiv 2106.09685): matrices of a layer get a low-rank term, y = W x + s B (A x), of which A and B alone
-// are trained. Symbols: R rows (tokens), K columns of W, N rows of W, r rank, P matrices that share W's product.
+// LoRA (arXiv 2106.09685): matrices of a layer get a low-rank term, y = W x + s B (A x), of which A and B
+// alone are trained. Symbols: R rows (tokens), K columns of W, N rows of W, r rank, P matrices that share W's
+// product.
 #pragma once
 
 #include <string>
@@ -53,8 +54,8 @@ class AdapterLayout : public FlatLayout {
 /// An adapter with its weights.
 class Adapter {
  public:
-  /// Reads options.file; if that is empty, A is uniform in ±1 / sqrt(K), as in PEFT, and B is 0. The numbers of
-  /// the file may have any type that a model's weights may have. Throws kFormat if the file does not hold
+  /// Reads options.file; if that is empty, A is uniform in ±1 / sqrt(K), as in PEFT, and B is 0. The numbers
+  /// of the file may have any type that a model's weights may have. Throws kFormat if the file does not hold
   /// exactly these tensors.
   Adapter(const ModelConfig& config, const LoraOptions& options, DType dtype, at::Device device,
           const Control& control);

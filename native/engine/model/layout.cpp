@@ -26,7 +26,9 @@ std::vector<LayerPart> layer_parts(Architecture architecture) {
       {"self_attn.k_proj.weight", &LayerTensors::qkv, keys, hidden},
       {"self_attn.v_proj.weight", &LayerTensors::qkv, keys, hidden},
   };
-  const auto add = [&](const std::vector<LayerPart>& more) { parts.insert(parts.end(), more.begin(), more.end()); };
+  const auto add = [&](const std::vector<LayerPart>& more) {
+    parts.insert(parts.end(), more.begin(), more.end());
+  };
   if (has_biases) {
     add({{"self_attn.q_proj.bias", &LayerTensors::qkv_bias, queries, nullptr},
          {"self_attn.k_proj.bias", &LayerTensors::qkv_bias, keys, nullptr},

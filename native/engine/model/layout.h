@@ -1,5 +1,6 @@
 // The parameters of a model: which there are, and the place of each in a flat buffer.
-// Symbols: C hidden size, H query heads, K key/value heads, D head width, I intermediate size, V vocabulary size.
+// Symbols: C hidden size, H query heads, K key/value heads, D head width, I intermediate size, V vocabulary
+// size.
 #pragma once
 
 #include <string>
@@ -12,13 +13,13 @@
 namespace rapo {
 
 struct LayerTensors {
-  at::Tensor input_norm;     // (C)
+  at::Tensor input_norm;      // (C)
   at::Tensor qkv, qkv_bias;   // ((H + 2K) D, C), ((H + 2K) D); no bias in Qwen3 and Llama
   at::Tensor q_norm, k_norm;  // (D) each, of every head before its rotation; Qwen3 alone has them
-  at::Tensor o;              // (C, H D)
-  at::Tensor post_norm;      // (C)
-  at::Tensor gate_up;        // (2I, C)
-  at::Tensor down;           // (C, I)
+  at::Tensor o;               // (C, H D)
+  at::Tensor post_norm;       // (C)
+  at::Tensor gate_up;         // (2I, C)
+  at::Tensor down;            // (C, I)
 };
 
 /// Views of a flat buffer with one number per parameter. The numbers are the weights or their gradients.

@@ -7,8 +7,8 @@
 
 namespace rapo {
 
-Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params, double max_grad_norm,
-                     at::Tensor master, at::Tensor weights)
+Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params,
+                     double max_grad_norm, at::Tensor master, at::Tensor weights)
     : ops_(ops),
       layout_(layout),
       params_(params),

@@ -80,11 +80,10 @@ class Qwen2 {
                      const Control& control, TrunkActivations* keep = nullptr,
                      KeyValues* key_values = nullptr);
 
-  /// dhidden (R, C) -> gradients, which are added to those tensors of grads that are defined. Frees the activations as it goes. Throws kAborted
-  /// between layers.
-  void backward(const ModelTensors& w, const ReadyWeights& ready, Gradients& grads,
-                const TrunkInput& input, TrunkActivations& kept, const at::Tensor& dhidden,
-                const Control& control);
+  /// dhidden (R, C) -> gradients, which are added to those tensors of grads that are defined. Frees the
+  /// activations as it goes. Throws kAborted between layers.
+  void backward(const ModelTensors& w, const ReadyWeights& ready, Gradients& grads, const TrunkInput& input,
+                TrunkActivations& kept, const at::Tensor& dhidden, const Control& control);
 
   /// One decoding step: embeddings x (B, C) of one token per sequence -> (B, C) after the final norm. attend:
   /// attention over a cache, to which it adds the new keys and values.

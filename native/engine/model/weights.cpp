@@ -64,8 +64,9 @@ std::string show_shape(const std::vector<std::int64_t>& shape) {
 void copy_stored(const StoredTensor& from, const std::string& file, at::Tensor& to) {
   const auto type = stored_type(from.dtype);
   if (type == at::ScalarType::Undefined) {
-    throw Error(ErrorCode::kUnsupported, file + ": tensor \"" + from.name + "\" has the dtype " + from.dtype +
-                                             ", as quantised models have; F64, F32, BF16 and F16 are supported");
+    throw Error(ErrorCode::kUnsupported,
+                file + ": tensor \"" + from.name + "\" has the dtype " + from.dtype +
+                    ", as quantised models have; F64, F32, BF16 and F16 are supported");
   }
   auto source = at::from_blob(const_cast<std::byte*>(from.data), {to.numel()}, at::TensorOptions(type));
   if (reinterpret_cast<std::uintptr_t>(from.data) % source.element_size() != 0) {

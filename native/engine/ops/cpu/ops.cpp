@@ -78,10 +78,11 @@ at::Tensor head_norm(const loops::HeadShape& shape, const at::Tensor& qkv, const
       for (std::int64_t t = begin; t < end; ++t) {
         const T* from = data<T>(qkv) + t * width;
         T* to = data<T>(out) + t * width;
-        for_normed_heads(shape, q_norm, k_norm, [&](const at::Tensor& w, std::int64_t first, std::int64_t last) {
-          f(from, data<T>(w), static_cast<float>(eps), shape.head_dim, to,
-            rstd ? data<float>(*rstd) + t * normed : nullptr, first, last);
-        });
+        for_normed_heads(shape, q_norm, k_norm,
+                         [&](const at::Tensor& w, std::int64_t first, std::int64_t last) {
+                           f(from, data<T>(w), static_cast<float>(eps), shape.head_dim, to,
+                             rstd ? data<float>(*rstd) + t * normed : nullptr, first, last);
+                         });
         std::copy(from + normed * shape.head_dim, from + width, to + normed * shape.head_dim);
       }
     });
@@ -104,10 +105,11 @@ at::Tensor head_norm_backward(const loops::HeadShape& shape, const at::Tensor& q
       for (std::int64_t t = begin * kBlock; t < std::min(tokens, end * kBlock); ++t) {
         const T* grad = data<T>(dy) + t * width;
         T* to = data<T>(out) + t * width;
-        for_normed_heads(shape, q_norm, k_norm, [&](const at::Tensor& w, std::int64_t first, std::int64_t last) {
-          f(data<T>(qkv) + t * width, data<T>(w), data<float>(rstd) + t * normed, grad, dim, to,
-            data<float>(partial) + (2 * (t / kBlock) + (first == 0 ? 0 : 1)) * dim, first, last);
-        });
+        for_normed_heads(
+            shape, q_norm, k_norm, [&](const at::Tensor& w, std::int64_t first, std::int64_t last) {
+              f(data<T>(qkv) + t * width, data<T>(w), data<float>(rstd) + t * normed, grad, dim, to,
+                data<float>(partial) + (2 * (t / kBlock) + (first == 0 ? 0 : 1)) * dim, first, last);
+            });
         std::copy(grad + normed * dim, grad + width, to + normed * dim);
       }
     });
