@@ -15,7 +15,9 @@ export const task = z.strictObject({
     .string()
     .min(1)
     .optional()
-    .describe('what rewards a completion: countdown, exact, math, or the path of a module (docs/rewards.md)'),
+    .describe(
+      'what rewards a completion: countdown, exact, math, or the path of a module (docs/rewards.md); required without task.environment',
+    ),
   environment: z
     .string()
     .min(1)

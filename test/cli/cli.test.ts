@@ -78,6 +78,8 @@ test('--help on every command; train lists every field with help, range and defa
     'init',
     'train',
     'eval',
+    'study',
+    'merge',
     'generate',
     'logprobs',
     'grade',
@@ -96,7 +98,7 @@ test('--help on every command; train lists every field with help, range and defa
     assert.match(stdout, 'reward   the mean over the last 10 steps')
     const text = stdout.replace(/\s+/g, ' ')
     for (const field of fields) {
-      const mark = ['model.dir', 'data.train', 'task.verifier'].includes(field.path) ? 'required; ' : ''
+      const mark = ['model.dir', 'data.train'].includes(field.path) ? 'required; ' : ''
       assert.match(text, `${field.option} <${field.type}> ${field.help} (${mark}${field.range}`)
       if (field.default) assert.match(text, `default ${field.default})`)
     }

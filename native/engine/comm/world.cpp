@@ -252,6 +252,7 @@ class C10dWorld final : public World {
       store_->set(key("here", rank()), "1");
       const auto end = Clock::now() + timeout_;
       std::vector<std::string> all;
+      all.reserve(static_cast<std::size_t>(size()));
       for (std::int64_t r = 0; r < size(); ++r) all.push_back(key("here", r));
       while (!store_->check(all)) {
         control.check();
