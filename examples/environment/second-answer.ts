@@ -1,4 +1,4 @@
-/** The same task as an environment of rapo train: npx rapo train second-answer.yaml */
+/** The same task as an environment of rapo train: npx rapo train --config second-answer.yaml */
 import { type CountdownAnswer, type Environment, verifyCountdown } from 'rapo'
 
 interface State {
