@@ -6,6 +6,7 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
+  readdirSync,
   realpathSync,
   renameSync,
   rmSync,
@@ -73,6 +74,43 @@ export function makeDirectories(dir: string): void {
   } catch (error) {
     // Another process may have made it.
     if (!isThere()) throw error
+  }
+}
+
+/**
+ * Writes a directory under a temporary name, syncs its files and renames it, so that the directory appears complete or not at all.
+ * An existing one is replaced. `fill` gets the temporary directory; what it throws is thrown, and nothing is left behind.
+ */
+export async function writeDirectory(dir: string, fill: (temporary: string) => Promise<void>): Promise<void> {
+  const target = path.resolve(dir)
+  const temporary = `${target}.tmp`
+  try {
+    rmSync(temporary, { recursive: true, force: true })
+    makeDirectories(temporary)
+    await fill(temporary)
+    syncTree(temporary)
+    rmSync(target, { recursive: true, force: true })
+    renameSync(temporary, target)
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true })
+    throw error
+  }
+}
+
+/** Syncs the files below a directory: otherwise a rename could reach the disk before their content does. */
+export function syncTree(dir: string): void {
+  for (const entry of readdirSync(dir, { withFileTypes: true })) {
+    const file = path.join(dir, entry.name)
+    if (entry.isDirectory()) {
+      syncTree(file)
+      continue
+    }
+    const descriptor = openSync(file, 'r+')
+    try {
+      fsyncSync(descriptor)
+    } finally {
+      closeSync(descriptor)
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 /** Waits for promises of user code, which may never settle. */
 import { setMaxListeners } from 'node:events'
 import { RapoError } from './errors.js'
+import { plural } from './text.js'
 
 export interface WaitOptions {
   /** Aborting ends the waiting with the signal's reason. */
@@ -63,6 +64,21 @@ export function whole<T>(name: string, call: Promise<T>): Promise<T> {
       `${name} cannot end: a promise that it waits for, perhaps of loadPolicy or of the policy, can never settle`,
     )
   return waitFor(call, { fault: never, isWhole: true })
+}
+
+/** An answer of a user's code that took longer than task.timeout. */
+export class TooLate extends Error {}
+
+/** The answer of a user's code that a run cannot do without. Throws TooLate, and an error for an answer that can never come. */
+export function answerOf<T>(
+  answer: T | PromiseLike<T>,
+  { signal, timeout }: Pick<WaitOptions, 'signal' | 'timeout'>,
+): Promise<T> {
+  const fault = (why: 'timeout' | 'never') =>
+    why === 'timeout'
+      ? new TooLate(`it has not answered within ${plural(timeout!, 'second')} (task.timeout)`)
+      : new Error('its promise can never settle: nothing is left in this process that it could wait for')
+  return waitFor(answer, { signal, timeout, fault })
 }
 
 /** The value of a user's callback, which may be async. */

@@ -9,7 +9,7 @@ export class Crew {
   readonly progress = createMultiProgress()
   private readonly children = new Set<ChildProcess>()
   private stoppedAt = 0
-  isStopping = false
+  private isStopping = false
 
   constructor() {
     process.on('SIGINT', this.stop).on('SIGTERM', this.stop)

@@ -2,7 +2,6 @@
  * `rapo demo`, the main job of npm start: the bundled model trained with GRPO and with RAPO, then pass@k of base,
  * GRPO-RKL and RAPO side by side, as a table and as an HTML report.
  */
-
 import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'

@@ -1,8 +1,7 @@
 /** `rapo merge`: an adapter and its model as one model. */
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
-import path from 'node:path'
+import { existsSync, readdirSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
-import { asIoError } from '../base/files.js'
+import { io, writeDirectory } from '../base/files.js'
 import { dtypeOf, readModelConfig } from '../model/config.js'
 import { openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
@@ -32,17 +31,12 @@ export async function mergeAdapter({ adapter, output, dtype, ...hub }: MergeOpti
   const own = dtypeOf(readModelConfig(modelDir).text) === 'bfloat16' ? 'bfloat16' : 'float32'
   const signal = hub.signal ? { signal: hub.signal } : {}
   const policy = await openPolicy(modelDir, { adapterDir, dtype: own, trainable: false, ...signal }, 0)
-  const temporary = `${path.resolve(output)}.tmp`
-  try {
-    rmSync(temporary, { recursive: true, force: true })
-    mkdirSync(temporary, { recursive: true })
+  const fill = async (temporary: string) => {
     await policy.save(temporary, { dtype: dtype ?? own })
     copyTokenizer(modelDir, temporary)
-    rmSync(output, { recursive: true, force: true })
-    renameSync(temporary, output)
-  } catch (error) {
-    rmSync(temporary, { recursive: true, force: true })
-    throw error instanceof RapoError ? error : asIoError(`cannot write ${output}`, error)
+  }
+  try {
+    await io(`cannot write ${output}`, () => writeDirectory(output, fill))
   } finally {
     await policy.dispose()
   }

@@ -5,7 +5,7 @@ import type { StepMetrics } from '../train/metrics.js'
 /** Steps over which the seconds of a step are averaged: recent ones, since steps get slower as completions grow. */
 const RECENT = 10
 
-export interface Outlook {
+export interface TrainingOutlook {
   /** Number of steps done. */
   readonly done: number
   start(stepsDone: number): void
@@ -14,7 +14,7 @@ export interface Outlook {
   stepped(metrics: Pick<StepMetrics, 'step' | 'seconds'>): number
 }
 
-export function trainingOutlook({ run, eval: { every } }: Config): Outlook {
+export function trainingOutlook({ run, eval: { every } }: Config): TrainingOutlook {
   let done = 0
   const recent: number[] = []
   let save = 0

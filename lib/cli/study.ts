@@ -1,19 +1,21 @@
 /** `rapo study`: trains and measures every variant with every seed, then says what differs beyond chance. */
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { parse } from 'yaml'
 import { RapoError } from '../base/errors.js'
 import { makeDirectories, writeWhole } from '../base/files.js'
 import { printError, printLine } from '../base/text.js'
 import type { Config } from '../config/config.js'
+import { evalTemperature } from '../config/eval.js'
+import { readConfigFile } from '../config/file.js'
 import { stringifyConfig } from '../config/load.js'
+import { nameOf } from '../data/rows.js'
 import type { EvalResult } from '../eval/groups.js'
 import { configDifferences } from '../report/compare.js'
 import { writeReport } from '../report/page.js'
 import { baseDir, readStudy, runDir, type StudyPlan, type Variant } from '../study/plan.js'
-import { formatStudy, summarizeStudy } from '../study/summary.js'
+import { formatStudy, readResult, summarizeStudy } from '../study/summary.js'
 import { readLatestCheckpoint } from '../train/checkpoint.js'
 import { Crew, inTurns } from './crew.js'
 
@@ -37,22 +39,19 @@ export async function study({ config, processes, ...options }: StudyCommand): Pr
   const threads = ['--run.threads', String(Math.max(1, Math.floor(cores / atOnce)))]
   const crew = new Crew()
   const failures: string[] = []
-  const parts = new Parts(plan, crew)
+  const all = 2 * plan.seeds.length * plan.variants.length + Number(plan.hasBase)
+  let done = 0
+  const finish = (count = 1) => {
+    done += count
+    crew.progress.total('study', done, all, 'trainings and measurements')
+  }
 
-  const measure = async (
-    place: number,
-    name: string,
-    model: string,
-    run: string,
-    file: string,
-    config: Config,
-  ) => {
-    if (!isMeasured(run, config)) {
-      const target = ['--model', model, '--name', name, '--output', run]
-      const label = run === model ? `${name} ${path.basename(run)}` : name
-      await crew.run(label, ['eval', '--config', file, ...target, ...threads], `place ${place}`)
+  const measure = async (slot: string, label: string, model: string, run: string, variant: Measured) => {
+    if (!isMeasured(run, variant.config)) {
+      const target = ['--model', model, '--name', variant.name, '--output', run]
+      await crew.run(label, ['eval', '--config', variant.file, ...target, ...threads], slot)
     }
-    parts.finish()
+    finish()
   }
   const guarded = (work: (place: number) => Promise<void>) => async (place: number) => {
     try {
@@ -63,37 +62,30 @@ export async function study({ config, processes, ...options }: StudyCommand): Pr
       crew.progress.log(error.message)
     }
   }
-  const first = plan.variants[0]!
   const fileOf = ({ dir }: Variant) => path.join(dir, 'variant.yaml')
   const tasks: ((place: number) => Promise<void>)[] = []
   if (plan.hasBase) {
-    const { config } = first
-    tasks.push(place => measure(place, 'base', config.model.dir, baseDir(plan), fileOf(first), config))
+    const first = plan.variants[0]!
+    const base = { name: 'base', config: first.config, file: fileOf(first) }
+    tasks.push(place => measure(`place ${place}`, 'base', first.config.model.dir, baseDir(plan), base))
   }
   // Seed by seed: what is done when a study is cut short can be compared.
   for (const seed of plan.seeds) {
     for (const variant of plan.variants) {
       tasks.push(async place => {
         const run = runDir(variant, seed)
-        const { config } = variant
+        const { name, config } = variant
         // Its checkpoints may be gone: nothing needs them any more.
-        if (isMeasured(run, config)) return parts.finish(2)
+        if (isMeasured(run, config)) return finish(2)
+        const [slot, label, file] = [`place ${place}`, `${name} seed-${seed}`, fileOf(variant)]
         const step = existsSync(run) ? readLatestCheckpoint(run)?.trainer.step : undefined
         if (step !== config.run.steps) {
-          const fresh = [
-            '--config',
-            fileOf(variant),
-            '--run.seed',
-            String(seed),
-            '--run.output',
-            run,
-            '--overwrite',
-          ]
-          const how = step === undefined ? fresh : ['--resume', run]
-          await crew.run(`${variant.name} seed-${seed}`, ['train', ...how, ...threads], `place ${place}`)
+          const own = ['--run.seed', String(seed), '--run.output', run]
+          const how = step === undefined ? ['--config', file, ...own, '--overwrite'] : ['--resume', run]
+          await crew.run(label, ['train', ...how, ...threads], slot)
         }
-        parts.finish()
-        await measure(place, variant.name, run, run, fileOf(variant), config)
+        finish()
+        await measure(slot, label, run, run, { name, config, file })
       })
     }
   }
@@ -115,22 +107,11 @@ export async function study({ config, processes, ...options }: StudyCommand): Pr
   }
 }
 
-/** Counts trainings and measurements, and shows how many are done. */
-class Parts {
-  private done = 0
-  private readonly all: number
-
-  constructor(
-    plan: StudyPlan,
-    private readonly crew: Crew,
-  ) {
-    this.all = 2 * plan.seeds.length * plan.variants.length + Number(plan.hasBase)
-  }
-
-  finish(count = 1): void {
-    this.done += count
-    this.crew.progress.total('study', this.done, this.all, 'trainings and measurements')
-  }
+/** What is measured: the name in tables, and the configuration with its file. */
+interface Measured {
+  readonly name: string
+  readonly config: Config
+  readonly file: string
 }
 
 function runConfig({ config }: Variant, seed: number): Config {
@@ -144,9 +125,7 @@ const mayChange = /^(run\.(output|threads|keepCheckpoints)|data\.eval|eval\..*)$
 function checkSame(run: string, config: Config): void {
   const file = path.join(run, 'config.yaml')
   if (!existsSync(file)) return
-  const there = parse(readFileSync(file, 'utf8'), { logLevel: 'error' }) as Record<string, unknown>
-  const wanted = parse(stringifyConfig(config)) as Record<string, unknown>
-  const difference = configDifferences([there, wanted]).find(
+  const difference = configDifferences([readConfigFile(file).values, config]).find(
     // A field that only this version has was at its default.
     ({ field, values: [before] }) => !mayChange.test(field) && before !== undefined,
   )
@@ -159,19 +138,21 @@ function checkSame(run: string, config: Config): void {
 }
 
 /** Whether eval.json is there and was made as this configuration says. */
-function isMeasured(run: string, { eval: { samples, seed }, sampling, data }: Config): boolean {
-  const file = path.join(run, 'eval.json')
-  if (!existsSync(file)) return false
-  const { temperature, topP, topK, minP, maxNewTokens } = sampling
-  const wanted = { samplesPerProblem: samples, seed, temperature, topP, topK, minP, maxNewTokens }
-  const found = JSON.parse(readFileSync(file, 'utf8')) as EvalResult
-  const isAlike = Object.entries(wanted).every(([field, value]) => found[field as keyof EvalResult] === value)
-  return isAlike && path.basename(found.problems) === path.basename(String(data.eval))
+function isMeasured(run: string, config: Config): boolean {
+  const found = readResult(run)
+  if (!found) return false
+  const { topP, topK, minP, maxNewTokens } = config.sampling
+  const { samples: samplesPerProblem, seed } = config.eval
+  const wanted = {
+    ...{ samplesPerProblem, seed, problems: nameOf(config.data.eval) },
+    ...{ temperature: evalTemperature(config), topP, topK, minP, maxNewTokens },
+  }
+  return Object.entries(wanted).every(([field, value]) => found[field as keyof EvalResult] === value)
 }
 
 /** The tables, study.json and the report, of the runs that are measured. */
 async function tell(plan: StudyPlan): Promise<void> {
-  const isThere = (run: string) => existsSync(path.join(run, 'eval.json'))
+  const isThere = (run: string) => readResult(run) !== undefined
   const runs = plan.variants.flatMap(variant => plan.seeds.map(seed => runDir(variant, seed)).filter(isThere))
   if (runs.length === 0) return
   const summary = summarizeStudy(plan)

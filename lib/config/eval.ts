@@ -2,6 +2,17 @@
 import { z } from 'zod'
 import { count, fraction } from './values.js'
 
+/** The temperature of an evaluation. */
+export function evalTemperature({
+  eval: { temperature },
+  sampling,
+}: {
+  readonly eval: { readonly temperature?: number | undefined }
+  readonly sampling: { readonly temperature: number }
+}): number {
+  return temperature ?? sampling.temperature
+}
+
 export const evaluation = z.strictObject({
   samples: count()
     .default(64)

@@ -62,6 +62,9 @@ export function isInGroup(
   return group === 'all' || result.difficulty === group
 }
 
+/** The values of k that tables show where there are many. */
+export const TABLE_K: readonly number[] = [1, 4, 16, 64, 256, 1024]
+
 /** pass@k and maj@k of all problems and of each group, from how many samples of each were correct and what the others answered. */
 export function summarizeEval(
   results: readonly ProblemResult[],

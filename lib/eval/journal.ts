@@ -6,6 +6,7 @@ import { writeWhole } from '../base/files.js'
 import { appendJsonLines, parseJsonLines, readInput, toJsonLines } from '../base/jsonl.js'
 import { digest } from '../base/random.js'
 import type { Config } from '../config/config.js'
+import { evalTemperature } from '../config/eval.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import { parseModuleName } from '../reward/load.js'
 
@@ -134,7 +135,7 @@ function describeConditions(
     'eval.keepSamples': evaluation.keepSamples,
     'eval.seed': evaluation.seed,
     ...{
-      'sampling.temperature': evaluation.temperature ?? sampling.temperature,
+      'sampling.temperature': evalTemperature({ eval: evaluation, sampling }),
       'sampling.topP': topP,
       'sampling.topK': topK,
       'sampling.minP': minP,

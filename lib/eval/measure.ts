@@ -4,6 +4,7 @@ import { deriveSeed } from '../base/random.js'
 import { listKs } from '../base/stats.js'
 import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
+import { evalTemperature } from '../config/eval.js'
 import type { EncodedPrompt } from '../data/prompts.js'
 import { nameOf } from '../data/rows.js'
 import type { Tokenizer } from '../model/tokenizer.js'
@@ -28,10 +29,6 @@ export interface MeasureOptions extends RolloutContext {
   readonly onProgress?: ((done: number, total: number, solved: number) => unknown) | undefined
   readonly signal: AbortSignal
 }
-
-/** The temperature of an evaluation. */
-export const temperatureOf = ({ eval: { temperature }, sampling }: Config) =>
-  temperature ?? sampling.temperature
 
 /**
  * config.eval.samples completions of each prompt, as far as the journal lacks them. A problem's samples depend on
@@ -114,7 +111,7 @@ export function summarize(
   const ks = listKs(n, largestK)
   return {
     problems: nameOf(config.data.eval),
-    ...{ samplesPerProblem: n, temperature: temperatureOf(config), topP, topK, minP, seed, maxNewTokens },
+    ...{ samplesPerProblem: n, temperature: evalTemperature(config), topP, topK, minP, seed, maxNewTokens },
     k: ks,
     groups: summarizeEval(perProblem, ks, bootstrap, seed),
     perProblem,
@@ -137,7 +134,7 @@ async function sample(
     deriveSeed(config.eval.seed, 'eval', problem.id, ...(call.index > 0 ? [call.index] : [])),
   )
   const params = samplingParams(
-    { ...config.sampling, temperature: temperatureOf(config) },
+    { ...config.sampling, temperature: evalTemperature(config) },
     { n: call.count, stopTokenIds, seed: seeds },
   )
   signal.throwIfAborted()

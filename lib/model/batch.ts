@@ -223,6 +223,17 @@ export function splitEvenly<T>(items: readonly T[], parts: number): T[][] {
   return Array.from({ length: parts }, (_, part) => items.slice(cut(part), cut(part + 1)))
 }
 
+/** The arrays end to end. */
+export function concat(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0))
+  let offset = 0
+  for (const part of parts) {
+    all.set(part, offset)
+    offset += part.length
+  }
+  return all
+}
+
 /** Number of trained tokens of a sequence, which is the number of its rows in packBatch's arrays. */
 export function trainedLength({ completionMask }: Pick<TrainSequence, 'completionMask'>): number {
   return Array.from(completionMask).filter(mask => mask).length

@@ -36,7 +36,8 @@ export function differencesTable(
   })
   if (!baseline || others.length === 0) return false
   const all = others.flatMap(({ pairs }) => pairs.flat())
-  const ks = sharedKs(all).filter(k => tableKs(evaluated).includes(k))
+  const shown = tableKs(evaluated)
+  const ks = sharedKs(all).filter(k => shown.includes(k))
   if (ks.length === 0) return false
   const rows = (group: string) =>
     others.map(({ entry, pairs }) => {
@@ -54,8 +55,12 @@ export function differencesTable(
       return html`<tr><td>${runName(entry)}${seedNote(entry)}</td>${cells}</tr>`
     })
   const isOfSeeds = others.some(({ pairs }) => pairs.length > 1)
+  const overProblems = 'over problems (would other problems say the same of these trained models?)'
+  const intervals = isOfSeeds
+    ? `: the upper over seeds (would other seeds say the same of these problems?), the lower ${overProblems}.`
+    : ` ${overProblems}. One seed does not say what another would.`
   return html`<h3>Differences to ${baseline.run.name}</h3>
-    <p class="note">In percentage points, paired by problem${isOfSeeds && ' and seed'}, with 95 % intervals${isOfSeeds ? ': the upper over seeds (would other seeds say the same of these problems?), the lower over problems (would other problems say the same of these trained models?)' : ' over problems (would other problems say the same of these trained models?)'}. ${!isOfSeeds && 'One seed does not say what another would.'}</p>
+    <p class="note">In percentage points, paired by problem${isOfSeeds && ' and seed'}, with 95 % intervals${intervals}</p>
     <div class="scroll"><table class="headline differences" style="--columns:${ks.length}">
     <thead><tr><th></th>${ks.map(k => html`<th scope="col"><span class="at">pass@</span>${k}</th>`)}</tr></thead>
     ${groups.map(group => html`<tbody><tr><th class="group" scope="rowgroup">${groupTitle(group)}</th><td colspan="${ks.length}"></td></tr>${rows(group)}</tbody>`)}

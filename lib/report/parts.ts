@@ -1,4 +1,5 @@
 /** Parts that several sections use. */
+import { TABLE_K } from '../eval/groups.js'
 import { type Look, swatch } from './chart.js'
 import { type Html, html } from './html.js'
 import type { Evaluation, Run } from './load.js'
@@ -11,8 +12,6 @@ export interface ShownRun {
 
 export type Evaluated = ShownRun & { readonly run: Run & { readonly evaluation: Evaluation } }
 
-/** The values of k in the tables of which there are many. */
-const TABLE_K = [1, 4, 16, 64, 256, 1024]
 /** So many values of k are all shown. */
 const FEW = 4
 

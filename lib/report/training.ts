@@ -1,5 +1,4 @@
 /** The course of training: one chart per metric (docs/metrics.md) with all runs, and the time of each phase. */
-
 import { type HealthConfig, symptomsOf } from '../train/health.js'
 import { lineChart } from './chart.js'
 import { duration, number } from './format.js'

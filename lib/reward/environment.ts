@@ -1,10 +1,9 @@
 /** Environments: tasks of several turns, in which the model's completions are answered until the task is done. */
-import { inspect } from 'node:util'
 import { RapoError, reasonOf } from '../base/errors.js'
-import { anySignal, waitFor } from '../base/wait.js'
+import { answerOf, anySignal, TooLate } from '../base/wait.js'
 import type { Problem } from '../data/problems.js'
 import type { FinishReason } from '../model/policy.js'
-import type { Patience, Verifier } from './verifier.js'
+import { asText, type Patience, type Verifier } from './verifier.js'
 
 /** What an environment is told of a turn beside the completion. */
 export interface TurnContext {
@@ -118,15 +117,9 @@ export async function stepEpisode(
   }
 }
 
-class TooLate extends Error {}
-
 async function called<T>(call: () => T | PromiseLike<T>, what: string, { timeout, signal }: Patience) {
-  const late = new TooLate(`it has not answered within ${timeout} seconds (task.timeout)`)
-  const never = new Error(
-    'its promise can never settle: nothing is left in this process that it could wait for',
-  )
   try {
-    return await waitFor(call(), { signal, timeout, fault: why => (why === 'timeout' ? late : never) })
+    return await answerOf(call(), { signal, timeout })
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
     throw new RapoError('ERR_RAPO_INTERNAL', `${what}: ${reasonOf(cause)}`, { cause })
@@ -158,9 +151,4 @@ function toResult(result: unknown): Answer {
   check(typeof role === 'string' && role !== '', `its role is ${asText(role)}`)
   check(reward === undefined, 'it has a reward, but is not done')
   return { observation, role } as Answer
-}
-
-function asText(value: unknown): string {
-  const text = inspect(value, { breakLength: Infinity, depth: 1 })
-  return text.length > 80 ? `${text.slice(0, 80)}…` : text
 }

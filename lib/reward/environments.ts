@@ -1,10 +1,9 @@
 /** Environments by name: those built in, and modules of the user's. */
 import { RapoError } from '../base/errors.js'
 import { importModule } from '../base/module.js'
-import { didYouMean } from '../base/nearest.js'
 import { countdownCalculator } from './calculator.js'
 import type { Environment, NamedEnvironment } from './environment.js'
-import { isModuleName, parseModuleName, shortName } from './load.js'
+import { builtInOf, parseModuleName, shortName } from './load.js'
 
 const builtIn: Readonly<Record<string, Environment>> = {
   'countdown-calculator': countdownCalculator as Environment,
@@ -19,13 +18,8 @@ export const environmentNames = Object.keys(builtIn)
  */
 export async function loadEnvironment(name: string | undefined): Promise<NamedEnvironment | undefined> {
   if (name === undefined) return undefined
-  if (Object.hasOwn(builtIn, name)) return named(name, builtIn[name]!)
-  if (!isModuleName(name)) {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.environment is "${name}"; it must be one of ${environmentNames.join(', ')}, or the path of a module${didYouMean(name, environmentNames)}`,
-    )
-  }
+  const known = builtInOf('task.environment', name, builtIn)
+  if (known) return named(name, known)
   const { file, exported = 'default' } = parseModuleName(name)
   const module = await importModule('task.environment', file)
   const found = (module[exported] ?? {}) as Partial<Environment>

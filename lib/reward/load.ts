@@ -28,19 +28,28 @@ export async function loadVerifier(name: string, options: MathOptions = {}): Pro
     const given = extract !== 'boxed' ? `task.extract ${extract}` : `task.tolerance ${tolerance}`
     throw new RapoError('ERR_RAPO_CONFIG', `${given} is for the verifier math, and task.verifier is ${name}`)
   }
-  const builtIn = Object.hasOwn(verifiers, name) ? verifiers[name] : undefined
+  const builtIn = builtInOf('task.verifier', name, verifiers)
   if (builtIn) return builtIn
-  if (!isModuleName(name)) {
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `task.verifier is "${name}"; it must be one of ${verifierNames.join(', ')}, or the path of a module${didYouMean(name, verifierNames)}`,
-    )
-  }
   const { file, exported = 'default' } = parseModuleName(name)
   const module = await importModule('task.verifier', file)
   const verifier = asVerifier(module[exported])
   if (verifier) return verifier
   throw notAVerifier('task.verifier', name, exported, module)
+}
+
+/** What is built in under a name; undefined for the path of a module. Throws ERR_RAPO_CONFIG for any other name. */
+export function builtInOf<T>(
+  field: string,
+  name: string,
+  builtIn: Readonly<Record<string, T>>,
+): T | undefined {
+  if (Object.hasOwn(builtIn, name)) return builtIn[name]
+  if (isModuleName(name)) return undefined
+  const names = Object.keys(builtIn)
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `${field} is "${name}"; it must be one of ${names.join(', ')}, or the path of a module${didYouMean(name, names)}`,
+  )
 }
 
 /** Whether a name is the path of a module rather than what is built in. */

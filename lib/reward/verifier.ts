@@ -2,7 +2,7 @@
 import { inspect } from 'node:util'
 import { RapoError, reasonOf } from '../base/errors.js'
 import { plural } from '../base/text.js'
-import { waitFor } from '../base/wait.js'
+import { answerOf, TooLate } from '../base/wait.js'
 import type { FinishReason } from '../model/policy.js'
 import type { Message } from '../model/template.js'
 
@@ -115,19 +115,13 @@ export async function judge(
 ): Promise<Verdict> {
   const fault = (why: string, cause?: unknown) =>
     new RapoError('ERR_RAPO_INTERNAL', `${who} failed on ${what}: ${why}`, { cause })
-  const late = new Error(`it has not answered within ${plural(timeout ?? 0, 'second')} (task.timeout)`)
-  const never = new Error(
-    'its promise can never settle: nothing is left in this process that it could wait for',
-  )
   let result: VerifierResult
   try {
     const pending = verify()
-    result = isThenable<VerifierResult>(pending)
-      ? await waitFor(pending, { signal, timeout, fault: why => (why === 'timeout' ? late : never) })
-      : pending
+    result = isThenable<VerifierResult>(pending) ? await answerOf(pending, { signal, timeout }) : pending
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
-    if (cause === late && onTimeout === 'zero')
+    if (cause instanceof TooLate && onTimeout === 'zero')
       return { reward: 0, reason: `no verdict within ${plural(timeout ?? 0, 'second')}` }
     throw fault(reasonOf(cause), cause)
   }
@@ -156,7 +150,8 @@ function toVerdict(result: unknown): Verdict | string {
   return { reward, reason, ...(answer !== undefined && { answer }) }
 }
 
-function asText(value: unknown): string {
+/** A value as a message shows it, cut where it is long. */
+export function asText(value: unknown): string {
   const text = inspect(value, { breakLength: Infinity, depth: 1 })
   return text.length > 80 ? `${text.slice(0, 80)}…` : text
 }

@@ -45,6 +45,18 @@ export interface Sampler {
   ): Promise<Completions & Partial<Pick<SampledCompletions, 'versions'>>>
 }
 
+/** The errors that every rollout engine has. */
+export const noWeights = () =>
+  new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'generate needs weights: call syncWeights first')
+export const wasClosed = () => new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the rollout engine was closed')
+
+/** Throws ERR_RAPO_INVALID_ARGUMENT for what syncWeights does not take. */
+export function checkVersion(version: number): void {
+  if (!(Number.isSafeInteger(version) && version >= 0)) {
+    throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `version is ${version}, expected a whole number ≥ 0`)
+  }
+}
+
 /** Samples from the policy itself, in this process. No weights are copied, and the same seed gives the same bits. */
 export function localEngine(policy: Pick<Policy, 'generate' | 'info'>): RolloutEngine {
   let version: number | undefined
@@ -52,9 +64,7 @@ export function localEngine(policy: Pick<Policy, 'generate' | 'info'>): RolloutE
   return {
     async generate(prompts, sampling, options) {
       closing.signal.throwIfAborted()
-      if (version === undefined) {
-        throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'generate needs weights: call syncWeights first')
-      }
+      if (version === undefined) throw noWeights()
       const sampled = version
       const signal = anySignal(closing.signal, options?.signal)
       const completions = await policy.generate(prompts, sampling, { ...options, signal })
@@ -62,14 +72,12 @@ export function localEngine(policy: Pick<Policy, 'generate' | 'info'>): RolloutE
     },
     async syncWeights(next) {
       closing.signal.throwIfAborted()
-      if (!(Number.isSafeInteger(next) && next >= 0)) {
-        throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `version is ${next}, expected a whole number ≥ 0`)
-      }
+      checkVersion(next)
       version = next
     },
     describe: () => `the policy itself, ${policy.info.dtype}`,
     async close() {
-      closing.abort(new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the rollout engine was closed'))
+      closing.abort(wasClosed())
     },
   }
 }

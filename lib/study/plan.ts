@@ -1,10 +1,9 @@
 /** A study: variants of one configuration, each trained with several seeds (docs/studies.md). */
-import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { parse } from 'yaml'
 import { z } from 'zod'
 import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
+import { readConfigFile } from '../config/file.js'
 import { loadConfig } from '../config/load.js'
 
 /** One variant, and where its runs lie. */
@@ -121,21 +120,7 @@ export const runDir = ({ dir }: Variant, seed: number) => path.join(dir, `seed-$
 export const baseDir = ({ output }: StudyPlan) => path.join(output, 'base')
 
 function parseStudy(file: string, fault: (text: string) => RapoError) {
-  let text: string
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (cause) {
-    throw new RapoError('ERR_RAPO_CONFIG', `cannot read ${path.resolve(file)}: ${(cause as Error).message}`, {
-      cause,
-    })
-  }
-  let values: unknown
-  try {
-    values = parse(text, { logLevel: 'error' })
-  } catch (cause) {
-    throw fault((cause as Error).message)
-  }
-  const result = schema.safeParse(values)
+  const result = schema.safeParse(readConfigFile(file).values)
   if (result.success) return result.data
   const faults = result.error.issues.map(issue => {
     const where = issue.path.join('.')

@@ -1,7 +1,8 @@
 /** What a study found: pass@k of each variant over its seeds, and the differences to the baseline. */
 import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { type EvalResult, isInGroup } from '../eval/groups.js'
+import { RapoError } from '../base/errors.js'
+import { type EvalResult, isInGroup, TABLE_K } from '../eval/groups.js'
 import { pairedDifference, type SeedMean, type SeedResult, seedMean } from '../eval/seeds.js'
 import { baseDir, runDir, type StudyPlan } from './plan.js'
 
@@ -32,20 +33,27 @@ interface Measured {
   readonly results: ReadonlyMap<number, EvalResult>
 }
 
+/** A run's eval.json; undefined where there is none. Throws ERR_RAPO_FORMAT for a file that is damaged. */
+export function readResult(run: string): EvalResult | undefined {
+  const file = path.join(run, 'eval.json')
+  if (!existsSync(file)) return undefined
+  try {
+    return JSON.parse(readFileSync(file, 'utf8')) as EvalResult
+  } catch (cause) {
+    throw new RapoError('ERR_RAPO_FORMAT', `${file} is damaged: ${(cause as Error).message}`, { cause })
+  }
+}
+
 /** Key of the base model's one result, which has no seed of training. */
 const UNTRAINED = -1
 
 /** Reads the eval.json of every run that is measured; at least one must be. */
 export function summarizeStudy(plan: StudyPlan): StudySummary {
-  const read = (run: string) => {
-    const file = path.join(run, 'eval.json')
-    return existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as EvalResult) : undefined
-  }
-  const base = plan.hasBase ? read(baseDir(plan)) : undefined
+  const base = plan.hasBase ? readResult(baseDir(plan)) : undefined
   const measured: Measured[] = [
     ...(base ? [{ name: 'base', results: new Map([[UNTRAINED, base]]) }] : []),
     ...plan.variants.map(variant => {
-      const results = plan.seeds.map(seed => [seed, read(runDir(variant, seed))] as const)
+      const results = plan.seeds.map(seed => [seed, readResult(runDir(variant, seed))] as const)
       return { name: variant.name, results: new Map(results.filter(hasResult)) }
     }),
   ].filter(({ results }) => results.size > 0)
@@ -89,9 +97,6 @@ function summarizeVariant(
   const [left, right] = [0, 1].map(side => pairs.map(pair => resultOf(pair[side]!)))
   return { name, seeds, passAtK, difference: { ...pairedDifference(left!, right!, ks), pairs: pairs.length } }
 }
-
-/** The values of k in the printed tables, of which those are shown that were measured. */
-const TABLE_K = [1, 4, 16, 64, 256, 1024]
 
 /** The tables as lines of text. */
 export function formatStudy({ k, groups, baseline, samplesPerProblem }: StudySummary): string {

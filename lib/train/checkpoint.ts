@@ -2,20 +2,10 @@
  * Checkpoints: complete model directories, with everything else that an exact resume needs (docs/files.md). A checkpoint is
  * written under a temporary name and then renamed, so that a kill or a full disk never damages the previous checkpoint.
  */
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs'
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
+import { asIoError, makeDirectories, syncTree, writeWhole } from '../base/files.js'
 import type { CursorState } from '../data/cursor.js'
 import type { Policy } from '../model/policy.js'
 import { copyTokenizer } from '../model/tokenizer.js'
@@ -210,21 +200,4 @@ const nameOf = (step: number) => `step-${String(step).padStart(6, '0')}`
 
 function stepOf(name: string): number {
   return Number(name.slice('step-'.length))
-}
-
-/** Syncs the files: otherwise a rename could reach the disk before their content does. */
-function syncTree(dir: string): void {
-  for (const entry of readdirSync(dir, { withFileTypes: true })) {
-    const file = path.join(dir, entry.name)
-    if (entry.isDirectory()) {
-      syncTree(file)
-      continue
-    }
-    const descriptor = openSync(file, 'r+')
-    try {
-      fsyncSync(descriptor)
-    } finally {
-      closeSync(descriptor)
-    }
-  }
 }

@@ -376,7 +376,6 @@ function checkShapes(modelDir: string, referenceDir: string): void {
   )
 }
 
-/** Policies of a loader of the caller's own may lack some. */
 /** The weights of several processes would have to reach the servers once, and each process to sample its part there. */
 function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
   if (engine === 'local' || size === 1) return
@@ -386,6 +385,7 @@ function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
   )
 }
 
+/** Policies of the caller's own loader may lack some of the methods. */
 function checkMethods({ model, lora }: Config, policy: Policy): void {
   const refuse = (field: string, value: number, methods: string) => {
     throw new RapoError(

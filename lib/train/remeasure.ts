@@ -6,7 +6,7 @@ import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
 import { importanceWeights, mismatch, offPolicyMask, type SampledRows } from '../loss/correction.js'
 import { adaptEntropyCoef, topEntropyWeights } from '../loss/entropy.js'
-import { packBatch, splitEvenly, type TrainSequence, trainedLength } from '../model/batch.js'
+import { concat, packBatch, splitEvenly, type TrainSequence, trainedLength } from '../model/batch.js'
 import type { CallOptions, Policy } from '../model/policy.js'
 import type { World } from '../world/world.js'
 import type { Remeasured as Metrics } from './metrics.js'
@@ -103,16 +103,6 @@ export async function remeasure(
     }
   })
   return { sequences: remeasured, entropyCoef: next.entropyCoef, nextEntropyCoef: next.next, metrics }
-}
-
-function concat(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0))
-  let offset = 0
-  for (const part of parts) {
-    all.set(part, offset)
-    offset += part.length
-  }
-  return all
 }
 
 /** Throws ERR_RAPO_IO where sampler and policy are too far apart to train on. */

@@ -1,8 +1,8 @@
-import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asIoError, makeDirectories, withPlace } from '../../lib/base/files.js'
+import { asIoError, makeDirectories, withPlace, writeDirectory } from '../../lib/base/files.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -59,6 +59,32 @@ test('directories are made with those above them; what cannot be made fails at o
   assert.is(codeOf(file), 'EEXIST')
   assert.is(codeOf(path.join(file, 'below')), 'ENOTDIR')
   if (existsSync('/proc/self')) assert.is(codeOf('/proc/none/below'), 'ENOENT')
+})
+
+test('a directory appears complete or not at all, and replaces another one whole', async () => {
+  const place = path.join(dir, 'written')
+  const filled = (name: string) => (temporary: string) => {
+    assert.not.ok(existsSync(path.join(place, name)))
+    makeDirectories(path.join(temporary, 'inner'))
+    writeFileSync(path.join(temporary, 'inner', name), name)
+    return Promise.resolve()
+  }
+  await writeDirectory(place, filled('a'))
+  assert.is(readFileSync(path.join(place, 'inner', 'a'), 'utf8'), 'a')
+  const fault = new Error('the disk is gone')
+  try {
+    await writeDirectory(place, async temporary => {
+      await filled('b')(temporary)
+      throw fault
+    })
+    assert.unreachable()
+  } catch (error) {
+    assert.is(error, fault)
+  }
+  assert.equal(readdirSync(path.join(place, 'inner')), ['a'])
+  assert.not.ok(existsSync(`${place}.tmp`))
+  await writeDirectory(place, filled('c'))
+  assert.equal(readdirSync(path.join(place, 'inner')), ['c'])
 })
 
 test.run()

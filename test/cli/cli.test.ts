@@ -1,4 +1,3 @@
-import { type ChildProcess, spawn } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
@@ -6,37 +5,15 @@ import * as assert from 'uvu/assert'
 import { invocation } from '../../lib/cli/commands.js'
 import { fields } from '../../lib/config/help.js'
 import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import { type CliResult, startCli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 import { makeTinyModel } from '../helpers/tiny-model.js'
 
 const dir = makeTempDir()
 const model = await makeTinyModel()
 
-interface Result {
-  code: number | null
-  stdout: string
-  stderr: string
-}
-
-function start(
-  args: readonly string[],
-  env: NodeJS.ProcessEnv = {},
-): { child: ChildProcess; done: Promise<Result> } {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', ...args], {
-    env: { ...process.env, ...env },
-  })
-  const result: Result = { code: null, stdout: '', stderr: '' }
-  child.stdout.on('data', data => (result.stdout += data))
-  child.stderr.on('data', data => (result.stderr += data))
-  const done = new Promise<Result>((resolve, reject) => {
-    child.on('error', reject)
-    child.on('close', code => resolve({ ...result, code }))
-  })
-  return { child, done }
-}
-
-async function rapo(...args: string[]): Promise<Result> {
-  const { child, done } = start(args)
+async function rapo(...args: string[]): Promise<CliResult> {
+  const { child, done } = startCli(args)
   child.stdin!.end()
   return done
 }
@@ -152,7 +129,7 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
     assert.match(stderr, expected)
     assert.not.match(stderr, /^\s+at /m)
   }
-  const { done, child } = start(['train'], { RAPO_DEBUG: '1' })
+  const { done, child } = startCli(['train'], { RAPO_DEBUG: '1' })
   child.stdin!.end()
   assert.match((await done).stderr, /^\s+at /m)
 })
@@ -226,7 +203,7 @@ test('Ctrl-C before the first step quits at once: there is nothing to save', asy
 })
 
 test('a second Ctrl-C quits at once, and what is there can be resumed or replaced', async () => {
-  const { child, done } = start([
+  const { child, done } = startCli([
     'train',
     '-c',
     configFile,
@@ -329,7 +306,7 @@ test('a fault in the middle of a run says how to go on', async () => {
 
 test('generate and logprobs agree, from standard input to standard output', async () => {
   const pipe = async (input: object, ...args: string[]) => {
-    const { child, done } = start(args)
+    const { child, done } = startCli(args)
     child.stdin!.end(`${JSON.stringify(input)}\n`)
     const { code, stdout, stderr } = await done
     assert.is(code, 0, stderr)
@@ -444,7 +421,7 @@ test('Ctrl-C ends what a verifier or a hook hangs in, and saves the steps that a
     export default () => { console.log('judging'); return new Promise(() => {}) }`,
   )
   const interrupt = async (...args: string[]) => {
-    const { child, done } = start(args)
+    const { child, done } = startCli(args)
     child.stdin!.end()
     child.stdout!.on('data', data => String(data).includes('judging') && child.kill('SIGINT'))
     return done
@@ -489,7 +466,7 @@ test('what a verifier leaves open keeps no finished command alive', async () => 
     `setInterval(() => {}, 1000)
     export default { checkAnswer() {}, verify: () => ({ reward: 1, reason: 'r' }) }`,
   )
-  const { child, done } = start(['grade', '--task', file])
+  const { child, done } = startCli(['grade', '--task', file])
   child.stdin!.end('{"answer":"1","reference":"1"}\n')
   const { code, stdout } = await done
   assert.is(code, 0)

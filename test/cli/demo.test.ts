@@ -1,29 +1,14 @@
-import { spawn } from 'node:child_process'
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import { startCli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const runs = ['countdown-base', 'countdown-grpo', 'countdown-rapo']
 
-function start(output: string, ...args: string[]) {
-  const child = spawn(process.execPath, [
-    '--import',
-    'tsx',
-    'lib/cli/cli.ts',
-    'demo',
-    '--output',
-    output,
-    ...args,
-  ])
-  const result = { code: null as number | null, stdout: '', stderr: '' }
-  child.stdout.on('data', data => (result.stdout += data))
-  child.stderr.on('data', data => (result.stderr += data))
-  const done = new Promise<typeof result>(resolve => child.on('close', code => resolve({ ...result, code })))
-  return { child, done }
-}
+const start = (output: string, ...args: string[]) => startCli(['demo', '--output', output, ...args])
 
 test('trains both ways, measures all three, prints the table, writes the report; --reuse keeps all that', async () => {
   const output = path.join(makeTempDir(), 'runs')

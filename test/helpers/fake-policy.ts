@@ -8,7 +8,7 @@ import path from 'node:path'
 import { createRandom, deriveSeed } from '../../lib/base/random.js'
 import { emptyMetrics } from '../../lib/loss/objective.js'
 import { packTokens } from '../../lib/model/batch.js'
-import type { FinishReason, LoadPolicy, PackedTokens, Policy } from '../../lib/model/policy.js'
+import type { FinishReason, LoadPolicy, MicroBatch, PackedTokens, Policy } from '../../lib/model/policy.js'
 import { vocabSize, writeTokenizer } from '../../scripts/countdown-tokenizer.js'
 
 const tempDirs: string[] = []
@@ -149,4 +149,20 @@ export const loadFakePolicy: LoadPolicy = async (dir, options = {}) => {
     async [Symbol.asyncDispose]() {},
   }
   return policy
+}
+
+/** loadFakePolicy, and every batch that its policies were told to accumulate. */
+export function recordBatches(): { readonly batches: MicroBatch[]; readonly loadPolicy: LoadPolicy } {
+  const batches: MicroBatch[] = []
+  const loadPolicy: LoadPolicy = async (dir, options) => {
+    const policy = await loadFakePolicy(dir, options)
+    return {
+      ...policy,
+      accumulate: (batch, ...rest) => {
+        batches.push(batch)
+        return policy.accumulate(batch, ...rest)
+      },
+    }
+  }
+  return { batches, loadPolicy }
 }

@@ -108,7 +108,10 @@ test('environment: the same task for rapo train, whose module is that of docs/en
   const config = readFileSync(path.join(cwd, 'second-answer.yaml'), 'utf8')
   // Here the package lies a folder higher.
   writeFileSync(path.join(cwd, 'second-answer.yaml'), config.replaceAll('node_modules/', '../node_modules/'))
-  await promisify(execFile)('rapo', ['train', '--config', 'second-answer.yaml', '--run.steps', '2'], { cwd, env })
+  await promisify(execFile)('rapo', ['train', '--config', 'second-answer.yaml', '--run.steps', '2'], {
+    cwd,
+    env,
+  })
   const lines = readFileSync(path.join(cwd, 'runs', 'second-answer', 'metrics.jsonl'), 'utf8')
     .trim()
     .split('\n')

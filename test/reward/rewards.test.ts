@@ -5,14 +5,13 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { parseConfig } from '../../lib/config/load.js'
-import type { LoadPolicy, MicroBatch } from '../../lib/model/policy.js'
 import { verifyFormat } from '../../lib/reward/format.js'
 import { lengthReward, overlongPunishment } from '../../lib/reward/length.js'
 import { checkAnswerOf, loadRewards, type RewardOptions } from '../../lib/reward/rewards.js'
 import type { StepMetrics } from '../../lib/train/metrics.js'
 import { formatPrometheus } from '../../lib/train/observe/prometheus.js'
 import { train } from '../../lib/train/train.js'
-import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
+import { loadFakePolicy, makeFakeModel, makeTempDir, recordBatches } from '../helpers/fake-policy.js'
 import { makeConfig } from '../helpers/train-child.js'
 
 const dir = makeTempDir()
@@ -216,17 +215,7 @@ const model = makeFakeModel({ ...hidden, 1: Math.log(5), 10: Math.log(5) })
 /** A run of some steps, with what the policy was told to accumulate. */
 async function run(changes: Parameters<typeof makeConfig>[2]) {
   const output = path.join(makeTempDir(), 'run')
-  const batches: MicroBatch[] = []
-  const loadPolicy: LoadPolicy = async (from, options) => {
-    const policy = await loadFakePolicy(from, options)
-    return {
-      ...policy,
-      accumulate: (batch, ...rest) => {
-        batches.push(batch)
-        return policy.accumulate(batch, ...rest)
-      },
-    }
-  }
+  const { batches, loadPolicy } = recordBatches()
   const steps: StepMetrics[] = []
   const config = makeConfig(output, model, {
     ...changes,

@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process'
 import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
@@ -6,6 +5,7 @@ import * as assert from 'uvu/assert'
 import { readStudy } from '../../lib/study/plan.js'
 import type { StudySummary } from '../../lib/study/summary.js'
 import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import { startCli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -18,14 +18,7 @@ function studyFile(text: string): string {
   return file
 }
 
-function start(...args: string[]) {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', 'study', ...args])
-  const result = { code: null as number | null, stdout: '', stderr: '' }
-  child.stdout.on('data', data => (result.stdout += data))
-  child.stderr.on('data', data => (result.stderr += data))
-  const done = new Promise<typeof result>(resolve => child.on('close', code => resolve({ ...result, code })))
-  return { child, done }
-}
+const start = (...args: string[]) => startCli(['study', ...args])
 
 const twoVariants = (fields = 'run.steps: 2, eval.samples: 4', seeds = '[3, 5]') => `
 config: configs/countdown-rapo.yaml
@@ -145,7 +138,7 @@ test('a run that fails does not end the others', async () => {
 config: configs/countdown-rapo.yaml
 seeds: 1
 base: false
-fields: { run.steps: 1, eval.samples: 2 }
+fields: { run.steps: 1, eval.samples: 2, eval.temperature: 0.5 }
 variants:
   broken: { task.verifier: ${verifier} }
   GRPO: { config: configs/countdown-grpo.yaml }
@@ -155,7 +148,15 @@ variants:
   assert.match(stderr, /1 of 2 runs failed/)
   assert.match(stderr, 'a fault of the verifier')
   assert.match(stdout, /^GRPO +1 /m)
-  assert.ok(existsSync(path.join(output, 'grpo/seed-1/eval.json')))
+  const measured = path.join(output, 'grpo/seed-1/eval.json')
+  const { mtimeMs } = statSync(measured)
+  // The failed run is tried again; what was measured at its own temperature is not.
+  const again = await start('--config', file, '--output', output, '--processes', '1').done
+  assert.match(again.stderr, '1 of 2 runs failed')
+  assert.is(statSync(measured).mtimeMs, mtimeMs)
+  writeFileSync(measured, '{')
+  const damaged = await start('--config', file, '--output', output).done
+  assert.match(damaged.stderr, `${measured} is damaged: `)
 })
 
 test('Ctrl-C saves the runs; the same command goes on with them', async () => {

@@ -8,12 +8,12 @@ import * as assert from 'uvu/assert'
 import { moments } from '../../lib/base/stats.js'
 import { parseConfig } from '../../lib/config/load.js'
 import { evaluate } from '../../lib/eval/evaluate.js'
-import type { LoadPolicy, MicroBatch } from '../../lib/model/policy.js'
+import type { LoadPolicy } from '../../lib/model/policy.js'
 import { loadTokenizer } from '../../lib/model/tokenizer.js'
 import type { Turn } from '../../lib/reward/verifier.js'
 import type { StepMetrics } from '../../lib/train/metrics.js'
 import { train } from '../../lib/train/train.js'
-import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
+import { loadFakePolicy, makeFakeModel, makeTempDir, recordBatches } from '../helpers/fake-policy.js'
 import { fingerprint, readLines } from '../helpers/run-files.js'
 import { makeConfig } from '../helpers/train-child.js'
 
@@ -38,17 +38,7 @@ const samplesOf = (output: string) => readLines(output, 'samples.jsonl') as unkn
 
 async function run(changes: Parameters<typeof makeConfig>[2]) {
   const output = path.join(makeTempDir(), 'run')
-  const batches: MicroBatch[] = []
-  const loadPolicy: LoadPolicy = async (from, options) => {
-    const policy = await loadFakePolicy(from, options)
-    return {
-      ...policy,
-      accumulate: (batch, ...rest) => {
-        batches.push(batch)
-        return policy.accumulate(batch, ...rest)
-      },
-    }
-  }
+  const { batches, loadPolicy } = recordBatches()
   const metrics: StepMetrics[] = []
   await train(makeConfig(output, model, { ...changes, run: { samplesPerStep: 9999, ...changes!.run } }), {
     loadPolicy,

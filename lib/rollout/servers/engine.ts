@@ -2,9 +2,9 @@
 import { randomUUID } from 'node:crypto'
 import { RapoError, reasonOf } from '../../base/errors.js'
 import { anySignal } from '../../base/wait.js'
-import { type Completion, packTokens } from '../../model/batch.js'
+import { type Completion, concat, packTokens } from '../../model/batch.js'
 import type { CallOptions, PackedTokens, Policy, SamplingParams } from '../../model/policy.js'
-import type { RolloutEngine, SampledCompletions } from '../engine.js'
+import { checkVersion, noWeights, type RolloutEngine, type SampledCompletions, wasClosed } from '../engine.js'
 import { type Canary, checkCanary } from './canary.js'
 import { createFleet, isPassing, lost, type Member } from './fleet.js'
 import { NoAnswer } from './http.js'
@@ -215,15 +215,9 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
       for (const [i, { member }] of groups) if (stale.has(member)) groups.delete(i)
     }
     const completions = lists.flatMap((_, i) => groups.get(i)!.completions)
-    const logprobs = new Float32Array(completions.reduce((sum, { tokenIds }) => sum + tokenIds.length, 0))
-    let offset = 0
-    for (const completion of completions) {
-      logprobs.set(completion.logprobs, offset)
-      offset += completion.logprobs.length
-    }
     return {
       tokens: packTokens(completions.map(({ tokenIds }) => Array.from(tokenIds))),
-      logprobs,
+      logprobs: concat(completions.map(({ logprobs }) => logprobs)),
       finishReasons: completions.map(({ finishReason }) => finishReason),
       versions: new Int32Array(completions.length).fill(version!),
     }
@@ -234,9 +228,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
       const signal = anySignal(closing.signal, callOptions.signal)
       signal.throwIfAborted()
       await syncing.catch(() => {})
-      if (version === undefined) {
-        throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'generate needs weights: call syncWeights first')
-      }
+      if (version === undefined) throw noWeights()
       const running = generate(prompts, params, callOptions, signal)
       sampling.add(running)
       try {
@@ -250,9 +242,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
       const run = async () => {
         const signal = anySignal(closing.signal, given)
         signal.throwIfAborted()
-        if (!(Number.isSafeInteger(next) && next >= 0)) {
-          throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `version is ${next}, expected a whole number ≥ 0`)
-        }
+        checkVersion(next)
         await before.catch(() => {})
         await Promise.allSettled(sampling)
         await sync(next, signal)
@@ -262,7 +252,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     },
     describe: () => servers.map(({ url }) => url).join(', '),
     async close() {
-      closing.abort(new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'the rollout engine was closed'))
+      closing.abort(wasClosed())
       await Promise.allSettled([...sampling, syncing])
       fleet.close()
       weights.close()

@@ -15,8 +15,7 @@ export function vllmServer(url: string): InferenceServer {
   const connection = connect(url)
   const get = (route: string, call: ServerCall) => getJson(connection, route, call)
   const post = (route: string, call: ServerCall, body: object = {}) => postJson(connection, route, body, call)
-  let facts: Promise<ServerFacts> | undefined
-  const inspect = async (call: ServerCall): Promise<ServerFacts> => {
+  const look = async (call: ServerCall): Promise<ServerFacts> => {
     const model = await readModel(connection, call)
     const paused = await connection.request('/is_paused', call)
     if (paused.status === 404) {
@@ -29,14 +28,22 @@ export function vllmServer(url: string): InferenceServer {
     const { version } = await get('/version', call)
     return { release: `vLLM ${version}`, ...model }
   }
+  let facts: Promise<ServerFacts> | undefined
+  const inspect = (call: ServerCall): Promise<ServerFacts> => {
+    const asked = look(call)
+    facts = asked
+    asked.catch(() => {
+      if (facts === asked) facts = undefined
+    })
+    return asked
+  }
+  const known = (call: ServerCall) => facts ?? inspect(call)
   return {
     url: connection.url,
-    inspect: call => (facts = inspect(call)),
+    inspect,
 
     async sample(promptIds, sampling, call) {
-      facts ??= inspect(call)
-      facts.catch(() => (facts = undefined))
-      const { model } = await facts
+      const { model } = await known(call)
       const answer = await post('/v1/completions', call, completionRequest(model, promptIds, sampling))
       const place = `${connection.url}/v1/completions`
       if (!Array.isArray(answer.choices))
@@ -84,8 +91,7 @@ export function vllmServer(url: string): InferenceServer {
     },
 
     async tokenize(text, call) {
-      facts ??= inspect(call)
-      const { model } = await facts
+      const { model } = await known(call)
       return tokenizeOn(connection, { model, prompt: text, add_special_tokens: false }, call)
     },
 

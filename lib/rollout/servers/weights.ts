@@ -3,9 +3,9 @@
  * never sees half of one.
  */
 import { createHash } from 'node:crypto'
-import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { readdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
-import { io, ioGuard } from '../../base/files.js'
+import { io, ioGuard, makeDirectories, writeDirectory } from '../../base/files.js'
 import type { Policy } from '../../model/policy.js'
 import { copyTokenizer } from '../../model/tokenizer.js'
 
@@ -55,19 +55,12 @@ export function diskWeights(
       io(`cannot write the weights for the servers to ${root}`, async () => {
         const dir = dirOf(version)
         if (published === version) return dir
-        mkdirSync(root, { recursive: true })
+        makeDirectories(root)
         if (published === undefined) remove(() => true)
-        const temporary = `${dir}.tmp`
-        try {
-          mkdirSync(temporary, { recursive: true })
+        await writeDirectory(dir, async temporary => {
           await policy.save(temporary)
           copyTokenizer(modelDir, temporary)
-          for (const name of readdirSync(temporary)) syncFile(path.join(temporary, name))
-          renameSync(temporary, dir)
-        } catch (error) {
-          rmSync(temporary, { recursive: true, force: true })
-          throw error
-        }
+        })
         published = version
         return dir
       }),
@@ -77,14 +70,5 @@ export function diskWeights(
     close() {
       if (published !== undefined) remove(() => true)
     },
-  }
-}
-
-function syncFile(file: string): void {
-  const descriptor = openSync(file, 'r+')
-  try {
-    fsyncSync(descriptor)
-  } finally {
-    closeSync(descriptor)
   }
 }

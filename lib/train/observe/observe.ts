@@ -4,7 +4,7 @@ import { RapoError, reasonOf } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
 import { plainLine } from '../../base/text.js'
-import { waitFor } from '../../base/wait.js'
+import { answerOf } from '../../base/wait.js'
 import type { Config } from '../../config/config.js'
 import { type StepEvaluation, scoresByName } from '../evaluation.js'
 import type { StepMetrics } from '../metrics.js'
@@ -100,11 +100,8 @@ async function callHook(
   run: Parameters<Hook>[1],
   signal?: AbortSignal,
 ): Promise<void> {
-  const never = new Error(
-    'its promise can never settle: nothing is left in this process that it could wait for',
-  )
   try {
-    await waitFor(hook?.(metrics, run), { signal, fault: () => never })
+    await answerOf(hook?.(metrics, run), { signal })
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
     const why = reasonOf(cause)
