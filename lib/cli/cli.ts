@@ -11,14 +11,17 @@ import { deviceRange } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
-import { reportFailure } from './ranks.js'
+import { refuseRanks, reportFailure } from './ranks.js'
 
 /** The fields of the section rollouts that count where nothing is trained. */
 const serverFields = /^rollouts\.(?!maxStaleness$|maxMismatch$)/
 
 /** The sections of the configuration that an evaluation reads, beside serverFields. */
 const measuredFields =
-  /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
+  /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads|distributed\.timeoutSeconds)$/
+
+/** Commands that several processes of a launcher may run: together, or on each machine for itself. */
+const sharedCommands = ['train', 'eval', 'setup', 'doctor']
 
 /** Columns of the help at most, and of its left column. */
 const HELP_COLUMNS = 100
@@ -43,6 +46,9 @@ export function createCli(): Command {
     })
     .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
+    .hook('preAction', (_, command) => {
+      if (!sharedCommands.includes(command.name())) refuseRanks(`rapo ${command.name()}`)
+    })
 
   cli
     .command('init')
@@ -80,6 +86,11 @@ export function createCli(): Command {
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
     .option('--restart', 'do not go on with the interrupted measurement that is there')
+    .option(
+      '--processes <count>',
+      'measure in so many processes on this machine, which share the problems (docs/scale.md)',
+      wholeNumber(1),
+    )
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,

@@ -24,7 +24,7 @@ import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { trainingOutlook } from './outlook.js'
 import type { Plan } from './plan.js'
 import { createProgress, type Progress } from './progress.js'
-import { isSpeaker, launchHere } from './ranks.js'
+import { isSpeaker, launchHere, refuseRanks } from './ranks.js'
 import { listenForStop } from './stop.js'
 import { activityOf, describeEvaluation, formatSample } from './train-output.js'
 
@@ -73,7 +73,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
-  if (values.dryRun) return runDryRun(config)
+  if (values.dryRun) {
+    refuseRanks('--dry-run')
+    return runDryRun(config)
+  }
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
     throw new RapoError(
@@ -218,6 +221,7 @@ interface EvalValues {
   readonly name?: string
   readonly output?: string
   readonly restart?: boolean
+  readonly processes?: number
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -233,6 +237,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const config = loadConfig(file, overrides)
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
+  if (await launchHere(values.processes)) return
 
   let progress: Progress | undefined
   const download = downloadProgress()
@@ -260,6 +265,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     download.stop()
     progress?.stop()
   })
+  if (!isSpeaker()) return
   printLine(formatPassAtK([result]))
   printLine(
     `\n${plural(result.tokens, 'token')} in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
@@ -480,6 +486,7 @@ function downloadProgress() {
   let progress: Progress | undefined
   let shown: string | undefined
   const onProgress = (done: number, total: number, name: string) => {
+    if (!isSpeaker()) return
     if (name !== shown) {
       progress?.stop()
       progress = createProgress({ label: name, total: Math.ceil(total / 1e6), unit: 'MB' })

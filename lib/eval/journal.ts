@@ -99,8 +99,9 @@ export function openProgress(
   }
   // A last line that a killed process left incomplete is dropped.
   writeWhole(file, toJsonLines([conditions, ...lines]))
-  const journal = createJournal(lines as unknown as ProgressLine[], line => appendJsonLines(file, [line]))
-  return { ...journal, remove: () => rmSync(file, { force: true }) }
+  const known = lines as unknown as ProgressLine[]
+  const journal = createJournal(known, line => appendJsonLines(file, [line]))
+  return { ...journal, lines: known, remove: () => rmSync(file, { force: true }) }
 }
 
 /** The complete lines; a missing file has none. */

@@ -29,7 +29,8 @@ import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { checkFilters, openEngine } from '../rollout/open.js'
 import { knownText } from '../rollout/servers/checks.js'
-import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import { checkAlone, type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import { compareRanks, settingsOf } from '../world/same.js'
 import { alone, type World } from '../world/world.js'
 import { createRollouts, type Rollouts } from './ahead.js'
 import { readAhead } from './ahead-file.js'
@@ -40,10 +41,10 @@ import {
   type TrainerState,
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
-import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
+import { type Evaluations, readEvalSet, truncateEvaluations } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import { checkOrigin, type Origin, originOf } from './origin.js'
+import { checkOrigin, originOf } from './origin.js'
 import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
@@ -82,7 +83,7 @@ export interface OpenRun {
   /** With the section lora: what checkpoints call the model that their adapter changes. */
   readonly baseModel?: string
   readonly context: EncodeContext
-  /** With eval.every; on rank 0 alone, which evaluates for all. */
+  /** With eval.every. */
   readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
@@ -269,23 +270,30 @@ async function openPrepared(
     const { from, evalPrompts, ...loaded } = await world.together('loading the model', load)
     const step = from?.trainer.step ?? 0
     const cursor = loaded.rollouts.cursor()
-    await checkSame(world, config, { step, cursor, origin })
+    await compareRanks(world, {
+      checkpoint: step,
+      'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
+      'files of model.dir': origin.model.digest,
+      'files of model.reference': origin.reference?.digest,
+      configuration: digest(settingsOf(config)),
+    })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     const evalFiles = {
       file: path.join(run.output, 'evals.jsonl'),
       samplesFile: path.join(run.output, 'evals-samples.jsonl'),
     }
-    const evaluations = await world.together('clearing the run directory', () => {
+    const [scores] = await world.gather('clearing the run directory', () => {
       lock.check()
       if (!isWriter) return undefined
       if (!from) clearRun(run.output)
       removeStaleCheckpoints(run.output)
       for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, step)
-      const opened = evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, step)
+      const known = evalSet && truncateEvaluations(evalFiles, step)
       writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
-      return opened
+      return known
     })
+    const evaluations = evalSet && { ...evalSet, prompts: evalPrompts!, ...evalFiles, scores: scores! }
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
     const state = { step, cursor, entropyCoef, origin }
@@ -305,41 +313,6 @@ async function openPrepared(
 
 /** What ranks have that do not write. */
 const noObserver: Observer = { step: async () => {}, evaluated() {}, close() {} }
-
-/** Throws ERR_RAPO_CONFIG where the ranks would not train the same policy on the same problems. */
-async function checkSame(
-  world: World,
-  config: Config,
-  { step, cursor, origin }: Pick<TrainerState, 'step' | 'cursor'> & { readonly origin: Origin },
-): Promise<void> {
-  const { model, data, run, ...rest } = config
-  // Paths may differ from host to host.
-  const settings = {
-    ...rest,
-    run: { ...run, output: '' },
-    model: { ...model, dir: '', reference: '', device: '' },
-  }
-  const own = {
-    checkpoint: step,
-    'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
-    'files of model.dir': origin.model.digest,
-    'files of model.reference': origin.reference?.digest,
-    configuration: digest(settings),
-  }
-  const all = await world.gather('comparing the ranks', () =>
-    Object.entries(own).map(entry => JSON.stringify(entry)),
-  )
-  for (const [rank, entries] of all.entries()) {
-    const k = entries.findIndex((entry, i) => entry !== all[0]![i])
-    if (k < 0) continue
-    const [what, value] = JSON.parse(entries[k]!)
-    const [, first] = JSON.parse(all[0]![k]!)
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `rank ${rank} does not have the ${what} of rank 0 (${value}, not ${first}): all processes need the same files, and one run directory`,
-    )
-  }
-}
 
 /** The memory and the disk that a run will need. */
 export interface Room {
@@ -382,15 +355,6 @@ function checkShapes(modelDir: string, referenceDir: string): void {
   throw new RapoError(
     'ERR_RAPO_CONFIG',
     `model.refModelSyncSteps needs a reference of the model's shape: ${field} is ${other?.[field]} in ${referenceDir} and ${own?.[field]} in ${modelDir}`,
-  )
-}
-
-/** The weights of several processes would have to reach the servers once, and each process to sample its part there. */
-function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
-  if (engine === 'local' || size === 1) return
-  throw new RapoError(
-    'ERR_RAPO_CONFIG',
-    `rollouts.engine is ${engine}; it must be local where ${size} processes train together`,
   )
 }
 

@@ -342,7 +342,7 @@ test('several processes that train together are refused', async () => {
     rollouts: { engine: 'vllm', urls: ['http://localhost:9'] },
   })
   const failure = await prepareRun(config, { loadPolicy }, { ...alone, size: 2 }).catch(error => error)
-  assert.is(failure.message, 'rollouts.engine is vllm; it must be local where 2 processes train together')
+  assert.is(failure.message, 'rollouts.engine is vllm; it must be local where there are 2 processes')
 })
 
 test('configuration: correction is on by default, and what servers cannot do is refused', () => {
