@@ -351,7 +351,7 @@ function inferConfig({ model, config: given, ...values }: InferValues & Values):
   const withoutFile = { 'task.verifier': 'exact', 'sampling.maxNewTokens': 64 }
   return loadConfig(file, {
     ...(file === undefined && withoutFile),
-    ...overridesOf(values),
+    ...dropUndefined(overridesOf(values)),
     'model.dir': model,
     ...dropUndefined(
       Object.fromEntries(Object.entries(inferFields).map(([option, field]) => [field, values[option]])),
