@@ -13,7 +13,10 @@ import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 import { refuseRanks, reportFailure } from './ranks.js'
 
-/** The sections of the configuration that an evaluation reads. */
+/** The fields of the section rollouts that count where nothing is trained. */
+const serverFields = /^rollouts\.(?!maxStaleness$|maxMismatch$)/
+
+/** The sections of the configuration that an evaluation reads, beside serverFields. */
 const measuredFields =
   /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads|distributed\.timeoutSeconds)$/
 
@@ -94,7 +97,7 @@ export function createCli(): Command {
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
-    fields.filter(({ path }) => measuredFields.test(path)),
+    fields.filter(({ path }) => measuredFields.test(path) || serverFields.test(path)),
     'data.eval',
   )
 
@@ -112,6 +115,10 @@ export function createCli(): Command {
     .option('--seed <number>', 'same seed, same bits', wholeNumber(0), 1)
     .action(async values => (await import('./commands.js')).runGenerate(values))
   addModelOptions(generate)
+  addFields(
+    generate,
+    fields.filter(({ path }) => serverFields.test(path)),
+  )
 
   const logprobs = cli
     .command('logprobs')
@@ -207,7 +214,7 @@ export function createCli(): Command {
     .command('doctor')
     .description('show what rapo found on this machine, and why not what it did not')
     .option('--json', 'as one JSON object')
-    .option('-c, --config <file>', 'of a run: predict its memory too')
+    .option('-c, --config <file>', 'of a run: predict its memory and disk too, and ask its servers')
     .action(async values => (await import('./commands.js')).runDoctor(values))
 
   cli
@@ -255,7 +262,7 @@ A narrow terminal shows fewer of them; metrics.jsonl has all, each explained in 
  * One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from.
  * @param needed the problem file that the command needs
  */
-function addFields(command: Command, shown: readonly Field[], needed: string): void {
+function addFields(command: Command, shown: readonly Field[], needed?: string): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
     const mark = field.isRequired || field.path === needed ? 'required; ' : ''
