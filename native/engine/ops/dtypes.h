@@ -4,6 +4,6 @@
 
 #include "simd/half.h"
 
-#define RAPO_MODEL_DTYPES(X)              \
-  X(kFloat32, float, f32, "F32", Float)   \
+#define RAPO_MODEL_DTYPES(X)            \
+  X(kFloat32, float, f32, "F32", Float) \
   X(kBFloat16, BFloat16, bf16, "BF16", BFloat16)

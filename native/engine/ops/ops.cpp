@@ -39,7 +39,8 @@ DType dtype_of(const at::Tensor& x) {
   for (const auto& model : kModelDTypes) {
     if (model.scalar == x.scalar_type()) return model.dtype;
   }
-  throw Error(ErrorCode::kUnsupported, std::string("no model has the dtype ") + at::toString(x.scalar_type()));
+  throw Error(ErrorCode::kUnsupported,
+              std::string("no model has the dtype ") + at::toString(x.scalar_type()));
 }
 
 const char* stored_name(DType dtype) { return entry(dtype).stored; }

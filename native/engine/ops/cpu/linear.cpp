@@ -57,7 +57,8 @@ loops::Factor<T> columns_of(const at::Tensor& x) {
   return {data<T>(x), 1, x.stride(0)};
 }
 
-/// y (n, m) = start + (a b)^T with b = x^T; start may be y. `a`, the weights, is read where it lies, row by row.
+/// y (n, m) = start + (a b)^T with b = x^T; start may be y. `a`, the weights, is read where it lies, row by
+/// row.
 template <class T>
 void transposed_product(const loops::Factor<T>& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
                         const at::Tensor& start, const at::Tensor& y) {
@@ -95,9 +96,8 @@ namespace {
 void linear_into(const at::Tensor& y, const at::Tensor& x, const Linear& w, const at::Tensor& start) {
   const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
   if (!w.packed.defined())
-    return by_dtype(y, [&](auto tag) {
-      transposed_product(rows_of<decltype(tag)>(w.weight), n, k, x, start, y);
-    });
+    return by_dtype(
+        y, [&](auto tag) { transposed_product(rows_of<decltype(tag)>(w.weight), n, k, x, start, y); });
   run({m, n, k, data<float>(x), x.stride(0), 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y),
        y.stride(0), start.defined() ? data<float>(start) : nullptr,
        start.defined() && start.dim() > 1 ? start.stride(0) : 0});
@@ -108,9 +108,8 @@ void linear_backward_into(const at::Tensor& dx, const at::Tensor& dy, const at::
                           const at::Tensor& start) {
   const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
   if (!is_small(w))
-    return by_dtype(dx, [&](auto tag) {
-      transposed_product(columns_of<decltype(tag)>(w), n, k, dy, start, dx);
-    });
+    return by_dtype(dx,
+                    [&](auto tag) { transposed_product(columns_of<decltype(tag)>(w), n, k, dy, start, dx); });
   run({m, n, k, data<float>(dy), dy.stride(0), 1, data<float>(w), n, 64, false, data<float>(dx), dx.stride(0),
        start.defined() ? data<float>(start) : nullptr, start.defined() ? start.stride(0) : 0});
 }

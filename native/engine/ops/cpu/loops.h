@@ -158,9 +158,9 @@ inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n +
 /// another.
 const Table& table();
 
-/// Whether Ops<T>::product is faster than libtorch's products. For float32 it is from AVX2 on: MKL is slower on
-/// some processors (AMD), most of all for few rows. For bfloat16, oneDNN is faster if the processor multiplies
-/// bfloat16 itself, and ten times slower if not.
+/// Whether Ops<T>::product is faster than libtorch's products. For float32 it is from AVX2 on: MKL is slower
+/// on some processors (AMD), most of all for few rows. For bfloat16, oneDNN is faster if the processor
+/// multiplies bfloat16 itself, and ten times slower if not.
 template <class T>
 bool has_product() {
   return table().has_product;
