@@ -7,7 +7,7 @@ import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
-import { deviceRange } from '../model/policy.js'
+import { deviceRange, modelDTypes } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
@@ -135,12 +135,7 @@ export function createCli(): Command {
     .requiredOption('-m, --model <dir>', "run directory: then its newest checkpoint; or an adapter of PEFT's")
     .option('--best', bestHelp)
     .requiredOption('-o, --output <dir>', 'where the model goes; must not hold anything yet')
-    .addOption(
-      new Option('--dtype <name>', "of the weights (default: the model's own)").choices([
-        'float32',
-        'bfloat16',
-      ]),
-    )
+    .addOption(new Option('--dtype <name>', "of the weights (default: the model's own)").choices(modelDTypes))
     .action(async values => (await import('./commands.js')).runMerge(values))
 
   cli
@@ -294,7 +289,7 @@ function addModelOptions(command: Command): void {
     .option('--system-prompt <text>', "the system's message; with template chat (none)")
     .option('--problem-field <column>', 'column of the prompt (the usual names of problem files)')
     .option('--device <name>', `where the model lives: ${deviceRange} (cpu)`)
-    .option('--dtype <name>', 'of weights and activations: float32 or bfloat16 (float32)')
+    .option('--dtype <name>', `of weights and activations: ${modelDTypes.join(' or ')} (float32)`)
     .option('--threads <count>', "CPU threads; 0 is libtorch's choice (0)")
 }
 
