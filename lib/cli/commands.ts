@@ -451,13 +451,25 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
   }).finally(() => progress?.stop())
 }
 
-export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
+interface DoctorValues {
+  readonly json?: boolean
+  readonly config?: string
+  readonly processes?: number
+}
+
+export async function runDoctor({ json, config, processes = 1 }: DoctorValues): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const report = await doctor()
   let plan: Awaited<ReturnType<typeof predictRun>> | undefined
+  /** Processes that share this machine's memory. */
+  let here = 1
   let failure: unknown
   try {
-    if (config !== undefined) plan = await predictRun(loadConfig(config))
+    if (config !== undefined) {
+      const loaded = loadConfig(config)
+      if (loaded.model.device === 'cpu') here = processes
+      plan = await predictRun(loaded, processes)
+    }
   } catch (error) {
     // What was found on the machine is told all the same.
     failure = error
@@ -470,18 +482,20 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
     const { formatDisk } = await import('../train/disk.js')
     if (plan) {
       const { run, disk, freeDisk } = plan
-      printLine(`\nmemory that ${config} will need\n${formatMemory(run)}`)
+      const who = processes === 1 ? '' : ` in each of ${processes} processes`
+      printLine(`\nmemory that ${config} will need${who}\n${formatMemory(run)}`)
       const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
       printLine(`\ndisk that its checkpoints will need${free}\n${formatDisk(disk)}`)
     }
   }
   const fits =
-    !plan || (plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
+    !plan ||
+    (here * plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
   if (!report.ok || !fits) process.exitCode = 1
   if (failure !== undefined) throw failure
 }
 
-async function predictRun(config: Config) {
+async function predictRun(config: Config, processes: number) {
   const { planRun } = await import('../train/memory.js')
   const { freeDisk, planDisk } = await import('../train/disk.js')
   const { train: file } = config.data
@@ -496,7 +510,7 @@ async function predictRun(config: Config) {
   const template = templateFor(problems, config.data, modelDir)
   const { maxNewTokens } = config.sampling
   const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
-  const run = await planRun(config, { modelDir, referenceDir }, fitting)
+  const run = await planRun(config, { modelDir, referenceDir }, fitting, [], processes)
   const free = await freeDisk(config.run.output || 'runs')
   return { run, disk: planDisk(config, run), ...(free !== undefined && { freeDisk: free }) }
 }
