@@ -7,13 +7,16 @@ import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
-import { deviceRange } from '../model/policy.js'
+import { deviceRange, modelDTypes } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
 import { refuseRanks, reportFailure } from './ranks.js'
 
-/** The sections of the configuration that an evaluation reads. */
+/** The fields of the section rollouts that count where nothing is trained. */
+const serverFields = /^rollouts\.(?!maxStaleness$|maxMismatch$)/
+
+/** The sections of the configuration that an evaluation reads, beside serverFields. */
 const measuredFields =
   /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads|distributed\.timeoutSeconds)$/
 
@@ -23,6 +26,8 @@ const sharedCommands = ['train', 'eval', 'setup', 'doctor']
 /** Columns of the help at most, and of its left column. */
 const HELP_COLUMNS = 100
 const TERM_COLUMNS = 34
+
+const bestHelp = 'of a run: its best checkpoint, which run.keepBest keeps, in place of its newest'
 
 /** The whole command line. Nothing runs before parseAsync. */
 export function createCli(): Command {
@@ -78,6 +83,7 @@ export function createCli(): Command {
       'measure pass@k of a model or a run on a problem file; writes eval.json and eval-samples.jsonl',
     )
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
+    .option('--best', bestHelp)
     .option('-c, --config <file>', "YAML or JSON file with the fields below (default: a run's own)")
     .option('-n, --n <count>', 'short for --eval.samples')
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
@@ -91,7 +97,7 @@ export function createCli(): Command {
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
-    fields.filter(({ path }) => measuredFields.test(path)),
+    fields.filter(({ path }) => measuredFields.test(path) || serverFields.test(path)),
     'data.eval',
   )
 
@@ -109,6 +115,10 @@ export function createCli(): Command {
     .option('--seed <number>', 'same seed, same bits', wholeNumber(0), 1)
     .action(async values => (await import('./commands.js')).runGenerate(values))
   addModelOptions(generate)
+  addFields(
+    generate,
+    fields.filter(({ path }) => serverFields.test(path)),
+  )
 
   const logprobs = cli
     .command('logprobs')
@@ -123,13 +133,9 @@ export function createCli(): Command {
     .command('merge')
     .description('write an adapter of low rank (LoRA) and its model as one model (docs/lora.md)')
     .requiredOption('-m, --model <dir>', "run directory: then its newest checkpoint; or an adapter of PEFT's")
+    .option('--best', bestHelp)
     .requiredOption('-o, --output <dir>', 'where the model goes; must not hold anything yet')
-    .addOption(
-      new Option('--dtype <name>', "of the weights (default: the model's own)").choices([
-        'float32',
-        'bfloat16',
-      ]),
-    )
+    .addOption(new Option('--dtype <name>', "of the weights (default: the model's own)").choices(modelDTypes))
     .action(async values => (await import('./commands.js')).runMerge(values))
 
   cli
@@ -203,7 +209,7 @@ export function createCli(): Command {
     .command('doctor')
     .description('show what rapo found on this machine, and why not what it did not')
     .option('--json', 'as one JSON object')
-    .option('-c, --config <file>', 'of a run: predict its memory too')
+    .option('-c, --config <file>', 'of a run: predict its memory and disk too, and ask its servers')
     .option('--processes <count>', 'with --config: the memory of each of so many processes', wholeNumber(1))
     .action(async values => (await import('./commands.js')).runDoctor(values))
 
@@ -252,7 +258,7 @@ A narrow terminal shows fewer of them; metrics.jsonl has all, each explained in 
  * One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from.
  * @param needed the problem file that the command needs
  */
-function addFields(command: Command, shown: readonly Field[], needed: string): void {
+function addFields(command: Command, shown: readonly Field[], needed?: string): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
     const mark = field.isRequired || field.path === needed ? 'required; ' : ''
@@ -267,6 +273,7 @@ function addFields(command: Command, shown: readonly Field[], needed: string): v
 function addModelOptions(command: Command): void {
   command
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
+    .option('--best', bestHelp)
     .option(
       '-c, --config <file>',
       'YAML or JSON file that gives the options below their values (default: a run’s own, else what stands in brackets)',
@@ -283,7 +290,7 @@ function addModelOptions(command: Command): void {
     .option('--system-prompt <text>', "the system's message; with template chat (none)")
     .option('--problem-field <column>', 'column of the prompt (the usual names of problem files)')
     .option('--device <name>', `where the model lives: ${deviceRange} (cpu)`)
-    .option('--dtype <name>', 'of weights and activations: float32 or bfloat16 (float32)')
+    .option('--dtype <name>', `of weights and activations: ${modelDTypes.join(' or ')} (float32)`)
     .option('--threads <count>', "CPU threads; 0 is libtorch's choice (0)")
 }
 

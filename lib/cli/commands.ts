@@ -4,28 +4,25 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { byteSize, plural, printError, printLine } from '../base/text.js'
-import { type Config, requireField } from '../config/config.js'
+import { plural, printError, printLine } from '../base/text.js'
+import type { Config } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
 import { dropUndefined } from '../config/values.js'
-import { readProblems, summarizeRows } from '../data/problems.js'
-import { fitContext, templateFor } from '../data/prompts.js'
+import { summarizeRows } from '../data/problems.js'
 import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
-import { loadTokenizer } from '../model/tokenizer.js'
-import { loadEnvironment } from '../reward/environments.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
-import { loadJudge } from '../reward/rewards.js'
 import { figure2 } from '../theory/theory.js'
-import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
+import { type Checkpoint, readBestCheckpoint, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { PeerError } from '../world/peer-error.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { trainingOutlook } from './outlook.js'
+import type { Plan } from './plan.js'
 import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere, refuseRanks } from './ranks.js'
 import { listenForStop } from './stop.js'
@@ -174,9 +171,13 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     printLine(
       `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
-    const best = readBest(output)
-    if (best !== undefined)
-      printLine(`the best evaluation was that after step ${best}: ${checkpointDir(output, best)}`)
+    const best = readBestCheckpoint(output)
+    if (best) {
+      const command = `${invocation()} eval --model ${quote(output)} --best`
+      printLine(
+        `the best evaluation was that after step ${best.trainer.step}: ${best.dir}; to measure it: ${command}`,
+      )
+    }
   }
 }
 
@@ -204,6 +205,16 @@ function newestOf(run: string) {
   }
 }
 
+/** Of --model, where that is a run: its newest checkpoint, or with --best its best. Throws ERR_RAPO_CONFIG where there is no best. */
+function checkpointOf({ model, best }: { model: string; best?: boolean }): Checkpoint | undefined {
+  const checkpoint = best ? readBestCheckpoint(model) : readLatestCheckpoint(model)
+  if (checkpoint || !best) return checkpoint
+  const why = readLatestCheckpoint(model)
+    ? 'has no best checkpoint: run.keepBest keeps one, in a run with eval.every'
+    : 'is no run with checkpoints'
+  throw new RapoError('ERR_RAPO_CONFIG', `--best: ${model} ${why}`)
+}
+
 /** Runs what a signal ends at once: nothing is to be finished, and what is done already is kept. */
 async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const stopping = listenForStop(() => {}, { isForked, grace: 0, last: 1_000 })
@@ -219,6 +230,7 @@ async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promi
 
 interface EvalValues {
   readonly model: string
+  readonly best?: boolean
   readonly config?: string
   readonly n?: string
   readonly name?: string
@@ -229,7 +241,7 @@ interface EvalValues {
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
   const { model: given, n } = values
-  const checkpoint = readLatestCheckpoint(given)
+  const checkpoint = checkpointOf(values)
   const isRun = checkpoint !== undefined
   const overrides: Values = {
     ...overridesOf(values),
@@ -248,7 +260,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const measuring = untilStopped(async signal =>
     evaluate(config, {
       dir: checkpoint?.dir ?? (await fetchModel(given)),
-      model: given,
+      model: values.best ? checkpoint!.dir : given,
       name,
       output,
       restart: values.restart ?? false,
@@ -306,6 +318,7 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
 
 interface InferValues {
   readonly model: string
+  readonly best?: boolean
   readonly config?: string
   readonly input?: string
   readonly output?: string
@@ -321,8 +334,9 @@ export async function runGenerate(values: GenerateValues & Values): Promise<void
   const config = inferConfig(values)
   const { maxNewTokens, temperature, topP, topK, minP } = config.sampling
   const sampling = { n, maxNewTokens, temperature, topP, topK, minP, seed }
+  const servers = config.rollouts.engine === 'local' ? undefined : config
   await withProgress('generate', 'tokens at most', config, values, options =>
-    generateLines(options, sampling),
+    generateLines(options, sampling, servers),
   )
 }
 
@@ -353,6 +367,7 @@ function inferConfig({ model, config: given, ...values }: InferValues & Values):
   const withoutFile = { 'task.verifier': 'exact', 'sampling.maxNewTokens': 64 }
   return loadConfig(file, {
     ...(file === undefined && withoutFile),
+    ...dropUndefined(overridesOf(values)),
     'model.dir': model,
     ...dropUndefined(
       Object.fromEntries(Object.entries(inferFields).map(([option, field]) => [field, values[option]])),
@@ -364,7 +379,7 @@ async function withProgress(
   label: string,
   unit: string,
   { model, data, run }: Config,
-  { input, output }: InferValues,
+  { input, output, best = false }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
   let progress: Progress | undefined
@@ -384,7 +399,7 @@ async function withProgress(
   })
   const { dtype, threads } = { ...model, ...run }
   const working = untilStopped(async signal => {
-    const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
+    const dir = checkpointOf({ model: model.dir, best })?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
     await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
@@ -393,13 +408,14 @@ async function withProgress(
 
 interface MergeValues {
   readonly model: string
+  readonly best?: boolean
   readonly output: string
   readonly dtype?: ModelDType
 }
 
-export async function runMerge({ model: given, output, dtype }: MergeValues): Promise<void> {
+export async function runMerge({ model, best = false, output, dtype }: MergeValues): Promise<void> {
   const { mergeAdapter } = await import('./merge.js')
-  const adapter = readLatestCheckpoint(given)?.dir ?? given
+  const adapter = checkpointOf({ model, best })?.dir ?? model
   const download = downloadProgress()
   const { onProgress } = download
   const merging = untilStopped(signal =>
@@ -459,60 +475,34 @@ interface DoctorValues {
 
 export async function runDoctor({ json, config, processes = 1 }: DoctorValues): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
+  const { formatPlan, isPossible, planConfig } = await import('./plan.js')
   const report = await doctor()
-  let plan: Awaited<ReturnType<typeof predictRun>> | undefined
+  const download = downloadProgress()
+  let plan: Plan | undefined
   /** Processes that share this machine's memory. */
-  let here = 1
+  let sharing = 1
   let failure: unknown
   try {
     if (config !== undefined) {
       const loaded = loadConfig(config)
-      if (loaded.model.device === 'cpu') here = processes
-      plan = await predictRun(loaded, processes)
+      if (loaded.model.device === 'cpu') sharing = processes
+      plan = await planConfig(loaded, { ...download, processes })
     }
   } catch (error) {
     // What was found on the machine is told all the same.
     failure = error
+  } finally {
+    download.stop()
   }
   if (json) {
     printLine(JSON.stringify({ ...report, ...plan }, null, 2))
   } else {
     printLine(formatDoctor(report))
-    const { formatMemory } = await import('../train/memory.js')
-    const { formatDisk } = await import('../train/disk.js')
-    if (plan) {
-      const { run, disk, freeDisk } = plan
-      const who = processes === 1 ? '' : ` in each of ${processes} processes`
-      printLine(`\nmemory that ${config} will need${who}\n${formatMemory(run)}`)
-      const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
-      printLine(`\ndisk that its checkpoints will need${free}\n${formatDisk(disk)}`)
-    }
+    if (plan) printLine(`\n${formatPlan(plan, config!)}`)
   }
-  const fits =
-    !plan ||
-    (here * plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
-  if (!report.ok || !fits) process.exitCode = 1
+  const available = report.memory.available / sharing
+  if (!report.ok || !(plan === undefined || isPossible(plan, available))) process.exitCode = 1
   if (failure !== undefined) throw failure
-}
-
-async function predictRun(config: Config, processes: number) {
-  const { planRun } = await import('../train/memory.js')
-  const { freeDisk, planDisk } = await import('../train/disk.js')
-  const { train: file } = config.data
-  requireField('data.train', file, 'the problem file to train on')
-  const download = downloadProgress()
-  const data = { ...config.data, onDownload: download.onProgress }
-  const [, verifier] = await loadJudge(config.task, await loadEnvironment(config.task.environment))
-  const problems = await readProblems(file, verifier, data).finally(download.stop)
-  const modelDir = await fetchModel(config.model.dir)
-  const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
-  const tokenizer = loadTokenizer(modelDir)
-  const template = templateFor(problems, config.data, modelDir)
-  const { maxNewTokens } = config.sampling
-  const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
-  const run = await planRun(config, { modelDir, referenceDir }, fitting, [], processes)
-  const free = await freeDisk(config.run.output || 'runs')
-  return { run, disk: planDisk(config, run), ...(free !== undefined && { freeDisk: free }) }
 }
 
 /** A model's directory. A model from the hub is fetched, with a progress bar. */

@@ -24,6 +24,7 @@ import { loadEnvironment } from '../reward/environments.js'
 import { loadJudge } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { openEngine } from '../rollout/open.js'
+import { knownText } from '../rollout/servers/checks.js'
 import { describeFiles } from '../train/origin.js'
 import { lockRun } from '../train/run.js'
 import { checkAlone, type Joined, joinWorld, leaveWorld } from '../world/join.js'
@@ -110,10 +111,17 @@ async function evaluateAsRank(
       policy = await openPolicy(modelDir, inference, threads, options)
       checkTokenizerFits(tokenizer, policy.info, modelDir)
       const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
-      engine = openEngine(config, {
-        ...{ policy, modelDir: options.dir, prompts, encode: tokenizer.encode, stopTokenIds },
-        isFixed: true,
-      })
+      // Log-probs do not count in a measurement: the canary is to find other weights alone.
+      engine = openEngine(
+        { ...config, run: options, sampling: { maxNewTokens, temperature: 1 } },
+        {
+          ...{ policy, modelDir, stopTokenIds, onNotice: options.onNotice },
+          prompts: prompts.map(({ promptIds }) => promptIds),
+          text: knownText(prompts[0]!.problem.prompt, tokenizer),
+          // Servers read no adapters: they get a model in which the adapter is merged.
+          fixedDir: adapterDir === undefined ? modelDir : undefined,
+        },
+      )
       await engine.syncWeights(0, { signal })
       return { prompts, engine }
     }

@@ -114,7 +114,7 @@ function readProgress(file: string): Record<string, unknown>[] {
 
 /** Everything on which the samples depend, by the names that users know. */
 function describeConditions(
-  { sampling, task, data, eval: evaluation, model }: Config,
+  { sampling, task, data, eval: evaluation, model, rollouts }: Config,
   dirs: readonly string[],
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
@@ -142,6 +142,7 @@ function describeConditions(
       'sampling.minP': minP,
     },
     'sampling.maxNewTokens': maxNewTokens,
+    'rollouts.engine': rollouts.engine,
     'task.verifier': task.verifier,
     ...(existsSync(module) && {
       'verifier module': digest(Buffer.from(readInput(module)).toString('base64')),

@@ -5,6 +5,7 @@ import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
 import { type Lock, noLock } from '../base/lock.js'
+import { notices } from '../base/notice.js'
 import { digest } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
@@ -26,7 +27,8 @@ import type { NamedEnvironment } from '../reward/environment.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
-import { checkTrainable, openEngine } from '../rollout/open.js'
+import { checkFilters, openEngine } from '../rollout/open.js'
+import { knownText } from '../rollout/servers/checks.js'
 import { checkAlone, type Joined, joinWorld, leaveWorld } from '../world/join.js'
 import { compareRanks, settingsOf } from '../world/same.js'
 import { alone, type World } from '../world/world.js'
@@ -53,7 +55,10 @@ export interface OpenOptions {
   readonly overwrite?: boolean
   /** Called with the rows that config.data.dropUnusable leaves out. Like the next two hooks, on rank 0 alone. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
+  /**
+   * Told, in a text for people, what they should know of the run, such as the disk that it takes, or a server that is not used.
+   * Absent: what is told while the run goes on becomes a warning of the process.
+   */
   readonly onNotice?: (text: string) => void
   /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
@@ -88,7 +93,9 @@ export interface OpenRun {
   readonly samplesFile: string
   readonly observer: Observer
   readonly lock: Lock
-  /** Aborted by options.signal, or when the lock is lost. */
+  /** Tells options.onNotice; where that is missing, or fails, see notices. */
+  notify(text: string): void
+  /** Aborted by options.signal, when options.onNotice fails, or when the lock is lost. */
   readonly signal: AbortSignal
   /** Closes everything, even if something fails, and throws the first failure. The other ranks are told of `error`. */
   close(error?: unknown): Promise<void>
@@ -97,7 +104,7 @@ export interface OpenRun {
 /** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
 export async function prepareRun(config: Config, options: OpenOptions, world: World = alone) {
   requireField('data.train', config.data.train, 'the problem file to train on')
-  checkTrainable(config)
+  checkFilters(config)
   checkAlone(config, world)
   if (config.sampling.temperature === 0) {
     throw new RapoError(
@@ -214,7 +221,8 @@ async function openPrepared(
       lock.release,
       () => leaveWorld(world, error),
     )
-  const signal = anySignal(lock.lost, options.signal)
+  const notice = notices(onNotice)
+  const signal = anySignal(lock.lost, notice.failed, options.signal)
   const load = async () => {
     // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
     if (isWriter) take()
@@ -239,11 +247,12 @@ async function openPrepared(
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
-    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
+    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0, notice.call) : noObserver
     if (from) await loadState(policy, from)
     engine = openEngine(config, {
-      ...{ policy, modelDir, encode: encode.tokenizer.encode, stopTokenIds },
-      prompts: [...prompts, ...(evalPrompts ?? [])],
+      ...{ policy, modelDir, stopTokenIds, onNotice: notice.call },
+      prompts: [...prompts, ...(evalPrompts ?? [])].map(({ promptIds }) => promptIds),
+      text: knownText(usable[0]!.prompt, encode.tokenizer),
     })
     const rollouts = createRollouts(
       {
@@ -291,7 +300,7 @@ async function openPrepared(
     return {
       ...loaded,
       ...{ world, modelDir, environment, state, evaluations },
-      ...{ metricsFile, samplesFile, lock, signal, close },
+      ...{ metricsFile, samplesFile, lock, signal, close, notify: notice.call },
       ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
     }

@@ -1,7 +1,6 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
 import { RapoError, reasonOf } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
-import { plainLine } from '../base/text.js'
 import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
@@ -179,7 +178,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
     checkpoint.commit()
   } catch (second) {
     note = `the state after step ${step} could not be saved: ${reasonOf(second)}`
-    if (isAbort) process.emitWarning(plainLine(note))
+    if (isAbort) run.notify(note)
   }
   if (isAbort || !(error instanceof RapoError) || run.world.rank !== 0) return error
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })

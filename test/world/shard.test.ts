@@ -64,7 +64,7 @@ for (const [name, from] of [
     for (const [rank, { failed, refused, float32Files }] of seen.entries()) {
       assert.match(failed, rank === 1 ? /tokenIds\[3\] is 99999/ : /^$/)
       assert.match(refused, /a failed accumulate\(\) left the gradients incomplete: call zeroGrad\(\) first/)
-      assert.match(float32Files, /dtype must be bfloat16 where the ranks share out the masters/)
+      assert.match(float32Files, /dtype must be the policy's own where the ranks share out the masters/)
     }
     assert.match(seen[1].ill, /logits\[0, \d+\] is NaN/)
     const { failed, ill } = seen[1]

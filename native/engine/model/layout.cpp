@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "control.h"
+#include "ops/ops.h"
 
 namespace rapo {
 namespace {
@@ -152,7 +153,7 @@ std::vector<StoredTensor> FlatLayout::stored(const at::Tensor& flat, const std::
   const auto* data = static_cast<const std::byte*>(flat.data_ptr());
   const std::size_t width = flat.element_size();
   for (std::size_t e = 0; e < entries_.size(); ++e) {
-    out[e].dtype = flat.scalar_type() == at::kFloat ? "F32" : "BF16";
+    out[e].dtype = ops::stored_name(ops::dtype_of(flat));
     out[e].data = data + static_cast<std::size_t>(entries_[e].offset) * width;
     out[e].bytes = static_cast<std::size_t>(entries_[e].size) * width;
   }
