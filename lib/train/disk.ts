@@ -29,7 +29,7 @@ export function planDisk(
   memory: Pick<MemoryPrediction, 'weights' | 'moments' | 'reference'>,
 ): DiskPlan {
   // Of an adapter, which is saved as float32, two moments are held. Several processes may share those of a model out.
-  const isHalf = model.dtype === 'bfloat16'
+  const isHalf = model.dtype !== 'float32'
   const float32 = lora.r > 0 ? memory.moments / 2 : memory.weights * (isHalf ? 2 : 1)
   const weights = lora.r > 0 ? float32 : memory.weights
   // Masters are saved beside the moments even where float32 weights are their own masters.
