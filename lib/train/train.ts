@@ -173,7 +173,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
       throw new Error('the other processes had their parts of the optimizer (distributed.shard)')
     // All checkpoints are kept, since the newest may be the cause of the error.
     const all = { keep: Infinity }
-    const checkpoint = await save(run, config, run.state, undefined, all, isAlone ? alone : run.world)
+    const checkpoint = await save(run, config, run.state, [], all, isAlone ? alone : run.world)
     run.lock.check()
     checkpoint.commit()
   } catch (second) {
@@ -278,13 +278,13 @@ async function save(
   run: Run,
   { run: { output, keepCheckpoints, saveOptimizer }, distributed }: Config,
   state: TrainerState,
-  ahead: Ahead | undefined,
+  ahead: readonly Ahead[],
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
   world: World = run.world,
 ) {
   const { policy, modelDir, baseModel, lock, hasMoved } = run
   await world.together(`the checkpoint of step ${state.step}`, lock.check)
-  const rollouts = ahead && formatAhead(ahead)
+  const rollouts = ahead.length > 0 ? formatAhead(ahead) : undefined
   const isSharded = distributed.shard !== 'none'
   return writeCheckpoint(output, modelDir, policy, state, retention, {
     ...{ hasMoved, baseModel, rollouts, world, isSharded },
