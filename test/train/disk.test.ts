@@ -50,7 +50,8 @@ test('a checkpoint is the weights, three float32 numbers a parameter, and a refe
   assert.is(plan({ steps: 3, saveOptimizer: 'last' }).peak, 14 * P)
   // The best one, and while another is written the one that is the best until then; an evaluation may add a checkpoint.
   const best = { ...many, keepBest: true }
-  const planBest = (run: object, every: number) => planDisk({ ...configOf({}, bfloat16), ...evalOf(run, every) }, half)
+  const planBest = (run: object, every: number) =>
+    planDisk({ ...configOf({}, bfloat16), ...evalOf(run, every) }, half)
   assert.is(planBest(best, 10).count, 4)
   assert.is(planBest({ ...best, steps: 50 }, 50).count, 1 + 1)
   const moving = plan(many, { refModelSyncSteps: 10 })

@@ -180,7 +180,10 @@ test('the configuration: names, ranges, and what goes together', () => {
     messageOf({ lora: { r: 2 }, distributed: { shard: 'optimizer' } }),
     /distributed\.shard is optimizer; it must be none with lora\.r/,
   )
-  assert.match(messageOf({ distributed: { shard: 'weights' } }), /distributed\.shard .*none.*optimizer.*gradients/)
+  assert.match(
+    messageOf({ distributed: { shard: 'weights' } }),
+    /distributed\.shard .*none.*optimizer.*gradients/,
+  )
 })
 
 test.run()
