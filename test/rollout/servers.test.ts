@@ -410,6 +410,15 @@ for (const kind of kinds) {
   })
 }
 
+test('vllm: a server that names other weights than those it was given is not used', () => {
+  const onRequest = (route: string) =>
+    route === '/weight_info' ? { status: 200, body: { weight_version: 'another' } } : undefined
+  return stage('vllm', [{ onRequest }], async ({ engine }) => {
+    const failure = await failureOf(engine.syncWeights(0))
+    assert.match(failure, /was given the weights \w+-v0 but holds another/)
+  })
+})
+
 test('vllm: a release without names for weights is checked by the canary after each batch', () => {
   const faults: Faults = { hasNoNames: true }
   return stage('vllm', [faults, {}], async ({ servers: [first, second], engine, policy }) => {
@@ -462,6 +471,115 @@ test('where servers cannot be checked in the middle of a batch, a batch that los
       await checkSampled(engine, policy)
     },
     { isOverlapped: true },
+  )
+})
+
+for (const [kind, faults] of [
+  ['vllm', { hasScaleOut: true }],
+  ['vllm', {}],
+  ['sglang', {}],
+] as const) {
+  const tells = 'hasScaleOut' in faults
+  const what = `${kind}${tells ? ' that tells the weights of each token' : ''}`
+  test(`${what}, update in flight: requests go on with the new weights, and new ones wait for the update`, () => {
+    const gate = { open: () => {} }
+    const opened = new Promise<undefined>(resolve => (gate.open = () => resolve(undefined)))
+    let isGated = false
+    const works = tells ? '/inference/v1/generate' : kind === 'vllm' ? '/v1/completions' : '/generate'
+    // Without spans the whole answer waits; with them the part after the first token does.
+    const onRequest = (route: string) => (isGated && !tells && route === works ? opened : undefined)
+    const own: Faults = { ...faults, onRequest, ...(tells && { midway: () => opened }) }
+    return stage(
+      kind,
+      [own],
+      async ({ servers: [server], engine, policy }) => {
+        await engine.syncWeights(0)
+        const old = await loadFakePolicy(model)
+        isGated = true
+        const early = engine.generate(prompts, sampling)
+        while (server!.running() < 3) await new Promise(resolve => setImmediate(resolve))
+        isGated = false
+        await trainOnce(policy)
+        const before = server!.requests.length
+        const syncing = engine.syncWeights(1)
+        const late = engine.generate(packTokens([[5]]), { ...sampling, n: 1 })
+        await syncing
+        gate.open()
+        const sent = server!.requests.slice(before).map(({ route }) => route)
+        assert.ok(sent.includes(kind === 'vllm' ? '/pause?mode=keep' : '/pause_generation'), sent.join(' '))
+        const freed = '/reset_prefix_cache?reset_running_requests=true'
+        assert.ok(sent.includes(kind === 'vllm' ? freed : '/continue_generation'), sent.join(' '))
+        assert.equal([...(await late).versions], [1])
+        const sampled = await early
+        assert.equal([...sampled.versions], new Array(12).fill(0))
+        if (!tells) return assert.ok(sampled.tokenVersions!.every(versions => versions === undefined))
+        assert.ok(sampled.tokenVersions!.some(versions => versions !== undefined))
+        for (const [i, completion] of unpackCompletions(sampled).entries()) {
+          const { tokenIds, logprobs } = completion
+          const versions = sampled.tokenVersions![i] ?? [0]
+          assert.equal(versions, [0, 1, 1, 1, 1].slice(0, tokenIds.length))
+          const rows = { rowPositions: Int32Array.from(tokenIds, (_, t) => t), tokenIds }
+          const sequences = packTokens([[0, ...tokenIds]])
+          const [by0, by1] = [old, policy].map(one => one.logprobs(sequences, rows, sampling.temperature))
+          const expected = [(await by0!).logprobs[0]!, ...(await by1!).logprobs.subarray(1)]
+          assert.equal([...logprobs], expected)
+        }
+      },
+      { isOverlapped: true, isInFlight: true, maxInFlight: 3 },
+    )
+  })
+}
+
+test('update in flight: a request that waits for room is sent when the update is done, with the new weights', () => {
+  const gate = { open: () => {} }
+  const opened = new Promise<undefined>(resolve => (gate.open = () => resolve(undefined)))
+  let isGated = false
+  const onRequest = async (route: string) => {
+    if (isGated && route === '/v1/completions') return opened
+    if (!isGated || route !== '/collective_rpc') return undefined
+    isGated = false
+    gate.open()
+    while (running() > 0) await new Promise(resolve => setImmediate(resolve))
+    return undefined
+  }
+  let running = () => 0
+  return stage(
+    'vllm',
+    [{ onRequest }],
+    async ({ servers: [server], engine, policy }) => {
+      await engine.syncWeights(0)
+      running = () => server!.running()
+      isGated = true
+      const sampled = engine.generate(prompts, sampling)
+      while (running() < 2) await new Promise(resolve => setImmediate(resolve))
+      await trainOnce(policy)
+      await engine.syncWeights(1)
+      assert.equal([...(await sampled).versions], [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    },
+    { isOverlapped: true, isInFlight: true, maxInFlight: 2 },
+  )
+})
+
+test('update in flight: tokens of weights that another gave are thrown away and sampled again', () => {
+  const faults: Faults = { hasScaleOut: true }
+  return stage(
+    'vllm',
+    [faults],
+    async ({ servers: [server], engine, policy }) => {
+      await engine.syncWeights(0)
+      const right = server!.weightsName()
+      let count = 0
+      faults.midway = async () => {
+        if (++count === 1) server!.rename('theirs')
+        if (count === 3) server!.rename(right)
+      }
+      const sampled = await engine.generate(prompts, sampling)
+      assert.equal([...sampled.versions], new Array(12).fill(0))
+      assert.ok(sampled.tokenVersions!.every(versions => versions === undefined))
+      assert.ok(count > 3)
+      assert.is(policy.info.layers, 1)
+    },
+    { isOverlapped: true, isInFlight: true },
   )
 })
 
