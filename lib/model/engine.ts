@@ -31,6 +31,7 @@ import {
   type SamplingParams,
   type SaveOptions,
   type StepResult,
+  shards,
 } from './policy.js'
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
@@ -82,6 +83,7 @@ function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30, world } = options
+  const { shard = 'none' } = options
   oneOf('dtype', dtype, modelDTypes)
   if (!devicePattern.test(device)) invalid('device', device, deviceRange)
   if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
@@ -91,7 +93,9 @@ function checkOptions(options: PolicyOptions) {
   integer('headRows', headRows, 0)
   integer('cacheBytes', cacheBytes, 1)
   if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
+  oneOf('shard', shard, shards)
   const { shape, ...lora } = checkAdapter(options)
+  if (shape && shard !== 'none') invalid('shard', shard, 'none for a policy with an adapter')
   fields('adamw', options.adamw ?? {}, adamwDefaults)
   const adamw = { ...adamwDefaults, ...options.adamw }
   range('adamw.beta1', adamw.beta1, 'in [0, 1)', x => x >= 0 && x < 1)
@@ -100,7 +104,7 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
   return {
     ...{ dtype, device, backend, trainable, referenceDir, shape, ...lora },
-    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world },
+    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world, shard },
   }
 }
 
@@ -130,6 +134,8 @@ export interface RunShape {
   readonly sequences: number
   /** See SamplingParams. */
   readonly maxBatch?: number
+  /** Ranks that train together. Default 1. */
+  readonly processes?: number
 }
 
 /**
@@ -156,17 +162,19 @@ export async function predictMemory(
   shape: RunShape,
 ): Promise<MemoryPrediction> {
   text('dir', dir)
-  const { promptTokens, maxNewTokens, sequences, maxBatch = 0 } = shape
+  const { promptTokens, maxNewTokens, sequences, maxBatch = 0, processes = 1 } = shape
   integer('promptTokens', promptTokens, 1)
   integer('maxNewTokens', maxNewTokens, 1)
   integer('sequences', sequences, 1)
   integer('maxBatch', maxBatch, 0)
+  integer('processes', processes, 1)
   const { shape: _, ...native } = checkOptions(options)
   return engine().predictMemory(readModelConfig(dir), withReference(dir, native, readModelConfig), {
     promptTokens,
     maxNewTokens,
     sequences,
     maxBatch,
+    processes,
   })
 }
 
@@ -455,6 +463,7 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   cacheBytes: true,
   recompute: true,
   world: true,
+  shard: true,
 }
 const loraFields: Record<keyof LoraOptions, true> = {
   r: true,

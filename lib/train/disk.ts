@@ -28,11 +28,12 @@ export function planDisk(
   { model, lora, run, eval: { every } }: Config,
   memory: Pick<MemoryPrediction, 'weights' | 'moments' | 'reference'>,
 ): DiskPlan {
-  const { moments } = memory
-  // An adapter is saved as float32, as large as one of its moments.
-  const weights = lora.r > 0 ? moments / 2 : memory.weights
-  // Two moments are held. Masters are saved beside them even where float32 weights are their own masters.
-  const state = (moments / 2) * 3
+  // Of an adapter, which is saved as float32, two moments are held. Several processes may share those of a model out.
+  const isHalf = model.dtype !== 'float32'
+  const float32 = lora.r > 0 ? memory.moments / 2 : memory.weights * (isHalf ? 2 : 1)
+  const weights = lora.r > 0 ? float32 : memory.weights
+  // Masters are saved beside the moments even where float32 weights are their own masters.
+  const state = float32 * 3
   const reference = model.refModelSyncSteps > 0 ? memory.reference : 0
   // Each evaluation that is the best so far is saved, too, and the best one before stays until the next checkpoint.
   const evaluations = run.keepBest ? Math.ceil(run.steps / every) : 0

@@ -176,6 +176,14 @@ test('the configuration: names, ranges, and what goes together', () => {
     messageOf({ lora: { r: 2 }, model: { dir: 'm', refModelSyncSteps: 4 } }),
     /model\.refModelSyncSteps is 4; it must be 0 with lora\.r/,
   )
+  assert.match(
+    messageOf({ lora: { r: 2 }, distributed: { shard: 'optimizer' } }),
+    /distributed\.shard is optimizer; it must be none with lora\.r/,
+  )
+  assert.match(
+    messageOf({ distributed: { shard: 'weights' } }),
+    /distributed\.shard .*none.*optimizer.*gradients/,
+  )
 })
 
 test.run()
