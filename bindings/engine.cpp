@@ -141,8 +141,13 @@ PolicyOptions options_from(const Napi::Object& o) {
   if (present(o.Get("backend"))) options.backend = string(o, "backend");
   options.trainable = boolean(o, "trainable");
   if (present(o.Get("reference"))) options.reference = source_from(o.Get("reference"), "reference");
+  options.state_dtype = dtype_from(string(o, "stateDtype"), "stateDtype");
+  options.seed = static_cast<std::uint64_t>(number(o, "seed"));
   if (present(o.Get("lora"))) options.lora = lora_from(object_from(o.Get("lora"), "lora"));
+  options.merge_adapter = boolean(o, "mergeAdapter");
   options.base_reference = boolean(o, "baseReference");
+  if (present(o.Get("referenceLora")))
+    options.reference_lora = lora_from(object_from(o.Get("referenceLora"), "referenceLora"));
   const auto adamw = object_from(o.Get("adamw"), "adamw");
   options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
                    number(adamw, "weightDecay")};
@@ -176,6 +181,7 @@ Napi::Value predict(const Napi::CallbackInfo& info) {
           set("reference", m.reference);
           set("activations", m.activations);
           set("logits", m.logits);
+          set("merged", m.merged);
           set("cache", m.cache);
           set("sampling", m.sampling);
           return object;
@@ -200,7 +206,8 @@ Napi::Value load(const Napi::CallbackInfo& info) {
           const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
           const std::int64_t copies = 1 + (options.reference.dir.empty() ? 0 : 1);
           // Gradients and two moments, and the masters of a bfloat16 model.
-          const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
+          const std::int64_t moments = options.state_dtype == DType::kBFloat16 ? 4 : 8;
+          const std::int64_t training = options.trainable ? (width == 2 ? 8 : 4) + moments : 0;
           const auto& sizes = handle->policy->info();
           const std::int64_t trained = options.lora.r > 0 ? sizes.adapter_parameters : sizes.parameters;
           handle->bytes = sizes.parameters * copies * width + trained * training;

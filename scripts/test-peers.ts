@@ -3,22 +3,12 @@
  * user's cache, and compares them with the oracle and with the results in test/golden/peers/. `-- --write` writes
  * test/golden/peers/ instead. Needs the built kernels and access to PyPI.
  */
-import {
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs'
+import { copyFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { cacheDir } from '../lib/setup/cache.js'
 import { work } from '../lib/setup/process.js'
-import { makeVenv } from '../lib/setup/venv.js'
 import {
   type Comparison,
   comparePeers,
@@ -27,6 +17,7 @@ import {
   same,
   tableOf,
 } from '../test/helpers/peers-compare.js'
+import { peersPython } from './peers/environment.js'
 
 const { values } = parseArgs({ options: { write: { type: 'boolean', default: false } } })
 const here = fileURLToPath(new URL('peers', import.meta.url))
@@ -34,7 +25,7 @@ const golden = fileURLToPath(new URL('../test/golden/peers', import.meta.url))
 
 const output = mkdtempSync(join(tmpdir(), 'rapo-peers-'))
 try {
-  const { python, log } = await environment()
+  const { python, log } = await peersPython()
   await work('run_peers.py', python, [join(here, 'run_peers.py'), output], { env: process.env, log })
   const comparisons = comparePeers(output)
   console.log(tableOf(comparisons))
@@ -72,23 +63,4 @@ function changes(fresh: readonly Comparison[]): string[] {
     const unchanged = same({ loss: Math.abs(entry.loss - old[i]!.loss) / scale, gradLogits })
     return unchanged ? [] : [`${key(entry)}: not what test/golden/peers/ has`]
   })
-}
-
-async function environment(): Promise<{ python: string; log: string }> {
-  const files = ['requirements.txt', 'requirements-no-deps.txt'].map(name => join(here, name))
-  const wanted = files.map(file => readFileSync(file, 'utf8')).join('')
-  const dir = join(cacheDir(), 'peers')
-  const done = join(dir, 'rapo-done')
-  const log = `${dir}.log`
-  const python = join(dir, 'bin', 'python')
-  if (existsSync(done) && readFileSync(done, 'utf8') === wanted) return { python, log }
-  console.log(`installing TRL, liger-kernel and torch into ${dir}, some minutes and 1.5 GB`)
-  rmSync(dir, { recursive: true, force: true })
-  mkdirSync(cacheDir(), { recursive: true })
-  writeFileSync(log, '')
-  const install = await makeVenv(dir, { env: process.env, log })
-  await install('the peers', ['-r', files[0]!])
-  await install('liger-kernel', ['--no-deps', '-r', files[1]!])
-  writeFileSync(done, wanted)
-  return { python, log }
 }

@@ -178,7 +178,7 @@ function loraFaults({ lora: given, model }: Config): [string, string][] {
       ? [['model.refModelSyncSteps', `is ${model.refModelSyncSteps}; it must be 0 with lora.r: ${why}`]]
       : []
   }
-  return (['loraAlpha', 'targetModules', 'useRslora'] as const)
+  return (['loraAlpha', 'targetModules', 'useRslora', 'adapterPath', 'merge'] as const)
     .filter(field => String(given[field]) !== String(defaults[field]))
     .map(field => [`lora.${field}`, `is ${given[field]}; it needs lora.r, the rank`])
 }
@@ -190,17 +190,21 @@ function loraFaults({ lora: given, model }: Config): [string, string][] {
 export function trainingOptions(
   { model, lora, optimizer, objective, run }: Config,
   referenceDir: string,
-  adapterDir?: string,
+  adapterDir = lora.adapterPath,
 ): PolicyOptions {
-  const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
+  const { beta1, beta2, eps, weightDecay, stateDtype, maxGradNorm, recompute } = optimizer
+  const hasReference = objective.penalty !== 'none'
+  // Unless another one is named, the reference is the policy that the run begins with.
+  const referenceAdapterDir = model.reference === undefined ? lora.adapterPath : undefined
   return {
     dtype: model.dtype,
     device: model.device as Device,
-    ...(objective.penalty !== 'none' && { referenceDir }),
+    ...(hasReference && { referenceDir }),
+    ...(hasReference && referenceAdapterDir !== undefined && { referenceAdapterDir }),
     ...(adapterDir !== undefined ? { adapterDir } : lora.r > 0 && { lora: loraOptions(lora, run.seed) }),
+    ...(lora.r > 0 && { mergeAdapter: lora.merge }),
     adamw: { beta1, beta2, eps, weightDecay },
-    maxGradNorm,
-    recompute,
+    ...{ stateDtype, seed: run.seed, maxGradNorm, recompute },
   }
 }
 

@@ -13,6 +13,10 @@ export const optimizer = z.strictObject({
   beta2: z.number().min(0).lt(1).default(0.999).describe('AdamW'),
   eps: z.number().positive().max(1).default(1e-8).describe('AdamW'),
   weightDecay: z.number().min(0).max(1).default(0).describe('AdamW'),
+  stateDtype: z
+    .enum(['float32', 'bfloat16'])
+    .default('float32')
+    .describe("type of AdamW's moments; bfloat16 halves them, rounded stochastically by run.seed"),
   maxGradNorm: z.number().positive().default(1).describe("the gradient's norm is clipped to this"),
   stepsPerBatch: count()
     .default(1)

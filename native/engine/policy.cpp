@@ -88,6 +88,7 @@ struct Policy::Impl {
   PolicyOptions options;
   ModelInfo info;
   std::unique_ptr<Model> policy, reference;
+  std::unique_ptr<ReadyWeights> reference_ready;  // the policy's model with an adapter that does not change
 
   // The next members exist only in a trainable policy.
   at::Tensor grad;  // flat, float32 also for bfloat16 weights: sums over micro-batches need the precision
@@ -110,9 +111,10 @@ struct Policy::Impl {
   }
 
   /// The reference and its weights; null without a reference. With an adapter the reference may be the
-  /// policy's model without the adapter.
+  /// policy's model without the adapter, or with another one.
   std::pair<Model*, const ReadyWeights*> reference_model() const {
-    if (options.base_reference) return {policy.get(), &policy->base()};
+    if (options.base_reference)
+      return {policy.get(), reference_ready ? reference_ready.get() : &policy->base()};
     if (reference) return {reference.get(), &reference->ready()};
     return {nullptr, nullptr};
   }
@@ -167,9 +169,17 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
     const ops::Backend& backend = ops::backend_of(options.backend, device);
     impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
-    if (options.lora.r > 0)
+    if (options.lora.r > 0) {
       impl->policy->adapter =
           std::make_unique<Adapter>(model.config, options.lora, options.dtype, device, control);
+      impl->policy->merges = options.merge_adapter;
+      impl->policy->seed = options.seed;
+    }
+    if (options.reference_lora.r > 0) {
+      const Adapter adapter(model.config, options.reference_lora, options.dtype, device, control);
+      impl->reference_ready = std::make_unique<ReadyWeights>(impl->policy->base());
+      impl->reference_ready->add(backend, adapter.tensors, adapter.scaling);
+    }
     if (options.trainable) {
       const FlatLayout& trained = impl->trained();
       impl->grad = at::zeros({trained.flat_size()}, at::TensorOptions(at::kFloat).device(device));
@@ -186,8 +196,7 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
         }
         impl->grads.weights = layout.map(impl->grad);
       }
-      impl->optimizer = std::make_unique<Optimizer>(backend, trained, options.adamw, options.max_grad_norm,
-                                                    master, weights);
+      impl->optimizer = std::make_unique<Optimizer>(backend, trained, options, master, weights);
     }
     impl->policy->checkpoint = {};
     if (!options.reference.dir.empty()) {
@@ -299,6 +308,7 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
   need_trainable("accumulate()");
   need_whole_grad();
   kept.clear();  // training needs the memory, and then changes the weights
+  policy->drop_merged();
   check_sequences(batch.sequences, config(), "sequences");
   check_positions(batch.sequences, batch.row_positions);
   check_loss(batch, objective, config().vocab_size);
@@ -374,7 +384,7 @@ StepResult Policy::step(double learning_rate, Control& control) {
       impl_->options.world->sum("optimizer step " + step + ", gradients", impl_->grad, control);
     }
     const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate, control);
-    impl_->policy->changed();
+    impl_->policy->changed(impl_->optimizer->steps());
     impl_->grad.zero_();
     return result;
   });
@@ -476,7 +486,7 @@ void Policy::load_state(const std::string& file, const Control& control) {
     impl_->need_trainable("loadState()");
     impl_->kept.clear();
     impl_->optimizer->load(file, control);
-    impl_->policy->changed();
+    impl_->policy->changed(impl_->optimizer->steps());
   });
 }
 

@@ -23,7 +23,7 @@ import { makeConfig } from '../helpers/train-child.js'
 
 const P = 494_032_768
 /** Of Qwen2.5-0.5B in bfloat16. */
-const half = { weights: 2 * P, moments: 8 * P, reference: 2 * P }
+const half = { weights: 2 * P, moments: 8 * P, gradients: 4 * P, reference: 2 * P }
 
 const evalOf = (run: object, every: number) => {
   const { run: own, eval: evaluation } = parseConfig({
@@ -52,6 +52,7 @@ test('a checkpoint is the weights, three float32 numbers a parameter, and a refe
   const planBest = (run: object, every: number) => planDisk({ ...configOf({}), ...evalOf(run, every) }, half)
   assert.is(planBest(best, 10).count, 4)
   assert.is(planBest({ ...best, steps: 50 }, 50).count, 1 + 1)
+  assert.is(planDisk(configOf({}), { ...half, moments: 4 * P }).state, 8 * P)
   const moving = plan(many, { refModelSyncSteps: 10 })
   assert.equal([moving.reference, moving.checkpoint, moving.peak], [2 * P, 16 * P, 48 * P])
 })

@@ -4,19 +4,22 @@
 #include <cstring>
 
 #include "files/write.h"
+#include "model/weights.h"
+#include "ops/philox.h"
 
 namespace rapo {
 
-Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params,
-                     double max_grad_norm, at::Tensor master, at::Tensor weights)
+Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const PolicyOptions& options,
+                     at::Tensor master, at::Tensor weights)
     : ops_(ops),
       layout_(layout),
-      params_(params),
-      max_grad_norm_(max_grad_norm),
+      params_(options.adamw),
+      max_grad_norm_(options.max_grad_norm),
+      seed_(options.seed),
       master_(std::move(master)),
       weights_(std::move(weights)),
-      m_(at::zeros_like(master_)),
-      v_(at::zeros_like(master_)) {
+      m_(at::zeros_like(master_, scalar_type(options.state_dtype))),
+      v_(at::zeros_like(m_)) {
   for (const FlatLayout::Entry& entry : layout.entries()) {
     ranges_.push_back({entry.offset, entry.size, entry.is_matrix()});
   }
@@ -32,7 +35,8 @@ StepResult Optimizer::step(at::Tensor& grad, double learning_rate, const Control
   ++steps_;
   const double scale = result.grad_norm > max_grad_norm_ ? max_grad_norm_ / result.grad_norm : 1;
   ops::AdamWBuffers buffers{master_, grad, m_, v_};
-  ops_.adamw(buffers, ranges_, {params_, learning_rate, scale, steps_}, control);
+  const std::uint64_t key = philox_key(seed_, static_cast<std::uint64_t>(steps_), kMomentRounding);
+  ops_.adamw(buffers, ranges_, {params_, learning_rate, scale, steps_, key}, control);
   publish();
   return result;
 }
@@ -66,6 +70,7 @@ void Optimizer::load(const std::string& file, const Control& control) {
       steps->second.find_first_not_of("0123456789") != std::string::npos) {
     fail("metadata steps is \"" + steps->second + "\", not a number");
   }
+  const char* hint = ": optimizer.stateDtype says what type the moments have";
   std::vector<std::pair<void*, const StoredTensor*>> copies;
   std::vector<at::Tensor>
       held;  // the flat buffers themselves on the CPU; copies of the buffers of another device
@@ -76,7 +81,9 @@ void Optimizer::load(const std::string& file, const Control& control) {
       const auto found = state.tensors().find(wanted.name);
       if (found == state.tensors().end()) fail("tensor \"" + wanted.name + "\" is missing");
       if (found->second.dtype != wanted.dtype || found->second.shape != wanted.shape) {
-        fail("tensor \"" + wanted.name + "\" does not have this model's shape and float32");
+        fail("tensor \"" + wanted.name + "\" is " + found->second.dtype + " " +
+             show_shape(found->second.shape) + ", expected " + wanted.dtype + " " + show_shape(wanted.shape) +
+             (found->second.shape == wanted.shape ? hint : ""));
       }
       copies.emplace_back(const_cast<std::byte*>(wanted.data), &found->second);
     }

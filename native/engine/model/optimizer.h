@@ -8,13 +8,15 @@
 
 namespace rapo {
 
-/// Weight decay is decoupled and applies to matrices only. Masters and moments are float32, moments are
-/// corrected for their bias. A float32 model's weights are their own masters; a bfloat16 model's are rounded
-/// from the masters after each step.
+/// Weight decay is decoupled and applies to matrices only. Masters are float32, moments are corrected for
+/// their bias. bfloat16 moments are rounded stochastically after each step, since the nearest bfloat16 number
+/// would lose a change of less than 0.2 %, such as square's with beta2 = 0.999. A float32 model's weights are
+/// their own masters; a bfloat16 model's are rounded from the masters after each step.
 class Optimizer {
  public:
-  /// `master` (flat, float32) is shared, not copied; `weights` is the same tensor or the bfloat16 buffer.
-  Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params, double max_grad_norm,
+  /// Of options: adamw, max_grad_norm, state_dtype and seed. `master` (flat, float32) is shared, not copied;
+  /// `weights` is the same tensor or the bfloat16 buffer.
+  Optimizer(const ops::Backend& ops, const FlatLayout& layout, const PolicyOptions& options,
             at::Tensor master, at::Tensor weights);
 
   /// May scale grad (flat, float32) in place. If the norm is not finite, nothing changes.
@@ -36,6 +38,7 @@ class Optimizer {
   std::vector<ops::FlatRange> ranges_;
   AdamW params_;
   double max_grad_norm_;
+  std::uint64_t seed_;
   std::int64_t steps_ = 0;
   at::Tensor master_, weights_, m_, v_;
 };

@@ -33,12 +33,17 @@ void to_bf16(const float* x, BFloat16* y, i64 n) {
   for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
 }
 
+void from_bf16(const BFloat16* x, float* y, i64 n) {
+  for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
+}
+
 }  // namespace
 
 void fill_adamw(Table& table) {
   table.adamw = &adamw;
   table.sum_squares = &sum_squares;
   table.to_bf16 = &to_bf16;
+  table.from_bf16 = &from_bf16;
 }
 
 }  // namespace RAPO_ISA

@@ -15,6 +15,7 @@ using rapo::BFloat16;
 
 constexpr std::int64_t kCacheBlock = 16;
 constexpr std::int64_t kSumBlock = 1024;
+constexpr std::int64_t kRoundingBlock = 128;
 
 struct HeadShape {
   std::int64_t heads, kv_heads, head_dim;
@@ -108,6 +109,12 @@ struct Table {
   /// are 0.
   void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
   void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
+  void (*from_bf16)(const BFloat16* x, float* y, std::int64_t n);
+  /// Rounds elements [first, first + n) of a tensor stochastically: see ops::Backend::round_randomly. Element
+  /// i takes half j % 2 (0: the lower one) of word j / 2 of philox(key, stream, i / 128 * 16 + i % 16) (see
+  /// philox.h), with j = i % 128 / 16. Infinities and NaNs stay what they are.
+  void (*round_randomly)(const float* x, BFloat16* y, std::int64_t n, std::uint64_t key, std::uint64_t stream,
+                         std::int64_t first);
 
   bool has_product;  // see has_product()
   // The next three compute c (m, n) = a (m, k) b (k, n) with float32 sums, for large matrices of either
