@@ -88,7 +88,8 @@ const weightsFile = /\.safetensors$/
 const PARTS = 64
 const PART_BYTES = 65_536
 
-function describeFiles(dir: string, files = modelFile): ModelFiles {
+/** Throws ERR_RAPO_IO. */
+export function describeFiles(dir: string, files = modelFile): ModelFiles {
   const hash = createHash('sha256')
   ioGuard(`cannot read the model ${dir}`, () => {
     for (const name of readdirSync(dir)

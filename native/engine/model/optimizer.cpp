@@ -18,7 +18,7 @@ Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const Po
       seed_(options.seed),
       master_(std::move(master)),
       weights_(std::move(weights)),
-      m_(at::zeros_like(master_, scalar_type(options.state_dtype))),
+      m_(at::zeros_like(master_, ops::scalar_type(options.state_dtype))),
       v_(at::zeros_like(m_)) {
   for (const FlatLayout::Entry& entry : layout.entries()) {
     ranges_.push_back({entry.offset, entry.size, entry.is_matrix()});

@@ -29,12 +29,20 @@ double sum_squares(const float* x, i64 n) {
   return total;
 }
 
-void to_bf16(const float* x, BFloat16* y, i64 n) {
+template <class T>
+void round(const float* x, T* y, i64 n) {
   for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
 }
 
-void from_bf16(const BFloat16* x, float* y, i64 n) {
+template <class T>
+void widen(const T* x, float* y, i64 n) {
   for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
+}
+
+template <class T>
+void fill(Ops<T>& ops) {
+  ops.round = &round<T>;
+  ops.widen = &widen<T>;
 }
 
 }  // namespace
@@ -42,8 +50,7 @@ void from_bf16(const BFloat16* x, float* y, i64 n) {
 void fill_adamw(Table& table) {
   table.adamw = &adamw;
   table.sum_squares = &sum_squares;
-  table.to_bf16 = &to_bf16;
-  table.from_bf16 = &from_bf16;
+  table.each([](auto& ops) { fill(ops); });
 }
 
 }  // namespace RAPO_ISA

@@ -68,8 +68,8 @@ void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const Ad
              *square = data<loops::BFloat16>(buffers.square) + at;
         float *wide_mean = scratch(2 * kRoundedAtOnce), *wide_square = wide_mean + kRoundedAtOnce;
         const loops::Table& table = loops::table();
-        table.from_bf16(mean, wide_mean, n);
-        table.from_bf16(square, wide_square, n);
+        table.bf16.widen(mean, wide_mean, n);
+        table.bf16.widen(square, wide_square, n);
         table.adamw(master + at, grad + at, wide_mean, wide_square, n, s);
         const std::int64_t first = at - range.offset;
         table.round_randomly(wide_mean, mean, n, step.rounding_key, 2 * r, first);
@@ -81,9 +81,12 @@ void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const Ad
 
 void round_weights(const at::Tensor& master, at::Tensor& weights) {
   const auto* from = data<float>(master);
-  auto* to = data<loops::BFloat16>(weights);
-  for_blocks(0, master.numel(), [&](std::int64_t begin, std::int64_t end) {
-    loops::table().to_bf16(from + begin, to + begin, end - begin);
+  by_dtype(weights, [&](auto tag) {
+    using T = decltype(tag);
+    auto* to = data<T>(weights);
+    for_blocks(0, master.numel(), [&](std::int64_t begin, std::int64_t end) {
+      loops::table().ops<T>().round(from + begin, to + begin, end - begin);
+    });
   });
 }
 
