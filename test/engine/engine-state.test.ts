@@ -4,7 +4,7 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { saveGradients } from '../../lib/model/engine.js'
-import type { MicroBatch, Policy } from '../../lib/model/policy.js'
+import type { LoadOptions, MicroBatch, Policy } from '../../lib/model/policy.js'
 import {
   loadPolicy,
   newDir,
@@ -22,9 +22,11 @@ import {
 const dir = await newModel({ hidden_size: 64, intermediate_size: 96 })
 const adamw = { beta1: 0.9, beta2: 0.999, eps: 1e-6, weightDecay: 0.1 }
 const learningRate = 1e-3
-const options = {
-  ...{ dtype: 'bfloat16', stateDtype: 'bfloat16', referenceDir: dir, seed: 11, adamw, maxGradNorm: 1e9 },
-} as const
+const options: LoadOptions = {
+  ...{ referenceDir: dir, seed: 11, adamw, maxGradNorm: 1e9 },
+  dtype: 'bfloat16',
+  stateDtype: 'bfloat16',
+}
 
 async function batchOf(policy: Policy, seed = 1): Promise<MicroBatch> {
   return trainingBatch(prompts, await policy.generate(prompts, { ...sampling, n: 8, seed }), 8)

@@ -84,12 +84,13 @@ const withAdapter = await Promise.all(
   [true, false].map(mergeAdapter => loadPolicy(adapterBase, { trainable: false, adapterDir, mergeAdapter })),
 )
 
-for (const [what, policy] of [
+for (const [what, model] of [
   ['a model', policy],
   ['a merged adapter', withAdapter[0]!],
   ['an adapter', withAdapter[1]!],
-] as const)
-  test(`turns of ${what}: what is kept changes no token, and is not computed again`, () => keepsTurns(policy))
+] as const) {
+  test(`turns of ${what}: what is kept changes no token, and is not computed again`, () => keepsTurns(model))
+}
 
 async function keepsTurns(policy: Policy): Promise<void> {
   for (const changes of [{}, { temperature: 0 }, { maxBatch: 2 }]) {
