@@ -17,7 +17,7 @@ import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
 import { figure2 } from '../theory/theory.js'
-import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
+import { type Checkpoint, readBestCheckpoint, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { PeerError } from '../world/peer-error.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
@@ -171,9 +171,13 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     printLine(
       `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
-    const best = readBest(output)
-    if (best !== undefined)
-      printLine(`the best evaluation was that after step ${best}: ${checkpointDir(output, best)}`)
+    const best = readBestCheckpoint(output)
+    if (best) {
+      const command = `${invocation()} eval --model ${quote(output)} --best`
+      printLine(
+        `the best evaluation was that after step ${best.trainer.step}: ${best.dir}; to measure it: ${command}`,
+      )
+    }
   }
 }
 
@@ -201,6 +205,16 @@ function newestOf(run: string) {
   }
 }
 
+/** Of --model, where that is a run: its newest checkpoint, or with --best its best. Throws ERR_RAPO_CONFIG where there is no best. */
+function checkpointOf({ model, best }: { model: string; best?: boolean }): Checkpoint | undefined {
+  const checkpoint = best ? readBestCheckpoint(model) : readLatestCheckpoint(model)
+  if (checkpoint || !best) return checkpoint
+  const why = readLatestCheckpoint(model)
+    ? 'has no best checkpoint: run.keepBest keeps one, in a run with eval.every'
+    : 'is no run with checkpoints'
+  throw new RapoError('ERR_RAPO_CONFIG', `--best: ${model} ${why}`)
+}
+
 /** Runs what a signal ends at once: nothing is to be finished, and what is done already is kept. */
 async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const stopping = listenForStop(() => {}, { isForked, grace: 0, last: 1_000 })
@@ -216,6 +230,7 @@ async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promi
 
 interface EvalValues {
   readonly model: string
+  readonly best?: boolean
   readonly config?: string
   readonly n?: string
   readonly name?: string
@@ -226,7 +241,7 @@ interface EvalValues {
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
   const { model: given, n } = values
-  const checkpoint = readLatestCheckpoint(given)
+  const checkpoint = checkpointOf(values)
   const isRun = checkpoint !== undefined
   const overrides: Values = {
     ...overridesOf(values),
@@ -245,7 +260,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const measuring = untilStopped(async signal =>
     evaluate(config, {
       dir: checkpoint?.dir ?? (await fetchModel(given)),
-      model: given,
+      model: values.best ? checkpoint!.dir : given,
       name,
       output,
       restart: values.restart ?? false,
@@ -303,6 +318,7 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
 
 interface InferValues {
   readonly model: string
+  readonly best?: boolean
   readonly config?: string
   readonly input?: string
   readonly output?: string
@@ -363,7 +379,7 @@ async function withProgress(
   label: string,
   unit: string,
   { model, data, run }: Config,
-  { input, output }: InferValues,
+  { input, output, best = false }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
   let progress: Progress | undefined
@@ -383,7 +399,7 @@ async function withProgress(
   })
   const { dtype, threads } = { ...model, ...run }
   const working = untilStopped(async signal => {
-    const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
+    const dir = checkpointOf({ model: model.dir, best })?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
     await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
   })
@@ -392,13 +408,14 @@ async function withProgress(
 
 interface MergeValues {
   readonly model: string
+  readonly best?: boolean
   readonly output: string
   readonly dtype?: ModelDType
 }
 
-export async function runMerge({ model: given, output, dtype }: MergeValues): Promise<void> {
+export async function runMerge({ model, best = false, output, dtype }: MergeValues): Promise<void> {
   const { mergeAdapter } = await import('./merge.js')
-  const adapter = readLatestCheckpoint(given)?.dir ?? given
+  const adapter = checkpointOf({ model, best })?.dir ?? model
   const download = downloadProgress()
   const { onProgress } = download
   const merging = untilStopped(signal =>
