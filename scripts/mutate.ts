@@ -4,20 +4,22 @@
  *
  *     --count 150      number of mistakes. --seed selects them; the selection stays the same while other lines change
  *     --seed 1
- *     --only lib/loss  only files whose path contains this text
- *     --asked 4        test files per mistake; lib: those that import its file, the nearest and quickest first. The kernels'
- *                      are always asked all.
+ *     --only lib/loss,lib/world  only files whose path contains one of these words
+ *     --asked 4        lib: test files per mistake, those that import its file, the nearest and quickest first. The kernels'
+ *                      are asked all, the engine's as listed below.
  *     --tests infer,eval  only the test files whose path contains one of these words, in place of those that would be asked
  *     --at lib/loss    of the selected mistakes, only those whose place contains this text, such as lib/loss/rows.ts:12
+ *     --jobs 1         mistakes that are judged at once
  *     --again          judges again the mistakes that survived before
  *     --results FILE   where verdicts are kept; build/mutate/results.jsonl if left out
  *     --list           lists the survivors and runs nothing
  *     --plan           lists the selected mistakes and runs nothing
  *     --build          kernels and engine: only builds the copy with all mistakes
  *
- * A mistake counts as found if a test fails, and the same test passes directly afterwards without the mistake. Mistakes that
- * change nothing are listed, with the reason, in scripts/equivalent-mutants.json; they are neither tried nor counted. Works on a
- * copy in build/mutate. Verdicts are kept at once, and an interrupted run goes on where it ended.
+ * A mistake counts as found if a test fails. In lib, and if the test took too long, the same test must then pass without the
+ * mistake. Mistakes that change nothing are listed, with the reason, in scripts/equivalent-mutants.json; they are neither tried
+ * nor counted. Works on a copy in build/mutate. Verdicts are kept at once, and an interrupted run goes on where it ended. A run
+ * takes hours: start it with nice.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -32,7 +34,6 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { constants, setPriority } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -59,6 +60,7 @@ const { values, positionals } = parseArgs({
     asked: { type: 'string', default: '4' },
     tests: { type: 'string' },
     at: { type: 'string', default: '' },
+    jobs: { type: 'string', default: '1' },
     again: { type: 'boolean', default: false },
     results: { type: 'string', default: path.join(home, 'results.jsonl') },
     list: { type: 'boolean', default: false },
@@ -67,6 +69,7 @@ const { values, positionals } = parseArgs({
   },
 })
 const ASKED = Number(values.asked)
+const JOBS = Number(values.jobs)
 const results = path.resolve(values.results)
 const part = positionals[0] as 'lib' | 'kernels' | 'engine'
 const parts = {
@@ -80,30 +83,40 @@ const parts = {
   },
   kernels: {
     count: 60,
-    isDrawn:
-      /^(native\/kernels|native\/simd\/exp|bindings\/(arrays|async|errors|executor|kernels|objective))/,
+    isDrawn: /^(native\/kernels|bindings\/(arrays|async|errors|executor|kernels|objective))/,
     isSpared: /cuda|select|x86/,
     tests: /^test\/(kernels\/|loss\/objective|cuda\/cuda-emulator)/,
   },
   engine: {
     count: 60,
-    isDrawn: /^(native\/engine|bindings\/engine)/,
-    isSpared: /cuda|device|select/,
-    tests: /^test\/(engine|model)\/(?!hub|engine-python|directory)|train\/memory/,
+    isDrawn: /^(native\/(engine|simd\/exp)|bindings\/engine)/,
+    isSpared: /cuda|device|select|_none/,
+    tests: /^test\/(engine|kernels|model|world)\/(?!hub|engine-python)|train\/(memory|ranks)/,
   },
 }
-/** The tests that cover the engine, by the beginning of a source file's path. */
-const engineTests: readonly (readonly [string, RegExp])[] = [
-  ['native/engine/files/', /engine-files|models|engine\.test|golden/],
-  ['native/engine/generate/', /engine-generate|engine-async|golden|reference|engine\.test/],
-  ['native/engine/model/memory', /memory|engine\.test|models/],
-  ['native/engine/ops/aten/', /engine-aten|golden/],
-  ['native/engine/ops/', /golden|isa|reference|product|engine\.test/],
-  ['', /golden|engine\.test|engine-files|engine-generate|models/],
+/** The operations of other devices, on the CPU: engine-isa.test.ts runs these files so. */
+const aten = ['golden', 'generate', 'aten', 'turns'].map(
+  name => `RAPO_TEST_BACKEND=aten test/engine/engine-${name}.test.ts`,
+)
+/** The tests that cover the engine, by the path of the source file, the likeliest to notice a mistake first. */
+const engineTests: readonly (readonly [RegExp, readonly string[]])[] = [
+  [/native\/simd\//, ['kernels.test', 'engine-golden', 'engine.test', 'kernels-golden']],
+  [/engine\/files\//, ['engine-files', 'models', 'engine-golden', 'engine.test']],
+  [/engine\/comm\//, ['world/world', 'train/ranks']],
+  [/ops\/aten\/|block_cache|sampler_aten/, [...aten, 'engine.test']],
+  [/engine\/generate\//, ['engine-generate', 'engine-turns', 'engine-golden', 'engine-async']],
+  [/model\/adapter/, ['engine-lora', 'engine-golden', 'engine.test']],
+  [/model\/memory/, ['train/memory', 'models', 'engine.test']],
+  [
+    /engine\/ops\//,
+    ['engine-golden', 'engine-generate', 'engine.test', 'engine-product', 'engine-reference'],
+  ],
+  [/./, ['engine-golden', 'engine.test', 'engine-files', 'engine-generate', 'engine-lora', 'models']],
 ]
 if (!(part in parts)) throw new Error('what is to be mutated: lib, kernels or engine')
 const { isDrawn, isSpared, tests, count } = parts[part]
 const words = values.tests?.split(',')
+const only = values.only.split(',')
 
 /** Where and what a mutant is, independent of line numbers: the line's text, and its place among equal ones in the file. */
 interface Name {
@@ -125,28 +138,35 @@ interface Result {
   /** The test file that failed; absent if the mistake survived. */
   readonly by?: string
 }
+/** One of those that run tests at the same time. */
+interface Job {
+  /** The copy of the checkout that it runs tests in. */
+  readonly tree: string
+  /** Its own, since its files are removed after each test. */
+  readonly temporary: string
+}
 interface Usual {
   /** Seconds of CPU, and seconds in all. */
   readonly cpu: number
   readonly wall: number
 }
 
-setPriority(constants.priority.PRIORITY_LOW)
 const drawn = draw()
 mkdirSync(path.dirname(results), { recursive: true })
 mkdirSync(home, { recursive: true })
+/** Tests that were, or are, measured in this run. */
+const measured = new Map<string, Promise<void>>()
 const known = new Map(readResults().map(result => [result.key, result]))
 if (values.plan) {
   for (const { place, name } of drawn) console.log(`${place}  ${name.what}  | ${name.line}`)
 } else if (values.list) summarize()
 else {
-  const tree = copyTree()
   const times = path.join(home, `usual-${part}.json`)
   const usual = new Map<string, Usual>(existsSync(times) ? JSON.parse(readFileSync(times, 'utf8')) : [])
   process.on('exit', () => writeFileSync(times, JSON.stringify([...usual])))
   for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1))
-  if (part === 'lib') await judgeLib(tree, usual)
-  else await judgeNative(tree, usual)
+  if (part === 'lib') await judgeLib(usual)
+  else await judgeNative(copyTree(part), usual)
   summarize()
 }
 
@@ -166,7 +186,7 @@ function draw(): Drawn[] {
       seen.set(`${line}\n${mutant.what}`, again + 1)
       const name = { file, line, what: mutant.what, ...(again > 0 && { nth: again }) }
       const key = hash(JSON.stringify(name))
-      if (reviewed.delete(key) || !file.includes(values.only)) continue
+      if (reviewed.delete(key) || !only.some(word => file.includes(word))) continue
       all.push({
         ...mutant,
         source,
@@ -234,8 +254,8 @@ function listFiles(): string[] {
  * Copies the files of this checkout. The copy for lib uses the built addons; the others build their own, which is quick if only
  * the files that changed are written.
  */
-function copyTree(): string {
-  const tree = path.join(home, part)
+function copyTree(to: string): string {
+  const tree = path.join(home, to)
   const files = listFiles()
   const written = new Set(part === 'lib' ? [] : drawn.map(mutant => mutant.name.file))
   for (const name of ['lib', 'test', 'native', 'bindings']) {
@@ -254,13 +274,16 @@ function copyTree(): string {
   return tree
 }
 
-/** Whether a test file passes within the limits, in seconds, and the seconds that it took. */
-async function runTest(tree: string, test: string, limit: Usual, env: Record<string, string> = {}) {
-  // Of its own: runs for two parts may go on at once.
-  const temporary = path.join(home, `tmp-${part}`)
+/**
+ * Whether a test file passes within the limits, in seconds, and the seconds that it took. Settings of the environment may stand
+ * before its path.
+ */
+async function runTest(job: Job, test: string, limit: Usual, env: Record<string, string> = {}) {
+  const { tree, temporary } = job
   mkdirSync(temporary, { recursive: true })
   const limits = `ulimit -t ${Math.ceil(limit.cpu)}; ulimit -d ${MEMORY * 2 ** 20}`
-  const command = `${limits}; "$0" --import tsx ${test}; code=$?; times >&2; exit $code`
+  const [file, ...settings] = test.split(' ').reverse()
+  const command = `${limits}; ${settings.join(' ')} "$0" --import tsx ${file}; code=$?; times >&2; exit $code`
   const begin = performance.now()
   const child = spawn('bash', ['-c', command, process.execPath], {
     cwd: tree,
@@ -281,7 +304,11 @@ async function runTest(tree: string, test: string, limit: Usual, env: Record<str
       if (text.includes('✘')) kill()
     })
   }
-  const timer = setTimeout(kill, limit.wall * 1000)
+  let isLate = false
+  const timer = setTimeout(() => {
+    isLate = true
+    kill()
+  }, limit.wall * 1000)
   const code = await new Promise(resolve => child.on('close', resolve))
   clearTimeout(timer)
   kill()
@@ -290,26 +317,47 @@ async function runTest(tree: string, test: string, limit: Usual, env: Record<str
   }
   const [, minutes, seconds, more, rest] = /\n(\d+)m([\d.]+)s (\d+)m([\d.]+)s\s*$/.exec(output) ?? []
   const cpu = Number(minutes) * 60 + Number(seconds) + Number(more) * 60 + Number(rest)
-  return { passed: code === 0, taken: { cpu, wall: (performance.now() - begin) / 1000 }, output }
+  return { passed: code === 0, isLate, taken: { cpu, wall: (performance.now() - begin) / 1000 }, output }
 }
 
 /** How long each test takes without a mistake. A test that fails by itself is left out. */
 async function measure(
-  tree: string,
+  job: Job,
   asked: readonly string[],
   usual: Map<string, Usual>,
   env: Record<string, string> = {},
 ): Promise<void> {
   for (const test of asked.filter(test => !usual.has(test))) {
-    const { passed, taken, output } = await runTest(tree, test, { cpu: 3600, wall: 3600 }, env)
-    if (passed) usual.set(test, taken)
-    else console.log(`${test} fails by itself and is not asked:\n${output.slice(-1500)}`)
+    if (!measured.has(test)) {
+      const run = runTest(job, test, { cpu: 3600, wall: 3600 }, env)
+      measured.set(
+        test,
+        run.then(({ passed, taken, output }) => {
+          if (passed) usual.set(test, taken)
+          else console.log(`${test} fails by itself and is not asked:\n${output.slice(-1500)}`)
+        }),
+      )
+    }
+    await measured.get(test)
   }
+}
+
+/** Several at a time, each with the next of the mistakes that are not judged yet. */
+async function judgeAll(
+  trees: readonly string[],
+  judgeOne: (mutant: Drawn, job: Job) => Promise<void>,
+): Promise<void> {
+  const waiting = drawn.filter(isOpen)
+  const work = async (tree: string, number: number) => {
+    const job = { tree, temporary: path.join(home, `tmp-${part}-${number}`) }
+    for (let next = waiting.shift(); next; next = waiting.shift()) await judgeOne(next, job)
+  }
+  await Promise.all(trees.map(work))
 }
 
 /** Runs the tests with the mistake until one fails. `mutation` puts the mistake in, and returns how it is taken out. */
 async function judge(
-  tree: string,
+  job: Job,
   mutant: Drawn,
   asked: readonly string[],
   usual: Map<string, Usual>,
@@ -322,18 +370,19 @@ async function judge(
   for (const test of answering) {
     const { cpu, wall } = usual.get(test)!
     const limit = { cpu: SLACK.cpu + 10 * cpu, wall: SLACK.wall + 10 * wall }
-    const passes = async (mistaken: boolean) => {
+    const run = async (mistaken: boolean) => {
       const put = mistaken ? mutation() : {}
       try {
-        return (await runTest(tree, test, limit, { ...env, ...put.env })).passed
+        return await runTest(job, test, limit, { ...env, ...put.env })
       } finally {
         put.undo?.()
       }
     }
     for (let tries = 0; tries < TRIES && !by; tries++) {
-      if (await passes(true)) break
+      const { passed, isLate } = await run(true)
+      if (passed) break
       // The machine may be too busy for the test, or the test may fail now and then.
-      if (await passes(false)) by = test
+      if ((part !== 'lib' && !isLate) || (await run(false)).passed) by = test
       else console.log(`${test} failed without the mistake, too`)
     }
     if (by) break
@@ -350,20 +399,22 @@ function isOpen({ key, place }: Drawn): boolean {
   return place.includes(values.at) && (!known.has(key) || (values.again && !known.get(key)!.by))
 }
 
-async function judgeLib(tree: string, usual: Map<string, Usual>): Promise<void> {
-  const covering = coverage(tree, usual)
-  for (const mutant of drawn.filter(isOpen)) {
-    const asked = words ? listTests(tree) : covering(mutant)
-    await measure(tree, asked, usual)
-    const place = path.join(tree, mutant.name.file)
+async function judgeLib(usual: Map<string, Usual>): Promise<void> {
+  const trees = Array.from({ length: JOBS }, (_, i) => copyTree(`${part}-${i}`))
+  const covering = coverage(trees[0]!, usual)
+  const listed = new Map(drawn.map(mutant => [mutant, words ? listTests(trees[0]!) : covering(mutant)]))
+  await judgeAll(trees, async (mutant, job) => {
+    const asked = listed.get(mutant)!
+    await measure(job, asked, usual)
+    const place = path.join(job.tree, mutant.name.file)
     const source = readFileSync(place, 'utf8')
     if (source !== mutant.source) throw new Error(`${mutant.name.file} was changed meanwhile: start again`)
     const undo = () => writeFileSync(place, source)
-    await judge(tree, mutant, asked, usual, {}, () => {
+    await judge(job, mutant, asked, usual, {}, () => {
       writeFileSync(place, source.slice(0, mutant.start) + mutant.text + source.slice(mutant.end))
       return { undo }
     })
-  }
+  })
 }
 
 /**
@@ -464,8 +515,12 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
       if (!existsSync(place) || readFileSync(place, 'utf8') !== source) writeFileSync(place, source)
     }
   }
-  // Some mistakes give warnings, which would be errors for the CUDA emulator.
-  const env = { RAPO_CACHE: path.join(home, `cache-${part}`), CXXFLAGS: '-w' }
+  const env = {
+    RAPO_CACHE: path.join(home, `cache-${part}`),
+    // Some mistakes give warnings, which would be errors for the CUDA emulator.
+    CXXFLAGS: '-w',
+    RAPO_TEST_SMALL: '1',
+  }
   mkdirSync(env.RAPO_CACHE, { recursive: true })
   for (const name of existsSync(cacheDir()) ? readdirSync(cacheDir()) : []) {
     const link = path.join(env.RAPO_CACHE, name)
@@ -498,21 +553,21 @@ static inline bool rapo_mutant(int id) { return rapo_chosen == id; }
   }
   console.log(`${chosen().length} mistakes in one build, ${wrong.size} did not compile`)
   if (values.build) return
-  const asked = listTests(tree)
-  await measure(tree, asked, usual, env)
-  asked.sort((a, b) => (usual.get(a)?.wall ?? 0) - (usual.get(b)?.wall ?? 0))
-  for (const mutant of chosen().filter(isOpen)) {
-    const few = part === 'engine' && !words ? asked.filter(isNear(mutant.name.file)).slice(0, ASKED) : asked
-    await judge(tree, mutant, few, usual, env, () => ({
+  const files = listTests(tree)
+  await judgeAll(Array<string>(JOBS).fill(tree), async (mutant, job) => {
+    if (wrong.has(mutant.key)) return
+    const asked = part === 'engine' && !words ? engineTestsOf(mutant.name.file, files) : [...files]
+    await measure(job, asked, usual, env)
+    if (part === 'kernels') asked.sort((a, b) => (usual.get(a)?.wall ?? 0) - (usual.get(b)?.wall ?? 0))
+    await judge(job, mutant, asked, usual, env, () => ({
       env: { RAPO_MUTANT: String(numberOf(mutant.key)) },
     }))
-  }
+  })
 }
 
-/** Whether a test file of the engine covers a source file. */
-function isNear(file: string): (test: string) => boolean {
-  const [, near] = engineTests.find(([place]) => file.startsWith(place))!
-  return test => near.test(test)
+function engineTestsOf(source: string, files: readonly string[]): string[] {
+  const [, names] = engineTests.find(([place]) => place.test(source))!
+  return names.flatMap(name => (name.includes(' ') ? name : files.filter(file => file.includes(name))))
 }
 
 /** What RAPO_MUTANT is for a mistake: the same number whatever else is selected. */

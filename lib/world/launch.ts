@@ -13,14 +13,10 @@ export interface LaunchOptions {
   readonly world?: Readonly<Record<string, string>>
   /** Told of the first process that failed, once. */
   readonly onFailure?: (message: string) => void
-  /** Aborting passes SIGTERM on. */
-  readonly signal?: AbortSignal
   /** Where the output of the processes goes; default: to this process's own. */
   readonly onOutput?: (rank: number, stream: 'stdout' | 'stderr', text: string) => void
   /** Milliseconds; only tests change them. After a failure the others end by themselves, are asked to, are killed. */
   readonly patience?: { readonly ask: number; readonly kill: number }
-  /** Told of each process that was started. */
-  readonly onStart?: (rank: number, child: ChildProcess) => void
 }
 
 /**
@@ -28,7 +24,7 @@ export interface LaunchOptions {
  * the others are ended. Signals that this process gets are passed on. Returns the exit code of the first that failed, or 0.
  */
 export async function launchRanks(options: LaunchOptions): Promise<number> {
-  const { command, processes, env = process.env, onFailure, signal, onOutput, onStart } = options
+  const { command, processes, env = process.env, onFailure, onOutput } = options
   const { ask, kill } = options.patience ?? { ask: 5_000, kill: 30_000 }
   const shared = {
     ...{ WORLD_SIZE: `${processes}`, LOCAL_WORLD_SIZE: `${processes}` },
@@ -57,8 +53,6 @@ export async function launchRanks(options: LaunchOptions): Promise<number> {
     isStopping = true
     sendAll(name)
   }
-  const onAbort = () => pass('SIGTERM')
-  signal?.addEventListener('abort', onAbort)
   for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, pass)
   try {
     const all = Array.from({ length: processes }, (_, rank) => {
@@ -70,7 +64,6 @@ export async function launchRanks(options: LaunchOptions): Promise<number> {
       for (const stream of ['stdout', 'stderr'] as const) {
         child[stream]?.setEncoding('utf8').on('data', (text: string) => onOutput?.(rank, stream, text))
       }
-      onStart?.(rank, child)
       return new Promise<void>((resolve, reject) => {
         child.once('error', cause => {
           children.delete(rank)
@@ -87,6 +80,5 @@ export async function launchRanks(options: LaunchOptions): Promise<number> {
   } finally {
     for (const timer of timers) clearTimeout(timer)
     for (const name of ['SIGINT', 'SIGTERM'] as const) process.off(name, pass)
-    signal?.removeEventListener('abort', onAbort)
   }
 }

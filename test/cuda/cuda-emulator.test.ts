@@ -59,7 +59,7 @@ const large: [LogitsDType, Penalty, number][] = [
   ['bfloat16', 'reverse-k3', 151936],
   ['float16', 'none', 40005],
 ]
-// npm run test:gpu runs this file under compute-sanitizer, too, which is slow.
+// npm run test:gpu runs this file under compute-sanitizer, too, which is slow; npm run mutate runs it many times.
 const smallAlone = process.env.RAPO_TEST_SMALL === '1'
 for (const [dtype, penalty, V] of smallAlone ? [] : large) {
   test(`${dtype}: V = ${V}, ${penalty}`, () => {
@@ -636,7 +636,7 @@ const breakages: [string, string, string, RegExp][] = [
   ],
 ]
 // cuda-cluster.test.ts, which imports this file, need not see that again.
-if (emulated && !process.env.RAPO_CUDA_EMULATOR_L2) {
+if (emulated && !smallAlone && !process.env.RAPO_CUDA_EMULATOR_L2) {
   test('the emulator notices kernels that are broken', async () => {
     const outcomes = breakages.map(async ([name, from, to, message], i) => {
       const library = await buildBroken(`cuda-broken-${i}`, from, to)

@@ -470,6 +470,37 @@ test('config.json: what is unsupported or malformed is named with its value', as
   )
 })
 
+/** Philox4x32-10 of Salmon et al. (2011), by its definition: the first two words. */
+function philox(key: number, index: number): [number, number] {
+  const multiply = (a: number, b: number) => {
+    const product = BigInt(a) * BigInt(b)
+    return [Number(product >> 32n), Number(product & 0xffffffffn)] as const
+  }
+  let [a, b, c, d] = [index, 0, 0, 0]
+  let [k0, k1] = [key, 0]
+  for (let round = 0; round < 10; round++) {
+    const [high0, low0] = multiply(0xd2511f53, a)
+    const [high1, low1] = multiply(0xcd9e8d57, c)
+    ;[a, b, c, d] = [(high1 ^ b ^ k0) >>> 0, low1, (high0 ^ d ^ k1) >>> 0, low0]
+    ;[k0, k1] = [(k0 + 0x9e3779b9) >>> 0, (k1 + 0xbb67ae85) >>> 0]
+  }
+  return [a, b]
+}
+
+test('a new model: normal weights by Box and Muller from Philox, to the last bit but one', async () => {
+  const words = 1000
+  const fresh = readSafetensors(path.join(await newModel({ vocab_size: words }, 3), weights))
+  const { values } = fresh.get('model.embed_tokens.weight')!
+  assert.is(values.length, words * tinyConfig.hidden_size)
+  values.forEach((value, i) => {
+    const [a, b] = philox(3, i)
+    const radius = Math.sqrt(-2 * Math.log((a + 0.5) / 2 ** 32))
+    const expected = tinyConfig.initializer_range * radius * Math.cos((2 * Math.PI * b) / 2 ** 32)
+    assert.ok(Math.abs(value - expected) <= 2 ** -23 * Math.abs(expected), `weight ${i}`)
+  })
+  assert.ok(fresh.get('model.norm.weight')!.values.every(value => value === 1))
+})
+
 test('state: a file of another model or none is refused and changes nothing', async () => {
   const policy = await loadPolicy(dir)
   const out = newDir()

@@ -258,6 +258,15 @@ test('a vocabulary of thousands is sampled as the log-probs say', async () => {
     tokenIds: Int32Array.from({ length: words }, (_, i) => i),
   }
   const { logprobs } = await large.logprobs(one, every, 1)
+  // Top-p keeps more words than the sampler sorts at first, and among the sampled ones none behind its limit.
+  const wide = { ...sampling, n, maxNewTokens: 1, temperature: 2, topP: 0.9 }
+  const { tokens } = await large.generate(one, wide)
+  const flatter = (await large.logprobs(one, every, 2)).logprobs
+  const order = [...flatter.keys()].sort((a, b) => flatter[b]! - flatter[a]!)
+  const last = Math.max(...tokens.tokenIds.map(id => order.indexOf(id)))
+  const before = order.slice(0, last).reduce((sum, id) => sum + Math.exp(flatter[id]!), 0)
+  assert.ok(last > 1024, `the rank of the last word is ${last}`)
+  assert.ok(before < 0.9 + 1e-4, `the words before the last one have ${before}`)
   await large.dispose()
   // Neighbouring words share a cell until it expects 40 samples.
   let chiSquare = 0

@@ -555,6 +555,7 @@ test('bad arguments name the field, the value and the range', async () => {
     [() => generate({ stopTokenIds: [2 ** 31] }), /stopTokenIds is 2147483648/],
     [() => generate({ temperature: 1e6 + 0.5 }), /temperature is 1000000.5/],
     [() => generate({ topp: 1 }), /sampling has no field topp/],
+    [() => policy.generate(pack([[], [1]]), sampling), /prompts\[0\] must hold at least one token/],
     [() => policy.generate(pack([[1], []]), sampling), /prompts\[1\] must hold at least one token/],
     [() => policy.generate(pack([[1, 24]]), sampling), /prompts.tokenIds\[1\] is 24, the vocabulary has 24/],
     [() => policy.generate(pack([[-1]]), sampling), /prompts.tokenIds\[0\] is -1/],

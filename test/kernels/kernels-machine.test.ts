@@ -1,5 +1,6 @@
 /** The kernels and the machine: which instruction sets there are, how much memory a call takes. */
 import { execFile } from 'node:child_process'
+import { readdirSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { test } from 'uvu'
@@ -28,6 +29,19 @@ test('the instruction sets are those of the machine, fastest first, and each can
   assert.is(kernelsInfo().isa, process.env.RAPO_KERNELS_ISA || isas[0])
 })
 
+const onLinux = process.platform === 'linux' ? test : test.skip
+onLinux('a call starts as many threads as it may use, and later calls use the same', () => {
+  const threads = () => readdirSync('/proc/self/task').length
+  const { batch } = makeCase(5001, 32, 'float32', rapo(), 5)
+  const before = threads()
+  for (const n of [1, 3, 3]) {
+    setKernelThreads(n)
+    policyLoss(batch, rapo())
+    assert.is(threads() - before, n - 1)
+  }
+  setKernelThreads(0)
+})
+
 test('each instruction set gives the same bits for any number of threads', () => {
   for (const penalty of penalties) {
     const objective = rapo({ penalty, klCoef: penalty === 'none' ? 0 : 0.3 })
@@ -51,7 +65,6 @@ async function extraMemory(...args: string[]): Promise<number> {
   return JSON.parse(stdout).percent
 }
 
-const onLinux = process.platform === 'linux' ? test : test.skip
 onLinux('a call takes at most 1 % of the memory of its logits on top', async () => {
   for (const args of [
     ['float32', '128', '151936', 'forward'],

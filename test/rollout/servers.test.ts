@@ -410,6 +410,15 @@ for (const kind of kinds) {
   })
 }
 
+test('vllm: a server that names other weights than those it was given is not used', () => {
+  const onRequest = (route: string) =>
+    route === '/weight_info' ? { status: 200, body: { weight_version: 'another' } } : undefined
+  return stage('vllm', [{ onRequest }], async ({ engine }) => {
+    const failure = await failureOf(engine.syncWeights(0))
+    assert.match(failure, /was given the weights \w+-v0 but holds another/)
+  })
+})
+
 test('vllm: a release without names for weights is checked by the canary after each batch', () => {
   const faults: Faults = { hasNoNames: true }
   return stage('vllm', [faults, {}], async ({ servers: [first, second], engine, policy }) => {

@@ -88,7 +88,7 @@ test('the bundled study, quick: trains and measures all, compares, keeps what is
   const file = 'configs/studies/countdown.yaml'
   const first = await start('--config', file, '--quick', '--output', output).done
   assert.is(first.code, 0, first.stderr)
-  assert.match(first.stdout, /^hard \(64 problems\)$/m)
+  assert.match(first.stdout, /^hard \(64 problems\)\npass@k +seeds +1\b/m)
   assert.match(first.stdout, /^minus GRPO-RKL, paired by seed and problem\nbase +2 .*\nRAPO +2 /m)
   const summary = JSON.parse(readFileSync(path.join(output, 'study.json'), 'utf8')) as StudySummary
   assert.equal(

@@ -58,6 +58,7 @@ for (const [what, changes, message] of [
   ['a rank beyond the world', { RANK: '8' }, /RANK is "8"; it must be a number < WORLD_SIZE, 8/],
   ['a size that is none', { WORLD_SIZE: '-2' }, /WORLD_SIZE is "-2"; it must be a whole number ≥ 1/],
   ['no address', { MASTER_ADDR: '' }, /torchrun started 8 processes, but .* MASTER_ADDR is not set/],
+  ['a port below the first', { MASTER_PORT: '0' }, /MASTER_PORT is "0"; it must be a whole number ≥ 1/],
   [
     'a port that is none',
     { MASTER_PORT: '70000' },
