@@ -149,7 +149,10 @@ test('a whole step is AdamW of the stored moments; each new moment is a neighbou
           const share = (stored - exact) / gap
           if (exact === 0) continue
           // 2^-16 of a gap is a float32 number's last bit.
-          assert.ok(Math.abs(share) < 1 + 2 ** -14 * (size / Math.abs(exact)), `${moment} of ${name} ${i}: ${stored}, ${exact}`)
+          assert.ok(
+            Math.abs(share) < 1 + 2 ** -14 * (size / Math.abs(exact)),
+            `${moment} of ${name} ${i}: ${stored}, ${exact}`,
+          )
           const up = exact / gap - Math.floor(exact / gap)
           rounding[moment].sum += share
           rounding[moment].variance += up * (1 - up)
