@@ -10,7 +10,7 @@ import { reasonOf } from '../lib/base/errors.js'
 import { moments } from '../lib/base/stats.js'
 import { parseConfig } from '../lib/config/load.js'
 import { grpo } from '../lib/loss/objective.js'
-import { packTokens, unpackCompletions } from '../lib/model/batch.js'
+import { type Completion, packTokens, unpackCompletions } from '../lib/model/batch.js'
 import { loadPolicy } from '../lib/model/engine.js'
 import type { PackedTokens, Policy } from '../lib/model/policy.js'
 import { loadTokenizer } from '../lib/model/tokenizer.js'
@@ -33,7 +33,7 @@ const [model, tied] = ['untied', 'tied'].map(name => path.join(dir, name)) as [s
 writePaddedModel(model)
 writePaddedModel(tied, { tied: true })
 const tokenizer = loadTokenizer(model)
-const lines = readFileSync(data, 'utf8').split('\n', 8)
+const lines = readFileSync(data, 'utf8').split('\n', 32)
 const texts = lines.map(line => JSON.parse(line).prompt as string)
 const prompts = packTokens(texts.map(text => tokenizer.encode(text)))
 const sampling = { n: 32, maxNewTokens: 16, temperature: 1, stopTokenIds: [1], seed: 7 }
@@ -56,24 +56,18 @@ function expect(isRight: boolean, what: string): void {
   if (!isRight) throw new Error(what)
 }
 
-const configOf = (dir: string, urls: string[], more: { readonly run?: object } = {}) =>
+const configOf = (dir: string, urls: string[], more: { readonly rollouts?: object } = {}) =>
   parseConfig({
     ...{ model: { dir }, data: { train: data }, task: { verifier: 'countdown' } },
     sampling: { promptsPerStep: 16, groupSize: 32, maxNewTokens: 16 },
     objective: { preset: 'rapo', klCoef: 0.02, entropyCoef: 0.003 },
     optimizer: { learningRate: 0.0003 },
-    rollouts: urls.length > 0 ? { engine: 'vllm', urls, timeoutSeconds: 600 } : {},
-    run: {
-      output: path.join(dir, '..', `run-${urls.length}`),
-      steps: 10,
-      saveEvery: 10,
-      threads: 1,
-      ...more.run,
-    },
+    rollouts: urls.length > 0 ? { engine: 'vllm', urls, timeoutSeconds: 600, ...more.rollouts } : {},
+    run: { output: path.join(dir, '..', `run-${urls.length}`), steps: 10, saveEvery: 10, threads: 1 },
   })
 
-const openOn = (url: string, policy: Policy, dir: string): RolloutEngine =>
-  openEngine(configOf(dir, [url]), {
+const openOn = (url: string, policy: Policy, dir: string, maxStaleness = 0): RolloutEngine =>
+  openEngine(configOf(dir, [url], { rollouts: { maxStaleness } }), {
     ...{ policy, modelDir: dir, stopTokenIds: sampling.stopTokenIds },
     prompts: texts.map(text => tokenizer.encode(text)),
   })
@@ -83,6 +77,17 @@ const open = (dir: string) => loadPolicy(dir, { referenceDir: dir })
 /** |log-prob of the engine − log-prob of the policy| of new completions. */
 async function differences(engine: Sampler, policy: Policy, temperature: number) {
   const completions = unpackCompletions(await engine.generate(prompts, { ...sampling, temperature }))
+  const own = await logprobsOf(policy, completions, temperature)
+  return summaryOf(completions.flatMap(({ logprobs }, i) => [...logprobs].map((x, t) => x - own[i]![t]!)))
+}
+
+function summaryOf(off: readonly number[]) {
+  const sizes = off.map(Math.abs)
+  return { mean: moments(sizes).mean, max: Math.max(...sizes), tokens: sizes.length }
+}
+
+/** Of completions in the order of the prompts. */
+async function logprobsOf(policy: Policy, completions: readonly Completion[], temperature: number) {
   const sequences = packTokens(completions.map(({ tokenIds }, i) => [...promptOf(i), ...tokenIds]))
   const rowPositions = completions.flatMap(({ tokenIds }, i) =>
     Array.from(tokenIds, (_, t) => sequences.offsets[i]! + promptOf(i).length + t - 1),
@@ -90,10 +95,8 @@ async function differences(engine: Sampler, policy: Policy, temperature: number)
   const tokenIds = completions.flatMap(completion => [...completion.tokenIds])
   const rows = { rowPositions: Int32Array.from(rowPositions), tokenIds: Int32Array.from(tokenIds) }
   const { logprobs } = await policy.logprobs(sequences, rows, temperature)
-  const off = completions
-    .flatMap(completion => [...completion.logprobs])
-    .map((x, i) => Math.abs(x - logprobs[i]!))
-  return { mean: moments(off).mean, max: Math.max(...off), tokens: off.length }
+  const { offsets } = packTokens(completions.map(({ tokenIds }) => [...tokenIds]))
+  return completions.map((_, i) => logprobs.subarray(offsets[i], offsets[i + 1]))
 }
 
 const promptOf = (completion: number): number[] => partOf(prompts, Math.floor(completion / sampling.n))
@@ -118,7 +121,7 @@ async function trainOnce(policy: Policy): Promise<void> {
     },
     grpo(),
   )
-  await policy.step(0.01)
+  await policy.step(0.001)
 }
 
 async function checkServer({ url }: Vllm): Promise<void> {
@@ -198,8 +201,43 @@ async function checkServer({ url }: Vllm): Promise<void> {
   } finally {
     await engine.close()
     await policy.dispose()
-    connection.close()
   }
+  await check('an update in flight', async () => {
+    const [old, policy] = [await open(model), await open(model)]
+    const engine = openOn(url, policy, model, 2)
+    try {
+      await engine.syncWeights(0)
+      await trainOnce(policy)
+      let isDone = false
+      const running = engine.generate(prompts, { ...sampling, temperature: 1 }).finally(() => {
+        isDone = true
+      })
+      await until(count => count > 100 || isDone)
+      const begin = performance.now()
+      await engine.syncWeights(1)
+      const seconds = (performance.now() - begin) / 1000
+      const sampled = await running
+      const completions = unpackCompletions(sampled)
+      const [by0, by1] = [await logprobsOf(old, completions, 1), await logprobsOf(policy, completions, 1)]
+      const versions = completions.map(({ tokenIds }, i) => {
+        const own = sampled.tokenVersions![i]
+        return own ?? Array<number>(tokenIds.length).fill(sampled.versions[i]!)
+      })
+      const off = completions.flatMap(({ logprobs }, i) =>
+        [...logprobs].map((x, t) => x - (versions[i]![t] === 0 ? by0 : by1)[i]![t]!),
+      )
+      const found = summaryOf(off)
+      const mixed = sampled.tokenVersions!.filter(own => own !== undefined).length
+      expect(mixed > 0, 'no completion was sampled by two versions')
+      expect(found.max < BOUND, shown(found))
+      const news = versions.flat().filter(version => version === 1).length
+      return `${mixed} of ${completions.length} completions were sampled by both versions, ${news} tokens by the new one; each token against the policy of its version: ${shown(found)}; updated in ${seconds.toFixed(2)} s`
+    } finally {
+      await engine.close()
+      await policy.dispose()
+      await old.dispose()
+    }
+  })
   await check('ten steps of RAPO, beside ten with local rollouts', async () => {
     const rewards = async (urls: string[]) => {
       const lines: StepMetrics[] = []
@@ -218,6 +256,7 @@ async function checkServer({ url }: Vllm): Promise<void> {
     const curve = (lines: StepMetrics[]) => lines.map(line => line.rewardMean.toFixed(3)).join(' ')
     return `reward ${curve(servers)} (local: ${curve(local)}), means ${off.toFixed(3)} apart, standard error ${error.toFixed(3)}; largest mismatchMean ${mismatch.toExponential(1)}`
   })
+  connection.close()
 }
 
 async function checkTied({ url }: Vllm): Promise<void> {

@@ -530,6 +530,36 @@ for (const [kind, faults] of [
   })
 }
 
+test('update in flight: a request that waits for room is sent when the update is done, with the new weights', () => {
+  const gate = { open: () => {} }
+  const opened = new Promise<undefined>(resolve => (gate.open = () => resolve(undefined)))
+  let isGated = false
+  const onRequest = async (route: string) => {
+    if (isGated && route === '/v1/completions') return opened
+    if (!isGated || route !== '/collective_rpc') return undefined
+    isGated = false
+    gate.open()
+    while (running() > 0) await new Promise(resolve => setImmediate(resolve))
+    return undefined
+  }
+  let running = () => 0
+  return stage(
+    'vllm',
+    [{ onRequest }],
+    async ({ servers: [server], engine, policy }) => {
+      await engine.syncWeights(0)
+      running = () => server!.running()
+      isGated = true
+      const sampled = engine.generate(prompts, sampling)
+      while (running() < 2) await new Promise(resolve => setImmediate(resolve))
+      await trainOnce(policy)
+      await engine.syncWeights(1)
+      assert.equal([...(await sampled).versions], [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    },
+    { isOverlapped: true, isInFlight: true, maxInFlight: 2 },
+  )
+})
+
 test('update in flight: tokens of weights that another gave are thrown away and sampled again', () => {
   const faults: Faults = { hasScaleOut: true }
   return stage(
