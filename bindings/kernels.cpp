@@ -16,6 +16,7 @@
 #include "errors.h"
 #include "kernels/cpu/select.h"
 #include "kernels/cuda/calls.h"
+#include "kernels/dtypes.h"
 #include "kernels/loss.h"
 #include "kernels/parallel.h"
 #include "kernels/row_vectors.h"
