@@ -224,7 +224,7 @@ test('sampling from merged weights: the same tokens in float32, the same roundin
 
 test('merged weights have, on average, updates that are far below the resolution of bfloat16', async () => {
   const wide = await newModel({
-    ...{ hidden_size: 256, intermediate_size: 256, initializer_range: 0.1, max_position_embeddings: 128 },
+    ...{ hidden_size: 256, intermediate_size: 256, initializer_range: 0.1, torch_dtype: 'bfloat16' },
   })
   // Of rank 1 and all of one sign: W + 1.5e-4, where most weights lie 2^-11 or 2^-10 from their neighbours.
   const policy = await loadPolicy(wide, { lora: { r: 1, loraAlpha: 1, targetModules: ['down_proj'] } })
@@ -246,26 +246,28 @@ test('merged weights have, on average, updates that are far below the resolution
   // are the same.
   const greedy = { ...sampling, temperature: 0, maxNewTokens: 1, stopTokenIds: [] }
   const many = pack(Array.from({ length: 576 }, (_, i) => [i % 24, Math.floor(i / 24), (i * i + 5) % 24]))
-  const logprobsOf = async (options: object) => {
-    const one = await loadPolicy(wide, { trainable: false, dtype: 'bfloat16', ...options })
+  const generated = async (seed: number) => {
+    const one = await loadPolicy(wide, { trainable: false, dtype: 'bfloat16', adapterDir, seed })
     const { tokens, logprobs } = await one.generate(many, greedy)
-    const rows = completionRows(many, { tokens } as Completions, 1)
     await one.dispose()
-    return { rows, logprobs }
+    return { rows: completionRows(many, { tokens } as Completions, 1), logprobs }
   }
-  const merged = await logprobsOf({ adapterDir })
-  const exactLogprobs = async (options: object) => {
+  const exactLogprobs = async (rows: ReturnType<typeof completionRows>, options: object) => {
     const one = await loadPolicy(wide, { trainable: false, ...options })
-    const { logprobs } = await one.logprobs(merged.rows.sequences, merged.rows, 1)
+    const { logprobs } = await one.logprobs(rows.sequences, rows, 1)
     await one.dispose()
     return logprobs
   }
-  const [without, withIt] = [await exactLogprobs({}), await exactLogprobs({ adapterDir })]
   let [product, square] = [0, 0]
-  for (const [i, x] of merged.logprobs.entries()) {
-    const effect = withIt[i]! - without[i]!
-    product += (x - without[i]!) * effect
-    square += effect * effect
+  for (let seed = 1; seed <= 8; seed++) {
+    const merged = await generated(seed)
+    const without = await exactLogprobs(merged.rows, {})
+    const withIt = await exactLogprobs(merged.rows, { adapterDir })
+    for (const [i, x] of merged.logprobs.entries()) {
+      const effect = withIt[i]! - without[i]!
+      product += (x - without[i]!) * effect
+      square += effect * effect
+    }
   }
   // Rounded to the nearest number, few weights would change.
   assert.ok(Math.abs(product / square - 1) < 0.35, `${product / square}`)
@@ -356,10 +358,11 @@ test('the reference may have an adapter that stays', async () => {
     const policy = await loadPolicy(someBase, { ...options, referenceAdapterDir: some })
     const batch = { ...(await batchOf(policy, 4)), refWeights: undefined as never }
     const k3 = { ...objective, penalty: 'reverse-k3' } as const
-    assert.is((await policy.accumulate(batch, k3)).klSum, 0)
+    // To the roundings of double sums.
+    assert.ok(Math.abs((await policy.accumulate(batch, k3)).klSum) < 1e-12)
     await policy.step(1e-2)
     const moved = await policy.accumulate(batch, k3)
-    assert.ok(moved.klSum > 0)
+    assert.ok(moved.klSum > 1e-6)
     // The same policy beside the same reference, loaded anew.
     const again = await loadPolicy(someBase, {
       ...options,

@@ -94,7 +94,7 @@ test('a run whose checkpoints do not fit is refused, with the parts; the line at
       error.message.includes(formatDisk(plan)) &&
       error.message.includes('run.saveOptimizer last'),
   )
-  assert.match(formatDisk(plan), /masters and moments \(float32\) +5.93 GB\n.* 6.92 GB\n.* 3\n/)
+  assert.match(formatDisk(plan), /masters and moments +5.93 GB\n.* 6.92 GB\n.* 3\n/)
   assert.is(
     describeDisk(plan, 3e10),
     'disk: a checkpoint has 6.92 GB, at most 3 at once: 20.75 GB of 30.00 GB free',
