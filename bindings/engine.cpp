@@ -135,6 +135,15 @@ LoraOptions lora_from(const Napi::Object& o) {
   return lora;
 }
 
+Shard shard_from(const std::string& name) {
+  for (const auto& [known, shard] : {std::pair<const char*, Shard>{"none", Shard::kNone},
+                                     {"optimizer", Shard::kOptimizer},
+                                     {"gradients", Shard::kGradients}}) {
+    if (name == known) return shard;
+  }
+  invalid("shard is \"" + name + "\", expected none, optimizer or gradients");
+}
+
 PolicyOptions options_from(const Napi::Object& o) {
   PolicyOptions options;
   options.dtype = dtype_from(string(o, "dtype"), "dtype");
@@ -156,6 +165,7 @@ PolicyOptions options_from(const Napi::Object& o) {
   options.head_rows = integer(o, "headRows");
   options.cache_bytes = integer(o, "cacheBytes");
   options.recompute = boolean(o, "recompute");
+  options.shard = shard_from(string(o, "shard"));
   return options;
 }
 
@@ -166,7 +176,7 @@ Napi::Value predict(const Napi::CallbackInfo& info) {
     const auto options = options_from(object_from(info[1], "options"));
     const auto s = object_from(info[2], "shape");
     const RunShape shape = {integer(s, "promptTokens"), integer(s, "maxNewTokens"), integer(s, "sequences"),
-                            integer(s, "maxBatch")};
+                            integer(s, "maxBatch"), integer(s, "processes")};
     return on_engine<MemoryPrediction>(
         info.Env(), std::make_shared<Control>(),
         [model, options, shape](Control&) { return predict_memory(model.config, options, shape); },
@@ -207,8 +217,11 @@ Napi::Value load(const Napi::CallbackInfo& info) {
           const auto width = static_cast<std::int64_t>(dtype_size(options.dtype));
           const std::int64_t copies = 1 + (options.reference.dir.empty() ? 0 : 1);
           // Gradients and two moments, and the masters of a model that is not float32.
+          const std::int64_t shards =
+              options.world && options.shard != Shard::kNone ? options.world->size() : 1;
           const auto moment = static_cast<std::int64_t>(dtype_size(options.state_dtype));
-          const std::int64_t training = options.trainable ? (width == 2 ? 8 : 4) + 2 * moment : 0;
+          const std::int64_t training =
+              options.trainable ? 4 + ((width == 2 ? 4 : 0) + 2 * moment) / shards : 0;
           const auto& sizes = handle->policy->info();
           const std::int64_t trained = options.lora.r > 0 ? sizes.adapter_parameters : sizes.parameters;
           handle->bytes = sizes.parameters * copies * width + trained * training;
@@ -376,7 +389,7 @@ Napi::Value sync_reference(const Napi::CallbackInfo& info) {
 Napi::Value zero_grad(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
-    return on_engine(info.Env(), [policy](Control&) { policy->zero_grad(); });
+    return on_engine(info.Env(), [policy](Control& control) { policy->zero_grad(control); });
   });
 }
 

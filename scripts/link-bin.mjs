@@ -1,5 +1,5 @@
-// Runs as npm's `prepare` script and makes `npx rapo` work in a clone: npm links the commands of dependencies, but not those of
-// the package itself.
+// Makes `npx rapo` work in a clone: npm links the commands of dependencies, but not those of the package itself. npm runs it as
+// the script `dependencies`, whenever it has changed node_modules; for `prepare`, whoever installs the tarball gets a warning.
 import { existsSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from './bootstrap.mjs'

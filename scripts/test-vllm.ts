@@ -70,6 +70,8 @@ const openOn = (url: string, policy: Policy, dir: string, maxStaleness = 0): Rol
   openEngine(configOf(dir, [url], { rollouts: { maxStaleness } }), {
     ...{ policy, modelDir: dir, stopTokenIds: sampling.stopTokenIds },
     prompts: texts.map(text => tokenizer.encode(text)),
+    // What becomes of a server is in the error, too.
+    onNotice: () => {},
   })
 
 const open = (dir: string) => loadPolicy(dir, { referenceDir: dir })

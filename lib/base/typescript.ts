@@ -39,9 +39,13 @@ export function sourceColumn(file: string, line: number, column: number): number
 /** Where a file is no valid code, as line and column from 1; undefined if the compiler finds nothing. */
 export async function syntaxFault(file: string): Promise<readonly [number, number] | undefined> {
   const compile = await compilerFor(file)
-  // jiti writes the fault into the code, which throws it.
-  const [, fault] = /^exports\.__JITI_ERROR__ = (.*)$/m.exec(compile(file)) ?? []
-  if (fault === undefined) return undefined
-  const { line, column } = JSON.parse(fault)
-  return [line, column + 1]
+  try {
+    // jiti writes the fault into the code, which throws it.
+    const [, fault] = /^exports\.__JITI_ERROR__ = (.*)$/m.exec(compile(file)) ?? []
+    if (fault === undefined) return undefined
+    const { line, column } = JSON.parse(fault)
+    return [line, column + 1]
+  } catch {
+    return undefined // another version of jiti reports the fault in another way
+  }
 }

@@ -210,6 +210,7 @@ export function createCli(): Command {
     .description('show what rapo found on this machine, and why not what it did not')
     .option('--json', 'as one JSON object')
     .option('-c, --config <file>', 'of a run: predict its memory and disk too, and ask its servers')
+    .option('--processes <count>', 'with --config: the memory of each of so many processes', wholeNumber(1))
     .action(async values => (await import('./commands.js')).runDoctor(values))
 
   cli

@@ -467,15 +467,27 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
   }).finally(() => progress?.stop())
 }
 
-export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
+interface DoctorValues {
+  readonly json?: boolean
+  readonly config?: string
+  readonly processes?: number
+}
+
+export async function runDoctor({ json, config, processes = 1 }: DoctorValues): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
   const { formatPlan, isPossible, planConfig } = await import('./plan.js')
   const report = await doctor()
   const download = downloadProgress()
   let plan: Plan | undefined
+  /** Processes that share this machine's memory. */
+  let sharing = 1
   let failure: unknown
   try {
-    if (config !== undefined) plan = await planConfig(loadConfig(config), download)
+    if (config !== undefined) {
+      const loaded = loadConfig(config)
+      if (loaded.model.device === 'cpu') sharing = processes
+      plan = await planConfig(loaded, { ...download, processes })
+    }
   } catch (error) {
     // What was found on the machine is told all the same.
     failure = error
@@ -488,7 +500,8 @@ export async function runDoctor({ json, config }: { json?: boolean; config?: str
     printLine(formatDoctor(report))
     if (plan) printLine(`\n${formatPlan(plan, config!)}`)
   }
-  if (!report.ok || !(plan === undefined || isPossible(plan, report.memory.available))) process.exitCode = 1
+  const available = report.memory.available / sharing
+  if (!report.ok || !(plan === undefined || isPossible(plan, available))) process.exitCode = 1
   if (failure !== undefined) throw failure
 }
 

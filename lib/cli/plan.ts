@@ -18,6 +18,9 @@ import { type DiskPlan, formatDisk, freeDisk, planDisk } from '../train/disk.js'
 import { formatMemory, type MemoryPlan, planRun } from '../train/memory.js'
 
 export interface Plan {
+  /** Processes of the run. */
+  readonly processes: number
+  /** The memory of each process. */
   readonly run: MemoryPlan
   readonly disk: DiskPlan
   /** Bytes that are free where the run goes; absent where nothing says so. */
@@ -33,12 +36,14 @@ export interface PlanOptions {
   readonly onProgress?: HubOptions['onProgress']
   /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy | undefined
+  /** Default 1. */
+  readonly processes?: number
 }
 
 /** Loads the model only where there are servers, to compare their log-probs. Throws RapoError. */
 export async function planConfig(
   config: Config,
-  { onProgress, loadPolicy }: PlanOptions = {},
+  { onProgress, loadPolicy, processes = 1 }: PlanOptions = {},
 ): Promise<Plan> {
   const { model, data: section, task, sampling } = config
   requireField('data.train', section.train, 'the problem file to train on')
@@ -52,12 +57,12 @@ export async function planConfig(
   const template = templateFor(problems, section, modelDir)
   const { maxNewTokens } = sampling
   const prompts = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
-  const run = await planRun(config, { modelDir, referenceDir }, prompts)
+  const run = await planRun(config, { modelDir, referenceDir }, prompts, [], processes)
   const free = await freeDisk(config.run.output || 'runs')
   const parts = { text: knownText(prompts[0]!.problem.prompt, tokenizer), prompts }
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   return {
-    ...{ run, disk: planDisk(config, run) },
+    ...{ processes, run, disk: planDisk(config, run) },
     ...(free !== undefined && { freeDisk: free }),
     ...(config.rollouts.urls.length > 0 &&
       (await survey(config, modelDir, { ...parts, stopTokenIds }, loadPolicy))),
@@ -91,16 +96,18 @@ async function survey(
   }
 }
 
-/** @param available bytes of memory */
+/** @param available bytes of memory, for a process */
 export function isPossible({ run, disk, freeDisk = Infinity, servers = [] }: Plan, available: number) {
   return run.peak <= available && disk.peak <= freeDisk && servers.every(({ problems }) => !problems.length)
 }
 
 /** As lines for people. */
-export function formatPlan({ run, disk, freeDisk, servers, notCompared }: Plan, file: string): string {
+export function formatPlan(plan: Plan, file: string): string {
+  const { processes, run, disk, freeDisk, servers, notCompared } = plan
+  const who = processes === 1 ? '' : ` in each of ${processes} processes`
   const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
   const parts = [
-    `memory that ${file} will need\n${formatMemory(run)}`,
+    `memory that ${file} will need${who}\n${formatMemory(run)}`,
     `disk that its checkpoints will need${free}\n${formatDisk(disk)}`,
     ...(servers ? [`its servers\n${formatServers(servers)}`] : []),
     ...(notCompared === undefined ? [] : [`log-probs were not compared: ${notCompared}`]),

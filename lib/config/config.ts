@@ -126,6 +126,12 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
   if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
+  if (optimizer.stateDtype !== 'float32' && config.distributed.shard !== 'none') {
+    faults.push([
+      'optimizer.stateDtype',
+      `is ${optimizer.stateDtype}; it must be float32 with distributed.shard ${config.distributed.shard}`,
+    ])
+  }
   faults.push(...loraFaults(config))
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
@@ -181,14 +187,22 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   return faults
 }
 
-function loraFaults({ lora: given, model }: Config): [string, string][] {
+function loraFaults({ lora: given, model, distributed }: Config): [string, string][] {
   const defaults = lora.parse({})
   if (given.r > 0) {
     const why = 'the reference is the model without its adapter, which does not move'
-    const isMoving = model.refModelSyncSteps > 0
-    return isMoving
-      ? [['model.refModelSyncSteps', `is ${model.refModelSyncSteps}; it must be 0 with lora.r: ${why}`]]
-      : []
+    const faults: [string, string][] = []
+    if (model.refModelSyncSteps > 0)
+      faults.push([
+        'model.refModelSyncSteps',
+        `is ${model.refModelSyncSteps}; it must be 0 with lora.r: ${why}`,
+      ])
+    if (distributed.shard !== 'none')
+      faults.push([
+        'distributed.shard',
+        `is ${distributed.shard}; it must be none with lora.r: an adapter's gradients and state are small`,
+      ])
+    return faults
   }
   return (['loraAlpha', 'targetModules', 'useRslora', 'adapterPath', 'merge'] as const)
     .filter(field => String(given[field]) !== String(defaults[field]))
@@ -200,7 +214,7 @@ function loraFaults({ lora: given, model }: Config): [string, string][] {
  * @param adapterDir the adapter of the checkpoint that a run with `lora` goes on from
  */
 export function trainingOptions(
-  { model, lora, optimizer, objective, run }: Config,
+  { model, lora, optimizer, objective, run, distributed }: Config,
   referenceDir: string,
   adapterDir = lora.adapterPath,
 ): PolicyOptions {
@@ -217,6 +231,7 @@ export function trainingOptions(
     ...(lora.r > 0 && { mergeAdapter: lora.merge }),
     adamw: { beta1, beta2, eps, weightDecay },
     ...{ stateDtype, seed: run.seed, maxGradNorm, recompute },
+    shard: distributed.shard,
   }
 }
 

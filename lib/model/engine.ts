@@ -31,6 +31,7 @@ import {
   type SamplingParams,
   type SaveOptions,
   type StepResult,
+  shards,
 } from './policy.js'
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
@@ -93,6 +94,7 @@ function checkOptions(options: PolicyOptions) {
   const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30, world } = options
   const { stateDtype = 'float32', seed = 0, mergeAdapter = true, referenceAdapterDir } = options
+  const { shard = 'none' } = options
   oneOf('dtype', dtype, modelDTypes)
   oneOf('stateDtype', stateDtype, modelDTypes)
   integer('seed', seed, 0)
@@ -105,7 +107,11 @@ function checkOptions(options: PolicyOptions) {
   integer('headRows', headRows, 0)
   integer('cacheBytes', cacheBytes, 1)
   if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
+  oneOf('shard', shard, shards)
   const { shape, lora } = checkAdapter(options)
+  if (shape && shard !== 'none') invalid('shard', shard, 'none for a policy with an adapter')
+  if (stateDtype !== 'float32' && shard !== 'none')
+    invalid('shard', shard, `none with stateDtype ${stateDtype}`)
   const referenceLora =
     referenceAdapterDir === undefined
       ? undefined
@@ -119,7 +125,7 @@ function checkOptions(options: PolicyOptions) {
   return {
     ...{ dtype, device, backend, trainable, referenceDir, shape, lora, mergeAdapter, referenceLora },
     ...{ stateDtype, seed },
-    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world },
+    ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world, shard },
   }
 }
 
@@ -151,6 +157,8 @@ export interface RunShape {
   readonly sequences: number
   /** See SamplingParams. */
   readonly maxBatch?: number
+  /** Ranks that train together. Default 1. */
+  readonly processes?: number
 }
 
 /**
@@ -178,17 +186,19 @@ export async function predictMemory(
   shape: RunShape,
 ): Promise<MemoryPrediction> {
   text('dir', dir)
-  const { promptTokens, maxNewTokens, sequences, maxBatch = 0 } = shape
+  const { promptTokens, maxNewTokens, sequences, maxBatch = 0, processes = 1 } = shape
   integer('promptTokens', promptTokens, 1)
   integer('maxNewTokens', maxNewTokens, 1)
   integer('sequences', sequences, 1)
   integer('maxBatch', maxBatch, 0)
+  integer('processes', processes, 1)
   const { shape: _, ...native } = checkOptions(options)
   return engine().predictMemory(readModelConfig(dir), withReference(dir, native, readModelConfig), {
     promptTokens,
     maxNewTokens,
     sequences,
     maxBatch,
+    processes,
   })
 }
 
@@ -481,6 +491,7 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   cacheBytes: true,
   recompute: true,
   world: true,
+  shard: true,
 }
 const loraFields: Record<keyof LoraOptions, true> = {
   r: true,

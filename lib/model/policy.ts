@@ -75,8 +75,8 @@ export interface PolicyOptions {
   readonly referenceAdapterDir?: string
   readonly adamw?: Partial<AdamW>
   /**
-   * Number format of AdamW's two moments. bfloat16 halves them; they are rounded stochastically after each step. Default
-   * float32.
+   * Number format of AdamW's two moments. bfloat16 halves them; they are rounded stochastically after each step. Not with
+   * shard. Default float32.
    */
   readonly stateDtype?: ModelDType
   /** Of stochastic rounding, with the number of the step and of the element; a safe integer ≥ 0. Default 0. */
@@ -101,7 +101,16 @@ export interface PolicyOptions {
    * step adds up the gradients of all ranks. All ranks load the same weights and make the same calls of step. Default: none.
    */
   readonly world?: WorldHandle | undefined
+  /**
+   * What the ranks of `world` share out. optimizer: each holds and updates its part of the float32 weights and moments
+   * (ZeRO-1). gradients: of the gradients, too (ZeRO-2); accumulate is then a call of all ranks. Not with an adapter.
+   * Default none.
+   */
+  readonly shard?: Shard
 }
+
+export const shards = ['none', 'optimizer', 'gradients'] as const
+export type Shard = (typeof shards)[number]
 
 /** What loadPolicy takes. */
 export interface LoadOptions extends PolicyOptions, Pick<CallOptions, 'signal'> {}
@@ -228,7 +237,11 @@ export interface Policy {
     temperature: number,
     options?: CallOptions,
   ): Promise<LogprobRows>
-  /** Adds the gradient of a micro-batch to the policy's gradient: the parts of a batch add up. Returns the part's metrics. */
+  /**
+   * Adds the gradient of a micro-batch to the policy's gradient: the parts of a batch add up. Returns the part's metrics. With
+   * shard gradients all ranks must call it equally often, a rank without sequences with an empty batch, packBatch([], []); an
+   * abort is then ignored.
+   */
   accumulate(batch: MicroBatch, objective: Objective, options?: CallOptions): Promise<ObjectiveMetrics>
   /** Clips the gradient, takes an AdamW step with learningRate ≥ 0, and drops the gradient. */
   step(learningRate: number): Promise<StepResult>
@@ -252,9 +265,13 @@ export interface Policy {
    * from policies that cannot; throws for a policy without an adapter.
    */
   saveAdapter?(dir: string, options?: { readonly baseModel?: string }): Promise<void>
-  /** Writes the float32 weights, the moments and the step count as one safetensors file: of the adapter alone, if any. */
+  /**
+   * Writes the float32 weights, the moments and the step count as one safetensors file: of the adapter alone, if any. With
+   * shard, every rank must call it with the same new file, into which each writes its part: the file is whole when all calls
+   * have ended.
+   */
   saveState(file: string): Promise<void>
-  /** Reads a file that saveState wrote. Throws if the file belongs to another model. */
+  /** Reads a file that saveState wrote, in any number of ranks and with any shard. Throws if the file belongs to another model. */
   loadState(file: string): Promise<void>
   /** Waits for a call in progress and frees the native memory. Later calls throw. */
   dispose(): Promise<void>

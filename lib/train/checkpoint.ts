@@ -9,6 +9,7 @@ import { asIoError, makeDirectories, syncTree, writeWhole } from '../base/files.
 import type { CursorState } from '../data/cursor.js'
 import type { Policy } from '../model/policy.js'
 import { copyTokenizer } from '../model/tokenizer.js'
+import { alone, type World } from '../world/world.js'
 import type { Origin } from './origin.js'
 
 /** Content of rapo/trainer.json in a checkpoint. */
@@ -54,7 +55,8 @@ export interface Retention {
  * @param modelDir the directory from which the tokenizer is copied
  * @param parts hasMoved: the reference has changed since the run began, so that it is part of the state. baseModel: the
  *   checkpoint holds the policy's adapter alone, for the model of that name. rollouts: the
- *   text of formatAhead
+ *   text of formatAhead. world: all its ranks must make the same call; rank 0 writes, and where the optimizer's state isSharded
+ *   every rank its part of that
  */
 export async function writeCheckpoint(
   runDir: string,
@@ -66,21 +68,25 @@ export async function writeCheckpoint(
     hasMoved = false,
     baseModel,
     rollouts,
+    world = alone,
+    isSharded = false,
   }: {
     readonly hasMoved?: boolean
     readonly baseModel?: string | undefined
     readonly rollouts?: string | undefined
+    readonly world?: World
+    readonly isSharded?: boolean
   } = {},
 ): Promise<{ commit(): void }> {
   const root = path.join(runDir, 'checkpoints')
   const name = nameOf(trainer.step)
   const dir = path.join(root, name)
   const temporary = dir + TEMPORARY
-  const guard = async (body: () => void | Promise<void>) => {
+  const isWriter = world.rank === 0
+  const guarded = async (body: () => void | Promise<void>) => {
     try {
       await body()
     } catch (error) {
-      rmSync(temporary, { recursive: true, force: true })
       const previous = latestName(runDir)
       const what = `the checkpoint of step ${trainer.step} could not be written to ${root}`
       const rest = previous ? `; the previous one, ${previous}, is whole` : ''
@@ -88,22 +94,32 @@ export async function writeCheckpoint(
       throw new RapoError('ERR_RAPO_IO', message + rest, { cause })
     }
   }
-  await guard(async () => {
-    rmSync(temporary, { recursive: true, force: true })
-    makeDirectories(path.join(temporary, 'rapo'))
-    await (baseModel === undefined ? policy.save(temporary) : policy.saveAdapter!(temporary, { baseModel }))
-    await policy.saveState(stateFileOf(temporary))
-    if (hasMoved) {
-      makeDirectories(referenceDirOf(temporary))
-      await policy.saveReference!(referenceDirOf(temporary))
-    }
-    copyTokenizer(modelDir, temporary)
-    if (rollouts !== undefined) writeFileSync(rolloutsFileOf(temporary), rollouts)
-    writeFileSync(trainerFileOf(temporary), `${JSON.stringify(trainer, null, 2)}\n`)
-    syncTree(temporary)
-  })
+  const together = (part: string, isMine: boolean, body: () => void | Promise<void>) =>
+    world.together(`the checkpoint of step ${trainer.step}, ${part}`, () =>
+      isMine ? guarded(body) : undefined,
+    )
+  try {
+    await together('weights', isWriter, async () => {
+      rmSync(temporary, { recursive: true, force: true })
+      makeDirectories(path.join(temporary, 'rapo'))
+      await (baseModel === undefined ? policy.save(temporary) : policy.saveAdapter!(temporary, { baseModel }))
+      if (hasMoved) {
+        makeDirectories(referenceDirOf(temporary))
+        await policy.saveReference!(referenceDirOf(temporary))
+      }
+      copyTokenizer(modelDir, temporary)
+      if (rollouts !== undefined) writeFileSync(rolloutsFileOf(temporary), rollouts)
+      writeFileSync(trainerFileOf(temporary), `${JSON.stringify(trainer, null, 2)}\n`)
+    })
+    await together('state', isWriter || isSharded, () => policy.saveState(stateFileOf(temporary)))
+    await together('syncing', isWriter, () => syncTree(temporary))
+  } catch (error) {
+    if (isWriter) rmSync(temporary, { recursive: true, force: true })
+    throw error
+  }
   return {
     commit() {
+      if (!isWriter) return
       // Only a run that was resumed from an earlier step can find this step's directory.
       rmSync(dir, { recursive: true, force: true })
       renameSync(temporary, dir)

@@ -25,14 +25,15 @@ export interface DiskPlan {
 
 /** From the sizes of the memory's parts: weights and moments are saved as they are held. */
 export function planDisk(
-  { model, lora, run, eval: { every } }: Config,
-  memory: Pick<MemoryPrediction, 'weights' | 'moments' | 'gradients' | 'reference'>,
+  { model, lora, optimizer, run, eval: { every } }: Config,
+  memory: Pick<MemoryPrediction, 'weights' | 'gradients' | 'reference'>,
 ): DiskPlan {
-  // What is trained, in float32, is as large as its gradients.
-  const masters = memory.gradients
-  const weights = lora.r > 0 ? masters : memory.weights
-  // Masters are saved even where float32 weights are their own masters.
-  const state = masters + memory.moments
+  // Of an adapter, which is saved as float32, as much as its gradients. Several processes may share out those of a model.
+  const isHalf = model.dtype !== 'float32'
+  const float32 = lora.r > 0 ? memory.gradients : memory.weights * (isHalf ? 2 : 1)
+  const weights = lora.r > 0 ? float32 : memory.weights
+  // Masters are saved beside the moments even where float32 weights are their own masters.
+  const state = float32 * (optimizer.stateDtype === 'float32' ? 3 : 2)
   const reference = model.refModelSyncSteps > 0 ? memory.reference : 0
   // Each evaluation that is the best so far is saved, too, and the best one before stays until the next checkpoint.
   const evaluations = run.keepBest ? Math.ceil(run.steps / every) : 0

@@ -23,7 +23,7 @@ export function planMemory(m: MemoryPrediction): MemoryPlan {
   return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.merged + m.cache + m.sampling) }
 }
 
-/** The plan of one process of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
+/** The plan of one of `processes` processes of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
 export async function planRun(
   config: Config,
   dirs: { readonly modelDir: string; readonly referenceDir: string },
@@ -46,6 +46,7 @@ export async function planRun(
     promptTokens,
     maxNewTokens,
     sequences: Math.max(Math.ceil(promptsPerStep / processes) * groupSize, evaluated),
+    processes,
   }
   const options = trainingOptions(config, dirs.referenceDir)
   const prediction = await engine.predictMemory(dirs.modelDir, options, shape)

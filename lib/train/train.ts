@@ -5,11 +5,12 @@ import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
 import { multiObjectiveAdvantages, type PhiRange, referenceWeights } from '../loss/advantage.js'
-import { addMetrics, emptyMetrics, type ObjectiveMetrics } from '../loss/objective.js'
-import { splitBatch, splitEvenly, tokenWeights } from '../model/batch.js'
+import { addMetrics, emptyMetrics } from '../loss/objective.js'
+import { splitEvenly, tokenWeights } from '../model/batch.js'
 import type { StepResult } from '../model/policy.js'
 import { rolloutSequence, type ScoredRollout } from '../rollout/rollout.js'
-import { isApart } from '../world/world.js'
+import { alone, isApart, type World } from '../world/world.js'
+import { accumulateShare } from './accumulate.js'
 import type { Ahead } from './ahead.js'
 import { formatAhead } from './ahead-file.js'
 import { markBest, type Retention, readBest, type TrainerState, writeCheckpoint } from './checkpoint.js'
@@ -20,7 +21,6 @@ import { type OpenOptions, type OpenRun, openRun } from './open.js'
 import { remeasure } from './remeasure.js'
 import { bestAndWorst, chooseSamples, type SampleLine, toSampleLine } from './samples.js'
 import { learningRateAt } from './schedule.js'
-import { dealGroups } from './share.js'
 
 /**
  * The hooks of train, beside the options of opening a run. Hooks are awaited. If one throws, the state is saved and the run
@@ -165,13 +165,17 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   const isAlone = isApart(error)
   if (run.isMidStep || run.lock.lost.aborted || (isAlone && run.world.rank !== 0)) return error
   const { step } = run.state
+  const isSharded = run.world.size > 1 && config.distributed.shard !== 'none'
   const isAbort = run.signal.aborted && error === run.signal.reason
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
+    if (isAlone && isSharded)
+      throw new Error('the other processes had their parts of the optimizer (distributed.shard)')
     // All checkpoints are kept, since the newest may be the cause of the error.
-    const checkpoint = await (isAlone ? write : save)(run, config, run.state, [], { keep: Infinity })
+    const all = { keep: Infinity }
+    const checkpoint = await save(run, config, run.state, [], all, isAlone ? alone : run.world)
     run.lock.check()
-    checkpoint?.commit()
+    checkpoint.commit()
   } catch (second) {
     note = `the state after step ${step} could not be saved: ${reasonOf(second)}`
     if (isAbort) run.notify(note)
@@ -201,7 +205,7 @@ async function trainStep(run: Run, config: Config, step: number, onPhase: TrainO
 
 /** optimizer.stepsPerBatch optimizer steps, each on its share of the groups. */
 async function update(run: Run, scored: readonly ScoredRollout[], config: Config, learningRate: number) {
-  const { policy, world, signal } = run
+  const { policy, signal } = run
   const { penalty, aggregation, phi, maskTruncatedCompletions, ...range } = config.objective
   const { groupSize, maxNewTokens } = config.sampling
   const rewards = scored.map(rollout => rollout.reward)
@@ -237,18 +241,10 @@ async function update(run: Run, scored: readonly ScoredRollout[], config: Config
     // sampling.filterGroups may leave fewer groups than optimizer steps.
     if (miniBatch.length === 0) continue
     const weights = splitEvenly(tokenWeights(miniBatch, aggregation, maxNewTokens), part.length)
-    const own = dealGroups(part, policy.info, world)
-    const [ownSequences, ownWeights] = [own.flatMap(g => part[g]!), own.flatMap(g => weights[g]!)]
-    const all = await world.gather('gradients of the batch', async () => {
-      const accumulated: ObjectiveMetrics[] = []
-      for (const microBatch of splitBatch(ownSequences, ownWeights, config.optimizer.microBatchTokens)) {
-        // A batch whose first optimizer step is done is finished: half of one could not be resumed.
-        if (!run.isMidStep) signal.throwIfAborted()
-        accumulated.push(await policy.accumulate(microBatch, objective, run.isMidStep ? {} : { signal }))
-      }
-      return accumulated
-    })
-    sums = all.flat().reduce(addMetrics, sums)
+    // A batch whose first optimizer step is done is finished: half of one could not be resumed.
+    const stop = run.isMidStep ? undefined : signal
+    const all = await accumulateShare(run, part, weights, objective, config, stop)
+    sums = all.reduce(addMetrics, sums)
     run.isMidStep = true
     // Adds up the gradients of all ranks.
     results.push(await policy.step(learningRate))
@@ -277,21 +273,20 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
   run.hasMoved = true
 }
 
-/** All ranks wait until rank 0 has written, and learn whether it could. */
-function save(run: Run, config: Config, state: TrainerState, ahead: readonly Ahead[], retention?: Retention) {
-  const writing = async () => (run.world.rank === 0 ? write(run, config, state, ahead, retention) : undefined)
-  return run.world.together(`the checkpoint of step ${state.step}`, writing)
-}
-
-function write(
+/** All ranks wait until the checkpoint is written, and learn whether it could be. */
+async function save(
   run: Run,
-  { run: { output, keepCheckpoints, saveOptimizer } }: Config,
+  { run: { output, keepCheckpoints, saveOptimizer }, distributed }: Config,
   state: TrainerState,
   ahead: readonly Ahead[],
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
+  world: World = run.world,
 ) {
   const { policy, modelDir, baseModel, lock, hasMoved } = run
-  lock.check()
+  await world.together(`the checkpoint of step ${state.step}`, lock.check)
   const rollouts = ahead.length > 0 ? formatAhead(ahead) : undefined
-  return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel, rollouts })
+  const isSharded = distributed.shard !== 'none'
+  return writeCheckpoint(output, modelDir, policy, state, retention, {
+    ...{ hasMoved, baseModel, rollouts, world, isSharded },
+  })
 }

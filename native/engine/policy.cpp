@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 
 #include "comm/world.h"
 #include "cuda/device.h"
@@ -19,6 +20,8 @@
 #include "model/optimizer.h"
 #include "model/packing.h"
 #include "model/qwen2.h"
+#include "model/sharded_gradients.h"
+#include "model/shards.h"
 #include "model/weights.h"
 #include "ops/aten.h"
 #include "ops/blocks.h"
@@ -90,8 +93,10 @@ struct Policy::Impl {
   std::unique_ptr<ReadyWeights> reference_ready;  // the policy's model with an adapter that does not change
 
   // The next members exist only in a trainable policy.
+  std::unique_ptr<Shards> shards;  // null: nothing is shared out
   at::Tensor grad;  // flat, float32 also for bfloat16 weights: sums over micro-batches need the precision
   Gradients grads;
+  std::unique_ptr<ShardedGradients> sharded;  // in place of grad; null: every rank has all gradients
   std::unique_ptr<Optimizer> optimizer;
   KeptSequences kept;        // what the last call of generate() left for the next turn of its conversations
   bool grad_broken = false;  // an accumulate() failed after it had begun to change grad
@@ -146,7 +151,16 @@ struct Policy::Impl {
                               options.recompute, policy->flat.is_cpu());
   }
 
+  void make_trainable(const at::Device& device, const Control& control);
+
+  /// What accumulate() does, chunk by chunk.
+  struct Work {
+    std::vector<TrainChunk> chunks;
+    std::vector<double> sequence_ratios;
+  };
+  Work prepare(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
+  Metrics accumulate_together(const MicroBatch& batch, const Objective& objective, Control& control);
   Metrics accumulate_chunk(const TrainChunk& chunk, const MicroBatch& batch, const Objective& objective,
                            const std::vector<double>& sequence_ratios, Control& control);
   std::vector<double> sequence_ratios(const MicroBatch& batch, double temperature, Control& control);
@@ -177,24 +191,7 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
       impl->reference_ready = std::make_unique<ReadyWeights>(impl->policy->base());
       impl->reference_ready->add(backend, adapter.tensors, adapter.scaling);
     }
-    if (options.trainable) {
-      const FlatLayout& trained = impl->trained();
-      impl->grad = at::zeros({trained.flat_size()}, at::TensorOptions(at::kFloat).device(device));
-      at::Tensor weights = impl->policy->flat, master = weights;  // float32 weights are their own masters
-      if (const Adapter* adapter = impl->policy->adapter.get()) {
-        weights = adapter->flat;
-        master = adapter->master;
-        impl->grads.weights.layers.resize(impl->policy->weights.layers.size());
-        impl->grads.adapter = adapter->layout.map(impl->grad);
-      } else {
-        if (options.dtype != DType::kFloat32) {
-          master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
-          read_weights(impl->policy->checkpoint, layout, master, control);
-        }
-        impl->grads.weights = layout.map(impl->grad);
-      }
-      impl->optimizer = std::make_unique<Optimizer>(backend, trained, options, master, weights);
-    }
+    if (options.trainable) impl->make_trainable(device, control);
     impl->policy->checkpoint = {};
     if (!options.reference.dir.empty()) {
       impl->reference = std::make_unique<Model>(options.reference, options.dtype, device, backend, control);
@@ -223,6 +220,44 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
     }
     return std::unique_ptr<Policy>(new Policy(std::move(impl)));
   });
+}
+
+void Policy::Impl::make_trainable(const at::Device& device, const Control& control) {
+  const FlatLayout& trained = this->trained();
+  const Layout& layout = policy->net.layout();
+  World* world = options.world.get();
+  const auto zeros = [&](std::int64_t size) {
+    return at::zeros({size}, at::TensorOptions(at::kFloat).device(device));
+  };
+  if (world && options.shard != Shard::kNone) {
+    if (policy->adapter) invalid("shard must be none for a policy with an adapter, whose state is small");
+    const std::int64_t most = Shards::piece_elements(device.is_cpu());
+    shards = std::make_unique<Shards>(layout, world->rank(), world->size(), most);
+  }
+  at::Tensor weights = policy->flat, master = weights;  // float32 weights are their own masters
+  if (const Adapter* adapter = policy->adapter.get()) {
+    weights = adapter->flat;
+    master = adapter->master;
+  } else if (options.dtype != DType::kFloat32) {
+    master = zeros(shards ? shards->shard_size() : layout.flat_size());
+    if (shards) {
+      read_shard(policy->checkpoint, layout, *shards, master, control);
+    } else {
+      read_weights(policy->checkpoint, layout, master, control);
+    }
+  }
+  if (shards && options.shard == Shard::kGradients) {
+    sharded = std::make_unique<ShardedGradients>(layout, *shards, *world, device, grads);
+  } else {
+    grad = zeros(trained.flat_size());
+    if (const Adapter* adapter = policy->adapter.get()) {
+      grads.weights.layers.resize(policy->weights.layers.size());
+      grads.adapter = adapter->layout.map(grad);
+    } else {
+      grads.weights = layout.map(grad);
+    }
+  }
+  optimizer = std::make_unique<Optimizer>(ops(), trained, options, master, weights, shards.get(), world);
 }
 
 void Policy::initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const std::string& config,
@@ -301,11 +336,9 @@ std::vector<double> Policy::Impl::sequence_ratios(const MicroBatch& batch, doubl
   return sequence_log_ratios(rows, logprobs);
 }
 
-Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
-  need_trainable("accumulate()");
+Policy::Impl::Work Policy::Impl::prepare(const MicroBatch& batch, const Objective& objective,
+                                         Control& control) {
   need_whole_grad();
-  kept.clear();  // training needs the memory, and then changes the weights
-  policy->drop_merged();
   check_sequences(batch.sequences, config(), "sequences");
   check_positions(batch.sequences, batch.row_positions);
   check_loss(batch, objective, config().vocab_size);
@@ -314,13 +347,62 @@ Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objec
     if (!model) invalid("the objective's penalty needs a policy loaded with a referenceDir");
     check_sequences(batch.sequences, model->net.config(), "sequences (for the reference)");
   }
-  std::vector<double> ratios;
+  Work work;
   if (objective.surrogate == Surrogate::kGspo)
-    ratios = sequence_ratios(batch, objective.temperature, control);
+    work.sequence_ratios = sequence_ratios(batch, objective.temperature, control);
+  work.chunks = plan_chunks(batch, chunk_tokens());
+  return work;
+}
+
+Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
+  need_trainable("accumulate()");
+  kept.clear();  // training needs the memory, and then changes the weights
+  policy->drop_merged();
+  if (sharded) return accumulate_together(batch, objective, control);
+  const Work work = prepare(batch, objective, control);
   Metrics total;
-  for (const TrainChunk& chunk : plan_chunks(batch, chunk_tokens())) {
-    total.add(accumulate_chunk(chunk, batch, objective, ratios, control));
+  for (const TrainChunk& chunk : work.chunks)
+    total.add(accumulate_chunk(chunk, batch, objective, work.sequence_ratios, control));
+  grad_broken = false;
+  return total;
+}
+
+/// Every backward pass exchanges gradients, so that all ranks make the same number of passes, also a rank
+/// that has failed or has no chunks left.
+Metrics Policy::Impl::accumulate_together(const MicroBatch& batch, const Objective& objective,
+                                          Control& control) {
+  const std::string what = "gradients of optimizer step " + std::to_string(optimizer->steps() + 1);
+  control.committed = true;  // the other ranks would wait for one that is stopped
+  Work work;
+  std::exception_ptr failure;
+  try {
+    const bool is_empty = batch.sequences.token_ids.empty() && batch.row_positions.empty();
+    if (!is_empty) work = prepare(batch, objective, control);
+  } catch (...) {
+    failure = std::current_exception();
   }
+  const double own = failure ? -1 : static_cast<double>(work.chunks.size());
+  const auto all = options.world->numbers(what, own, control);
+  grad_broken = true;  // reset below
+  const bool has_failed = *std::min_element(all.begin(), all.end()) < 0;
+  if (failure) std::rethrow_exception(failure);
+  Metrics total;
+  if (has_failed) return total;  // another rank throws
+  const auto passes = static_cast<std::size_t>(*std::max_element(all.begin(), all.end()));
+  for (std::size_t i = 0; i < passes; ++i) {
+    sharded->begin_pass(what, control);
+    try {
+      if (!failure && i < work.chunks.size())
+        total.add(accumulate_chunk(work.chunks[i], batch, objective, work.sequence_ratios, control));
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::kDistributed) throw;  // there is nobody to go on with
+      failure = std::current_exception();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    sharded->end_pass();
+  }
+  if (failure) std::rethrow_exception(failure);
   grad_broken = false;
   return total;
 }
@@ -376,13 +458,20 @@ StepResult Policy::step(double learning_rate, Control& control) {
     impl_->need_whole_grad();
     if (!(learning_rate >= 0) || std::isinf(learning_rate)) invalid("learningRate must be >= 0");
     control.committed = true;
-    if (impl_->options.world) {
-      const std::string step = std::to_string(impl_->optimizer->steps() + 1);
-      impl_->options.world->sum("optimizer step " + step + ", gradients", impl_->grad, control);
+    World* world = impl_->options.world.get();
+    const std::string what = "optimizer step " + std::to_string(impl_->optimizer->steps() + 1);
+    ShardedGradients* sharded = impl_->sharded.get();
+    at::Tensor& grad = sharded ? sharded->shard(control) : impl_->grad;
+    if (world && !sharded) world->sum(what + ", gradients", grad, control);
+    double norm = impl_->ops().norm_of(grad);
+    if (sharded) {
+      double squares = 0;
+      for (const double part : world->numbers(what + ", norm", norm, control)) squares += part * part;
+      norm = std::sqrt(squares);
     }
-    const StepResult result = impl_->optimizer->step(impl_->grad, learning_rate, control);
+    const StepResult result = impl_->optimizer->step(grad, sharded != nullptr, norm, learning_rate, control);
     impl_->policy->changed(impl_->optimizer->steps());
-    impl_->grad.zero_();
+    grad.zero_();
     return result;
   });
 }
@@ -395,15 +484,27 @@ void Policy::sync_reference(double share, Control& control) {
       invalid("syncReference() needs a reference with the policy's tensors: it is a model of another shape");
     }
     control.committed = true;
+    const auto mix = [&](std::int64_t begin, const at::Tensor& from) {
+      reference.mix_in(begin, from, share);
+    };
     // In a trainable bfloat16 policy, the masters have digits that the weights have lost.
-    reference.mix_in(impl_->optimizer && share < 1 ? impl_->optimizer->master() : impl_->policy->flat, share);
+    if (impl_->optimizer && share < 1) {
+      impl_->optimizer->each_master(mix, control);
+    } else {
+      mix(0, impl_->policy->flat);
+    }
+    reference.changed();
   });
 }
 
-void Policy::zero_grad() {
+void Policy::zero_grad(const Control& control) {
   translated("dropping gradients", [&] {
     impl_->need_trainable("zeroGrad()");
-    impl_->grad.zero_();
+    if (impl_->sharded) {
+      impl_->sharded->zero(control);
+    } else {
+      impl_->grad.zero_();
+    }
     impl_->grad_broken = false;
   });
 }
@@ -411,6 +512,7 @@ void Policy::zero_grad() {
 void Policy::save_gradients(const std::string& file, const Control& control) const {
   translated("saving gradients", [&] {
     impl_->need_trainable("saveGradients()");
+    if (impl_->sharded) invalid("saveGradients() needs a policy whose gradients are not shared out (shard)");
     const auto grad = impl_->grad.to(at::kCPU);
     write_safetensors(file, impl_->trained().stored(grad), {}, control);
   });
@@ -435,7 +537,15 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
     at::Tensor flat = impl_->policy->flat;
     // float32 files of a trainable policy are written from its masters.
     const Adapter* adapter = impl_->policy->adapter.get();
-    if (dtype == DType::kFloat32 && impl_->optimizer && !adapter) flat = impl_->optimizer->master();
+    if (dtype == DType::kFloat32 && impl_->optimizer && !adapter) {
+      if (!impl_->optimizer->has_all_masters()) {
+        invalid(
+            "dtype must be the policy's own where the ranks share out the masters (shard), of which float32 "
+            "files "
+            "are written");
+      }
+      flat = impl_->optimizer->master();
+    }
     write_weights(dir, impl_->policy->net, flat, adapter, dtype, max_shard_bytes, config, control);
   });
 }

@@ -40,7 +40,9 @@ class Policy {
 
   /// Runs the forward passes of policy and reference, the head fused with the objective, and the backward
   /// pass. Adds the gradients to those accumulated before. An abort is ignored once the gradients have begun
-  /// to change.
+  /// to change. With Shard::kGradients it is a call of all ranks, which exchange gradients, and an abort is
+  /// ignored; a rank without sequences passes an empty batch. Where one rank fails, the gradients of all are
+  /// incomplete until zero_grad().
   Metrics accumulate(const MicroBatch& batch, const Objective& objective, Control& control);
 
   /// Clips the norm of the accumulated gradient, makes one AdamW step on the float32 masters and sets the
@@ -53,7 +55,7 @@ class Policy {
   void sync_reference(double share, Control& control);
 
   /// Drops the accumulated gradients.
-  void zero_grad();
+  void zero_grad(const Control& control);
 
   /// Writes the accumulated gradients under the names of the weights or of the adapter's tensors, float32, as
   /// a safetensors file. For tests and debugging.
@@ -78,7 +80,9 @@ class Policy {
   void save_logits(const PackedTokens& sequences, const std::vector<std::int64_t>& row_positions,
                    const std::string& file, const Control& control);
 
-  /// Writes masters, moments and the step count as one safetensors file, for an exact resume.
+  /// Writes masters, moments and the step count as one safetensors file, for an exact resume. With
+  /// options.shard every rank writes its part of the same file, which is whole when all have returned. Any
+  /// world loads it, with any shard.
   void save_state(const std::string& file, const Control& control) const;
   void load_state(const std::string& file, const Control& control);
 

@@ -17,6 +17,10 @@ struct AdamW {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
 };
 
+/// What the ranks of a world share out, so that none holds all of it: nothing; masters and moments; gradients
+/// too (ZeRO-1 and ZeRO-2, arXiv 1910.02054).
+enum class Shard : std::uint8_t { kNone, kOptimizer, kGradients };
+
 /// An adapter of low rank (model/adapter.h). lib/model/adapter.ts makes this from PEFT's fields.
 struct LoraOptions {
   std::int64_t r = 0;                       // the rank; 0: no adapter
@@ -45,6 +49,7 @@ struct PolicyOptions {
   std::int64_t cache_bytes = std::int64_t{1}
                              << 30;  // for keys and values on the CPU; one sequence may exceed it
   std::shared_ptr<World> world;      // the ranks that train the same policy; null: this process alone
+  Shard shard = Shard::kNone;        // without an adapter; of one process nothing is shared out
 };
 
 struct SamplingParams {
@@ -121,6 +126,7 @@ struct RunShape {
   std::int64_t prompt_tokens = 0, max_new_tokens = 0;  // of the longest prompt; of one completion
   std::int64_t sequences = 0;                          // completions in one call of generate
   std::int64_t max_batch = 0;                          // as in SamplingParams
+  std::int64_t processes = 1;                          // ranks of the world
 };
 
 /// All in bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference.

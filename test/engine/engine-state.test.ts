@@ -210,6 +210,10 @@ test('moments take two bytes each in the file, and another type of moments is re
     loadPolicy(dir, { stateDtype: 'float16' as never }),
     /stateDtype is float16, expected one of float32, bfloat16/,
   )
+  await rejects(
+    loadPolicy(dir, { stateDtype: 'bfloat16', shard: 'optimizer' }),
+    /shard is optimizer, expected none with stateDtype bfloat16/,
+  )
   await rejects(loadPolicy(dir, { seed: -1 }), /seed is -1, expected an integer ≥ 0/)
   await Promise.all([half.dispose(), whole.dispose()])
 })

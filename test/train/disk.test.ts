@@ -23,7 +23,8 @@ import { makeConfig } from '../helpers/train-child.js'
 
 const P = 494_032_768
 /** Of Qwen2.5-0.5B in bfloat16. */
-const half = { weights: 2 * P, moments: 8 * P, gradients: 4 * P, reference: 2 * P }
+const half = { weights: 2 * P, gradients: 4 * P, reference: 2 * P }
+const bfloat16 = { dtype: 'bfloat16' }
 
 const evalOf = (run: object, every: number) => {
   const { run: own, eval: evaluation } = parseConfig({
@@ -37,7 +38,7 @@ const configOf = (run: object, model: object = {}) =>
   parseConfig({ model: { dir: 'm', ...model }, task: { verifier: 'math' }, run: { output: 'o', ...run } })
 
 test('a checkpoint is the weights, three float32 numbers a parameter, and a reference that moves', () => {
-  const plan = (run: object, model = {}) => planDisk(configOf(run, model), half)
+  const plan = (run: object, model = {}) => planDisk(configOf(run, { ...bfloat16, ...model }), half)
   const two = plan({})
   assert.equal([two.weights, two.state, two.reference], [2 * P, 12 * P, 0])
   // A hundred steps, saved every fifty: two checkpoints, although three may lie there.
@@ -49,10 +50,12 @@ test('a checkpoint is the weights, three float32 numbers a parameter, and a refe
   assert.is(plan({ steps: 3, saveOptimizer: 'last' }).peak, 14 * P)
   // The best one, and while another is written the one that is the best until then; an evaluation may add a checkpoint.
   const best = { ...many, keepBest: true }
-  const planBest = (run: object, every: number) => planDisk({ ...configOf({}), ...evalOf(run, every) }, half)
+  const planBest = (run: object, every: number) =>
+    planDisk({ ...configOf({}, bfloat16), ...evalOf(run, every) }, half)
   assert.is(planBest(best, 10).count, 4)
   assert.is(planBest({ ...best, steps: 50 }, 50).count, 1 + 1)
-  assert.is(planDisk(configOf({}), { ...half, moments: 4 * P }).state, 8 * P)
+  const { optimizer, ...rest } = configOf({}, bfloat16)
+  assert.is(planDisk({ ...rest, optimizer: { ...optimizer, stateDtype: 'bfloat16' } }, half).state, 8 * P)
   const moving = plan(many, { refModelSyncSteps: 10 })
   assert.equal([moving.reference, moving.checkpoint, moving.peak], [2 * P, 16 * P, 48 * P])
 })
@@ -80,7 +83,7 @@ test('the room is that of the file system on which the directory will be made', 
 })
 
 test('a run whose checkpoints do not fit is refused, with the parts; the line at the start says what they take', () => {
-  const config = configOf({ steps: 400 })
+  const config = configOf({ steps: 400 }, bfloat16)
   const plan = planDisk(config, half)
   checkDisk(plan, config, plan.peak)
   checkDisk(plan, config, undefined)

@@ -205,10 +205,11 @@ test('a policy of the caller’s own that saves no adapters is refused before an
 })
 
 test('its memory and its disk are those of the adapter', () => {
-  const parts = { weights: 1e6, moments: 800, gradients: 400, reference: 0 }
+  const parts = { weights: 1e6, gradients: 400, reference: 0 }
   const disk = planDisk(configOf(newRun()), parts)
   assert.equal([disk.weights, disk.state], [400, 1200])
-  assert.is(planDisk(configOf(newRun()), { ...parts, moments: 400 }).state, 800)
+  const halved = configOf(newRun(), { lora, optimizer: { stateDtype: 'bfloat16' } })
+  assert.is(planDisk(halved, parts).state, 800)
 })
 
 test('a checkpoint is measured with its model, and merged into one that gives the same log-probs', async () => {
@@ -299,6 +300,14 @@ test('the configuration: names, ranges, and what goes together', () => {
   assert.match(
     messageOf({ lora: { r: 2 }, model: { dir: 'm', refModelSyncSteps: 4 } }),
     /model\.refModelSyncSteps is 4; it must be 0 with lora\.r/,
+  )
+  assert.match(
+    messageOf({ lora: { r: 2 }, distributed: { shard: 'optimizer' } }),
+    /distributed\.shard is optimizer; it must be none with lora\.r/,
+  )
+  assert.match(
+    messageOf({ distributed: { shard: 'weights' } }),
+    /distributed\.shard .*none.*optimizer.*gradients/,
   )
 })
 

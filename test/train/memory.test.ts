@@ -5,7 +5,8 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { RapoError } from '../../lib/base/errors.js'
-import { predictMemory, type RunShape } from '../../lib/model/engine.js'
+import { type MemoryPrediction, predictMemory, type RunShape } from '../../lib/model/engine.js'
+import type { Shard } from '../../lib/model/policy.js'
 import { checkMemory, formatMemory, planMemory } from '../../lib/train/memory.js'
 import { newDir, tinyConfig } from '../helpers/engine-util.js'
 import { makeFakeModel } from '../helpers/fake-policy.js'
@@ -51,6 +52,32 @@ test('what is held all the time: float32, bfloat16 with masters, with and withou
   )
   assert.equal([masters, moments, gradients, activations, logits], [0, 0, 0, 0, 0])
 })
+
+test('what eight ranks share out: nothing, masters and moments, gradients too', async () => {
+  const predict = (shard: Shard, processes = 8) =>
+    predictMemory(model, { dtype: 'bfloat16', shard }, { ...run, processes })
+  const [none, optimizer, gradients] = [
+    await predict('none'),
+    await predict('optimizer'),
+    await predict('gradients'),
+  ]
+  assert.equal(await predict('gradients', 1), none)
+  assert.equal(none, await predictMemory(model, { dtype: 'bfloat16' }, run))
+  // A slice of each piece of 2^20 numbers is rounded up to 64 numbers.
+  const near = (bytes: number, expected: number) =>
+    assert.ok(bytes >= expected && bytes < 1.001 * expected, `${bytes} for ${expected}`)
+  for (const { masters, moments } of [optimizer, gradients]) {
+    near(masters, (4 * parameters) / 8)
+    near(moments, (8 * parameters) / 8)
+  }
+  assert.is(optimizer.gradients, none.gradients)
+  const layer = 896 * 896 * 2 + 2 * 128 * 896 + 896 + 2 * 128 + 3 * 896 * 4864 + 2 * 896
+  // The own part, and the buffers of a backward pass: the embeddings, two layers, the last norm.
+  near(gradients.gradients, 4 * (parameters / 8 + 151936 * 896 + 2 * layer + 896))
+  assert.equal({ ...gradients, ...pick(none) }, none)
+})
+
+const pick = ({ masters, moments, gradients }: MemoryPrediction) => ({ masters, moments, gradients })
 
 test('the cache grows with what is running, up to 1 GiB, or to one sequence', async () => {
   const cache = async (changes: Partial<RunShape>, dtype: 'float32' | 'bfloat16' = 'float32') =>
@@ -107,26 +134,30 @@ test('problems that will be left out do not count: rapo doctor --config', () => 
   writeFileSync(path.join(dir, 'config.json'), JSON.stringify(tinyConfig))
   const answer = { numbers: [7], target: 7 }
   const [short, long] = ['7=7:', `${'7'.repeat(60)}:`].map(prompt => JSON.stringify({ prompt, answer }))
-  const predict = (...lines: (string | undefined)[]) => {
+  const predict = (processes: number, ...lines: (string | undefined)[]) => {
     const [train, file] = ['train.jsonl', 'c.yaml'].map(name => path.join(dir, name)) as [string, string]
     writeFileSync(train, lines.join('\n'))
     const config = {
       ...{ model: { dir }, task: { verifier: 'countdown' }, sampling: { maxNewTokens: 10 } },
       data: { train, dropUnusable: true },
+      distributed: { shard: 'optimizer' },
     }
     writeFileSync(file, JSON.stringify(config))
     const doctor = ['--import', 'tsx', 'lib/cli/cli.ts', 'doctor', '--json', '--config', file]
+    doctor.push('--processes', `${processes}`)
     const { run, disk, freeDisk } = JSON.parse(
       spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout,
     )
-    assert.is(disk.checkpoint, run.weights + (run.moments / 2) * 3)
+    assert.is(disk.checkpoint, run.weights * 4)
     assert.ok(freeDisk > 0)
     return run
   }
-  const expected = predict(short)
+  const expected = predict(1, short)
   // 4 tokens of the prompt and 10 new ones, 64 sequences at a time; 2 layers × 2 × 2 heads × 8, float32.
   assert.is(expected.cache, 64 * 14 * (2 * 2 * 2 * 8) * 4)
-  assert.equal(predict(short, long), expected)
+  assert.equal(predict(1, short, long), expected)
+  const half = predict(2, short)
+  assert.ok(half.moments < 0.6 * expected.moments, `${half.moments} of ${expected.moments}`)
 })
 
 test.run()

@@ -1,5 +1,6 @@
 /** Training in several processes, over Gloo, with the engine and the command line. */
-import { readFileSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -8,7 +9,7 @@ import * as assert from 'uvu/assert'
 import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import { dealGroups, ownPart } from '../../lib/train/share.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
-import { runCommand } from '../helpers/ranks.js'
+import { runCommand, runRanks } from '../helpers/ranks.js'
 import { readLines } from '../helpers/run-files.js'
 import { makeTinyModel } from '../helpers/tiny-model.js'
 
@@ -54,14 +55,17 @@ function writeConfig(name: string, values: object): string {
 const measured = {
   ...plain,
   data: { ...plain.data, eval: problems },
-  eval: { samples: 16, samplesPerCall: 8, keepSamples: 3, bootstrap: 100 },
+  eval: { samples: 8, samplesPerCall: 4, keepSamples: 3, bootstrap: 100 },
 }
 const watched = {
   ...measured,
   run: { ...plain.run, steps: 2, keepBest: true },
-  eval: { ...measured.eval, every: 1, onStart: true, samplesInTraining: 4, problemsInTraining: 5 },
+  eval: { ...measured.eval, every: 1, onStart: true, samplesInTraining: 8, problemsInTraining: 0 },
 }
+/** Several micro-batches, of which the ranks have different numbers. */
+const sharded = { ...plain, distributed: { shard: 'gradients' } }
 const files = {
+  sharded: writeConfig('sharded', sharded),
   plain: writeConfig('plain', plain),
   everything: writeConfig('everything', everything),
   measured: writeConfig('measured', measured),
@@ -183,9 +187,15 @@ test('a rank that is killed ends the run, which the same command in a new attemp
   assert.equal(bitsOf(broken.output), bitsOf(path.join(dir, 'world-2')))
 })
 
-test('--processes starts the ranks; SIGTERM saves on all, and the run goes on to the same bits', async () => {
+test('ranks that share out gradients and state train as one process does', async () => {
+  const run = await train('sharded', 2, { config: files.sharded })
+  assert.is(run.exitCode, 0, run.stderr.join('\n'))
+  assertAlike(run.output, path.join(dir, 'one'))
+})
+
+test('--processes starts the ranks; SIGTERM saves what each has, and the run goes on to the same bits', async () => {
   const action = `terminate 0 ${perStep + 5}`
-  const stopped = await train('stopped', 1, { action, args: ['--processes', '2'] })
+  const stopped = await train('stopped', 1, { config: files.sharded, action, args: ['--processes', '2'] })
   assert.is(stopped.exitCode, 143, stopped.stderr.join('\n'))
   const { step } = readLatestCheckpoint(stopped.output)!.trainer
   assert.ok(step === 1 || step === 2, `saved after step ${step}`)
@@ -193,7 +203,7 @@ test('--processes starts the ranks; SIGTERM saves on all, and the run goes on to
   assert.match(stopped.stdout[0]!, `train --resume ${stopped.output} --processes 2`)
   const resumed = await runCommand([...cli, 'train', '--resume', stopped.output, '--processes', '2'], 1)
   assert.is(resumed.exitCode, 0, resumed.stderr.join('\n'))
-  assert.equal(bitsOf(stopped.output), bitsOf(path.join(dir, 'world-2')))
+  assert.equal(bitsOf(stopped.output), bitsOf(path.join(dir, 'sharded')))
 })
 
 test('what one rank fails with is told by all, and what is done is saved', async () => {
@@ -207,7 +217,7 @@ test('what one rank fails with is told by all, and what is done is saved', async
 })
 
 /** pass@k and all that is counted; the times and the directory's name differ. */
-function evalOf(output: string): object {
+function evalOf(output: string): Record<string, unknown> {
   const { seconds, model, name, ...counted } = JSON.parse(
     readFileSync(path.join(output, 'eval.json'), 'utf8'),
   )
@@ -228,8 +238,8 @@ test('rapo eval shares the problems out: the numbers of one process, also after 
   assert.equal(evalOf(three.output), evalOf(one.output))
   assert.match(three.stdout[0]!, /tokens in .* written to/)
   assert.equal(three.stdout.slice(1).join('') + three.stderr.slice(1).join(''), '')
-  // Each rank judges 8 completions a round.
-  const killed = await measure('eval-killed', 2, 'kill 1 20')
+  // Each rank judges 4 completions a round.
+  const killed = await measure('eval-killed', 2, 'kill 1 10')
   assert.is(killed.exitCode, 137)
   assert.match(killed.stderr[0]!, /^rapo: the evaluation, call 5 of 20: .*rank 1 ended without a message/m)
   assert.is(readLines(killed.output, 'eval-progress.jsonl').length, 1 + 4)
@@ -238,24 +248,40 @@ test('rapo eval shares the problems out: the numbers of one process, also after 
   assert.equal(evalOf(finished.output), evalOf(one.output))
 })
 
-test('an evaluation during training is that of one process, and the best checkpoint is kept', async () => {
-  const changes = { config: files.watched }
-  const [one, two] = [await train('watched-1', 1, changes), await train('watched-2', 2, changes)]
-  for (const { exitCode, stderr } of [one, two]) assert.is(exitCode, 0, stderr.join('\n'))
-  const evals = ({ output }: { output: string }) => readLines(output, 'evals.jsonl')
-  // The model before training has the same weights; later ones differ by roundings.
-  assert.equal(evals(two)[0], evals(one)[0])
+test('an evaluation during training is that of rapo eval in one process, and the best checkpoint is kept', async () => {
+  const { output, exitCode, stderr } = await train('watched', 2, { config: files.watched })
+  assert.is(exitCode, 0, stderr.join('\n'))
+  const [first, ...rest] = readLines(output, 'evals.jsonl')
+  const { seconds, step, ...counted } = first!
+  const { samples, ...expected } = evalOf(path.join(dir, 'eval-1'))
+  assert.equal(counted, expected)
+  assert.is(step, 0)
   assert.equal(
-    evals(two).map(({ step }) => step),
-    [0, 1, 2],
+    rest.map(({ step }) => step),
+    [1, 2],
   )
-  assert.ok([1, 2].includes(readBest(two.output)!))
+  assert.ok([1, 2].includes(readBest(output)!))
 })
 
-test('a command for one process is refused where a launcher started several', async () => {
-  const { exitCode, stderr } = await runCommand([...cli, 'generate', '--model', model], 2)
-  assert.is(exitCode, 1)
-  assert.match(stderr[0]!, /rapo generate is the work of one process, but a launcher started 2 processes/)
+test('a command for one process is refused where a launcher started several', () => {
+  const world = { RANK: '0', WORLD_SIZE: '2', MASTER_ADDR: '127.0.0.1', MASTER_PORT: '1' }
+  const [node, ...args] = [...cli, 'generate', '--model', model]
+  const { status, stderr } = spawnSync(node!, args, { env: { ...process.env, ...world }, encoding: 'utf8' })
+  assert.is(status, 1)
+  assert.match(stderr, /rapo generate is the work of one process, but a launcher started 2 processes/)
+})
+
+test('a rank that is killed while all write the state: the checkpoint before is whole, and another world goes on', async () => {
+  const output = path.join(dir, 'died')
+  const { exitCode, stderr } = await runRanks('save-child.ts', 2, [files.sharded, output, '1', '4'])
+  assert.is(exitCode, 137)
+  assert.match(stderr[0]!, /^the checkpoint of step 4, state: .*rank 1 ended without a message: killed/m)
+  assert.is(readLatestCheckpoint(output)!.trainer.step, 3)
+  const args = ['train', '--resume', output, '--distributed.shard', 'optimizer']
+  const resumed = await runCommand([...cli, ...args], 1)
+  assert.is(resumed.exitCode, 0, resumed.stderr.join('\n'))
+  assertAlike(output, path.join(dir, 'one'))
+  assert.not(existsSync(path.join(output, 'checkpoints', 'step-000004.tmp')))
 })
 
 test('what all ranks find wrong is told once; a number of processes that is not the launcher’s is refused', async () => {

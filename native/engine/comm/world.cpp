@@ -99,7 +99,7 @@ class C10dWorld final : public World {
     auto size = at::empty({1}, at::kLong);
     size.data_ptr<std::int64_t>()[0] = static_cast<std::int64_t>(own.size());
     auto sizes = at::empty({this->size()}, at::kLong);
-    turn.finish([&] { return gloo_->_allgather_base(sizes, size); });
+    turn.finish(control, [&] { return gloo_->_allgather_base(sizes, size); });
     const auto* counts = sizes.data_ptr<std::int64_t>();
     const std::int64_t longest = *std::max_element(counts, counts + this->size());
     std::vector<Bytes> out(static_cast<std::size_t>(this->size()));
@@ -107,7 +107,7 @@ class C10dWorld final : public World {
     auto padded = at::empty({longest}, at::kByte);
     std::memcpy(padded.data_ptr(), own.data(), own.size());
     auto all = at::empty({longest * this->size()}, at::kByte);
-    turn.finish([&] { return gloo_->_allgather_base(all, padded); });
+    turn.finish(control, [&] { return gloo_->_allgather_base(all, padded); });
     const auto* bytes = all.data_ptr<std::uint8_t>();
     for (std::size_t r = 0; r < out.size(); ++r) {
       const std::uint8_t* begin = bytes + static_cast<std::int64_t>(r) * longest;
@@ -130,10 +130,24 @@ class C10dWorld final : public World {
     for (std::int64_t begin = 0; begin < count; begin += bucket) {
       c10::intrusive_ptr<c10d::Work> next;
       turn.guard([&] { next = start(begin); });
-      if (running) turn.wait(*running, on_cpu);
+      if (running) turn.wait(*running, control, on_cpu);
       running = std::move(next);
     }
-    if (running) turn.wait(*running, on_cpu);
+    if (running) turn.wait(*running, control, on_cpu);
+  }
+
+  std::unique_ptr<Exchange> scatter_sum(const std::string& what, at::Tensor all, at::Tensor own,
+                                        const Control& control) override {
+    return std::make_unique<Running>(*this, what, control, own.is_cpu(), [&](c10d::Backend& backend) {
+      return backend._reduce_scatter_base(own, all);
+    });
+  }
+
+  std::unique_ptr<Exchange> gather_parts(const std::string& what, at::Tensor own, at::Tensor all,
+                                         const Control& control) override {
+    return std::make_unique<Running>(*this, what, control, own.is_cpu(), [&](c10d::Backend& backend) {
+      return backend._allgather_base(all, own);
+    });
   }
 
   void report_failure(const std::string& message) override {
@@ -160,7 +174,7 @@ class C10dWorld final : public World {
   class Turn {
    public:
     Turn(C10dWorld& world, std::string what, const Control& control)
-        : world_(world), what_(std::move(what)), control_(control), number_(++world.turns_) {
+        : world_(world), what_(std::move(what)), number_(++world.turns_) {
       control.check();
       if (!world.gloo_ || world.broken_) {
         throw Error(ErrorCode::kDistributed, what_ + ": this rank has left the others already");
@@ -179,13 +193,13 @@ class C10dWorld final : public World {
     }
 
     template <class F>
-    void finish(const F& start) const {
+    void finish(const Control& control, const F& start) const {
       c10::intrusive_ptr<c10d::Work> work;
       guard([&] { work = start(); });
-      wait(*work);
+      wait(*work, control);
     }
 
-    void wait(c10d::Work& work, bool on_cpu = true) const {
+    void wait(c10d::Work& work, const Control& control, bool on_cpu = true) const {
       if (!on_cpu) {
         guard([&] { work.wait(); });  // only the current stream waits; NCCL's watchdog has the timeout
         return;
@@ -203,7 +217,7 @@ class C10dWorld final : public World {
           }
         }
         try {
-          control_.check();
+          control.check();
         } catch (...) {
           world_.broken_ = true;
           throw;
@@ -218,8 +232,22 @@ class C10dWorld final : public World {
    private:
     C10dWorld& world_;
     std::string what_;
-    const Control& control_;
     std::int64_t number_;
+  };
+
+  class Running final : public Exchange {
+   public:
+    template <class F>
+    Running(C10dWorld& world, const std::string& what, const Control& control, bool on_cpu, const F& start)
+        : turn_(world, what, control), on_cpu_(on_cpu) {
+      turn_.guard([&] { work_ = start(on_cpu ? *world.gloo_ : *world.tensors_); });
+    }
+    void wait(const Control& control) override { turn_.wait(*work_, control, on_cpu_); }
+
+   private:
+    Turn turn_;
+    bool on_cpu_;
+    c10::intrusive_ptr<c10d::Work> work_;
   };
 
   static std::string key(const char* name, std::int64_t rank) {
@@ -377,6 +405,17 @@ class C10dWorld final : public World {
 }  // namespace
 
 World::World(WorldPlace place) : place_(std::move(place)) {}
+
+std::vector<double> World::numbers(const std::string& what, double own, const Control& control) {
+  Bytes bytes(sizeof own);
+  std::memcpy(bytes.data(), &own, sizeof own);
+  std::vector<double> out;
+  for (const Bytes& part : gather(what, bytes, control)) {
+    if (part.size() != sizeof own) throw Error(ErrorCode::kDistributed, what + ": a rank did something else");
+    std::memcpy(&out.emplace_back(), part.data(), sizeof own);
+  }
+  return out;
+}
 
 bool World::is_supported() { return true; }
 

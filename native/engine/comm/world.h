@@ -37,6 +37,14 @@ class StoreServer {
   static std::shared_ptr<StoreServer> open();
 };
 
+/// An exchange that runs while this rank computes. wait() throws as the calls of World do. Its tensors must
+/// not be touched before.
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+  virtual void wait(const Control& control) = 0;
+};
+
 /// A call that another rank does not answer throws kDistributed. The message says what was being exchanged,
 /// and which rank failed or did not come. After that no further call is possible. `what` names the exchange,
 /// such as "step 4, gradients".
@@ -58,6 +66,14 @@ class World {
   /// flat (contiguous, float32, on the model's device) becomes the sum over the ranks, with the same bits on
   /// all of them.
   virtual void sum(const std::string& what, at::Tensor& flat, const Control& control) = 0;
+  /// own (n, float32) becomes this rank's part of the sum of all (size x n) over the ranks; all is used up.
+  virtual std::unique_ptr<Exchange> scatter_sum(const std::string& what, at::Tensor all, at::Tensor own,
+                                                const Control& control) = 0;
+  /// all (size x n) becomes the ranks' own (n), in the order of the ranks. Of any dtype.
+  virtual std::unique_ptr<Exchange> gather_parts(const std::string& what, at::Tensor own, at::Tensor all,
+                                                 const Control& control) = 0;
+  /// Every rank's number, in the order of the ranks.
+  std::vector<double> numbers(const std::string& what, double own, const Control& control);
   /// Tells the other ranks why this one ends: their errors will say so.
   virtual void report_failure(const std::string& message) = 0;
   /// Leaves. The other ranks' running exchanges fail.

@@ -14,6 +14,7 @@ namespace {
 }  // namespace
 
 World::World(WorldPlace place) : place_(std::move(place)) {}
+std::vector<double> World::numbers(const std::string&, double, const Control&) { unsupported(); }
 bool World::is_supported() { return false; }
 std::shared_ptr<World> World::open(const WorldPlace&, const Control&) { unsupported(); }
 std::shared_ptr<StoreServer> StoreServer::open() { unsupported(); }

@@ -10,6 +10,7 @@
 #include <regex>
 #include <set>
 #include <system_error>
+#include <utility>
 
 #include "files/io.h"
 #include "files/json.h"
@@ -58,9 +59,9 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
 
 using Convert = std::function<std::shared_ptr<const void>(const StoredTensor&)>;
 
-void write_file(const std::string& path, const std::vector<StoredTensor>& tensors,
-                const std::map<std::string, std::string>& metadata, const Control& control,
-                const Convert& convert) {
+/// What stands before the tensors' bytes, which follow each other in their order.
+std::string header_of(const std::vector<StoredTensor>& tensors,
+                      const std::map<std::string, std::string>& metadata) {
   std::string header = "{";
   if (!metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -84,10 +85,16 @@ void write_file(const std::string& path, const std::vector<StoredTensor>& tensor
   }
   header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
-  unsigned char length[8];
-  for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(header.size() >> (8 * i));
+  std::string length;
+  for (int i = 0; i < 8; ++i) length += static_cast<char>(header.size() >> (8 * i) & 0xff);
+  return length + header;
+}
+
+void write_file(const std::string& path, const std::vector<StoredTensor>& tensors,
+                const std::map<std::string, std::string>& metadata, const Control& control,
+                const Convert& convert) {
+  const std::string header = header_of(tensors, metadata);
   write_atomically(path, [&](int fd) {
-    write_all(fd, length, sizeof length, path);
     write_all(fd, header.data(), header.size(), path);
     for (const StoredTensor& tensor : tensors) {
       control.check();
@@ -122,6 +129,34 @@ void remove_stale(const std::string& dir, const std::set<std::string>& written) 
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, const Control& control) {
   write_file(path, tensors, metadata, control, {});
+}
+
+void write_safetensors_parts(const std::string& path, const std::vector<StoredTensor>& tensors,
+                             const std::map<std::string, std::string>& metadata,
+                             const std::vector<FilePart>& parts, const Control& control) {
+  const std::string header = header_of(tensors, metadata);
+  std::vector<std::size_t> begins;
+  std::size_t size = header.size();
+  for (const StoredTensor& tensor : tensors) {
+    begins.push_back(size);
+    size += tensor.bytes;
+  }
+  Descriptor file{::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666)};
+  if (file.fd < 0) fail_io("cannot create", path);
+  const auto write_at = [&](std::size_t offset, const void* data, std::size_t bytes) {
+    if (::lseek(file.fd, static_cast<off_t>(offset), SEEK_SET) < 0) fail_io("cannot write", path);
+    write_all(file.fd, data, bytes, path);
+  };
+  // Every process gives it the same size, and the header's same bytes.
+  if (::ftruncate(file.fd, static_cast<off_t>(size)) != 0) fail_io("cannot write", path);
+  write_at(0, header.data(), header.size());
+  for (const FilePart& part : parts) {
+    control.check();
+    write_at(begins[part.tensor] + part.offset, part.data, part.bytes);
+  }
+  if (::fsync(file.fd) != 0) fail_io("cannot write", path);
+  const int fd = std::exchange(file.fd, -1);
+  if (::close(fd) != 0) fail_io("cannot write", path);
 }
 
 void write_model(const std::string& dir, std::vector<StoredTensor> tensors, std::int64_t max_shard_bytes,

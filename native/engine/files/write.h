@@ -19,6 +19,20 @@ namespace rapo {
 void write_safetensors(const std::string& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata, const Control& control = {});
 
+/// Bytes of one of a file's tensors.
+struct FilePart {
+  std::size_t tensor, offset;  // which tensor, and where in it
+  const std::byte* data;
+  std::size_t bytes;
+};
+
+/// Writes the header and these parts into a file that other processes write at the same time, each with the
+/// same tensors, whose data is not read, and other parts. The file is whole, and synced, when all have
+/// returned; the caller renames it then. Throws Error: kIo, kAborted.
+void write_safetensors_parts(const std::string& path, const std::vector<StoredTensor>& tensors,
+                             const std::map<std::string, std::string>& metadata,
+                             const std::vector<FilePart>& parts, const Control& control);
+
 /// Writes a model's tensors into dir, as model.safetensors or as shards of at most max_shard_bytes with
 /// model.safetensors.index.json, named as in transformers. A tensor larger than max_shard_bytes has a shard
 /// of its own. Each file is written as by write_safetensors(); files of an earlier model under other names

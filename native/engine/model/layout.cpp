@@ -50,8 +50,15 @@ std::vector<LayerPart> layer_parts(Architecture architecture) {
 Layout::Layout(const ModelConfig& config) : config_(config) {
   const auto& c = config_;
   const auto parts = layer_parts(c.architecture);
+  const auto begin_section = [&] {
+    const std::int64_t begin = (flat_size() + kAlign - 1) / kAlign * kAlign;
+    if (!sections_.empty()) sections_.back().size = begin - sections_.back().begin;
+    sections_.push_back({begin, 0});
+  };
+  begin_section();
   add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
   for (std::int64_t i = 0; i < c.layers; ++i) {
+    begin_section();
     at::Tensor LayerTensors::* last = nullptr;
     for (const LayerPart& part : parts) {
       std::vector<std::int64_t> shape{part.rows(c)};
@@ -60,8 +67,10 @@ Layout::Layout(const ModelConfig& config) : config_(config) {
       last = part.member;
     }
   }
+  begin_section();
   add("model.norm.weight", {c.hidden_size});
   if (!c.tied_embeddings) add("lm_head.weight", {c.vocab_size, c.hidden_size});
+  sections_.back().size = flat_size() - sections_.back().begin;
 }
 
 void FlatLayout::add(const std::string& name, std::vector<std::int64_t> shape, bool align) {
@@ -83,26 +92,34 @@ void FlatLayout::add(const std::string& name, std::vector<std::int64_t> shape, b
   entries_.push_back(std::move(entry));
 }
 
-at::Tensor FlatLayout::view(const at::Tensor& flat, std::size_t first, std::size_t count) const {
+at::Tensor FlatLayout::view(const at::Tensor& flat, std::size_t first, std::size_t count,
+                            std::int64_t begin) const {
   std::vector<std::int64_t> shape = entries_[first].shape;
   std::int64_t size = entries_[first].size;
   for (std::size_t i = 1; i < count; ++i) {
     shape[0] += entries_[first + i].shape[0];
     size += entries_[first + i].size;
   }
-  return flat.narrow(0, entries_[first].offset, size).view(shape);
+  return flat.narrow(0, entries_[first].offset - begin, size).view(shape);
 }
 
 ModelTensors Layout::map(const at::Tensor& flat) const {
-  std::size_t next = 0;
+  std::vector<at::Tensor> sections;
+  for (const Section& section : sections_) sections.push_back(flat.narrow(0, section.begin, section.size));
+  return map(sections);
+}
+
+ModelTensors Layout::map(const std::vector<at::Tensor>& sections) const {
+  std::size_t next = 0, section = 0;
   const auto take = [&](std::size_t count) {
     next += count;
-    return view(flat, next - count, count);
+    return view(sections[section], next - count, count, sections_[section].begin);
   };
   const auto parts = layer_parts(config_.architecture);
   ModelTensors out;
   out.embed = take(1);
   for (std::int64_t i = 0; i < config_.layers; ++i) {
+    ++section;
     LayerTensors layer;
     for (auto part = parts.begin(); part != parts.end();) {
       const auto end = std::find_if(part, parts.end(),
@@ -112,23 +129,33 @@ ModelTensors Layout::map(const at::Tensor& flat) const {
     }
     out.layers.push_back(std::move(layer));
   }
+  ++section;
   out.norm = take(1);
   out.head = config_.tied_embeddings ? out.embed : take(1);
   return out;
 }
 
-std::vector<StoredTensor> FlatLayout::stored(const at::Tensor& flat, const std::string& prefix) const {
+std::vector<StoredTensor> FlatLayout::described(const std::string& prefix) const {
   std::vector<StoredTensor> out;
-  const auto* data = static_cast<const std::byte*>(flat.data_ptr());
-  const std::size_t width = flat.element_size();
   for (const Entry& entry : entries_) {
     StoredTensor tensor;
     tensor.name = prefix + entry.name;
-    tensor.dtype = ops::stored_name(ops::dtype_of(flat));
+    tensor.dtype = "F32";
     tensor.shape = entry.shape;
-    tensor.data = data + static_cast<std::size_t>(entry.offset) * width;
-    tensor.bytes = static_cast<std::size_t>(entry.size) * width;
+    tensor.bytes = static_cast<std::size_t>(entry.size) * sizeof(float);
     out.push_back(std::move(tensor));
+  }
+  return out;
+}
+
+std::vector<StoredTensor> FlatLayout::stored(const at::Tensor& flat, const std::string& prefix) const {
+  auto out = described(prefix);
+  const auto* data = static_cast<const std::byte*>(flat.data_ptr());
+  const std::size_t width = flat.element_size();
+  for (std::size_t e = 0; e < entries_.size(); ++e) {
+    out[e].dtype = ops::stored_name(ops::dtype_of(flat));
+    out[e].data = data + static_cast<std::size_t>(entries_[e].offset) * width;
+    out[e].bytes = static_cast<std::size_t>(entries_[e].size) * width;
   }
   return out;
 }

@@ -47,12 +47,16 @@ class FlatLayout {
   std::int64_t parameters() const { return parameters_; }
   /// Named views of a flat CPU buffer, for writing. `prefix` is put before each name.
   std::vector<StoredTensor> stored(const at::Tensor& flat, const std::string& prefix = "") const;
+  /// The same float32 tensors without numbers.
+  std::vector<StoredTensor> described(const std::string& prefix) const;
 
  protected:
   /// align: the tensor begins at a multiple of 64 bytes; false: right behind the one before.
   void add(const std::string& name, std::vector<std::int64_t> shape, bool align = true);
-  /// One tensor that covers `count` entries from `first` on, whose shapes differ in their rows at most.
-  at::Tensor view(const at::Tensor& flat, std::size_t first, std::size_t count = 1) const;
+  /// One tensor that covers `count` entries from `first` on, whose shapes differ in their rows at most. flat
+  /// holds the numbers from `begin` of the layout on.
+  at::Tensor view(const at::Tensor& flat, std::size_t first, std::size_t count = 1,
+                  std::int64_t begin = 0) const;
 
  private:
   std::vector<Entry> entries_;
@@ -75,11 +79,25 @@ std::vector<LayerPart> layer_parts(Architecture architecture);
 /// A model's tensors, named as Hugging Face names them.
 class Layout : public FlatLayout {
  public:
+  /// A range whose gradients are complete at the same moment of a backward pass.
+  struct Section {
+    std::int64_t begin = 0, size = 0;
+  };
+
   explicit Layout(const ModelConfig& config);
   ModelTensors map(const at::Tensor& flat) const;
+  /// The same for a buffer of each section.
+  ModelTensors map(const std::vector<at::Tensor>& sections) const;
+
+  /// Embeddings; every layer; the final norm, with the head where the head is not the embeddings. Together
+  /// they cover the buffer.
+  const std::vector<Section>& sections() const { return sections_; }
+  /// Whether the head is the embeddings.
+  bool is_tied() const { return config_.tied_embeddings; }
 
  private:
   ModelConfig config_;
+  std::vector<Section> sections_;
 };
 
 }  // namespace rapo

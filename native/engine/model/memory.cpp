@@ -5,6 +5,8 @@
 #include "kernels/dtypes.h"
 #include "kernels/parallel.h"
 #include "model/qwen2.h"
+#include "model/sharded_gradients.h"
+#include "model/shards.h"
 #include "ops/cpu/loops.h"
 
 namespace rapo {
@@ -72,6 +74,12 @@ MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& optio
     m.masters = width == 4 ? 0 : trained * 4;
     m.moments = trained * 2 * static_cast<std::int64_t>(dtype_size(options.state_dtype));
     m.gradients = trained * 4;
+    if (options.shard != Shard::kNone && options.lora.r == 0 && shape.processes > 1) {
+      const Shards shards(layout, 0, shape.processes, Shards::piece_elements(on_cpu));
+      if (width != 4) m.masters = shards.shard_size() * 4;
+      m.moments = shards.shard_size() * 8;
+      if (options.shard == Shard::kGradients) m.gradients = ShardedGradients::elements(layout, shards) * 4;
+    }
   }
   const std::int64_t longest = shape.prompt_tokens + shape.max_new_tokens;
   const std::int64_t layer = layer_activations(c), wide = 2 * c.intermediate_size;

@@ -129,8 +129,11 @@ void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, Gradients
   AdapterLayer none;
   auto dx = at::zeros_like(kept.x);
   ops_.rms_norm_backward(kept.x, w.norm, kept.rstd, dhidden, dx, grads.weights.norm);
+  const auto section_of = [](std::size_t layer) { return static_cast<std::int64_t>(layer) + 1; };
+  grads.end(section_of(w.layers.size()));
   for (std::size_t i = w.layers.size(); i-- > 0;) {
     control.check();
+    grads.begin(section_of(i));
     const LayerTensors& layer = w.layers[i];
     const ReadyWeights::Layer& matrices = ready.layers[i];
     LayerTensors& grad = grads.weights.layers[i];
@@ -160,8 +163,11 @@ void Qwen2::backward(const ModelTensors& w, const ReadyWeights& ready, Gradients
     if (grad.qkv_bias.defined()) ops::add_bias_grad(grad.qkv_bias, dqkv);
     const auto dnormed = project_backward(dqkv, a.normed, matrices.qkv, a.low_qkv, grad.qkv, low_grad.qkv);
     ops_.rms_norm_backward(a.x, layer.input_norm, a.rstd, dnormed, dx, grad.input_norm);
+    grads.end(section_of(i));
   }
+  grads.begin(0);
   if (grads.weights.embed.defined()) ops_.embed_backward(grads.weights.embed, input.token_ids.data(), dx);
+  grads.end(0);
 }
 
 at::Tensor Qwen2::decode(const ModelTensors& w, const ReadyWeights& ready, at::Tensor x,

@@ -63,6 +63,16 @@ struct ReadyWeights {
 struct Gradients {
   ModelTensors weights;
   AdapterTensors adapter;  // empty without an adapter
+  /// Told of each section of the layout before its first gradient of a backward pass is added, and after its
+  /// last one.
+  std::function<void(std::int64_t section)> on_begin, on_end;
+
+  void begin(std::int64_t section) {
+    if (on_begin) on_begin(section);
+  }
+  void end(std::int64_t section) {
+    if (on_end) on_end(section);
+  }
 };
 
 /// Attention of layer `layer`: qkv (R, (H + 2K) D) -> (R, H D).
@@ -83,8 +93,8 @@ class Qwen2 {
                      const Control& control, TrunkActivations* keep = nullptr,
                      KeyValues* key_values = nullptr);
 
-  /// dhidden (R, C) -> gradients, which are added to those tensors of grads that are defined. Frees the
-  /// activations as it goes. Throws kAborted between layers.
+  /// dhidden (R, C) -> gradients, which are added to those tensors of grads that are defined. The last
+  /// section has begun already. Frees the activations as it goes. Throws kAborted between layers.
   void backward(const ModelTensors& w, const ReadyWeights& ready, Gradients& grads, const TrunkInput& input,
                 TrunkActivations& kept, const at::Tensor& dhidden, const Control& control);
 

@@ -136,6 +136,26 @@ void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor
   }
 }
 
+void read_shard(const Checkpoint& checkpoint, const Layout& layout, const Shards& shards, at::Tensor& shard,
+                const Control& control) {
+  for (const Layout::Entry& entry : layout.entries()) {
+    const StoredTensor& whole = checkpoint.tensors().at(entry.name);
+    for (const Shards::Piece& piece : shards.pieces()) {
+      const std::int64_t own = shards.own_begin(piece), from = std::max(own, entry.offset);
+      const std::int64_t count = std::min(own + shards.own_size(piece), entry.offset + entry.size) - from;
+      if (count <= 0) continue;
+      control.check();
+      StoredTensor part = whole;
+      const std::size_t width = width_of(whole.dtype);
+      part.data += static_cast<std::size_t>(from - entry.offset) * width;
+      part.bytes = static_cast<std::size_t>(count) * width;
+      auto to = shard.narrow(0, piece.shard + from - own, count);
+      copy_stored(part, checkpoint.file_of(entry.name), to);
+    }
+    checkpoint.release(whole);
+  }
+}
+
 at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::uint64_t seed,
                           const Control& control) {
   auto flat = at::zeros({layout.flat_size()}, at::kFloat);
@@ -201,12 +221,12 @@ void Model::changed(std::int64_t steps) {
   if (!adapter) base_.reset();
 }
 
-void Model::mix_in(const at::Tensor& other, double share) {
+void Model::mix_in(std::int64_t begin, const at::Tensor& other, double share) {
   constexpr std::int64_t kChunk = std::int64_t{1} << 24;  // bounds the memory of the float32 copies
-  for (std::int64_t begin = 0; begin < flat.numel(); begin += kChunk) {
-    const std::int64_t count = std::min(kChunk, flat.numel() - begin);
-    auto own = flat.narrow(0, begin, count);
-    const auto from = other.narrow(0, begin, count);
+  for (std::int64_t at = 0; at < other.numel(); at += kChunk) {
+    const std::int64_t count = std::min(kChunk, other.numel() - at);
+    auto own = flat.narrow(0, begin + at, count);
+    const auto from = other.narrow(0, at, count);
     if (share == 1) {
       own.copy_(from);
       continue;
@@ -214,7 +234,6 @@ void Model::mix_in(const at::Tensor& other, double share) {
     auto mixed = own.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
     own.copy_(mixed.lerp_(from.to(at::kFloat), share));
   }
-  changed();
 }
 
 }  // namespace rapo

@@ -8,6 +8,7 @@
 #include "control.h"
 #include "files/safetensors.h"
 #include "model/qwen2.h"
+#include "model/shards.h"
 #include "ops/aten.h"
 #include "types.h"
 
@@ -28,6 +29,10 @@ Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vec
 /// Copies the stored numbers into a flat buffer, converted to its dtype. Throws kAborted between tensors.
 void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
                   const Control& control);
+
+/// The same for the slices of a rank, into its shard.
+void read_shard(const Checkpoint& checkpoint, const Layout& layout, const Shards& shards, at::Tensor& shard,
+                const Control& control);
 
 /// Random float32 weights: matrices are normal with the configuration's initializer_range, norms are 1,
 /// biases 0.
@@ -67,9 +72,9 @@ class Model {
   bool merges = false;
   std::uint64_t seed = 0;  // of the rounding of merged weights
 
-  /// weights = share * other + (1 - share) * weights, share in (0, 1], in float32 and rounded once. other: a
-  /// flat buffer of the same layout.
-  void mix_in(const at::Tensor& other, double share);
+  /// weights = share * other + (1 - share) * weights, share in (0, 1], in float32 and rounded once. other: of
+  /// a flat buffer of the same layout, from `begin` on. Call changed() after the last part.
+  void mix_in(std::int64_t begin, const at::Tensor& other, double share);
 
  private:
   std::unique_ptr<ReadyWeights> base_, adapted_, merged_;
