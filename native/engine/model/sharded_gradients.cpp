@@ -54,7 +54,9 @@ ShardedGradients::ShardedGradients(const Layout& layout, const Shards& shards, W
 
 std::int64_t ShardedGradients::elements(const Layout& layout, const Shards& shards) {
   std::int64_t all = shards.shard_size();
-  for (const std::int64_t size : buffer_sizes(layout, shards, layout.is_tied())) all += size;
+  // Each buffer, and this rank's parts of the buffer's sum while they are received.
+  for (const std::int64_t size : buffer_sizes(layout, shards, layout.is_tied()))
+    all += size + size / shards.ranks();
   return all;
 }
 
