@@ -72,8 +72,8 @@ test('what eight ranks share out: nothing, masters and moments, gradients too', 
   }
   assert.is(optimizer.gradients, none.gradients)
   const layer = 896 * 896 * 2 + 2 * 128 * 896 + 896 + 2 * 128 + 3 * 896 * 4864 + 2 * 896
-  // The own part, and the buffers of a backward pass: the embeddings, two layers, the last norm.
-  near(gradients.gradients, 4 * (parameters / 8 + 151936 * 896 + 2 * layer + 896))
+  // The shard; the buffers of a backward pass: the embeddings, two layers, the last norm; the received parts of their sums.
+  near(gradients.gradients, 4 * (parameters / 8 + (151936 * 896 + 2 * layer + 896) * (1 + 1 / 8)))
   assert.equal({ ...gradients, ...pick(none) }, none)
 })
 
