@@ -153,6 +153,8 @@ test('a whole step is AdamW of the stored moments; each new moment is a neighbou
             Math.abs(share) < 1 + 2 ** -14 * (size / Math.abs(exact)),
             `${moment} of ${name} ${i}: ${stored}, ${exact}`,
           )
+          // Where the terms of m cancel, float32's own rounding exceeds the gap.
+          if (size > 100 * Math.abs(exact)) continue
           const up = exact / gap - Math.floor(exact / gap)
           rounding[moment].sum += share
           rounding[moment].variance += up * (1 - up)
