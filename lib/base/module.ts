@@ -4,6 +4,8 @@ import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { RapoError, reasonOf } from './errors.js'
 import { withPlace } from './files.js'
+import { reasonAndPlace, showPlace } from './thrown.js'
+import { importTypeScript, syntaxFault } from './typescript.js'
 import { waitFor } from './wait.js'
 
 /** What a module exports, by name. */
@@ -18,9 +20,17 @@ export async function importModule(field: string, name: string): Promise<Exports
     const never = new Error('its top-level await never ends')
     return await waitFor(load(file), { fault: () => never })
   } catch (cause) {
-    const why = reasonOf(cause)
+    const why = await describeFailure(cause, file)
     throw new RapoError('ERR_RAPO_CONFIG', `${field} ${name} did not load: ${why}`, { cause })
   }
+}
+
+async function describeFailure(cause: unknown, file: string): Promise<string> {
+  const why = reasonAndPlace(cause).replace(/\s*\n\s*/g, ' ')
+  if (!(cause instanceof SyntaxError) || why !== reasonOf(cause)) return why
+  // Node.js keeps the place of a syntax error to itself.
+  const place = await syntaxFault(file)
+  return place ? `${why} (${showPlace(file, ...place)})` : why
 }
 
 /** What Node.js says of TypeScript that it cannot run by itself, wholly or in part. */
@@ -38,6 +48,5 @@ async function load(file: string): Promise<Exports> {
     if (!/\.[cm]?ts$/.test(file) || !needsJiti.has(String((error as NodeJS.ErrnoException)?.code)))
       throw error
   }
-  const { createJiti } = await import('jiti')
-  return createJiti(url).import(file)
+  return importTypeScript(file)
 }

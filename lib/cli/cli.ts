@@ -21,6 +21,8 @@ const measuredFields =
 const HELP_COLUMNS = 100
 const TERM_COLUMNS = 34
 
+const bestHelp = 'of a run: its best checkpoint, which run.keepBest keeps, in place of its newest'
+
 /** The whole command line. Nothing runs before parseAsync. */
 export function createCli(): Command {
   const cli = new Command('rapo')
@@ -72,6 +74,7 @@ export function createCli(): Command {
       'measure pass@k of a model or a run on a problem file; writes eval.json and eval-samples.jsonl',
     )
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
+    .option('--best', bestHelp)
     .option('-c, --config <file>', "YAML or JSON file with the fields below (default: a run's own)")
     .option('-n, --n <count>', 'short for --eval.samples')
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
@@ -112,6 +115,7 @@ export function createCli(): Command {
     .command('merge')
     .description('write an adapter of low rank (LoRA) and its model as one model (docs/lora.md)')
     .requiredOption('-m, --model <dir>', "run directory: then its newest checkpoint; or an adapter of PEFT's")
+    .option('--best', bestHelp)
     .requiredOption('-o, --output <dir>', 'where the model goes; must not hold anything yet')
     .addOption(
       new Option('--dtype <name>', "of the weights (default: the model's own)").choices([
@@ -255,6 +259,7 @@ function addFields(command: Command, shown: readonly Field[], needed: string): v
 function addModelOptions(command: Command): void {
   command
     .requiredOption('-m, --model <dir>', 'model directory, or a run directory: then its newest checkpoint')
+    .option('--best', bestHelp)
     .option(
       '-c, --config <file>',
       'YAML or JSON file that gives the options below their values (default: a run’s own, else what stands in brackets)',

@@ -21,7 +21,7 @@ import { loadEnvironment } from '../reward/environments.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
 import { loadJudge } from '../reward/rewards.js'
 import { figure2 } from '../theory/theory.js'
-import { checkpointDir, readBest, readLatestCheckpoint } from '../train/checkpoint.js'
+import { type Checkpoint, readBestCheckpoint, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { PeerError } from '../world/peer-error.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
@@ -30,6 +30,7 @@ import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere } from './ranks.js'
 import { listenForStop } from './stop.js'
 import { activityOf, describeEvaluation, formatSample } from './train-output.js'
+import { createTransfers } from './transfers.js'
 
 /** Whether another rapo command started this process. That command shows the run's name before each label and decides when the run stops. */
 const isForked = process.send !== undefined
@@ -105,7 +106,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     (error instanceof PeerError && error.isAbort)
   const processes = values.processes === undefined ? '' : ` --processes ${values.processes}`
   const resumeCommand = `${invocation()} train --resume ${quote(output)}${processes}`
-  const download = downloadProgress()
+  const transfers = createTransfers()
   if (config.data.train.length > 0)
     notify(
       `${resume === undefined ? 'opening' : 'going on with'} ${output}: reading ${nameOf(config.data.train)} …`,
@@ -113,17 +114,21 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   let stepsDone: number
   try {
     stepsDone = await train(config, {
-      onDownload: download.onProgress,
+      onDownload: transfers.onProgress,
+      onLoading: transfers.onProgress,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
-      onNotice: text => (progress ? progress.log(text) : notify(text)),
+      onNotice: text => {
+        if (progress) progress.log(text)
+        else if (!transfers.log(text)) notify(text)
+      },
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
         isStarted = true
         if (!speaks) return
-        download.stop()
+        transfers.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
         outlook.start(done)
@@ -158,7 +163,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
   } finally {
-    download.stop()
+    transfers.stop()
     progress?.stop()
     stopping.release()
   }
@@ -171,9 +176,13 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     printLine(
       `${plural(stepsDone, 'step')} done, in ${output}; to measure: ${invocation()} eval --model ${quote(output)}`,
     )
-    const best = readBest(output)
-    if (best !== undefined)
-      printLine(`the best evaluation was that after step ${best}: ${checkpointDir(output, best)}`)
+    const best = readBestCheckpoint(output)
+    if (best) {
+      const command = `${invocation()} eval --model ${quote(output)} --best`
+      printLine(
+        `the best evaluation was that after step ${best.trainer.step}: ${best.dir}; to measure it: ${command}`,
+      )
+    }
   }
 }
 
@@ -182,14 +191,14 @@ async function runDryRun(config: Config): Promise<void> {
     import('../train/dry-run.js'),
     import('./dry-run.js'),
   ])
-  const download = downloadProgress()
+  const transfers = createTransfers()
   const onNotice = (text: string) => {
-    download.stop()
-    notify(text)
+    if (!transfers.log(text)) notify(text)
   }
-  const hooks = { onDownload: download.onProgress, onUnusable: listUnusable, onNotice }
+  const { onProgress } = transfers
+  const hooks = { onDownload: onProgress, onLoading: onProgress, onUnusable: listUnusable, onNotice }
   const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
-  printLine(formatDryRun(await trying.finally(download.stop)))
+  printLine(formatDryRun(await trying.finally(transfers.stop)))
 }
 
 /** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
@@ -199,6 +208,16 @@ function newestOf(run: string) {
   } catch {
     return undefined
   }
+}
+
+/** Of --model, where that is a run: its newest checkpoint, or with --best its best. Throws ERR_RAPO_CONFIG where there is no best. */
+function checkpointOf({ model, best }: { model: string; best?: boolean }): Checkpoint | undefined {
+  const checkpoint = best ? readBestCheckpoint(model) : readLatestCheckpoint(model)
+  if (checkpoint || !best) return checkpoint
+  const why = readLatestCheckpoint(model)
+    ? 'has no best checkpoint: run.keepBest keeps one, in a run with eval.every'
+    : 'is no run with checkpoints'
+  throw new RapoError('ERR_RAPO_CONFIG', `--best: ${model} ${why}`)
 }
 
 /** Runs what a signal ends at once: nothing is to be finished, and what is done already is kept. */
@@ -216,6 +235,7 @@ async function untilStopped<T>(body: (signal: AbortSignal) => Promise<T>): Promi
 
 interface EvalValues {
   readonly model: string
+  readonly best?: boolean
   readonly config?: string
   readonly n?: string
   readonly name?: string
@@ -225,7 +245,7 @@ interface EvalValues {
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
   const { model: given, n } = values
-  const checkpoint = readLatestCheckpoint(given)
+  const checkpoint = checkpointOf(values)
   const isRun = checkpoint !== undefined
   const overrides: Values = {
     ...overridesOf(values),
@@ -238,21 +258,22 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const output = values.output ?? (isRun ? given : path.join('runs', name))
 
   let progress: Progress | undefined
-  const download = downloadProgress()
+  const transfers = createTransfers()
   if (config.data.eval.length > 0) notify(`measuring ${given}: reading ${nameOf(config.data.eval)} …`)
   const measuring = untilStopped(async signal =>
     evaluate(config, {
       dir: checkpoint?.dir ?? (await fetchModel(given)),
-      model: given,
+      model: values.best ? checkpoint!.dir : given,
       name,
       output,
       restart: values.restart ?? false,
       onNotice: notify,
       signal,
       onUnusable: listUnusable,
-      onDownload: download.onProgress,
+      onDownload: transfers.onProgress,
+      onLoading: transfers.onProgress,
       onProgress: (done, total, solved) => {
-        download.stop()
+        transfers.stop()
         const label = isForked ? 'eval' : `${name} eval`
         progress ??= createProgress({ label, total, unit: 'completions', done })
         progress.update(done, { 'problems solved': solved })
@@ -260,7 +281,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     }),
   )
   const result = await measuring.finally(() => {
-    download.stop()
+    transfers.stop()
     progress?.stop()
   })
   printLine(formatPassAtK([result]))
@@ -286,12 +307,12 @@ interface GradeValues {
 
 export async function runGrade({ input, output, ...options }: GradeValues): Promise<void> {
   const { gradeLines } = await import('./grade.js')
-  const download = downloadProgress()
+  const transfers = createTransfers()
   const files = { ...(input && { input }), ...(output && { output }) }
   const grading = untilStopped(signal =>
-    gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
+    gradeLines({ ...options, ...files, onDownload: transfers.onProgress, signal }),
   )
-  const { correct, total, unusable } = await grading.finally(download.stop)
+  const { correct, total, unusable } = await grading.finally(transfers.stop)
   printError(`${correct} of ${total} correct`)
   if (unusable.length === 0) return
   printError([`${plural(unusable.length, 'row')} not judged:`, ...summarizeRows(unusable)].join('\n  '))
@@ -300,6 +321,7 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
 
 interface InferValues {
   readonly model: string
+  readonly best?: boolean
   readonly config?: string
   readonly input?: string
   readonly output?: string
@@ -358,12 +380,15 @@ async function withProgress(
   label: string,
   unit: string,
   { model, data, run }: Config,
-  { input, output }: InferValues,
+  { input, output, best = false }: InferValues,
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
   let progress: Progress | undefined
+  const transfers = createTransfers()
+  const onLoading = transfers.onProgress
   const onProgress = (done: number, total: number) => {
     if (total === 0) return
+    transfers.stop()
     progress ??= createProgress({ label, total, unit })
     progress.update(done)
   }
@@ -378,28 +403,36 @@ async function withProgress(
   })
   const { dtype, threads } = { ...model, ...run }
   const working = untilStopped(async signal => {
-    const dir = readLatestCheckpoint(model.dir)?.dir ?? (await fetchModel(model.dir))
+    const dir = checkpointOf({ model: model.dir, best })?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
-    await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
+    const hooks = { onProgress, onLoading, onNotice: notify, signal }
+    await body({ model: dir, ...options, device, dtype, threads, ...hooks })
   })
-  await working.finally(() => progress?.stop())
+  await working.finally(() => {
+    transfers.stop()
+    progress?.stop()
+  })
 }
 
 interface MergeValues {
   readonly model: string
+  readonly best?: boolean
   readonly output: string
   readonly dtype?: ModelDType
 }
 
-export async function runMerge({ model: given, output, dtype }: MergeValues): Promise<void> {
+export async function runMerge({ model, best = false, output, dtype }: MergeValues): Promise<void> {
   const { mergeAdapter } = await import('./merge.js')
-  const adapter = readLatestCheckpoint(given)?.dir ?? given
-  const download = downloadProgress()
-  const { onProgress } = download
+  const adapter = checkpointOf({ model, best })?.dir ?? model
+  const transfers = createTransfers()
+  const { onProgress } = transfers
   const merging = untilStopped(signal =>
-    mergeAdapter({ adapter, output, ...(dtype && { dtype }), onProgress, signal }),
+    mergeAdapter({
+      ...{ adapter, output, ...(dtype && { dtype }) },
+      ...{ onProgress, onLoading: onProgress, onNotice: notify, signal },
+    }),
   )
-  await merging.finally(download.stop)
+  await merging.finally(transfers.stop)
   printLine(path.resolve(output))
 }
 
@@ -480,10 +513,10 @@ async function predictRun(config: Config) {
   const { freeDisk, planDisk } = await import('../train/disk.js')
   const { train: file } = config.data
   requireField('data.train', file, 'the problem file to train on')
-  const download = downloadProgress()
-  const data = { ...config.data, onDownload: download.onProgress }
+  const transfers = createTransfers()
+  const data = { ...config.data, onDownload: transfers.onProgress }
   const [, verifier] = await loadJudge(config.task, await loadEnvironment(config.task.environment))
-  const problems = await readProblems(file, verifier, data).finally(download.stop)
+  const problems = await readProblems(file, verifier, data).finally(transfers.stop)
   const modelDir = await fetchModel(config.model.dir)
   const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
   const tokenizer = loadTokenizer(modelDir)
@@ -497,23 +530,8 @@ async function predictRun(config: Config) {
 
 /** A model's directory. A model from the hub is fetched, with a progress bar. */
 async function fetchModel(model: string): Promise<string> {
-  const download = downloadProgress()
-  return resolveModel(model, download).finally(download.stop)
-}
-
-/** Shows one progress bar per download from the hub. */
-function downloadProgress() {
-  let progress: Progress | undefined
-  let shown: string | undefined
-  const onProgress = (done: number, total: number, name: string) => {
-    if (name !== shown) {
-      progress?.stop()
-      progress = createProgress({ label: name, total: Math.ceil(total / 1e6), unit: 'MB' })
-      shown = name
-    }
-    progress?.update(done < total ? Math.floor(done / 1e6) : Math.ceil(total / 1e6))
-  }
-  return { onProgress, stop: () => progress?.stop() }
+  const transfers = createTransfers()
+  return resolveModel(model, { onProgress: transfers.onProgress }).finally(transfers.stop)
 }
 
 interface BenchValues {

@@ -85,8 +85,8 @@ export interface PolicyOptions {
   readonly world?: WorldHandle | undefined
 }
 
-/** What loadPolicy takes. */
-export interface LoadOptions extends PolicyOptions, Pick<CallOptions, 'signal'> {}
+/** What loadPolicy takes. onProgress is told how many parameters have been read, those of a reference and of masters included. */
+export interface LoadOptions extends PolicyOptions, CallOptions {}
 
 /** How Policy.save writes a model. */
 export interface SaveOptions {
@@ -236,8 +236,11 @@ export interface Policy {
   saveAdapter?(dir: string, options?: { readonly baseModel?: string }): Promise<void>
   /** Writes the float32 weights, the moments and the step count as one safetensors file: of the adapter alone, if any. */
   saveState(file: string): Promise<void>
-  /** Reads a file that saveState wrote. Throws if the file belongs to another model. */
-  loadState(file: string): Promise<void>
+  /**
+   * Reads a file that saveState wrote. onProgress is told how many of its numbers have been read. Throws if the file
+   * belongs to another model.
+   */
+  loadState(file: string, options?: Pick<CallOptions, 'onProgress'>): Promise<void>
   /** Waits for a call in progress and frees the native memory. Later calls throw. */
   dispose(): Promise<void>
   /** Like dispose. */

@@ -1,5 +1,6 @@
 /** Environments: tasks of several turns, in which the model's completions are answered until the task is done. */
-import { RapoError, reasonOf } from '../base/errors.js'
+import { RapoError } from '../base/errors.js'
+import { reasonAndPlace } from '../base/thrown.js'
 import { answerOf, anySignal, TooLate } from '../base/wait.js'
 import type { Problem } from '../data/problems.js'
 import type { FinishReason } from '../model/policy.js'
@@ -122,7 +123,7 @@ async function called<T>(call: () => T | PromiseLike<T>, what: string, { timeout
     return await answerOf(call(), { signal, timeout })
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
-    throw new RapoError('ERR_RAPO_INTERNAL', `${what}: ${reasonOf(cause)}`, { cause })
+    throw new RapoError('ERR_RAPO_INTERNAL', `${what}: ${reasonAndPlace(cause)}`, { cause })
   }
 }
 

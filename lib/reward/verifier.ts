@@ -1,7 +1,8 @@
 /** What a verifier is, and how its verdicts are checked. */
 import { inspect } from 'node:util'
-import { RapoError, reasonOf } from '../base/errors.js'
+import { RapoError } from '../base/errors.js'
 import { plural } from '../base/text.js'
+import { reasonAndPlace } from '../base/thrown.js'
 import { answerOf, TooLate } from '../base/wait.js'
 import type { FinishReason } from '../model/policy.js'
 import type { Message } from '../model/template.js'
@@ -83,7 +84,7 @@ export function checkAnswer(
   try {
     said = verifier.checkAnswer(answer)
   } catch (cause) {
-    throw fault(reasonOf(cause), cause)
+    throw fault(reasonAndPlace(cause), cause)
   }
   if (said === undefined || typeof said === 'string') return said
   // Nobody waits for it: its rejection would end the process.
@@ -123,7 +124,7 @@ export async function judge(
     if (signal?.aborted && cause === signal.reason) throw cause
     if (cause instanceof TooLate && onTimeout === 'zero')
       return { reward: 0, reason: `no verdict within ${plural(timeout ?? 0, 'second')}` }
-    throw fault(reasonOf(cause), cause)
+    throw fault(reasonAndPlace(cause), cause)
   }
   const verdict = toVerdict(result)
   if (typeof verdict === 'string') throw fault(verdict)

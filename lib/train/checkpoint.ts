@@ -119,8 +119,13 @@ export async function writeCheckpoint(
 }
 
 /** The newest checkpoint; undefined if the run has none yet. Throws ERR_RAPO_FORMAT if the newest checkpoint is damaged. */
-export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
-  const name = latestName(runDir)
+export const readLatestCheckpoint = (runDir: string) => readCheckpoint(runDir, 'latest')
+
+/** The checkpoint that markBest named last; undefined if there is none. Throws ERR_RAPO_FORMAT if it is damaged. */
+export const readBestCheckpoint = (runDir: string) => readCheckpoint(runDir, 'best')
+
+function readCheckpoint(runDir: string, pointer: Pointer): Checkpoint | undefined {
+  const name = pointerOf(runDir, pointer)
   if (name === undefined) return undefined
   const dir = path.join(runDir, 'checkpoints', name)
   try {
@@ -142,9 +147,6 @@ export function readLatestCheckpoint(runDir: string): Checkpoint | undefined {
     })
   }
 }
-
-/** The directory of the checkpoint after this step. */
-export const checkpointDir = (runDir: string, step: number) => path.join(runDir, 'checkpoints', nameOf(step))
 
 /** The step of the checkpoint that markBest named last, if there is one. */
 export function readBest(runDir: string): number | undefined {
@@ -177,8 +179,11 @@ const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as num
 
 const latestName = (runDir: string) => pointerOf(runDir, 'latest')
 
+/** A file beside the checkpoints that names one of them. */
+type Pointer = 'latest' | 'best'
+
 /** The name of the checkpoint that a file beside the checkpoints holds. */
-function pointerOf(runDir: string, pointer: 'latest' | 'best'): string | undefined {
+function pointerOf(runDir: string, pointer: Pointer): string | undefined {
   const file = path.join(runDir, 'checkpoints', pointer)
   if (!existsSync(file)) return undefined
   const name = readFileSync(file, 'utf8').trim()

@@ -156,7 +156,7 @@ Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Policy::~Policy() = default;
 
 std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptions& options,
-                                     const Control& control) {
+                                     Control& control) {
   return translated("loading a model", [&] {
     const at::Device device = device::open(options.device);
     if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
@@ -164,6 +164,9 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
     }
     auto impl = std::make_unique<Impl>();
     impl->options = options;
+    const bool has_masters = options.trainable && options.lora.r == 0 && options.dtype != DType::kFloat32;
+    control.total = Layout(model.config).parameters() * (has_masters ? 2 : 1);
+    if (!options.reference.dir.empty()) control.total += Layout(options.reference.config).parameters();
     const ops::Backend& backend = ops::backend_of(options.backend, device);
     impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
@@ -180,7 +183,7 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
         impl->grads.weights.layers.resize(impl->policy->weights.layers.size());
         impl->grads.adapter = adapter->layout.map(impl->grad);
       } else {
-        if (options.dtype != DType::kFloat32) {
+        if (has_masters) {
           master = at::zeros({layout.flat_size()}, at::TensorOptions(at::kFloat).device(device));
           read_weights(impl->policy->checkpoint, layout, master, control);
         }
@@ -471,7 +474,7 @@ void Policy::save_state(const std::string& file, const Control& control) const {
   });
 }
 
-void Policy::load_state(const std::string& file, const Control& control) {
+void Policy::load_state(const std::string& file, Control& control) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
     impl_->kept.clear();

@@ -56,11 +56,26 @@ test('a verifier in TypeScript, with what Node.js alone cannot strip', () => {
   assert.equal(verdicts, [true, false])
 })
 
-test('a module in TypeScript that does not compile is named', () => {
+test('a module in TypeScript that does not compile is named, with the place', () => {
   writeFileSync(path.join(dir, 'broken.ts'), 'export default {{{\n')
   const { status, stderr } = rapo('grade', '--task', './broken.ts', '--input', 'in.jsonl')
   assert.is(status, 1)
-  assert.match(stderr, /^rapo: task\.verifier \.\/broken\.ts did not load: /)
+  assert.match(stderr, /^rapo: task\.verifier \.\/broken\.ts did not load: .*broken\.ts:[12]:\d+/)
+})
+
+test('what a verifier in TypeScript throws is placed in its source', () => {
+  writeFileSync(
+    path.join(dir, 'throws.ts'),
+    `import { Bonus } from './bonus.js'
+     interface Row { readonly best: Bonus }
+     export default (completion: string): number => {
+       const row = undefined as unknown as Row
+       return (row as Row).best + Bonus.Full
+     }\n`,
+  )
+  const { status, stderr } = rapo('grade', '--task', './throws.ts', '--input', 'in.jsonl')
+  assert.is(status, 1)
+  assert.match(stderr, /^rapo: the verifier failed on in\.jsonl:1: .*undefined.* \(throws\.ts:5:28\)\n/)
 })
 
 test('a command that waits for what nobody knows to be lost fails, too', () => {

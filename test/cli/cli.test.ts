@@ -98,6 +98,8 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
       'rapo: objective.klCoef is -1; it must be a number ≥ 0',
     ],
     [['train', '-c', path.join(dir, 'none.yaml')], 'rapo: cannot read '],
+    [['eval', '-m', model, '--best'], `--best: ${model} is no run with checkpoints`],
+    [['merge', '-m', model, '--best', '-o', run('merged')], `--best: ${model} is no run with checkpoints`],
     [['train', '--resume', dir], 'is no run directory: it has no config.yaml'],
     [['train', '--resume', dir, '-c', configFile], '--config does not go together with --resume'],
     [['train', '--resume', dir, '--objective.preset', 'grpo'], '--objective.preset does not go together'],
@@ -269,6 +271,31 @@ test('greedy: one completion a problem, the same whatever the seed', async () =>
   assert.equal((await greedy('2')).perProblem, perProblem)
 })
 
+test('--best takes the best checkpoint of a run in place of its newest', async () => {
+  const best = path.join(run('whole'), 'checkpoints', 'step-000020')
+  const greedy = ['-n', '1', '--sampling.temperature', '0', '--output', run('best')]
+  const none = await rapo('eval', '-m', run('whole'), '--best', ...greedy)
+  assert.is(none.code, 1)
+  assert.match(none.stderr, `--best: ${run('whole')} has no best checkpoint: run.keepBest keeps one`)
+  writeFileSync(path.join(path.dirname(best), 'best'), 'step-000020\n')
+  const measured = async (...args: string[]) => {
+    const { code, stderr } = await rapo('eval', ...args, '--name', 'best', ...greedy)
+    assert.is(code, 0, stderr)
+    return JSON.parse(readFileSync(path.join(run('best'), 'eval.json'), 'utf8'))
+  }
+  const { model: named, perProblem } = await measured('-m', run('whole'), '--best')
+  assert.is(named, best)
+  assert.equal(perProblem, (await measured('-m', best, '-c', configFile)).perProblem)
+  const generated = async (...args: string[]) => {
+    const { code, stdout, stderr } = await rapo('generate', ...args, '-i', problems, '--max-new-tokens', '8')
+    assert.is(code, 0, stderr)
+    return stdout
+  }
+  const ofBest = await generated('-m', run('whole'), '--best')
+  assert.is(ofBest, await generated('-m', best, '-c', configFile))
+  assert.is.not(ofBest, await generated('-m', run('whole')))
+})
+
 test("generate takes a run's settings, and grade judges what it writes", async () => {
   const [generated, graded] = [path.join(dir, 'generated.jsonl'), path.join(dir, 'judged.jsonl')]
   const prompts = ['-m', run('whole'), '-i', problems, '--n', '2', '-o', generated]
@@ -300,7 +327,7 @@ test('a fault in the middle of a run says how to go on', async () => {
   const args = ['--run.output', run('failing'), '--run.save-every', '2', '--task.verifier', failing]
   const { code, stderr } = await rapo('train', '-c', configFile, ...args)
   assert.is(code, 1)
-  assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke\n/)
+  assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke \(.*:\d+:\d+\)\n/)
   assert.match(stderr, `to go on from step 3: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
 })
 

@@ -281,7 +281,7 @@ test('a verifier that fails late: the verdicts before it are kept', async () => 
   const error = await gradeLines({ task: module, input, output: target }).catch(error => error)
   assert.is(
     error.message,
-    `the verifier failed on ${input}:3: no connection\nkept: 2 lines in ${target}.partial`,
+    `the verifier failed on ${input}:3: no connection (${module}:2:31)\nkept: 2 lines in ${target}.partial`,
   )
   assert.not(existsSync(target))
   const kept = readFileSync(`${target}.partial`, 'utf8').trim().split('\n')

@@ -316,7 +316,10 @@ test('truncated completions are left out of the loss, and only then', async () =
 test('a reward function that fails is named', async () => {
   const broken = module_('broken.mjs', `export default () => { throw new Error('it broke') }`)
   const message = await messageOf(run({ task: { rewardFuncs: [broken] } }))
-  assert.match(message, /^the reward broken failed on problem "p\d+", completion ".*": it broke$/)
+  assert.match(
+    message,
+    /^the reward broken failed on problem "p\d+", completion ".*": it broke \(\S+:\d+:\d+\)$/,
+  )
 })
 
 test.run()

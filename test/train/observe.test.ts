@@ -348,7 +348,7 @@ test('a hook that throws between saves: the run goes on from its step', async ()
   const config = makeConfig({ run: { saveEvery: 50 }, observe: { hook } })
   assert.match(
     await codeAndMessage(train(config, { loadPolicy: loadFakePolicy })),
-    /failed on step 3: full\nthe state after step 3 is saved in /,
+    /failed on step 3: full \(\S+hook\S*:\d+:\d+\)\nthe state after step 3 is saved in /,
   )
   assert.is(readLatestCheckpoint(config.run.output)!.trainer.step, 3)
 })

@@ -362,7 +362,7 @@ test('a fault of the verifier ends the run, a malformed completion does not', as
   }
   assert.is(await run(verifier('fine', "return { reward: 0, reason: 'malformed' }")), 2)
   const thrown = await messageOf(run(verifier('throws', "throw new Error('it broke')")))
-  assert.match(thrown, /^the verifier failed on problem "p\d", completion ".*": it broke$/)
+  assert.match(thrown, /^the verifier failed on problem "p\d", completion ".*": it broke \(\S+:\d+:\d+\)$/)
   assert.match(
     await messageOf(run(verifier('nan', "return { reward: NaN, reason: '' }"))),
     'its reward is NaN',

@@ -1,9 +1,10 @@
 /** Sends a run's metrics to the places that the section `observe` of the configuration names (docs/observe.md). */
 import path from 'node:path'
-import { RapoError, reasonOf } from '../../base/errors.js'
+import { RapoError } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
 import { plainLine } from '../../base/text.js'
+import { reasonAndPlace } from '../../base/thrown.js'
 import { answerOf } from '../../base/wait.js'
 import type { Config } from '../../config/config.js'
 import { type StepEvaluation, scoresByName } from '../evaluation.js'
@@ -104,7 +105,7 @@ async function callHook(
     await answerOf(hook?.(metrics, run), { signal })
   } catch (cause) {
     if (signal?.aborted && cause === signal.reason) throw cause
-    const why = reasonOf(cause)
+    const why = reasonAndPlace(cause)
     const message = `observe.hook ${run.config.observe.hook} failed on step ${metrics.step}: ${why}`
     throw new RapoError('ERR_RAPO_INTERNAL', message, { cause })
   }

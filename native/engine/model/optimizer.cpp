@@ -52,7 +52,7 @@ void Optimizer::save(const std::string& file, const Control& control) const {
   write_safetensors(file, tensors, {{"format", "rapo-state-1"}, {"steps", std::to_string(steps_)}}, control);
 }
 
-void Optimizer::load(const std::string& file, const Control& control) {
+void Optimizer::load(const std::string& file, Control& control) {
   const SafetensorsFile state(file);
   const auto fail = [&](const std::string& message) {
     throw Error(ErrorCode::kFormat, file + ": " + message);
@@ -82,9 +82,12 @@ void Optimizer::load(const std::string& file, const Control& control) {
     }
   }
   if (copies.size() != state.tensors().size()) fail("holds tensors that this model does not have");
+  control.committed = true;
+  control.total = 3 * layout_.parameters();
   for (const auto& [to, from] : copies) {
     control.check();
     std::memcpy(to, from->data, from->bytes);
+    control.done += static_cast<std::int64_t>(from->bytes / sizeof(float));
   }
   std::size_t next = 0;
   for (at::Tensor* flat : {&master_, &m_, &v_}) {

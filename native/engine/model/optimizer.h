@@ -25,8 +25,8 @@ class Optimizer {
   std::int64_t steps() const { return steps_; }
 
   void save(const std::string& file, const Control& control) const;
-  /// A file that does not fit changes nothing.
-  void load(const std::string& file, const Control& control);
+  /// A file that does not fit changes nothing. control: counts the numbers read; cannot stop the reading.
+  void load(const std::string& file, Control& control);
 
  private:
   void publish();
