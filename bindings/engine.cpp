@@ -17,6 +17,7 @@
 #include "engine/policy.h"
 #include "engine_thread.h"
 #include "errors.h"
+#include "kernels/dtypes.h"
 #include "objective.h"
 #include "world.h"
 
@@ -86,18 +87,18 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
   set("parameters", info.parameters);
   if (info.adapter_parameters > 0) set("adapterParameters", info.adapter_parameters);
   object.Set("tiedEmbeddings", info.tied_embeddings);
-  object.Set("dtype", info.dtype == DType::kBFloat16 ? "bfloat16" : "float32");
+  object.Set("dtype", dtype_name(info.dtype));
   return object;
 }
 
 Architecture architecture_from(const std::string& name) {
-  for (const auto& [known, architecture] :
-       {std::pair<const char*, Architecture>{"qwen2", Architecture::kQwen2},
-        {"qwen3", Architecture::kQwen3},
-        {"llama", Architecture::kLlama}}) {
-    if (name == known) return architecture;
-  }
-  invalid("architecture is \"" + name + "\", expected qwen2, qwen3 or llama");
+  std::string known;
+#define RAPO_FROM(architecture, model_type)                  \
+  if (name == model_type) return Architecture::architecture; \
+  known += (known.empty() ? "" : ", ") + std::string(model_type);
+  RAPO_ARCHITECTURES(RAPO_FROM)
+#undef RAPO_FROM
+  invalid("architecture is \"" + name + "\", expected one of " + known);
 }
 
 /// { dir, config }. lib/model/config.ts has checked the values.
@@ -197,9 +198,9 @@ Napi::Value load(const Napi::CallbackInfo& info) {
         },
         [options](Napi::Env env, std::shared_ptr<Policy>& policy) {
           auto handle = std::make_unique<Handle>(Handle{std::move(policy), 0});
-          const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
+          const auto width = static_cast<std::int64_t>(dtype_size(options.dtype));
           const std::int64_t copies = 1 + (options.reference.dir.empty() ? 0 : 1);
-          // Gradients and two moments, and the masters of a bfloat16 model.
+          // Gradients and two moments, and the masters of a model that is not float32.
           const std::int64_t training = options.trainable ? (width == 2 ? 16 : 12) : 0;
           const auto& sizes = handle->policy->info();
           const std::int64_t trained = options.lora.r > 0 ? sizes.adapter_parameters : sizes.parameters;

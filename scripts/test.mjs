@@ -1,11 +1,16 @@
-// npm test: does all set-up and the type check, then runs every test file in a process of its own. With arguments, only the
-// files whose path contains one of them.
+// npm test: does all set-up and the type check, then runs every test file in a process of its own, several at a time. With
+// arguments, only the files whose path contains one of them. RAPO_TEST_JOBS is the number of files at a time.
 import { spawn } from 'node:child_process'
 import { readdirSync } from 'node:fs'
+import { availableParallelism, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { bootstrap, root } from './bootstrap.mjs'
 
 const FILE_TIMEOUT_MS = 12 * 60_000 // the package's test compiles with zig if nothing is cached
+const FILE_BYTES = 4e9 // memory of the largest test
+const MAX_JOBS = 4
+/** Begin first, since none of the others takes as long. */
+const LONGEST = ['test/package/package.test.ts', 'test/cli/cli.test.ts', 'test/study/study.test.ts']
 
 await bootstrap()
 const filters = process.argv.slice(2)
@@ -19,25 +24,43 @@ if (files.length === 0) {
   process.exit(1)
 }
 
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(130)) // ends what runs, see run()
+
 const totals = { passed: 0, failed: 0, skipped: 0 }
 const failures = []
 const start = performance.now()
 
-if (filters.length === 0) {
-  const { ok, taken } = await run(['node_modules/typescript/bin/tsc', '--noEmit'])
-  count('type check', { passed: ok ? 1 : 0, failed: ok ? 0 : 1, skipped: 0 }, taken)
-}
-for (const file of files) {
-  console.log(`\n── ${file}`)
-  const { output, ok, problem, taken } = await run(['--import', 'tsx', file])
-  count(file, { ...parse(output), ...(ok ? {} : { problem }) }, taken)
-}
+const jobs =
+  Number(process.env.RAPO_TEST_JOBS) ||
+  Math.max(1, Math.min(availableParallelism(), MAX_JOBS, Math.floor(totalmem() / FILE_BYTES)))
+const waiting = [
+  ...LONGEST.filter(file => files.includes(file)),
+  ...files.filter(f => !LONGEST.includes(f)),
+].map(file => () => runFile(file))
+if (filters.length === 0) waiting.unshift(checkTypes)
+await Promise.all(
+  Array.from({ length: jobs }, async () => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) await next()
+  }),
+)
 
 console.log(`\n${files.length} test files in ${((performance.now() - start) / 1000).toFixed(0)} s`)
 for (const failure of failures) console.log(`FAILED ${failure}`)
 const skipped = totals.skipped ? `, ${totals.skipped} skipped` : ''
 console.log(`${totals.passed} passed, ${totals.failed} failed${skipped}`)
 process.exitCode = totals.failed ? 1 : 0
+
+async function checkTypes() {
+  const { output, ok, taken } = await run(['node_modules/typescript/bin/tsc', '--noEmit'])
+  process.stdout.write(output)
+  count('type check', { passed: ok ? 1 : 0, failed: ok ? 0 : 1, skipped: 0 }, taken)
+}
+
+async function runFile(file) {
+  const { output, ok, problem, taken } = await run(['--import', 'tsx', file])
+  process.stdout.write(`\n── ${file}\n${output}`)
+  count(file, { ...parse(output), ...(ok ? {} : { problem }) }, taken)
+}
 
 /** uvu's totals. A file with several suites may print several. */
 function parse(output) {
@@ -64,7 +87,7 @@ function count(name, { passed, failed, skipped, problem }, taken) {
   console.log(`── ${name}: ${outcome} (${taken.toFixed(1)} s)`)
 }
 
-/** Runs node in the repository's root. Shows its output at once and returns it. */
+/** Runs node in the repository's root and returns the output of both streams. */
 function run(args) {
   return new Promise(resolve => {
     const begin = performance.now()
@@ -84,24 +107,16 @@ function run(args) {
       hung = true
       kill()
     }, FILE_TIMEOUT_MS)
-    const interrupt = () => {
-      kill()
-      process.exit(130)
-    }
-    process.once('SIGINT', interrupt).once('SIGTERM', interrupt)
+    process.once('exit', kill)
     let output = ''
-    for (const [from, to] of [
-      [child.stdout, process.stdout],
-      [child.stderr, process.stderr],
-    ]) {
-      from.setEncoding('utf8').on('data', text => {
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding('utf8').on('data', text => {
         output += text
-        to.write(text)
       })
     }
     child.on('close', (code, signal) => {
       clearTimeout(timer)
-      process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+      process.off('exit', kill)
       const taken = (performance.now() - begin) / 1000
       const ended = signal ? `ended by ${signal}` : `exit status ${code}`
       const problem = hung ? `no end within ${FILE_TIMEOUT_MS / 60_000} minutes` : ended

@@ -7,15 +7,21 @@ import { RapoError } from '../base/errors.js'
 import { packageVersion } from '../base/package.js'
 import { afterOutput, plainText, printError } from '../base/text.js'
 import { describePresets, type Field, fields } from '../config/help.js'
-import { deviceRange } from '../model/policy.js'
+import { deviceRange, modelDTypes } from '../model/policy.js'
 import { extractions } from '../reward/math/extract.js'
 import type { Tolerance } from '../reward/math/judge.js'
 import { figure2 } from '../theory/theory.js'
-import { reportFailure } from './ranks.js'
+import { refuseRanks, reportFailure } from './ranks.js'
 
-/** The sections of the configuration that an evaluation reads. */
+/** The fields of the section rollouts that count where nothing is trained. */
+const serverFields = /^rollouts\.(?!maxStaleness$|maxMismatch$)/
+
+/** The sections of the configuration that an evaluation reads, beside serverFields. */
 const measuredFields =
-  /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads)$/
+  /^(model\.(dtype|device)|data\.(?!train$).*|task\..*|sampling\.(temperature|topP|topK|minP|maxNewTokens)|eval\..*|run\.threads|distributed\.timeoutSeconds)$/
+
+/** Commands that several processes of a launcher may run: together, or on each machine for itself. */
+const sharedCommands = ['train', 'eval', 'setup', 'doctor']
 
 /** Columns of the help at most, and of its left column. */
 const HELP_COLUMNS = 100
@@ -42,6 +48,9 @@ export function createCli(): Command {
     })
     .configureOutput({ writeErr: text => printError(text.trimEnd()) })
     .showSuggestionAfterError()
+    .hook('preAction', (_, command) => {
+      if (!sharedCommands.includes(command.name())) refuseRanks(`rapo ${command.name()}`)
+    })
 
   cli
     .command('init')
@@ -80,10 +89,15 @@ export function createCli(): Command {
     .option('--name <label>', 'what tables and reports call it (default: the directory name)')
     .option('--output <dir>', 'where the files go (default: the run directory, or runs/ and the name)')
     .option('--restart', 'do not go on with the interrupted measurement that is there')
+    .option(
+      '--processes <count>',
+      'measure in so many processes on this machine, which share the problems (docs/scale.md)',
+      wholeNumber(1),
+    )
     .action(async values => (await import('./commands.js')).runEval(values))
   addFields(
     evaluate,
-    fields.filter(({ path }) => measuredFields.test(path)),
+    fields.filter(({ path }) => measuredFields.test(path) || serverFields.test(path)),
     'data.eval',
   )
 
@@ -101,6 +115,10 @@ export function createCli(): Command {
     .option('--seed <number>', 'same seed, same bits', wholeNumber(0), 1)
     .action(async values => (await import('./commands.js')).runGenerate(values))
   addModelOptions(generate)
+  addFields(
+    generate,
+    fields.filter(({ path }) => serverFields.test(path)),
+  )
 
   const logprobs = cli
     .command('logprobs')
@@ -117,12 +135,7 @@ export function createCli(): Command {
     .requiredOption('-m, --model <dir>', "run directory: then its newest checkpoint; or an adapter of PEFT's")
     .option('--best', bestHelp)
     .requiredOption('-o, --output <dir>', 'where the model goes; must not hold anything yet')
-    .addOption(
-      new Option('--dtype <name>', "of the weights (default: the model's own)").choices([
-        'float32',
-        'bfloat16',
-      ]),
-    )
+    .addOption(new Option('--dtype <name>', "of the weights (default: the model's own)").choices(modelDTypes))
     .action(async values => (await import('./commands.js')).runMerge(values))
 
   cli
@@ -196,7 +209,7 @@ export function createCli(): Command {
     .command('doctor')
     .description('show what rapo found on this machine, and why not what it did not')
     .option('--json', 'as one JSON object')
-    .option('-c, --config <file>', 'of a run: predict its memory too')
+    .option('-c, --config <file>', 'of a run: predict its memory and disk too, and ask its servers')
     .action(async values => (await import('./commands.js')).runDoctor(values))
 
   cli
@@ -244,7 +257,7 @@ A narrow terminal shows fewer of them; metrics.jsonl has all, each explained in 
  * One option per field of the configuration. Values stay text here; lib/config checks them, wherever they come from.
  * @param needed the problem file that the command needs
  */
-function addFields(command: Command, shown: readonly Field[], needed: string): void {
+function addFields(command: Command, shown: readonly Field[], needed?: string): void {
   for (const field of shown) {
     const initial = field.default === undefined || field.default === '' ? '' : `; default ${field.default}`
     const mark = field.isRequired || field.path === needed ? 'required; ' : ''
@@ -276,7 +289,7 @@ function addModelOptions(command: Command): void {
     .option('--system-prompt <text>', "the system's message; with template chat (none)")
     .option('--problem-field <column>', 'column of the prompt (the usual names of problem files)')
     .option('--device <name>', `where the model lives: ${deviceRange} (cpu)`)
-    .option('--dtype <name>', 'of weights and activations: float32 or bfloat16 (float32)')
+    .option('--dtype <name>', `of weights and activations: ${modelDTypes.join(' or ')} (float32)`)
     .option('--threads <count>', "CPU threads; 0 is libtorch's choice (0)")
 }
 

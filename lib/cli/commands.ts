@@ -4,30 +4,27 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { checkWritable, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
-import { byteSize, plural, printError, printLine } from '../base/text.js'
-import { type Config, requireField } from '../config/config.js'
+import { plural, printError, printLine } from '../base/text.js'
+import type { Config } from '../config/config.js'
 import { fields } from '../config/help.js'
 import { loadConfig } from '../config/load.js'
 import { dropUndefined } from '../config/values.js'
-import { readProblems, summarizeRows } from '../data/problems.js'
-import { fitContext, templateFor } from '../data/prompts.js'
+import { summarizeRows } from '../data/problems.js'
 import { nameOf } from '../data/rows.js'
 import { evaluate } from '../eval/evaluate.js'
 import { formatPassAtK } from '../eval/groups.js'
 import { resolveModel } from '../model/hub.js'
 import type { Device, ModelDType } from '../model/policy.js'
-import { loadTokenizer } from '../model/tokenizer.js'
-import { loadEnvironment } from '../reward/environments.js'
 import type { Extraction, Tolerance } from '../reward/math.js'
-import { loadJudge } from '../reward/rewards.js'
 import { figure2 } from '../theory/theory.js'
 import { type Checkpoint, readBestCheckpoint, readLatestCheckpoint } from '../train/checkpoint.js'
 import { train } from '../train/train.js'
 import { PeerError } from '../world/peer-error.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { trainingOutlook } from './outlook.js'
+import type { Plan } from './plan.js'
 import { createProgress, type Progress } from './progress.js'
-import { isSpeaker, launchHere } from './ranks.js'
+import { isSpeaker, launchHere, refuseRanks } from './ranks.js'
 import { listenForStop } from './stop.js'
 import { activityOf, describeEvaluation, formatSample } from './train-output.js'
 import { createTransfers } from './transfers.js'
@@ -77,7 +74,10 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
   const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
-  if (values.dryRun) return runDryRun(config)
+  if (values.dryRun) {
+    refuseRanks('--dry-run')
+    return runDryRun(config)
+  }
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
     throw new RapoError(
@@ -241,6 +241,7 @@ interface EvalValues {
   readonly name?: string
   readonly output?: string
   readonly restart?: boolean
+  readonly processes?: number
 }
 
 export async function runEval(values: EvalValues & Values): Promise<void> {
@@ -256,6 +257,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   const config = loadConfig(file, overrides)
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
+  if (await launchHere(values.processes)) return
 
   let progress: Progress | undefined
   const transfers = createTransfers()
@@ -284,6 +286,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     transfers.stop()
     progress?.stop()
   })
+  if (!isSpeaker()) return
   printLine(formatPassAtK([result]))
   printLine(
     `\n${plural(result.tokens, 'token')} in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
@@ -337,8 +340,9 @@ export async function runGenerate(values: GenerateValues & Values): Promise<void
   const config = inferConfig(values)
   const { maxNewTokens, temperature, topP, topK, minP } = config.sampling
   const sampling = { n, maxNewTokens, temperature, topP, topK, minP, seed }
+  const servers = config.rollouts.engine === 'local' ? undefined : config
   await withProgress('generate', 'tokens at most', config, values, options =>
-    generateLines(options, sampling),
+    generateLines(options, sampling, servers),
   )
 }
 
@@ -369,6 +373,7 @@ function inferConfig({ model, config: given, ...values }: InferValues & Values):
   const withoutFile = { 'task.verifier': 'exact', 'sampling.maxNewTokens': 64 }
   return loadConfig(file, {
     ...(file === undefined && withoutFile),
+    ...dropUndefined(overridesOf(values)),
     'model.dir': model,
     ...dropUndefined(
       Object.fromEntries(Object.entries(inferFields).map(([option, field]) => [field, values[option]])),
@@ -480,52 +485,27 @@ export async function runSetup({ force }: { force?: boolean }): Promise<void> {
 
 export async function runDoctor({ json, config }: { json?: boolean; config?: string }): Promise<void> {
   const { doctor, formatDoctor } = await import('./doctor.js')
+  const { formatPlan, isPossible, planConfig } = await import('./plan.js')
   const report = await doctor()
-  let plan: Awaited<ReturnType<typeof predictRun>> | undefined
+  const transfers = createTransfers()
+  let plan: Plan | undefined
   let failure: unknown
   try {
-    if (config !== undefined) plan = await predictRun(loadConfig(config))
+    if (config !== undefined) plan = await planConfig(loadConfig(config), transfers)
   } catch (error) {
     // What was found on the machine is told all the same.
     failure = error
+  } finally {
+    transfers.stop()
   }
   if (json) {
     printLine(JSON.stringify({ ...report, ...plan }, null, 2))
   } else {
     printLine(formatDoctor(report))
-    const { formatMemory } = await import('../train/memory.js')
-    const { formatDisk } = await import('../train/disk.js')
-    if (plan) {
-      const { run, disk, freeDisk } = plan
-      printLine(`\nmemory that ${config} will need\n${formatMemory(run)}`)
-      const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
-      printLine(`\ndisk that its checkpoints will need${free}\n${formatDisk(disk)}`)
-    }
+    if (plan) printLine(`\n${formatPlan(plan, config!)}`)
   }
-  const fits =
-    !plan || (plan.run.peak <= report.memory.available && plan.disk.peak <= (plan.freeDisk ?? Infinity))
-  if (!report.ok || !fits) process.exitCode = 1
+  if (!report.ok || !(plan === undefined || isPossible(plan, report.memory.available))) process.exitCode = 1
   if (failure !== undefined) throw failure
-}
-
-async function predictRun(config: Config) {
-  const { planRun } = await import('../train/memory.js')
-  const { freeDisk, planDisk } = await import('../train/disk.js')
-  const { train: file } = config.data
-  requireField('data.train', file, 'the problem file to train on')
-  const transfers = createTransfers()
-  const data = { ...config.data, onDownload: transfers.onProgress }
-  const [, verifier] = await loadJudge(config.task, await loadEnvironment(config.task.environment))
-  const problems = await readProblems(file, verifier, data).finally(transfers.stop)
-  const modelDir = await fetchModel(config.model.dir)
-  const referenceDir = config.model.reference ? await fetchModel(config.model.reference) : modelDir
-  const tokenizer = loadTokenizer(modelDir)
-  const template = templateFor(problems, config.data, modelDir)
-  const { maxNewTokens } = config.sampling
-  const fitting = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
-  const run = await planRun(config, { modelDir, referenceDir }, fitting)
-  const free = await freeDisk(config.run.output || 'runs')
-  return { run, disk: planDisk(config, run), ...(free !== undefined && { freeDisk: free }) }
 }
 
 /** A model's directory. A model from the hub is fetched, with a progress bar. */

@@ -9,7 +9,7 @@ import { placeOf, type Row, readRows, rowsOfLines } from '../data/rows.js'
 import { packTokens } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
 import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
-import { locateModel } from '../model/locate.js'
+import { type Located, locateModel } from '../model/locate.js'
 import type {
   CallOptions,
   LoadPolicy,
@@ -26,7 +26,9 @@ import {
   readStopTokenIds,
   type Tokenizer,
 } from '../model/tokenizer.js'
-import { localEngine } from '../rollout/engine.js'
+import { localEngine, type RolloutEngine } from '../rollout/engine.js'
+import { checkFilters, type EngineConfig, openEngine } from '../rollout/open.js'
+import { knownText } from '../rollout/servers/checks.js'
 import { type LineOutput, openOutput } from './output.js'
 
 export interface InferOptions extends CallOptions {
@@ -59,6 +61,7 @@ const CALL_COMPLETIONS = 512
 /** The lines, and what reads them. */
 interface Job {
   readonly policy: Policy
+  readonly model: Located
   readonly rows: readonly Row[]
   /** Token ids of a row's prompt, in the template, or of its completion. Throws ERR_RAPO_DATA naming the row. */
   readTokens(row: Row, name: 'prompt' | 'completion'): number[]
@@ -68,15 +71,26 @@ interface Job {
   readonly write: LineOutput['write']
 }
 
+/** What generateLines samples with. */
+export type InferSampling = Required<
+  Pick<SamplingParams, 'n' | 'maxNewTokens' | 'temperature' | 'topP' | 'topK' | 'minP'>
+> & { readonly seed: number }
+
+/** Servers that sample, and where the weights of an adapter are written for them. */
+export type ServerOptions = Pick<EngineConfig, 'rollouts' | 'run'>
+
 /**
  * Adds to each line { promptIds } or { prompt }: { completions: [{ tokenIds, logprobs, text, finishReason }] }. Lines are
  * written as soon as they are ready. The first call samples with the seed itself, each later call with a seed derived from it.
  */
 export async function generateLines(
   options: InferOptions,
-  sampling: Omit<SamplingParams, 'stopTokenIds' | 'seed'> & { readonly seed: number },
+  sampling: InferSampling,
+  servers?: ServerOptions,
 ): Promise<void> {
-  await withModel(options, async ({ policy, rows, readTokens, tokenizer, stopTokenIds, write }) => {
+  if (servers) checkFilters({ ...servers, sampling })
+  await withModel(options, async job => {
+    const { policy, rows, readTokens, tokenizer, stopTokenIds, write } = job
     const prompts = rows.map(row => {
       const ids = readTokens(row, 'prompt')
       checkContext(ids.length + sampling.maxNewTokens, policy, row)
@@ -84,36 +98,65 @@ export async function generateLines(
     })
     const { n, maxNewTokens } = sampling
     const together = Math.max(1, Math.floor(CALL_COMPLETIONS / n))
-    const engine = localEngine(policy)
-    await engine.syncWeights(0, options)
-    for (let first = 0; first < rows.length; first += together) {
-      const seed = first === 0 ? sampling.seed : deriveSeed(sampling.seed, 'generate', first)
-      const { onProgress } = options
-      const { tokens, logprobs, finishReasons } = await engine.generate(
-        packTokens(prompts.slice(first, first + together)),
-        { ...sampling, seed, stopTokenIds },
-        {
-          ...options,
-          ...(onProgress && {
-            onProgress: done => onProgress(first * n * maxNewTokens + done, rows.length * n * maxNewTokens),
-          }),
-        },
-      )
-      const results = rows.slice(first, first + together).map(({ value }, row) => {
-        const completions = Array.from({ length: n }, (_, sample) => {
-          const i = row * n + sample
-          const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
-          const tokenIds = [...tokens.tokenIds.subarray(start, end)]
-          const finishReason = finishReasons[i]!
-          const shown = finishReason === 'stop' ? tokenIds.slice(0, -1) : tokenIds
-          const text = tokenizer ? tokenizer.decode(shown) : null
-          return { tokenIds, logprobs: toNumbers(logprobs.subarray(start, end)), text, finishReason }
+    const engine = await openFor(job, prompts, options, sampling, servers)
+    try {
+      for (let first = 0; first < rows.length; first += together) {
+        const seed = first === 0 ? sampling.seed : deriveSeed(sampling.seed, 'generate', first)
+        const { onProgress } = options
+        const { tokens, logprobs, finishReasons } = await engine.generate(
+          packTokens(prompts.slice(first, first + together)),
+          { ...sampling, seed, stopTokenIds },
+          {
+            ...options,
+            ...(onProgress && {
+              onProgress: done => onProgress(first * n * maxNewTokens + done, rows.length * n * maxNewTokens),
+            }),
+          },
+        )
+        const results = rows.slice(first, first + together).map(({ value }, row) => {
+          const completions = Array.from({ length: n }, (_, sample) => {
+            const i = row * n + sample
+            const [start, end] = [tokens.offsets[i]!, tokens.offsets[i + 1]!]
+            const tokenIds = [...tokens.tokenIds.subarray(start, end)]
+            const finishReason = finishReasons[i]!
+            const shown = finishReason === 'stop' ? tokenIds.slice(0, -1) : tokenIds
+            const text = tokenizer ? tokenizer.decode(shown) : null
+            return { tokenIds, logprobs: toNumbers(logprobs.subarray(start, end)), text, finishReason }
+          })
+          return { ...value, completions }
         })
-        return { ...value, completions }
-      })
-      write(results)
+        write(results)
+      }
+    } finally {
+      await engine.close()
     }
   })
+}
+
+/** The policy itself, or the servers. */
+async function openFor(
+  { policy, tokenizer, stopTokenIds, model }: Job,
+  prompts: readonly (readonly number[])[],
+  { onNotice, signal, dtype = 'float32' }: InferOptions,
+  sampling: InferSampling,
+  servers: ServerOptions | undefined,
+): Promise<RolloutEngine> {
+  const { modelDir, adapterDir } = model
+  const fixedDir = adapterDir === undefined ? modelDir : undefined
+  const text = tokenizer && knownText(tokenizer.decode(prompts[0]!), tokenizer)
+  const engine = servers
+    ? openEngine(
+        { ...servers, sampling, model: { dtype } },
+        { policy, modelDir, fixedDir, prompts, stopTokenIds, onNotice, text },
+      )
+    : localEngine(policy)
+  try {
+    await engine.syncWeights(0, { signal })
+    return engine
+  } catch (error) {
+    await engine.close().catch(() => {})
+    throw error
+  }
 }
 
 /** Tokens per call of the engine. Each line counts as much as the longest line of the call. */
@@ -172,10 +215,8 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
   const rows =
     input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, { field: '--input' })
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
-  const { modelDir: model, adapterDir } = await locateModel(
-    options.model,
-    options.signal ? { signal: options.signal } : {},
-  )
+  const located = await locateModel(options.model, options.signal ? { signal: options.signal } : {})
+  const { modelDir: model, adapterDir } = located
   if (!options.loadPolicy) checkModel(model, '--model')
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
   const column = chooseColumn('problem', rows, name, problemField)
@@ -199,7 +240,7 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
     if (tokenizer) checkTokenizerFits(tokenizer, policy.info, model)
     const reader = { tokenizer, column, template, vocabSize: policy.info.vocabSize }
     const readTokens: Job['readTokens'] = (row, part) => tokensOf(row, part, reader)
-    await body({ policy, rows, readTokens, tokenizer, stopTokenIds, write: output.write })
+    await body({ policy, model: located, rows, readTokens, tokenizer, stopTokenIds, write: output.write })
     output.finish()
   } catch (error) {
     throw output.fail(error)

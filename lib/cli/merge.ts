@@ -2,7 +2,7 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
 import { io, writeDirectory } from '../base/files.js'
-import { dtypeOf, readModelConfig } from '../model/config.js'
+import { modelDTypeOf, readModelConfig } from '../model/config.js'
 import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import { locateModel } from '../model/locate.js'
@@ -28,7 +28,7 @@ export async function mergeAdapter({ adapter, output, dtype, ...hub }: MergeOpti
     throw new RapoError('ERR_RAPO_FORMAT', `${adapter} holds no adapter of PEFT: there is nothing to merge`)
   if (existsSync(output) && readdirSync(output).length > 0)
     throw new RapoError('ERR_RAPO_CONFIG', `${output} is not empty: choose another --output`)
-  const own = dtypeOf(readModelConfig(modelDir).text) === 'bfloat16' ? 'bfloat16' : 'float32'
+  const own = modelDTypeOf(readModelConfig(modelDir).text)
   const signal = hub.signal ? { signal: hub.signal } : {}
   const loading = { adapterDir, dtype: own, trainable: false, ...signal } as const
   const policy = await openPolicy(modelDir, loading, 0, hub)

@@ -31,6 +31,16 @@ export async function launchHere(processes: number | undefined): Promise<boolean
   return true
 }
 
+/** Throws ERR_RAPO_CONFIG for a command whose work several processes would each do, and write over each other's results. */
+export function refuseRanks(command: string): void {
+  const place = placeFromEnv()
+  if (!place) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `${command} is the work of one process, but a launcher started ${place.size} processes: start it without the launcher`,
+  )
+}
+
 /** Of several processes rank 0 alone shows what they do. */
 export function isSpeaker(): boolean {
   return (placeFromEnv()?.rank ?? 0) === 0
@@ -44,8 +54,9 @@ export async function reportFailure(error: unknown, text: string): Promise<void>
   const place = placeOrNone()
   const rank = place?.rank ?? 0
   const isPeers = error instanceof PeerError
-  // The other rank has printed it; rank 0 does so too, since people look there.
-  if (!isPeers || rank === 0) printError(rank > 0 ? `rank ${rank}: ${text}` : text)
+  const isAbort = error instanceof RapoError && error.code === 'ERR_RAPO_ABORTED'
+  // The other rank has printed it; rank 0 does so too, since people look there. All ranks are told to stop at once.
+  if (rank === 0 || !(isPeers || isAbort)) printError(rank > 0 ? `rank ${rank}: ${text}` : text)
   if (!place) return
   if (isPeers || isApart(error)) await sleep(AFTER_OTHERS_MS)
   else writeErrorFile(text)

@@ -1,5 +1,6 @@
 /** Bars of what a command waits for before its own work begins: downloads from the hub, models that are read. */
 import { createProgress, type Progress, type ProgressTarget } from './progress.js'
+import { isSpeaker } from './ranks.js'
 
 export interface Transfers {
   /** Bytes so far, of how many, and what they are of: each name has a bar of its own, which ends when all bytes are there. */
@@ -18,6 +19,7 @@ export function createTransfers(target: ProgressTarget = {}): Transfers {
   }
   return {
     onProgress(done, total, name) {
+      if (!isSpeaker()) return
       if (name !== shown) stop()
       shown = name
       const isWhole = done >= total

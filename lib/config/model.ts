@@ -1,6 +1,6 @@
 /** The section `model`: which model is trained, and where it lives. */
 import { z } from 'zod'
-import { devicePattern, deviceRange } from '../model/policy.js'
+import { devicePattern, deviceRange, modelDTypes } from '../model/policy.js'
 import { count } from './values.js'
 
 export const model = z.strictObject({
@@ -25,7 +25,7 @@ export const model = z.strictObject({
       "the policy's share in an updated reference, the rest being the reference before; 1 copies the policy",
     ),
   dtype: z
-    .enum(['float32', 'bfloat16'])
+    .enum(modelDTypes)
     .default('float32')
     .describe('dtype of weights and activations; the optimizer keeps float32'),
   device: z

@@ -3,6 +3,8 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
 import { readInput, toJsonLines } from '../base/jsonl.js'
+import { noLock } from '../base/lock.js'
+import { digest } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { anySignal, waitFor } from '../base/wait.js'
 import type { Config } from '../config/config.js'
@@ -15,16 +17,21 @@ import { checkModel } from '../model/directory.js'
 import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import { locateModel } from '../model/locate.js'
-import type { Device, LoadPolicy, Policy } from '../model/policy.js'
+import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { loadJudge } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
 import { openEngine } from '../rollout/open.js'
+import { knownText } from '../rollout/servers/checks.js'
+import { describeFiles } from '../train/origin.js'
 import { lockRun } from '../train/run.js'
+import { checkAlone, type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import { compareRanks, settingsOf } from '../world/same.js'
+import type { World } from '../world/world.js'
 import type { EvalResult, ProblemResult } from './groups.js'
-import { openProgress } from './journal.js'
+import { createJournal, openProgress } from './journal.js'
 import { measure, summarize } from './measure.js'
 
 /** Options of evaluate: the model to measure, and where the results go. */
@@ -62,10 +69,116 @@ export interface EvaluateOptions {
  * Samples config.eval.samples completions of each problem in config.data.eval and writes eval.json and eval-samples.jsonl. A
  * problem's samples depend on the seed, its id and config.eval.samplesPerCall, not on the other problems. Finished samples
  * are kept in eval-progress.jsonl: the same call after a kill continues from them, to the same result. Only one evaluation
- * at a time may write to an output directory. Throws RapoError.
+ * at a time may write to an output directory. If a launcher started several processes, each process measures its share as
+ * one rank, and all return the same result. Throws RapoError.
  */
 export async function evaluate(config: Config, options: EvaluateOptions): Promise<EvalResult> {
+  const joined = await joinWorld(config, options.signal)
+  const { world } = joined
+  const { onUnusable, onNotice, onDownload, onProgress, ...silent } = options
+  try {
+    const result = await evaluateAsRank(joined, config, world.rank === 0 ? options : silent)
+    await leaveWorld(world)
+    return result
+  } catch (error) {
+    await leaveWorld(world, error).catch(() => {})
+    throw error
+  }
+}
+
+/** Rank 0 alone writes, and calls the hooks. */
+async function evaluateAsRank(
+  { world, device, threads }: Joined,
+  config: Config,
+  options: EvaluateOptions,
+): Promise<EvalResult> {
+  const inputs = await world.together('reading the problems', () => readInputs(config, options, world))
+  const { data, environment, verifier, tokenizer, template, stopTokenIds, fitting, hard } = inputs
+  const { modelDir, adapterDir } = inputs
+  const isWriter = world.rank === 0
+  const lock = await world.together('taking the directory', () => {
+    if (!isWriter) return noLock
+    makeDir(options.output)
+    return lockRun(options.output, 'eval')
+  })
+  const signal = anySignal(lock.lost, options.signal)
+  const { maxNewTokens } = config.sampling
+  const adapter = adapterDir === undefined ? {} : { adapterDir }
+  const inference = { dtype: config.model.dtype, device, trainable: false, ...adapter }
+  let policy: Policy | undefined
+  let engine: RolloutEngine | undefined
+  try {
+    const load = async () => {
+      signal.throwIfAborted()
+      policy = await openPolicy(modelDir, inference, threads, options)
+      checkTokenizerFits(tokenizer, policy.info, modelDir)
+      const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
+      // Log-probs do not count in a measurement: the canary is to find other weights alone.
+      engine = openEngine(
+        { ...config, run: options, sampling: { maxNewTokens, temperature: 1 } },
+        {
+          ...{ policy, modelDir, stopTokenIds, onNotice: options.onNotice },
+          prompts: prompts.map(({ promptIds }) => promptIds),
+          text: knownText(prompts[0]!.problem.prompt, tokenizer),
+          // Servers read no adapters: they get a model in which the adapter is merged.
+          fixedDir: adapterDir === undefined ? modelDir : undefined,
+        },
+      )
+      await engine.syncWeights(0, { signal })
+      return { prompts, engine }
+    }
+    const { prompts, ...loaded } = await world.together('loading the model', load)
+    const dirs = adapterDir === undefined ? [modelDir] : [modelDir, adapterDir]
+    await compareRanks(world, {
+      'problems of data.eval': digest(prompts.map(({ problem }) => problem)),
+      'files of the model': digest(dirs.map(dir => describeFiles(dir).digest)),
+      configuration: digest(settingsOf(config)),
+    })
+    const progress = await world.together('opening the results', () => {
+      lock.check()
+      return isWriter ? openProgress(config, { ...options, dirs }, prompts) : undefined
+    })
+    const [lines] = await world.gather('earlier results', () => progress?.lines ?? [])
+    const journal = progress ?? createJournal(lines)
+
+    const measured = await measure(prompts, config, {
+      ...{ ...loaded, world, tokenizer, template, environment, stopTokenIds, verifier, journal, signal },
+      check: lock.check,
+      onProgress: options.onProgress,
+    })
+    const perProblem = measured.map(result => ({
+      ...result,
+      ...(hard && { hardForBase: hard.has(result.id) }),
+    }))
+
+    const result: EvalResult = {
+      ...{ model: options.model, name: options.name },
+      ...summarize(config, perProblem, journal),
+    }
+    await world.together('writing the results', () => {
+      lock.check()
+      if (!isWriter) return
+      writeWhole(path.join(options.output, 'eval-samples.jsonl'), toJsonLines(journal.samples(prompts)))
+      writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
+      progress?.remove()
+    })
+    await loaded.engine.close()
+    await policy?.dispose()
+    await lock.release()
+    return result
+  } catch (error) {
+    // The first error is the one to report.
+    await engine?.close().catch(() => {})
+    await policy?.dispose().catch(() => {})
+    await lock.release().catch(() => {})
+    throw error
+  }
+}
+
+/** What can be read and checked before the model is loaded. */
+async function readInputs(config: Config, options: EvaluateOptions, world: World) {
   requireField('data.eval', config.data.eval, 'the problem file to measure')
+  checkAlone(config, world)
   const { onUnusable, onDownload } = options
   const hooks = { ...(onUnusable && { onUnusable }), ...(onDownload && { onDownload }) }
   const data = { ...config.data, ...hooks, field: 'data.eval', signal: options.signal }
@@ -80,67 +193,15 @@ export async function evaluate(config: Config, options: EvaluateOptions): Promis
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
-  const { maxNewTokens } = config.sampling
-  const encode = { tokenizer, template, maxNewTokens }
+  const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
   const fitting = fitContext(problems, modelDir, encode, data)
   const hard = readHardProblems(
     config,
     fitting.map(({ problem }) => problem),
   )
-  makeDir(options.output)
-  const lock = await lockRun(options.output, 'eval')
-  const signal = anySignal(lock.lost, options.signal)
-
-  const { dtype, device } = config.model
-  const adapter = adapterDir === undefined ? {} : { adapterDir }
-  const inference = { dtype, device: device as Device, trainable: false, ...adapter }
-  let policy: Policy | undefined
-  let engine: RolloutEngine | undefined
-  try {
-    signal.throwIfAborted()
-    policy = await openPolicy(modelDir, inference, config.run.threads, options)
-    checkTokenizerFits(tokenizer, policy.info, modelDir)
-    const prompts = fitModel(fitting, { maxNewTokens, info: policy.info }, data)
-    engine = openEngine(config, {
-      ...{ policy, modelDir: options.dir, prompts, encode: tokenizer.encode, stopTokenIds },
-      isFixed: true,
-    })
-    await engine.syncWeights(0, { signal })
-    lock.check()
-    const progress = openProgress(
-      config,
-      { ...options, dirs: adapterDir === undefined ? [modelDir] : [modelDir, adapterDir] },
-      prompts,
-    )
-
-    const measured = await measure(prompts, config, {
-      ...{ engine, tokenizer, template, environment, stopTokenIds, verifier, journal: progress, signal },
-      check: lock.check,
-      onProgress: options.onProgress,
-    })
-    const perProblem = measured.map(result => ({
-      ...result,
-      ...(hard && { hardForBase: hard.has(result.id) }),
-    }))
-
-    const result: EvalResult = {
-      ...{ model: options.model, name: options.name },
-      ...summarize(config, perProblem, progress),
-    }
-    lock.check()
-    writeWhole(path.join(options.output, 'eval-samples.jsonl'), toJsonLines(progress.samples(prompts)))
-    writeWhole(path.join(options.output, 'eval.json'), `${JSON.stringify(result, null, 2)}\n`)
-    progress.remove()
-    await engine.close()
-    await policy.dispose()
-    await lock.release()
-    return result
-  } catch (error) {
-    // The first error is the one to report.
-    await engine?.close().catch(() => {})
-    await policy?.dispose().catch(() => {})
-    await lock.release().catch(() => {})
-    throw error
+  return {
+    ...{ data, environment, verifier, tokenizer, template, stopTokenIds, fitting, hard },
+    ...{ modelDir, adapterDir },
   }
 }
 

@@ -99,8 +99,9 @@ export function openProgress(
   }
   // A last line that a killed process left incomplete is dropped.
   writeWhole(file, toJsonLines([conditions, ...lines]))
-  const journal = createJournal(lines as unknown as ProgressLine[], line => appendJsonLines(file, [line]))
-  return { ...journal, remove: () => rmSync(file, { force: true }) }
+  const known = lines as unknown as ProgressLine[]
+  const journal = createJournal(known, line => appendJsonLines(file, [line]))
+  return { ...journal, lines: known, remove: () => rmSync(file, { force: true }) }
 }
 
 /** The complete lines; a missing file has none. */
@@ -113,7 +114,7 @@ function readProgress(file: string): Record<string, unknown>[] {
 
 /** Everything on which the samples depend, by the names that users know. */
 function describeConditions(
-  { sampling, task, data, eval: evaluation, model }: Config,
+  { sampling, task, data, eval: evaluation, model, rollouts }: Config,
   dirs: readonly string[],
   prompts: readonly EncodedPrompt[],
 ): Record<string, unknown> {
@@ -141,6 +142,7 @@ function describeConditions(
       'sampling.minP': minP,
     },
     'sampling.maxNewTokens': maxNewTokens,
+    'rollouts.engine': rollouts.engine,
     'task.verifier': task.verifier,
     ...(existsSync(module) && {
       'verifier module': digest(Buffer.from(readInput(module)).toString('base64')),

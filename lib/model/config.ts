@@ -5,6 +5,7 @@ import * as lossless from 'lossless-json'
 import { RapoError, type RapoErrorCode } from '../base/errors.js'
 import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import { type Architecture, architectureOf, explainConfig } from './foreign.js'
+import { type ModelDType, modelDTypes } from './policy.js'
 
 /** The fields of config.json that the engine needs. Sizes are integers from 1 to 2^31, other numbers positive and finite. */
 export interface ModelConfig {
@@ -61,11 +62,10 @@ export function readModelConfig(dir: string): ModelSource {
   return { dir, config: configOf(json, fail), text }
 }
 
-/** The dtype in the text of a config.json, under the name dtype or torch_dtype. */
-export function dtypeOf(text: string): string | undefined {
+/** The dtype in the text of a config.json, under the name dtype or torch_dtype; float32 if a policy cannot have that dtype. */
+export function modelDTypeOf(text: string): ModelDType {
   const { dtype, torch_dtype } = lossless.parse(text) as Fields
-  const found = dtype ?? torch_dtype
-  return typeof found === 'string' ? found : undefined
+  return modelDTypes.find(name => name === (dtype ?? torch_dtype)) ?? 'float32'
 }
 
 /** The text of a config.json with another dtype, under the name that the field has there. Numbers keep their digits. */

@@ -10,7 +10,7 @@ import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
 import { type AdapterShape, adapterConfigText, nativeAdapter, readAdapter, shapeOf } from './adapter.js'
-import { dtypeOf, type ModelSource, readModelConfig, withDtype } from './config.js'
+import { type ModelSource, modelDTypeOf, readModelConfig, withDtype } from './config.js'
 import { checkModel } from './directory.js'
 import {
   type AdamW,
@@ -24,6 +24,7 @@ import {
   type MicroBatch,
   type ModelDType,
   type ModelInfo,
+  modelDTypes,
   type PackedTokens,
   type Policy,
   type PolicyOptions,
@@ -81,7 +82,7 @@ function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30, world } = options
-  oneOf('dtype', dtype, ['float32', 'bfloat16'])
+  oneOf('dtype', dtype, modelDTypes)
   if (!devicePattern.test(device)) invalid('device', device, deviceRange)
   if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
   if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
@@ -177,7 +178,7 @@ export async function initializeModel(dir: string, seed: number): Promise<void> 
   text('dir', dir)
   integer('seed', seed, 0)
   const model = readModelConfig(dir)
-  const dtype = dtypeOf(model.text) === 'bfloat16' ? 'bfloat16' : 'float32'
+  const dtype = modelDTypeOf(model.text)
   await engine().initialize(model, dtype, seed, withDtype(model.text, dtype))
 }
 
@@ -395,7 +396,7 @@ class NativePolicy implements Policy {
     text('dir', dir)
     fields('options', options, saveFields)
     const { dtype = this.info.dtype, maxShardBytes = 5e9 } = options
-    oneOf('dtype', dtype, ['float32', 'bfloat16'])
+    oneOf('dtype', dtype, modelDTypes)
     integer('maxShardBytes', maxShardBytes, 1)
     const config = withDtype(this.#model.text, dtype)
     return this.#call(undefined, () => this.#addon.save(this.#handle, dir, dtype, maxShardBytes, config))

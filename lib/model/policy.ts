@@ -11,8 +11,11 @@ export const devicePattern = /^(cpu|cuda(:\d{1,3})?)$/
 
 export const deviceRange = 'cpu, cuda or cuda:1 and so on'
 
+/** The number formats that weights and activations can have. */
+export const modelDTypes = ['float32', 'bfloat16'] as const
+
 /** Number format of weights and activations. */
-export type ModelDType = 'float32' | 'bfloat16'
+export type ModelDType = (typeof modelDTypes)[number]
 
 /** Where a model lives: its weights, optimizer state, gradients and key/value cache. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`

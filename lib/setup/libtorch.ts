@@ -176,7 +176,7 @@ export async function installLibtorch(
   const [gpu, nvcc] = await Promise.all([hasNvidiaGpu(env), findNvcc(env)])
   // Only on Linux does pip take a build with CUDA by default.
   const cpuOnly = process.platform === 'linux' && !(gpu && nvcc.version)
-  const index = cpuOnly && (await answers(CPU_INDEX, env)) ? ['--index-url', CPU_INDEX] : []
+  const index = cpuOnly ? await cpuIndex(env) : []
   const kind = index.length ? "from PyTorch's CPU index" : "from pip's own index"
   const warning =
     cpuOnly && !index.length ? `; ${CPU_INDEX} did not answer, so this may bring the CUDA build` : ''
@@ -208,8 +208,10 @@ async function hasNvidiaGpu(env: NodeJS.ProcessEnv): Promise<boolean> {
   return ok && /^GPU \d/m.test(stdout)
 }
 
-/** Tested with Python, which uses the same proxy settings as pip. */
-async function answers(url: string, env: NodeJS.ProcessEnv): Promise<boolean> {
-  const script = `import urllib.request; urllib.request.urlopen(${JSON.stringify(`${url}/torch/`)}, timeout=${CPU_INDEX_TIMEOUT_S})`
-  return (await ask('python3', ['-c', script], { env, timeoutMs: (CPU_INDEX_TIMEOUT_S + 1) * 1000 })).ok
+/** pip's arguments for PyTorch's own index of wheels without CUDA; none where that does not answer. */
+export async function cpuIndex(env: NodeJS.ProcessEnv): Promise<string[]> {
+  // Tested with Python, which uses the same proxy settings as pip.
+  const script = `import urllib.request; urllib.request.urlopen(${JSON.stringify(`${CPU_INDEX}/torch/`)}, timeout=${CPU_INDEX_TIMEOUT_S})`
+  const { ok } = await ask('python3', ['-c', script], { env, timeoutMs: (CPU_INDEX_TIMEOUT_S + 1) * 1000 })
+  return ok ? ['--index-url', CPU_INDEX] : []
 }

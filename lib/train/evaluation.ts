@@ -14,6 +14,7 @@ import type { Tokenizer } from '../model/tokenizer.js'
 import type { NamedEnvironment } from '../reward/environment.js'
 import type { Verifier } from '../reward/verifier.js'
 import type { RolloutEngine } from '../rollout/engine.js'
+import type { World } from '../world/world.js'
 
 /** A line of evals.jsonl: what eval.json says, without the names, and after which step. */
 export interface StepEvaluation extends Omit<EvalResult, 'model' | 'name'> {
@@ -68,12 +69,11 @@ export interface Evaluations extends EvalSet {
   readonly scores: Map<number, number>
 }
 
-/** Of a run that has done so many steps; drops what a killed process wrote of later ones. */
-export function openEvaluations(
-  set: EvalSet,
-  { file, samplesFile }: { readonly file: string; readonly samplesFile: string },
+/** Drops what a killed process wrote of steps that are still to come. Returns pass@1 of all problems of the others, by step. */
+export function truncateEvaluations(
+  { file, samplesFile }: Pick<Evaluations, 'file' | 'samplesFile'>,
   stepsDone: number,
-): Evaluations {
+): Map<number, number> {
   truncateJsonLines(file, stepsDone)
   const lines = existsSync(file) ? parseJsonLines(readInput(file), file) : []
   const scores = new Map(
@@ -84,7 +84,7 @@ export function openEvaluations(
   )
   // Samples are written before the line of their evaluation, which is then done again.
   truncateJsonLines(samplesFile, scores.has(stepsDone) ? stepsDone : stepsDone - 1)
-  return { ...set, file, samplesFile, scores }
+  return scores
 }
 
 /** Whether config asks for an evaluation after this step that is not done yet. */
@@ -106,11 +106,12 @@ export function isBest({ scores }: Evaluations, step: number, best: number | und
 }
 
 /**
- * Evaluates the weights of now, which are those after `step`. The same completions come as from `rapo eval` with as many
- * samples. Nothing is written before all are judged.
+ * Evaluates the weights of now, which are those after `step`, on all ranks together. The same completions come as from `rapo
+ * eval` with as many samples. Nothing is written before all are judged.
  */
 export async function evaluateStep(
   run: {
+    readonly world: World
     readonly engine: RolloutEngine
     readonly context: Pick<EncodeContext, 'tokenizer'>
     readonly environment: NamedEnvironment | undefined
@@ -122,14 +123,16 @@ export async function evaluateStep(
   step: number,
   onProgress?: (done: number, total: number) => void,
 ): Promise<StepEvaluation> {
-  const { engine, context, environment, lock, signal } = run
+  const { world, engine, context, environment, lock, signal } = run
   const { prompts, template, stopTokenIds, verifier } = evaluations
   const { samplesInTraining: samples, keepSamples } = config.eval
   const own = { ...config, eval: { ...config.eval, samples, keepSamples: Math.min(1, keepSamples) } }
   const journal = createJournal()
-  await engine.syncWeights(step, { signal })
+  const name = `the evaluation after step ${step}`
+  await world.together(name, () => engine.syncWeights(step, { signal }))
   const perProblem = await measure(prompts, own, {
     ...{
+      world,
       engine,
       tokenizer: context.tokenizer,
       template,
@@ -142,10 +145,13 @@ export async function evaluateStep(
     ...{ check: lock.check, onProgress },
   })
   const result = { step, ...summarize(own, perProblem, journal) }
-  lock.check()
-  const lines = [...journal.samples(prompts)].map(sample => ({ step, ...sample }))
-  appendJsonLines(evaluations.samplesFile, lines)
-  appendJsonLines(evaluations.file, [result])
+  await world.together(`${name}, writing`, () => {
+    lock.check()
+    if (world.rank !== 0) return
+    const lines = [...journal.samples(prompts)].map(sample => ({ step, ...sample }))
+    appendJsonLines(evaluations.samplesFile, lines)
+    appendJsonLines(evaluations.file, [result])
+  })
   evaluations.scores.set(step, result.groups.all!.passAtK[0]!)
   return result
 }

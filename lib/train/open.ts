@@ -5,6 +5,7 @@ import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
 import { truncateJsonLines } from '../base/jsonl.js'
 import { type Lock, noLock } from '../base/lock.js'
+import { notices } from '../base/notice.js'
 import { digest } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { anySignal, told, waitFor } from '../base/wait.js'
@@ -26,8 +27,10 @@ import type { NamedEnvironment } from '../reward/environment.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
-import { checkTrainable, openEngine } from '../rollout/open.js'
-import { type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import { checkFilters, openEngine } from '../rollout/open.js'
+import { knownText } from '../rollout/servers/checks.js'
+import { checkAlone, type Joined, joinWorld, leaveWorld } from '../world/join.js'
+import { compareRanks, settingsOf } from '../world/same.js'
 import { alone, type World } from '../world/world.js'
 import { createRollouts, type Rollouts } from './ahead.js'
 import { readAhead } from './ahead-file.js'
@@ -38,10 +41,10 @@ import {
   type TrainerState,
 } from './checkpoint.js'
 import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
-import { type Evaluations, openEvaluations, readEvalSet } from './evaluation.js'
+import { type Evaluations, readEvalSet, truncateEvaluations } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import { checkOrigin, type Origin, originOf } from './origin.js'
+import { checkOrigin, originOf } from './origin.js'
 import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
@@ -52,7 +55,10 @@ export interface OpenOptions {
   readonly overwrite?: boolean
   /** Called with the rows that config.data.dropUnusable leaves out. Like the next three hooks, on rank 0 alone. */
   readonly onUnusable?: (rows: readonly string[]) => void
-  /** Told, in a text for people, what they should know of the run, such as the disk that it takes. */
+  /**
+   * Told, in a text for people, what they should know of the run, such as the disk that it takes, or a server that is not used.
+   * Absent: what is told while the run goes on becomes a warning of the process.
+   */
   readonly onNotice?: (text: string) => void
   /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
@@ -79,7 +85,7 @@ export interface OpenRun {
   /** With the section lora: what checkpoints call the model that their adapter changes. */
   readonly baseModel?: string
   readonly context: EncodeContext
-  /** With eval.every; on rank 0 alone, which evaluates for all. */
+  /** With eval.every. */
   readonly evaluations: Evaluations | undefined
   /** The state after the steps done already. */
   readonly state: TrainerState
@@ -89,7 +95,9 @@ export interface OpenRun {
   readonly samplesFile: string
   readonly observer: Observer
   readonly lock: Lock
-  /** Aborted by options.signal, or when the lock is lost. */
+  /** Tells options.onNotice; where that is missing, or fails, see notices. */
+  notify(text: string): void
+  /** Aborted by options.signal, when options.onNotice fails, or when the lock is lost. */
   readonly signal: AbortSignal
   /** Closes everything, even if something fails, and throws the first failure. The other ranks are told of `error`. */
   close(error?: unknown): Promise<void>
@@ -98,7 +106,7 @@ export interface OpenRun {
 /** What a run needs of its configuration and of files: read and checked, in part before the model is loaded. Writes nothing. */
 export async function prepareRun(config: Config, options: OpenOptions, world: World = alone) {
   requireField('data.train', config.data.train, 'the problem file to train on')
-  checkTrainable(config)
+  checkFilters(config)
   checkAlone(config, world)
   if (config.sampling.temperature === 0) {
     throw new RapoError(
@@ -215,7 +223,8 @@ async function openPrepared(
       lock.release,
       () => leaveWorld(world, error),
     )
-  const signal = anySignal(lock.lost, options.signal)
+  const notice = notices(onNotice)
+  const signal = anySignal(lock.lost, notice.failed, options.signal)
   const load = async () => {
     // Checked again, and the checkpoint is read only now: until here another process may have held the directory.
     if (isWriter) take()
@@ -240,11 +249,12 @@ async function openPrepared(
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
-    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0) : noObserver
+    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0, notice.call) : noObserver
     if (from) await loadState(policy, from, options)
     engine = openEngine(config, {
-      ...{ policy, modelDir, encode: encode.tokenizer.encode, stopTokenIds },
-      prompts: [...prompts, ...(evalPrompts ?? [])],
+      ...{ policy, modelDir, stopTokenIds, onNotice: notice.call },
+      prompts: [...prompts, ...(evalPrompts ?? [])].map(({ promptIds }) => promptIds),
+      text: knownText(usable[0]!.prompt, encode.tokenizer),
     })
     const rollouts = createRollouts(
       {
@@ -262,30 +272,37 @@ async function openPrepared(
     const { from, evalPrompts, ...loaded } = await world.together('loading the model', load)
     const step = from?.trainer.step ?? 0
     const cursor = loaded.rollouts.cursor()
-    await checkSame(world, config, { step, cursor, origin })
+    await compareRanks(world, {
+      checkpoint: step,
+      'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
+      'files of model.dir': origin.model.digest,
+      'files of model.reference': origin.reference?.digest,
+      configuration: digest(settingsOf(config)),
+    })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
     const samplesFile = path.join(run.output, 'samples.jsonl')
     const evalFiles = {
       file: path.join(run.output, 'evals.jsonl'),
       samplesFile: path.join(run.output, 'evals-samples.jsonl'),
     }
-    const evaluations = await world.together('clearing the run directory', () => {
+    const [scores] = await world.gather('clearing the run directory', () => {
       lock.check()
       if (!isWriter) return undefined
       if (!from) clearRun(run.output)
       removeStaleCheckpoints(run.output)
       for (const file of [metricsFile, samplesFile]) truncateJsonLines(file, step)
-      const opened = evalSet && openEvaluations({ ...evalSet, prompts: evalPrompts! }, evalFiles, step)
+      const known = evalSet && truncateEvaluations(evalFiles, step)
       writeWhole(path.join(run.output, 'config.yaml'), stringifyConfig(config))
-      return opened
+      return known
     })
+    const evaluations = evalSet && { ...evalSet, prompts: evalPrompts!, ...evalFiles, scores: scores! }
     const { entropyTarget, entropyCoef: initial } = config.objective
     const entropyCoef = (entropyTarget !== undefined ? from?.trainer.entropyCoef : undefined) ?? initial
     const state = { step, cursor, entropyCoef, origin }
     return {
       ...loaded,
       ...{ world, modelDir, environment, state, evaluations },
-      ...{ metricsFile, samplesFile, lock, signal, close },
+      ...{ metricsFile, samplesFile, lock, signal, close, notify: notice.call },
       ...(isLora && { baseModel: existsSync(model.dir) ? path.resolve(model.dir) : model.dir }),
       hasMoved: from?.referenceDir !== undefined,
     }
@@ -298,41 +315,6 @@ async function openPrepared(
 
 /** What ranks have that do not write. */
 const noObserver: Observer = { step: async () => {}, evaluated() {}, close() {} }
-
-/** Throws ERR_RAPO_CONFIG where the ranks would not train the same policy on the same problems. */
-async function checkSame(
-  world: World,
-  config: Config,
-  { step, cursor, origin }: Pick<TrainerState, 'step' | 'cursor'> & { readonly origin: Origin },
-): Promise<void> {
-  const { model, data, run, ...rest } = config
-  // Paths may differ from host to host.
-  const settings = {
-    ...rest,
-    run: { ...run, output: '' },
-    model: { ...model, dir: '', reference: '', device: '' },
-  }
-  const own = {
-    checkpoint: step,
-    'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
-    'files of model.dir': origin.model.digest,
-    'files of model.reference': origin.reference?.digest,
-    configuration: digest(settings),
-  }
-  const all = await world.gather('comparing the ranks', () =>
-    Object.entries(own).map(entry => JSON.stringify(entry)),
-  )
-  for (const [rank, entries] of all.entries()) {
-    const k = entries.findIndex((entry, i) => entry !== all[0]![i])
-    if (k < 0) continue
-    const [what, value] = JSON.parse(entries[k]!)
-    const [, first] = JSON.parse(all[0]![k]!)
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `rank ${rank} does not have the ${what} of rank 0 (${value}, not ${first}): all processes need the same files, and one run directory`,
-    )
-  }
-}
 
 /** The memory and the disk that a run will need. */
 export interface Room {
@@ -375,15 +357,6 @@ function checkShapes(modelDir: string, referenceDir: string): void {
   throw new RapoError(
     'ERR_RAPO_CONFIG',
     `model.refModelSyncSteps needs a reference of the model's shape: ${field} is ${other?.[field]} in ${referenceDir} and ${own?.[field]} in ${modelDir}`,
-  )
-}
-
-/** The weights of several processes would have to reach the servers once, and each process to sample its part there. */
-function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
-  if (engine === 'local' || size === 1) return
-  throw new RapoError(
-    'ERR_RAPO_CONFIG',
-    `rollouts.engine is ${engine}; it must be local where ${size} processes train together`,
   )
 }
 

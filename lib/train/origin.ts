@@ -68,7 +68,8 @@ const modelFile =
 const PARTS = 64
 const PART_BYTES = 65_536
 
-function describeFiles(dir: string): ModelFiles {
+/** Throws ERR_RAPO_IO. */
+export function describeFiles(dir: string): ModelFiles {
   const hash = createHash('sha256')
   ioGuard(`cannot read the model ${dir}`, () => {
     for (const name of readdirSync(dir)

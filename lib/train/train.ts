@@ -1,7 +1,6 @@
 /** The training loop: problems → rollouts → rewards → advantages → batches → optimizer steps. */
 import { RapoError, reasonOf } from '../base/errors.js'
 import { appendJsonLines } from '../base/jsonl.js'
-import { plainLine } from '../base/text.js'
 import { told } from '../base/wait.js'
 import type { Config } from '../config/config.js'
 import { kernelObjective } from '../config/objective.js'
@@ -122,33 +121,30 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
  * best state is in a checkpoint.
  */
 async function evaluate(run: Run, config: Config, options: TrainOptions): Promise<void> {
-  // Rank 0 evaluates for all: its policy is that of the others.
-  const evaluating = async () => {
-    await evaluateHere(run, config, options)
-    return run.stepSaved
-  }
-  const [stepSaved] = await run.world.gather(`the evaluation after step ${run.state.step}`, evaluating)
-  run.stepSaved = stepSaved!
-}
-
-async function evaluateHere(run: Run, config: Config, options: TrainOptions): Promise<void> {
-  const { evaluations, state } = run
+  const { world, evaluations, state } = run
   const { output, keepBest } = config.run
   if (!evaluations || !isEvaluationDue(config, evaluations, state.step)) return
+  const isWriter = world.rank === 0
   const onProgress = (done: number, total: number) => options.onPhase?.('eval', done, total)
   const evaluation = await evaluateStep(run, evaluations, config, state.step, onProgress)
-  if (keepBest && isBest(evaluations, state.step, readBest(output))) {
-    if (run.stepSaved !== state.step) {
-      options.onPhase?.('save')
-      const checkpoint = await write(run, config, state, await run.rollouts.ahead())
+  const compare = () => keepBest && isWriter && isBest(evaluations, state.step, readBest(output))
+  const [isNewBest] = await world.gather('comparing with the best evaluation', compare)
+  if (isNewBest) {
+    const isSaveDue = run.stepSaved !== state.step
+    if (isSaveDue) options.onPhase?.('save')
+    const checkpoint = isSaveDue ? await save(run, config, state, await run.rollouts.ahead()) : undefined
+    await world.together('naming the best checkpoint', () => {
       run.lock.check()
-      checkpoint.commit()
-      run.stepSaved = state.step
-    }
-    markBest(output, state.step)
+      if (!isWriter) return
+      checkpoint?.commit()
+      markBest(output, state.step)
+    })
+    run.stepSaved = state.step
   }
-  run.observer.evaluated(evaluation)
-  await told(options.onEvaluation?.(evaluation), run.signal)
+  await world.together('telling of the evaluation', () => {
+    run.observer.evaluated(evaluation)
+    return told(options.onEvaluation?.(evaluation), run.signal)
+  })
 }
 
 /** An error of isStopping is kept and thrown after the step is finished. */
@@ -178,7 +174,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
     checkpoint?.commit()
   } catch (second) {
     note = `the state after step ${step} could not be saved: ${reasonOf(second)}`
-    if (isAbort) process.emitWarning(plainLine(note))
+    if (isAbort) run.notify(note)
   }
   if (isAbort || !(error instanceof RapoError) || run.world.rank !== 0) return error
   return new RapoError(error.code, `${error.message}\n${note}`, { cause: error })

@@ -1,5 +1,6 @@
 /** How a run or a measurement becomes a rank of the world that a launcher started, and leaves it. */
 import { availableParallelism } from 'node:os'
+import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
 import type { Device } from '../model/policy.js'
 import { PeerError } from './peer-error.js'
@@ -31,4 +32,13 @@ export async function joinWorld(config: Config, signal: AbortSignal | undefined)
 export async function leaveWorld(world: World, error?: unknown): Promise<void> {
   if (error !== undefined && !(error instanceof PeerError)) await world.report(error)
   await world.close()
+}
+
+/** The weights of several processes would have to reach the servers once, and each process to sample its part there. */
+export function checkAlone({ rollouts: { engine } }: Config, { size }: World): void {
+  if (engine === 'local' || size === 1) return
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `rollouts.engine is ${engine}; it must be local where there are ${size} processes`,
+  )
 }

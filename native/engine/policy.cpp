@@ -53,14 +53,13 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
 void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, const Adapter* adapter,
                    DType dtype, std::int64_t max_shard_bytes, const std::string& config,
                    const Control& control) {
-  const bool bf16 = dtype == DType::kBFloat16;
   flat = flat.to(at::kCPU);
-  const auto type = scalar_type(dtype);
+  const auto type = ops::scalar_type(dtype);
   const auto stored = net.layout().stored(flat);
   if (flat.scalar_type() == type && !adapter) {
     write_model(dir, stored, max_shard_bytes, control);
   } else {  // each tensor is converted when it is written
-    write_model(dir, stored, max_shard_bytes, control, bf16 ? "BF16" : "F32",
+    write_model(dir, stored, max_shard_bytes, control, ops::stored_name(dtype),
                 [&](const StoredTensor& tensor) {
                   std::int64_t count = 1;
                   for (const auto size : tensor.shape) count *= size;
@@ -159,9 +158,7 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
                                      Control& control) {
   return translated("loading a model", [&] {
     const at::Device device = device::open(options.device);
-    if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
-      throw Error(ErrorCode::kUnsupported, "dtype must be float32 or bfloat16");
-    }
+    ops::check_model_dtype(options.dtype);
     auto impl = std::make_unique<Impl>();
     impl->options = options;
     const bool has_masters = options.trainable && options.lora.r == 0 && options.dtype != DType::kFloat32;
@@ -226,7 +223,7 @@ void Policy::initialize(const ModelSource& model, DType dtype, std::uint64_t see
                         const Control& control) {
   translated("initializing a model", [&] {
     const Layout layout(model.config);
-    auto flat = random_weights(model.config, layout, seed, control).to(scalar_type(dtype));
+    auto flat = random_weights(model.config, layout, seed, control).to(ops::scalar_type(dtype));
     write_safetensors(model.dir + "/model.safetensors", layout.stored(flat), {{"format", "pt"}}, control);
     write_text_file(model.dir + "/config.json", config);
   });
@@ -425,7 +422,7 @@ void Policy::save_adapter(const std::string& dir, const std::string& config, con
 void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes,
                   const std::string& config, const Control& control) const {
   translated("saving a model", [&] {
-    if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) invalid("dtype must be float32 or bfloat16");
+    ops::check_model_dtype(dtype);
     if (max_shard_bytes < 1)
       invalid("maxShardBytes must be at least 1, got " + std::to_string(max_shard_bytes));
     at::Tensor flat = impl_->policy->flat;

@@ -8,6 +8,7 @@
 
 #include "host_device.h"
 #include "objective.h"
+#include "simd/half.h"
 
 namespace rapo {
 
@@ -72,6 +73,10 @@ inline std::uint16_t float_to_float16(float value) {
   return static_cast<std::uint16_t>(sign |
                                     ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
 }
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) { return bfloat16_to_float(x.bits); }
+inline float to_float(Float16 x) { return float16_to_float(x.bits); }
 
 /// Element `index` of an array of `dtype`.
 inline double load_scalar(const void* data, DType dtype, std::int64_t index) {

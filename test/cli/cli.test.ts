@@ -327,7 +327,10 @@ test('a fault in the middle of a run says how to go on', async () => {
   const args = ['--run.output', run('failing'), '--run.save-every', '2', '--task.verifier', failing]
   const { code, stderr } = await rapo('train', '-c', configFile, ...args)
   assert.is(code, 1)
-  assert.match(stderr, /rapo: the verifier failed on problem "p\d+", completion .*: it broke \(.*:\d+:\d+\)\n/)
+  assert.match(
+    stderr,
+    /rapo: the verifier failed on problem "p\d+", completion .*: it broke \(.*:\d+:\d+\)\n/,
+  )
   assert.match(stderr, `to go on from step 3: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
 })
 

@@ -78,7 +78,9 @@ test('a new adapter changes nothing: the policy is its reference, and B alone ha
     { ...trainingBatch(prompts, completions, 2), refWeights: undefined as never },
     { ...objective, penalty: 'reverse-k3' },
   )
-  assert.is(metrics.klSum, 0)
+  // The kernels sum the policy's and the reference's normaliser in two functions, which the compiler may round differently: with
+  // AVX2, d is then some 1e-8 instead of 0, and the penalty d^2 / 2.
+  assert.ok(metrics.klSum >= 0 && metrics.klSum < 1e-13 * metrics.tokens, String(metrics.klSum))
   const gradients = await gradientsOf(policy)
   // 7 matrices in each of 2 layers.
   assert.is(gradients.size, 28)

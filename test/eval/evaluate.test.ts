@@ -408,8 +408,11 @@ test('progress counts completions: within a call, and those that an interrupted 
   assert.equal(seen, [
     [0, 600, 0],
     [11, 600, 0],
+    [16, 600, 0],
     [27, 600, 0],
+    [32, 600, 0],
     [43, 600, 0],
+    [48, 600, 0],
   ])
   seen = []
   const { perProblem } = await measureTen(output, {}, options)

@@ -56,6 +56,8 @@ export interface Faults {
   hasNoDevMode?: boolean
   /** The cache of the weights before stays. */
   keepsCache?: boolean
+  /** vLLM: somebody paused it before it was first asked. */
+  isPaused?: boolean
   /** The context. Default 64. */
   maxModelLen?: number
   /** Called for each request: 'hang' never answers, 'half' breaks off in the answer, 'reset' before the answer. */
@@ -92,7 +94,7 @@ export async function startFakeServer(
   const requests: FakeServer['requests'] = []
   let policy: Policy = await loadFakePolicy(model)
   let name = 'default'
-  let isPaused = false
+  let isPaused = faults.isPaused ?? false
   let running = 0
   let draws = 0
   let server: Server

@@ -8,7 +8,7 @@ import * as assert from 'uvu/assert'
 import type { Config } from '../../lib/config/config.js'
 import { evaluate } from '../../lib/eval/evaluate.js'
 import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
-import { isBest, openEvaluations, type StepEvaluation } from '../../lib/train/evaluation.js'
+import { isBest, type StepEvaluation, truncateEvaluations } from '../../lib/train/evaluation.js'
 import { type TrainOptions, train } from '../../lib/train/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 import { fingerprint, readLines } from '../helpers/run-files.js'
@@ -181,7 +181,7 @@ test('samples of an evaluation whose line is missing are dropped, since the eval
   const left = (evaluated: number[]) => {
     writeFileSync(file, evaluated.map(line).join(''))
     writeFileSync(samplesFile, [3, 6, 9].map(step => `{"step":${step}}\n`).join(''))
-    const { scores } = openEvaluations({} as never, { file, samplesFile }, 6)
+    const scores = truncateEvaluations({ file, samplesFile }, 6)
     return [[...scores], readFileSync(samplesFile, 'utf8').match(/\d/g)!.map(Number)]
   }
   // A kill behind the samples of step 6, before its line; and one after both.

@@ -311,7 +311,7 @@ test('openObserver writes nothing before a step', async () => {
   const config = makeConfig({
     observe: { tensorboard: true, prometheus: path.join(makeTempDir(), 'x.prom') },
   })
-  const observer = await openObserver(config, 0)
+  const observer = await openObserver(config, 0, () => {})
   observer.close()
   assert.not(existsSync(config.run.output))
   assert.not(existsSync(config.observe.prometheus))
@@ -366,7 +366,7 @@ test('an evaluation goes to TensorBoard at its step, to Prometheus until the nex
     ...{ model: { dir: 'm' }, task: { verifier: 'math' }, run: { output } },
     observe: { tensorboard: true, prometheus, hook },
   })
-  const observer = await openObserver(config, 0)
+  const observer = await openObserver(config, 0, () => {})
   const all = { problems: 1, passAtK: [0.25, 0.5], low: [0, 0], high: [1, 1] }
   await observer.step(metrics)
   observer.evaluated({ step: 8, k: [1, 2], groups: { all } } as never)

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import { dealGroups, ownPart } from '../../lib/train/share.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 import { runCommand } from '../helpers/ranks.js'
@@ -50,7 +50,23 @@ function writeConfig(name: string, values: object): string {
   writeFileSync(file, JSON.stringify(values))
   return file
 }
-const files = { plain: writeConfig('plain', plain), everything: writeConfig('everything', everything) }
+/** Problems that are measured in two calls each. */
+const measured = {
+  ...plain,
+  data: { ...plain.data, eval: problems },
+  eval: { samples: 16, samplesPerCall: 8, keepSamples: 3, bootstrap: 100 },
+}
+const watched = {
+  ...measured,
+  run: { ...plain.run, steps: 2, keepBest: true },
+  eval: { ...measured.eval, every: 1, onStart: true, samplesInTraining: 4, problemsInTraining: 5 },
+}
+const files = {
+  plain: writeConfig('plain', plain),
+  everything: writeConfig('everything', everything),
+  measured: writeConfig('measured', measured),
+  watched: writeConfig('watched', watched),
+}
 
 /** Trains in a directory of that name. */
 async function train(
@@ -188,6 +204,58 @@ test('what one rank fails with is told by all, and what is done is saved', async
   assert.match(failed.stderr[0]!, why)
   assert.match(failed.stderr[0]!, /the state after step 1 is saved in .*\nto go on from step 1: /)
   assert.match(failed.stderr[1]!, /^rank 1: rapo: the verifier failed/)
+})
+
+/** pass@k and all that is counted; the times and the directory's name differ. */
+function evalOf(output: string): object {
+  const { seconds, model, name, ...counted } = JSON.parse(
+    readFileSync(path.join(output, 'eval.json'), 'utf8'),
+  )
+  return { ...counted, samples: readLines(output, 'eval-samples.jsonl') }
+}
+
+test('rapo eval shares the problems out: the numbers of one process, also after a kill', async () => {
+  const measure = async (name: string, processes: number, action = '') => {
+    const output = path.join(dir, name)
+    const env = { ...process.env, RAPO_TEST_ACTION: action }
+    const args = ['--model', model, '-c', files.measured, '--output', output]
+    return { output, ...(await runCommand([...cli, 'eval', ...args], processes, { env })) }
+  }
+  const one = await measure('eval-1', 1)
+  assert.is(one.exitCode, 0, one.stderr.join('\n'))
+  const three = await measure('eval-3', 3)
+  assert.is(three.exitCode, 0, three.stderr.join('\n'))
+  assert.equal(evalOf(three.output), evalOf(one.output))
+  assert.match(three.stdout[0]!, /tokens in .* written to/)
+  assert.equal(three.stdout.slice(1).join('') + three.stderr.slice(1).join(''), '')
+  // Each rank judges 8 completions a round.
+  const killed = await measure('eval-killed', 2, 'kill 1 20')
+  assert.is(killed.exitCode, 137)
+  assert.match(killed.stderr[0]!, /^rapo: the evaluation, call 5 of 20: .*rank 1 ended without a message/m)
+  assert.is(readLines(killed.output, 'eval-progress.jsonl').length, 1 + 4)
+  const finished = await measure('eval-killed', 1)
+  assert.is(finished.exitCode, 0, finished.stderr.join('\n'))
+  assert.equal(evalOf(finished.output), evalOf(one.output))
+})
+
+test('an evaluation during training is that of one process, and the best checkpoint is kept', async () => {
+  const changes = { config: files.watched }
+  const [one, two] = [await train('watched-1', 1, changes), await train('watched-2', 2, changes)]
+  for (const { exitCode, stderr } of [one, two]) assert.is(exitCode, 0, stderr.join('\n'))
+  const evals = ({ output }: { output: string }) => readLines(output, 'evals.jsonl')
+  // The model before training has the same weights; later ones differ by roundings.
+  assert.equal(evals(two)[0], evals(one)[0])
+  assert.equal(
+    evals(two).map(({ step }) => step),
+    [0, 1, 2],
+  )
+  assert.ok([1, 2].includes(readBest(two.output)!))
+})
+
+test('a command for one process is refused where a launcher started several', async () => {
+  const { exitCode, stderr } = await runCommand([...cli, 'generate', '--model', model], 2)
+  assert.is(exitCode, 1)
+  assert.match(stderr[0]!, /rapo generate is the work of one process, but a launcher started 2 processes/)
 })
 
 test('what all ranks find wrong is told once; a number of processes that is not the launcher’s is refused', async () => {

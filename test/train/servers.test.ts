@@ -8,7 +8,9 @@ import * as assert from 'uvu/assert'
 import { parseConfig } from '../../lib/config/load.js'
 import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import type { StepMetrics } from '../../lib/train/metrics.js'
+import { prepareRun } from '../../lib/train/open.js'
 import { train } from '../../lib/train/train.js'
+import { alone } from '../../lib/world/world.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 import { type FakeServer, type Faults, startFakeServer } from '../helpers/fake-servers.js'
 import { makeConfig } from '../helpers/train-child.js'
@@ -274,6 +276,74 @@ test('a resumed run without maxStaleness samples the problems of the rollouts in
     const { epoch, position } = readLatestCheckpoint(output)!.trainer.cursor
     assert.is(epoch * 10 + position, 24)
   }))
+
+test('evaluation during training: the server samples, from the weights after that step', () =>
+  withServer({}, async server => {
+    const output = path.join(makeTempDir(), 'run')
+    const config = configOf(output, server, { steps: 4 })
+    const own = {
+      ...config,
+      data: { ...config.data, eval: config.data.train },
+      eval: { ...config.eval, every: 2, onStart: true, samplesInTraining: 4, problemsInTraining: 3 },
+    }
+    const mute: typeof loadPolicy = async (from, options) => {
+      const policy = await loadPolicy(from, options)
+      return { ...policy, generate: () => assert.unreachable('the policy sampled') as never }
+    }
+    await train(own, { loadPolicy: mute })
+    const evaluations = readFileSync(path.join(output, 'evals.jsonl'), 'utf8').trim().split('\n')
+    assert.equal(
+      evaluations.map(line => JSON.parse(line).step),
+      [0, 2, 4],
+    )
+    // v0 serves the evaluation before the first step and the first step; v4 the last evaluation alone.
+    assert.equal(eventsOf(server), ['v0', '.', 'v1', '.', 'v2', '.', 'v3', '.', 'v4', '.'])
+    const asked = server.requests.filter(({ body }) => body.n === 4 && body.max_tokens === 4)
+    // The canary's 4 prompts have 4 completions each after every update, and the 3 problems of each evaluation.
+    assert.is(asked.length, 5 * 4 + 3 * 3)
+  }))
+
+test('what becomes of the servers is told to onNotice; an onNotice that throws ends the run, whose state is saved', () => {
+  const faults: Faults = {}
+  let count = 0
+  return withServer(faults, async server => {
+    faults.onRequest = async route => {
+      if (route !== '/v1/completions' || ++count !== 30) return undefined
+      await server.kill()
+      await server.restart()
+      faults.maxModelLen = 1
+      return undefined
+    }
+    const output = path.join(makeTempDir(), 'run')
+    const told: string[] = []
+    const onNotice = (text: string) => void told.push(text)
+    const failure = await train(configOf(output, server), { loadPolicy, onNotice }).catch(error => error)
+    assert.match(failure.message, 'no server is left for the rollouts')
+    assert.match(told.join('\n'), /a server is not used: .* takes prompt and completion of at most 1 tokens/)
+    const { step } = readLatestCheckpoint(output)!.trainer
+    faults.maxModelLen = 64
+    const reason = new Error('not interested')
+    const rude = (text: string) => {
+      if (!text.startsWith('a server')) return
+      faults.maxModelLen = 64
+      throw reason
+    }
+    count = 25
+    const ended = await train(configOf(output, server), {
+      ...{ loadPolicy, resume: true, onNotice: rude },
+    }).catch(error => error)
+    assert.is(ended, reason)
+    assert.ok(readLatestCheckpoint(output)!.trainer.step >= step)
+  })
+})
+
+test('several processes that train together are refused', async () => {
+  const config = makeConfig(path.join(makeTempDir(), 'run'), model, {
+    rollouts: { engine: 'vllm', urls: ['http://localhost:9'] },
+  })
+  const failure = await prepareRun(config, { loadPolicy }, { ...alone, size: 2 }).catch(error => error)
+  assert.is(failure.message, 'rollouts.engine is vllm; it must be local where there are 2 processes')
+})
 
 test('configuration: correction is on by default, and what servers cannot do is refused', () => {
   const minimal = { model: { dir: 'm' }, task: { verifier: 'exact' } }

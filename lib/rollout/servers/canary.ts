@@ -31,13 +31,13 @@ const LENGTH = 16
 
 /**
  * Throws ERR_RAPO_IO where the server's log-probs are not the policy's.
- * @param weights what the message calls the weights that the server should hold
+ * @param claim what the message says of its weights, such as: was given the weights v3
  */
 export async function checkCanary(
   server: InferenceServer,
   policy: Pick<Policy, 'logprobs'>,
   canary: Canary,
-  weights: string,
+  claim: string,
   call: ServerCall,
 ): Promise<Difference> {
   const { prompts, temperature, stopTokenIds, tolerance } = canary
@@ -58,7 +58,7 @@ export async function checkCanary(
       : 'the server computes in another dtype than model.dtype (bfloat16 needs rollouts.canaryTolerance 0.05), or it holds another model, or only a part of the new weights (docs/servers.md)'
   throw new RapoError(
     'ERR_RAPO_IO',
-    `${server.url} was given the weights ${weights}, but its log-probs differ from the policy's by ${shown}; rollouts.canaryTolerance allows ${tolerance}; ${hint}`,
+    `${server.url} ${claim}, but its log-probs differ from the policy's by ${shown}; rollouts.canaryTolerance allows ${tolerance}; ${hint}`,
   )
 }
 

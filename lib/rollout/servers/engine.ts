@@ -1,12 +1,14 @@
 /** The rollout engine that samples on vLLM or SGLang servers: weights go out, are checked by the canary, completions come back. */
 import { randomUUID } from 'node:crypto'
 import { RapoError, reasonOf } from '../../base/errors.js'
+import { notices } from '../../base/notice.js'
 import { anySignal } from '../../base/wait.js'
 import { type Completion, concat, packTokens } from '../../model/batch.js'
 import type { CallOptions, PackedTokens, Policy, SamplingParams } from '../../model/policy.js'
 import { checkVersion, noWeights, type RolloutEngine, type SampledCompletions, wasClosed } from '../engine.js'
 import { type Canary, checkCanary } from './canary.js'
-import { createFleet, isPassing, lost, type Member } from './fleet.js'
+import { checkContext, checkTakesWeights, checkTokenizer, type KnownText } from './checks.js'
+import { createFleet, type Held, isPassing, lost, type Member } from './fleet.js'
 import { NoAnswer } from './http.js'
 import { type InferenceServer, Interrupted } from './server.js'
 import type { PublishedWeights } from './weights.js'
@@ -17,8 +19,8 @@ export interface ServerEngineOptions {
   readonly policy: Pick<Policy, 'logprobs'>
   readonly weights: PublishedWeights
   readonly canary: Canary
-  /** A text and its token ids, which the servers' tokenizers must give too. */
-  readonly text?: { readonly text: string; readonly tokenIds: readonly number[] }
+  /** What the servers' tokenizers must give too. */
+  readonly text?: KnownText | undefined
   /** Tokens of the longest prompt and its completion together. */
   readonly contextNeeded: number
   /** Seconds that an answer, or a server that is gone, is waited for. */
@@ -32,6 +34,13 @@ export interface ServerEngineOptions {
    * syncWeights, and generate throws ServersLost where no other is left.
    */
   readonly isOverlapped: boolean
+  /** The weights never change, and servers may have been started with them: a server that passes the canary is not given them. */
+  readonly isFixed?: boolean
+  /**
+   * Told, in a text for people, which server is not used and why, or that servers are waited for. Absent: these are warnings of
+   * the process.
+   */
+  readonly onNotice?: ((text: string) => void) | undefined
 }
 
 /**
@@ -45,7 +54,8 @@ const QUICK = 30
 
 export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   const { servers, policy, weights, canary, timeoutSeconds, sendSeeds, isOverlapped } = options
-  const fleet = createFleet(servers, options.maxInFlight)
+  const notice = notices(options.onNotice)
+  const fleet = createFleet(servers, options.maxInFlight, notice.call)
   const closing = new AbortController()
   const quick = (signal: AbortSignal) => ({ signal, timeoutSeconds: Math.min(QUICK, timeoutSeconds) })
   // Weights of another run, or of an earlier process of this one, never have the same name.
@@ -56,11 +66,23 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   const sampling = new Set<Promise<unknown>>()
   let syncing: Promise<void> = Promise.resolve()
 
-  /** Gives a server the weights of now, unless it holds them, and checks what it then samples. */
-  async function prepare(server: InferenceServer, dir: string, signal: AbortSignal): Promise<void> {
+  /** Gives a server the weights of now and checks what it then samples. Returns what the server calls them. */
+  async function prepare(server: InferenceServer, dir: string, signal: AbortSignal): Promise<Held> {
+    const facts = await server.inspect(quick(signal))
+    checkContext(server, facts, options.contextNeeded)
+    if (options.text) await checkTokenizer(server, options.text, quick(signal))
+    const checked = (claim: string) => checkCanary(server, policy, canary, claim, { signal, timeoutSeconds })
+    if (options.isFixed && !facts.isPaused) {
+      const own = await server.weightsName(quick(signal))
+      try {
+        await checked(`should hold the weights of ${dir}`)
+        return own
+      } catch (fault) {
+        if (isPassing(fault) || facts.refusesWeights !== undefined) throw fault
+      }
+    }
+    checkTakesWeights(facts)
     const name = nameOf(version!)
-    const { maxModelLen } = await server.inspect(quick(signal))
-    await checkServer(server, maxModelLen, signal)
     await server.load(dir, name, { signal, timeoutSeconds })
     const held = await server.weightsName(quick(signal))
     if (held !== undefined && held !== name) {
@@ -72,18 +94,8 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
         `${server.url} does not tell which weights it holds: rollouts.maxStaleness must be 0 with this release`,
       )
     }
-    await checkCanary(server, policy, canary, name, { signal, timeoutSeconds })
-  }
-
-  async function checkServer(server: InferenceServer, maxModelLen: number, signal: AbortSignal) {
-    const { text, contextNeeded } = options
-    if (contextNeeded > maxModelLen) throw tooShort(server, maxModelLen, contextNeeded)
-    const tokenIds = text && (await server.tokenize(text.text, quick(signal)))
-    if (!tokenIds || String(tokenIds) === String(text.tokenIds)) return
-    throw new RapoError(
-      'ERR_RAPO_CONFIG',
-      `${server.url} has another tokenizer than the model: ${JSON.stringify(text.text.slice(0, 40))}… is ${tokenIds.length} tokens there and ${text.tokenIds.length} here`,
-    )
+    await checked(`was given the weights ${name}`)
+    return held
   }
 
   async function sync(next: number, signal: AbortSignal): Promise<void> {
@@ -91,6 +103,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     version = next
     const dir = await weights.publish(next)
     await fleet.ready(server => prepare(server, dir, signal), { signal, timeoutSeconds })
+    notice.failed.throwIfAborted()
     weights.keepOnly(next)
   }
 
@@ -114,7 +127,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   /** Whether a server whose request failed still holds the weights of now. */
   async function recheck(member: Member, fault: unknown, signal: AbortSignal): Promise<void> {
     try {
-      if ((await member.server.weightsName(quick(signal))) === nameOf(version!)) return
+      if ((await member.server.weightsName(quick(signal))) === member.held) return
     } catch {
       signal.throwIfAborted()
     }
@@ -128,14 +141,14 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     signal: AbortSignal,
   ): Promise<{ member: Member; completions: Completion[] }> {
     const { seed, maxBatch: _, ...rest } = params
+    // vLLM refuses several greedy completions, which would all be the same.
+    const isGreedy = rest.temperature === 0
     for (let failures = 0; ; ) {
       const member = await acquire(signal)
       try {
-        const request = { ...rest, ...(sendSeeds && { seed }) }
-        return {
-          member,
-          completions: await member.server.sample(promptIds, request, { signal, timeoutSeconds }),
-        }
+        const request = { ...rest, ...(isGreedy && { n: 1 }), ...(sendSeeds && { seed }) }
+        const sampled = await member.server.sample(promptIds, request, { signal, timeoutSeconds })
+        return { member, completions: isGreedy ? Array(params.n).fill(sampled[0]!) : sampled }
       } catch (fault) {
         signal.throwIfAborted()
         if (!isPassing(fault) && !(fault instanceof Interrupted)) throw fault
@@ -160,17 +173,18 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     const stale = new Set<Member>()
     await Promise.all(
       [...used].map(async member => {
-        const name = nameOf(version!)
+        const { server, held = nameOf(version!) } = member
         try {
-          const held = await member.server.weightsName(quick(signal))
-          if (held === name) return
-          if (held === undefined)
-            await checkCanary(member.server, policy, canary, name, { signal, timeoutSeconds })
-          else
-            throw new RapoError(
-              'ERR_RAPO_IO',
-              `${member.server.url} holds the weights ${held}, not ${name}: it was started again, or somebody else gave it weights`,
-            )
+          const now = await server.weightsName(quick(signal))
+          if (now === held) return
+          if (now === undefined) {
+            const claim = `was given the weights ${held}`
+            return void (await checkCanary(server, policy, canary, claim, { signal, timeoutSeconds }))
+          }
+          throw new RapoError(
+            'ERR_RAPO_IO',
+            `${server.url} holds the weights ${now}, not ${held}: it was started again, or somebody else gave it weights`,
+          )
         } catch (fault) {
           signal.throwIfAborted()
           fleet.lose(member, fault)
@@ -258,11 +272,4 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
       weights.close()
     },
   }
-}
-
-function tooShort({ url }: InferenceServer, length: number, needed: number): RapoError {
-  return new RapoError(
-    'ERR_RAPO_CONFIG',
-    `${url} takes prompt and completion of at most ${length} tokens together; ${needed} are needed: start it with a longer context (--max-model-len, --context-length)`,
-  )
 }

@@ -1,9 +1,11 @@
 /** The servers of a run: which of them hold the weights of now, how busy each is, and why the others are not used. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { RapoError, reasonOf } from '../../base/errors.js'
-import { plainLine } from '../../base/text.js'
 import { NoAnswer, Refused } from './http.js'
 import type { InferenceServer, ServerCall } from './server.js'
+
+/** What a server calls its weights; undefined where its release does not tell. */
+export type Held = string | undefined
 
 /** A server, and what is known of it. */
 export interface Member {
@@ -12,6 +14,8 @@ export interface Member {
   inFlight: number
   /** Requests may be sent: it was seen to hold the weights of now. */
   isReady: boolean
+  /** Where it is ready. */
+  held?: Held
   /** Why it is not ready. */
   fault?: unknown
 }
@@ -35,11 +39,16 @@ export interface Fleet {
    * Makes every member ready that is not: `prepare` throws where it cannot. Where none is ready afterwards, and one of them may
    * come back, once more until the time is over. Throws ServersLost, naming each member and its fault.
    */
-  ready(prepare: (server: InferenceServer) => Promise<void>, call: ServerCall): Promise<void>
+  ready(prepare: (server: InferenceServer) => Promise<Held>, call: ServerCall): Promise<void>
   close(): void
 }
 
-export function createFleet(servers: readonly InferenceServer[], maxInFlight: number): Fleet {
+/** @param notify told which server is not used, and that servers are waited for */
+export function createFleet(
+  servers: readonly InferenceServer[],
+  maxInFlight: number,
+  notify: (text: string) => void,
+): Fleet {
   const members = servers.map((server): Member => ({ server, inFlight: 0, isReady: false }))
   /** Told when a place is free, or a member is gone. */
   let waiting: (() => void)[] = []
@@ -85,15 +94,14 @@ export function createFleet(servers: readonly InferenceServer[], maxInFlight: nu
             .map(async member => {
               const before = member.fault
               try {
-                await prepare(member.server)
+                member.held = await prepare(member.server)
                 member.isReady = true
                 delete member.fault
               } catch (fault) {
                 signal?.throwIfAborted()
                 member.fault = fault
-                if (before === undefined || reasonOf(before) !== reasonOf(fault)) {
-                  process.emitWarning(plainLine(`not used: ${reasonOf(fault)}`), 'RapoWarning')
-                }
+                if (before === undefined || reasonOf(before) !== reasonOf(fault))
+                  notify(`a server is not used: ${reasonOf(fault)}`)
               }
             }),
         )
@@ -102,7 +110,7 @@ export function createFleet(servers: readonly InferenceServer[], maxInFlight: nu
         if (!mayReturn || performance.now() > end) throw lost(members, mayReturn ? timeoutSeconds : undefined)
         if (round === 0) {
           const urls = members.map(({ server }) => server.url).join(', ')
-          process.emitWarning(plainLine(`waiting up to ${timeoutSeconds} s for ${urls}`), 'RapoWarning')
+          notify(`waiting up to ${timeoutSeconds} s for ${urls}`)
         }
         await sleep(POLL, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted())
       }

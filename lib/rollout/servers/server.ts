@@ -17,6 +17,10 @@ export interface ServerFacts {
   readonly model: string
   /** Tokens of a prompt with its completion. */
   readonly maxModelLen: number
+  /** Where it cannot be given weights: what must be done so that it can, as a sentence. */
+  readonly refusesWeights?: string
+  /** It answers no request for completions until it is given weights, or resumed by whoever paused it. */
+  readonly isPaused?: boolean
 }
 
 /** How long a call may take, and what ends it before. */
@@ -28,7 +32,7 @@ export interface ServerCall {
 /** One vLLM or SGLang server. Calls throw NoAnswer, Interrupted, RapoError, or the reason of the signal. */
 export interface InferenceServer {
   readonly url: string
-  /** Throws RapoError where it serves no model, or cannot be given weights. */
+  /** Changes nothing. Throws RapoError where it serves no model. */
   inspect(call: ServerCall): Promise<ServerFacts>
   /** sampling.n completions, in the order of the samples. */
   sample(promptIds: readonly number[], sampling: PromptSampling, call: ServerCall): Promise<Completion[]>

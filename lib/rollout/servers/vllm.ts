@@ -18,15 +18,13 @@ export function vllmServer(url: string): InferenceServer {
   const look = async (call: ServerCall): Promise<ServerFacts> => {
     const model = await readModel(connection, call)
     const paused = await connection.request('/is_paused', call)
-    if (paused.status === 404) {
-      throw new RapoError(
-        'ERR_RAPO_CONFIG',
-        `${connection.url} cannot be given weights: start vllm serve with VLLM_SERVER_DEV_MODE=1 in its environment`,
-      )
-    }
-    if (jsonOf(`${connection.url}/is_paused`, paused).is_paused === true) await post('/resume', call)
     const { version } = await get('/version', call)
-    return { release: `vLLM ${version}`, ...model }
+    const facts = { release: `vLLM ${version}`, ...model }
+    if (paused.status === 404) {
+      const refusesWeights = `${connection.url} cannot be given weights: start vllm serve with VLLM_SERVER_DEV_MODE=1 in its environment`
+      return { ...facts, refusesWeights }
+    }
+    return { ...facts, isPaused: jsonOf(`${connection.url}/is_paused`, paused).is_paused === true }
   }
   let facts: Promise<ServerFacts> | undefined
   const inspect = (call: ServerCall): Promise<ServerFacts> => {

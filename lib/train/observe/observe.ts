@@ -3,7 +3,6 @@ import path from 'node:path'
 import { RapoError } from '../../base/errors.js'
 import { checkWritable } from '../../base/files.js'
 import { importModule } from '../../base/module.js'
-import { plainLine } from '../../base/text.js'
 import { reasonAndPlace } from '../../base/thrown.js'
 import { answerOf } from '../../base/wait.js'
 import type { Config } from '../../config/config.js'
@@ -35,9 +34,15 @@ export interface Observer {
 
 /**
  * Prepares everything that `observe` asks for. The hook is loaded at once. Files are opened after the first step, so that
- * nothing is written before a step is done. stepsDone: the number of steps of a resumed run. Throws ERR_RAPO_CONFIG.
+ * nothing is written before a step is done. Throws ERR_RAPO_CONFIG.
+ * @param stepsDone the number of steps of a resumed run
+ * @param notify told of files that cannot be written, which does not end the run
  */
-export async function openObserver(config: Config, stepsDone: number): Promise<Observer> {
+export async function openObserver(
+  config: Config,
+  stepsDone: number,
+  notify: (text: string) => void,
+): Promise<Observer> {
   const { observe, run } = config
   if (observe.prometheus) checkWritable(observe.prometheus)
   const hook = observe.hook ? await loadHook(observe.hook) : undefined
@@ -76,8 +81,7 @@ export async function openObserver(config: Config, stepsDone: number): Promise<O
           writer.write(metrics)
         } catch (error) {
           // A failure to write curves does not end a run.
-          if (!writer.isWarned)
-            process.emitWarning(plainLine(`${(error as Error).message}; the run goes on without`))
+          if (!writer.isWarned) notify(`${(error as Error).message}; the run goes on without`)
           writer.isWarned = true
         }
       }

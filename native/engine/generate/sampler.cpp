@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/dtypes.h"
 #include "ops/ops.h"
 
 namespace rapo {
@@ -16,14 +17,6 @@ struct SamplerScratch {
   std::vector<double> block_sums;
   std::vector<std::int32_t> order;
 };
-
-float widen(float x) { return x; }
-float widen(loops::BFloat16 x) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
-  float out;
-  __builtin_memcpy(&out, &bits, 4);
-  return out;
-}
 
 /// The tokens that pass the filters, most probable first. p: unnormalised probabilities with maximum 1.
 void filter(const std::vector<float>& p, std::int64_t size, double total, const SamplingParams& params,
@@ -87,7 +80,7 @@ template <class T>
 std::int64_t argmax(const T* logits, std::int64_t size) {
   std::int64_t best = 0;
   for (std::int64_t v = 1; v < size; ++v) {
-    if (widen(logits[v]) > widen(logits[best])) best = v;
+    if (to_float(logits[v]) > to_float(logits[best])) best = v;
   }
   return best;
 }
@@ -151,7 +144,7 @@ Choice choose(const T* logits, std::int64_t vocab_size, const SamplingParams& pa
   } else {
     token = draw(scratch, vocab_size, sum, u);
   }
-  const float z = widen(logits[token]) * scale;
+  const float z = to_float(logits[token]) * scale;
   return {static_cast<std::int32_t>(token), std::min(0.0f, z - max - static_cast<float>(std::log(sum)))};
 }
 

@@ -76,7 +76,7 @@ Adapter::Adapter(const ModelConfig& config, const LoraOptions& options, DType dt
     read(options.file, control);
   }
   master = master.to(device);
-  flat = master.to(scalar_type(dtype));
+  flat = master.to(ops::scalar_type(dtype));
   tensors = layout.map(flat);
 }
 

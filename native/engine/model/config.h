@@ -6,8 +6,14 @@
 
 namespace rapo {
 
-/// The families of models. qwen2.cpp has a table of each family's tensors.
-enum class Architecture : std::uint8_t { kQwen2, kQwen3, kLlama };
+/// The families of models: X(enumerator, model_type). layout.cpp has a table of each family's tensors.
+#define RAPO_ARCHITECTURES(X) X(kQwen2, "qwen2") X(kQwen3, "qwen3") X(kLlama, "llama")
+
+enum class Architecture : std::uint8_t {
+#define RAPO_ENTRY(architecture, name) architecture,
+  RAPO_ARCHITECTURES(RAPO_ENTRY)
+#undef RAPO_ENTRY
+};
 
 /// All sizes are from 1 to 2^31, so that a product of two fits 64 bits.
 struct ModelConfig {

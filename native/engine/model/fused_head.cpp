@@ -12,10 +12,6 @@
 namespace rapo {
 namespace {
 
-DType dtype_of(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
-}
-
 /// A copy of a host array on x's device; null if the array is null. `held` keeps the copy alive.
 template <class T>
 const T* on_device(const T* host, std::int64_t count, const at::Tensor& x, std::vector<at::Tensor>& held) {
@@ -53,7 +49,7 @@ Metrics fused_head_loss(const ops::Backend& ops, const HeadRows& rows, const ops
     if (rows.ref_hidden.defined()) ref_logits = ops.linear(rows.ref_hidden.narrow(0, at, n), ref_weight, {});
 
     Batch part = rows_from(batch, at, n);
-    part.dtype = dtype_of(logits);
+    part.dtype = ops::dtype_of(logits);
     part.logits = logits.data_ptr();
     part.logits_stride = logits.stride(0);
     if (ref_logits.defined()) {
@@ -88,7 +84,7 @@ void fused_head_logprobs(const ops::Backend& ops, const at::Tensor& hidden, cons
     LogitRows rows;
     rows.rows = n;
     rows.vocab_size = weight.weight.size(0);
-    rows.dtype = dtype_of(logits);
+    rows.dtype = ops::dtype_of(logits);
     rows.data = logits.data_ptr();
     rows.stride = logits.stride(0);
     rows.row_names = row_names + at;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "control.h"
+#include "ops/ops.h"
 
 namespace rapo {
 namespace {
@@ -123,7 +124,7 @@ std::vector<StoredTensor> FlatLayout::stored(const at::Tensor& flat, const std::
   for (const Entry& entry : entries_) {
     StoredTensor tensor;
     tensor.name = prefix + entry.name;
-    tensor.dtype = flat.scalar_type() == at::kFloat ? "F32" : "BF16";
+    tensor.dtype = ops::stored_name(ops::dtype_of(flat));
     tensor.shape = entry.shape;
     tensor.data = data + static_cast<std::size_t>(entry.offset) * width;
     tensor.bytes = static_cast<std::size_t>(entry.size) * width;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/dtypes.h"
 #include "kernels/parallel.h"
 #include "model/qwen2.h"
 #include "ops/cpu/loops.h"
@@ -50,7 +51,7 @@ std::int64_t device_running_limit(const ModelConfig& c, std::int64_t width, std:
 
 MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& options, const RunShape& shape) {
   const Layout layout(c);
-  const std::int64_t width = options.dtype == DType::kBFloat16 ? 2 : 4;
+  const auto width = static_cast<std::int64_t>(dtype_size(options.dtype));
   const std::int64_t all = layout.flat_size(), parameters = layout.parameters();
   const bool has_reference = !options.reference.dir.empty(), on_cpu = options.device == "cpu";
   MemoryPrediction m;

@@ -76,8 +76,6 @@ void copy_stored(const StoredTensor& from, const std::string& file, at::Tensor& 
   to.copy_(source);
 }
 
-at::ScalarType scalar_type(DType dtype) { return dtype == DType::kBFloat16 ? at::kBFloat16 : at::kFloat; }
-
 Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vector<std::string>& ignored) {
   Checkpoint checkpoint(model.dir);
   const auto& tensors = checkpoint.tensors();
@@ -174,7 +172,7 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
 Model::Model(const ModelSource& source, DType dtype, at::Device device, const ops::Backend& ops,
              Control& control)
     : net(source.config, ops), checkpoint(open_weights(source, net.layout(), ignored)) {
-  flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(scalar_type(dtype)).device(device));
+  flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(ops::scalar_type(dtype)).device(device));
   weights = net.layout().map(flat);
   read_weights(checkpoint, net.layout(), flat, control);
   base();

@@ -13,8 +13,6 @@
 
 namespace rapo {
 
-at::ScalarType scalar_type(DType dtype);
-
 /// As messages show a shape: [2, 3].
 std::string show_shape(const std::vector<std::int64_t>& shape);
 

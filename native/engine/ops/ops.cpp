@@ -7,6 +7,43 @@
 #include "error.h"
 
 namespace rapo::ops {
+namespace {
+
+struct ModelDType {
+  DType dtype;
+  const char* stored;
+  at::ScalarType scalar;
+};
+constexpr ModelDType kModelDTypes[] = {
+#define RAPO_ENTRY(dtype, type, member, stored, scalar) {DType::dtype, stored, at::ScalarType::scalar},
+    RAPO_MODEL_DTYPES(RAPO_ENTRY)
+#undef RAPO_ENTRY
+};
+
+const ModelDType& entry(DType dtype) {
+  std::string known;
+  for (const auto& model : kModelDTypes) {
+    if (model.dtype == dtype) return model;
+    known += (known.empty() ? "" : " or ") + std::string(dtype_name(model.dtype));
+  }
+  throw Error(ErrorCode::kUnsupported, "dtype is " + std::string(dtype_name(dtype)) + ", must be " + known);
+}
+
+}  // namespace
+
+void check_model_dtype(DType dtype) { entry(dtype); }
+
+at::ScalarType scalar_type(DType dtype) { return entry(dtype).scalar; }
+
+DType dtype_of(const at::Tensor& x) {
+  for (const auto& model : kModelDTypes) {
+    if (model.scalar == x.scalar_type()) return model.dtype;
+  }
+  throw Error(ErrorCode::kUnsupported,
+              std::string("no model has the dtype ") + at::toString(x.scalar_type()));
+}
+
+const char* stored_name(DType dtype) { return entry(dtype).stored; }
 
 Rope make_rope(std::int64_t positions, std::int64_t head_dim, double theta, at::ScalarType dtype) {
   const std::int64_t half = head_dim / 2;

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "control.h"
+#include "error.h"
+#include "kernels/dtypes.h"
 #include "kernels/parallel.h"
 #include "ops/aten.h"
 #include "ops/cpu/loops.h"
@@ -36,10 +38,25 @@ void for_ranges(std::int64_t n, std::int64_t grain, const F& f, std::int64_t ste
                [&](std::int64_t i) { f(i * length, std::min(n, (i + 1) * length)); });
 }
 
-/// Calls f(T{}) with the element type T: float or BFloat16.
+/// Throws kUnsupported unless a model's weights can have this dtype.
+void check_model_dtype(DType dtype);
+at::ScalarType scalar_type(DType dtype);
+DType dtype_of(const at::Tensor& x);
+/// The dtype's name in safetensors files.
+const char* stored_name(DType dtype);
+
+/// Calls f(T{}) with the element type T of a tensor whose dtype a model can have (dtypes.h).
 template <class F>
 decltype(auto) by_dtype(const at::Tensor& x, F&& f) {
-  return x.scalar_type() == at::kFloat ? f(float{}) : f(loops::BFloat16{});
+  switch (dtype_of(x)) {
+#define RAPO_CASE(dtype, type, ...) \
+  case DType::dtype:                \
+    return f(type{});
+    RAPO_MODEL_DTYPES(RAPO_CASE)
+#undef RAPO_CASE
+    default:
+      throw Error(ErrorCode::kUnsupported, "no operation exists for this dtype");
+  }
 }
 
 template <class T>

@@ -29,8 +29,14 @@ double sum_squares(const float* x, i64 n) {
   return total;
 }
 
-void to_bf16(const float* x, BFloat16* y, i64 n) {
+template <class T>
+void round(const float* x, T* y, i64 n) {
   for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
+}
+
+template <class T>
+void fill(Ops<T>& ops) {
+  ops.round = &round<T>;
 }
 
 }  // namespace
@@ -38,7 +44,7 @@ void to_bf16(const float* x, BFloat16* y, i64 n) {
 void fill_adamw(Table& table) {
   table.adamw = &adamw;
   table.sum_squares = &sum_squares;
-  table.to_bf16 = &to_bf16;
+  table.each([](auto& ops) { fill(ops); });
 }
 
 }  // namespace RAPO_ISA

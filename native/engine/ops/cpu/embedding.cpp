@@ -24,8 +24,7 @@ void fill(Ops<T>& ops) {
 }  // namespace
 
 void fill_embedding(Table& table) {
-  fill(table.f32);
-  fill(table.bf16);
+  table.each([](auto& ops) { fill(ops); });
 }
 
 }  // namespace RAPO_ISA

@@ -61,9 +61,12 @@ void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const Ad
 
 void round_weights(const at::Tensor& master, at::Tensor& weights) {
   const auto* from = data<float>(master);
-  auto* to = data<loops::BFloat16>(weights);
-  for_blocks(0, master.numel(), [&](std::int64_t begin, std::int64_t end) {
-    loops::table().to_bf16(from + begin, to + begin, end - begin);
+  by_dtype(weights, [&](auto tag) {
+    using T = decltype(tag);
+    auto* to = data<T>(weights);
+    for_blocks(0, master.numel(), [&](std::int64_t begin, std::int64_t end) {
+      loops::table().ops<T>().round(from + begin, to + begin, end - begin);
+    });
   });
 }
 

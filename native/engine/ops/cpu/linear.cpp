@@ -27,14 +27,15 @@ void run(const loops::Gemm& g) {
 
 /// Computes a (m, k) b (k, n) in tiles, on the threads, and calls write(c, c_row, i0, rows, j0, columns) for
 /// each.
-template <class F>
-void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const loops::Factor& b,
+template <class T, class F>
+void product_tiles(const loops::Factor<T>& a, std::int64_t m, std::int64_t k, const loops::Factor<T>& b,
                    std::int64_t n, const F& write) {
+  const loops::Ops<T>& ops = loops::table().ops<T>();
   constexpr std::int64_t kTileRows = 96, kTilePanels = 16, kLanes = 16;  // the sums of a tile take 98 kB
   const std::int64_t panels = (n + kLanes - 1) / kLanes;
   const auto packed = at::empty({panels * kLanes * k}, at::kFloat);
   for_ranges(panels, std::max<std::int64_t>(1, 4096 / k), [&](std::int64_t begin, std::int64_t end) {
-    loops::table().pack_panels(b, k, n, data<float>(packed), begin, end);
+    ops.pack_panels(b, k, n, data<float>(packed), begin, end);
   });
   const std::int64_t down = (m + kTileRows - 1) / kTileRows,
                      across = (panels + kTilePanels - 1) / kTilePanels;
@@ -42,37 +43,39 @@ void product_tiles(const loops::Factor& a, std::int64_t m, std::int64_t k, const
     const std::int64_t i0 = t % down * kTileRows, i1 = std::min(m, i0 + kTileRows);
     const std::int64_t p0 = t / down * kTilePanels, p1 = std::min(panels, p0 + kTilePanels);
     float* c = scratch(kTileRows * kTilePanels * kLanes);
-    loops::table().product(a, k, data<float>(packed), i0, i1, p0, p1, c);
+    ops.product(a, k, data<float>(packed), i0, i1, p0, p1, c);
     write(c, (p1 - p0) * kLanes, i0, i1 - i0, p0 * kLanes, std::min(n, p1 * kLanes) - p0 * kLanes);
   });
 }
 
-loops::Factor rows_of(const at::Tensor& x) {
-  return {x.data_ptr(), x.scalar_type() != at::kFloat, x.stride(0), 1};
+template <class T>
+loops::Factor<T> rows_of(const at::Tensor& x) {
+  return {data<T>(x), x.stride(0), 1};
 }
-loops::Factor columns_of(const at::Tensor& x) {
-  return {x.data_ptr(), x.scalar_type() != at::kFloat, 1, x.stride(0)};
+template <class T>
+loops::Factor<T> columns_of(const at::Tensor& x) {
+  return {data<T>(x), 1, x.stride(0)};
 }
 
-/// y (n, m) = start + (a b)^T; start may be y. `a`, the weights, is read where it lies, row by row.
-void transposed_product(const loops::Factor& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
+/// y (n, m) = start + (a b)^T with b = x^T; start may be y. `a`, the weights, is read where it lies, row by
+/// row.
+template <class T>
+void transposed_product(const loops::Factor<T>& a, std::int64_t m, std::int64_t k, const at::Tensor& x,
                         const at::Tensor& start, const at::Tensor& y) {
   const std::int64_t n = x.size(0), y_row = y.stride(0);
   const std::int64_t start_row = start.defined() && start.dim() > 1 ? start.stride(0) : 0;
-  by_dtype(y, [&](auto tag) {
-    using T = decltype(tag);
-    const auto store = loops::table().ops<T>().store_transposed;
-    product_tiles(a, m, k, columns_of(x), n,
-                  [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
-                      std::int64_t columns) {
-                    const T* from = start.defined() ? data<T>(start) + j0 * start_row + i0 : nullptr;
-                    store(c, c_row, rows, columns, from, start_row, data<T>(y) + j0 * y_row + i0, y_row);
-                  });
-  });
+  const auto store = loops::table().ops<T>().store_transposed;
+  product_tiles(a, m, k, columns_of<T>(x), n,
+                [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
+                    std::int64_t columns) {
+                  const T* from = start.defined() ? data<T>(start) + j0 * start_row + i0 : nullptr;
+                  store(c, c_row, rows, columns, from, start_row, data<T>(y) + j0 * y_row + i0, y_row);
+                });
 }
 
 bool has_product(const at::Tensor& x, const at::Tensor& w) {
-  return loops::has_product(x.scalar_type() != at::kFloat) && x.stride(1) == 1 && w.stride(1) == 1;
+  return by_dtype(x, [](auto tag) { return loops::has_product<decltype(tag)>(); }) && x.stride(1) == 1 &&
+         w.stride(1) == 1;
 }
 
 }  // namespace
@@ -92,7 +95,9 @@ namespace {
 /// y (R, N) = start + x w^T; start may be y.
 void linear_into(const at::Tensor& y, const at::Tensor& x, const Linear& w, const at::Tensor& start) {
   const std::int64_t m = x.size(0), n = w.weight.size(0), k = w.weight.size(1);
-  if (!w.packed.defined()) return transposed_product(rows_of(w.weight), n, k, x, start, y);
+  if (!w.packed.defined())
+    return by_dtype(
+        y, [&](auto tag) { transposed_product(rows_of<decltype(tag)>(w.weight), n, k, x, start, y); });
   run({m, n, k, data<float>(x), x.stride(0), 1, data<float>(w.packed), 64, 64 * k, true, data<float>(y),
        y.stride(0), start.defined() ? data<float>(start) : nullptr,
        start.defined() && start.dim() > 1 ? start.stride(0) : 0});
@@ -102,7 +107,9 @@ void linear_into(const at::Tensor& y, const at::Tensor& x, const Linear& w, cons
 void linear_backward_into(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w,
                           const at::Tensor& start) {
   const std::int64_t m = dy.size(0), n = w.size(1), k = w.size(0);
-  if (!is_small(w)) return transposed_product(columns_of(w), n, k, dy, start, dx);
+  if (!is_small(w))
+    return by_dtype(dx,
+                    [&](auto tag) { transposed_product(columns_of<decltype(tag)>(w), n, k, dy, start, dx); });
   run({m, n, k, data<float>(dy), dy.stride(0), 1, data<float>(w), n, 64, false, data<float>(dx), dx.stride(0),
        start.defined() ? data<float>(start) : nullptr, start.defined() ? start.stride(0) : 0});
 }
@@ -145,11 +152,14 @@ void add_linear_backward(at::Tensor& dx, const at::Tensor& dy, const at::Tensor&
 void add_weight_grad(at::Tensor& grad, const at::Tensor& dy, const at::Tensor& x) {
   if ((x.scalar_type() != at::kFloat || !is_small(grad)) && has_product(x, dy)) {
     const std::int64_t m = grad.size(0), n = grad.size(1);
-    product_tiles(columns_of(dy), m, dy.size(0), rows_of(x), n,
-                  [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows, std::int64_t j0,
-                      std::int64_t columns) {
-                    loops::table().add_tile(c, c_row, rows, columns, data<float>(grad) + i0 * n + j0, n);
-                  });
+    by_dtype(x, [&](auto tag) {
+      using T = decltype(tag);
+      product_tiles(columns_of<T>(dy), m, dy.size(0), rows_of<T>(x), n,
+                    [&](const float* c, std::int64_t c_row, std::int64_t i0, std::int64_t rows,
+                        std::int64_t j0, std::int64_t columns) {
+                      loops::table().add_tile(c, c_row, rows, columns, data<float>(grad) + i0 * n + j0, n);
+                    });
+    });
   } else if (x.scalar_type() != at::kFloat) {
     grad.add_(at::mm(dy.t(), x));
   } else if (is_small(grad)) {

@@ -7,11 +7,19 @@
 
 #include <cstdint>
 
-#include "simd/half.h"
+#include "../dtypes.h"
 
 namespace rapo::loops {
 
 using rapo::BFloat16;
+
+/// A matrix stored by rows or by columns: element (i, k) is data[i * row + k * column], and one of the two
+/// strides is 1.
+template <class T>
+struct Factor {
+  const T* data;
+  std::int64_t row, column;
+};
 
 constexpr std::int64_t kCacheBlock = 16;
 constexpr std::int64_t kSumBlock = 1024;
@@ -58,6 +66,17 @@ struct Ops {
   /// p[v] = exp(logits[v] * scale - max). Returns max, the largest logits[v] * scale. block_sums[b] is the
   /// sum of p over the kSumBlock words of block b.
   float (*exp_row)(const T* logits, std::int64_t size, float scale, float* p, double* block_sums);
+  /// y = x, rounded to T.
+  void (*round)(const float* x, T* y, std::int64_t n);
+  // The next three compute c (m, n) = a (m, k) b (k, n) with float32 sums, for large matrices. b, the smaller
+  // factor, is packed once; a is read where it lies.
+  /// Packs b (k, n) into panels of 16 columns, each (k, 16) float32, for panels [begin, end). Missing columns
+  /// are 0.
+  void (*pack_panels)(const Factor<T>& b, std::int64_t k, std::int64_t n, float* panels, std::int64_t begin,
+                      std::int64_t end);
+  /// c (i1 - i0, 16 (p1 - p0)) = rows [i0, i1) of a times panels [p0, p1).
+  void (*product)(const Factor<T>& a, std::int64_t k, const float* panels, std::int64_t i0, std::int64_t i1,
+                  std::int64_t p0, std::int64_t p1, float* c);
   /// y (n, m) = start + c^T for c (m, n). c_row, y_row and start_row are the elements from row to row. start
   /// may be null (0); start_row 0 uses the same row for all.
   void (*store_transposed)(const float* c, std::int64_t c_row, std::int64_t m, std::int64_t n, const T* start,
@@ -81,14 +100,6 @@ struct Gemm {
   std::int64_t start_row;  // elements from row to row; 0: the same row for all (a bias)
 };
 
-/// A float32 or bfloat16 matrix, stored by rows or by columns: element (i, k) is data[i * row + k * column],
-/// and one of the two strides is 1.
-struct Factor {
-  const void* data;
-  bool is_bf16;
-  std::int64_t row, column;
-};
-
 struct AdamWStep {
   float beta1, beta2, eps, learning_rate, weight_decay;
   float rest1, rest2;  // 1 - beta
@@ -98,8 +109,9 @@ struct AdamWStep {
 
 struct Table {
   const char* name;
-  Ops<float> f32;
-  Ops<BFloat16> bf16;
+#define RAPO_MEMBER(dtype, type, member, ...) Ops<type> member;
+  RAPO_MODEL_DTYPES(RAPO_MEMBER)
+#undef RAPO_MEMBER
   void (*adamw)(float* master, const float* grad, float* m, float* v, std::int64_t n, const AdamWStep& step);
   double (*sum_squares)(const float* x, std::int64_t n);
   /// Computes rows [begin, end) of c. The bits of a row do not depend on m or on the range.
@@ -107,29 +119,25 @@ struct Table {
   /// Packs w^T, w (n, k), as the b of gemm: gemm_pack_size(n, k) floats. Missing columns of the last panel
   /// are 0.
   void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
-  void (*to_bf16)(const float* x, BFloat16* y, std::int64_t n);
-
-  bool has_product;  // see has_product()
-  // The next three compute c (m, n) = a (m, k) b (k, n) with float32 sums, for large matrices of either
-  // dtype. b, the smaller factor, is packed once; a is read where it lies.
-  /// Packs b (k, n) into panels of 16 columns, each (k, 16) float32, for panels [begin, end). Missing columns
-  /// are 0.
-  void (*pack_panels)(const Factor& b, std::int64_t k, std::int64_t n, float* panels, std::int64_t begin,
-                      std::int64_t end);
-  /// c (i1 - i0, 16 (p1 - p0)) = rows [i0, i1) of a times panels [p0, p1).
-  void (*product)(const Factor& a, std::int64_t k, const float* panels, std::int64_t i0, std::int64_t i1,
-                  std::int64_t p0, std::int64_t p1, float* c);
+  bool has_product;  // whether Ops::product is fast with this instruction set; see has_product()
   /// y (m, n) += c.
   void (*add_tile)(const float* c, std::int64_t c_row, std::int64_t m, std::int64_t n, float* y,
                    std::int64_t y_row);
 
+#define RAPO_OPS(dtype, type, member, ...) \
+  const Ops<type>& ops_of(type) const { return member; }
+  RAPO_MODEL_DTYPES(RAPO_OPS)
+#undef RAPO_OPS
   template <class T>
   const Ops<T>& ops() const {
-    if constexpr (sizeof(T) == 4) {
-      return f32;
-    } else {
-      return bf16;
-    }
+    return ops_of(T{});
+  }
+  /// Calls f with the Ops of each dtype.
+  template <class F>
+  void each(const F& f) {
+#define RAPO_CALL(dtype, type, member, ...) f(member);
+    RAPO_MODEL_DTYPES(RAPO_CALL)
+#undef RAPO_CALL
   }
 };
 
@@ -150,9 +158,14 @@ inline std::int64_t gemm_pack_size(std::int64_t n, std::int64_t k) { return (n +
 /// another.
 const Table& table();
 
-/// Whether product() is faster than libtorch's products for that type. For float32 it is from AVX2 on: MKL is
-/// slower on some processors (AMD), most of all for few rows. For bfloat16, oneDNN is faster if the processor
+/// Whether Ops<T>::product is faster than libtorch's products. For float32 it is from AVX2 on: MKL is slower
+/// on some processors (AMD), most of all for few rows. For bfloat16, oneDNN is faster if the processor
 /// multiplies bfloat16 itself, and ten times slower if not.
-bool has_product(bool is_bf16);
+template <class T>
+bool has_product() {
+  return table().has_product;
+}
+template <>
+bool has_product<BFloat16>();
 
 }  // namespace rapo::loops

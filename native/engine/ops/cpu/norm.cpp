@@ -65,8 +65,7 @@ void fill(Ops<T>& ops) {
 }  // namespace
 
 void fill_norm(Table& table) {
-  fill(table.f32);
-  fill(table.bf16);
+  table.each([](auto& ops) { fill(ops); });
 }
 
 }  // namespace RAPO_ISA

@@ -45,9 +45,9 @@ void product_rows(int rows, const float* a, i64 a_row, const float* b, i64 depth
 /// Rows of a, columns k0 .. k0 + depth, in the form that product_block reads: where they lie, or widened or
 /// packed into scratch memory.
 template <class T>
-RAPO_INLINE void take_rows(const Factor& f, i64 i, int rows, i64 k0, i64 depth, bool may_read_16,
+RAPO_INLINE void take_rows(const Factor<T>& f, i64 i, int rows, i64 k0, i64 depth, bool may_read_16,
                            float* scratch) {
-  const T* from = static_cast<const T*>(f.data) + i * f.row + k0 * f.column;
+  const T* from = f.data + i * f.row + k0 * f.column;
   if (f.column == 1) {
     for (int r = 0; r < rows; ++r) {
       for (i64 k = 0; k < depth; k += kLanes) {
@@ -63,21 +63,23 @@ RAPO_INLINE void take_rows(const Factor& f, i64 i, int rows, i64 k0, i64 depth, 
   }
 }
 
-void product(const Factor& f, i64 k, const float* panels, i64 i0, i64 i1, i64 p0, i64 p1, float* c) {
+template <class T>
+void product(const Factor<T>& f, i64 k, const float* panels, i64 i0, i64 i1, i64 p0, i64 p1, float* c) {
   const i64 c_row = (p1 - p0) * kLanes;
   float scratch[kProductRows * kProductDepth + kLanes];
   for (i64 k0 = 0; k0 < k; k0 += kProductDepth) {
     const i64 depth = k - k0 < kProductDepth ? k - k0 : kProductDepth;
     for (i64 i = i0; i < i1; i += kProductRows) {
       const int rows = i1 - i < kProductRows ? static_cast<int>(i1 - i) : kProductRows;
-      const bool in_place = !f.is_bf16 && f.column == 1;
-      if (f.is_bf16) {
-        take_rows<BFloat16>(f, i, rows, k0, depth, i + kLanes <= i1, scratch);
-      } else if (!in_place) {
-        take_rows<float>(f, i, rows, k0, depth, i + kLanes <= i1, scratch);
+      const float* a = scratch;
+      i64 a_row = kProductDepth;
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (f.column == 1) {  // read in place
+          a = f.data + i * f.row + k0;
+          a_row = f.row;
+        }
       }
-      const float* a = in_place ? static_cast<const float*>(f.data) + i * f.row + k0 : scratch;
-      const i64 a_row = in_place ? f.row : kProductDepth;
+      if (a == scratch) take_rows(f, i, rows, k0, depth, i + kLanes <= i1, scratch);
       for (i64 p = p0; p < p1; ++p) {
         const float* b = panels + (p * k + k0) * kLanes;
         float* to = c + (i - i0) * c_row + (p - p0) * kLanes;
@@ -92,27 +94,18 @@ void product(const Factor& f, i64 k, const float* panels, i64 i0, i64 i1, i64 p0
 }
 
 template <class T>
-void pack_panels_of(const Factor& f, i64 k, i64 n, float* panels, i64 begin, i64 end) {
-  const T* from = static_cast<const T*>(f.data);
+void pack_panels(const Factor<T>& f, i64 k, i64 n, float* panels, i64 begin, i64 end) {
   for (i64 p = begin; p < end; ++p) {
     const i64 j0 = p * kLanes, columns = n - j0 < kLanes ? n - j0 : kLanes;
     float* to = panels + j0 * k;
     if (f.column == 1) {
-      for (i64 r = 0; r < k; ++r) store(to + r * kLanes, load_up_to(from + r * f.row + j0, columns));
+      for (i64 r = 0; r < k; ++r) store(to + r * kLanes, load_up_to(f.data + r * f.row + j0, columns));
       continue;
     }
     for (i64 j = 0; j < kLanes; ++j) {
-      const T* column = from + (j0 + j) * f.column;
+      const T* column = f.data + (j0 + j) * f.column;
       for (i64 r = 0; r < k; ++r) to[r * kLanes + j] = j < columns ? one(column + r) : 0.0f;
     }
-  }
-}
-
-void pack_panels(const Factor& f, i64 k, i64 n, float* panels, i64 begin, i64 end) {
-  if (f.is_bf16) {
-    pack_panels_of<BFloat16>(f, k, n, panels, begin, end);
-  } else {
-    pack_panels_of<float>(f, k, n, panels, begin, end);
   }
 }
 
@@ -134,17 +127,16 @@ void add_tile(const float* c, i64 c_row, i64 m, i64 n, float* y, i64 y_row) {
 
 template <class T>
 void fill(Ops<T>& ops) {
+  ops.pack_panels = &pack_panels<T>;
+  ops.product = &product<T>;
   ops.store_transposed = &store_transposed<T>;
 }
 
 }  // namespace
 
 void fill_product(Table& table) {
-  fill(table.f32);
-  fill(table.bf16);
+  table.each([](auto& ops) { fill(ops); });
   table.has_product = kHasProduct;
-  table.pack_panels = &pack_panels;
-  table.product = &product;
   table.add_tile = &add_tile;
 }
 

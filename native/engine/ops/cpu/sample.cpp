@@ -42,8 +42,7 @@ void fill(Ops<T>& ops) {
 }  // namespace
 
 void fill_sample(Table& table) {
-  fill(table.f32);
-  fill(table.bf16);
+  table.each([](auto& ops) { fill(ops); });
 }
 
 }  // namespace RAPO_ISA

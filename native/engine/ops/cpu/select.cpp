@@ -39,10 +39,11 @@ const Table& table() {
   return chosen;
 }
 
-bool has_product(bool is_bf16) {
-  static const bool library_multiplies_bf16 =
+template <>
+bool has_product<BFloat16>() {
+  static const bool library_multiplies =
       table().name == std::string("avx512") && simd::processor().avx512bf16;
-  return table().has_product && !(is_bf16 && library_multiplies_bf16);
+  return table().has_product && !library_multiplies;
 }
 
 }  // namespace rapo::loops

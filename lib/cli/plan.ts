@@ -1,0 +1,109 @@
+/** What `rapo doctor --config` says of a configuration: the memory and the disk that its run will need, and its servers. */
+import { reasonOf } from '../base/errors.js'
+import { byteSize } from '../base/text.js'
+import { type Config, requireField } from '../config/config.js'
+import { readProblems } from '../data/problems.js'
+import { type EncodedPrompt, fitContext, templateFor } from '../data/prompts.js'
+import { checkModel } from '../model/directory.js'
+import { openPolicy } from '../model/engine.js'
+import { type HubOptions, resolveModel } from '../model/hub.js'
+import type { Device, LoadPolicy } from '../model/policy.js'
+import { stopTokenIdsFor } from '../model/template.js'
+import { loadTokenizer } from '../model/tokenizer.js'
+import { loadEnvironment } from '../reward/environments.js'
+import { loadJudge } from '../reward/rewards.js'
+import { knownText } from '../rollout/servers/checks.js'
+import { formatServers, type ServerReport, surveyServers } from '../rollout/servers/survey.js'
+import { type DiskPlan, formatDisk, freeDisk, planDisk } from '../train/disk.js'
+import { formatMemory, type MemoryPlan, planRun } from '../train/memory.js'
+
+export interface Plan {
+  readonly run: MemoryPlan
+  readonly disk: DiskPlan
+  /** Bytes that are free where the run goes; absent where nothing says so. */
+  readonly freeDisk?: number
+  /** With rollouts.urls. */
+  readonly servers?: readonly ServerReport[]
+  /** With rollouts.urls: why the servers' log-probs were not compared with the model's. */
+  readonly notCompared?: string
+}
+
+export interface PlanOptions {
+  /** Called with the number of bytes so far while a model or data is fetched from the hub. */
+  readonly onProgress?: HubOptions['onProgress']
+  /** Loads the model. Default: the engine's loadPolicy. */
+  readonly loadPolicy?: LoadPolicy | undefined
+}
+
+/** Loads the model only where there are servers, to compare their log-probs. Throws RapoError. */
+export async function planConfig(
+  config: Config,
+  { onProgress, loadPolicy }: PlanOptions = {},
+): Promise<Plan> {
+  const { model, data: section, task, sampling } = config
+  requireField('data.train', section.train, 'the problem file to train on')
+  const hub = onProgress ? { onProgress } : {}
+  const data = { ...section, ...(onProgress && { onDownload: onProgress }) }
+  const [, verifier] = await loadJudge(task, await loadEnvironment(task.environment))
+  const problems = await readProblems(data.train, verifier, data)
+  const modelDir = await resolveModel(model.dir, hub)
+  const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
+  const tokenizer = loadTokenizer(modelDir)
+  const template = templateFor(problems, section, modelDir)
+  const { maxNewTokens } = sampling
+  const prompts = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
+  const run = await planRun(config, { modelDir, referenceDir }, prompts)
+  const free = await freeDisk(config.run.output || 'runs')
+  const parts = { text: knownText(prompts[0]!.problem.prompt, tokenizer), prompts }
+  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
+  return {
+    ...{ run, disk: planDisk(config, run) },
+    ...(free !== undefined && { freeDisk: free }),
+    ...(config.rollouts.urls.length > 0 &&
+      (await survey(config, modelDir, { ...parts, stopTokenIds }, loadPolicy))),
+  }
+}
+
+async function survey(
+  config: Config,
+  modelDir: string,
+  parts: {
+    readonly text: ReturnType<typeof knownText>
+    readonly prompts: readonly EncodedPrompt[]
+    readonly stopTokenIds: readonly number[]
+  },
+  loadPolicy: LoadPolicy | undefined,
+): Promise<Pick<Plan, 'servers' | 'notCompared'>> {
+  const { dtype, device } = config.model
+  const load = async () => {
+    if (!loadPolicy) checkModel(modelDir)
+    const inference = { dtype, device: device as Device, trainable: false }
+    return openPolicy(modelDir, inference, config.run.threads, loadPolicy ? { loadPolicy } : {})
+  }
+  const loaded = await load().catch(error => ({ notCompared: reasonOf(error) }))
+  const policy = 'notCompared' in loaded ? undefined : loaded
+  const prompts = parts.prompts.map(({ promptIds }) => promptIds)
+  try {
+    const servers = await surveyServers(config, { ...parts, prompts, policy })
+    return { servers, ...('notCompared' in loaded && loaded) }
+  } finally {
+    await policy?.dispose()
+  }
+}
+
+/** @param available bytes of memory */
+export function isPossible({ run, disk, freeDisk = Infinity, servers = [] }: Plan, available: number) {
+  return run.peak <= available && disk.peak <= freeDisk && servers.every(({ problems }) => !problems.length)
+}
+
+/** As lines for people. */
+export function formatPlan({ run, disk, freeDisk, servers, notCompared }: Plan, file: string): string {
+  const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
+  const parts = [
+    `memory that ${file} will need\n${formatMemory(run)}`,
+    `disk that its checkpoints will need${free}\n${formatDisk(disk)}`,
+    ...(servers ? [`its servers\n${formatServers(servers)}`] : []),
+    ...(notCompared === undefined ? [] : [`log-probs were not compared: ${notCompared}`]),
+  ]
+  return parts.join('\n\n')
+}
