@@ -151,8 +151,13 @@ PolicyOptions options_from(const Napi::Object& o) {
   if (present(o.Get("backend"))) options.backend = string(o, "backend");
   options.trainable = boolean(o, "trainable");
   if (present(o.Get("reference"))) options.reference = source_from(o.Get("reference"), "reference");
+  options.state_dtype = dtype_from(string(o, "stateDtype"), "stateDtype");
+  options.seed = static_cast<std::uint64_t>(number(o, "seed"));
   if (present(o.Get("lora"))) options.lora = lora_from(object_from(o.Get("lora"), "lora"));
+  options.merge_adapter = boolean(o, "mergeAdapter");
   options.base_reference = boolean(o, "baseReference");
+  if (present(o.Get("referenceLora")))
+    options.reference_lora = lora_from(object_from(o.Get("referenceLora"), "referenceLora"));
   const auto adamw = object_from(o.Get("adamw"), "adamw");
   options.adamw = {number(adamw, "beta1"), number(adamw, "beta2"), number(adamw, "eps"),
                    number(adamw, "weightDecay")};
@@ -187,6 +192,7 @@ Napi::Value predict(const Napi::CallbackInfo& info) {
           set("reference", m.reference);
           set("activations", m.activations);
           set("logits", m.logits);
+          set("merged", m.merged);
           set("cache", m.cache);
           set("sampling", m.sampling);
           return object;
@@ -213,7 +219,9 @@ Napi::Value load(const Napi::CallbackInfo& info) {
           // Gradients and two moments, and the masters of a model that is not float32.
           const std::int64_t shards =
               options.world && options.shard != Shard::kNone ? options.world->size() : 1;
-          const std::int64_t training = options.trainable ? 4 + (width == 2 ? 12 : 8) / shards : 0;
+          const auto moment = static_cast<std::int64_t>(dtype_size(options.state_dtype));
+          const std::int64_t training =
+              options.trainable ? 4 + ((width == 2 ? 4 : 0) + 2 * moment) / shards : 0;
           const auto& sizes = handle->policy->info();
           const std::int64_t trained = options.lora.r > 0 ? sizes.adapter_parameters : sizes.parameters;
           handle->bytes = sizes.parameters * copies * width + trained * training;

@@ -16,11 +16,13 @@
 #include "errors.h"
 #include "kernels/cpu/select.h"
 #include "kernels/cuda/calls.h"
+#include "kernels/dtypes.h"
 #include "kernels/loss.h"
 #include "kernels/parallel.h"
 #include "kernels/row_vectors.h"
 #include "kernels/validate.h"
 #include "objective.h"
+#include "pages.h"
 
 namespace rapo::bindings {
 namespace {
@@ -126,6 +128,11 @@ struct LossCall {
       outputs.grad_dtype = dtype_from(string(call, "gradDtype"), "gradDtype");
       outputs.grad_logits = matrix(grad, "gradLogits", outputs.grad_dtype, elements);
       outputs.grad_stride = batch.vocab_size;
+      const auto is_new = call.Get("gradIsNew");
+      if (present(is_new) && is_new.ToBoolean()) {
+        const auto width = static_cast<std::int64_t>(dtype_size(outputs.grad_dtype));
+        request_huge_pages(outputs.grad_logits, static_cast<std::size_t>(elements * width));
+      }
     }
 #define RAPO_OUTPUT(name, type, js) outputs.name = optional<type>(call.Get(js), js, n);
     RAPO_ROW_OUTPUTS(RAPO_OUTPUT)

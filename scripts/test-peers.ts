@@ -3,7 +3,7 @@
  * user's cache, and compares them with the oracle and with the results in test/golden/peers/. `-- --write` writes
  * test/golden/peers/ instead. Needs the built kernels and access to PyPI.
  */
-import { copyFileSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { copyFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -17,7 +17,7 @@ import {
   same,
   tableOf,
 } from '../test/helpers/peers-compare.js'
-import { type PythonEnv, pythonEnv } from './python-env.js'
+import { peersPython } from './peers/environment.js'
 
 const { values } = parseArgs({ options: { write: { type: 'boolean', default: false } } })
 const here = fileURLToPath(new URL('peers', import.meta.url))
@@ -25,7 +25,7 @@ const golden = fileURLToPath(new URL('../test/golden/peers', import.meta.url))
 
 const output = mkdtempSync(join(tmpdir(), 'rapo-peers-'))
 try {
-  const { python, log } = await environment()
+  const { python, log } = await peersPython()
   await work('run_peers.py', python, [join(here, 'run_peers.py'), output], { env: process.env, log })
   const comparisons = comparePeers(output)
   console.log(tableOf(comparisons))
@@ -62,15 +62,5 @@ function changes(fresh: readonly Comparison[]): string[] {
     const gradLogits = now.reduce((most, x, j) => Math.max(most, Math.abs(x - then[j]!)), 0) / scale
     const unchanged = same({ loss: Math.abs(entry.loss - old[i]!.loss) / scale, gradLogits })
     return unchanged ? [] : [`${key(entry)}: not what test/golden/peers/ has`]
-  })
-}
-
-async function environment(): Promise<PythonEnv> {
-  const files = ['requirements.txt', 'requirements-no-deps.txt'].map(name => join(here, name))
-  const wanted = files.map(file => readFileSync(file, 'utf8')).join('')
-  return pythonEnv('peers', wanted, async (install, { dir }) => {
-    console.log(`installing TRL, liger-kernel and torch into ${dir}, some minutes and 1.5 GB`)
-    await install('the peers', ['-r', files[0]!])
-    await install('liger-kernel', ['--no-deps', '-r', files[1]!])
   })
 }

@@ -126,6 +126,12 @@ export function crossFaults(config: Config): [path: string, text: string][] {
   }
   const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
   if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
+  if (optimizer.stateDtype !== 'float32' && config.distributed.shard !== 'none') {
+    faults.push([
+      'optimizer.stateDtype',
+      `is ${optimizer.stateDtype}; it must be float32 with distributed.shard ${config.distributed.shard}`,
+    ])
+  }
   faults.push(...loraFaults(config))
   if (o.penalty === 'none' && o.klCoef !== 0) {
     faults.push(['objective.klCoef', `is ${o.klCoef}; it must be 0 without a penalty`])
@@ -198,7 +204,7 @@ function loraFaults({ lora: given, model, distributed }: Config): [string, strin
       ])
     return faults
   }
-  return (['loraAlpha', 'targetModules', 'useRslora'] as const)
+  return (['loraAlpha', 'targetModules', 'useRslora', 'adapterPath', 'merge'] as const)
     .filter(field => String(given[field]) !== String(defaults[field]))
     .map(field => [`lora.${field}`, `is ${given[field]}; it needs lora.r, the rank`])
 }
@@ -210,17 +216,21 @@ function loraFaults({ lora: given, model, distributed }: Config): [string, strin
 export function trainingOptions(
   { model, lora, optimizer, objective, run, distributed }: Config,
   referenceDir: string,
-  adapterDir?: string,
+  adapterDir = lora.adapterPath,
 ): PolicyOptions {
-  const { beta1, beta2, eps, weightDecay, maxGradNorm, recompute } = optimizer
+  const { beta1, beta2, eps, weightDecay, stateDtype, maxGradNorm, recompute } = optimizer
+  const hasReference = objective.penalty !== 'none'
+  // Unless another one is named, the reference is the policy that the run begins with.
+  const referenceAdapterDir = model.reference === undefined ? lora.adapterPath : undefined
   return {
     dtype: model.dtype,
     device: model.device as Device,
-    ...(objective.penalty !== 'none' && { referenceDir }),
+    ...(hasReference && { referenceDir }),
+    ...(hasReference && referenceAdapterDir !== undefined && { referenceAdapterDir }),
     ...(adapterDir !== undefined ? { adapterDir } : lora.r > 0 && { lora: loraOptions(lora, run.seed) }),
+    ...(lora.r > 0 && { mergeAdapter: lora.merge }),
     adamw: { beta1, beta2, eps, weightDecay },
-    maxGradNorm,
-    recompute,
+    ...{ stateDtype, seed: run.seed, maxGradNorm, recompute },
     shard: distributed.shard,
   }
 }

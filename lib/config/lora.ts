@@ -20,11 +20,23 @@ export const lora = z.strictObject({
       description: 'matrices that get a term',
     }),
   useRslora: z.boolean().default(false).describe('scale by loraAlpha / √r instead (rank-stabilised)'),
+  adapterPath: z
+    .string()
+    .min(1)
+    .optional()
+    .describe("directory of an adapter of PEFT's for model.dir to begin with; default: a new adapter"),
+  merge: z
+    .boolean()
+    .default(true)
+    .describe(
+      'sample from merged weights, as fast as without an adapter, with one more copy of the matrices',
+    ),
 })
 
 const isAll = (names: readonly string[]) => names.length === 1 && names[0] === 'all-linear'
 
 /** For loadPolicy. */
-export function loraOptions({ targetModules, ...rest }: z.output<typeof lora>, seed: number) {
-  return { ...rest, targetModules: isAll(targetModules) ? ('all-linear' as const) : targetModules, seed }
+export function loraOptions({ r, loraAlpha, targetModules, useRslora }: z.output<typeof lora>, seed: number) {
+  const modules = isAll(targetModules) ? ('all-linear' as const) : targetModules
+  return { r, loraAlpha, useRslora, targetModules: modules, seed }
 }

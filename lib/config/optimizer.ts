@@ -1,5 +1,6 @@
 /** The section `optimizer`: AdamW, the learning rate's schedule, and how a batch is split. */
 import { z } from 'zod'
+import { modelDTypes } from '../model/policy.js'
 import { count } from './values.js'
 
 export const optimizer = z.strictObject({
@@ -13,6 +14,10 @@ export const optimizer = z.strictObject({
   beta2: z.number().min(0).lt(1).default(0.999).describe('AdamW'),
   eps: z.number().positive().max(1).default(1e-8).describe('AdamW'),
   weightDecay: z.number().min(0).max(1).default(0).describe('AdamW'),
+  stateDtype: z
+    .enum(modelDTypes)
+    .default('float32')
+    .describe("type of AdamW's moments; bfloat16 halves them, rounded stochastically by run.seed"),
   maxGradNorm: z.number().positive().default(1).describe("the gradient's norm is clipped to this"),
   stepsPerBatch: count()
     .default(1)

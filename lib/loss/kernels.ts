@@ -310,6 +310,7 @@ function prepareLoss<L extends Logits, M extends GradMode, P extends boolean>(
     dtype,
     gradLogits,
     gradDtype: gradLogits instanceof Float32Array ? 'float32' : dtype,
+    gradIsNew: grad === 'new',
     device: deviceNumber(device),
   }
   const result = (metrics: ObjectiveMetrics) =>

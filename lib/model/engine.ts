@@ -51,14 +51,24 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   return new NativePolicy(addon, handle, Object.freeze(info), model, { reference: native.reference, shape })
 }
 
+interface ReferenceOptions {
+  readonly referenceDir: string | undefined
+  readonly lora: object | undefined
+  readonly referenceLora: object | undefined
+}
+
 /** The reference as the engine is told of it: with an adapter, the policy's own model is one without loading it again. */
-function withReference<T extends { referenceDir: string | undefined; lora: object | undefined }>(
+function withReference<T extends ReferenceOptions>(
   dir: string,
   { referenceDir, ...native }: T,
   read: (dir: string) => ModelSource,
 ) {
   const isOwn = native.lora !== undefined && referenceDir !== undefined
   const baseReference = isOwn && path.resolve(referenceDir) === path.resolve(dir)
+  if (native.referenceLora && !baseReference) {
+    const expected = "the policy's own directory, and a policy with an adapter, with referenceAdapterDir"
+    invalid('referenceDir', referenceDir, expected)
+  }
   const reference = referenceDir === undefined || baseReference ? undefined : read(referenceDir)
   return { ...native, baseReference, reference }
 }
@@ -83,8 +93,12 @@ function checkOptions(options: PolicyOptions) {
   fields('options', options, optionFields)
   const { dtype = 'float32', device = 'cpu', backend, trainable = true, referenceDir } = options
   const { maxGradNorm = 1, headRows = 0, recompute = false, cacheBytes = 2 ** 30, world } = options
+  const { stateDtype = 'float32', seed = 0, mergeAdapter = true, referenceAdapterDir } = options
   const { shard = 'none' } = options
   oneOf('dtype', dtype, modelDTypes)
+  oneOf('stateDtype', stateDtype, modelDTypes)
+  integer('seed', seed, 0)
+  if (typeof mergeAdapter !== 'boolean') invalid('mergeAdapter', mergeAdapter, 'true or false')
   if (!devicePattern.test(device)) invalid('device', device, deviceRange)
   if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
   if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
@@ -94,8 +108,14 @@ function checkOptions(options: PolicyOptions) {
   integer('cacheBytes', cacheBytes, 1)
   if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
   oneOf('shard', shard, shards)
-  const { shape, ...lora } = checkAdapter(options)
+  const { shape, lora } = checkAdapter(options)
   if (shape && shard !== 'none') invalid('shard', shard, 'none for a policy with an adapter')
+  if (stateDtype !== 'float32' && shard !== 'none')
+    invalid('shard', shard, `none with stateDtype ${stateDtype}`)
+  const referenceLora =
+    referenceAdapterDir === undefined
+      ? undefined
+      : storedAdapter('referenceAdapterDir', referenceAdapterDir).lora
   fields('adamw', options.adamw ?? {}, adamwDefaults)
   const adamw = { ...adamwDefaults, ...options.adamw }
   range('adamw.beta1', adamw.beta1, 'in [0, 1)', x => x >= 0 && x < 1)
@@ -103,7 +123,8 @@ function checkOptions(options: PolicyOptions) {
   range('adamw.eps', adamw.eps, '> 0', x => x > 0 && x < Infinity)
   range('adamw.weightDecay', adamw.weightDecay, '≥ 0', x => x >= 0 && x < Infinity)
   return {
-    ...{ dtype, device, backend, trainable, referenceDir, shape, ...lora },
+    ...{ dtype, device, backend, trainable, referenceDir, shape, lora, mergeAdapter, referenceLora },
+    ...{ stateDtype, seed },
     ...{ adamw, maxGradNorm, headRows, recompute, cacheBytes, world, shard },
   }
 }
@@ -112,17 +133,19 @@ function checkOptions(options: PolicyOptions) {
 function checkAdapter({ lora, adapterDir }: PolicyOptions) {
   if (lora !== undefined && adapterDir !== undefined)
     invalid('adapterDir', adapterDir, 'none with lora, which makes a new adapter')
-  if (adapterDir !== undefined) {
-    text('adapterDir', adapterDir)
-    const { shape, file } = readAdapter(adapterDir)
-    return { shape, lora: nativeAdapter(shape, { file }) }
-  }
+  if (adapterDir !== undefined) return storedAdapter('adapterDir', adapterDir)
   if (lora === undefined) return { shape: undefined, lora: undefined }
   fields('lora', lora, loraFields)
   const { seed = 0 } = lora
   integer('lora.seed', seed, 0)
   const shape = shapeOf(lora)
   return { shape, lora: nativeAdapter(shape, { seed }) }
+}
+
+function storedAdapter(field: string, dir: string) {
+  text(field, dir)
+  const { shape, file } = readAdapter(dir)
+  return { shape, lora: nativeAdapter(shape, { file }) }
 }
 
 /** The sizes on which the memory of a policy in use depends. */
@@ -140,8 +163,8 @@ export interface RunShape {
 
 /**
  * All in bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference. Added in training:
- * activations, and the logits of a chunk of the head. Added in generation: cache (keys and values), and sampling (logits and
- * the activations of one layer).
+ * activations, and the logits of a chunk of the head. Added in generation: merged (the matrices that an adapter changes,
+ * merged), cache (keys and values), and sampling (logits and the activations of one layer).
  */
 export interface MemoryPrediction {
   readonly weights: number
@@ -151,6 +174,7 @@ export interface MemoryPrediction {
   readonly reference: number
   readonly activations: number
   readonly logits: number
+  readonly merged: number
   readonly cache: number
   readonly sampling: number
 }
@@ -458,7 +482,11 @@ const optionFields: Record<keyof PolicyOptions, true> = {
   referenceDir: true,
   lora: true,
   adapterDir: true,
+  mergeAdapter: true,
+  referenceAdapterDir: true,
   adamw: true,
+  stateDtype: true,
+  seed: true,
   maxGradNorm: true,
   headRows: true,
   cacheBytes: true,

@@ -65,7 +65,22 @@ export interface PolicyOptions {
   readonly lora?: LoraOptions
   /** Directory of an adapter of PEFT's for this model (adapter_config.json, adapter_model.safetensors). Not with lora. */
   readonly adapterDir?: string
+  /**
+   * true: generate samples from W + s B A, made by the first call after each step, at the speed of the model without an
+   * adapter, and at the price of one more copy of those matrices during generation. In a bfloat16 policy they are rounded
+   * stochastically. false: from W and the adapter. Default true.
+   */
+  readonly mergeAdapter?: boolean
+  /** Directory of an adapter that the reference has and keeps. Needs the policy's own directory as referenceDir. */
+  readonly referenceAdapterDir?: string
   readonly adamw?: Partial<AdamW>
+  /**
+   * Number format of AdamW's two moments. bfloat16 halves them; they are rounded stochastically after each step. Not with
+   * shard. Default float32.
+   */
+  readonly stateDtype?: ModelDType
+  /** Of stochastic rounding, with the number of the step and of the element; a safe integer ≥ 0. Default 0. */
+  readonly seed?: number
   /** The gradient's norm is clipped to this; > 0. Default 1. */
   readonly maxGradNorm?: number
   /** Rows per chunk of the fused head; 0 (default) lets the engine choose. */

@@ -11,7 +11,7 @@ import type { MemoryPrediction } from '../model/engine.js'
 export interface DiskPlan {
   /** The model of one checkpoint, in model.dtype, or its adapter. */
   readonly weights: number
-  /** The state of the optimizer in one checkpoint: masters and moments, each of them float32. */
+  /** The state of the optimizer in one checkpoint: masters in float32, and moments. */
   readonly state: number
   /** The reference in one checkpoint; 0 unless the reference moves (model.refModelSyncSteps). */
   readonly reference: number
@@ -25,15 +25,15 @@ export interface DiskPlan {
 
 /** From the sizes of the memory's parts: weights and moments are saved as they are held. */
 export function planDisk(
-  { model, lora, run, eval: { every } }: Config,
-  memory: Pick<MemoryPrediction, 'weights' | 'moments' | 'reference'>,
+  { model, lora, optimizer, run, eval: { every } }: Config,
+  memory: Pick<MemoryPrediction, 'weights' | 'gradients' | 'reference'>,
 ): DiskPlan {
-  // Of an adapter, which is saved as float32, two moments are held. Several processes may share those of a model out.
+  // Of an adapter, which is saved as float32, as much as its gradients. Several processes may share out those of a model.
   const isHalf = model.dtype !== 'float32'
-  const float32 = lora.r > 0 ? memory.moments / 2 : memory.weights * (isHalf ? 2 : 1)
+  const float32 = lora.r > 0 ? memory.gradients : memory.weights * (isHalf ? 2 : 1)
   const weights = lora.r > 0 ? float32 : memory.weights
   // Masters are saved beside the moments even where float32 weights are their own masters.
-  const state = float32 * 3
+  const state = float32 * (optimizer.stateDtype === 'float32' ? 3 : 2)
   const reference = model.refModelSyncSteps > 0 ? memory.reference : 0
   // Each evaluation that is the best so far is saved, too, and the best one before stays until the next checkpoint.
   const evaluations = run.keepBest ? Math.ceil(run.steps / every) : 0
@@ -80,7 +80,7 @@ export function checkDisk(plan: DiskPlan, { run }: Config, free: number | undefi
     'ERR_RAPO_IO',
     `the checkpoints need ${byteSize(plan.peak)} of disk, and ${byteSize(free)} are free for them in ${path.resolve(run.output)}\n` +
       `${formatDisk(plan)}\n` +
-      'less of it: run.keepCheckpoints 1, run.saveOptimizer last, run.keepBest false, model.dtype bfloat16, a smaller model; or choose another run.output',
+      'less of it: run.keepCheckpoints 1, run.saveOptimizer last, run.keepBest false, model.dtype bfloat16, optimizer.stateDtype bfloat16, a smaller model; or choose another run.output',
   )
 }
 
@@ -89,7 +89,7 @@ export function formatDisk(plan: DiskPlan): string {
   const { weights, state, reference, checkpoint, count, peak } = plan
   const rows: [string, string][] = [
     ['weights', byteSize(weights)],
-    ['masters and moments (float32)', byteSize(state)],
+    ['masters and moments', byteSize(state)],
     ...(reference > 0 ? [['reference', byteSize(reference)] as [string, string]] : []),
     ['a checkpoint', byteSize(checkpoint)],
     ['checkpoints at once', String(count)],

@@ -20,7 +20,7 @@ export interface MemoryPlan extends MemoryPrediction {
 export function planMemory(m: MemoryPrediction): MemoryPlan {
   const program = PROGRAM_BYTES
   const held = program + m.weights + m.masters + m.moments + m.gradients + m.reference
-  return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.cache + m.sampling) }
+  return { ...m, program, peak: held + Math.max(m.activations + m.logits, m.merged + m.cache + m.sampling) }
 }
 
 /** The plan of one of `processes` processes of a training run that uses all of these prompts, and of its evaluations (eval.every) on others. */
@@ -66,7 +66,7 @@ export function checkMemory(plan: MemoryPlan, available = availableMemory()): vo
   throw new RapoError(
     'ERR_RAPO_OUT_OF_MEMORY',
     `the run needs ${byteSize(plan.peak)} of memory, ${byteSize(available)} are available\n${formatMemory(plan)}\n` +
-      'less of it: model.dtype bfloat16, lora.r 16, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
+      'less of it: model.dtype bfloat16, optimizer.stateDtype bfloat16, lora.r 16, lora.merge false, optimizer.recompute true, a smaller model; the reference counts only with a penalty',
   )
 }
 
@@ -74,11 +74,12 @@ const labels: Record<keyof MemoryPlan, string> = {
   program: 'program',
   weights: 'weights',
   masters: 'masters (float32)',
-  moments: 'moments (float32)',
+  moments: 'moments',
   gradients: 'gradients (float32)',
   reference: 'reference',
   activations: 'activations, in training',
   logits: 'logits of a chunk, in training',
+  merged: 'merged weights, in generation',
   cache: 'key/value cache, in generation',
   sampling: 'logits and layers, in generation',
   peak: 'peak',

@@ -44,7 +44,7 @@ import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, plan
 import { type Evaluations, readEvalSet, truncateEvaluations } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
 import { type Observer, openObserver } from './observe/observe.js'
-import { checkOrigin, originOf } from './origin.js'
+import { checkOrigin, haveSameWeights, originOf } from './origin.js'
 import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
 /** How a run is opened. */
@@ -148,6 +148,7 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
     if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
   }
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
+  const unknownBase = await checkStart(config, modelDir, options.signal)
   const tokenizer = loadTokenizer(modelDir)
   const template = templateFor(problems, config.data, modelDir)
   const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
@@ -160,7 +161,10 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const room = options.loadPolicy
     ? undefined
     : await checkRoom(config, dirs, { prompts: fitting, evalPrompts: evalSet?.prompts }, world)
-  return { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room }
+  return {
+    ...{ environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room },
+    unknownBase,
+  }
 }
 
 /**
@@ -194,6 +198,7 @@ async function openPrepared(
   const isLora = config.lora.r > 0
   const { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } =
     prepared
+  const { unknownBase } = prepared
   const { onNotice, signal: aborted } = options
   const isWriter = world.rank === 0
   const origin = originOf(config, { modelDir, referenceDir })
@@ -207,6 +212,7 @@ async function openPrepared(
   const lock = await world.together('taking the run directory', async () => {
     if (!isWriter) return noLock
     if (room) await told(onNotice?.(describeDisk(room.disk, room.free)), aborted)
+    if (unknownBase) await told(onNotice?.(unknownBase), aborted)
     const foreign = isResumed() ? undefined : describeForeign(run.output)
     take()
     if (foreign) await told(onNotice?.(foreign), aborted)
@@ -277,6 +283,7 @@ async function openPrepared(
       'problems of data.train': [cursor.fingerprint, cursor.columnsFingerprint],
       'files of model.dir': origin.model.digest,
       'files of model.reference': origin.reference?.digest,
+      'files of lora.adapterPath': origin.adapter?.digest,
       configuration: digest(settingsOf(config)),
     })
     const metricsFile = path.join(run.output, 'metrics.jsonl')
@@ -373,14 +380,47 @@ function checkMethods({ model, lora }: Config, policy: Policy): void {
   if (lora.r > 0 && !policy.saveAdapter) refuse('lora.r', lora.r, 'saveAdapter')
 }
 
+function describeShape(shape: AdapterShape | undefined): string {
+  if (!shape) return 'lora.r 0'
+  const { r, loraAlpha, useRslora, targetModules } = shape
+  return `lora.r ${r}, loraAlpha ${loraAlpha}, useRslora ${useRslora} and targetModules ${targetModules.join(',')}`
+}
+
+/**
+ * Throws ERR_RAPO_CONFIG if the adapter that the run is to begin with has another shape than the configuration says, or
+ * belongs to another model. Returns a notice where it cannot be found out to which model it belongs.
+ */
+async function checkStart(
+  { lora, model, run }: Config,
+  modelDir: string,
+  signal: AbortSignal | undefined,
+): Promise<string | undefined> {
+  const { adapterPath } = lora
+  if (adapterPath === undefined) return undefined
+  const refuse = (what: string) => {
+    throw new RapoError('ERR_RAPO_CONFIG', `lora.adapterPath is ${adapterPath}, ${what}`)
+  }
+  const { shape, baseModel } = readAdapter(adapterPath)
+  const [is, wanted] = [shape, shapeOf(loraOptions(lora, run.seed))].map(describeShape)
+  if (is !== wanted) refuse(`an adapter with ${is}; the configuration says ${wanted}: write the former`)
+  if (baseModel === undefined || baseModel === model.dir) return undefined
+  const offline = { env: { ...process.env, HF_HUB_OFFLINE: '1' }, signal }
+  const baseDir = await resolveModel(baseModel, offline).catch(() => baseModel)
+  const isHere = existsSync(path.join(baseDir, 'config.json'))
+  if (isHere && haveSameWeights(baseDir, modelDir)) return undefined
+  const repositories = [baseModel, model.dir].map(name => /^[\w.-]+\/[\w.-]+(?=@|$)/.exec(name)?.[0])
+  const areNames = repositories.every(name => name !== undefined) && repositories[0] !== repositories[1]
+  if (!isHere && !areNames)
+    return `the adapter of lora.adapterPath was made for ${baseModel}, which is not on this machine: whether model.dir is the same model is not checked`
+  return refuse(
+    `an adapter for ${baseModel} (base_model_name_or_path in its adapter_config.json), and model.dir is ${model.dir}, which is another model`,
+  )
+}
+
 /** A run goes on with the adapter that it began with, or without one. */
 function checkAdapter(checkpoint: string, { lora, run }: Config): void {
-  const shown = (shape: AdapterShape | undefined) =>
-    shape
-      ? `lora.r ${shape.r}, loraAlpha ${shape.loraAlpha}, useRslora ${shape.useRslora} and targetModules ${shape.targetModules.join(',')}`
-      : 'lora.r 0'
-  const was = shown(isAdapter(checkpoint) ? readAdapter(checkpoint).shape : undefined)
-  const now = shown(lora.r > 0 ? shapeOf(loraOptions(lora, run.seed)) : undefined)
+  const was = describeShape(isAdapter(checkpoint) ? readAdapter(checkpoint).shape : undefined)
+  const now = describeShape(lora.r > 0 ? shapeOf(loraOptions(lora, run.seed)) : undefined)
   if (was === now) return
   throw new RapoError(
     'ERR_RAPO_CONFIG',

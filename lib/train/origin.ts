@@ -22,6 +22,8 @@ export interface Origin {
   readonly model: ModelFiles
   /** Absent without a penalty. */
   readonly reference?: ModelFiles
+  /** The adapter that the run began with, where lora.adapterPath names one. */
+  readonly adapter?: ModelFiles
   readonly dtype: string
 }
 
@@ -34,19 +36,36 @@ export function originOf(config: Config, { modelDir, referenceDir }: Dirs): Orig
   const model = describeFiles(modelDir)
   const hasReference = config.objective.penalty !== 'none'
   const reference = referenceDir === modelDir ? model : hasReference && describeFiles(referenceDir)
-  return { model, ...(hasReference && reference && { reference }), dtype: config.model.dtype }
+  const { adapterPath } = config.lora
+  return {
+    model,
+    ...(hasReference && reference && { reference }),
+    ...(adapterPath !== undefined && { adapter: describeFiles(adapterPath) }),
+    dtype: config.model.dtype,
+  }
+}
+
+/** Whether two model directories hold the same weights. */
+export function haveSameWeights(one: string, other: string): boolean {
+  const [a, b] = [one, other].map(dir => describeFiles(dir, weightsFile).digest)
+  return a === b
 }
 
 /**
  * Throws ERR_RAPO_CONFIG if a run would continue with other files, or another dtype, than it began with. Files that an older
  * version of rapo did not record are not compared.
  */
-export function checkOrigin(before: Origin | undefined, now: Origin, { model, run }: Config): void {
+export function checkOrigin(before: Origin | undefined, now: Origin, { model, lora, run }: Config): void {
   if (!before) return
   const refuse = (what: string, hint: string) => {
     throw new RapoError('ERR_RAPO_CONFIG', `the run in ${run.output} began with ${what}; ${hint}`)
   }
   if (before.dtype !== now.dtype) refuse(`model.dtype ${before.dtype}, not ${now.dtype}`, 'go on with that')
+  if (before.adapter?.digest !== now.adapter?.digest) {
+    const was = before.adapter ? `an adapter of the digest ${before.adapter.digest}` : 'no lora.adapterPath'
+    const is = now.adapter ? `${lora.adapterPath}, whose digest is ${now.adapter.digest}` : 'none'
+    refuse(`${was}; now lora.adapterPath is ${is}`, 'go on with the former')
+  }
   const fields = [
     ['model.reference', model.reference ?? model.dir, before.reference, now.reference],
     ['model.dir', model.dir, before.model, now.model],
@@ -64,16 +83,17 @@ export function checkOrigin(before: Origin | undefined, now: Origin, { model, ru
 
 const modelFile =
   /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json$|^merges\.txt$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$/
+const weightsFile = /\.safetensors$/
 /** Number of parts that are read of a large file, spread evenly. */
 const PARTS = 64
 const PART_BYTES = 65_536
 
 /** Throws ERR_RAPO_IO. */
-export function describeFiles(dir: string): ModelFiles {
+export function describeFiles(dir: string, files = modelFile): ModelFiles {
   const hash = createHash('sha256')
   ioGuard(`cannot read the model ${dir}`, () => {
     for (const name of readdirSync(dir)
-      .filter(name => modelFile.test(name))
+      .filter(name => files.test(name))
       .sort()) {
       const file = path.join(dir, name)
       const { size } = statSync(file)

@@ -21,10 +21,11 @@ export async function compareRanks(world: World, own: Readonly<Record<string, un
 }
 
 /** The fields that all ranks must have in common: paths and devices may differ from host to host. */
-export function settingsOf({ model, data, run, ...rest }: Config): object {
+export function settingsOf({ model, data, run, lora, ...rest }: Config): object {
   return {
     ...rest,
     run: { ...run, output: '' },
     model: { ...model, dir: '', reference: '', device: '' },
+    lora: { ...lora, adapterPath: '' },
   }
 }

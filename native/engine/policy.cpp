@@ -90,6 +90,7 @@ struct Policy::Impl {
   PolicyOptions options;
   ModelInfo info;
   std::unique_ptr<Model> policy, reference;
+  std::unique_ptr<ReadyWeights> reference_ready;  // the policy's model with an adapter that does not change
 
   // The next members exist only in a trainable policy.
   std::unique_ptr<Shards> shards;  // null: nothing is shared out
@@ -114,9 +115,10 @@ struct Policy::Impl {
   }
 
   /// The reference and its weights; null without a reference. With an adapter the reference may be the
-  /// policy's model without the adapter.
+  /// policy's model without the adapter, or with another one.
   std::pair<Model*, const ReadyWeights*> reference_model() const {
-    if (options.base_reference) return {policy.get(), &policy->base()};
+    if (options.base_reference)
+      return {policy.get(), reference_ready ? reference_ready.get() : &policy->base()};
     if (reference) return {reference.get(), &reference->ready()};
     return {nullptr, nullptr};
   }
@@ -183,9 +185,17 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
     const ops::Backend& backend = ops::backend_of(options.backend, device);
     impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
-    if (options.lora.r > 0)
+    if (options.lora.r > 0) {
       impl->policy->adapter =
           std::make_unique<Adapter>(model.config, options.lora, options.dtype, device, control);
+      impl->policy->merges = options.merge_adapter;
+      impl->policy->seed = options.seed;
+    }
+    if (options.reference_lora.r > 0) {
+      const Adapter adapter(model.config, options.reference_lora, options.dtype, device, control);
+      impl->reference_ready = std::make_unique<ReadyWeights>(impl->policy->base());
+      impl->reference_ready->add(backend, adapter.tensors, adapter.scaling);
+    }
     if (options.trainable) impl->make_trainable(device, control);
     impl->policy->checkpoint = {};
     if (!options.reference.dir.empty()) {
@@ -252,8 +262,7 @@ void Policy::Impl::make_trainable(const at::Device& device, Control& control) {
       grads.weights = layout.map(grad);
     }
   }
-  optimizer = std::make_unique<Optimizer>(ops(), trained, options.adamw, options.max_grad_norm, master,
-                                          weights, shards.get(), world);
+  optimizer = std::make_unique<Optimizer>(ops(), trained, options, master, weights, shards.get(), world);
 }
 
 void Policy::initialize(const ModelSource& model, DType dtype, std::uint64_t seed, const std::string& config,
@@ -353,6 +362,7 @@ Policy::Impl::Work Policy::Impl::prepare(const MicroBatch& batch, const Objectiv
 Metrics Policy::Impl::accumulate(const MicroBatch& batch, const Objective& objective, Control& control) {
   need_trainable("accumulate()");
   kept.clear();  // training needs the memory, and then changes the weights
+  policy->drop_merged();
   if (sharded) return accumulate_together(batch, objective, control);
   const Work work = prepare(batch, objective, control);
   Metrics total;
@@ -465,7 +475,7 @@ StepResult Policy::step(double learning_rate, Control& control) {
       norm = std::sqrt(squares);
     }
     const StepResult result = impl_->optimizer->step(grad, sharded != nullptr, norm, learning_rate, control);
-    impl_->policy->changed();
+    impl_->policy->changed(impl_->optimizer->steps());
     grad.zero_();
     return result;
   });
@@ -588,7 +598,7 @@ void Policy::load_state(const std::string& file, Control& control) {
     impl_->need_trainable("loadState()");
     impl_->kept.clear();
     impl_->optimizer->load(file, control);
-    impl_->policy->changed();
+    impl_->policy->changed(impl_->optimizer->steps());
   });
 }
 

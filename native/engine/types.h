@@ -32,12 +32,16 @@ struct LoraOptions {
 
 struct PolicyOptions {
   DType dtype = DType::kFloat32;  // of weights and activations; kFloat32 or kBFloat16. Masters are float32.
-  std::string device = "cpu";     // "cpu", "cuda" or "cuda:N"
-  std::string backend;            // table of operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
-  bool trainable = true;          // false: no gradients, masters or moments are held
-  ModelSource reference;          // the frozen reference
+  DType state_dtype = DType::kFloat32;  // of AdamW's moments; kBFloat16 is rounded stochastically
+  std::uint64_t seed = 0;               // of stochastic rounding
+  std::string device = "cpu";           // "cpu", "cuda" or "cuda:N"
+  std::string backend;    // table of operations: "cpu" or "aten" (ops/ops.h); empty: the device's own
+  bool trainable = true;  // false: no gradients, masters or moments are held
+  ModelSource reference;  // the frozen reference
   LoraOptions lora;
-  bool base_reference = false;  // the reference is the policy's own model without its adapter
+  bool merge_adapter = true;    // generate() samples from W + s B A, made once for each optimizer step
+  bool base_reference = false;  // the reference is the policy's own model without its adapter, ...
+  LoraOptions reference_lora;   // ... or with this one, which does not change
   AdamW adamw;
   double max_grad_norm = 1;    // > 0
   bool recompute = false;      // keep only each layer's input; compute the rest again in the backward pass
@@ -126,12 +130,13 @@ struct RunShape {
 };
 
 /// All in bytes. Held all the time: weights, masters (of bfloat16 weights), moments, gradients, reference.
-/// Added in training: activations, and the logits of a chunk of the head. Added in generation: cache (keys
-/// and values), and sampling (logits and the activations of one layer).
+/// Added in training: activations, and the logits of a chunk of the head. Added in generation: merged (the
+/// weights that an adapter changes, merged), cache (keys and values), and sampling (logits and the
+/// activations of one layer).
 struct MemoryPrediction {
   std::int64_t weights = 0, masters = 0, moments = 0, gradients = 0, reference = 0;
   std::int64_t activations = 0, logits = 0;
-  std::int64_t cache = 0, sampling = 0;
+  std::int64_t merged = 0, cache = 0, sampling = 0;
 };
 
 }  // namespace rapo

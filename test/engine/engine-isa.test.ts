@@ -9,7 +9,7 @@ import * as assert from 'uvu/assert'
 
 const files = [
   ...['engine-golden.test.ts', 'engine-generate.test.ts', 'engine.test.ts'],
-  ...['engine-reference.test.ts', 'engine-lora.test.ts'],
+  ...['engine-reference.test.ts', 'engine-lora.test.ts', 'engine-state.test.ts'],
 ]
 
 function runFile(file: string, settings: NodeJS.ProcessEnv) {

@@ -6,7 +6,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { loraModules } from '../../lib/model/adapter.js'
 import { predictMemory, saveGradients } from '../../lib/model/engine.js'
-import type { MicroBatch, Policy } from '../../lib/model/policy.js'
+import type { Completions, MicroBatch, Policy } from '../../lib/model/policy.js'
 import {
   completionRows,
   loadPolicy,
@@ -14,6 +14,7 @@ import {
   newDir,
   newModel,
   objective,
+  pack,
   prompts,
   readSafetensors,
   rejects,
@@ -189,6 +190,89 @@ for (const [name, base, adapterDir] of [
   })
 }
 
+/** Log-probs of a policy's own completions: as it sampled them, and as it trains on them. */
+async function sampledAndTrained(base: string, options: object, given?: Completions) {
+  const policy = await loadPolicy(base, { trainable: false, ...options })
+  const completions = given ?? (await policy.generate(prompts, { ...sampling, n: 8 }))
+  const rows = completionRows(prompts, completions, 8)
+  const { logprobs } = await policy.logprobs(rows.sequences, rows, 1)
+  await policy.dispose()
+  return { completions, logprobs }
+}
+
+const meanDistance = (a: Float32Array, b: Float32Array) =>
+  a.reduce((sum, x, i) => sum + Math.abs(x - b[i]!), 0) / a.length
+
+test('sampling from merged weights: the same tokens in float32, the same rounding errors in bfloat16', async () => {
+  for (const [base, adapterDir] of [
+    [allBase, all],
+    [someBase, some],
+  ] as const) {
+    const merged = await sampledAndTrained(base, { adapterDir })
+    const apart = await sampledAndTrained(base, { adapterDir, mergeAdapter: false })
+    assert.equal(merged.completions.tokens, apart.completions.tokens)
+    assert.ok(maxDifference(merged.completions.logprobs, merged.logprobs) < 1e-4)
+
+    const half = await sampledAndTrained(base, { adapterDir, dtype: 'bfloat16' })
+    const exact = await sampledAndTrained(base, { adapterDir }, half.completions)
+    const [sampled, trained] = [half.completions.logprobs, half.logprobs].map(logprobs =>
+      meanDistance(logprobs, exact.logprobs),
+    )
+    assert.ok(sampled! < 3 * trained!, `${sampled} against ${trained}`)
+  }
+})
+
+test('merged weights have, on average, updates that are far below the resolution of bfloat16', async () => {
+  const wide = await newModel({
+    ...{ hidden_size: 256, intermediate_size: 256, initializer_range: 0.1, torch_dtype: 'bfloat16' },
+  })
+  // Of rank 1 and all of one sign: W + 1.5e-4, where most weights lie 2^-11 or 2^-10 from their neighbours.
+  const policy = await loadPolicy(wide, { lora: { r: 1, loraAlpha: 1, targetModules: ['down_proj'] } })
+  const adapterDir = await adapterOf(policy)
+  await policy.dispose()
+  const file = path.join(adapterDir, weightsFile)
+  const tensors = readSafetensors(file)
+  const header: Record<string, object> = {}
+  const parts: Buffer[] = []
+  let offset = 0
+  for (const [name, { shape, values }] of tensors) {
+    const { buffer } = values.fill(name.includes('lora_A') ? 1 : 1.5e-4)
+    header[name] = { dtype: 'F32', shape, data_offsets: [offset, offset + buffer.byteLength] }
+    offset += buffer.byteLength
+    parts.push(Buffer.from(buffer))
+  }
+  writeSafetensors(file, header, Buffer.concat(parts))
+  // The rounded weights' logits differ from the model's by what the adapter does and by noise. Greedy, so that the tokens
+  // are the same.
+  const greedy = { ...sampling, temperature: 0, maxNewTokens: 1, stopTokenIds: [] }
+  const many = pack(Array.from({ length: 576 }, (_, i) => [i % 24, Math.floor(i / 24), (i * i + 5) % 24]))
+  const generated = async (seed: number) => {
+    const one = await loadPolicy(wide, { trainable: false, dtype: 'bfloat16', adapterDir, seed })
+    const { tokens, logprobs } = await one.generate(many, greedy)
+    await one.dispose()
+    return { rows: completionRows(many, { tokens } as Completions, 1), logprobs }
+  }
+  const exactLogprobs = async (rows: ReturnType<typeof completionRows>, options: object) => {
+    const one = await loadPolicy(wide, { trainable: false, ...options })
+    const { logprobs } = await one.logprobs(rows.sequences, rows, 1)
+    await one.dispose()
+    return logprobs
+  }
+  let [product, square] = [0, 0]
+  for (let seed = 1; seed <= 8; seed++) {
+    const merged = await generated(seed)
+    const without = await exactLogprobs(merged.rows, {})
+    const withIt = await exactLogprobs(merged.rows, { adapterDir })
+    for (const [i, x] of merged.logprobs.entries()) {
+      const effect = withIt[i]! - without[i]!
+      product += (x - without[i]!) * effect
+      square += effect * effect
+    }
+  }
+  // Rounded to the nearest number, few weights would change.
+  assert.ok(Math.abs(product / square - 1) < 0.35, `${product / square}`)
+})
+
 test("PEFT's files are read and written back with the same numbers", async () => {
   const policy = await loadPolicy(allBase, { adapterDir: all, dtype: 'bfloat16' })
   const written = newDir()
@@ -253,8 +337,51 @@ test('memory: masters, moments and gradients of the adapter alone, no second mod
   const padded = small.gradients / 4
   assert.ok(padded >= adapterParameters && padded < adapterParameters + 28 * 32)
   assert.equal([small.masters, small.moments, small.reference], [4 * padded, 8 * padded, 0])
+  // Two layers of 64 x 32 (qkv), 32 x 32, 96 x 32 and 32 x 48 numbers.
+  assert.equal([full.merged, small.merged], [0, 2 * 2 * (64 + 32 + 96 + 48) * 32])
+  const part = {
+    dtype: 'bfloat16',
+    referenceDir: model,
+    lora: { ...lora, targetModules: ['v_proj'] },
+  } as const
+  assert.is((await predictMemory(model, part, shape)).merged, 2 * 2 * 64 * 32)
+  assert.is((await predictMemory(model, { ...part, mergeAdapter: false }, shape)).merged, 0)
+  const halved = await predictMemory(model, { dtype: 'bfloat16', stateDtype: 'bfloat16', lora }, shape)
+  assert.is(halved.moments, 4 * padded)
   assert.is(small.weights, full.weights + 2 * padded)
   assert.ok(full.gradients > 4 * small.gradients && full.reference > 0)
+})
+
+test('the reference may have an adapter that stays', async () => {
+  for (const dtype of ['float32', 'bfloat16'] as const) {
+    const options = { dtype, adapterDir: some, referenceDir: someBase }
+    const policy = await loadPolicy(someBase, { ...options, referenceAdapterDir: some })
+    const batch = { ...(await batchOf(policy, 4)), refWeights: undefined as never }
+    const k3 = { ...objective, penalty: 'reverse-k3' } as const
+    // To the roundings of double sums.
+    assert.ok(Math.abs((await policy.accumulate(batch, k3)).klSum) < 1e-12)
+    await policy.step(1e-2)
+    const moved = await policy.accumulate(batch, k3)
+    assert.ok(moved.klSum > 1e-6)
+    // The same policy beside the same reference, loaded anew.
+    const again = await loadPolicy(someBase, {
+      ...options,
+      adapterDir: await adapterOf(policy),
+      referenceAdapterDir: some,
+    })
+    assert.is((await again.accumulate(batch, k3)).klSum, moved.klSum)
+    await Promise.all([policy.dispose(), again.dispose()])
+  }
+  for (const options of [
+    { referenceDir: allBase, adapterDir: some },
+    { adapterDir: some },
+    { referenceDir: someBase },
+  ]) {
+    await rejects(
+      loadPolicy(someBase, { ...options, referenceAdapterDir: some }),
+      /referenceDir is .*, expected the policy's own directory, and a policy with an adapter, with referenceAdapterDir/,
+    )
+  }
 })
 
 test('what an adapter may not be is told before weights are read', async () => {
@@ -317,6 +444,7 @@ test('options and calls that do not go together', async () => {
   )
   await bad({ lora: { r: 2, targetModules: ['lm_head'] } }, /lora.targetModules is \["lm_head"\]/)
   await bad({ lora: { r: 2, loraDropout: 0.1 } }, /lora has no field loraDropout; its fields are r,/)
+  await bad({ lora, mergeAdapter: 1 as never }, /mergeAdapter is 1, expected true or false/)
   await bad({ lora, adapterDir: some }, /adapterDir is .*, expected none with lora/)
   const policy = await loadPolicy(model, { lora, referenceDir: model })
   await rejects(

@@ -1,5 +1,6 @@
 /** Conversations of several turns: keys and values kept between them, and the objective of an episode against the oracle. */
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { rapo } from '../../lib/loss/objective.js'
@@ -33,6 +34,8 @@ import { makeTinyModel } from '../helpers/tiny-model.js'
 
 const dir = await newModel()
 const policy = await loadPolicy(dir, { trainable: false })
+const golden = fileURLToPath(new URL('../golden/', import.meta.url))
+const [adapterBase, adapterDir] = [path.join(golden, 'gqa42-untied'), path.join(golden, 'lora-some')]
 const libraryMultiplies = testBackend === 'aten' || testDevice !== 'cpu'
 
 /** The log-probs of a step and of a prefill are sums in another order: some roundings of numbers of size 10. */
@@ -77,7 +80,19 @@ async function converse(model: Policy, changes: Partial<SamplingParams> = {}): P
   return turns
 }
 
-test('turns: what is kept changes no token, and is not computed again', async () => {
+const withAdapter = await Promise.all(
+  [true, false].map(mergeAdapter => loadPolicy(adapterBase, { trainable: false, adapterDir, mergeAdapter })),
+)
+
+for (const [what, model] of [
+  ['a model', policy],
+  ['a merged adapter', withAdapter[0]!],
+  ['an adapter', withAdapter[1]!],
+] as const) {
+  test(`turns of ${what}: what is kept changes no token, and is not computed again`, () => keepsTurns(model))
+}
+
+async function keepsTurns(policy: Policy): Promise<void> {
   for (const changes of [{}, { temperature: 0 }, { maxBatch: 2 }]) {
     const turns = await converse(policy, changes)
     for (const [t, { params, asked, completions, keepable }] of turns.entries()) {
@@ -97,7 +112,7 @@ test('turns: what is kept changes no token, and is not computed again', async ()
     }
     assert.ok(turns[1]!.keepable > 0 && turns[2]!.asked.length > 1)
   }
-})
+}
 
 test('the same turns give the same bits, and each conversation the same whatever the others are', async () => {
   const bits = (turns: readonly Turn[]) => turns.map(({ completions }) => completions)

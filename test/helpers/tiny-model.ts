@@ -5,7 +5,7 @@ import { eosId, vocabSize, writeTokenizer } from '../../scripts/countdown-tokeni
 import { makeTempDir } from './fake-policy.js'
 
 /** A real Qwen2 with one layer, random weights and the countdown tokenizer, for tests that need the engine. */
-export async function makeTinyModel(): Promise<string> {
+export async function makeTinyModel(seed = 1): Promise<string> {
   const dir = makeTempDir()
   writeTokenizer(dir)
   const config = {
@@ -27,6 +27,6 @@ export async function makeTinyModel(): Promise<string> {
     eos_token_id: eosId,
   }
   writeFileSync(path.join(dir, 'config.json'), JSON.stringify(config))
-  await initializeModel(dir, 1)
+  await initializeModel(dir, seed)
   return dir
 }

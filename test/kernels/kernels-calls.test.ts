@@ -947,6 +947,34 @@ test('the pool ends with the last worker thread that loaded the addon', async ()
   assert.is(stdout, '4 0\n')
 })
 
+test('a large gradient in a new array lies in huge pages; an array of the caller’s is left as it is', async () => {
+  if (process.platform !== 'linux') return
+  const elements = 2 ** 24
+  // Bytes of the process's memory for which huge pages were asked ("hg").
+  const advised = async () => {
+    const maps = (await readFile('/proc/self/smaps', 'utf8')).split(/\n(?=[0-9a-f]+-)/)
+    return maps.filter(map => /^VmFlags:.* hg/m.test(map)).reduce((sum, map) => sum + sizeOf(map), 0)
+  }
+  const sizeOf = (map: string) => 1024 * Number(/^Size: +(\d+)/m.exec(map)![1])
+  const batch: LossBatch = {
+    vocabSize: elements / 2,
+    logits: new Float32Array(elements),
+    tokenIds: Int32Array.of(1, 2),
+    tokenWeights: Float32Array.of(0.5, 0.5),
+    advantages: Float32Array.of(1, -1),
+  }
+  const plain = defineObjective({ ...grpo(), penalty: 'none', klCoef: 0 })
+  const before = await advised()
+  const own = new Float32Array(elements)
+  policyLoss(batch, plain, { grad: own })
+  assert.is(await advised(), before)
+  const { gradLogits } = policyLoss(batch, plain)
+  const after = await advised()
+  // All but the parts of a page of 2 MiB at its ends.
+  assert.ok(after - before > 4 * elements - 2 ** 22, `${after - before}`)
+  assert.equal(gradLogits.subarray(0, 9), own.subarray(0, 9))
+})
+
 test('the addon alone, without the package: its errors have a code', async () => {
   const program = `
     const addon = require(${JSON.stringify(locateKernels())})

@@ -23,7 +23,7 @@ import { makeConfig } from '../helpers/train-child.js'
 
 const P = 494_032_768
 /** Of Qwen2.5-0.5B in bfloat16. */
-const half = { weights: 2 * P, moments: 8 * P, reference: 2 * P }
+const half = { weights: 2 * P, gradients: 4 * P, reference: 2 * P }
 const bfloat16 = { dtype: 'bfloat16' }
 
 const evalOf = (run: object, every: number) => {
@@ -54,6 +54,8 @@ test('a checkpoint is the weights, three float32 numbers a parameter, and a refe
     planDisk({ ...configOf({}, bfloat16), ...evalOf(run, every) }, half)
   assert.is(planBest(best, 10).count, 4)
   assert.is(planBest({ ...best, steps: 50 }, 50).count, 1 + 1)
+  const { optimizer, ...rest } = configOf({}, bfloat16)
+  assert.is(planDisk({ ...rest, optimizer: { ...optimizer, stateDtype: 'bfloat16' } }, half).state, 8 * P)
   const moving = plan(many, { refModelSyncSteps: 10 })
   assert.equal([moving.reference, moving.checkpoint, moving.peak], [2 * P, 16 * P, 48 * P])
 })
@@ -95,7 +97,7 @@ test('a run whose checkpoints do not fit is refused, with the parts; the line at
       error.message.includes(formatDisk(plan)) &&
       error.message.includes('run.saveOptimizer last'),
   )
-  assert.match(formatDisk(plan), /masters and moments \(float32\) +5.93 GB\n.* 6.92 GB\n.* 3\n/)
+  assert.match(formatDisk(plan), /masters and moments +5.93 GB\n.* 6.92 GB\n.* 3\n/)
   assert.is(
     describeDisk(plan, 3e10),
     'disk: a checkpoint has 6.92 GB, at most 3 at once: 20.75 GB of 30.00 GB free',

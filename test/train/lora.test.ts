@@ -1,5 +1,5 @@
 /** Runs with the section lora, on a real model of one layer: checkpoints, resuming, measuring, merging. */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -28,6 +28,13 @@ const configOf = (output: string, changes: object = { lora }) =>
     ...changes,
   })
 const checkpoint = (output: string, step: number) => path.join(output, 'checkpoints', `step-00000${step}`)
+const linesIn = (output: string, file: string) =>
+  readFileSync(path.join(output, file), 'utf8')
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line))
+const metricsIn = (output: string) => linesIn(output, 'metrics.jsonl')
+const samplesIn = (output: string) => linesIn(output, 'samples.jsonl')
 const weightsIn = (dir: string) => readFileSync(path.join(dir, 'adapter_model.safetensors'))
 
 async function codeAndMessage(work: Promise<unknown>): Promise<string> {
@@ -67,6 +74,115 @@ test('a run that is stopped and resumed gives the same bits', async () => {
   }
 })
 
+test('in bfloat16, with merged weights and moments that are rounded by the seed, too', async () => {
+  const changes = {
+    lora,
+    model: { dir: model, dtype: 'bfloat16' },
+    optimizer: { learningRate: 0.05, stateDtype: 'bfloat16' },
+  }
+  const [unbroken, output] = [newRun(), newRun()]
+  await train(configOf(unbroken, changes))
+  let asked = 0
+  await train(configOf(output, changes), { isStopping: () => ++asked === 2 })
+  await train(configOf(output, changes), { resume: true })
+  const filesOf = (run: string) =>
+    [4, 3, 2].flatMap(step => {
+      const state = path.join(checkpoint(run, step), 'rapo', 'state.safetensors')
+      return [weightsIn(checkpoint(run, step)), readFileSync(state)]
+    })
+  assert.equal(filesOf(output), filesOf(unbroken))
+  assert.equal(samplesIn(output), samplesIn(unbroken))
+  const half = { ...changes, optimizer: { learningRate: 0.05 } }
+  assert.match(
+    await codeAndMessage(train(configOf(unbroken, half), { resume: true })),
+    /^ERR_RAPO_FORMAT .*state.safetensors: tensor "exp_avg\..*" is BF16 .*expected F32 .*optimizer.stateDtype/,
+  )
+})
+
+test('a run begins with an adapter of lora.adapterPath, which is its reference', async () => {
+  const start = checkpoint(whole, 2)
+  const output = newRun()
+  const objective = { preset: 'grpo', penalty: 'reverse-k3', klCoef: 0.1 }
+  const changes = { objective, lora: { ...lora, adapterPath: start } }
+  await train(configOf(output, { ...changes, run: { steps: 1 } }))
+  const [first] = metricsIn(output)
+  // To the roundings of double sums.
+  assert.ok(Math.abs(first.kl) < 1e-12)
+  // The same step with the model as the reference, as named: the adapter has moved the policy away from it.
+  const other = newRun()
+  await train(configOf(other, { ...changes, run: { steps: 1 }, model: { dir: model, reference: model } }))
+  assert.ok(metricsIn(other)[0].kl > 1e-3)
+
+  // Resumed, the run goes on from its checkpoint, with the same reference.
+  const unbroken = newRun()
+  await train(configOf(unbroken, changes))
+  const resumed = newRun()
+  let asked = 0
+  await train(configOf(resumed, changes), { isStopping: () => ++asked === 2 })
+  await train(configOf(resumed, changes), { resume: true })
+  assert.equal(weightsIn(checkpoint(resumed, 4)), weightsIn(checkpoint(unbroken, 4)))
+  assert.equal(
+    metricsIn(resumed).map(({ kl }) => kl),
+    metricsIn(unbroken).map(({ kl }) => kl),
+  )
+  for (const [adapterPath, message] of [
+    [
+      undefined,
+      /began with an adapter of the digest .*; now lora.adapterPath is none; go on with the former/,
+    ],
+    [
+      checkpoint(whole, 3),
+      /began with an adapter of the digest .*; now lora.adapterPath is .*, whose digest is/,
+    ],
+  ] as const) {
+    const config = configOf(resumed, { objective, lora: { ...lora, ...(adapterPath && { adapterPath }) } })
+    assert.match(await codeAndMessage(train(config, { resume: true })), message)
+  }
+})
+
+test('an adapter of another shape or of another model is refused before anything is written', async () => {
+  const output = newRun()
+  const start = (changes: object, more: object = {}) =>
+    codeAndMessage(train(configOf(output, { lora: { ...lora, ...changes }, ...more })))
+  const adapterPath = checkpoint(whole, 2)
+  for (const changes of [{ r: 8 }, { loraAlpha: 16 }, { targetModules: ['q_proj'] }, { useRslora: true }]) {
+    assert.match(
+      await start({ adapterPath, ...changes }),
+      /^ERR_RAPO_CONFIG lora.adapterPath is .*, an adapter with lora.r 4, loraAlpha 8, .*; the configuration says .*: write the former/,
+    )
+  }
+  assert.match(
+    await start({ adapterPath: makeTempDir() }),
+    /^ERR_RAPO_FORMAT .* holds no adapter of PEFT: there is no adapter_config.json/,
+  )
+  // Of the same shapes, with other weights.
+  const other = await makeTinyModel(2)
+  assert.match(
+    await start({ adapterPath }, { model: { dir: other } }),
+    /^ERR_RAPO_CONFIG lora.adapterPath is .*, an adapter for .* \(base_model_name_or_path .*, and model.dir is .*, which is another model/,
+  )
+  const named = (name: string) => {
+    const dir = makeTempDir()
+    cpSync(adapterPath, dir, { recursive: true })
+    const file = path.join(dir, 'adapter_config.json')
+    const config = { ...JSON.parse(readFileSync(file, 'utf8')), base_model_name_or_path: name }
+    writeFileSync(file, JSON.stringify(config))
+    return dir
+  }
+  // The same model elsewhere is the same model; where it is not here, a notice says so.
+  const copy = makeTempDir()
+  cpSync(model, copy, { recursive: true })
+  assert.is(await start({ adapterPath: named(copy) }, { run: { steps: 1 } }), '')
+  const notices: string[] = []
+  await train(
+    configOf(newRun(), { lora: { ...lora, adapterPath: named('/nowhere/model') }, run: { steps: 1 } }),
+    {
+      onNotice: text => notices.push(text),
+    },
+  )
+  assert.ok(notices.some(text => text.includes('made for /nowhere/model, which is not on this machine')))
+})
+
 test('a run goes on with the adapter that it began with', async () => {
   const resume = (output: string, changes: object) =>
     codeAndMessage(train(configOf(output, changes), { resume: true }))
@@ -89,8 +205,11 @@ test('a policy of the caller’s own that saves no adapters is refused before an
 })
 
 test('its memory and its disk are those of the adapter', () => {
-  const disk = planDisk(configOf(newRun()), { weights: 1e6, moments: 800, reference: 0 })
+  const parts = { weights: 1e6, gradients: 400, reference: 0 }
+  const disk = planDisk(configOf(newRun()), parts)
   assert.equal([disk.weights, disk.state], [400, 1200])
+  const halved = configOf(newRun(), { lora, optimizer: { stateDtype: 'bfloat16' } })
+  assert.is(planDisk(halved, parts).state, 800)
 })
 
 test('a checkpoint is measured with its model, and merged into one that gives the same log-probs', async () => {
@@ -155,7 +274,7 @@ test('an adapter whose model is unknown or gone says so', async () => {
 test('the configuration: names, ranges, and what goes together', () => {
   const of = (values: object) =>
     parseConfig({ model: { dir: 'm' }, task: { verifier: 'countdown' }, ...values }).lora
-  assert.equal(of({}), { r: 0, loraAlpha: 8, targetModules: ['all-linear'], useRslora: false })
+  assert.equal(of({}), { r: 0, loraAlpha: 8, targetModules: ['all-linear'], useRslora: false, merge: true })
   assert.equal(of({ lora: { r: 2, targetModules: 'q_proj, v_proj' } }).targetModules, ['q_proj', 'v_proj'])
   const messageOf = (values: object) => {
     try {
@@ -172,6 +291,12 @@ test('the configuration: names, ranges, and what goes together', () => {
   )
   assert.match(messageOf({ lora: { r: 2, loraDropout: 0.1 } }), /lora.*loraDropout/)
   assert.match(messageOf({ lora: { loraAlpha: 16 } }), /lora\.loraAlpha is 16; it needs lora\.r/)
+  assert.match(messageOf({ lora: { adapterPath: 'a' } }), /lora\.adapterPath is a; it needs lora\.r/)
+  assert.match(messageOf({ lora: { merge: false } }), /lora\.merge is false; it needs lora\.r/)
+  assert.match(
+    messageOf({ optimizer: { stateDtype: 'float16' } }),
+    /optimizer\.stateDtype .*float32.*bfloat16/,
+  )
   assert.match(
     messageOf({ lora: { r: 2 }, model: { dir: 'm', refModelSyncSteps: 4 } }),
     /model\.refModelSyncSteps is 4; it must be 0 with lora\.r/,

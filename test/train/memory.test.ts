@@ -112,11 +112,12 @@ test('activations: a chunk of tokens within 2 GiB; a longer sequence alone; far 
 test('the peak is the larger of training and generation; a run that does not fit is refused with its parts', () => {
   const parts = {
     ...{ weights: 1e9, masters: 2e9, moments: 4e9, gradients: 2e9, reference: 1e9 },
-    ...{ activations: 3e9, logits: 1e9, cache: 1e9, sampling: 5e8 },
+    ...{ activations: 3e9, logits: 1e9, merged: 0, cache: 1e9, sampling: 5e8 },
   }
   const plan = planMemory(parts)
   assert.is(plan.peak, 14e9 + plan.program)
   assert.is(planMemory({ ...parts, cache: 5e9 }).peak, 15.5e9 + plan.program)
+  assert.is(planMemory({ ...parts, merged: 3e9 }).peak, 14.5e9 + plan.program)
   checkMemory(plan, plan.peak)
   assert.throws(
     () => checkMemory(plan, plan.peak - 1),

@@ -174,11 +174,11 @@ class BlockCache : public Cache {
     batch.longest = longest;
     ops::aten::place_batch(batch, block_, net.rope(longest + 1, embed));
     const auto hidden =
-        net.decode(model_.weights, model_.ready(), embed.index_select(0, batch.token_ids),
+        net.decode(model_.weights, model_.for_generation(), embed.index_select(0, batch.token_ids),
                    [&](std::int64_t layer, const at::Tensor& qkv) {
                      return ops::aten::decode_attention(net.head_shape(), block_, layer, batch, qkv);
                    });
-    const auto logits = net.ops().linear(hidden, model_.ready().head, {});
+    const auto logits = net.ops().linear(hidden, model_.for_generation().head, {});
     const auto choices = sample_aten(logits, uniforms_.narrow(0, 0, rows), sampling_);
     choices_.narrow(1, 0, rows).copy_(choices);
     token_ids_.narrow(0, 0, rows).copy_(choices.select(0, 0));

@@ -191,9 +191,10 @@ class Decoder {
     }
     KeyValues layers;
     const ops::Backend& ops = model_.net.ops();
-    const auto hidden = model_.net.forward(model_.weights, model_.ready(), input, control_, nullptr, &layers);
+    const auto hidden =
+        model_.net.forward(model_.weights, model_.for_generation(), input, control_, nullptr, &layers);
     const auto logits =
-        ops.linear(ops.gather_rows(hidden, last.data(), end - first), model_.ready().head, {});
+        ops.linear(ops.gather_rows(hidden, last.data(), end - first), model_.for_generation().head, {});
     const std::vector<Cache::Id> kept = cache_.take(layers, spans);
     for (std::int64_t i = 0; i < end - first; ++i) {
       prefilled_.push_back({first + i, n, kept[static_cast<std::size_t>(i)], prompt_length(first + i),

@@ -106,13 +106,13 @@ class PagedCache : public Cache {
     Qwen2& net = model_.net;
     const auto& embed = model_.weights.embed;
     const auto& rope = net.rope(*std::max_element(positions.begin(), positions.end()) + 1, embed);
-    const auto hidden = net.decode(model_.weights, model_.ready(),
+    const auto hidden = net.decode(model_.weights, model_.for_generation(),
                                    net.ops().embed(embed, ids.data(), static_cast<std::int64_t>(ids.size())),
                                    [&](std::int64_t layer, const at::Tensor& qkv) {
                                      return ops::cpu::decode_attention(net.head_shape(), blocks, positions,
                                                                        rope, qkv, layer * layer_size_);
                                    });
-    return sample(net.ops().linear(hidden, model_.ready().head, {}), uniforms);
+    return sample(net.ops().linear(hidden, model_.for_generation().head, {}), uniforms);
   }
 
   std::vector<Choice> sample(const at::Tensor& logits, const std::vector<double>& uniforms) override {

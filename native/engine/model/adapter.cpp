@@ -67,6 +67,17 @@ AdapterTensors AdapterLayout::map(const at::Tensor& flat) const {
   return out;
 }
 
+std::int64_t AdapterLayout::adapted_size(const ModelConfig& config) const {
+  std::int64_t size = 0;
+  for (const LayerPart& part : layer_parts(config.architecture)) {
+    if (!part.columns) continue;
+    const auto has_term = [low = member_of(part.member)](const Group& group) { return group.member == low; };
+    if (std::any_of(groups_.begin(), groups_.end(), has_term))
+      size += part.rows(config) * part.columns(config);
+  }
+  return size * layers_;
+}
+
 Adapter::Adapter(const ModelConfig& config, const LoraOptions& options, DType dtype, at::Device device,
                  const Control& control)
     : layout(config, options), scaling(options.scaling), master(at::zeros({layout.flat_size()}, at::kFloat)) {
@@ -115,6 +126,36 @@ void Adapter::initialize(std::uint64_t seed) {
       data[entry.offset + i] = static_cast<float>(bound * (2 * u - 1));
     }
   }
+}
+
+at::Tensor Adapter::merged(const ops::Backend& ops, const at::Tensor& weight, const LowRank& low,
+                           const ops::RoundingNumbers& numbers) const {
+  constexpr std::int64_t kBytes = std::int64_t{8} << 20;  // of the sum, while it is float32
+  constexpr std::int64_t kRows = loops::kRoundingBlock;
+  const std::int64_t columns = weight.size(1), rank = low.parts.front().b.size(1);
+  const std::int64_t at_once = std::max<std::int64_t>(1, kBytes / (4 * kRows * columns)) * kRows;
+  const bool is_float = weight.scalar_type() == at::kFloat;
+  const auto a = low.a.to(at::kFloat);
+  auto out = at::empty_like(weight);
+  for (std::int64_t first = 0; first < weight.size(0); first += at_once) {
+    const std::int64_t rows = std::min(at_once, weight.size(0) - first);
+    auto to = out.narrow(0, first, rows);
+    auto sum = is_float ? to : at::empty({rows, columns}, to.options().dtype(at::kFloat));
+    sum.copy_(weight.narrow(0, first, rows));
+    std::int64_t at = 0;  // rows of A
+    for (const LowRank::Part& part : low.parts) {
+      const std::int64_t begin = std::max(first, part.column),
+                         end = std::min(first + rows, part.column + part.b.size(0));
+      if (begin < end) {
+        const auto b = part.b.narrow(0, begin - part.column, end - begin).to(at::kFloat);
+        auto of = sum.narrow(0, begin - first, end - begin);
+        ops.add_weight_grad(of, b.t().mul(scaling).contiguous(), a.narrow(0, at, rank));
+      }
+      at += rank;
+    }
+    if (!is_float) ops.round_randomly(sum, to, numbers, first * columns);
+  }
+  return out;
 }
 
 at::Tensor Adapter::delta(const std::string& weight) const {

@@ -36,6 +36,8 @@ class AdapterLayout : public FlatLayout {
  public:
   AdapterLayout(const ModelConfig& config, const LoraOptions& options);
   AdapterTensors map(const at::Tensor& flat) const;
+  /// Elements of the model's matrices that have a term, all layers together.
+  std::int64_t adapted_size(const ModelConfig& config) const;
 
  private:
   struct Part {
@@ -65,6 +67,12 @@ class Adapter {
   at::Tensor master;       // (flat_size) float32
   at::Tensor flat;         // of the model's dtype; master itself if that is float32
   AdapterTensors tensors;  // views of flat
+
+  /// weight + s B A (N, K), from A and B as the products take them, of the weight's dtype and on its device.
+  /// bfloat16 is rounded stochastically: most updates are smaller than half the distance of two bfloat16
+  /// numbers, and the nearest number would be the weight without them.
+  at::Tensor merged(const ops::Backend& ops, const at::Tensor& weight, const LowRank& low,
+                    const ops::RoundingNumbers& numbers) const;
 
   /// s B A (N, K) for the model's tensor of that name, float32 on the CPU; undefined if it has no such term.
   at::Tensor delta(const std::string& weight) const;

@@ -59,16 +59,20 @@ MemoryPrediction predict_memory(const ModelConfig& c, const PolicyOptions& optio
   MemoryPrediction m;
   m.weights = all * width;
   if (has_reference) m.reference = Layout(options.reference.config).flat_size() * width;
+  if (options.reference_lora.r > 0)
+    m.reference = AdapterLayout(c, options.reference_lora).flat_size() * width;
   std::int64_t trained = all, low = 0;  // low: what an adapter adds to the activations of a token
   if (options.lora.r > 0) {
-    trained = AdapterLayout(c, options.lora).flat_size();
+    const AdapterLayout adapter(c, options.lora);
+    trained = adapter.flat_size();
+    if (options.merge_adapter) m.merged = adapter.adapted_size(c) * width;
     low = c.layers * options.lora.r * static_cast<std::int64_t>(options.lora.target_modules.size());
     m.weights += trained * width;
     m.masters = width == 4 ? 0 : trained * 4;
   }
   if (options.trainable) {
     m.masters = width == 4 ? 0 : trained * 4;
-    m.moments = trained * 8;
+    m.moments = trained * 2 * static_cast<std::int64_t>(dtype_size(options.state_dtype));
     m.gradients = trained * 4;
     if (options.shard != Shard::kNone && options.lora.r == 0 && shape.processes > 1) {
       const Shards shards(layout, 0, shape.processes, Shards::piece_elements(on_cpu));

@@ -10,23 +10,25 @@
 #include <utility>
 
 #include "files/write.h"
+#include "model/weights.h"
+#include "ops/philox.h"
 
 namespace rapo {
 
-Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params,
-                     double max_grad_norm, at::Tensor master, at::Tensor weights, const Shards* shards,
-                     World* world)
+Optimizer::Optimizer(const ops::Backend& ops, const FlatLayout& layout, const PolicyOptions& options,
+                     at::Tensor master, at::Tensor weights, const Shards* shards, World* world)
     : ops_(ops),
       layout_(layout),
       shards_(shards),
       world_(world),
-      params_(params),
-      max_grad_norm_(max_grad_norm),
+      params_(options.adamw),
+      max_grad_norm_(options.max_grad_norm),
+      seed_(options.seed),
       master_(std::move(master)),
       weights_(std::move(weights)) {
   const std::int64_t size = shards ? shards->shard_size() : layout.flat_size();
-  m_ = at::zeros({size}, master_.options());
-  v_ = at::zeros({size}, master_.options());
+  m_ = at::zeros({size}, master_.options().dtype(ops::scalar_type(options.state_dtype)));
+  v_ = at::zeros_like(m_);
   if (!shards) slices_.push_back({0, 0, size, {}});
   if (shards) {
     for (const Shards::Piece& piece : shards->pieces())
@@ -68,6 +70,7 @@ StepResult Optimizer::step(at::Tensor& grad, bool is_shard, double norm, double 
   }
   ++steps_;
   const double scale = norm > max_grad_norm_ ? max_grad_norm_ / norm : 1;
+  const std::uint64_t key = philox_key(seed_, static_cast<std::uint64_t>(steps_), kMomentRounding);
   for (const Slice& slice : slices_) {
     if (slice.ranges.empty()) continue;
     const auto at = [&](const at::Tensor& flat, std::int64_t begin) {
@@ -76,7 +79,7 @@ StepResult Optimizer::step(at::Tensor& grad, bool is_shard, double norm, double 
     ops::AdamWBuffers buffers{master_of(slice.flat, slice.shard, slice.size),
                               at(grad, is_shard ? slice.shard : slice.flat), at(m_, slice.shard),
                               at(v_, slice.shard)};
-    ops_.adamw(buffers, slice.ranges, {params_, learning_rate, scale, steps_}, control);
+    ops_.adamw(buffers, slice.ranges, {params_, learning_rate, scale, steps_, key}, control);
   }
   publish(control);
   return result;
@@ -188,14 +191,18 @@ void Optimizer::load(const std::string& file, Control& control) {
       steps->second.find_first_not_of("0123456789") != std::string::npos) {
     fail("metadata steps is \"" + steps->second + "\", not a number");
   }
+  const char* hint = ": optimizer.stateDtype says what type the moments have";
   std::vector<std::vector<const StoredTensor*>> stored;  // of each kind, by entry
   for (const Kind& kind : kinds()) {
     stored.emplace_back();
-    for (const StoredTensor& wanted : layout_.described(kind.prefix)) {
+    for (StoredTensor wanted : layout_.described(kind.prefix)) {
+      wanted.dtype = ops::stored_name(ops::dtype_of(kind.flat));
       const auto found = state.tensors().find(wanted.name);
       if (found == state.tensors().end()) fail("tensor \"" + wanted.name + "\" is missing");
       if (found->second.dtype != wanted.dtype || found->second.shape != wanted.shape) {
-        fail("tensor \"" + wanted.name + "\" does not have this model's shape and float32");
+        fail("tensor \"" + wanted.name + "\" is " + found->second.dtype + " " +
+             show_shape(found->second.shape) + ", expected " + wanted.dtype + " " + show_shape(wanted.shape) +
+             (found->second.shape == wanted.shape ? hint : ""));
       }
       stored.back().push_back(&found->second);
     }
@@ -203,13 +210,14 @@ void Optimizer::load(const std::string& file, Control& control) {
   if (3 * layout_.entries().size() != state.tensors().size())
     fail("holds tensors that this model does not have");
 
-  const auto copy = [&](const StoredTensor& from, std::int64_t begin, const at::Tensor& to) {
+  const auto copy = [&](const StoredTensor& from, at::ScalarType type, std::int64_t begin,
+                        const at::Tensor& to) {
     constexpr std::int64_t kMost = std::int64_t{1} << 22;  // bounds the memory of the copy
     for (std::int64_t at = 0; at < to.numel(); at += kMost) {
       control.check();
       // A tensor of the file need not begin at a multiple of 4 bytes.
-      auto values = at::empty({std::min(kMost, to.numel() - at)}, at::kFloat);
-      std::memcpy(values.data_ptr(), from.data + static_cast<std::size_t>(begin + at) * sizeof(float),
+      auto values = at::empty({std::min(kMost, to.numel() - at)}, at::TensorOptions(type));
+      std::memcpy(values.data_ptr(), from.data + static_cast<std::size_t>(begin + at) * values.element_size(),
                   values.nbytes());
       to.narrow(0, at, values.numel()).copy_(values);
       control.done += values.numel();
@@ -225,13 +233,13 @@ void Optimizer::load(const std::string& file, Control& control) {
     // Weights that are masters are needed whole: below.
     if (shards_ && !all[k].is_shard) continue;
     for (const Overlap& o : overlaps_)
-      copy(*stored[k][o.entry], o.in_entry,
+      copy(*stored[k][o.entry], all[k].flat.scalar_type(), o.in_entry,
            all[k].flat.narrow(0, all[k].is_shard ? o.shard : o.flat, o.size));
   }
   if (shards_) {
     const auto& entries = layout_.entries();
     for (std::size_t e = 0; e < entries.size(); ++e)
-      copy(*stored[0][e], 0, weights_.narrow(0, entries[e].offset, entries[e].size));
+      copy(*stored[0][e], at::kFloat, 0, weights_.narrow(0, entries[e].offset, entries[e].size));
   }
   steps_ = std::stoll(steps->second);
   if (!shards_ && !masters_are_weights()) ops_.round_weights(master_, weights_);

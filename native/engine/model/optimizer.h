@@ -14,15 +14,18 @@
 
 namespace rapo {
 
-/// Weight decay is decoupled and applies to matrices only. Masters and moments are float32, moments are
-/// corrected for their bias. A float32 model's weights are their own masters; a bfloat16 model's are rounded
-/// from the masters after each step. With shards, a rank holds and updates the masters and moments of its
-/// shard alone, and all ranks exchange the weights after a step (ZeRO-1, arXiv 1910.02054).
+/// Weight decay is decoupled and applies to matrices only. Masters are float32, moments are corrected for
+/// their bias. bfloat16 moments are rounded stochastically after each step, since the nearest bfloat16 number
+/// would lose a change of less than 0.2 %, such as square's with beta2 = 0.999. A float32 model's weights are
+/// their own masters; a bfloat16 model's are rounded from the masters after each step. With shards, a rank
+/// holds and updates the masters and moments of its shard alone, and all ranks exchange the weights after a
+/// step (ZeRO-1, arXiv 1910.02054).
 class Optimizer {
  public:
-  /// master: float32, shared, not copied; the weights themselves if they are float32, else a buffer like
-  /// them, or of the shard's size. shards and world: both or none.
-  Optimizer(const ops::Backend& ops, const FlatLayout& layout, const AdamW& params, double max_grad_norm,
+  /// Of options: adamw, max_grad_norm, state_dtype and seed. master: float32, shared, not copied; the weights
+  /// themselves if they are float32, else a buffer like them, or of the shard's size. shards and world: both
+  /// or none, and none with bfloat16 moments.
+  Optimizer(const ops::Backend& ops, const FlatLayout& layout, const PolicyOptions& options,
             at::Tensor master, at::Tensor weights, const Shards* shards = nullptr, World* world = nullptr);
 
   /// grad: float32, of all weights or (is_shard) of the shard; it may be scaled in place. norm: of the whole
@@ -85,6 +88,7 @@ class Optimizer {
   std::vector<Overlap> overlaps_;
   AdamW params_;
   double max_grad_norm_;
+  std::uint64_t seed_;
   std::int64_t steps_ = 0;
   at::Tensor master_, weights_, m_, v_;
 };

@@ -14,21 +14,46 @@ const ops::Rope& Qwen2::rope(std::int64_t positions, const at::Tensor& like) {
   return rope_;
 }
 
-ReadyWeights::ReadyWeights(const ops::Backend& ops, const ModelTensors& w) : head(ops.prepare(w.head)) {
-  for (const LayerTensors& layer : w.layers) {
-    layers.push_back({{ops.prepare(layer.qkv), {}},
-                      {ops.prepare(layer.o), {}},
-                      {ops.prepare(layer.gate_up), {}},
-                      {ops.prepare(layer.down), {}}});
+namespace {
+
+/// The matrices of a layer: where their weights, their adapter's term and both prepared for products are.
+struct Matrix {
+  at::Tensor LayerTensors::* weight;
+  LowRank AdapterLayer::* low;
+  Projection ReadyWeights::Layer::* ready;
+};
+constexpr Matrix kMatrices[] = {
+    {&LayerTensors::qkv, &AdapterLayer::qkv, &ReadyWeights::Layer::qkv},
+    {&LayerTensors::o, &AdapterLayer::o, &ReadyWeights::Layer::o},
+    {&LayerTensors::gate_up, &AdapterLayer::gate_up, &ReadyWeights::Layer::gate_up},
+    {&LayerTensors::down, &AdapterLayer::down, &ReadyWeights::Layer::down},
+};
+
+}  // namespace
+
+ReadyWeights::ReadyWeights(const ops::Backend& ops, const ModelTensors& w)
+    : layers(w.layers.size()), head(ops.prepare(w.head)) {
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    for (const Matrix& m : kMatrices) (layers[i].*m.ready).weight = ops.prepare(w.layers[i].*m.weight);
   }
 }
 
 void ReadyWeights::add(const ops::Backend& ops, const AdapterTensors& adapter, double scaling) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    layers[i].qkv.low = {ops, adapter[i].qkv, scaling};
-    layers[i].o.low = {ops, adapter[i].o, scaling};
-    layers[i].gate_up.low = {ops, adapter[i].gate_up, scaling};
-    layers[i].down.low = {ops, adapter[i].down, scaling};
+    for (const Matrix& m : kMatrices) (layers[i].*m.ready).low = {ops, adapter[i].*m.low, scaling};
+  }
+}
+
+void ReadyWeights::merge(const ops::Backend& ops, const ModelTensors& w, const Adapter& adapter,
+                         std::uint64_t key) {
+  std::uint64_t stream = 0;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    for (const Matrix& m : kMatrices) {
+      const LowRank& low = adapter.tensors[i].*m.low;
+      const ops::RoundingNumbers numbers{key, stream++};
+      if (!low.parts.empty())
+        (layers[i].*m.ready).weight = ops.prepare(adapter.merged(ops, w.layers[i].*m.weight, low, numbers));
+    }
   }
 }
 

@@ -54,6 +54,9 @@ struct ReadyWeights {
   ReadyWeights(const ops::Backend& ops, const ModelTensors& w);
   /// Adds an adapter.
   void add(const ops::Backend& ops, const AdapterTensors& adapter, double scaling);
+  /// Replaces the matrices that an adapter changes by their sums with it. w: the model's weights. key: of the
+  /// sums' rounding.
+  void merge(const ops::Backend& ops, const ModelTensors& w, const Adapter& adapter, std::uint64_t key);
 };
 
 /// Where backward() adds gradients, float32. Tensors that are not trained are undefined.

@@ -212,8 +212,20 @@ const ReadyWeights& Model::ready() {
   return *adapted_;
 }
 
-void Model::changed() {
+const ReadyWeights& Model::for_generation() {
+  if (!adapter || !merges) return ready();
+  if (!merged_) {
+    const std::uint64_t key = philox_key(seed, static_cast<std::uint64_t>(steps_), kMergeRounding);
+    merged_ = std::make_unique<ReadyWeights>(base());
+    merged_->merge(net.ops(), weights, *adapter, key);
+  }
+  return *merged_;
+}
+
+void Model::changed(std::int64_t steps) {
+  steps_ = steps;
   adapted_.reset();
+  drop_merged();
   if (!adapter) base_.reset();
 }
 

@@ -59,16 +59,25 @@ class Model {
   const ReadyWeights& ready();
   /// The same without the adapter.
   const ReadyWeights& base();
+  /// What generation takes: the adapter merged into the weights if merges is true, else ready(). Merging is
+  /// done by the first call after a change.
+  const ReadyWeights& for_generation();
+  /// Frees the merged weights. The next ones are the same bits unless the adapter changes.
+  void drop_merged() { merged_.reset(); }
   /// Must be called after every change of the weights, or of the adapter where there is one: frees what was
-  /// prepared of them.
-  void changed();
+  /// prepared of them. steps: optimizer steps so far, on which the rounding of merged weights depends.
+  void changed(std::int64_t steps = 0);
+
+  bool merges = false;
+  std::uint64_t seed = 0;  // of the rounding of merged weights
 
   /// weights = share * other + (1 - share) * weights, share in (0, 1], in float32 and rounded once. other: of
   /// a flat buffer of the same layout, from `begin` on. Call changed() after the last part.
   void mix_in(std::int64_t begin, const at::Tensor& other, double share);
 
  private:
-  std::unique_ptr<ReadyWeights> base_, adapted_;
+  std::unique_ptr<ReadyWeights> base_, adapted_, merged_;
+  std::int64_t steps_ = 0;
 };
 
 }  // namespace rapo

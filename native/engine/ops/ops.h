@@ -79,7 +79,13 @@ struct Linear {
   at::Tensor packed;  // defined if the CPU's own gemm computes the product
 };
 
-/// The optimizer's flat float32 buffers, and the ranges of them that a step changes.
+/// The random numbers of a stochastic rounding: element i of a tensor takes those of (key, stream, i).
+struct RoundingNumbers {
+  std::uint64_t key, stream;
+};
+
+/// The optimizer's flat buffers, and the ranges of them that a step changes. master and grad are float32; the
+/// moments, mean and square, are float32 or bfloat16.
 struct AdamWBuffers {
   at::Tensor master, grad, mean, square;
 };
@@ -91,6 +97,9 @@ struct AdamWStep {
   AdamW params;
   double learning_rate, grad_scale;
   std::int64_t number;  // number of the step from 1, for the bias correction
+  /// For bfloat16 moments: range r rounds mean with the stream 2 r and square with the stream 2 r + 1, from
+  /// its first element on.
+  std::uint64_t rounding_key;
 };
 
 struct Backend {
@@ -155,11 +164,18 @@ struct Backend {
 
   /// The Euclidean norm of a flat float32 tensor, summed in double in a fixed order.
   double (*norm_of)(const at::Tensor& flat);
-  /// AdamW on the ranges. May scale the gradient in place. Throws kAborted between ranges.
+  /// AdamW on the ranges. The weights take the new moments before these are rounded. May scale the gradient
+  /// in place. Throws kAborted between ranges.
   void (*adamw)(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
                 const Control& control);
   /// weights (bfloat16) = master (float32), rounded.
   void (*round_weights)(const at::Tensor& master, at::Tensor& weights);
+  /// to (bfloat16) = from (float32), both of them whole tensors' elements from `first` on, a multiple of
+  /// loops::kRoundingBlock. A number between two bfloat16 numbers becomes the one further from 0 with a
+  /// probability that is its distance from the other, in 65536ths of the gap, so that the mean is exact; a
+  /// bfloat16 number stays as it is. Every backend gives the same bits.
+  void (*round_randomly)(const at::Tensor& from, at::Tensor& to, const RoundingNumbers& numbers,
+                         std::int64_t first);
 };
 
 /// Every function returns the same bits for any number of threads, except for products that libtorch

@@ -25,6 +25,15 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t coun
   return c;
 }
 
+/// What philox_key() makes a key for.
+constexpr std::uint64_t kMomentRounding = 1, kMergeRounding = 2;
+
+/// A key for philox() from the seed of a run, the number of a step, and what the numbers are for.
+inline std::uint64_t philox_key(std::uint64_t seed, std::uint64_t step, std::uint64_t purpose) {
+  const auto words = philox(seed, purpose, step);
+  return static_cast<std::uint64_t>(words[0]) << 32 | words[1];
+}
+
 /// A number in [0, 1) with 53 random bits.
 inline double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
   const auto words = philox(seed, stream, index);

@@ -1,11 +1,18 @@
 #include "ops/aten/ops.h"
 
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bitwise_right_shift.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/silu_backward.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace rapo::ops {
@@ -149,27 +156,93 @@ double norm_of(const at::Tensor& flat) {
   return std::sqrt(total.item<double>());
 }
 
-/// libtorch's fused AdamW, called once for the ranges with weight decay and once for the others.
+/// libtorch's fused AdamW on some ranges, all with weight decay or all without.
+void fused_adamw(const AdamWStep& step, bool decays, std::vector<at::Tensor> weights,
+                 std::vector<at::Tensor> grads, std::vector<at::Tensor> means,
+                 std::vector<at::Tensor> squares) {
+  if (weights.empty()) return;  // adapters have matrices alone; libtorch takes no empty list
+  const AdamW& params = step.params;
+  const auto t = at::full({}, static_cast<double>(step.number), grads.front().options());
+  const std::vector<at::Tensor> steps(weights.size(), t);
+  at::_fused_adamw_(weights, grads, means, squares, {}, steps, step.learning_rate, params.beta1, params.beta2,
+                    decays ? params.weight_decay : 0, params.eps, false, false);
+}
+
+/// The halves of Philox's words that elements [first, first + 128 blocks) take, as loops::Ops::round_randomly
+/// says: (128 blocks) int32. Words are held as int64.
+at::Tensor rounding_halves(std::int64_t blocks, const RoundingNumbers& numbers, std::int64_t first,
+                           const at::Tensor& like) {
+  constexpr std::int64_t kLanes = 16, kLow = 0xFFFFFFFF;
+  const auto low = [](std::uint64_t x) { return static_cast<std::int64_t>(x & 0xFFFFFFFF); };
+  const auto high = [](const at::Tensor& x) { return at::bitwise_right_shift(x, 32).bitwise_and_(kLow); };
+  const auto counter = at::arange(blocks * kLanes, options_of(like, at::kLong)).add_(first / 128 * kLanes);
+  std::array<at::Tensor, 4> c = {counter.bitwise_and(kLow), high(counter),
+                                 at::full_like(counter, low(numbers.stream)),
+                                 at::full_like(counter, low(numbers.stream >> 32))};
+  std::uint64_t k0 = low(numbers.key), k1 = low(numbers.key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    // The products' 64 bits are right although their signs are not.
+    const auto a = c[0].mul(std::int64_t{0xD2511F53}), b = c[2].mul(std::int64_t{0xCD9E8D57});
+    c = {high(b).bitwise_xor_(c[1]).bitwise_xor_(low(k0)), b.bitwise_and(kLow),
+         high(a).bitwise_xor_(c[3]).bitwise_xor_(low(k1)), a.bitwise_and(kLow)};
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  std::vector<at::Tensor> halves;
+  for (const at::Tensor& words : c) {
+    halves.push_back(words.bitwise_and(0xFFFF).view({blocks, kLanes}));
+    halves.push_back(at::bitwise_right_shift(words, 16).view({blocks, kLanes}));
+  }
+  return at::stack(halves, 1).view({-1}).to(at::kInt);
+}
+
+void round_randomly(const at::Tensor& from, at::Tensor& to, const RoundingNumbers& numbers,
+                    std::int64_t first) {
+  constexpr std::int64_t kBlock = loops::kRoundingBlock;
+  constexpr std::int64_t kPart = std::int64_t{1} << 24;  // bounds the memory of the random numbers
+  const auto x = from.view({-1});
+  auto y = to.view({-1});
+  for (std::int64_t at = 0; at < x.numel(); at += kPart) {
+    const std::int64_t n = std::min(kPart, x.numel() - at);
+    const auto part = x.narrow(0, at, n);
+    const auto random = rounding_halves((n + kBlock - 1) / kBlock, numbers, first + at, x).narrow(0, 0, n);
+    const auto moved = at::bitwise_right_shift(part.view(at::kInt).add(random), 16).to(at::kShort);
+    y.narrow(0, at, n).copy_(
+        at::where(at::isfinite(part), moved.view(at::kBFloat16), part.to(at::kBFloat16)));
+  }
+}
+
+/// float32 moments: called once for the ranges with weight decay and once for the others. bfloat16 moments
+/// are widened part by part.
 void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
            const Control& control) {
-  const AdamW& params = step.params;
+  constexpr std::int64_t kPart = std::int64_t{1} << 24;
   if (step.grad_scale != 1) buffers.grad.mul_(step.grad_scale);
-  const auto t = at::full({}, static_cast<double>(step.number), buffers.grad.options());
-  for (const bool decays : {true, false}) {
-    control.check();
-    std::vector<at::Tensor> weights, grads, means, squares, steps;
-    for (const FlatRange& range : ranges) {
-      if (range.decays != decays) continue;
-      const auto of = [&](const at::Tensor& flat) { return flat.narrow(0, range.offset, range.size); };
-      weights.push_back(of(buffers.master));
-      grads.push_back(of(buffers.grad));
-      means.push_back(of(buffers.mean));
-      squares.push_back(of(buffers.square));
-      steps.push_back(t);
+  if (buffers.mean.scalar_type() == at::kFloat) {
+    for (const bool decays : {true, false}) {
+      control.check();
+      std::array<std::vector<at::Tensor>, 4> of;
+      for (const FlatRange& range : ranges) {
+        if (range.decays != decays) continue;
+        std::size_t i = 0;
+        for (const at::Tensor* flat : {&buffers.master, &buffers.grad, &buffers.mean, &buffers.square})
+          of[i++].push_back(flat->narrow(0, range.offset, range.size));
+      }
+      fused_adamw(step, decays, of[0], of[1], of[2], of[3]);
     }
-    if (weights.empty()) continue;  // adapters have matrices alone; libtorch takes no empty list
-    at::_fused_adamw_(weights, grads, means, squares, {}, steps, step.learning_rate, params.beta1,
-                      params.beta2, decays ? params.weight_decay : 0, params.eps, false, false);
+    return;
+  }
+  for (std::size_t r = 0; r < ranges.size(); ++r) {
+    control.check();
+    for (std::int64_t first = 0; first < ranges[r].size; first += kPart) {
+      const std::int64_t at = ranges[r].offset + first, n = std::min(kPart, ranges[r].size - first);
+      auto mean = buffers.mean.narrow(0, at, n), square = buffers.square.narrow(0, at, n);
+      const auto wide_mean = wide(mean), wide_square = wide(square);
+      fused_adamw(step, ranges[r].decays, {buffers.master.narrow(0, at, n)}, {buffers.grad.narrow(0, at, n)},
+                  {wide_mean}, {wide_square});
+      round_randomly(wide_mean, mean, {step.rounding_key, 2 * r}, first);
+      round_randomly(wide_square, square, {step.rounding_key, 2 * r + 1}, first);
+    }
   }
 }
 
@@ -203,6 +276,7 @@ const Backend& aten_backend() {
       aten::norm_of,
       aten::adamw,
       aten::round_weights,
+      aten::round_randomly,
   };
   return backend;
 }

@@ -35,8 +35,14 @@ void round(const float* x, T* y, i64 n) {
 }
 
 template <class T>
+void widen(const T* x, float* y, i64 n) {
+  for (i64 i = 0; i < n; i += kLanes) store_up_to(y + i, load_up_to(x + i, n - i), n - i);
+}
+
+template <class T>
 void fill(Ops<T>& ops) {
   ops.round = &round<T>;
+  ops.widen = &widen<T>;
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ struct Factor {
 
 constexpr std::int64_t kCacheBlock = 16;
 constexpr std::int64_t kSumBlock = 1024;
+constexpr std::int64_t kRoundingBlock = 128;
 
 struct HeadShape {
   std::int64_t heads, kv_heads, head_dim;
@@ -68,6 +69,8 @@ struct Ops {
   float (*exp_row)(const T* logits, std::int64_t size, float scale, float* p, double* block_sums);
   /// y = x, rounded to T.
   void (*round)(const float* x, T* y, std::int64_t n);
+  /// y = x.
+  void (*widen)(const T* x, float* y, std::int64_t n);
   // The next three compute c (m, n) = a (m, k) b (k, n) with float32 sums, for large matrices. b, the smaller
   // factor, is packed once; a is read where it lies.
   /// Packs b (k, n) into panels of 16 columns, each (k, 16) float32, for panels [begin, end). Missing columns
@@ -119,6 +122,12 @@ struct Table {
   /// Packs w^T, w (n, k), as the b of gemm: gemm_pack_size(n, k) floats. Missing columns of the last panel
   /// are 0.
   void (*gemm_pack)(const float* w, std::int64_t n, std::int64_t k, float* packed);
+  /// Rounds elements [first, first + n) of a tensor stochastically: see ops::Backend::round_randomly. Element
+  /// i takes half j % 2 (0: the lower one) of word j / 2 of philox(key, stream, i / 128 * 16 + i % 16) (see
+  /// philox.h), with j = i % 128 / 16. Infinities and NaNs stay what they are.
+  void (*round_randomly)(const float* x, BFloat16* y, std::int64_t n, std::uint64_t key, std::uint64_t stream,
+                         std::int64_t first);
+
   bool has_product;  // whether Ops::product is fast with this instruction set; see has_product()
   /// y (m, n) += c.
   void (*add_tile)(const float* c, std::int64_t c_row, std::int64_t m, std::int64_t n, float* y,

@@ -329,6 +329,7 @@ const Backend& cpu_backend() {
       cpu::norm_of,
       cpu::adamw,
       cpu::round_weights,
+      cpu::round_randomly,
   };
   return backend;
 }

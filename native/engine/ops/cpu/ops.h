@@ -38,5 +38,7 @@ double norm_of(const at::Tensor& flat);
 void adamw(AdamWBuffers& buffers, const std::vector<FlatRange>& ranges, const AdamWStep& step,
            const Control& control);
 void round_weights(const at::Tensor& master, at::Tensor& weights);
+void round_randomly(const at::Tensor& from, at::Tensor& to, const RoundingNumbers& numbers,
+                    std::int64_t first);
 
 }  // namespace rapo::ops::cpu

@@ -15,6 +15,7 @@ const Table& table() {
     fill_gemm(t);
     fill_norm(t);
     fill_product(t);
+    fill_rounding(t);
     fill_sample(t);
     return t;
   }();

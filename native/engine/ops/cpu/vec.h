@@ -17,6 +17,7 @@ void fill_gate(Table& table);
 void fill_gemm(Table& table);
 void fill_norm(Table& table);
 void fill_product(Table& table);
+void fill_rounding(Table& table);
 void fill_sample(Table& table);
 
 namespace {
