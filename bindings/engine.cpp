@@ -443,13 +443,14 @@ Napi::Value save_logits(const Napi::CallbackInfo& info) {
   });
 }
 
-/// saveState, loadState, saveGradients: (handle, path) -> Promise<undefined>
+/// saveState, loadState, saveGradients: (handle, path, control?) -> Promise<undefined>
 template <auto method>
 Napi::Value with_path(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     auto policy = policy_of(info);
     const auto path = string_argument(info, 1, "path");
-    return on_engine(info.Env(), [policy, path](Control& control) { ((*policy).*method)(path, control); });
+    const auto work = [policy, path](Control& control) { ((*policy).*method)(path, control); };
+    return on_engine(info.Env(), work, ControlObject::get(info[2]));
   });
 }
 

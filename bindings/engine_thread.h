@@ -41,10 +41,11 @@ Napi::Value on_engine(Napi::Env env, const std::shared_ptr<Control>& control,
   return PromiseWorker<Result>::run(env, control, {}, std::move(run), std::move(to_js), &engine_thread());
 }
 
-/// The same for work without a result. Only the environment's end cancels it.
-inline Napi::Value on_engine(Napi::Env env, std::function<void(Control&)> work) {
+/// The same for work without a result. Without a control only the environment's end cancels it.
+inline Napi::Value on_engine(Napi::Env env, std::function<void(Control&)> work,
+                             const std::shared_ptr<Control>& control = std::make_shared<Control>()) {
   return on_engine<bool>(
-      env, std::make_shared<Control>(),
+      env, control,
       [work = std::move(work)](Control& control) {
         work(control);
         return true;

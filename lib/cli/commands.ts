@@ -27,6 +27,7 @@ import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere, refuseRanks } from './ranks.js'
 import { listenForStop } from './stop.js'
 import { activityOf, describeEvaluation, formatSample } from './train-output.js'
+import { createTransfers } from './transfers.js'
 
 /** Whether another rapo command started this process. That command shows the run's name before each label and decides when the run stops. */
 const isForked = process.send !== undefined
@@ -105,7 +106,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
     (error instanceof PeerError && error.isAbort)
   const processes = values.processes === undefined ? '' : ` --processes ${values.processes}`
   const resumeCommand = `${invocation()} train --resume ${quote(output)}${processes}`
-  const download = downloadProgress()
+  const transfers = createTransfers()
   if (config.data.train.length > 0)
     notify(
       `${resume === undefined ? 'opening' : 'going on with'} ${output}: reading ${nameOf(config.data.train)} …`,
@@ -113,17 +114,21 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   let stepsDone: number
   try {
     stepsDone = await train(config, {
-      onDownload: download.onProgress,
+      onDownload: transfers.onProgress,
+      onLoading: transfers.onProgress,
       resume: resume !== undefined,
       overwrite: values.overwrite ?? false,
       onUnusable: listUnusable,
-      onNotice: text => (progress ? progress.log(text) : notify(text)),
+      onNotice: text => {
+        if (progress) progress.log(text)
+        else if (!transfers.log(text)) notify(text)
+      },
       isStopping: () => stopping.signal !== undefined,
       signal: stopping.abort,
       onStart: done => {
         isStarted = true
         if (!speaks) return
-        download.stop()
+        transfers.stop()
         const label = isForked ? 'train' : path.basename(output)
         progress = createProgress({ label, total: steps, unit: 'steps', done })
         outlook.start(done)
@@ -158,7 +163,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
   } finally {
-    download.stop()
+    transfers.stop()
     progress?.stop()
     stopping.release()
   }
@@ -186,14 +191,14 @@ async function runDryRun(config: Config): Promise<void> {
     import('../train/dry-run.js'),
     import('./dry-run.js'),
   ])
-  const download = downloadProgress()
+  const transfers = createTransfers()
   const onNotice = (text: string) => {
-    download.stop()
-    notify(text)
+    if (!transfers.log(text)) notify(text)
   }
-  const hooks = { onDownload: download.onProgress, onUnusable: listUnusable, onNotice }
+  const { onProgress } = transfers
+  const hooks = { onDownload: onProgress, onLoading: onProgress, onUnusable: listUnusable, onNotice }
   const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
-  printLine(formatDryRun(await trying.finally(download.stop)))
+  printLine(formatDryRun(await trying.finally(transfers.stop)))
 }
 
 /** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
@@ -255,7 +260,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   if (await launchHere(values.processes)) return
 
   let progress: Progress | undefined
-  const download = downloadProgress()
+  const transfers = createTransfers()
   if (config.data.eval.length > 0) notify(`measuring ${given}: reading ${nameOf(config.data.eval)} …`)
   const measuring = untilStopped(async signal =>
     evaluate(config, {
@@ -267,9 +272,10 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       onNotice: notify,
       signal,
       onUnusable: listUnusable,
-      onDownload: download.onProgress,
+      onDownload: transfers.onProgress,
+      onLoading: transfers.onProgress,
       onProgress: (done, total, solved) => {
-        download.stop()
+        transfers.stop()
         const label = isForked ? 'eval' : `${name} eval`
         progress ??= createProgress({ label, total, unit: 'completions', done })
         progress.update(done, { 'problems solved': solved })
@@ -277,7 +283,7 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     }),
   )
   const result = await measuring.finally(() => {
-    download.stop()
+    transfers.stop()
     progress?.stop()
   })
   if (!isSpeaker()) return
@@ -304,12 +310,12 @@ interface GradeValues {
 
 export async function runGrade({ input, output, ...options }: GradeValues): Promise<void> {
   const { gradeLines } = await import('./grade.js')
-  const download = downloadProgress()
+  const transfers = createTransfers()
   const files = { ...(input && { input }), ...(output && { output }) }
   const grading = untilStopped(signal =>
-    gradeLines({ ...options, ...files, onDownload: download.onProgress, signal }),
+    gradeLines({ ...options, ...files, onDownload: transfers.onProgress, signal }),
   )
-  const { correct, total, unusable } = await grading.finally(download.stop)
+  const { correct, total, unusable } = await grading.finally(transfers.stop)
   printError(`${correct} of ${total} correct`)
   if (unusable.length === 0) return
   printError([`${plural(unusable.length, 'row')} not judged:`, ...summarizeRows(unusable)].join('\n  '))
@@ -383,8 +389,11 @@ async function withProgress(
   body: (options: InferOptions) => Promise<void>,
 ): Promise<void> {
   let progress: Progress | undefined
+  const transfers = createTransfers()
+  const onLoading = transfers.onProgress
   const onProgress = (done: number, total: number) => {
     if (total === 0) return
+    transfers.stop()
     progress ??= createProgress({ label, total, unit })
     progress.update(done)
   }
@@ -401,9 +410,13 @@ async function withProgress(
   const working = untilStopped(async signal => {
     const dir = checkpointOf({ model: model.dir, best })?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
-    await body({ model: dir, ...options, device, dtype, threads, onProgress, onNotice: notify, signal })
+    const hooks = { onProgress, onLoading, onNotice: notify, signal }
+    await body({ model: dir, ...options, device, dtype, threads, ...hooks })
   })
-  await working.finally(() => progress?.stop())
+  await working.finally(() => {
+    transfers.stop()
+    progress?.stop()
+  })
 }
 
 interface MergeValues {
@@ -416,12 +429,15 @@ interface MergeValues {
 export async function runMerge({ model, best = false, output, dtype }: MergeValues): Promise<void> {
   const { mergeAdapter } = await import('./merge.js')
   const adapter = checkpointOf({ model, best })?.dir ?? model
-  const download = downloadProgress()
-  const { onProgress } = download
+  const transfers = createTransfers()
+  const { onProgress } = transfers
   const merging = untilStopped(signal =>
-    mergeAdapter({ adapter, output, ...(dtype && { dtype }), onProgress, signal }),
+    mergeAdapter({
+      ...{ adapter, output, ...(dtype && { dtype }) },
+      ...{ onProgress, onLoading: onProgress, onNotice: notify, signal },
+    }),
   )
-  await merging.finally(download.stop)
+  await merging.finally(transfers.stop)
   printLine(path.resolve(output))
 }
 
@@ -477,7 +493,7 @@ export async function runDoctor({ json, config, processes = 1 }: DoctorValues): 
   const { doctor, formatDoctor } = await import('./doctor.js')
   const { formatPlan, isPossible, planConfig } = await import('./plan.js')
   const report = await doctor()
-  const download = downloadProgress()
+  const transfers = createTransfers()
   let plan: Plan | undefined
   /** Processes that share this machine's memory. */
   let sharing = 1
@@ -486,13 +502,13 @@ export async function runDoctor({ json, config, processes = 1 }: DoctorValues): 
     if (config !== undefined) {
       const loaded = loadConfig(config)
       if (loaded.model.device === 'cpu') sharing = processes
-      plan = await planConfig(loaded, { ...download, processes })
+      plan = await planConfig(loaded, { onProgress: transfers.onProgress, processes })
     }
   } catch (error) {
     // What was found on the machine is told all the same.
     failure = error
   } finally {
-    download.stop()
+    transfers.stop()
   }
   if (json) {
     printLine(JSON.stringify({ ...report, ...plan }, null, 2))
@@ -507,24 +523,8 @@ export async function runDoctor({ json, config, processes = 1 }: DoctorValues): 
 
 /** A model's directory. A model from the hub is fetched, with a progress bar. */
 async function fetchModel(model: string): Promise<string> {
-  const download = downloadProgress()
-  return resolveModel(model, download).finally(download.stop)
-}
-
-/** Shows one progress bar per download from the hub. */
-function downloadProgress() {
-  let progress: Progress | undefined
-  let shown: string | undefined
-  const onProgress = (done: number, total: number, name: string) => {
-    if (!isSpeaker()) return
-    if (name !== shown) {
-      progress?.stop()
-      progress = createProgress({ label: name, total: Math.ceil(total / 1e6), unit: 'MB' })
-      shown = name
-    }
-    progress?.update(done < total ? Math.floor(done / 1e6) : Math.ceil(total / 1e6))
-  }
-  return { onProgress, stop: () => progress?.stop() }
+  const transfers = createTransfers()
+  return resolveModel(model, { onProgress: transfers.onProgress }).finally(transfers.stop)
 }
 
 interface BenchValues {

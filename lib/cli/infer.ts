@@ -8,7 +8,7 @@ import { messagesFault } from '../data/problems.js'
 import { placeOf, type Row, readRows, rowsOfLines } from '../data/rows.js'
 import { packTokens } from '../model/batch.js'
 import { checkModel } from '../model/directory.js'
-import { openPolicy } from '../model/engine.js'
+import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import { type Located, locateModel } from '../model/locate.js'
 import type {
   CallOptions,
@@ -49,6 +49,8 @@ export interface InferOptions extends CallOptions {
   readonly problemField?: string
   /** Told, in a text for people, what is being loaded. */
   readonly onNotice?: (text: string) => void
+  /** As of openPolicy. */
+  readonly onLoading?: OpenPolicyOptions['onLoading']
   /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
 }

@@ -3,13 +3,13 @@ import { existsSync, readdirSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
 import { io, writeDirectory } from '../base/files.js'
 import { modelDTypeOf, readModelConfig } from '../model/config.js'
-import { openPolicy } from '../model/engine.js'
+import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import { locateModel } from '../model/locate.js'
 import type { ModelDType } from '../model/policy.js'
 import { copyTokenizer } from '../model/tokenizer.js'
 
-export interface MergeOptions extends HubOptions {
+export interface MergeOptions extends HubOptions, Omit<OpenPolicyOptions, 'loadPolicy'> {
   /** A directory with an adapter of PEFT's, such as a checkpoint of a run with the section lora. */
   readonly adapter: string
   /** Made; must not hold anything yet. */
@@ -30,7 +30,8 @@ export async function mergeAdapter({ adapter, output, dtype, ...hub }: MergeOpti
     throw new RapoError('ERR_RAPO_CONFIG', `${output} is not empty: choose another --output`)
   const own = modelDTypeOf(readModelConfig(modelDir).text)
   const signal = hub.signal ? { signal: hub.signal } : {}
-  const policy = await openPolicy(modelDir, { adapterDir, dtype: own, trainable: false, ...signal }, 0)
+  const loading = { adapterDir, dtype: own, trainable: false, ...signal } as const
+  const policy = await openPolicy(modelDir, loading, 0, hub)
   const fill = async (temporary: string) => {
     await policy.save(temporary, { dtype: dtype ?? own })
     copyTokenizer(modelDir, temporary)

@@ -14,7 +14,7 @@ import { type Problem, readProblems } from '../data/problems.js'
 import { fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { nameOf } from '../data/rows.js'
 import { checkModel } from '../model/directory.js'
-import { openPolicy } from '../model/engine.js'
+import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import { locateModel } from '../model/locate.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
@@ -53,6 +53,8 @@ export interface EvaluateOptions {
   readonly onUnusable?: (rows: readonly string[]) => void
   /** Told, in a text for people, what is being loaded. */
   readonly onNotice?: (text: string) => void
+  /** Told a few times a second how many bytes of the model's files have been read, of how many, and what is being read. */
+  readonly onLoading?: OpenPolicyOptions['onLoading']
   /** Called with the number of bytes so far while data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
   /** Discards the samples of an interrupted evaluation in `output`. Otherwise the evaluation continues from them. */

@@ -36,15 +36,15 @@ import {
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
   text('dir', dir)
-  fields('options', options, { ...optionFields, signal: true })
-  const { signal, ...rest } = options
-  checkCallOptions({ signal })
+  fields('options', options, { ...optionFields, signal: true, onProgress: true })
+  const { signal, onProgress, ...rest } = options
+  checkCallOptions({ signal, onProgress })
   const { shape, ...checked } = checkOptions(rest)
   const model = checkModel(dir)
   const native = withReference(dir, checked, checkModel)
   const addon = engine()
   if (native.device !== 'cpu') nameCudaLibrary(addon)
-  const { handle, info, ignored } = await runCall(new addon.Control(), { signal }, control =>
+  const { handle, info, ignored } = await runCall(new addon.Control(), { signal, onProgress }, control =>
     addon.load(model, native, control),
   )
   if (ignored.length > 0) warnOfIgnored(ignored)
@@ -304,7 +304,7 @@ interface Engine extends EngineAddon {
   ): Promise<void>
   saveLogits(handle: Handle, sequences: PackedTokens, rowPositions: Int32Array, file: string): Promise<void>
   saveState(handle: Handle, file: string): Promise<void>
-  loadState(handle: Handle, file: string): Promise<void>
+  loadState(handle: Handle, file: string, control: Control): Promise<void>
   saveGradients(handle: Handle, file: string): Promise<void>
 }
 
@@ -446,9 +446,10 @@ class NativePolicy implements Policy {
     return this.#call(undefined, () => this.#addon.saveState(this.#handle, file))
   }
 
-  async loadState(file: string): Promise<void> {
+  async loadState(file: string, options: Pick<CallOptions, 'onProgress'> = {}): Promise<void> {
     text('file', file)
-    return this.#call(undefined, () => this.#addon.loadState(this.#handle, file))
+    fields('options', options, { onProgress: true })
+    return this.#call(options, control => this.#addon.loadState(this.#handle, file, control))
   }
 
   dispose(): Promise<void> {
@@ -618,6 +619,8 @@ export interface OpenPolicyOptions {
   readonly loadPolicy?: LoadPolicy
   /** Told, in a text for people, that the model is being loaded, and its size. */
   readonly onNotice?: (text: string) => unknown
+  /** Told a few times a second how many bytes of the files have been read, of how many, and what is being read. */
+  readonly onLoading?: ((done: number, total: number, what: string) => void) | undefined
 }
 
 /** Loads a model with the engine, or with the loader given. threads: 0 leaves the engine's default. */
@@ -625,12 +628,26 @@ export async function openPolicy(
   dir: string,
   options: LoadOptions,
   threads: number,
-  { loadPolicy: given, onNotice }: OpenPolicyOptions = {},
+  { loadPolicy: given, onNotice, onLoading }: OpenPolicyOptions = {},
 ): Promise<Policy> {
   if (given) return given(dir, options)
   await told(onNotice?.(describeLoading(dir, options)), options.signal)
   await setEngineThreads(threads)
-  return loadPolicy(dir, options)
+  const { referenceDir } = options
+  const bytes = weightsBytes(dir) + (referenceDir === undefined ? 0 : weightsBytes(referenceDir))
+  return loadPolicy(dir, { ...options, ...inBytes(bytes, 'loading', onLoading) })
+}
+
+/** Progress of a call that reads `bytes` of files, whatever the call's own unit. */
+export function inBytes(
+  bytes: number,
+  what: string,
+  onLoading: OpenPolicyOptions['onLoading'],
+): Pick<CallOptions, 'onProgress'> {
+  if (!onLoading) return {}
+  return {
+    onProgress: (done, total) => onLoading(Math.round((bytes * done) / Math.max(1, total)), bytes, what),
+  }
 }
 
 function describeLoading(
@@ -646,9 +663,11 @@ function describeLoading(
   return `loading ${weightsSize(dir)} of weights from ${dir} to ${device} as ${dtype}${others} …`
 }
 
+const weightsSize = (dir: string) => byteSize(weightsBytes(dir))
+
 /** Of the weights' files, those in sub-folders too. */
-function weightsSize(dir: string): string {
+function weightsBytes(dir: string): number {
   const names = readdirSync(dir, { recursive: true }).map(String)
   const files = names.filter(name => name.endsWith('.safetensors') && !/(^|[\\/])rapo[\\/]/.test(name))
-  return byteSize(files.reduce((sum, name) => sum + statSync(path.join(dir, name)).size, 0))
+  return files.reduce((sum, name) => sum + statSync(path.join(dir, name)).size, 0)
 }

@@ -112,8 +112,8 @@ export interface PolicyOptions {
 export const shards = ['none', 'optimizer', 'gradients'] as const
 export type Shard = (typeof shards)[number]
 
-/** What loadPolicy takes. */
-export interface LoadOptions extends PolicyOptions, Pick<CallOptions, 'signal'> {}
+/** What loadPolicy takes. onProgress is told how many parameters have been read, those of a reference and of masters included. */
+export interface LoadOptions extends PolicyOptions, CallOptions {}
 
 /** How Policy.save writes a model. */
 export interface SaveOptions {
@@ -271,8 +271,11 @@ export interface Policy {
    * have ended.
    */
   saveState(file: string): Promise<void>
-  /** Reads a file that saveState wrote, in any number of ranks and with any shard. Throws if the file belongs to another model. */
-  loadState(file: string): Promise<void>
+  /**
+   * Reads a file that saveState wrote, in any number of ranks and with any shard. onProgress is told how many of its numbers
+   * have been read. Throws if the file belongs to another model.
+   */
+  loadState(file: string, options?: Pick<CallOptions, 'onProgress'>): Promise<void>
   /** Waits for a call in progress and frees the native memory. Later calls throw. */
   dispose(): Promise<void>
   /** Like dispose. */

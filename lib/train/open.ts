@@ -1,5 +1,5 @@
 /** Opens a run: everything that training needs is read and checked before anything is written. */
-import { existsSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { writeWhole } from '../base/files.js'
@@ -18,7 +18,7 @@ import { readProblems } from '../data/problems.js'
 import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
 import { type AdapterShape, isAdapter, readAdapter, shapeOf } from '../model/adapter.js'
 import { checkModel } from '../model/directory.js'
-import { openPolicy } from '../model/engine.js'
+import { inBytes, type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
 import { stopTokenIdsFor } from '../model/template.js'
@@ -53,7 +53,7 @@ export interface OpenOptions {
   readonly resume?: boolean
   /** Replaces an earlier run in config.run.output. */
   readonly overwrite?: boolean
-  /** Called with the rows that config.data.dropUnusable leaves out. Like the next two hooks, on rank 0 alone. */
+  /** Called with the rows that config.data.dropUnusable leaves out. Like the next three hooks, on rank 0 alone. */
   readonly onUnusable?: (rows: readonly string[]) => void
   /**
    * Told, in a text for people, what they should know of the run, such as the disk that it takes, or a server that is not used.
@@ -62,6 +62,8 @@ export interface OpenOptions {
   readonly onNotice?: (text: string) => void
   /** Called with the number of bytes so far while a model or data is fetched from the hub. */
   readonly onDownload?: HubOptions['onProgress']
+  /** Told a few times a second how many bytes of a model's files have been read, of how many, and what is being read. */
+  readonly onLoading?: OpenPolicyOptions['onLoading']
   /** Loads the model. Default: the engine's loadPolicy. */
   readonly loadPolicy?: LoadPolicy
   /** Aborting rejects with the signal's reason; see train. */
@@ -172,7 +174,7 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
  */
 export async function openRun(config: Config, given: OpenOptions = {}): Promise<OpenRun> {
   requireField('run.output', config.run.output, 'the run directory')
-  const { onUnusable, onNotice, onDownload, ...rest } = given
+  const { onUnusable, onNotice, onDownload, onLoading, ...rest } = given
   const joined = await joinWorld(config, given.signal)
   const { world } = joined
   // Only rank 0 calls the hooks that tell people something.
@@ -254,7 +256,7 @@ async function openPrepared(
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
     observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0, notice.call) : noObserver
-    if (from) await loadState(policy, from)
+    if (from) await loadState(policy, from, options)
     engine = openEngine(config, {
       ...{ policy, modelDir, stopTokenIds, onNotice: notice.call },
       prompts: [...prompts, ...(evalPrompts ?? [])].map(({ promptIds }) => promptIds),
@@ -426,8 +428,13 @@ function checkAdapter(checkpoint: string, { lora, run }: Config): void {
   )
 }
 
-async function loadState(policy: Policy, { dir, stateFile }: Checkpoint): Promise<void> {
-  if (existsSync(stateFile)) return policy.loadState(stateFile)
+async function loadState(
+  policy: Policy,
+  { dir, stateFile }: Checkpoint,
+  { onLoading }: OpenOptions,
+): Promise<void> {
+  if (existsSync(stateFile))
+    return policy.loadState(stateFile, inBytes(statSync(stateFile).size, "the optimizer's state", onLoading))
   throw new RapoError(
     'ERR_RAPO_CONFIG',
     `${dir} has no rapo/state.safetensors, the optimizer's state, which run.saveOptimizer last keeps of the newest checkpoint ` +

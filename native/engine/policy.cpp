@@ -151,7 +151,7 @@ struct Policy::Impl {
                               options.recompute, policy->flat.is_cpu());
   }
 
-  void make_trainable(const at::Device& device, const Control& control);
+  void make_trainable(const at::Device& device, Control& control);
 
   /// What accumulate() does, chunk by chunk.
   struct Work {
@@ -171,12 +171,17 @@ Policy::Policy(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Policy::~Policy() = default;
 
 std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptions& options,
-                                     const Control& control) {
+                                     Control& control) {
   return translated("loading a model", [&] {
     const at::Device device = device::open(options.device);
     ops::check_model_dtype(options.dtype);
     auto impl = std::make_unique<Impl>();
     impl->options = options;
+    const bool is_sharded = options.world && options.shard != Shard::kNone;
+    const bool reads_masters =
+        options.trainable && options.lora.r == 0 && options.dtype != DType::kFloat32 && !is_sharded;
+    control.total = Layout(model.config).parameters() * (reads_masters ? 2 : 1);
+    if (!options.reference.dir.empty()) control.total += Layout(options.reference.config).parameters();
     const ops::Backend& backend = ops::backend_of(options.backend, device);
     impl->policy = std::make_unique<Model>(model, options.dtype, device, backend, control);
     const Layout& layout = impl->policy->net.layout();
@@ -222,7 +227,7 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
   });
 }
 
-void Policy::Impl::make_trainable(const at::Device& device, const Control& control) {
+void Policy::Impl::make_trainable(const at::Device& device, Control& control) {
   const FlatLayout& trained = this->trained();
   const Layout& layout = policy->net.layout();
   World* world = options.world.get();
@@ -588,7 +593,7 @@ void Policy::save_state(const std::string& file, const Control& control) const {
   });
 }
 
-void Policy::load_state(const std::string& file, const Control& control) {
+void Policy::load_state(const std::string& file, Control& control) {
   translated("loading the optimizer's state", [&] {
     impl_->need_trainable("loadState()");
     impl_->kept.clear();

@@ -16,10 +16,10 @@ namespace rapo {
 /// Not thread-safe. The caller (bindings/) runs one call at a time, each on the engine's thread.
 class Policy {
  public:
-  /// Loads model.safetensors or its sharded form. Errors name the file and the tensor. control: looked at
-  /// between tensors, as in the other calls that read or write files.
+  /// Loads model.safetensors or its sharded form. Errors name the file and the tensor. control: counts the
+  /// parameters read; looked at between tensors, as in the other calls that read or write files.
   static std::unique_ptr<Policy> load(const ModelSource& model, const PolicyOptions& options,
-                                      const Control& control);
+                                      Control& control);
 
   /// Writes config as config.json, and model.safetensors with random weights (normal with initializer_range;
   /// norms 1; biases 0). dtype: float32 or bfloat16.
@@ -84,7 +84,7 @@ class Policy {
   /// options.shard every rank writes its part of the same file, which is whole when all have returned. Any
   /// world loads it, with any shard.
   void save_state(const std::string& file, const Control& control) const;
-  void load_state(const std::string& file, const Control& control);
+  void load_state(const std::string& file, Control& control);
 
  private:
   struct Impl;

@@ -33,6 +33,28 @@ const dir = await newModel({
 })
 const many = pack(Array.from({ length: 64 }, (_, i) => [1 + (i % 20), 2, 3, 4]))
 
+test('loading counts the parameters that it reads, and loadState the numbers', async () => {
+  for (const [options, models] of [
+    [{ trainable: false }, 1],
+    [{}, 1],
+    [{ referenceDir: dir }, 2],
+    // The masters are read, too.
+    [{ dtype: 'bfloat16', referenceDir: dir }, 3],
+  ] as const) {
+    const told: [number, number][] = []
+    const policy = await loadPolicy(dir, { ...options, onProgress: (...counts) => told.push(counts) })
+    const { parameters } = policy.info
+    assert.equal(told.at(-1), [models * parameters, models * parameters])
+    if (models === 3) {
+      const file = path.join(newDir(), 'state.safetensors')
+      await policy.saveState(file)
+      await policy.loadState(file, { onProgress: (...counts) => told.push(counts) })
+      assert.equal(told.at(-1), [3 * parameters, 3 * parameters])
+    }
+    await policy.dispose()
+  }
+})
+
 const open = () => loadPolicy(dir, { referenceDir: dir })
 
 /** What the promise rejects with. */

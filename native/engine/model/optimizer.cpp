@@ -177,7 +177,7 @@ void Optimizer::save(const std::string& file, const Control& control) const {
   write_safetensors_parts(file, tensors, metadata, parts, control);
 }
 
-void Optimizer::load(const std::string& file, const Control& control) {
+void Optimizer::load(const std::string& file, Control& control) {
   const SafetensorsFile state(file);
   const auto fail = [&](const std::string& message) {
     throw Error(ErrorCode::kFormat, file + ": " + message);
@@ -220,9 +220,15 @@ void Optimizer::load(const std::string& file, const Control& control) {
       std::memcpy(values.data_ptr(), from.data + static_cast<std::size_t>(begin + at) * values.element_size(),
                   values.nbytes());
       to.narrow(0, at, values.numel()).copy_(values);
+      control.done += values.numel();
     }
   };
   const auto all = kinds();
+  std::int64_t own = 0;
+  for (const Overlap& o : overlaps_) own += o.size;
+  control.committed = true;
+  for (const Kind& kind : all) control.total += !shards_ || kind.is_shard ? own : 0;
+  if (shards_) control.total += layout_.parameters();
   for (std::size_t k = 0; k < all.size(); ++k) {
     // Weights that are masters are needed whole: below.
     if (shards_ && !all[k].is_shard) continue;

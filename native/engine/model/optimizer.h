@@ -46,8 +46,8 @@ class Optimizer {
   /// file, which is whole when all have returned.
   void save(const std::string& file, const Control& control) const;
   /// Reads what is needed here of a file that any number of ranks wrote. A file that does not fit changes
-  /// nothing.
-  void load(const std::string& file, const Control& control);
+  /// nothing. control: counts the numbers read; cannot stop the reading.
+  void load(const std::string& file, Control& control);
 
  private:
   /// A part of the weights that is updated here: flat in the weights, shard in the moments.

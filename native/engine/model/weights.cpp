@@ -125,13 +125,21 @@ Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vec
   return checkpoint;
 }
 
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
-                  const Control& control) {
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat, Control& control) {
+  constexpr std::int64_t kPart = std::int64_t{1} << 23;  // an embedding may be a third of a model
   for (const Layout::Entry& entry : layout.entries()) {
-    control.check();
     const StoredTensor& from = checkpoint.tensors().at(entry.name);
-    auto to = flat.narrow(0, entry.offset, entry.size);
-    copy_stored(from, checkpoint.file_of(entry.name), to);
+    const std::size_t width = from.bytes / static_cast<std::size_t>(entry.size);
+    for (std::int64_t begin = 0; begin < entry.size; begin += kPart) {
+      control.check();
+      const std::int64_t count = std::min(kPart, entry.size - begin);
+      StoredTensor part = from;
+      part.data = from.data + static_cast<std::size_t>(begin) * width;
+      part.bytes = static_cast<std::size_t>(count) * width;
+      auto to = flat.narrow(0, entry.offset + begin, count);
+      copy_stored(part, checkpoint.file_of(entry.name), to);
+      control.done += count;
+    }
     checkpoint.release(from);
   }
 }
@@ -182,7 +190,7 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
 }
 
 Model::Model(const ModelSource& source, DType dtype, at::Device device, const ops::Backend& ops,
-             const Control& control)
+             Control& control)
     : net(source.config, ops), checkpoint(open_weights(source, net.layout(), ignored)) {
   flat = at::zeros({net.layout().flat_size()}, at::TensorOptions(ops::scalar_type(dtype)).device(device));
   weights = net.layout().map(flat);

@@ -26,9 +26,9 @@ void copy_stored(const StoredTensor& from, const std::string& file, at::Tensor& 
 /// heads, which nothing here uses.
 Checkpoint open_weights(const ModelSource& model, const Layout& layout, std::vector<std::string>& ignored);
 
-/// Copies the stored numbers into a flat buffer, converted to its dtype. Throws kAborted between tensors.
-void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat,
-                  const Control& control);
+/// Copies the stored numbers into a flat buffer, converted to its dtype. control: counts the parameters read;
+/// looked at every few million of them.
+void read_weights(const Checkpoint& checkpoint, const Layout& layout, at::Tensor& flat, Control& control);
 
 /// The same for the slices of a rank, into its shard.
 void read_shard(const Checkpoint& checkpoint, const Layout& layout, const Shards& shards, at::Tensor& shard,
@@ -42,8 +42,7 @@ at::Tensor random_weights(const ModelConfig& config, const Layout& layout, std::
 /// A model with its weights.
 class Model {
  public:
-  Model(const ModelSource& source, DType dtype, at::Device device, const ops::Backend& ops,
-        const Control& control);
+  Model(const ModelSource& source, DType dtype, at::Device device, const ops::Backend& ops, Control& control);
 
   Qwen2 net;
   std::vector<std::string>
