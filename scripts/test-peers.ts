@@ -3,22 +3,12 @@
  * user's cache, and compares them with the oracle and with the results in test/golden/peers/. `-- --write` writes
  * test/golden/peers/ instead. Needs the built kernels and access to PyPI.
  */
-import {
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs'
+import { copyFileSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { cacheDir } from '../lib/setup/cache.js'
 import { work } from '../lib/setup/process.js'
-import { makeVenv } from '../lib/setup/venv.js'
 import {
   type Comparison,
   comparePeers,
@@ -27,6 +17,7 @@ import {
   same,
   tableOf,
 } from '../test/helpers/peers-compare.js'
+import { type PythonEnv, pythonEnv } from './python-env.js'
 
 const { values } = parseArgs({ options: { write: { type: 'boolean', default: false } } })
 const here = fileURLToPath(new URL('peers', import.meta.url))
@@ -74,21 +65,12 @@ function changes(fresh: readonly Comparison[]): string[] {
   })
 }
 
-async function environment(): Promise<{ python: string; log: string }> {
+async function environment(): Promise<PythonEnv> {
   const files = ['requirements.txt', 'requirements-no-deps.txt'].map(name => join(here, name))
   const wanted = files.map(file => readFileSync(file, 'utf8')).join('')
-  const dir = join(cacheDir(), 'peers')
-  const done = join(dir, 'rapo-done')
-  const log = `${dir}.log`
-  const python = join(dir, 'bin', 'python')
-  if (existsSync(done) && readFileSync(done, 'utf8') === wanted) return { python, log }
-  console.log(`installing TRL, liger-kernel and torch into ${dir}, some minutes and 1.5 GB`)
-  rmSync(dir, { recursive: true, force: true })
-  mkdirSync(cacheDir(), { recursive: true })
-  writeFileSync(log, '')
-  const install = await makeVenv(dir, { env: process.env, log })
-  await install('the peers', ['-r', files[0]!])
-  await install('liger-kernel', ['--no-deps', '-r', files[1]!])
-  writeFileSync(done, wanted)
-  return { python, log }
+  return pythonEnv('peers', wanted, async (install, { dir }) => {
+    console.log(`installing TRL, liger-kernel and torch into ${dir}, some minutes and 1.5 GB`)
+    await install('the peers', ['-r', files[0]!])
+    await install('liger-kernel', ['--no-deps', '-r', files[1]!])
+  })
 }

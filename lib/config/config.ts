@@ -112,6 +112,18 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       `is ${rollouts.maxStaleness}; it must be 0 with rollouts.engine local, which cannot sample while it trains`,
     ])
   }
+  if (rollouts.maxStaleness > 1 && correction.level === 'off') {
+    faults.push([
+      'correction.level',
+      `is off; it must be token or sequence with rollouts.maxStaleness ${rollouts.maxStaleness}: the policy's own log-probs are needed where weights of several updates sampled a completion`,
+    ])
+  }
+  if (rollouts.maxStaleness > 1 && sampling.filterGroups !== 'off') {
+    faults.push([
+      'rollouts.maxStaleness',
+      `is ${rollouts.maxStaleness}; it must be ≤ 1 with sampling.filterGroups ${sampling.filterGroups}, which takes further problems while a step is sampled`,
+    ])
+  }
   const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
   if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
   faults.push(...loraFaults(config))

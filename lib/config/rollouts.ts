@@ -34,10 +34,10 @@ export const rollouts = z.strictObject({
     .default(64)
     .describe('requests that a server works on at once; each asks for the whole group of a prompt'),
   maxStaleness: count(0)
-    .max(1)
+    .max(64)
     .default(0)
     .describe(
-      'updates of the policy that may lie between sampling and training: with 1 the next rollouts are sampled while a step is trained on',
+      'updates of the policy that may lie between sampling and training: the rollouts of so many steps are sampled while a step is trained on',
     ),
   sendSeeds: z
     .boolean()

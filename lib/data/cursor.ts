@@ -21,6 +21,8 @@ export interface Cursor {
   next(count: number): Problem[]
   /** The current position, for createCursor. */
   state(): CursorState
+  /** Another cursor at this position, which goes its own way. */
+  fork(): Cursor
 }
 
 /**
@@ -47,22 +49,25 @@ export function createCursor(problems: readonly Problem[], seed: number, from?: 
     )
   }
   const orderOf = (epoch: number) => createRandom(deriveSeed(seed, 'epoch', epoch)).shuffle(problems)
-  let epoch = from?.epoch ?? 0
-  let position = from?.position ?? 0
-  let order = orderOf(epoch)
-  return {
-    next(count) {
-      const taken: Problem[] = []
-      while (taken.length < count) {
-        if (position === order.length) {
-          epoch++
-          position = 0
-          order = orderOf(epoch)
+  const at = (startEpoch: number, startPosition: number, startOrder: readonly Problem[]): Cursor => {
+    let [epoch, position, order] = [startEpoch, startPosition, startOrder]
+    return {
+      next(count) {
+        const taken: Problem[] = []
+        while (taken.length < count) {
+          if (position === order.length) {
+            epoch++
+            position = 0
+            order = orderOf(epoch)
+          }
+          taken.push(order[position++]!)
         }
-        taken.push(order[position++]!)
-      }
-      return taken
-    },
-    state: () => ({ epoch, position, fingerprint, ...(columnsFingerprint && { columnsFingerprint }) }),
+        return taken
+      },
+      state: () => ({ epoch, position, fingerprint, ...(columnsFingerprint && { columnsFingerprint }) }),
+      fork: () => at(epoch, position, order),
+    }
   }
+  const epoch = from?.epoch ?? 0
+  return at(epoch, from?.position ?? 0, orderOf(epoch))
 }

@@ -10,6 +10,8 @@ export interface SampledCompletions extends Completions {
    * sampled, the oldest version.
    */
   readonly versions: Int32Array
+  /** (B) of the completions during which an update came, where the server told: the version that sampled each token. */
+  readonly tokenVersions?: readonly (readonly number[] | undefined)[]
 }
 
 /** Samples completions from the weights that the last syncWeights gave it. */
@@ -42,7 +44,7 @@ export interface Sampler {
     prompts: PackedTokens,
     sampling: SamplingParams,
     options?: CallOptions,
-  ): Promise<Completions & Partial<Pick<SampledCompletions, 'versions'>>>
+  ): Promise<Completions & Partial<Pick<SampledCompletions, 'versions' | 'tokenVersions'>>>
 }
 
 /** The errors that every rollout engine has. */

@@ -65,6 +65,7 @@ export function openEngine(config: EngineConfig, parts: EngineParts): RolloutEng
     maxInFlight: rollouts.maxInFlight,
     sendSeeds: rollouts.sendSeeds,
     isOverlapped: rollouts.maxStaleness > 0 && fixedDir === undefined,
+    isInFlight: rollouts.maxStaleness > 1 && fixedDir === undefined,
     isFixed: fixedDir !== undefined,
   })
 }

@@ -35,6 +35,8 @@ export interface Rollout {
   readonly verdict?: Verdict
   /** Version of the weights that sampled it (SampledCompletions.versions); absent if a policy was sampled directly. */
   readonly version?: number
+  /** Where an update came while it was sampled: the version that sampled each token, as far as the server told. */
+  readonly versions?: readonly number[]
 }
 
 /** Options of score: how long it waits, and what it passes to verifiers. */
@@ -81,7 +83,7 @@ export async function rolloutGroups(
 ): Promise<Rollout[]> {
   const packed = packTokens(prompts.map(prompt => prompt.promptIds))
   const sampled = await sampler.generate(packed, sampling, options)
-  const { versions } = sampled
+  const { versions, tokenVersions } = sampled
   return unpackCompletions(sampled).map(({ tokenIds, logprobs, finishReason }, i) => ({
     ...prompts[Math.floor(i / sampling.n)]!,
     completionIds: tokenIds,
@@ -89,6 +91,7 @@ export async function rolloutGroups(
     finishReason,
     completion: tokenizer.decode(finishReason === 'stop' ? tokenIds.subarray(0, -1) : tokenIds),
     ...(versions && { version: versions[i]! }),
+    ...(tokenVersions?.[i] && { versions: tokenVersions[i] }),
   }))
 }
 

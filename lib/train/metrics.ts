@@ -24,6 +24,10 @@ export const emptySeconds = (): PhaseSeconds => ({ rollout: 0, score: 0, train: 
 export interface RolloutMetrics {
   /** Updates of the policy between the oldest weights that sampled a rollout of the step, and the step. */
   staleness?: number
+  /** The same on average over the tokens: from the weights that sampled each. */
+  stalenessMean?: number
+  /** Share of the rollouts that were sampled by the weights of several updates. */
+  mixedFraction?: number
   /** Share of the time since the step before in which the trainer waited for rollouts. */
   trainerIdleFraction?: number
   /** Share of that time in which no server had a request of the run. */

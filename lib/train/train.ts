@@ -169,7 +169,7 @@ async function rescue(run: Run, config: Config, error: unknown): Promise<unknown
   let note = `the state after step ${step} is saved in ${config.run.output}`
   try {
     // All checkpoints are kept, since the newest may be the cause of the error.
-    const checkpoint = await (isAlone ? write : save)(run, config, run.state, undefined, { keep: Infinity })
+    const checkpoint = await (isAlone ? write : save)(run, config, run.state, [], { keep: Infinity })
     run.lock.check()
     checkpoint?.commit()
   } catch (second) {
@@ -278,13 +278,7 @@ async function syncReference(run: Run, { model }: Config, step: number): Promise
 }
 
 /** All ranks wait until rank 0 has written, and learn whether it could. */
-function save(
-  run: Run,
-  config: Config,
-  state: TrainerState,
-  ahead: Ahead | undefined,
-  retention?: Retention,
-) {
+function save(run: Run, config: Config, state: TrainerState, ahead: readonly Ahead[], retention?: Retention) {
   const writing = async () => (run.world.rank === 0 ? write(run, config, state, ahead, retention) : undefined)
   return run.world.together(`the checkpoint of step ${state.step}`, writing)
 }
@@ -293,11 +287,11 @@ function write(
   run: Run,
   { run: { output, keepCheckpoints, saveOptimizer } }: Config,
   state: TrainerState,
-  ahead: Ahead | undefined,
+  ahead: readonly Ahead[],
   retention: Retention = { keep: keepCheckpoints, states: saveOptimizer },
 ) {
   const { policy, modelDir, baseModel, lock, hasMoved } = run
   lock.check()
-  const rollouts = ahead && formatAhead(ahead)
+  const rollouts = ahead.length > 0 ? formatAhead(ahead) : undefined
   return writeCheckpoint(output, modelDir, policy, state, retention, { hasMoved, baseModel, rollouts })
 }

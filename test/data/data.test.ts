@@ -249,7 +249,10 @@ test('a cursor resumed from a state goes on as if it had never stopped, at any p
     const cursor = createCursor(problems, 3)
     cursor.next(taken)
     const state = JSON.parse(JSON.stringify(cursor.state()))
-    assert.equal(ids(createCursor(problems, 3, state).next(10)), ids(cursor.next(10)), `after ${taken}`)
+    const fork = cursor.fork()
+    const next = ids(cursor.next(10))
+    assert.equal(ids(createCursor(problems, 3, state).next(10)), next, `after ${taken}`)
+    assert.equal(ids(fork.next(10)), next, `forked after ${taken}`)
   }
 })
 

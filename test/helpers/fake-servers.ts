@@ -26,10 +26,14 @@ export interface RequestBody {
   readonly sampling_params: {
     readonly n: number
     readonly max_new_tokens: number
+    readonly max_tokens: number
+    readonly seed?: number
     readonly temperature: number
     readonly stop_token_ids: number[]
     readonly sampling_seed?: number
   }
+  readonly token_ids: number[]
+  readonly mode: string
   readonly model_path: string
   readonly weight_version: string
 }
@@ -58,6 +62,10 @@ export interface Faults {
   keepsCache?: boolean
   /** vLLM: somebody paused it before it was first asked. */
   isPaused?: boolean
+  /** vLLM with --enable-scale-out: /inference/v1/generate tells the weights of each token. */
+  hasScaleOut?: boolean
+  /** Awaited after the first token of every completion that is asked for there; the rest comes from the weights of then. */
+  midway?: () => Promise<void>
   /** The context. Default 64. */
   maxModelLen?: number
   /** Called for each request: 'hang' never answers, 'half' breaks off in the answer, 'reset' before the answer. */
@@ -82,6 +90,14 @@ export interface FakeServer {
   /** Starts it again at the same address, with the weights that it began with. */
   restart(): Promise<void>
   close(): Promise<void>
+}
+
+interface Sampled {
+  readonly ids: number[]
+  readonly logprobs: number[]
+  readonly finishReason: string
+  /** Of /inference/v1/generate. */
+  readonly spans?: object[]
 }
 
 /** `model`: the directory that the server is started with. */
@@ -115,7 +131,7 @@ export async function startFakeServer(
     })
     const completions = unpackCompletions(sampled)
     return Promise.all(
-      completions.map(async ({ tokenIds, logprobs, finishReason }) => {
+      completions.map(async ({ tokenIds, logprobs, finishReason }): Promise<Sampled> => {
         const ids = [...tokenIds]
         const shown = faults.isRaw ? await rawLogprobs(source, prompt, ids) : [...logprobs]
         const isCut = faults.dropsStop && finishReason === 'stop'
@@ -126,6 +142,31 @@ export async function startFakeServer(
         }
       }),
     )
+  }
+
+  /** Completions whose first token comes from the weights of now, and the others from those after faults.midway. */
+  const sampleMidway: typeof sample = async (prompt, n, maxNewTokens, temperature, stopTokenIds, seed) => {
+    const ask = (again?: number) => sample(prompt, n, maxNewTokens, temperature, stopTokenIds, again)
+    const before = name
+    const first = await ask(seed)
+    await faults.midway?.()
+    const isLonger = ({ ids }: (typeof first)[number]) => ids.length > 1
+    const rest: typeof first = before === name ? [] : await ask(seed)
+    // The tokens of the fake policy do not depend on each other.
+    while (rest.length > 0 && rest.filter(isLonger).length < first.length) rest.push(...(await ask()))
+    const tails = rest.filter(isLonger)
+    return first.map((head, i) => {
+      const spans = (length: number, start: number) => [
+        { version: before, start: 0, end: start },
+        ...(start < length ? [{ version: name, start, end: length }] : []),
+      ]
+      const tail = tails[i]
+      if (!tail || !isLonger(head)) return { ...head, spans: spans(head.ids.length, head.ids.length) }
+      const join = <T>(a: T[], b: T[]) => [...a.slice(0, 1), ...b.slice(1)]
+      const ids = join(head.ids, tail.ids)
+      const logprobs = join(head.logprobs, tail.logprobs)
+      return { ids, logprobs, finishReason: tail.finishReason, spans: spans(ids.length, 1) }
+    })
   }
 
   const load = async (dir: string) => {
@@ -175,6 +216,23 @@ export async function startFakeServer(
         return refuse(500, `Call to collective_rpc method failed: ${(error as Error).message}`)
       }
     },
+    'POST /inference/v1/generate': async ({ token_ids: prompt, sampling_params: asked }) => {
+      if (!faults.hasScaleOut) return refuse(403, 'Scale-out endpoints need --enable-scale-out')
+      const { n, max_tokens: most, temperature, stop_token_ids: stops, seed } = asked
+      const sampled = await sampleMidway(prompt, n, most, temperature, stops, seed)
+      const choices = sampled.map(({ ids, logprobs, finishReason, spans }, index) => ({
+        index,
+        finish_reason: finishReason,
+        stop_reason: null,
+        token_ids: ids,
+        logprobs: {
+          content: ids.map((id, t) => ({ token_id: id, logprob: logprobs[t], rank: 1, top_logprobs: [] })),
+        },
+        weight_versions: spans,
+      }))
+      if (faults.reverses) choices.reverse()
+      return { request_id: 'generate-tokens-1', output_mode: 'tokens', model: 'policy', choices, usage: {} }
+    },
     'POST /v1/completions': async body => {
       const { prompt, n, max_tokens: maxTokens } = body
       if (body.model !== 'policy') return refuse(404, `The model \`${body.model}\` does not exist.`)
@@ -207,6 +265,8 @@ export async function startFakeServer(
     'GET /get_server_info': () => ({ version: '0.5.23', model_path: model, internal_states: [] }),
     'GET /get_model_info': () => ({ model_path: model, is_generation: true, weight_version: name }),
     'POST /tokenize': tokenize,
+    'POST /pause_generation': () => ({ status: 'ok' }),
+    'POST /continue_generation': () => ({ status: 'ok' }),
     'POST /update_weights_from_disk': async body => {
       try {
         await load(body.model_path)
@@ -262,7 +322,7 @@ export async function startFakeServer(
     const body = text === '' ? {} : JSON.parse(text)
     const { pathname } = new URL(request.url!, 'http://x')
     requests.push({ route: request.url!, body })
-    const isWork = pathname === '/v1/completions' || pathname === '/generate'
+    const isWork = /^\/(v1\/completions|generate|inference\/v1\/generate)$/.test(pathname)
     if (isWork) {
       running++
       response.on('close', () => running--)

@@ -499,4 +499,83 @@ test('where servers cannot be checked in the middle of a batch, a batch that los
   )
 })
 
+for (const [kind, faults] of [
+  ['vllm', { hasScaleOut: true }],
+  ['vllm', {}],
+  ['sglang', {}],
+] as const) {
+  const tells = 'hasScaleOut' in faults
+  const what = `${kind}${tells ? ' that tells the weights of each token' : ''}`
+  test(`${what}, update in flight: requests go on with the new weights, and new ones wait for the update`, () => {
+    const gate = { open: () => {} }
+    const opened = new Promise<undefined>(resolve => (gate.open = () => resolve(undefined)))
+    let isGated = false
+    const works = tells ? '/inference/v1/generate' : kind === 'vllm' ? '/v1/completions' : '/generate'
+    // Without spans the whole answer waits; with them the part after the first token does.
+    const onRequest = (route: string) => (isGated && !tells && route === works ? opened : undefined)
+    const own: Faults = { ...faults, onRequest, ...(tells && { midway: () => opened }) }
+    return stage(
+      kind,
+      [own],
+      async ({ servers: [server], engine, policy }) => {
+        await engine.syncWeights(0)
+        const old = await loadFakePolicy(model)
+        isGated = true
+        const early = engine.generate(prompts, sampling)
+        while (server!.running() < 3) await new Promise(resolve => setImmediate(resolve))
+        isGated = false
+        await trainOnce(policy)
+        const before = server!.requests.length
+        const syncing = engine.syncWeights(1)
+        const late = engine.generate(packTokens([[5]]), { ...sampling, n: 1 })
+        await syncing
+        gate.open()
+        const sent = server!.requests.slice(before).map(({ route }) => route)
+        assert.ok(sent.includes(kind === 'vllm' ? '/pause?mode=keep' : '/pause_generation'), sent.join(' '))
+        const freed = '/reset_prefix_cache?reset_running_requests=true'
+        assert.ok(sent.includes(kind === 'vllm' ? freed : '/continue_generation'), sent.join(' '))
+        assert.equal([...(await late).versions], [1])
+        const sampled = await early
+        assert.equal([...sampled.versions], new Array(12).fill(0))
+        if (!tells) return assert.ok(sampled.tokenVersions!.every(versions => versions === undefined))
+        assert.ok(sampled.tokenVersions!.some(versions => versions !== undefined))
+        for (const [i, completion] of unpackCompletions(sampled).entries()) {
+          const { tokenIds, logprobs } = completion
+          const versions = sampled.tokenVersions![i] ?? [0]
+          assert.equal(versions, [0, 1, 1, 1, 1].slice(0, tokenIds.length))
+          const rows = { rowPositions: Int32Array.from(tokenIds, (_, t) => t), tokenIds }
+          const sequences = packTokens([[0, ...tokenIds]])
+          const [by0, by1] = [old, policy].map(one => one.logprobs(sequences, rows, sampling.temperature))
+          const expected = [(await by0!).logprobs[0]!, ...(await by1!).logprobs.subarray(1)]
+          assert.equal([...logprobs], expected)
+        }
+      },
+      { isOverlapped: true, isInFlight: true, maxInFlight: 3 },
+    )
+  })
+}
+
+test('update in flight: tokens of weights that another gave are thrown away and sampled again', () => {
+  const faults: Faults = { hasScaleOut: true }
+  return stage(
+    'vllm',
+    [faults],
+    async ({ servers: [server], engine, policy }) => {
+      await engine.syncWeights(0)
+      const right = server!.weightsName()
+      let count = 0
+      faults.midway = async () => {
+        if (++count === 1) server!.rename('theirs')
+        if (count === 3) server!.rename(right)
+      }
+      const sampled = await engine.generate(prompts, sampling)
+      assert.equal([...sampled.versions], new Array(12).fill(0))
+      assert.ok(sampled.tokenVersions!.every(versions => versions === undefined))
+      assert.ok(count > 3)
+      assert.is(policy.info.layers, 1)
+    },
+    { isOverlapped: true, isInFlight: true },
+  )
+})
+
 test.run()

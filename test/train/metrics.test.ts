@@ -164,7 +164,13 @@ test('the fields are those that docs/files.md lists', () => {
     maskedFraction: 0,
   }
   const filtered: Required<Filtered> = { generatedGroups: 1, filteredFraction: 0 }
-  const measured: Required<RolloutMetrics> = { staleness: 0, trainerIdleFraction: 0, serversIdleFraction: 0 }
+  const measured: Required<RolloutMetrics> = {
+    staleness: 0,
+    stalenessMean: 0,
+    mixedFraction: 0,
+    trainerIdleFraction: 0,
+    serversIdleFraction: 0,
+  }
   const written = { ...line, ...remeasured, ...filtered, ...measured, step: 1, learningRate: 1 }
   assert.equal(Object.keys(written).sort(), listed.sort())
   assert.match(section, '`seconds: { rollout, score, train, save, sync }`')

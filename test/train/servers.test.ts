@@ -189,16 +189,17 @@ function linesOf(output: string): object[] {
 const weightsOf = (output: string) =>
   readFileSync(path.join(readLatestCheckpoint(output)!.dir, 'weights.json'), 'utf8')
 
-for (const [place, count] of [
+for (const [maxStaleness, place, count] of [
   // The weights for the server are saved too: this is the checkpoint of step 4.
-  ['save', 6],
-  ['accumulate', 6],
+  [1, 'save', 6],
+  [1, 'accumulate', 6],
+  [3, 'accumulate', 6],
 ] as const) {
-  test(`one step off, killed at ${place}: the resumed run uses the rollouts of its checkpoint, and ends as an unbroken one`, () =>
+  test(`${maxStaleness} ahead, killed at ${place}: the resumed run uses the rollouts of its checkpoint, and ends as an unbroken one`, () =>
     withServer({}, async server => {
       const [unbroken, output] = ['a', 'b'].map(name => path.join(makeTempDir(), name)) as [string, string]
       const run = { steps: 8, saveEvery: 2 }
-      const rollouts = { maxStaleness: 1, sendSeeds: true }
+      const rollouts = { maxStaleness, sendSeeds: true }
       await train(configOf(unbroken, server, run, rollouts), { loadPolicy })
       const changes = { run, rollouts: { engine: 'vllm', urls: [server.url], ...rollouts } }
       const child = spawn(
@@ -221,9 +222,9 @@ for (const [place, count] of [
       assert.ok(rolloutsFile)
       const before = server.requests.length
       await train(configOf(output, server, run, rollouts), { loadPolicy, resume: true })
-      // The step after the checkpoint was sampled before it: only later ones are asked for, 4 prompts each.
+      // The steps after the checkpoint were sampled before it: only later ones are asked for, 4 prompts each.
       const asked = server.requests.slice(before).filter(({ body }) => body.seed !== undefined)
-      assert.is(asked.length, 4 * (8 - trainer.step - 1))
+      assert.is(asked.length, 4 * (8 - trainer.step - maxStaleness))
       assert.equal(linesOf(output), linesOf(unbroken))
       assert.is(weightsOf(output), weightsOf(unbroken))
     }))
@@ -255,6 +256,83 @@ test('one step off, the only server dies while the next step is sampled: it is s
     assert.equal(cursorOf(output), cursorOf(other))
   })
 })
+
+test('3 ahead: no rollout is older, updates come in flight, and what is measured says which tokens are old', () => {
+  const faults: Faults = { hasScaleOut: true }
+  return withServer(faults, async server => {
+    let count = 0
+    faults.midway = async () => {
+      // The rollouts of the third step wait for the first update, which is made before they are trained on.
+      if (++count <= 8 || count > 12) return
+      while (!server.weightsName().endsWith('-v1')) await new Promise(resolve => setImmediate(resolve))
+    }
+    const output = path.join(makeTempDir(), 'run')
+    const lines: StepMetrics[] = []
+    const config = configOf(output, server, { steps: 8 }, { maxStaleness: 3 })
+    await train(config, { loadPolicy, onStep: line => void lines.push(line) })
+    assert.equal(
+      lines.map(({ staleness }) => staleness),
+      [0, 1, 2, 3, 3, 3, 3, 3],
+    )
+    const { stalenessMean, mixedFraction, mismatchMean } = lines[2]!
+    // First tokens are 2 updates old, the others 1.
+    assert.ok(stalenessMean! > 1 && stalenessMean! < 2, `${stalenessMean}`)
+    assert.ok(mixedFraction! > 0.5 && mixedFraction! <= 1, `${mixedFraction}`)
+    assert.ok(mismatchMean! > 1e-6)
+    for (const i of [0, 1, 3, 4, 5, 6, 7]) assert.is(lines[i]!.mixedFraction, 0)
+    assert.ok(server.requests.some(({ route }) => route === '/pause?mode=keep'))
+    // Each problem of the order was taken once.
+    const { epoch, position } = readLatestCheckpoint(output)!.trainer.cursor
+    assert.is(epoch * 10 + position, 8 * 4)
+  })
+})
+
+test('3 ahead, the only server dies: what it was sampling is sampled again, and no problem is left out', () => {
+  const faults: Faults = {}
+  let count = 0
+  return withServer(faults, async server => {
+    faults.onRequest = async route => {
+      if (route !== '/v1/completions' || ++count !== 30) return undefined
+      await server.kill()
+      await server.restart()
+      return undefined
+    }
+    const output = path.join(makeTempDir(), 'run')
+    const lines: StepMetrics[] = []
+    const config = configOf(output, server, { steps: 7 }, { maxStaleness: 3 })
+    await train(config, { loadPolicy, onNotice: () => {}, onStep: line => void lines.push(line) })
+    assert.equal(
+      lines.map(({ step }) => step),
+      [1, 2, 3, 4, 5, 6, 7],
+    )
+    assert.ok(lines.every(({ staleness }) => staleness! <= 3))
+    const { epoch, position } = readLatestCheckpoint(output)!.trainer.cursor
+    assert.is(epoch * 10 + position, 7 * 4)
+  })
+})
+
+test('a run that is resumed with a smaller maxStaleness uses no rollouts that are older', () =>
+  withServer({}, async server => {
+    const output = path.join(makeTempDir(), 'run')
+    const run = { steps: 7, saveEvery: 2 }
+    let stepsSeen = 0
+    await train(configOf(output, server, run, { maxStaleness: 3 }), {
+      ...{ loadPolicy, isStopping: () => ++stepsSeen === 4 },
+    })
+    const lines: StepMetrics[] = []
+    await train(configOf(output, server, run, { maxStaleness: 2 }), {
+      ...{ loadPolicy, resume: true, onStep: line => void lines.push(line) },
+    })
+    // Those of step 5 were sampled by version 1, 3 updates before.
+    assert.equal(
+      lines.map(({ step, staleness }) => [step, staleness]),
+      [
+        [5, 0],
+        [6, 1],
+        [7, 2],
+      ],
+    )
+  }))
 
 test('a resumed run without maxStaleness samples the problems of the rollouts in its checkpoint again', () =>
   withServer({}, async server => {
@@ -364,6 +442,17 @@ test('configuration: correction is on by default, and what servers cannot do is 
     }
     return 'it was accepted'
   }
+  const two = { engine: 'vllm', urls: 'http://a', maxStaleness: 2 }
+  assert.throws(
+    () => parseConfig({ ...minimal, rollouts: two, correction: { level: 'off' } }),
+    'correction.level is off; it must be token or sequence with rollouts.maxStaleness 2',
+  )
+  assert.throws(
+    () => parseConfig({ ...minimal, rollouts: two, sampling: { filterGroups: 'acc' } }),
+    'rollouts.maxStaleness is 2; it must be ≤ 1 with sampling.filterGroups acc',
+  )
+  assert.is(parseConfig({ ...minimal, rollouts: two }).rollouts.maxStaleness, 2)
+  assert.match(bad({ ...two, maxStaleness: 65 }), 'rollouts.maxStaleness is 65; it must be')
   assert.match(
     bad({ maxStaleness: 1 }),
     'rollouts.maxStaleness is 1; it must be 0 with rollouts.engine local',

@@ -10,7 +10,7 @@ import { type Canary, checkCanary } from './canary.js'
 import { checkContext, checkTakesWeights, checkTokenizer, type KnownText } from './checks.js'
 import { createFleet, type Held, isPassing, lost, type Member } from './fleet.js'
 import { NoAnswer } from './http.js'
-import { type InferenceServer, Interrupted } from './server.js'
+import { type InferenceServer, Interrupted, type ServerCompletion } from './server.js'
 import type { PublishedWeights } from './weights.js'
 
 /** What serverEngine samples with. */
@@ -34,6 +34,8 @@ export interface ServerEngineOptions {
    * syncWeights, and generate throws ServersLost where no other is left.
    */
   readonly isOverlapped: boolean
+  /** Updates do not wait for calls of generate, which go on with the new weights. Needs isOverlapped. Default false. */
+  readonly isInFlight?: boolean
   /** The weights never change, and servers may have been started with them: a server that passes the canary is not given them. */
   readonly isFixed?: boolean
   /**
@@ -52,8 +54,18 @@ const MAX_FAILURES = 8
 /** Seconds for answers that need no work. */
 const QUICK = 30
 
+/** The completions of one prompt, each with the version of its weights, and who sampled them. */
+interface SampledGroup {
+  readonly member: Member
+  readonly completions: readonly (Completion & {
+    readonly version: number
+    readonly versions?: readonly number[]
+  })[]
+}
+
 export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   const { servers, policy, weights, canary, timeoutSeconds, sendSeeds, isOverlapped } = options
+  const { isInFlight = false } = options
   const notice = notices(options.onNotice)
   const fleet = createFleet(servers, options.maxInFlight, notice.call)
   const closing = new AbortController()
@@ -61,10 +73,16 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   // Weights of another run, or of an earlier process of this one, never have the same name.
   const run = randomUUID().slice(0, 8)
   const nameOf = (version: number) => `${run}-v${version}`
+  /** Undefined for the name of weights that this engine did not give. */
+  const versionOf = (name: string) => {
+    const version = Number(/-v(\d+)$/.exec(name)?.[1])
+    return name === nameOf(version) ? version : undefined
+  }
   let version: number | undefined
-  /** Calls of generate under way: syncWeights waits for them, and they for syncWeights. */
+  /** Calls of generate under way: syncWeights waits for them, unless updates are made in flight, and they for syncWeights. */
   const sampling = new Set<Promise<unknown>>()
   let syncing: Promise<void> = Promise.resolve()
+  let isSyncing = false
 
   /** Gives a server the weights of now and checks what it then samples. Returns what the server calls them. */
   async function prepare(server: InferenceServer, dir: string, signal: AbortSignal): Promise<Held> {
@@ -83,7 +101,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     }
     checkTakesWeights(facts)
     const name = nameOf(version!)
-    await server.load(dir, name, { signal, timeoutSeconds })
+    await server.load(dir, name, { signal, timeoutSeconds, isInFlight })
     const held = await server.weightsName(quick(signal))
     if (held !== undefined && held !== name) {
       throw new RapoError('ERR_RAPO_IO', `${server.url} was given the weights ${name} but holds ${held}`)
@@ -102,7 +120,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     if (next !== version) fleet.outdate()
     version = next
     const dir = await weights.publish(next)
-    await fleet.ready(server => prepare(server, dir, signal), { signal, timeoutSeconds })
+    await fleet.ready(server => prepare(server, dir, signal), next, { signal, timeoutSeconds })
     notice.failed.throwIfAborted()
     weights.keepOnly(next)
   }
@@ -112,6 +130,10 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     for (;;) {
       const member = await fleet.acquire(signal)
       if (member) return member
+      if (isSyncing) {
+        await syncing.catch(() => {})
+        continue
+      }
       if (isOverlapped) throw lost(fleet.members)
       await recover(signal)
     }
@@ -124,10 +146,13 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     return recovering
   }
 
+  /** Whether these are the weights that it was given last, or is being given. */
+  const isRight = ({ held }: Member, name: Held) => name === held || (isInFlight && name === nameOf(version!))
+
   /** Whether a server whose request failed still holds the weights of now. */
   async function recheck(member: Member, fault: unknown, signal: AbortSignal): Promise<void> {
     try {
-      if ((await member.server.weightsName(quick(signal))) === member.held) return
+      if (isRight(member, await member.server.weightsName(quick(signal)))) return
     } catch {
       signal.throwIfAborted()
     }
@@ -139,16 +164,23 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     promptIds: readonly number[],
     params: SamplingParams & { readonly seed: number },
     signal: AbortSignal,
-  ): Promise<{ member: Member; completions: Completion[] }> {
+  ): Promise<SampledGroup> {
     const { seed, maxBatch: _, ...rest } = params
     // vLLM refuses several greedy completions, which would all be the same.
     const isGreedy = rest.temperature === 0
     for (let failures = 0; ; ) {
       const member = await acquire(signal)
       try {
-        const request = { ...rest, ...(isGreedy && { n: 1 }), ...(sendSeeds && { seed }) }
+        const request = {
+          ...rest,
+          ...(isGreedy && { n: 1 }),
+          ...(sendSeeds && { seed }),
+          withWeights: isInFlight,
+        }
+        const { version: oldest = version! } = member
         const sampled = await member.server.sample(promptIds, request, { signal, timeoutSeconds })
-        return { member, completions: isGreedy ? Array(params.n).fill(sampled[0]!) : sampled }
+        const completions = isGreedy ? Array<ServerCompletion>(params.n).fill(sampled[0]!) : sampled
+        return { member, completions: completions.map(one => ({ ...one, ...agesOf(member, one, oldest) })) }
       } catch (fault) {
         signal.throwIfAborted()
         if (!isPassing(fault) && !(fault instanceof Interrupted)) throw fault
@@ -168,15 +200,29 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     }
   }
 
+  /** The version of a completion, and those of its tokens where they differ. `oldest`: of the server when it was asked. */
+  function agesOf({ server }: Member, { weights: spans }: ServerCompletion, oldest: number) {
+    if (!spans) return { version: oldest }
+    const versions = spans.flatMap(({ name, start, end }) => {
+      const version = versionOf(name)
+      if (version !== undefined) return Array<number>(end - start).fill(version)
+      throw new Interrupted(
+        `${server.url}: the weights ${name} sampled a part, which this run did not give it`,
+      )
+    })
+    return { version: versions[0]!, ...(spans.length > 1 && { versions }) }
+  }
+
   /** The members among `used` that did not hold the weights of now until the end. */
   async function findStale(used: ReadonlySet<Member>, signal: AbortSignal): Promise<Set<Member>> {
     const stale = new Set<Member>()
+    if (isInFlight) await syncing.catch(() => {})
     await Promise.all(
       [...used].map(async member => {
         const { server, held = nameOf(version!) } = member
         try {
           const now = await server.weightsName(quick(signal))
-          if (now === held) return
+          if (now !== undefined && isRight(member, now)) return
           if (now === undefined) {
             const claim = `was given the weights ${held}`
             return void (await checkCanary(server, policy, canary, claim, { signal, timeoutSeconds }))
@@ -206,7 +252,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     )
     const { n, maxNewTokens, seed } = params
     const seedOf = (i: number) => (typeof seed === 'number' ? (seed + i * n) % 2 ** 53 : seed[i]!)
-    const groups = new Map<number, { member: Member; completions: Completion[] }>()
+    const groups = new Map<number, SampledGroup>()
     const total = lists.length * n * maxNewTokens
     while (groups.size < lists.length) {
       const missing = [...lists.keys()].filter(i => !groups.has(i))
@@ -233,7 +279,8 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
       tokens: packTokens(completions.map(({ tokenIds }) => Array.from(tokenIds))),
       logprobs: concat(completions.map(({ logprobs }) => logprobs)),
       finishReasons: completions.map(({ finishReason }) => finishReason),
-      versions: new Int32Array(completions.length).fill(version!),
+      versions: Int32Array.from(completions, completion => completion.version),
+      ...(isInFlight && { tokenVersions: completions.map(({ versions }) => versions) }),
     }
   }
 
@@ -258,8 +305,13 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
         signal.throwIfAborted()
         checkVersion(next)
         await before.catch(() => {})
-        await Promise.allSettled(sampling)
-        await sync(next, signal)
+        if (!isInFlight) await Promise.allSettled(sampling)
+        isSyncing = true
+        try {
+          await sync(next, signal)
+        } finally {
+          isSyncing = false
+        }
       }
       syncing = run()
       return syncing

@@ -14,8 +14,9 @@ export interface Member {
   inFlight: number
   /** Requests may be sent: it was seen to hold the weights of now. */
   isReady: boolean
-  /** Where it is ready. */
+  /** What it calls the weights that it was given last, and their version. */
   held?: Held
+  version?: number
   /** Why it is not ready. */
   fault?: unknown
 }
@@ -36,10 +37,10 @@ export interface Fleet {
   /** Takes it out of use. */
   lose(member: Member, fault: unknown): void
   /**
-   * Makes every member ready that is not: `prepare` throws where it cannot. Where none is ready afterwards, and one of them may
+   * Makes every member ready, with the weights of `version`, that is not: `prepare` throws where it cannot. Where none is ready afterwards, and one of them may
    * come back, once more until the time is over. Throws ServersLost, naming each member and its fault.
    */
-  ready(prepare: (server: InferenceServer) => Promise<Held>, call: ServerCall): Promise<void>
+  ready(prepare: (server: InferenceServer) => Promise<Held>, version: number, call: ServerCall): Promise<void>
   close(): void
 }
 
@@ -85,7 +86,7 @@ export function createFleet(
       member.fault = fault
       wake()
     },
-    async ready(prepare, { signal, timeoutSeconds }) {
+    async ready(prepare, version, { signal, timeoutSeconds }) {
       const end = performance.now() + timeoutSeconds * 1000
       for (let round = 0; ; round++) {
         await Promise.all(
@@ -95,6 +96,7 @@ export function createFleet(
               const before = member.fault
               try {
                 member.held = await prepare(member.server)
+                member.version = version
                 member.isReady = true
                 delete member.fault
               } catch (fault) {

@@ -7,6 +7,20 @@ import type { SamplingParams } from '../../model/policy.js'
 export interface PromptSampling extends Omit<SamplingParams, 'seed' | 'maxBatch'> {
   /** Absent: the server draws its own. Sample i of the prompt has seed + i. */
   readonly seed?: number
+  /** Whether the names of the weights that sampled each token are wanted. */
+  readonly withWeights?: boolean
+}
+
+/** Tokens from `start` up to `end` of a completion, and the name of the weights that sampled them, as load gave it. */
+export interface WeightSpan {
+  readonly name: string
+  readonly start: number
+  readonly end: number
+}
+
+/** A completion; with PromptSampling.withWeights, where the server tells, also its weights. */
+export interface ServerCompletion extends Completion {
+  readonly weights?: readonly WeightSpan[]
 }
 
 /** What a server says of itself. */
@@ -35,12 +49,17 @@ export interface InferenceServer {
   /** Changes nothing. Throws RapoError where it serves no model. */
   inspect(call: ServerCall): Promise<ServerFacts>
   /** sampling.n completions, in the order of the samples. */
-  sample(promptIds: readonly number[], sampling: PromptSampling, call: ServerCall): Promise<Completion[]>
+  sample(
+    promptIds: readonly number[],
+    sampling: PromptSampling,
+    call: ServerCall,
+  ): Promise<ServerCompletion[]>
   /**
    * Reads the weights in a directory that the server can see, drops the caches that belong to the weights before, and names the
-   * new ones. No request may be under way.
+   * new ones. Requests under way are finished before; with isInFlight they are frozen instead, their caches are computed again,
+   * and they go on with the new weights.
    */
-  load(dir: string, name: string, call: ServerCall): Promise<void>
+  load(dir: string, name: string, call: ServerCall & { readonly isInFlight?: boolean }): Promise<void>
   /** The name of the weights that it holds, as load gave it; undefined where this release does not tell. */
   weightsName(call: ServerCall): Promise<string | undefined>
   /** The token ids of a text; undefined where this release does not tell. */
@@ -56,6 +75,8 @@ export interface RawCompletion {
   readonly tokenIds: unknown
   readonly logprobs: unknown
   readonly finishReason: unknown
+  /** Of weight spans as vLLM writes them: { version, start, end }. */
+  readonly weights?: unknown
 }
 
 /**
@@ -66,10 +87,10 @@ export function checkCompletions(
   place: string,
   raw: readonly RawCompletion[],
   { n, maxNewTokens, stopTokenIds }: PromptSampling,
-): Completion[] {
+): ServerCompletion[] {
   const fault = (why: string) => new RapoError('ERR_RAPO_IO', `${place} ${why}`)
   if (raw.length !== n) throw fault(`sent ${raw.length} completions; ${n} were asked for`)
-  return raw.map(({ tokenIds, logprobs, finishReason }, i) => {
+  return raw.map(({ tokenIds, logprobs, finishReason, weights }, i) => {
     if (finishReason === 'abort') throw new Interrupted(`${place}: completion ${i} was aborted there`)
     if (!isList(tokenIds, id => Number.isSafeInteger(id) && id >= 0)) {
       throw fault(`sent completion ${i} without its token ids`)
@@ -101,13 +122,25 @@ export function checkCompletions(
     if (first >= 0 && first < tokenIds.length - 1) {
       throw fault(`went on after the stop token ${tokenIds[first]} in completion ${i}`)
     }
+    const spans = spansOf(weights, tokenIds.length)
+    if (spans === null) throw fault(`sent completion ${i} with weight_versions that do not cover its tokens`)
     return {
+      ...(spans && { weights: spans }),
       tokenIds: Int32Array.from(tokenIds),
       logprobs: Float32Array.from(logprobs),
       // SGLang says length where the last token that was allowed is a stop token.
       finishReason: stopTokenIds.includes(last) ? 'stop' : 'length',
     }
   })
+}
+
+/** Undefined where there are none, null where they are not whole. */
+function spansOf(written: unknown, length: number): WeightSpan[] | undefined | null {
+  if (written === undefined || written === null) return undefined
+  if (!Array.isArray(written)) return null
+  const spans = written.map(({ version, start, end }) => ({ name: String(version), start, end }))
+  const isWhole = spans.every(({ start, end }, i) => start === (spans[i - 1]?.end ?? 0) && end > start)
+  return isWhole && spans.at(-1)?.end === length ? spans : null
 }
 
 function isList(value: unknown, isItem: (item: number) => boolean): value is number[] {

@@ -39,11 +39,17 @@ export function sglangServer(url: string): InferenceServer {
       return checkCompletions(place, raw, sampling)
     },
 
-    async load(dir, name, call) {
+    async load(dir, name, { isInFlight = false, ...call }) {
       const body = { model_path: dir, flush_cache: true, weight_version: name }
-      const { success, message } = await post('/update_weights_from_disk', call, body)
-      if (success === true) return
-      throw new RapoError('ERR_RAPO_IO', `${connection.url} did not load ${dir}: ${message}`)
+      // Requests that were retracted have no caches, and compute them again.
+      if (isInFlight) await post('/pause_generation', call, { mode: 'retract' })
+      try {
+        const { success, message } = await post('/update_weights_from_disk', call, body)
+        if (success === true) return
+        throw new RapoError('ERR_RAPO_IO', `${connection.url} did not load ${dir}: ${message}`)
+      } finally {
+        if (isInFlight) await post('/continue_generation', call, {})
+      }
     },
 
     weightsName: async call => {

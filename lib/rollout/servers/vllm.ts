@@ -36,21 +36,45 @@ export function vllmServer(url: string): InferenceServer {
     return asked
   }
   const known = (call: ServerCall) => facts ?? inspect(call)
+  /** Releases before 0.30, and servers without --enable-scale-out. */
+  let hasNoSpans = false
+  /** Undefined where the server does not have this route. */
+  const sampleWithWeights = async (
+    model: string,
+    promptIds: readonly number[],
+    sampling: PromptSampling,
+    call: ServerCall,
+  ) => {
+    const place = `${connection.url}/inference/v1/generate`
+    const body = generateRequest(model, promptIds, sampling)
+    const answered = await connection.request('/inference/v1/generate', { body, ...call })
+    if (answered.status === 403 || answered.status === 404) {
+      hasNoSpans = true
+      return undefined
+    }
+    const choices = choicesOf<TokensChoice>(place, jsonOf(place, answered))
+    const raw = choices.map(
+      (choice): RawCompletion => ({
+        tokenIds: choice.token_ids,
+        logprobs: choice.logprobs?.content?.map(({ logprob }) => logprob),
+        finishReason: choice.finish_reason,
+        weights: choice.weight_versions,
+      }),
+    )
+    return checkCompletions(place, raw, sampling)
+  }
   return {
     url: connection.url,
     inspect,
 
     async sample(promptIds, sampling, call) {
       const { model } = await known(call)
+      const spans =
+        sampling.withWeights && !hasNoSpans && (await sampleWithWeights(model, promptIds, sampling, call))
+      if (spans) return spans
       const answer = await post('/v1/completions', call, completionRequest(model, promptIds, sampling))
       const place = `${connection.url}/v1/completions`
-      if (!Array.isArray(answer.choices))
-        throw new RapoError('ERR_RAPO_IO', `${place} answered without choices`)
-      const choices = (answer.choices as Choice[]).toSorted((a, b) => a.index - b.index)
-      const misplaced = choices.findIndex(({ index }, i) => index !== i)
-      if (misplaced >= 0) {
-        throw new RapoError('ERR_RAPO_IO', `${place} sent no choice of index ${misplaced}, or two of them`)
-      }
+      const choices = choicesOf<Choice>(place, answer)
       for (const { prompt_token_ids: ids } of choices) {
         if (!ids || (ids.length === promptIds.length && ids.every((id, t) => id === promptIds[t]))) continue
         throw new RapoError('ERR_RAPO_IO', `${place} completed another prompt than it was sent`)
@@ -65,11 +89,14 @@ export function vllmServer(url: string): InferenceServer {
       return checkCompletions(place, raw, sampling)
     },
 
-    async load(dir, name, call) {
-      await post('/pause?mode=wait', call)
+    async load(dir, name, { isInFlight = false, ...call }) {
+      await post(`/pause?mode=${isInFlight ? 'keep' : 'wait'}`, call)
       const kwargs = { weights_path: dir }
       await post('/collective_rpc', call, { method: 'reload_weights', kwargs })
-      const { success } = await post('/reset_prefix_cache', call)
+      const { success } = await post(
+        `/reset_prefix_cache${isInFlight ? '?reset_running_requests=true' : ''}`,
+        call,
+      )
       if (success === false) {
         throw new RapoError('ERR_RAPO_IO', `${connection.url} did not drop the cache of the weights before`)
       }
@@ -105,18 +132,46 @@ interface Choice {
   readonly finish_reason?: unknown
 }
 
+interface TokensChoice {
+  readonly index: number
+  readonly token_ids?: unknown
+  readonly logprobs?: { readonly content?: readonly { readonly logprob?: unknown }[] | null } | null
+  readonly finish_reason?: unknown
+  readonly weight_versions?: unknown
+}
+
+/** In the order of their indexes. */
+function choicesOf<T extends { readonly index: number }>(
+  place: string,
+  { choices }: Readonly<Record<string, unknown>>,
+): T[] {
+  if (!Array.isArray(choices)) throw new RapoError('ERR_RAPO_IO', `${place} answered without choices`)
+  const sorted = (choices as T[]).toSorted((a, b) => a.index - b.index)
+  const misplaced = sorted.findIndex(({ index }, i) => index !== i)
+  if (misplaced < 0) return sorted
+  throw new RapoError('ERR_RAPO_IO', `${place} sent no choice of index ${misplaced}, or two of them`)
+}
+
 /**
  * Every field that changes the distribution is sent: the server fills the others from the model's generation_config.json. With
  * ignore_eos only stop_token_ids end a completion.
  */
 function completionRequest(model: string, prompt: readonly number[], sampling: PromptSampling): object {
+  return { model, prompt, ...samplingFields(sampling), return_token_ids: true }
+}
+
+/** Of /inference/v1/generate: the same fields, in an object of their own. */
+function generateRequest(model: string, tokenIds: readonly number[], sampling: PromptSampling): object {
+  return { model, token_ids: tokenIds, sampling_params: samplingFields(sampling) }
+}
+
+function samplingFields(sampling: PromptSampling): object {
   const { n, maxNewTokens, temperature = 1, topP = 1, topK = 0, minP = 0, stopTokenIds, seed } = sampling
   return {
-    ...{ model, prompt, n, max_tokens: maxNewTokens, min_tokens: 0 },
+    ...{ n, max_tokens: maxNewTokens, min_tokens: 0 },
     ...{ temperature, top_p: topP, top_k: topK, min_p: minP },
     ...{ repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0 },
-    ...{ stop_token_ids: stopTokenIds, ignore_eos: true },
-    ...{ logprobs: 0, return_token_ids: true },
+    ...{ stop_token_ids: stopTokenIds, ignore_eos: true, logprobs: 0 },
     ...(seed !== undefined && { seed }),
   }
 }
