@@ -1,11 +1,8 @@
 /** Ranks that are processes of their own on this machine, over Gloo. What each does: test/helpers/world-child.ts. */
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { joinWorld } from '../../lib/world/join.js'
 import { alone, openWorld } from '../../lib/world/world.js'
-import { makeFakeModel } from '../helpers/fake-policy.js'
 import { runCommand, runRanks } from '../helpers/ranks.js'
-import { makeConfig } from '../helpers/train-child.js'
 
 /** The result of each rank, whose last line is JSON. */
 async function run(
@@ -93,13 +90,6 @@ test('without a launcher there is one rank, and no store', async () => {
     })
     .catch(error => error)
   assert.is(failing.message, 'no')
-})
-
-test('a process alone keeps the number of threads that the configuration says', async () => {
-  for (const threads of [0, 3]) {
-    const joined = await joinWorld(makeConfig('run', makeFakeModel(), { run: { threads } }), undefined)
-    assert.equal([joined.world, joined.threads], [alone, threads])
-  }
 })
 
 test('a program that cannot be started', async () => {
