@@ -432,6 +432,31 @@ test('vllm: a release without names for weights is checked by the canary after e
   })
 })
 
+test('a server that comes after the first attempt is waited for', () => {
+  let tell = () => {}
+  const told = new Promise<void>(resolve => (tell = resolve))
+  const come = async ({ servers: [server], engine, policy }: Stage) => {
+    await server!.kill()
+    const synced = engine.syncWeights(0)
+    await told
+    await server!.restart()
+    await synced
+    await checkSampled(engine, policy)
+  }
+  return stage('vllm', [{}], come, { onNotice: () => tell(), timeoutSeconds: 600 })
+})
+
+test('what a killed process of the run left in syncDir is removed with the first weights of the next', async () => {
+  const policy = await loadFakePolicy(model)
+  const options = { syncDir: makeTempDir(), owner: 'run', modelDir: model }
+  const killed = diskWeights(policy, options)
+  await killed.publish(2)
+  await killed.publish(3)
+  const other = await diskWeights(policy, { ...options, owner: 'another run' }).publish(2)
+  const own = await diskWeights(policy, options).publish(4)
+  assert.equal(readdirSync(options.syncDir).sort(), [own, other].map(dir => path.basename(dir)).sort())
+})
+
 test('an address where nothing listens: the error names it and how long it was waited for', async () => {
   const gone = await startFakeServer('vllm', model)
   await gone.close()

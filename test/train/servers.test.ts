@@ -168,7 +168,8 @@ test('one step off: the next step is sampled while a step is trained on, from we
     )
     for (const { trainerIdleFraction, serversIdleFraction, seconds } of lines) {
       assert.ok(trainerIdleFraction! >= 0 && trainerIdleFraction! <= 1)
-      assert.ok(serversIdleFraction! >= 0 && serversIdleFraction! <= 1)
+      // Nothing is sampled while weights are sent.
+      assert.ok(serversIdleFraction! > 0 && serversIdleFraction! <= 1)
       assert.ok(seconds.sync! >= 0)
     }
   })
