@@ -139,6 +139,16 @@ test('recorded log-probs are those that the forward pass computes', async () => 
   }
 })
 
+test('the same for heads of 16 numbers, which fill a vector', async () => {
+  const wide = await loadPolicy(await newModel({ hidden_size: 64 }), { trainable: false })
+  const n = 6
+  const made = await wide.generate(prompts, { ...sampling, n })
+  const { logprobs } = await wide.logprobs(...rowsOf(made, n), 1)
+  await wide.dispose()
+  // Sums in another order: some roundings of numbers of size 10.
+  assert.ok(maxDifference(logprobs, made.logprobs) < 1e-4)
+})
+
 test('prompts that end before, at and after a page of the cache share it and part', async () => {
   // A page holds 16 positions; a group shares its prompt's whole pages and copies the last.
   const long = pack(
