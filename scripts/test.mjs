@@ -9,6 +9,8 @@ import { bootstrap, root } from './bootstrap.mjs'
 const FILE_TIMEOUT_MS = 12 * 60_000 // the package's test compiles with zig if nothing is cached
 const FILE_BYTES = 4e9 // memory of the largest test
 const MAX_JOBS = 4
+/** Files of a group build in the same directory: one after another. */
+const GROUPS = [/^test\/cuda\//, /^test\/package\//]
 /** Begin first, since none of the others takes as long. */
 const LONGEST = ['test/package/package.test.ts', 'test/cli/cli.test.ts', 'test/study/study.test.ts']
 
@@ -33,10 +35,9 @@ const start = performance.now()
 const jobs =
   Number(process.env.RAPO_TEST_JOBS) ||
   Math.max(1, Math.min(availableParallelism(), MAX_JOBS, Math.floor(totalmem() / FILE_BYTES)))
-const waiting = [
-  ...LONGEST.filter(file => files.includes(file)),
-  ...files.filter(f => !LONGEST.includes(f)),
-].map(file => () => runFile(file))
+const waiting = units(files).map(unit => async () => {
+  for (const file of unit) await runFile(file)
+})
 if (filters.length === 0) waiting.unshift(checkTypes)
 await Promise.all(
   Array.from({ length: jobs }, async () => {
@@ -49,6 +50,16 @@ for (const failure of failures) console.log(`FAILED ${failure}`)
 const skipped = totals.skipped ? `, ${totals.skipped} skipped` : ''
 console.log(`${totals.passed} passed, ${totals.failed} failed${skipped}`)
 process.exitCode = totals.failed ? 1 : 0
+
+/** What runs at the same time: single files and groups. */
+function units(files) {
+  const found = new Map()
+  for (const file of [...LONGEST.filter(file => files.includes(file)), ...files]) {
+    const group = GROUPS.find(pattern => pattern.test(file)) ?? file
+    found.set(group, [...new Set([...(found.get(group) ?? []), file])])
+  }
+  return [...found.values()]
+}
 
 async function checkTypes() {
   const { output, ok, taken } = await run(['node_modules/typescript/bin/tsc', '--noEmit'])
