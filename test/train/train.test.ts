@@ -254,6 +254,9 @@ test('the engine is told what the configuration says', async () => {
       adamw: { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.1 },
       maxGradNorm: 2,
       recompute: false,
+      stateDtype: 'float32',
+      seed: 1,
+      shard: 'none',
     },
   })
   const { seed, ...rest } = sampling[0]!
