@@ -93,8 +93,8 @@ Napi::Value info_to_js(Napi::Env env, const ModelInfo& info) {
 
 Architecture architecture_from(const std::string& name) {
   std::string known;
-#define RAPO_FROM(architecture, model_type)                  \
-  if (name == model_type) return Architecture::architecture; \
+#define RAPO_FROM(architecture, model_type)                    \
+  if (name == (model_type)) return Architecture::architecture; \
   known += (known.empty() ? "" : ", ") + std::string(model_type);
   RAPO_ARCHITECTURES(RAPO_FROM)
 #undef RAPO_FROM

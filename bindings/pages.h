@@ -19,6 +19,7 @@ inline void request_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std
   // Whole huge pages alone, so that no neighbour's memory is touched.
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): madvise() takes the address of a whole page.
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }

@@ -105,6 +105,7 @@ at::Tensor FlatLayout::view(const at::Tensor& flat, std::size_t first, std::size
 
 ModelTensors Layout::map(const at::Tensor& flat) const {
   std::vector<at::Tensor> sections;
+  sections.reserve(sections_.size());
   for (const Section& section : sections_) sections.push_back(flat.narrow(0, section.begin, section.size));
   return map(sections);
 }

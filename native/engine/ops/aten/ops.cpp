@@ -157,9 +157,9 @@ double norm_of(const at::Tensor& flat) {
 }
 
 /// libtorch's fused AdamW on some ranges, all with weight decay or all without.
-void fused_adamw(const AdamWStep& step, bool decays, std::vector<at::Tensor> weights,
-                 std::vector<at::Tensor> grads, std::vector<at::Tensor> means,
-                 std::vector<at::Tensor> squares) {
+void fused_adamw(const AdamWStep& step, bool decays, const std::vector<at::Tensor>& weights,
+                 std::vector<at::Tensor> grads, const std::vector<at::Tensor>& means,
+                 const std::vector<at::Tensor>& squares) {
   if (weights.empty()) return;  // adapters have matrices alone; libtorch takes no empty list
   const AdamW& params = step.params;
   const auto t = at::full({}, static_cast<double>(step.number), grads.front().options());
