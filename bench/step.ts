@@ -15,8 +15,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism, cpus, loadavg, tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { median } from '../lib/bench/batch.js'
 import { parseConfig } from '../lib/config/load.js'
 import { train } from '../lib/train/train.js'
 import { peersPython } from '../scripts/peers/environment.js'
@@ -152,13 +152,9 @@ function secondsOf(step: Step): number {
   return step.rollout + step.train
 }
 
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!
-}
-
 /** The JSON lines that a program prints. Throws with the end of what it says on stderr if it fails. */
 async function output(command: string, args: readonly string[]) {
-  const child = spawn(command, args, { cwd: fileURLToPath(new URL('..', import.meta.url)) })
+  const child = spawn(command, args, { cwd: root })
   let complaints = ''
   child.stderr.on('data', text => {
     complaints = (complaints + text).slice(-4000)

@@ -51,12 +51,13 @@ const skipped = totals.skipped ? `, ${totals.skipped} skipped` : ''
 console.log(`${totals.passed} passed, ${totals.failed} failed${skipped}`)
 process.exitCode = totals.failed ? 1 : 0
 
-/** What runs at the same time: single files and groups. */
+/** What runs at the same time: single files and groups, the longest first. */
 function units(files) {
+  const rank = file => (LONGEST.includes(file) ? LONGEST.indexOf(file) : LONGEST.length)
   const found = new Map()
-  for (const file of [...LONGEST.filter(file => files.includes(file)), ...files]) {
+  for (const file of files.toSorted((a, b) => rank(a) - rank(b))) {
     const group = GROUPS.find(pattern => pattern.test(file)) ?? file
-    found.set(group, [...new Set([...(found.get(group) ?? []), file])])
+    found.set(group, [...(found.get(group) ?? []), file])
   }
   return [...found.values()]
 }

@@ -3,12 +3,11 @@ import { reasonOf } from '../base/errors.js'
 import { byteSize } from '../base/text.js'
 import { type Config, requireField } from '../config/config.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodedPrompt, fitContext, templateFor } from '../data/prompts.js'
+import { type EncodedPrompt, encodeProblems } from '../data/prompts.js'
 import { checkModel } from '../model/directory.js'
 import { openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { Device, LoadPolicy } from '../model/policy.js'
-import { stopTokenIdsFor } from '../model/template.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { loadJudge } from '../reward/rewards.js'
@@ -45,7 +44,7 @@ export async function planConfig(
   config: Config,
   { onProgress, loadPolicy, processes = 1 }: PlanOptions = {},
 ): Promise<Plan> {
-  const { model, data: section, task, sampling } = config
+  const { model, data: section, task } = config
   requireField('data.train', section.train, 'the problem file to train on')
   const hub = onProgress ? { onProgress } : {}
   const data = { ...section, ...(onProgress && { onDownload: onProgress }) }
@@ -54,13 +53,12 @@ export async function planConfig(
   const modelDir = await resolveModel(model.dir, hub)
   const referenceDir = model.reference ? await resolveModel(model.reference, hub) : modelDir
   const tokenizer = loadTokenizer(modelDir)
-  const template = templateFor(problems, section, modelDir)
-  const { maxNewTokens } = sampling
-  const prompts = fitContext(problems, modelDir, { tokenizer, template, maxNewTokens }, data)
+  const { maxNewTokens } = config.sampling
+  const encoded = encodeProblems(problems, modelDir, tokenizer, maxNewTokens, data)
+  const { stopTokenIds, fitting: prompts } = encoded
   const run = await planRun(config, { modelDir, referenceDir }, prompts, [], processes)
   const free = await freeDisk(config.run.output || 'runs')
   const parts = { text: knownText(prompts[0]!.problem.prompt, tokenizer), prompts }
-  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
   return {
     ...{ processes, run, disk: planDisk(config, run) },
     ...(free !== undefined && { freeDisk: free }),

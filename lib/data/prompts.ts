@@ -3,7 +3,12 @@ import path from 'node:path'
 import { RapoError } from '../base/errors.js'
 import { plural } from '../base/text.js'
 import type { ModelInfo } from '../model/policy.js'
-import { createTemplate, type PromptTemplate, type TemplateOptions } from '../model/template.js'
+import {
+  createTemplate,
+  type PromptTemplate,
+  stopTokenIdsFor,
+  type TemplateOptions,
+} from '../model/template.js'
 import { readJson, type Tokenizer } from '../model/tokenizer.js'
 import type { DataOptions } from './fields.js'
 import { type Problem, settleUnusable } from './problems.js'
@@ -76,6 +81,20 @@ export function fitContext(
   const declared = readJson(path.join(modelDir, 'config.json'))?.max_position_embeddings
   const info = { maxPositionEmbeddings: typeof declared === 'number' ? declared : Infinity }
   return usableOf(problems, problem => encode(problem, context), { ...context, info }, options)
+}
+
+/** fitContext with the template of the section `data`; and how the prompts were encoded, and what ends their completions. */
+export function encodeProblems(
+  problems: readonly Problem[],
+  modelDir: string,
+  tokenizer: Tokenizer,
+  maxNewTokens: number,
+  data: Parameters<typeof templateFor>[1] & DataOptions,
+) {
+  const template = templateFor(problems, data, modelDir)
+  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
+  const encode = { tokenizer, template, maxNewTokens }
+  return { encode, stopTokenIds, fitting: fitContext(problems, modelDir, encode, data) }
 }
 
 /** The prompts of fitContext that also fit the loaded model's context. Throws as fitContext does. */

@@ -11,14 +11,13 @@ import type { Config } from '../config/config.js'
 import { requireField } from '../config/config.js'
 import { hubOptions } from '../data/fields.js'
 import { type Problem, readProblems } from '../data/problems.js'
-import { fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { encodeProblems, fitModel } from '../data/prompts.js'
 import { nameOf } from '../data/rows.js'
 import { checkModel } from '../model/directory.js'
 import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
 import { locateModel } from '../model/locate.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
-import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer } from '../model/tokenizer.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { loadJudge } from '../reward/rewards.js'
@@ -191,16 +190,14 @@ async function readInputs(config: Config, options: EvaluateOptions, world: World
   const { modelDir, adapterDir } = await locateModel(options.dir, hubOptions(data))
   if (!options.loadPolicy) checkModel(modelDir)
   const tokenizer = loadTokenizer(modelDir)
-  const template = templateFor(problems, data, modelDir)
-  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
-  const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
-  const fitting = fitContext(problems, modelDir, encode, data)
+  const { maxNewTokens } = config.sampling
+  const { encode, stopTokenIds, fitting } = encodeProblems(problems, modelDir, tokenizer, maxNewTokens, data)
   const hard = readHardProblems(
     config,
     fitting.map(({ problem }) => problem),
   )
   return {
-    ...{ data, environment, verifier, tokenizer, template, stopTokenIds, fitting, hard },
+    ...{ data, environment, verifier, tokenizer, template: encode.template, stopTokenIds, fitting, hard },
     ...{ modelDir, adapterDir },
   }
 }

@@ -5,11 +5,11 @@ import type { Lock } from '../base/lock.js'
 import { type Config, requireField } from '../config/config.js'
 import type { DataOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodeContext, type EncodedPrompt, fitContext, templateFor } from '../data/prompts.js'
+import { type EncodeContext, type EncodedPrompt, encodeProblems } from '../data/prompts.js'
 import type { EvalResult } from '../eval/groups.js'
 import { createJournal } from '../eval/journal.js'
 import { measure, summarize } from '../eval/measure.js'
-import { type PromptTemplate, stopTokenIdsFor } from '../model/template.js'
+import type { PromptTemplate } from '../model/template.js'
 import type { Tokenizer } from '../model/tokenizer.js'
 import type { NamedEnvironment } from '../reward/environment.js'
 import type { Verifier } from '../reward/verifier.js'
@@ -48,13 +48,19 @@ export async function readEvalSet(
   if (evaluation.every === 0) return undefined
   requireField('data.eval', data.eval, 'the problem file of the evaluations that eval.every asks for')
   const problems = await readProblems(data.eval, verifier, options)
-  const template = templateFor(problems, data, modelDir)
-  const encode = { tokenizer, template, maxNewTokens: sampling.maxNewTokens }
-  const prompts = fitContext(problems, modelDir, encode, options)
+  const { maxNewTokens } = sampling
+  const fields = { ...data, ...options }
+  const { encode, stopTokenIds, fitting } = encodeProblems(
+    problems,
+    modelDir,
+    tokenizer,
+    maxNewTokens,
+    fields,
+  )
   return {
-    prompts: prompts.slice(0, evaluation.problemsInTraining || prompts.length),
-    template,
-    stopTokenIds: stopTokenIdsFor(modelDir, tokenizer, template),
+    prompts: fitting.slice(0, evaluation.problemsInTraining || fitting.length),
+    template: encode.template,
+    stopTokenIds,
     verifier,
   }
 }

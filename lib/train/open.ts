@@ -15,13 +15,12 @@ import { loraOptions } from '../config/lora.js'
 import { createCursor } from '../data/cursor.js'
 import { hubOptions } from '../data/fields.js'
 import { readProblems } from '../data/problems.js'
-import { type EncodeContext, type EncodedPrompt, fitContext, fitModel, templateFor } from '../data/prompts.js'
+import { type EncodeContext, type EncodedPrompt, encodeProblems, fitModel } from '../data/prompts.js'
 import { type AdapterShape, isAdapter, readAdapter, shapeOf } from '../model/adapter.js'
 import { checkModel } from '../model/directory.js'
 import { inBytes, type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import { type HubOptions, resolveModel } from '../model/hub.js'
 import type { LoadPolicy, Policy } from '../model/policy.js'
-import { stopTokenIdsFor } from '../model/template.js'
 import { checkTokenizerFits, loadTokenizer, readJson } from '../model/tokenizer.js'
 import type { NamedEnvironment } from '../reward/environment.js'
 import { loadEnvironment } from '../reward/environments.js'
@@ -150,20 +149,18 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   if (model.refModelSyncSteps > 0) checkShapes(modelDir, referenceDir)
   const unknownBase = await checkStart(config, modelDir, options.signal)
   const tokenizer = loadTokenizer(modelDir)
-  const template = templateFor(problems, config.data, modelDir)
-  const stopTokenIds = stopTokenIdsFor(modelDir, tokenizer, template)
-  const encode = { tokenizer, template, maxNewTokens: config.sampling.maxNewTokens }
-  const fitting = fitContext(problems, modelDir, encode, data)
+  const { maxNewTokens } = config.sampling
+  const encoded = encodeProblems(problems, modelDir, tokenizer, maxNewTokens, data)
   const { verifier } = rewards[0]!
   const reading = readEvalSet(config, { modelDir, tokenizer, verifier, options: data })
   const evalSet = await withSignal(reading, options.signal)
   const dirs = { modelDir, referenceDir }
   const room = options.loadPolicy
     ? undefined
-    : await checkRoom(config, dirs, { prompts: fitting, evalPrompts: evalSet?.prompts }, world)
+    : await checkRoom(config, dirs, { prompts: encoded.fitting, evalPrompts: evalSet?.prompts }, world)
   return {
-    ...{ environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room },
-    unknownBase,
+    ...{ environment, rewards, data, modelDir, referenceDir, evalSet, room, unknownBase },
+    ...encoded,
   }
 }
 
@@ -196,9 +193,8 @@ async function openPrepared(
 ): Promise<OpenRun> {
   const { model, run } = config
   const isLora = config.lora.r > 0
-  const { environment, rewards, data, modelDir, referenceDir, stopTokenIds, encode, fitting, evalSet, room } =
-    prepared
-  const { unknownBase } = prepared
+  const { environment, rewards, data, modelDir, referenceDir, evalSet, room, unknownBase } = prepared
+  const { stopTokenIds, encode, fitting } = prepared
   const { onNotice, signal: aborted } = options
   const isWriter = world.rank === 0
   const origin = originOf(config, { modelDir, referenceDir })

@@ -36,6 +36,18 @@ async function withServer(faults: Faults, body: (server: FakeServer) => Promise<
   }
 }
 
+/** Kills the server at its nth request for completions from now on, and starts it again. */
+function restartAt(n: number, faults: Faults, server: FakeServer, restarted = () => {}): void {
+  let count = 0
+  faults.onRequest = async route => {
+    if (route !== '/v1/completions' || ++count !== n) return undefined
+    await server.kill()
+    await server.restart()
+    restarted()
+    return undefined
+  }
+}
+
 const configOf = (output: string, { url }: FakeServer, run: object = {}, rollouts: object = {}) =>
   makeConfig(output, model, { run, rollouts: { engine: 'vllm', urls: [url], ...rollouts } })
 
@@ -115,14 +127,8 @@ for (const place of ['save', 'step']) {
 
 test('a server that is killed and started again in the middle of a run gets the weights of that step', () => {
   const faults: Faults = {}
-  let count = 0
   return withServer(faults, async server => {
-    faults.onRequest = async route => {
-      if (route !== '/v1/completions' || ++count !== 30) return undefined
-      await server.kill()
-      await server.restart()
-      return undefined
-    }
+    restartAt(30, faults, server)
     const output = path.join(makeTempDir(), 'run')
     await train(configOf(output, server, { steps: 6 }), { loadPolicy })
     const loads = eventsOf(server).filter(event => event !== '.')
@@ -232,15 +238,9 @@ for (const [maxStaleness, place, count] of [
 
 test('one step off, the only server dies while the next step is sampled: it is sampled again, from the weights of then', () => {
   const faults: Faults = {}
-  let count = 0
   return withServer(faults, async server => {
-    faults.onRequest = async route => {
-      // The third request of the third step; the canary has 4 a version.
-      if (route !== '/v1/completions' || ++count !== 4 + 8 + 4 + 3) return undefined
-      await server.kill()
-      await server.restart()
-      return undefined
-    }
+    // The third request of the third step; the canary has 4 a version.
+    restartAt(4 + 8 + 4 + 3, faults, server)
     const output = path.join(makeTempDir(), 'run')
     const lines: StepMetrics[] = []
     const config = configOf(output, server, { steps: 5 }, { maxStaleness: 1 })
@@ -289,14 +289,8 @@ test('3 ahead: no rollout is older, updates come in flight, and what is measured
 
 test('3 ahead, the only server dies: what it was sampling is sampled again, and no problem is left out', () => {
   const faults: Faults = {}
-  let count = 0
   return withServer(faults, async server => {
-    faults.onRequest = async route => {
-      if (route !== '/v1/completions' || ++count !== 30) return undefined
-      await server.kill()
-      await server.restart()
-      return undefined
-    }
+    restartAt(30, faults, server)
     const output = path.join(makeTempDir(), 'run')
     const lines: StepMetrics[] = []
     const config = configOf(output, server, { steps: 7 }, { maxStaleness: 3 })
@@ -384,15 +378,11 @@ test('evaluation during training: the server samples, from the weights after tha
 
 test('what becomes of the servers is told to onNotice; an onNotice that throws ends the run, whose state is saved', () => {
   const faults: Faults = {}
-  let count = 0
   return withServer(faults, async server => {
-    faults.onRequest = async route => {
-      if (route !== '/v1/completions' || ++count !== 30) return undefined
-      await server.kill()
-      await server.restart()
+    const tooSmall = () => {
       faults.maxModelLen = 1
-      return undefined
     }
+    restartAt(30, faults, server, tooSmall)
     const output = path.join(makeTempDir(), 'run')
     const told: string[] = []
     const onNotice = (text: string) => void told.push(text)
@@ -407,7 +397,7 @@ test('what becomes of the servers is told to onNotice; an onNotice that throws e
       faults.maxModelLen = 64
       throw reason
     }
-    count = 25
+    restartAt(5, faults, server, tooSmall)
     const ended = await train(configOf(output, server), {
       ...{ loadPolicy, resume: true, onNotice: rude },
     }).catch(error => error)

@@ -11,7 +11,7 @@ import { checkContext, checkTakesWeights, checkTokenizer, type KnownText } from 
 import { createFleet, type Held, isPassing, lost, type Member } from './fleet.js'
 import { NoAnswer } from './http.js'
 import { type InferenceServer, Interrupted, type ServerCompletion } from './server.js'
-import type { PublishedWeights } from './weights.js'
+import { type PublishedWeights, versionIn, weightsName } from './weights.js'
 
 /** What serverEngine samples with. */
 export interface ServerEngineOptions {
@@ -72,11 +72,11 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   const quick = (signal: AbortSignal) => ({ signal, timeoutSeconds: Math.min(QUICK, timeoutSeconds) })
   // Weights of another run, or of an earlier process of this one, never have the same name.
   const run = randomUUID().slice(0, 8)
-  const nameOf = (version: number) => `${run}-v${version}`
+  const nameOf = (version: number) => weightsName(run, version)
   /** Undefined for the name of weights that this engine did not give. */
   const versionOf = (name: string) => {
-    const version = Number(/-v(\d+)$/.exec(name)?.[1])
-    return name === nameOf(version) ? version : undefined
+    const version = versionIn(name)
+    return version !== undefined && name === nameOf(version) ? version : undefined
   }
   let version: number | undefined
   /** Calls of generate under way: syncWeights waits for them, unless updates are made in flight, and they for syncWeights. */

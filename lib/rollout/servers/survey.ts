@@ -7,6 +7,7 @@ import { type CanaryParts, canaryOf, connectServers, contextNeeded, type EngineC
 import { checkCanary } from './canary.js'
 import { checkContext, checkTakesWeights, checkTokenizer } from './checks.js'
 import type { ServerFacts } from './server.js'
+import { versionIn } from './weights.js'
 
 export interface ServerReport extends Partial<ServerFacts> {
   readonly url: string
@@ -21,7 +22,7 @@ export interface ServerReport extends Partial<ServerFacts> {
 }
 
 /** Whether a run gave it the weights, which are then not those of model.dir. */
-const isRunName = (weights: string | undefined) => weights !== undefined && /-v\d+$/.test(weights)
+const isRunName = (weights: string | undefined) => weights !== undefined && versionIn(weights) !== undefined
 
 /** Seconds for an answer, unless the configuration allows less. */
 const PATIENCE = 60

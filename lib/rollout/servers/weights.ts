@@ -19,6 +19,15 @@ export interface PublishedWeights {
   close(): void
 }
 
+/** What a server is told that the weights of a version are called. */
+export const weightsName = (run: string, version: number) => `${run}-v${version}`
+
+/** The version in such a name of any run; undefined in another name. */
+export function versionIn(name: string): number | undefined {
+  const [, version] = /-v(\d+)$/.exec(name) ?? []
+  return version === undefined ? undefined : Number(version)
+}
+
 /** Weights that do not change: a model directory as it lies on the disk. */
 export function fixedWeights(dir: string): PublishedWeights {
   const absolute = path.resolve(dir)
