@@ -212,19 +212,12 @@ Napi::Value load(const Napi::CallbackInfo& info) {
         [model, options](Control& control) {
           return std::shared_ptr<Policy>(Policy::load(model, options, control));
         },
-        [options](Napi::Env env, std::shared_ptr<Policy>& policy) {
+        [model, options](Napi::Env env, std::shared_ptr<Policy>& policy) {
           auto handle = std::make_unique<Handle>(Handle{std::move(policy), 0});
-          const auto width = static_cast<std::int64_t>(dtype_size(options.dtype));
-          const std::int64_t copies = 1 + (options.reference.dir.empty() ? 0 : 1);
-          // Gradients and two moments, and the masters of a model that is not float32.
-          const std::int64_t shards =
-              options.world && options.shard != Shard::kNone ? options.world->size() : 1;
-          const auto moment = static_cast<std::int64_t>(dtype_size(options.state_dtype));
-          const std::int64_t training =
-              options.trainable ? 4 + ((width == 2 ? 4 : 0) + 2 * moment) / shards : 0;
-          const auto& sizes = handle->policy->info();
-          const std::int64_t trained = options.lora.r > 0 ? sizes.adapter_parameters : sizes.parameters;
-          handle->bytes = sizes.parameters * copies * width + trained * training;
+          RunShape shape{1, 1, 1};  // what is held does not depend on the lengths
+          if (options.world) shape.processes = options.world->size();
+          const MemoryPrediction held = predict_memory(model.config, options, shape);
+          handle->bytes = held.weights + held.reference + held.masters + held.moments + held.gradients;
           auto result = Napi::Object::New(env);
           result.Set("info", info_to_js(env, handle->policy->info()));
           const auto& names = handle->policy->info().ignored;
