@@ -1,8 +1,8 @@
 /** The commands of the command line: each takes options, calls the library and prints a few lines. */
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { checkWritable, writeWhole } from '../base/files.js'
+import { checkWritable, withPlace, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
 import { plural, printError, printLine } from '../base/text.js'
 import type { Config } from '../config/config.js'
@@ -58,6 +58,16 @@ interface TrainValues {
   readonly dryRun?: boolean
 }
 
+/** loadConfig; where no file was named and something is missing, the fault begins with a hint. */
+function loadNamed(file: string | undefined, overrides: Values, hint: () => string): Config {
+  try {
+    return loadConfig(file, overrides)
+  } catch (error) {
+    const isHelped = file === undefined && error instanceof RapoError && / is missing: /.test(error.message)
+    throw isHelped ? new RapoError(error.code, `${hint()}\n${error.message}`, { cause: error }) : error
+  }
+}
+
 export async function runTrain(values: TrainValues & Values): Promise<void> {
   const { resume, config: file } = values
   const overrides = overridesOf(values)
@@ -68,11 +78,19 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       throw new RapoError('ERR_RAPO_CONFIG', `--${option} does not go together with --resume`)
     }
     if (!existsSync(path.join(resume, 'config.yaml'))) {
-      throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
+      const run = /^(.+)[\\/]checkpoints(?:[\\/][^\\/]+)?[\\/]?$/.exec(resume)?.[1]
+      const isPart = run !== undefined && existsSync(path.join(run, 'config.yaml'))
+      const hint = isPart ? `; the run is ${run}, and goes on from its newest checkpoint` : ''
+      throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml${hint}`)
     }
     overrides['run.output'] = resume
   }
-  const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
+  const own = resume === undefined ? file : path.join(resume, 'config.yaml')
+  const config = loadNamed(own, overrides, () => {
+    const found = readdirSync('.').filter(name => /\.ya?ml$/.test(name))
+    const meant = found.includes('rapo.yaml') ? 'rapo.yaml' : found.length === 1 ? found[0]! : 'FILE'
+    return `no configuration was named, as in ${invocation()} train --config ${quote(meant)}`
+  })
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
   if (values.dryRun) {
     refuseRanks('--dry-run')
@@ -254,7 +272,11 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     ...(n !== undefined && { 'eval.samples': n }),
   }
   const file = values.config ?? (isRun ? path.join(given, 'config.yaml') : undefined)
-  const config = loadConfig(file, overrides)
+  const config = loadNamed(file, overrides, () => {
+    const isThere = existsSync(given)
+    const what = isThere ? `${given} is no run` : `there is no directory ${withPlace(given)}`
+    return `${what}: a run has settings of its own; for a model, --config names a file with them`
+  })
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
   if (await launchHere(values.processes)) return
@@ -293,6 +315,12 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
   )
 }
 
+/** Tells a person at a terminal what is waited for. */
+function askForInput(input: string | undefined): void {
+  if (input === undefined && process.stdin.isTTY)
+    printError('no --input was named: type JSON lines, and end them with Ctrl-D')
+}
+
 function listUnusable(rows: readonly string[]): void {
   printError([`left out, ${rows.length} in all:`, ...summarizeRows(rows)].join('\n  '))
 }
@@ -312,6 +340,7 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
   const { gradeLines } = await import('./grade.js')
   const transfers = createTransfers()
   const files = { ...(input && { input }), ...(output && { output }) }
+  askForInput(input)
   const grading = untilStopped(signal =>
     gradeLines({ ...options, ...files, onDownload: transfers.onProgress, signal }),
   )
@@ -407,6 +436,7 @@ async function withProgress(
     problemField,
   })
   const { dtype, threads } = { ...model, ...run }
+  askForInput(input)
   const working = untilStopped(async signal => {
     const dir = checkpointOf({ model: model.dir, best })?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device

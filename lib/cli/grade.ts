@@ -142,7 +142,7 @@ function readRow(row: Row, fields: Fields, verifier: Verifier): Asked | string {
   const reference = referenceField === undefined ? undefined : valueAt(value, referenceField)
   if (reference === undefined) return `has no ${fields.referenceField ?? 'reference'}; ${has}`
   const wrong = checkAnswer(verifier, reference, placeOf(row))
-  if (wrong !== undefined) return `${referenceField}: ${wrong}`
+  if (wrong !== undefined) return referenceField === 'answer' ? wrong : `${referenceField}: ${wrong}`
   return {
     ...judged,
     reference,

@@ -92,7 +92,20 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
   const cases: [string[], string][] = [
     [['trian'], "unknown command 'trian'\n(Did you mean train?)"],
     [['train', '--objective.klcoef', '1'], '(Did you mean --objective.kl-coef?)'],
-    [['train'], 'rapo: model.dir is missing'],
+    [
+      ['train'],
+      'rapo: no configuration was named, as in npx tsx lib/cli/cli.ts train --config FILE\nmodel.dir is',
+    ],
+    [['train', 'c.yaml'], '(Did you mean --config c.yaml?)'],
+    [['train', 'runs/c'], '(Did you mean --resume runs/c?)'],
+    [['eval', 'runs/c'], '(Did you mean --model runs/c?)'],
+    [['grade', 'in.jsonl.gz'], '(Did you mean --input in.jsonl.gz?)'],
+    [['eval', '-m', path.join(dir, 'none')], 'rapo: there is no directory '],
+    [['merge', '-m', path.join(dir, 'none'), '-o', run('merged')], 'rapo: there is no directory '],
+    [
+      ['train', '--resume', path.join(path.dirname(own), 'checkpoints', 'step-000001')],
+      `; the run is ${path.dirname(own)}, and goes on from its newest checkpoint`,
+    ],
     [
       ['train', '-c', configFile, '--objective.kl-coef', '-1'],
       'rapo: objective.klCoef is -1; it must be a number ≥ 0',
@@ -111,7 +124,10 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
     ],
     [['generate', '-m', model, '-o', path.join(dir, 'none', 'f')], 'rapo: cannot write '],
     [['eval', '-c', configFile], "required option '-m, --model <dir>' not specified"],
-    [['eval', '-m', model], 'rapo: task.verifier is missing'],
+    [
+      ['eval', '-m', model],
+      `${model} is no run: a run has settings of its own; for a model, --config names a`,
+    ],
     [['generate', '-m', model, '--n', '0'], 'It must be a whole number ≥ 1.'],
     [['generate', '-m', model, '--top-p', '0'], 'sampling.topP is 0; it must be a number > 0 and ≤ 1'],
     [['generate', '-m', model, '--min-p', '1'], 'sampling.minP is 1; it must be a number ≥ 0 and < 1'],

@@ -91,6 +91,7 @@ test('rows that cannot be judged: named with the reason, in the order of the row
     { completions: [], reference: '1' },
     { completions: ['1', 2], reference: '1' },
     { answer: '2', reference: '2' },
+    { completion: '\\boxed{1}', answer: { target: 1 } },
   ]
   const text = lines.map(line => `${JSON.stringify(line)}\n`)
   writeFileSync(input, [...text, '{"answer"\n', '[1]\n'].join(''))
@@ -99,24 +100,25 @@ test('rows that cannot be judged: named with the reason, in the order of the row
   const faults = [
     'must have completion, completions or answer, a text; it has reference',
     'has no reference; it has answer',
-    'reference: answer must be a number or a text that is not empty',
+    'reference: answer must be a number or a text that is not empty, for the verifier math',
     'has no reference; it has completion, Reference',
     'completion must be a text, or a list of texts; it has completion, reference',
     'completions must be a text, or a list of texts; it has completions, reference',
     'completions must be a text, or a list of texts; it has completions, reference',
+    'answer must be a number or a text that is not empty, for the verifier math',
     'the line is not JSON: ',
     'the line must be a JSON object, not [1]',
   ]
-  const places = [2, 3, 4, 5, 6, 7, 8, 10, 11]
+  const places = [2, 3, 4, 5, 6, 7, 8, 10, 11, 12]
   assert.is(unusable.length, faults.length)
   for (const [i, fault] of faults.entries()) {
     assert.ok(unusable[i]!.startsWith(`${input}:${places[i]}: ${fault}`), unusable[i])
   }
   const verdicts = read()
-  assert.is(verdicts.length, 11)
+  assert.is(verdicts.length, 12)
   assert.equal(
     verdicts.map(({ correct }) => correct),
-    [true, null, null, null, null, null, null, null, true, null, null],
+    [true, null, null, null, null, null, null, null, true, null, null, null],
   )
   assert.equal(verdicts[2], { answer: '1', correct: null, reason: 'has no reference; it has answer' })
 })
