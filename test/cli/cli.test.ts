@@ -153,7 +153,7 @@ test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the co
   const [, step, command] = /^saved after step (\d+); to go on: (.*)$/m.exec(stopped.stdout) ?? []
   assert.ok(Number(step) < 30, stopped.stdout)
   assert.is(command, `npx rapo train --resume ${run('stopped')}`)
-  const resumed = await rapo(...command!.split(' ').slice(3))
+  const resumed = await rapo(...command!.split(' ').slice(2))
   assert.is(resumed.code, 0, resumed.stderr)
   assert.ok(weights('stopped').equals(weights('whole')))
   assert.ok(state('stopped').equals(state('whole')))
