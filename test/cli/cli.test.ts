@@ -155,10 +155,7 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
 test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the command that was printed', async () => {
   const whole = await rapo('train', '-c', configFile, '--run.output', run('whole'))
   assert.is(whole.code, 0, whole.stderr)
-  assert.match(
-    whole.stdout,
-    `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli/cli.ts eval --model`,
-  )
+  assert.match(whole.stdout, `30 steps done, in ${run('whole')}; to measure: npx rapo eval --model`)
   assert.match(whole.stderr, /whole 30\/30 steps/)
 
   const hook = path.join(dir, 'interrupt.mjs')
@@ -171,8 +168,8 @@ test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the co
   assert.match(stopped.stderr, 'finishing the step and saving')
   const [, step, command] = /^saved after step (\d+); to go on: (.*)$/m.exec(stopped.stdout) ?? []
   assert.ok(Number(step) < 30, stopped.stdout)
-  assert.is(command, `npx tsx lib/cli/cli.ts train --resume ${run('stopped')}`)
-  const resumed = await rapo(...command!.split(' ').slice(3))
+  assert.is(command, `npx rapo train --resume ${run('stopped')}`)
+  const resumed = await rapo(...command!.split(' ').slice(2))
   assert.is(resumed.code, 0, resumed.stderr)
   assert.ok(weights('stopped').equals(weights('whole')))
   assert.ok(state('stopped').equals(state('whole')))
@@ -347,7 +344,7 @@ test('a fault in the middle of a run says how to go on', async () => {
     stderr,
     /rapo: the verifier failed on problem "p\d+", completion .*: it broke \(.*:\d+:\d+\)\n/,
   )
-  assert.match(stderr, `to go on from step 3: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
+  assert.match(stderr, `to go on from step 3: npx rapo train --resume ${run('failing')}\n`)
 })
 
 test('generate and logprobs agree, from standard input to standard output', async () => {
@@ -479,10 +476,7 @@ test('Ctrl-C ends what a verifier or a hook hangs in, and saves the steps that a
   assert.not(existsSync(path.join(run('hanging'), 'run.lock')))
   const second = await interrupt(...train, run('hooked'), '--observe.hook', hook)
   assert.is(second.code, 130)
-  assert.match(
-    second.stdout,
-    `saved after step 1; to go on: npx tsx lib/cli/cli.ts train --resume ${run('hooked')}`,
-  )
+  assert.match(second.stdout, `saved after step 1; to go on: npx rapo train --resume ${run('hooked')}`)
   assert.is(readLatestCheckpoint(run('hooked'))!.trainer.step, 1)
   const third = await interrupt(
     ...['eval', '-m', model, '-c', configFile, '--output', run('hanging-eval'), '--task.verifier', verifier_],

@@ -5,6 +5,7 @@ import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { gradeLines } from '../../lib/cli/grade.js'
+import { cli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -248,8 +249,7 @@ test('CSV and Parquet are graded as JSON Lines are', async () => {
 
 test('the command', () => {
   write([{ answer: '2', reference: '2' }])
-  const run = (...args: string[]) =>
-    spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', 'grade', ...args], { encoding: 'utf8' })
+  const run = (...args: string[]) => spawnSync(cli[0], [cli[1], 'grade', ...args], { encoding: 'utf8' })
   const { stdout, stderr, status } = run('--task', 'math', '-i', input)
   assert.equal(
     [stdout, stderr, status],
@@ -295,8 +295,8 @@ test('a verifier that fails late: the verdicts before it are kept', async () => 
 
 test('what a model wrote cannot steer the terminal that its verdict is printed on', () => {
   write([{ answer: '\u009b2J', reference: 'x', '\u202e': 1 }])
-  const args = ['--import', 'tsx', 'lib/cli/cli.ts', 'grade', '--task', 'exact', '-i', input]
-  const { stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  const args = [cli[1], 'grade', '--task', 'exact', '-i', input]
+  const { stdout } = spawnSync(cli[0], args, { encoding: 'utf8' })
   assert.match(stdout, '"answer":"\\u009b2J"')
   assert.not.match(stdout, /[\u009b\u202e]/)
   assert.is(JSON.parse(stdout).answer, '\u009b2J')

@@ -8,6 +8,7 @@ import type { RapoError } from '../../lib/base/errors.js'
 import { type MemoryPrediction, predictMemory, type RunShape } from '../../lib/model/engine.js'
 import type { Shard } from '../../lib/model/policy.js'
 import { checkMemory, formatMemory, planMemory } from '../../lib/train/memory.js'
+import { cli } from '../helpers/cli.js'
 import { newDir, tinyConfig } from '../helpers/engine-util.js'
 import { makeFakeModel } from '../helpers/fake-policy.js'
 
@@ -143,11 +144,9 @@ test('problems that will be left out do not count: rapo doctor --config', () => 
       distributed: { shard: 'optimizer' },
     }
     writeFileSync(file, JSON.stringify(config))
-    const doctor = ['--import', 'tsx', 'lib/cli/cli.ts', 'doctor', '--json', '--config', file]
+    const doctor = [cli[1], 'doctor', '--json', '--config', file]
     doctor.push('--processes', `${processes}`)
-    const { run, disk, freeDisk } = JSON.parse(
-      spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout,
-    )
+    const { run, disk, freeDisk } = JSON.parse(spawnSync(cli[0], doctor, { encoding: 'utf8' }).stdout)
     assert.is(disk.checkpoint, run.weights * 4)
     assert.ok(freeDisk > 0)
     return run

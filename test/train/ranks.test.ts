@@ -8,13 +8,13 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import { dealGroups, ownPart } from '../../lib/train/share.js'
+import { cli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 import { runCommand, runRanks } from '../helpers/ranks.js'
 import { readLines } from '../helpers/run-files.js'
 import { makeTinyModel } from '../helpers/tiny-model.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
-const cli = [process.execPath, '--import', 'tsx', path.join(root, 'lib/cli/cli.ts')] as const
 const dir = makeTempDir()
 const model = await makeTinyModel()
 const problems = path.join(dir, 'problems.jsonl')
