@@ -1,6 +1,6 @@
 /** `rapo generate` and `rapo logprobs`: the engine for scripts, one JSON object a line in and out (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { readInput } from '../base/jsonl.js'
+import { readStandardInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { type Column, chooseColumn } from '../data/fields.js'
@@ -217,7 +217,9 @@ async function withModel(
   const name = input ?? 'standard input'
   const output = openOutput(options.output)
   const rows =
-    input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, { field: '--input' })
+    input === undefined
+      ? rowsOfLines(await readStandardInput(options.signal), name)
+      : await readRows(input, { field: '--input' })
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   const located = await locateModel(options.model, options.signal ? { signal: options.signal } : {})
   const { modelDir: model, adapterDir } = located
