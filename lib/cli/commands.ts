@@ -22,6 +22,7 @@ import { train } from '../train/train.js'
 import { PeerError } from '../world/peer-error.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { trainingOutlook } from './outlook.js'
+import { explainPlaces } from './places.js'
 import type { Plan } from './plan.js'
 import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere, refuseRanks } from './ranks.js'
@@ -94,7 +95,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
   if (values.dryRun) {
     refuseRanks('--dry-run')
-    return runDryRun(config)
+    return runDryRun(config, file)
   }
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
@@ -176,7 +177,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       if (stopping.signal) process.exitCode = stopping.exitCode
       if (isStopped(error))
         throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
-      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw error
+      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw explainPlaces(error, config, file)
       const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
@@ -204,7 +205,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
 }
 
-async function runDryRun(config: Config): Promise<void> {
+async function runDryRun(config: Config, file: string | undefined): Promise<void> {
   const [{ dryRun }, { formatDryRun }] = await Promise.all([
     import('../train/dry-run.js'),
     import('./dry-run.js'),
@@ -216,7 +217,10 @@ async function runDryRun(config: Config): Promise<void> {
   const { onProgress } = transfers
   const hooks = { onDownload: onProgress, onLoading: onProgress, onUnusable: listUnusable, onNotice }
   const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
-  printLine(formatDryRun(await trying.finally(transfers.stop)))
+  const found = await trying.finally(transfers.stop).catch(error => {
+    throw explainPlaces(error, config, file)
+  })
+  printLine(formatDryRun(found))
 }
 
 /** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
@@ -304,10 +308,14 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       },
     }),
   )
-  const result = await measuring.finally(() => {
-    transfers.stop()
-    progress?.stop()
-  })
+  const result = await measuring
+    .finally(() => {
+      transfers.stop()
+      progress?.stop()
+    })
+    .catch(error => {
+      throw explainPlaces(error, config, values.config)
+    })
   if (!isSpeaker()) return
   printLine(formatPassAtK([result]))
   printLine(
@@ -532,7 +540,9 @@ export async function runDoctor({ json, config, processes = 1 }: DoctorValues): 
     if (config !== undefined) {
       const loaded = loadConfig(config)
       if (loaded.model.device === 'cpu') sharing = processes
-      plan = await planConfig(loaded, { onProgress: transfers.onProgress, processes })
+      plan = await planConfig(loaded, { onProgress: transfers.onProgress, processes }).catch(error => {
+        throw explainPlaces(error, loaded, config)
+      })
     }
   } catch (error) {
     // What was found on the machine is told all the same.
