@@ -92,10 +92,7 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
   const cases: [string[], string][] = [
     [['trian'], "unknown command 'trian'\n(Did you mean train?)"],
     [['train', '--objective.klcoef', '1'], '(Did you mean --objective.kl-coef?)'],
-    [
-      ['train'],
-      'rapo: no configuration was named, as in npx tsx lib/cli/cli.ts train --config FILE\nmodel.dir is',
-    ],
+    [['train'], 'rapo: no configuration was named, as in npx rapo train --config FILE\nmodel.dir is'],
     [['train', 'c.yaml'], '(Did you mean --config c.yaml?)'],
     [['train', 'runs/c'], '(Did you mean --resume runs/c?)'],
     [['eval', 'runs/c'], '(Did you mean --model runs/c?)'],
