@@ -5,6 +5,7 @@
  *
  *   --ranks 2  --prompts 8  --group 32  --new-tokens 16  --steps 5  --rounds 3  --shard none,optimizer,gradients
  *   --model models/countdown-base  --dtype float32  --threads 1
+ *   --memory-only   no lone processes, for a model of which each holds more than the machine has
  *
  * Efficiency is the median over rounds of a lone process's seconds a step divided by the ranks'. The first step is left out; the
  * lone processes make two further steps, so that none of them is alone while it is measured. Also prints the memory that a
@@ -33,6 +34,7 @@ const { values: flags } = parseArgs({
     model: { type: 'string', default: 'models/countdown-base' },
     dtype: { type: 'string', default: 'float32' },
     threads: { type: 'string', default: '1' },
+    'memory-only': { type: 'boolean', default: false },
     worker: { type: 'string' },
   },
 })
@@ -117,7 +119,8 @@ async function bench(): Promise<void> {
     const lone = write(`alone-${shard}`, 1, 'none', 2)
     const found: { together: number; alone: number; peak: number }[] = []
     for (let round = 0; round < rounds; round++) {
-      const alone = await Promise.all(Array.from({ length: ranks }, (_, i) => start(lone, 1, `alone-${i}`)))
+      const lonely = flags['memory-only'] ? 0 : ranks
+      const alone = await Promise.all(Array.from({ length: lonely }, (_, i) => start(lone, 1, `alone-${i}`)))
       const { seconds, peak } = await start(together, ranks, 'together')
       found.push({ together: seconds, peak, alone: alone.reduce((sum, own) => sum + own.seconds, 0) / ranks })
     }
@@ -125,8 +128,11 @@ async function bench(): Promise<void> {
     const of = (name: 'together' | 'alone') => median(found.map(round => round[name])).toFixed(2)
     const efficiency = median(found.map(round => round.alone / round.together))
     const peak = median(found.map(round => round.peak))
+    const speed = flags['memory-only']
+      ? ''
+      : `, ${ranks} lone processes ${of('alone')} s: ${efficiency.toFixed(3)}`
     console.log(
-      `${shard}: ${ranks} ranks ${of('together')} s a step, ${ranks} lone processes ${of('alone')} s: ${efficiency.toFixed(3)}; memory of a rank ${(peak / 1e9).toFixed(2)} GB, predicted ${(run.peak / 1e9).toFixed(2)} GB`,
+      `${shard}: ${ranks} ranks ${of('together')} s a step${speed}; memory of a rank ${(peak / 1e9).toFixed(2)} GB, predicted ${(run.peak / 1e9).toFixed(2)} GB`,
     )
   }
   console.log(`load at the end ${load()}`)

@@ -206,6 +206,12 @@ const whole = new Map<string, Awaited<ReturnType<typeof measureWhole>>>()
 const waits: number[] = []
 const phases = new Map<string, number>()
 const totals = { passed: 0, failed: 0 }
+// launchRanks passes the signals on to the ranks, and this process would go on.
+let isStopped = false
+for (const name of ['SIGINT', 'SIGTERM'] as const)
+  process.on(name, () => {
+    isStopped = true
+  })
 for (let run = 0; waits.length < kills && totals.failed < 5; run++) {
   const form = forms[run % forms.length]!
   const output = path.join(scratch, `run-${run}`)
@@ -238,6 +244,7 @@ for (let run = 0; waits.length < kills && totals.failed < 5; run++) {
     totals.passed++
     console.log(`ok      ${form.name}, killed: ${moments.join(', ') || 'never'}`)
   } catch (error) {
+    if (isStopped) break
     totals.failed++
     const { message } = error as Error
     console.log(`FAILED  ${form.name}, killed: ${moments.join(', ') || 'never'}: ${message}`)
