@@ -24,17 +24,17 @@ const lines = Array.from({ length: 10 }, (_, i) => ({
 }))
 writeFileSync(problems, lines.map(line => `${JSON.stringify(line)}\n`).join(''))
 
-/** Completions that one of two ranks judges in a step. */
+/** Completions that rank 1 of two judges in a step; rank 0 judges those of one prompt more. */
 const perStep = 24
 
 const plain = {
   model: { dir: model, refModelSyncSteps: 2 },
   data: { train: problems },
   task: { verifier: path.join(root, 'test/helpers/ranks-verifier.ts') },
-  sampling: { promptsPerStep: 6, groupSize: 8, maxNewTokens: 6 },
+  sampling: { promptsPerStep: 7, groupSize: 8, maxNewTokens: 6 },
   objective: { preset: 'rapo' },
   optimizer: { learningRate: 0.01, microBatchTokens: 100 },
-  run: { steps: 4, saveEvery: 3, samplesPerStep: 48, threads: 1 },
+  run: { steps: 4, saveEvery: 3, samplesPerStep: 56, threads: 1 },
 }
 const everything = {
   ...plain,
@@ -192,7 +192,7 @@ test('ranks that share out gradients and state train as one process does', async
 })
 
 test('--processes starts the ranks; SIGTERM saves what each has, and the run goes on to the same bits', async () => {
-  const action = `terminate 0 ${perStep + 5}`
+  const action = `terminate 0 ${perStep + 8 + 5}`
   const stopped = await train('stopped', 1, { config: files.sharded, action, args: ['--processes', '2'] })
   assert.is(stopped.exitCode, 143, stopped.stderr.join('\n'))
   const { step } = readLatestCheckpoint(stopped.output)!.trainer
