@@ -46,7 +46,8 @@ inline Napi::Value check_nccl(const Napi::CallbackInfo& info) {
   });
 }
 
-/// openGroup({ backend, device, library, name, address, timeoutMs }, control) -> Promise<{ handle, id, port }>
+/// openGroup({ backend, device, library, name, address, timeoutMs }, control) -> Promise<{ handle, id, port
+/// }>
 inline Napi::Value open_group(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     if (!info[0].IsObject()) invalid("options must be an object");

@@ -52,8 +52,8 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
-/// The numbers of a tensor of the model as they leave it: of `type`, with the adapter's term if adapter is not
-/// null and has one.
+/// The numbers of a tensor of the model as they leave it: of `type`, with the adapter's term if adapter is
+/// not null and has one.
 at::Tensor outgoing(const std::string& name, at::Tensor weights, const Adapter* adapter,
                     at::ScalarType type) {
   const auto delta = adapter ? adapter->delta(name) : at::Tensor();
@@ -72,16 +72,15 @@ void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, co
   if (flat.scalar_type() == type && !adapter) {
     write_model(dir, stored, max_shard_bytes, control);
   } else {  // each tensor is converted when it is written
-    write_model(dir, stored, max_shard_bytes, control, ops::stored_name(dtype),
-                [&](const StoredTensor& tensor) {
-                  std::int64_t count = 1;
-                  for (const auto size : tensor.shape) count *= size;
-                  const auto weights = at::from_blob(const_cast<std::byte*>(tensor.data), {count},
-                                                     at::TensorOptions(flat.scalar_type()));
-                  auto converted =
-                      std::make_shared<at::Tensor>(outgoing(tensor.name, weights, adapter, type));
-                  return std::shared_ptr<const void>(converted, converted->data_ptr());
-                });
+    write_model(
+        dir, stored, max_shard_bytes, control, ops::stored_name(dtype), [&](const StoredTensor& tensor) {
+          std::int64_t count = 1;
+          for (const auto size : tensor.shape) count *= size;
+          const auto weights = at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                             at::TensorOptions(flat.scalar_type()));
+          auto converted = std::make_shared<at::Tensor>(outgoing(tensor.name, weights, adapter, type));
+          return std::shared_ptr<const void>(converted, converted->data_ptr());
+        });
   }
   write_text_file(dir + "/config.json", config);
 }

@@ -79,8 +79,8 @@ class Policy {
   const std::vector<TensorShape>& tensors() const;
 
   /// Broadcasts tensors [first, first + count) of tensors(), with the numbers that save() writes in the
-  /// policy's dtype. packed_bytes > 0: as bytes, end to end; a broadcast ends with the tensor with which it has
-  /// more than packed_bytes. 0: each tensor by itself. control counts bytes.
+  /// policy's dtype. packed_bytes > 0: as bytes, end to end; a broadcast ends with the tensor with which it
+  /// has more than packed_bytes. 0: each tensor by itself. control counts bytes.
   void broadcast(BroadcastGroup& group, std::int64_t first, std::int64_t count, std::int64_t packed_bytes,
                  std::int64_t timeout_ms, Control& control) const;
 

@@ -1,7 +1,7 @@
 // A libnccl for tests, as far as rank 0 of a broadcasting group calls it. The ranks of a fake server
-// (test/helpers/fake-nccl.ts) connect to the port in the first 4 bytes of the id and send their rank, 4 bytes. Rank
-// 0 then sends messages: 'R' or 'B', 8 bytes of length, data. The answer to 'R' is the rank's 4 bytes, to 'B' one
-// byte. With RAPO_FAKE_NCCL=deaf ncclCommAbort does nothing.
+// (test/helpers/fake-nccl.ts) connect to the port in the first 4 bytes of the id and send their rank, 4
+// bytes. Rank 0 then sends messages: 'R' or 'B', 8 bytes of length, data. The answer to 'R' is the rank's 4
+// bytes, to 'B' one byte. With RAPO_FAKE_NCCL=deaf ncclCommAbort does nothing.
 #include <arpa/inet.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -42,7 +42,9 @@ bool transfer(ssize_t (*move)(int, void*, std::size_t), int peer, void* data, st
 }
 
 bool send_all(int peer, const void* data, std::size_t bytes) {
-  const auto move = [](int fd, void* from, std::size_t count) { return ::send(fd, from, count, MSG_NOSIGNAL); };
+  const auto move = [](int fd, void* from, std::size_t count) {
+    return ::send(fd, from, count, MSG_NOSIGNAL);
+  };
   return transfer(move, peer, const_cast<void*>(data), bytes);
 }
 
@@ -99,7 +101,8 @@ int ncclAllReduce(const void* from, void* to, std::size_t count, int type, int o
   std::memcpy(&sum, from, sizeof sum);
   for (const int peer : static_cast<Comm*>(comm)->peers) {
     float theirs = 0;
-    if (!send_message(peer, 'R', from, sizeof sum) || !receive_all(peer, &theirs, sizeof theirs)) return kRemote;
+    if (!send_message(peer, 'R', from, sizeof sum) || !receive_all(peer, &theirs, sizeof theirs))
+      return kRemote;
     sum += theirs;
   }
   std::memcpy(to, &sum, sizeof sum);

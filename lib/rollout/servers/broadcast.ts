@@ -57,15 +57,18 @@ export function broadcastWeights(
 ): WeightSync {
   const { tensors = [] } = policy
   let group: Group | undefined
-  const drop = async (call: ServerCall) => {
-    const dropped = group
+  /** Leaves the group; returns it. */
+  const abandon = (): Group | undefined => {
+    const left = group
     group = undefined
-    if (!dropped) return
-    dropped.broadcast.close()
-    const { name, members } = dropped
-    // A server that is gone, or that waits in the group, need not hear of it.
+    left?.broadcast.close()
+    return left
+  }
+  /** Leaves a group that is whole, and tells its servers. One that is gone need not hear of it. */
+  const leave = async (call: ServerCall) => {
+    const { name, members = [] } = abandon() ?? {}
     const quick = { ...call, timeoutSeconds: Math.min(QUICK, call.timeoutSeconds) }
-    await Promise.allSettled(members.map(({ receiver }) => receiver.leave(name, quick)))
+    await Promise.allSettled(members.map(({ receiver }) => receiver.leave(name!, quick)))
   }
 
   async function open(servers: readonly InferenceServer[], call: ServerCall): Promise<Group> {
@@ -118,7 +121,7 @@ export function broadcastWeights(
       // One that was started again has other weights.
       if (names.every(name => name.status === 'fulfilled' && name.value === known.weights)) return known
     }
-    await drop(call)
+    await leave(call)
     return open(servers, call)
   }
 
@@ -166,14 +169,13 @@ export function broadcastWeights(
         await update(servers, next, call)
         return servers.map(() => ({ status: 'fulfilled', value: undefined }))
       } catch (error) {
-        const ranks = ranksOf(group)
-        await drop({ timeoutSeconds: QUICK })
+        const ranks = ranksOf(abandon())
         if (!(error instanceof BrokenOff)) throw error
         return servers.map(server => ({ status: 'rejected', reason: faultOf(server, error, next, ranks) }))
       }
     },
     async keepOnly() {},
-    close: () => drop({ timeoutSeconds: QUICK }),
+    close: () => leave({ timeoutSeconds: QUICK }),
   }
 }
 

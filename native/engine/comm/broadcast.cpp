@@ -105,22 +105,21 @@ BroadcastGroup::BroadcastGroup(std::unique_ptr<Transport> transport) : state_(st
 BroadcastGroup::~BroadcastGroup() {
   {
     const std::lock_guard<std::mutex> lock(state_->mutex);
+    if (!state_->jobs.empty() && state_->failure.empty()) State::give_up(state_, "the group was closed");
     state_->is_ending = true;
   }
   state_->changed.notify_all();
 }
 
 void BroadcastGroup::join(std::int64_t size, const Patience& patience) {
-  state_->post("joining a group of " + std::to_string(size), [size](Transport& transport) {
-    transport.join(size);
-  });
+  state_->post("joining a group of " + std::to_string(size),
+               [size](Transport& transport) { transport.join(size); });
   State::wait(state_, 0, patience);
 }
 
 void BroadcastGroup::broadcast(const std::string& what, at::Tensor tensor, const Patience& patience) {
-  state_->post("the broadcast of " + what, [tensor = std::move(tensor)](Transport& transport) mutable {
-    transport.broadcast(tensor);
-  });
+  state_->post("the broadcast of " + what,
+               [tensor = std::move(tensor)](Transport& transport) mutable { transport.broadcast(tensor); });
   State::wait(state_, 2, patience);
 }
 

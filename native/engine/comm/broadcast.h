@@ -30,8 +30,8 @@ class Transport {
 };
 
 /// NCCL, of the libnccl that libtorch has loaded, or of the file `library` if that is not empty. id: receives
-/// the 128 bytes with which the other ranks find this one. warms_up: the other ranks add up one float32 as soon
-/// as they have joined, as vLLM's workers do. Throws kDevice where there is no such library.
+/// the 128 bytes with which the other ranks find this one. warms_up: the other ranks add up one float32 as
+/// soon as they have joined, as vLLM's workers do. Throws kDevice where there is no such library.
 std::unique_ptr<Transport> open_nccl(const std::string& library, const std::string& device, bool warms_up,
                                      std::vector<std::uint8_t>& id);
 
@@ -76,8 +76,8 @@ class BroadcastGroup {
 
   /// Waits for ranks 1 to size - 1.
   void join(std::int64_t size, const Patience& patience);
-  /// Hands the tensor over. Waits while another one is on its way and one more is waiting. The tensor must not
-  /// change before flush() returns. what: its name in messages.
+  /// Hands the tensor over. Waits while another one is on its way and one more is waiting. The tensor must
+  /// not change before flush() returns. what: its name in messages.
   void broadcast(const std::string& what, at::Tensor tensor, const Patience& patience);
   /// Waits until all tensors have arrived.
   void flush(const Patience& patience);

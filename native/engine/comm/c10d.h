@@ -3,13 +3,12 @@
 
 #include <c10/util/Exception.h>
 
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <exception>
 #include <string>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 namespace rapo {
 
@@ -20,7 +19,8 @@ inline std::string text_of(const std::exception& error) {
   return text.substr(0, std::min(text.find('\n'), text.find(". This is typically")));
 }
 
-inline c10d::TCPStoreOptions store_options(std::int64_t port, bool serves, std::chrono::milliseconds timeout) {
+inline c10d::TCPStoreOptions store_options(std::int64_t port, bool serves,
+                                           std::chrono::milliseconds timeout) {
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(port);
   options.isServer = serves;

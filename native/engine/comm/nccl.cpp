@@ -24,7 +24,8 @@ class Library {
   explicit Library(const std::string& file) {
     // The libnccl that libtorch has loaded is found by this name, wherever it is.
     const std::string name = file.empty() ? "libnccl.so.2" : file;
-    void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays open: the thread may outlive all else
+    void* handle =
+        dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays open: the thread may outlive all else
     if (!handle) {
       const char* why = dlerror();
       throw Error(ErrorCode::kDevice, "NCCL cannot be loaded: " + std::string(why ? why : name));
