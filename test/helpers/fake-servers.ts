@@ -100,6 +100,8 @@ export interface FakeServer {
   weightsDir(): string
   /** The names of its adapters. */
   adapters(): string[]
+  /** As if it had been started again between two requests. */
+  forgetAdapters(): void
   /** Somebody else's doing. */
   rename(name: string): void
   /** Requests for completions that are not answered yet. */
@@ -486,6 +488,7 @@ export async function startFakeServer(
     weightsName: () => name,
     weightsDir: () => weightsDir,
     adapters: () => [...adapters.keys()],
+    forgetAdapters: () => adapters.clear(),
     rename(next) {
       name = next
     },
