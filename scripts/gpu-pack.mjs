@@ -48,10 +48,12 @@ const engineTests = ['engine-golden', 'engine-generate', 'engine', 'engine-aten'
   name => `test/engine/${name}.test.ts`,
 )
 const cudaTests = ['cuda-emulator', 'cuda-head'].map(name => `test/cuda/${name}.test.ts`)
-for (const entry of [...cudaTests, ...engineTests, 'bench/gpu.ts', 'bench/gpu_engine.ts']) {
+const rankTests = ['test/world/nccl.test.ts', 'test/helpers/shard-child.ts']
+for (const entry of [...cudaTests, ...engineTests, ...rankTests, 'bench/gpu.ts', 'bench/gpu_engine.ts']) {
   await build({
     entryPoints: [join(root, entry)],
-    outfile: join(pack, 'js', entry.replace(/ts$/, 'mjs')),
+    // What a test starts lies beside the test.
+    outfile: join(pack, 'js', entry.replace('test/helpers', 'test/world').replace(/ts$/, 'mjs')),
     bundle: true,
     platform: 'node',
     format: 'esm',

@@ -4,7 +4,7 @@
 //          initcheck; only memcheck for the fused head, since its products are cuBLASLt's)
 //   bench  builds the same and runs bench/gpu.ts, to which further arguments are passed
 // If a python3 (RAPO_PYTHON) has a torch with CUDA, the engine is built against that torch, and its tests and
-// bench/gpu_engine.ts run on the device too.
+// bench/gpu_engine.ts run on the device too, and ranks over NCCL, one a GPU, on one GPU and on two.
 // Needs nvcc, CMake and a CUDA device. Without a device it builds everything, says so and ends with status 1.
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -54,13 +54,13 @@ const env = {
   RAPO_CUDA_LIBRARY: join(build, 'librapo_cuda.so'),
 }
 process.env.RAPO_CUDA_LIBRARY = env.RAPO_CUDA_LIBRARY
+const engine = buildEngine()
+if (engine) env.RAPO_ENGINE_ADDON = engine
+
 const { createRequire } = await import('node:module')
 const cuda = createRequire(import.meta.url)(addon).cudaInfo()
 if (!cuda.available) fail(`no CUDA device: ${cuda.reason}`)
 for (const { name, capability } of cuda.devices) console.log(`device: ${name}, ${capability}`)
-
-const engine = buildEngine()
-if (engine) env.RAPO_ENGINE_ADDON = engine
 
 if (command === 'bench') {
   run('the benchmark', process.execPath, [...script('bench', 'gpu'), ...rest], {
@@ -113,6 +113,11 @@ if (command === 'bench') {
       RAPO_TEST_DEVICE: 'cuda',
     })
   }
+  if (engine)
+    run('several ranks', process.execPath, script('test/world', 'nccl.test'), {
+      ...env,
+      RAPO_TEST_DEVICE: 'cuda',
+    })
   console.log('test:gpu: all passed')
 }
 

@@ -1,8 +1,8 @@
 // npm run test:prebuilds: builds the addon for every platform, checks each file, and runs the kernels' numeric tests with the
 // addons that this machine can run: linux-x64 on Node 20, 22 and 24; linux-arm64 in qemu-user, win32-x64 in Wine and linux-x64
 // on musl if these are installed (Debian: qemu-user libc6-arm64-cross libstdc++6-arm64-cross libatomic1-arm64-cross wine64
-// musl). darwin, win32-arm64 and musl on arm64 are only built. Ends with "N passed, N failed, N skipped". Node.js comes from
-// npm, for musl from PyPI.
+// musl), and loads modules of users with each Node. darwin, win32-arm64 and musl on arm64 are only built. Ends with
+// "N passed, N failed, N skipped". Node.js comes from npm, for musl from PyPI.
 import { execFileSync, spawn } from 'node:child_process'
 import {
   closeSync,
@@ -18,6 +18,7 @@ import { join } from 'node:path'
 import { build } from 'esbuild'
 import { tsImport } from 'tsx/esm/api'
 import { bootstrap, load, root } from './bootstrap.mjs'
+import { buildModulesCheck } from './modules-check.mjs'
 import { muslNode } from './musl-node.mjs'
 import { hostTarget, prebuild, prebuildPath } from './prebuilds.mjs'
 
@@ -57,6 +58,9 @@ for (const major of [20, 22, 24]) {
   const canRun = process.platform === 'linux' && process.arch === 'x64'
   await testBoth(`linux-x64-glibc on Node ${major}`, canRun, program =>
     run(nodeFor('linux-x64', major), [program], addon('linux-x64-glibc')),
+  )
+  await test(`modules of users on Node ${major}`, canRun, async () =>
+    run(nodeFor('linux-x64', major), [await buildModulesCheck()], {}),
   )
 }
 // The tests of calls, which otherwise test the addon compiled on this machine, with the prebuilt one.

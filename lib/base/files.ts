@@ -10,6 +10,7 @@ import {
   realpathSync,
   renameSync,
   rmSync,
+  type Stats,
   statSync,
   writeFileSync,
 } from 'node:fs'
@@ -23,7 +24,7 @@ import { RapoError, reasonOf } from './errors.js'
 export function writeWhole(file: string, content: string | Iterable<string>): void {
   const parts = typeof content === 'string' ? [content] : content
   ioGuard(`cannot write ${file}`, () => {
-    const found = statSync(file, { throwIfNoEntry: false })
+    const found = statOf(file)
     if (found && !found.isFile()) {
       writeParts(file, parts)
       return
@@ -53,27 +54,34 @@ function writeParts(file: string, parts: Iterable<string>, sync = (_descriptor: 
 /** Throws ERR_RAPO_IO if writeWhole could not write the file. Call it before the work whose result the file will hold. */
 export function checkWritable(file: string): void {
   ioGuard(`cannot write ${file}`, () => {
-    const found = statSync(file, { throwIfNoEntry: false })
+    const found = statOf(file)
     if (found?.isDirectory()) throw new Error('it is a directory')
-    accessSync(found && !found.isFile() ? file : path.dirname(file), constants.W_OK)
+    const above = path.dirname(file)
+    if (statOf(above)?.isFile()) throw new Error(`${above} is a file`)
+    accessSync(found && !found.isFile() ? file : above, constants.W_OK)
   })
 }
 
 /**
  * Makes a directory, and those above it, where they are missing. Not by `recursive` of mkdirSync, which never returns under
- * /proc in Node.js 20.
+ * /proc in Node.js 20. Throws ERR_RAPO_IO.
  */
 export function makeDirectories(dir: string): void {
-  const place = path.resolve(dir)
-  const isThere = () => statSync(place, { throwIfNoEntry: false })?.isDirectory() ?? false
-  if (isThere()) return
+  ioGuard(`cannot make the directory ${dir}`, () => makeMissing(path.resolve(dir)))
+}
+
+function makeMissing(place: string): void {
+  const find = () => statOf(place)
+  const found = find()
+  if (found?.isDirectory()) return
+  if (found) throw new Error(`${place} is a file`)
   const above = path.dirname(place)
-  if (above !== place) makeDirectories(above)
+  if (above !== place) makeMissing(above)
   try {
     mkdirSync(place)
   } catch (error) {
     // Another process may have made it.
-    if (!isThere()) throw error
+    if (!find()?.isDirectory()) throw error
   }
 }
 
@@ -145,6 +153,20 @@ export function ioReason(error: unknown, told: string): string {
   // A file is written under another name first.
   if (!place || !syscall || !told.includes(place.replace(/\.tmp$/, ''))) return reason
   return reason.replace(`, ${syscall} '${place}'`, '').replace(/^[A-Z0-9]+: /, '')
+}
+
+/**
+ * What is at a path; undefined where nothing is, also below a file, for which statSync with throwIfNoEntry false throws.
+ * Throws ERR_RAPO_IO.
+ */
+export function statOf(file: string): Stats | undefined {
+  try {
+    return statSync(file)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
+    throw asIoError(`cannot read ${file}`, error)
+  }
 }
 
 /** A file's name for messages: a relative name is followed by the absolute path. */

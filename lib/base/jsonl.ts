@@ -1,5 +1,6 @@
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
-import { RapoError } from './errors.js'
+import { addAbortSignal } from 'node:stream'
+import { RapoError, reasonOf } from './errors.js'
 import { ioGuard, ioReason, withPlace, writeWhole } from './files.js'
 import { isLfsPointer, lfsMessage } from './lfs.js'
 
@@ -64,19 +65,35 @@ function parseLine(bytes: Uint8Array, parse: (text: string) => unknown): Line['v
  * A file's bytes. Throws ERR_RAPO_DATA with the reason if the file cannot be read.
  * @param field the configuration's field that names the file, such as data.train, for messages
  */
-export function readInput(file: string | number, field?: string): Uint8Array {
+export function readInput(file: string, field?: string): Uint8Array {
   try {
     const content = readFileSync(file)
-    if (isLfsPointer(content)) throw new RapoError('ERR_RAPO_DATA', lfsMessage(String(file)))
+    if (isLfsPointer(content)) throw new RapoError('ERR_RAPO_DATA', lfsMessage(file))
     return content
   } catch (cause) {
     if (cause instanceof RapoError) throw cause
     const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
     const why = isMissing
-      ? `there is no file ${withPlace(String(file))}`
-      : `cannot read ${file}: ${ioReason(cause, String(file))}`
+      ? `there is no file ${withPlace(file)}`
+      : `cannot read ${file}: ${ioReason(cause, file)}`
     throw new RapoError('ERR_RAPO_DATA', field ? `${field}: ${why}` : why, { cause })
   }
+}
+
+/**
+ * Standard input to its end, not by readFileSync, which a signal cannot end. Throws ERR_RAPO_DATA; an abort rejects with the
+ * signal's reason.
+ */
+export async function readStandardInput(signal?: AbortSignal): Promise<Uint8Array> {
+  const parts: Buffer[] = []
+  try {
+    const { stdin } = process
+    for await (const part of signal ? addAbortSignal(signal, stdin) : stdin) parts.push(part)
+  } catch (cause) {
+    signal?.throwIfAborted()
+    throw new RapoError('ERR_RAPO_DATA', `cannot read standard input: ${reasonOf(cause)}`, { cause })
+  }
+  return Buffer.concat(parts)
 }
 
 function shorten(text: string): string {

@@ -1,5 +1,5 @@
 /** Imports modules of the user's that the configuration names. */
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { RapoError, reasonOf } from './errors.js'
@@ -40,6 +40,7 @@ const needsJiti = new Set([
 ])
 
 async function load(file: string): Promise<Exports> {
+  if (isTakenForCommonJs(file)) return importTypeScript(file)
   const url = pathToFileURL(file).href
   try {
     // First import as the program itself would: a module that the program has loaded is then the same module.
@@ -49,4 +50,25 @@ async function load(file: string): Promise<Exports> {
       throw error
   }
   return importTypeScript(file)
+}
+
+/**
+ * Whether Node.js would refuse the file's import and export, since its package.json says commonjs, as that of `npm init -y`
+ * does. Node.js would also print a warning.
+ */
+function isTakenForCommonJs(file: string): boolean {
+  if (!/\.[jt]s$/.test(file) || typeOfPackage(path.dirname(file)) !== 'commonjs') return false
+  return /^\s*(import|export)\b/m.test(readFileSync(file, 'utf8'))
+}
+
+/** The field type of the nearest package.json. */
+function typeOfPackage(dir: string): unknown {
+  const file = path.join(dir, 'package.json')
+  const above = path.dirname(dir)
+  if (!existsSync(file)) return above === dir ? undefined : typeOfPackage(above)
+  try {
+    return JSON.parse(readFileSync(file, 'utf8')).type
+  } catch {
+    return undefined // Node.js says what is wrong with it
+  }
 }

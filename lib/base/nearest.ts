@@ -19,7 +19,9 @@ export function nearest(
   const isPart = partOf(given) === given
   const apart = (name: string) => distance(given, isPart ? partOf(name) : name)
   const [best] = known.toSorted((a, b) => edits(a) - edits(b) || apart(a) - apart(b))
-  return best !== undefined && edits(best) <= Math.ceil(wanted.length / 3) ? best : undefined
+  // One edit makes any name of two letters into any other.
+  const most = wanted.length < 3 ? 0 : Math.ceil(wanted.length / 3)
+  return best !== undefined && edits(best) <= most ? best : undefined
 }
 
 /** The end of a message about an unknown name: `: did you mean "dr-grpo"?`, or nothing. */

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { RapoError } from '../base/errors.js'
+import { asIoError } from '../base/files.js'
 
 const spreadSchema = z.object({ median: z.number().positive(), low: z.number(), high: z.number() })
 
@@ -42,7 +43,7 @@ export function readBench(file: string): BenchReport {
   try {
     text = readFileSync(file, 'utf8')
   } catch (cause) {
-    throw new RapoError('ERR_RAPO_IO', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+    throw asIoError(`cannot read ${file}`, cause)
   }
   let value: unknown
   try {

@@ -243,7 +243,34 @@ export function createCli(): Command {
     .option('--n <count>', 'samples a problem (default: as configured)', wholeNumber(2))
     .option('--reuse', 'keep finished runs and measurements that are there already')
     .action(async values => (await import('./demo.js')).demo(values))
+  for (const command of cli.commands) suggestOption(command)
   return cli
+}
+
+/** The options that files and directories are given by, for those who leave the option's name out. */
+const optionsOfOperands: Readonly<Record<string, { readonly file?: string; readonly dir?: string }>> = {
+  train: { file: '--config', dir: '--resume' },
+  eval: { file: '--config', dir: '--model' },
+  generate: { file: '--input', dir: '--model' },
+  logprobs: { file: '--input', dir: '--model' },
+  merge: { dir: '--model' },
+  grade: { file: '--input' },
+  study: { file: '--config' },
+  doctor: { file: '--config' },
+}
+
+/** Lets a fault of the command line name the option that a stray operand may be the value of. */
+function suggestOption(command: Command): void {
+  const { file, dir } = optionsOfOperands[command.name()] ?? {}
+  command.configureOutput({
+    outputError(text, write) {
+      const [operand] = command.args
+      const isMeant = operand && !operand.startsWith('-') && /too many arguments|required option/.test(text)
+      const isFile = isMeant && (/\.(ya?ml|jsonl?|[ct]sv|parquet)(\.\w+)?$/.test(operand) || !dir)
+      const option = isFile ? file : dir
+      write(isMeant && option ? `${text.trimEnd()}\n(Did you mean ${option} ${operand}?)\n` : text)
+    },
+  })
 }
 
 /** What the bar of a training shows. */

@@ -1,8 +1,8 @@
 /** The commands of the command line: each takes options, calls the library and prints a few lines. */
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { checkWritable, writeWhole } from '../base/files.js'
+import { checkWritable, withPlace, writeWhole } from '../base/files.js'
 import { moments } from '../base/stats.js'
 import { plural, printError, printLine } from '../base/text.js'
 import type { Config } from '../config/config.js'
@@ -22,6 +22,7 @@ import { train } from '../train/train.js'
 import { PeerError } from '../world/peer-error.js'
 import { generateLines, type InferOptions, logprobLines } from './infer.js'
 import { trainingOutlook } from './outlook.js'
+import { explainPlaces } from './places.js'
 import type { Plan } from './plan.js'
 import { createProgress, type Progress } from './progress.js'
 import { isSpeaker, launchHere, refuseRanks } from './ranks.js'
@@ -58,6 +59,16 @@ interface TrainValues {
   readonly dryRun?: boolean
 }
 
+/** loadConfig; where no file was named and something is missing, the fault begins with a hint. */
+function loadNamed(file: string | undefined, overrides: Values, hint: () => string): Config {
+  try {
+    return loadConfig(file, overrides)
+  } catch (error) {
+    const isHelped = file === undefined && error instanceof RapoError && / is missing: /.test(error.message)
+    throw isHelped ? new RapoError(error.code, `${hint()}\n${error.message}`, { cause: error }) : error
+  }
+}
+
 export async function runTrain(values: TrainValues & Values): Promise<void> {
   const { resume, config: file } = values
   const overrides = overridesOf(values)
@@ -68,15 +79,23 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       throw new RapoError('ERR_RAPO_CONFIG', `--${option} does not go together with --resume`)
     }
     if (!existsSync(path.join(resume, 'config.yaml'))) {
-      throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml`)
+      const run = /^(.+)[\\/]checkpoints(?:[\\/][^\\/]+)?[\\/]?$/.exec(resume)?.[1]
+      const isPart = run !== undefined && existsSync(path.join(run, 'config.yaml'))
+      const hint = isPart ? `; the run is ${run}, and goes on from its newest checkpoint` : ''
+      throw new RapoError('ERR_RAPO_CONFIG', `${resume} is no run directory: it has no config.yaml${hint}`)
     }
     overrides['run.output'] = resume
   }
-  const config = loadConfig(resume === undefined ? file : path.join(resume, 'config.yaml'), overrides)
+  const own = resume === undefined ? file : path.join(resume, 'config.yaml')
+  const config = loadNamed(own, overrides, () => {
+    const found = readdirSync('.').filter(name => /\.ya?ml$/.test(name))
+    const meant = found.includes('rapo.yaml') ? 'rapo.yaml' : found.length === 1 ? found[0]! : 'FILE'
+    return `no configuration was named, as in ${invocation()} train --config ${quote(meant)}`
+  })
   config.run.output ||= path.join('runs', file ? path.parse(file).name : 'run')
   if (values.dryRun) {
     refuseRanks('--dry-run')
-    return runDryRun(config)
+    return runDryRun(config, file)
   }
   const { output, steps } = config.run
   if (file !== undefined && path.resolve(file) === path.resolve(output, 'config.yaml')) {
@@ -158,7 +177,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
       if (stopping.signal) process.exitCode = stopping.exitCode
       if (isStopped(error))
         throw new RapoError('ERR_RAPO_ABORTED', 'stopped before the first step was done: nothing is saved')
-      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw error
+      if (!checkpoint || !(error instanceof RapoError) || !speaks) throw explainPlaces(error, config, file)
       const hint = `to go on from step ${checkpoint.trainer.step}: ${resumeCommand}`
       throw new RapoError(error.code, `${error.message}\n${hint}`, { cause: error })
     }
@@ -186,7 +205,7 @@ export async function runTrain(values: TrainValues & Values): Promise<void> {
   }
 }
 
-async function runDryRun(config: Config): Promise<void> {
+async function runDryRun(config: Config, file: string | undefined): Promise<void> {
   const [{ dryRun }, { formatDryRun }] = await Promise.all([
     import('../train/dry-run.js'),
     import('./dry-run.js'),
@@ -198,7 +217,10 @@ async function runDryRun(config: Config): Promise<void> {
   const { onProgress } = transfers
   const hooks = { onDownload: onProgress, onLoading: onProgress, onUnusable: listUnusable, onNotice }
   const trying = untilStopped(signal => dryRun(config, { ...hooks, signal }))
-  printLine(formatDryRun(await trying.finally(transfers.stop)))
+  const found = await trying.finally(transfers.stop).catch(error => {
+    throw explainPlaces(error, config, file)
+  })
+  printLine(formatDryRun(found))
 }
 
 /** The newest checkpoint; undefined if it is damaged, so that the error of the run is the one to be shown. */
@@ -254,7 +276,11 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
     ...(n !== undefined && { 'eval.samples': n }),
   }
   const file = values.config ?? (isRun ? path.join(given, 'config.yaml') : undefined)
-  const config = loadConfig(file, overrides)
+  const config = loadNamed(file, overrides, () => {
+    const isThere = existsSync(given)
+    const what = isThere ? `${given} is no run` : `there is no directory ${withPlace(given)}`
+    return `${what}: a run has settings of its own; for a model, --config names a file with them`
+  })
   const name = values.name ?? path.basename(path.resolve(given))
   const output = values.output ?? (isRun ? given : path.join('runs', name))
   if (await launchHere(values.processes)) return
@@ -282,15 +308,25 @@ export async function runEval(values: EvalValues & Values): Promise<void> {
       },
     }),
   )
-  const result = await measuring.finally(() => {
-    transfers.stop()
-    progress?.stop()
-  })
+  const result = await measuring
+    .finally(() => {
+      transfers.stop()
+      progress?.stop()
+    })
+    .catch(error => {
+      throw explainPlaces(error, config, values.config)
+    })
   if (!isSpeaker()) return
   printLine(formatPassAtK([result]))
   printLine(
     `\n${plural(result.tokens, 'token')} in ${result.seconds.toFixed(1)} s; written to ${path.join(output, 'eval.json')}`,
   )
+}
+
+/** Tells a person at a terminal what is waited for. */
+function askForInput(input: string | undefined): void {
+  if (input === undefined && process.stdin.isTTY)
+    printError('no --input was named: type JSON lines, and end them with Ctrl-D')
 }
 
 function listUnusable(rows: readonly string[]): void {
@@ -312,6 +348,7 @@ export async function runGrade({ input, output, ...options }: GradeValues): Prom
   const { gradeLines } = await import('./grade.js')
   const transfers = createTransfers()
   const files = { ...(input && { input }), ...(output && { output }) }
+  askForInput(input)
   const grading = untilStopped(signal =>
     gradeLines({ ...options, ...files, onDownload: transfers.onProgress, signal }),
   )
@@ -407,6 +444,7 @@ async function withProgress(
     problemField,
   })
   const { dtype, threads } = { ...model, ...run }
+  askForInput(input)
   const working = untilStopped(async signal => {
     const dir = checkpointOf({ model: model.dir, best })?.dir ?? (await fetchModel(model.dir))
     const device = model.device as Device
@@ -502,7 +540,9 @@ export async function runDoctor({ json, config, processes = 1 }: DoctorValues): 
     if (config !== undefined) {
       const loaded = loadConfig(config)
       if (loaded.model.device === 'cpu') sharing = processes
-      plan = await planConfig(loaded, { onProgress: transfers.onProgress, processes })
+      plan = await planConfig(loaded, { onProgress: transfers.onProgress, processes }).catch(error => {
+        throw explainPlaces(error, loaded, config)
+      })
     }
   } catch (error) {
     // What was found on the machine is told all the same.

@@ -1,6 +1,6 @@
 /** `rapo grade`: a verifier's verdicts on answers in a file (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { readInput } from '../base/jsonl.js'
+import { readStandardInput } from '../base/jsonl.js'
 import { hubOptions, usualNames, valueAt } from '../data/fields.js'
 import { lastUserText, messagesFault, toMessage } from '../data/problems.js'
 import { placeOf, type Row, readRows, rowsOfLines } from '../data/rows.js'
@@ -57,7 +57,7 @@ export async function gradeLines(options: GradeOptions): Promise<Graded> {
   const name = input ?? 'standard input'
   const rows =
     input === undefined
-      ? rowsOfLines(readInput(0), name, { keepsBad: true })
+      ? rowsOfLines(await readStandardInput(signal), name, { keepsBad: true })
       : await readRows(input, { ...hubOptions({ onDownload, signal }), field: '--input', keepsBad: true })
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   checkFields(rows, name, fields)
@@ -142,7 +142,7 @@ function readRow(row: Row, fields: Fields, verifier: Verifier): Asked | string {
   const reference = referenceField === undefined ? undefined : valueAt(value, referenceField)
   if (reference === undefined) return `has no ${fields.referenceField ?? 'reference'}; ${has}`
   const wrong = checkAnswer(verifier, reference, placeOf(row))
-  if (wrong !== undefined) return `${referenceField}: ${wrong}`
+  if (wrong !== undefined) return referenceField === 'answer' ? wrong : `${referenceField}: ${wrong}`
   return {
     ...judged,
     reference,

@@ -1,6 +1,6 @@
 /** `rapo generate` and `rapo logprobs`: the engine for scripts, one JSON object a line in and out (docs/files.md). */
 import { RapoError } from '../base/errors.js'
-import { readInput } from '../base/jsonl.js'
+import { readStandardInput } from '../base/jsonl.js'
 import { deriveSeed } from '../base/random.js'
 import { plural } from '../base/text.js'
 import { type Column, chooseColumn } from '../data/fields.js'
@@ -64,7 +64,7 @@ interface Job {
   readonly model: Located
   readonly rows: readonly Row[]
   /** Token ids of a row's prompt, in the template, or of its completion. Throws ERR_RAPO_DATA naming the row. */
-  readTokens(row: Row, name: 'prompt' | 'completion'): number[]
+  readTokens(row: Row, part: Part): number[]
   readonly tokenizer: Tokenizer | undefined
   /** What ends a completion. */
   readonly stopTokenIds: readonly number[]
@@ -89,7 +89,7 @@ export async function generateLines(
   servers?: ServerOptions,
 ): Promise<void> {
   if (servers) checkFilters({ ...servers, sampling })
-  await withModel(options, async job => {
+  await withModel(options, ['prompt'], async job => {
     const { policy, rows, readTokens, tokenizer, stopTokenIds, write } = job
     const prompts = rows.map(row => {
       const ids = readTokens(row, 'prompt')
@@ -167,7 +167,7 @@ const CALL_TOKENS = 16384
  * completion token, under softmax(logits / temperature).
  */
 export async function logprobLines(options: InferOptions, temperature: number): Promise<void> {
-  await withModel(options, async ({ policy, rows, readTokens, write }) => {
+  await withModel(options, ['prompt', 'completion'], async ({ policy, rows, readTokens, write }) => {
     const sequencesOf = rows.map(row => {
       const promptIds = readTokens(row, 'prompt')
       const completionIds = readTokens(row, 'completion')
@@ -207,19 +207,27 @@ export async function logprobLines(options: InferOptions, temperature: number): 
   })
 }
 
-async function withModel(options: InferOptions, body: (job: Job) => Promise<void>): Promise<void> {
+async function withModel(
+  options: InferOptions,
+  parts: readonly Part[],
+  body: (job: Job) => Promise<void>,
+): Promise<void> {
   const { input, dtype = 'float32', device = 'cpu', threads = 0, problemField } = options
   const { template: text = '{prompt}', systemPrompt, chatTemplateArguments } = options
   const name = input ?? 'standard input'
   const output = openOutput(options.output)
   const rows =
-    input === undefined ? rowsOfLines(readInput(0), name) : await readRows(input, { field: '--input' })
+    input === undefined
+      ? rowsOfLines(await readStandardInput(options.signal), name)
+      : await readRows(input, { field: '--input' })
   if (rows.length === 0) throw new RapoError('ERR_RAPO_DATA', `${name} is empty`)
   const located = await locateModel(options.model, options.signal ? { signal: options.signal } : {})
   const { modelDir: model, adapterDir } = located
   if (!options.loadPolicy) checkModel(model, '--model')
   const tokenizer = hasTokenizer(model) ? loadTokenizer(model) : undefined
   const column = chooseColumn('problem', rows, name, problemField)
+  // Before the model is loaded, which takes long.
+  for (const row of rows) for (const part of parts) partOf(row, part, { tokenizer, column })
   const hasConversations = rows.some(({ value }) => Array.isArray(column.valueIn(value)))
   const template = createTemplate(text, model, {
     hasConversations,
@@ -251,6 +259,8 @@ async function withModel(options: InferOptions, body: (job: Job) => Promise<void
 
 const faultAt = (row: Row, why: string) => new RapoError('ERR_RAPO_DATA', `${placeOf(row)}: ${why}`)
 
+type Part = 'prompt' | 'completion'
+
 interface Reader {
   readonly tokenizer: Tokenizer | undefined
   readonly column: Column
@@ -258,25 +268,14 @@ interface Reader {
   readonly vocabSize: number
 }
 
-/** `${part}Ids` of a row; else its prompt through template and tokenizer, or its completion through the tokenizer. */
-function tokensOf(row: Row, part: 'prompt' | 'completion', reader: Reader): number[] {
-  const { tokenizer, column, template, vocabSize } = reader
+/** `${part}Ids` of a row, or its text or conversation. Throws ERR_RAPO_DATA where the row has neither. */
+function partOf(row: Row, part: Part, { tokenizer, column }: Pick<Reader, 'tokenizer' | 'column'>) {
   const { value } = row
   const idsField = `${part}Ids`
   const ids = value[idsField]
   if (ids !== undefined) {
-    const isId = (id: unknown) =>
-      Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < vocabSize
     if (!Array.isArray(ids)) throw faultAt(row, `${idsField} must be a list of token ids`)
-    const wrong = ids.findIndex(id => !isId(id))
-    if (wrong >= 0) {
-      throw faultAt(
-        row,
-        `${idsField}[${wrong}] is ${JSON.stringify(ids[wrong])}; it must be a token id from 0 to ${vocabSize - 1}`,
-      )
-    }
-    if (part === 'prompt' && ids.length === 0) throw faultAt(row, 'promptIds must not be empty')
-    return ids as number[]
+    return { ids }
   }
   const name = part === 'prompt' ? column.name : part
   const given = part === 'prompt' ? column.valueIn(value) : value[part]
@@ -289,9 +288,32 @@ function tokensOf(row: Row, part: 'prompt' | 'completion', reader: Reader): numb
   if (!tokenizer) {
     throw faultAt(row, `${name} is a text, but the model directory has no tokenizer.json: give ${idsField}`)
   }
+  return { name, given: given as string | Message[], tokenizer }
+}
+
+/** `${part}Ids` of a row; else its prompt through template and tokenizer, or its completion through the tokenizer. */
+function tokensOf(row: Row, part: Part, reader: Reader): number[] {
+  const { template, vocabSize } = reader
+  const found = partOf(row, part, reader)
+  if ('ids' in found) {
+    const { ids } = found
+    const idsField = `${part}Ids`
+    const isId = (id: unknown) =>
+      Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < vocabSize
+    const wrong = ids.findIndex(id => !isId(id))
+    if (wrong >= 0) {
+      throw faultAt(
+        row,
+        `${idsField}[${wrong}] is ${JSON.stringify(ids[wrong])}; it must be a token id from 0 to ${vocabSize - 1}`,
+      )
+    }
+    if (part === 'prompt' && ids.length === 0) throw faultAt(row, 'promptIds must not be empty')
+    return ids as number[]
+  }
+  const { name, given, tokenizer } = found
   let encoded: number[]
   try {
-    const text = part === 'prompt' ? template.render(given as string | Message[]) : (given as string)
+    const text = part === 'prompt' ? template.render(given) : (given as string)
     encoded = tokenizer.encode(text)
   } catch (error) {
     throw error instanceof RapoError ? faultAt(row, error.message) : error

@@ -1,7 +1,7 @@
 /** `rapo merge`: an adapter and its model as one model. */
 import { existsSync, readdirSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
-import { io, writeDirectory } from '../base/files.js'
+import { io, withPlace, writeDirectory } from '../base/files.js'
 import { modelDTypeOf, readModelConfig } from '../model/config.js'
 import { type OpenPolicyOptions, openPolicy } from '../model/engine.js'
 import type { HubOptions } from '../model/hub.js'
@@ -23,6 +23,7 @@ export interface MergeOptions extends HubOptions, Omit<OpenPolicyOptions, 'loadP
  * whole. Throws RapoError.
  */
 export async function mergeAdapter({ adapter, output, dtype, ...hub }: MergeOptions): Promise<void> {
+  if (!existsSync(adapter)) throw new RapoError('ERR_RAPO_IO', `there is no directory ${withPlace(adapter)}`)
   const { modelDir, adapterDir } = await locateModel(adapter, hub)
   if (adapterDir === undefined)
     throw new RapoError('ERR_RAPO_FORMAT', `${adapter} holds no adapter of PEFT: there is nothing to merge`)

@@ -1,7 +1,7 @@
 /** The results of a command, one JSON object per line, written as soon as they are ready. */
-import { closeSync, fsyncSync, openSync, realpathSync, renameSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, realpathSync, renameSync, writeFileSync } from 'node:fs'
 import { RapoError } from '../base/errors.js'
-import { checkWritable, ioGuard } from '../base/files.js'
+import { checkWritable, ioGuard, statOf } from '../base/files.js'
 import { toJsonLines } from '../base/jsonl.js'
 import { plural, printLine } from '../base/text.js'
 
@@ -27,7 +27,7 @@ export function openOutput(file: string | undefined): LineOutput {
     return { write, finish: () => {}, fail: error => error }
   }
   checkWritable(file)
-  const found = statSync(file, { throwIfNoEntry: false })
+  const found = statOf(file)
   // Pipes and devices are written directly.
   const isPlain = !found || found.isFile()
   const target = found && isPlain ? realpathSync(file) : file

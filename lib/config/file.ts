@@ -23,6 +23,10 @@ export function readConfigFile(file: string): ConfigFile {
   const lines = new LineCounter()
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, logLevel: 'error' })
   const fault = firstFault(document)
+  if (fault && isJsonLines(text)) {
+    const what = 'this is JSON Lines, such as a problem file, and no configuration'
+    throw new RapoError('ERR_RAPO_CONFIG', `${withPlace(file)}: ${what}`)
+  }
   if (fault) {
     const { line } = lines.linePos(fault.at)
     const shown = text.split('\n')[line - 1]!.trim()
@@ -43,6 +47,19 @@ export function readConfigFile(file: string): ConfigFile {
     return node?.range ? lines.linePos(node.range[0]).line : undefined
   }
   return { values: values as Record<string, unknown>, lineOf }
+}
+
+/** Whether each of the first two lines is a JSON object. */
+function isJsonLines(text: string): boolean {
+  const isObject = (line: string) => {
+    try {
+      return JSON.parse(line)?.constructor === Object
+    } catch {
+      return false
+    }
+  }
+  const lines = text.split('\n', 2)
+  return lines.length === 2 && lines.every(isObject)
 }
 
 interface Fault {

@@ -27,7 +27,9 @@ export const model = z.strictObject({
   dtype: z
     .enum(modelDTypes)
     .default('float32')
-    .describe('dtype of weights and activations; the optimizer keeps float32'),
+    .describe(
+      'dtype of weights and activations; the optimizer keeps float32. bfloat16 halves their memory, and is meant for GPUs and for CPUs with bfloat16 arithmetic (AVX512_BF16, AMX)',
+    ),
   device: z
     .string()
     .regex(devicePattern)

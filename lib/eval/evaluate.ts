@@ -1,7 +1,7 @@
 /** pass@k of a model on a problem file, with intervals, split by difficulty. */
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
+import { makeDirectories, writeWhole } from '../base/files.js'
 import { readInput, toJsonLines } from '../base/jsonl.js'
 import { noLock } from '../base/lock.js'
 import { digest } from '../base/random.js'
@@ -97,7 +97,7 @@ async function evaluateAsRank(
   const isWriter = world.rank === 0
   const lock = await world.together('taking the directory', () => {
     if (!isWriter) return noLock
-    makeDir(options.output)
+    makeDirectories(options.output)
     return lockRun(options.output, 'eval')
   })
   const signal = anySignal(lock.lost, options.signal)
@@ -228,12 +228,4 @@ function readHardProblems(
   }
   const isHard = ({ correct, n }: ProblemResult) => correct === 0 || correct / n < hardBelow
   return new Set(problems.filter(({ id }) => isHard(measured.get(id)!)).map(({ id }) => id))
-}
-
-function makeDir(dir: string): void {
-  try {
-    makeDirectories(dir)
-  } catch (error) {
-    throw asIoError(`cannot make the directory ${dir}`, error)
-  }
 }

@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
+import { withPlace } from '../base/files.js'
 import type { LoraOptions } from './policy.js'
 import { readJson } from './tokenizer.js'
 
@@ -101,6 +102,7 @@ export interface StoredAdapter {
  */
 export function readAdapter(dir: string): StoredAdapter {
   const file = path.join(dir, configFile)
+  if (!existsSync(dir)) throw new RapoError('ERR_RAPO_IO', `there is no directory ${withPlace(dir)}`)
   const config = readJson(file)
   if (!config)
     throw new RapoError('ERR_RAPO_FORMAT', `${dir} holds no adapter of PEFT: there is no ${configFile}`)

@@ -3,6 +3,7 @@ import { readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import * as lossless from 'lossless-json'
 import { RapoError, type RapoErrorCode } from '../base/errors.js'
+import { asIoError } from '../base/files.js'
 import { isLfsPointer, lfsMessage } from '../base/lfs.js'
 import { type Architecture, architectureOf, explainConfig } from './foreign.js'
 import { type ModelDType, modelDTypes } from './policy.js'
@@ -84,7 +85,7 @@ function readText(file: string): string {
     if (!statSync(file).isFile()) throw new Error('not a regular file')
     content = readFileSync(file)
   } catch (cause) {
-    throw new RapoError('ERR_RAPO_IO', `cannot read ${file}: ${(cause as Error).message}`, { cause })
+    throw asIoError(`cannot read ${file}`, cause)
   }
   if (isLfsPointer(content)) throw new RapoError('ERR_RAPO_FORMAT', lfsMessage(file))
   if (content.length > MAX_BYTES) {

@@ -9,7 +9,7 @@ import { homedir } from 'node:os'
 import path from 'node:path'
 import { type Watched, watched } from '../base/call.js'
 import { RapoError } from '../base/errors.js'
-import { io, ioGuard, makeDirectories } from '../base/files.js'
+import { io, ioGuard, makeDirectories, withPlace } from '../base/files.js'
 import { withLock } from '../base/lock.js'
 import { plainLine } from '../base/text.js'
 import { anySignal } from '../base/wait.js'
@@ -75,7 +75,13 @@ export async function resolveModel(model: string, options: HubOptions = {}): Pro
   if (!repo || !staysBelow(revision) || existsSync(model)) return model
   return resolveSnapshot(
     {
-      ...{ type: 'model', repo, revision, given: model, missing: `there is no directory ${repo}, and ` },
+      ...{
+        type: 'model',
+        repo,
+        revision,
+        given: model,
+        missing: `there is no directory ${withPlace(repo)}, and `,
+      },
       files: modelFiles,
       check(names, hubUrl) {
         const fault = explainFiles(names, repo)

@@ -1,9 +1,10 @@
 /** Reads a run directory (docs/files.md) for the report. */
-import { createReadStream, existsSync, readFileSync, realpathSync, statSync } from 'node:fs'
+import { createReadStream, existsSync, readFileSync, realpathSync } from 'node:fs'
 import path from 'node:path'
 import { parse as parseYaml } from 'yaml'
 import { z } from 'zod'
 import { RapoError } from '../base/errors.js'
+import { statOf, withPlace } from '../base/files.js'
 
 export interface Run {
   /** Different from the names of all other runs in the report. */
@@ -156,9 +157,9 @@ export async function loadRuns(dirs: readonly string[], base?: string): Promise<
   if (given.length === 0)
     throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', 'a report needs at least one run directory')
   for (const dir of given) {
-    if (!existsSync(dir) || !statSync(dir).isDirectory()) {
-      throw new RapoError('ERR_RAPO_IO', `${dir}: there is no such run directory`)
-    }
+    const found = statOf(dir)
+    if (!found) throw new RapoError('ERR_RAPO_IO', `there is no run directory ${withPlace(dir)}`)
+    if (!found.isDirectory()) throw new RapoError('ERR_RAPO_IO', `${dir} is a file, not a run directory`)
   }
   const places = new Set<string>()
   const unique = given.filter(dir => {

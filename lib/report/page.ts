@@ -3,7 +3,7 @@
  */
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { asIoError, makeDirectories, writeWhole } from '../base/files.js'
+import { makeDirectories, writeWhole } from '../base/files.js'
 import { looks } from './chart.js'
 import { configDifferences, evaluationConflicts } from './compare.js'
 import { count, duration, withoutHome } from './format.js'
@@ -58,11 +58,7 @@ export async function writeReport(options: ReportOptions): Promise<void> {
     )
   }
   const page = renderPage(shown, made, baseline)
-  try {
-    makeDirectories(path.dirname(output))
-  } catch (error) {
-    throw asIoError(`cannot make the directory of ${output}`, error)
-  }
+  makeDirectories(path.dirname(output))
   writeWhole(output, page)
 }
 

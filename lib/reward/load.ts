@@ -10,9 +10,9 @@ import { judge, type Verifier, type Verify } from './verifier.js'
 
 /** Those built in. */
 const verifiers: Readonly<Record<string, Verifier>> = {
-  countdown,
-  exact: withAlternatives(exact),
-  math: withAlternatives(createMath()),
+  countdown: named('countdown', countdown),
+  exact: withAlternatives('exact', exact),
+  math: withAlternatives('math', createMath()),
 }
 
 export const verifierNames = Object.keys(verifiers)
@@ -24,7 +24,7 @@ export const verifierNames = Object.keys(verifiers)
 export async function loadVerifier(name: string, options: MathOptions = {}): Promise<Verifier> {
   const { extract = 'boxed', tolerance } = options
   if (extract !== 'boxed' || tolerance !== undefined) {
-    if (name === 'math') return withAlternatives(createMath({ extract, tolerance }))
+    if (name === 'math') return withAlternatives('math', createMath({ extract, tolerance }))
     const given = extract !== 'boxed' ? `task.extract ${extract}` : `task.tolerance ${tolerance}`
     throw new RapoError('ERR_RAPO_CONFIG', `${given} is for the verifier math, and task.verifier is ${name}`)
   }
@@ -114,8 +114,18 @@ function asVerifier(exported: unknown): Verifier | undefined {
   }
 }
 
+/** The verifier, whose name stands in what it says of an answer that it cannot judge. */
+function named(name: string, verifier: Verifier): Verifier {
+  const checkAnswer = (answer: unknown) => {
+    const fault = verifier.checkAnswer(answer)
+    return fault && `${fault}, for the verifier ${name}`
+  }
+  return { ...verifier, checkAnswer }
+}
+
 /** The verifier with answers that may also be a list: a completion is right where any entry of the list is its answer. */
-function withAlternatives(verifier: Verifier): Verifier {
+function withAlternatives(name: string, of: Verifier): Verifier {
+  const verifier = named(name, of)
   const best = async (answers: readonly unknown[], verify: (answer: unknown) => ReturnType<Verify>) => {
     const verdicts = await Promise.all(answers.map(answer => judge(() => verify(answer), 'an answer')))
     return verdicts.reduce((best, verdict) => (verdict.reward > best.reward ? verdict : best))

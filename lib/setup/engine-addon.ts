@@ -64,6 +64,6 @@ function explainMissingEngine(): string {
     ...listEngines().map(engine => `${engine.dir}: ${engineMismatch(engine)}`),
     ...listBrokenEngines().map(dir => `${dir}: an unfinished or damaged build`),
   ]
-  const seen = reasons.length ? `:\n${reasons.map(reason => `  ${reason}\n`).join('')}` : ' '
+  const seen = reasons.length ? `:\n${reasons.map(reason => `  ${reason}\n`).join('')}` : ': '
   return `the engine addon is not built for this rapo and its libtorch (looked in ${cacheDir()})${seen}run \`npx rapo setup\``
 }

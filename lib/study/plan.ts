@@ -2,6 +2,7 @@
 import path from 'node:path'
 import { z } from 'zod'
 import { RapoError } from '../base/errors.js'
+import { didYouMean } from '../base/nearest.js'
 import type { Config } from '../config/config.js'
 import { readConfigFile } from '../config/file.js'
 import { loadConfig } from '../config/load.js'
@@ -34,10 +35,7 @@ export interface StudyOptions {
 }
 
 const fieldValues = z.record(z.string(), z.unknown())
-const seeds = z.union([
-  z.int().min(1).max(1000),
-  z.array(z.int().min(0)).min(1).refine(isDistinct, 'seeds must differ'),
-])
+const seeds = z.union([z.int().min(1).max(1000), z.array(z.int().min(0)).min(1).refine(isDistinct)])
 const variantNames = z.array(z.string()).min(1)
 const schema = z.strictObject({
   config: z.string().min(1),
@@ -48,7 +46,7 @@ const schema = z.strictObject({
   fields: fieldValues.default({}),
   variants: z
     .record(z.string().min(1), fieldValues.nullable())
-    .refine(variants => Object.keys(variants).length > 0, 'there must be at least one variant'),
+    .refine(variants => Object.keys(variants).length > 0),
   quick: z
     .strictObject({
       seeds: seeds.default(2),
@@ -120,13 +118,47 @@ export const runDir = ({ dir }: Variant, seed: number) => path.join(dir, `seed-$
 export const baseDir = ({ output }: StudyPlan) => path.join(output, 'base')
 
 function parseStudy(file: string, fault: (text: string) => RapoError) {
-  const result = schema.safeParse(readConfigFile(file).values)
+  const { values } = readConfigFile(file)
+  const result = schema.safeParse(values)
   if (result.success) return result.data
-  const faults = result.error.issues.map(issue => {
-    const where = issue.path.join('.')
-    return `${where}${where && ': '}${issue.message}`
-  })
-  throw fault(faults.join('\n'))
+  if ('model' in values || 'task' in values)
+    throw fault('this is the configuration of a run; a study names it in its field config (docs/studies.md)')
+  // An unknown field first: what is missing may be the same one, misspelled.
+  const issues = result.error.issues.toSorted((a, b) => Number(isStranger(b)) - Number(isStranger(a)))
+  throw fault(issues.flatMap(issue => describeIssue(issue, values)).join('\n'))
+}
+
+const isStranger = ({ code }: z.core.$ZodIssue) => code === 'unrecognized_keys'
+
+/** What the fields must be. Those of a variant have their faults told by loadConfig. */
+const wanted: Readonly<Record<string, string>> = {
+  config: 'the path of a configuration (docs/studies.md)',
+  output: 'a text that is not empty',
+  seeds: 'a number of seeds from 1 to 1000, or a list of different whole numbers ≥ 0',
+  base: 'true or false',
+  baseline: 'the name of a variant',
+  fields: 'fields of the configuration and their values, such as run.steps: 100',
+  variants: 'one variant or several: each has a name, and below it the fields in which it differs',
+  quick: 'a group of the fields seeds, variants and fields',
+  'quick.seeds': 'a number of seeds from 1 to 1000, or a list of different whole numbers ≥ 0',
+  'quick.variants': 'a list of names of variants',
+  'quick.fields': 'fields of the configuration and their values',
+}
+
+function describeIssue(issue: z.core.$ZodIssue, values: Record<string, unknown>): string[] {
+  const place = issue.path.join('.')
+  if (issue.code === 'unrecognized_keys') {
+    const within = place === '' ? '' : `${place}.`
+    const known = Object.keys(wanted).filter(name => name.startsWith(within))
+    return issue.keys.map(key => `there is no field "${within}${key}"${didYouMean(`${within}${key}`, known)}`)
+  }
+  const field = Object.keys(wanted).findLast(name => place === name || place.startsWith(`${name}.`)) ?? place
+  const value = field
+    .split('.')
+    .reduce<unknown>((node, key) => (node as Record<string, unknown>)?.[key], values)
+  return [
+    `${field} ${value === undefined ? 'is missing' : `is ${JSON.stringify(value)}`}; it must be ${wanted[field]}`,
+  ]
 }
 
 function isDistinct(values: readonly number[]): boolean {

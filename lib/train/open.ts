@@ -42,7 +42,7 @@ import {
 import { checkDisk, checkpointBytes, type DiskPlan, describeDisk, freeDisk, planDisk } from './disk.js'
 import { type Evaluations, readEvalSet, truncateEvaluations } from './evaluation.js'
 import type { MemoryPlan } from './memory.js'
-import { type Observer, openObserver } from './observe/observe.js'
+import { loadHook, type Observer, openObserver } from './observe/observe.js'
 import { checkOrigin, haveSameWeights, originOf } from './origin.js'
 import { clearRun, createRunDir, describeForeign, lockRun } from './run.js'
 
@@ -155,12 +155,13 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const { verifier } = rewards[0]!
   const reading = readEvalSet(config, { modelDir, tokenizer, verifier, options: data })
   const evalSet = await withSignal(reading, options.signal)
+  const hook = world.rank === 0 ? await loadHook(config) : undefined
   const dirs = { modelDir, referenceDir }
   const room = options.loadPolicy
     ? undefined
     : await checkRoom(config, dirs, { prompts: encoded.fitting, evalPrompts: evalSet?.prompts }, world)
   return {
-    ...{ environment, rewards, data, modelDir, referenceDir, evalSet, room, unknownBase },
+    ...{ environment, rewards, data, modelDir, referenceDir, evalSet, hook, room, unknownBase },
     ...encoded,
   }
 }
@@ -195,7 +196,7 @@ async function openPrepared(
   const { model, run } = config
   const isLora = config.lora.r > 0
   const { environment, rewards, data, modelDir, referenceDir, evalSet, room, unknownBase } = prepared
-  const { stopTokenIds, encode, fitting } = prepared
+  const { stopTokenIds, encode, fitting, hook } = prepared
   const { onNotice, signal: aborted } = options
   const isWriter = world.rank === 0
   const origin = originOf(config, { modelDir, referenceDir })
@@ -252,7 +253,7 @@ async function openPrepared(
     if (usable.length < config.sampling.promptsPerStep)
       await told(onNotice?.(fewProblems(usable.length, config)), aborted)
     const evalPrompts = evalSet && fitModel(evalSet.prompts, context, data)
-    observer = isWriter ? await openObserver(config, from?.trainer.step ?? 0, notice.call) : noObserver
+    observer = isWriter ? openObserver(config, hook, from?.trainer.step ?? 0, notice.call) : noObserver
     if (from) await loadState(policy, from, options)
     engine = openEngine(config, {
       ...{ policy, modelDir, stopTokenIds, onNotice: notice.call },

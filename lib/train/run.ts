@@ -2,7 +2,7 @@
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { RapoError } from '../base/errors.js'
-import { ioGuard, makeDirectories } from '../base/files.js'
+import { ioGuard, makeDirectories, statOf } from '../base/files.js'
 import { acquireLock, type Lock, type LockTimes } from '../base/lock.js'
 import { readConfigFile } from '../config/file.js'
 
@@ -36,7 +36,7 @@ export function createRunDir(dir: string, mayReplace: boolean): void {
       `${path.resolve(dir)} holds ${foreign}, which the run would replace: choose another --run.output, or replace it with --overwrite`,
     )
   }
-  ioGuard(`cannot make the run directory ${dir}`, () => makeDirectories(dir))
+  makeDirectories(dir)
 }
 
 /** Whether a file is the config.yaml of a run here that ended before its first step. */
@@ -53,7 +53,8 @@ function isOwnConfig(dir: string, name: string): boolean {
 /** What lies in the directory and is no run's; at most three names. */
 export function describeForeign(dir: string): string | undefined {
   const own = [...runFiles, ...Object.values(locks)]
-  const names = existsSync(dir) ? readdirSync(dir).filter(name => !own.includes(name)) : []
+  const isThere = statOf(dir)?.isDirectory()
+  const names = isThere ? readdirSync(dir).filter(name => !own.includes(name)) : []
   if (names.length === 0) return undefined
   const more = names.length > 3 ? ` and ${names.length - 3} more` : ''
   return `${path.resolve(dir)} holds other files, which stay as they are: ${names.slice(0, 3).join(', ')}${more}`

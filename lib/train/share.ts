@@ -14,31 +14,36 @@ export function ownPart<T>(
   return { part: parts[rank]!, before: parts.slice(0, rank).reduce((sum, { length }) => sum + length, 0) }
 }
 
-/**
- * A rank's groups, in their order. The most costly group goes first, each to the rank with the least so far, so that no rank
- * waits long for another. Groups stay whole, since a prompt that neighbours share is computed once.
- */
+type Shape = Pick<ModelInfo, 'parameters' | 'layers' | 'hiddenSize'>
+
+/** A rank's groups, in their order. Groups stay whole, since a prompt that neighbours share is computed once. */
 export function dealGroups(
   groups: readonly (readonly TrainSequence[])[],
-  info: Pick<ModelInfo, 'parameters' | 'layers' | 'hiddenSize'>,
+  info: Shape,
   { rank, size }: Seat,
 ): number[] {
-  const costs = groups.map(group => group.reduce((sum, sequence) => sum + costOf(sequence, info), 0))
-  const byCost = costs.map((_, g) => g).sort((a, b) => costs[b]! - costs[a]! || a - b)
-  const loads = Array.from({ length: size }, () => 0)
-  const own: number[] = []
-  for (const g of byCost) {
-    const least = loads.indexOf(Math.min(...loads))
-    loads[least]! += costs[g]!
-    if (least === rank) own.push(g)
-  }
-  return own.sort((a, b) => a - b)
+  const cost = (group: readonly TrainSequence[]) =>
+    group.reduce((sum, { tokenIds }) => sum + costOf(tokenIds.length, info), 0)
+  return dealByCost(groups.map(cost), size)[rank]!
 }
 
-/** Multiplications, but for a factor: every token meets every parameter, and in attention half of the other tokens. */
-function costOf(
-  { tokenIds }: Pick<TrainSequence, 'tokenIds'>,
-  { parameters, layers, hiddenSize }: Pick<ModelInfo, 'parameters' | 'layers' | 'hiddenSize'>,
-): number {
-  return tokenIds.length * (parameters + layers * hiddenSize * tokenIds.length)
+/**
+ * The items of each of `size` ranks, in their order. The most costly item goes first, each to the rank with the least so far,
+ * so that no rank waits long for another.
+ */
+export function dealByCost(costs: readonly number[], size: number): number[][] {
+  const byCost = costs.map((_, i) => i).sort((a, b) => costs[b]! - costs[a]! || a - b)
+  const loads = Array.from({ length: size }, () => 0)
+  const dealt = Array.from({ length: size }, (): number[] => [])
+  for (const i of byCost) {
+    const least = loads.indexOf(Math.min(...loads))
+    loads[least]! += costs[i]!
+    dealt[least]!.push(i)
+  }
+  return dealt.map(own => own.sort((a, b) => a - b))
+}
+
+/** Multiplications of a sequence, but for a factor: every token meets every parameter, and in attention half of the other tokens. */
+export function costOf(tokens: number, { parameters, layers, hiddenSize }: Shape): number {
+  return tokens * (parameters + layers * hiddenSize * tokens)
 }

@@ -123,10 +123,13 @@ export async function train(config: Config, options: TrainOptions = {}): Promise
 async function evaluate(run: Run, config: Config, options: TrainOptions): Promise<void> {
   const { world, evaluations, state } = run
   const { output, keepBest } = config.run
-  if (!evaluations || !isEvaluationDue(config, evaluations, state.step)) return
+  if (!evaluations) return
+  const isDue = isEvaluationDue(config, evaluations, state.step)
+  // A kill may have come between an evaluation and the naming of its checkpoint.
+  if (!isDue && !(keepBest && evaluations.scores.has(state.step))) return
   const isWriter = world.rank === 0
   const onProgress = (done: number, total: number) => options.onPhase?.('eval', done, total)
-  const evaluation = await evaluateStep(run, evaluations, config, state.step, onProgress)
+  const evaluation = isDue ? await evaluateStep(run, evaluations, config, state.step, onProgress) : undefined
   const compare = () => keepBest && isWriter && isBest(evaluations, state.step, readBest(output))
   const [isNewBest] = await world.gather('comparing with the best evaluation', compare)
   if (isNewBest) {
@@ -141,6 +144,7 @@ async function evaluate(run: Run, config: Config, options: TrainOptions): Promis
     })
     run.stepSaved = state.step
   }
+  if (!evaluation) return
   await world.together('telling of the evaluation', () => {
     run.observer.evaluated(evaluation)
     return told(options.onEvaluation?.(evaluation), run.signal)

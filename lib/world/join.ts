@@ -1,5 +1,6 @@
 /** How a run or a measurement becomes a rank of the world that a launcher started, and leaves it. */
-import { availableParallelism } from 'node:os'
+import { readFileSync } from 'node:fs'
+import { availableParallelism, hostname } from 'node:os'
 import { RapoError } from '../base/errors.js'
 import type { Config } from '../config/config.js'
 import type { Device } from '../model/policy.js'
@@ -22,10 +23,28 @@ export async function joinWorld(config: Config, signal: AbortSignal | undefined)
   const device = named === 'cuda' && place ? (`cuda:${place.localRank}` as const) : named
   const { timeoutSeconds } = config.distributed
   const world = await openWorld({ device, timeoutSeconds, signal, place })
-  const { localSize } = world
-  const share = Math.max(1, Math.floor(availableParallelism() / localSize))
-  const threads = config.run.threads > 0 || localSize === 1 ? config.run.threads : share
+  const all = await world.gather('processors', () => `${hostname()} ${allowedProcessors()}`)
+  const isGiven = config.run.threads > 0 || world.size === 1
+  const threads = isGiven ? config.run.threads : shareThreads(all, world.rank, availableParallelism())
   return { world, device, threads }
+}
+
+/** Those on which the launcher lets this process run: mpirun and srun may give each rank processors of its own. */
+function allowedProcessors(): string {
+  try {
+    return /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync('/proc/self/status', 'latin1'))?.[1] ?? ''
+  } catch {
+    return '' // no Linux
+  }
+}
+
+/**
+ * How many threads a rank takes of its `count` processors.
+ *
+ * @param all each rank's processors; ranks with the same ones share them
+ */
+export function shareThreads(all: readonly string[], rank: number, count: number): number {
+  return Math.max(1, Math.floor(count / all.filter(other => other === all[rank]).length))
 }
 
 /** Tells the other ranks of the error that ended this one, unless they told it. */

@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from '
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asIoError, makeDirectories, withPlace, writeDirectory } from '../../lib/base/files.js'
+import { asIoError, checkWritable, makeDirectories, withPlace, writeDirectory } from '../../lib/base/files.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -55,10 +55,24 @@ test('directories are made with those above them; what cannot be made fails at o
   assert.ok(statSync(deep).isDirectory())
   const file = path.join(dir, 'file')
   writeFileSync(file, '')
-  const codeOf = (place: string) => (failureOf(() => makeDirectories(place)) as NodeJS.ErrnoException).code
-  assert.is(codeOf(file), 'EEXIST')
-  assert.is(codeOf(path.join(file, 'below')), 'ENOTDIR')
-  if (existsSync('/proc/self')) assert.is(codeOf('/proc/none/below'), 'ENOENT')
+  const messageOf = (body: () => void) => (failureOf(body) as Error).message
+  for (const place of [file, path.join(file, 'below'), path.join(file, 'below', 'it')]) {
+    const expected = `cannot make the directory ${place}: ${file} is a file`
+    assert.is(
+      messageOf(() => makeDirectories(place)),
+      expected,
+    )
+  }
+  const below = path.join(file, 'below')
+  assert.is(
+    messageOf(() => checkWritable(below)),
+    `cannot write ${below}: ${file} is a file`,
+  )
+  if (!existsSync('/proc/self')) return
+  assert.match(
+    messageOf(() => makeDirectories('/proc/none/below')),
+    'cannot make the directory /proc/none/below: no such file or directory',
+  )
 })
 
 test('a directory appears complete or not at all, and replaces another one whole', async () => {

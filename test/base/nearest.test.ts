@@ -10,6 +10,7 @@ test('case, dashes and underscores decide nothing; what is not near is no sugges
   assert.is(nearest('gsbo', known), 'gspo')
   assert.is(nearest('ppo', []), undefined)
   assert.is(nearest('reinforce', known), undefined)
+  assert.is(nearest('lr', ['r', 'eps', 'learningRate']), undefined)
   assert.is(didYouMean('drGrpo', known), ': did you mean "dr-grpo"?')
   assert.is(didYouMean('reinforce', known), '')
 })

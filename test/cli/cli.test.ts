@@ -92,7 +92,17 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
   const cases: [string[], string][] = [
     [['trian'], "unknown command 'trian'\n(Did you mean train?)"],
     [['train', '--objective.klcoef', '1'], '(Did you mean --objective.kl-coef?)'],
-    [['train'], 'rapo: model.dir is missing'],
+    [['train'], 'rapo: no configuration was named, as in npx rapo train --config FILE\nmodel.dir is'],
+    [['train', 'c.yaml'], '(Did you mean --config c.yaml?)'],
+    [['train', 'runs/c'], '(Did you mean --resume runs/c?)'],
+    [['eval', 'runs/c'], '(Did you mean --model runs/c?)'],
+    [['grade', 'in.jsonl.gz'], '(Did you mean --input in.jsonl.gz?)'],
+    [['eval', '-m', path.join(dir, 'none')], 'rapo: there is no directory '],
+    [['merge', '-m', path.join(dir, 'none'), '-o', run('merged')], 'rapo: there is no directory '],
+    [
+      ['train', '--resume', path.join(path.dirname(own), 'checkpoints', 'step-000001')],
+      `; the run is ${path.dirname(own)}, and goes on from its newest checkpoint`,
+    ],
     [
       ['train', '-c', configFile, '--objective.kl-coef', '-1'],
       'rapo: objective.klCoef is -1; it must be a number ≥ 0',
@@ -111,7 +121,10 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
     ],
     [['generate', '-m', model, '-o', path.join(dir, 'none', 'f')], 'rapo: cannot write '],
     [['eval', '-c', configFile], "required option '-m, --model <dir>' not specified"],
-    [['eval', '-m', model], 'rapo: task.verifier is missing'],
+    [
+      ['eval', '-m', model],
+      `${model} is no run: a run has settings of its own; for a model, --config names a`,
+    ],
     [['generate', '-m', model, '--n', '0'], 'It must be a whole number ≥ 1.'],
     [['generate', '-m', model, '--top-p', '0'], 'sampling.topP is 0; it must be a number > 0 and ≤ 1'],
     [['generate', '-m', model, '--min-p', '1'], 'sampling.minP is 1; it must be a number ≥ 0 and < 1'],
@@ -139,10 +152,7 @@ test('mistakes on the command line: one clear message, exit code 1', async () =>
 test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the command that was printed', async () => {
   const whole = await rapo('train', '-c', configFile, '--run.output', run('whole'))
   assert.is(whole.code, 0, whole.stderr)
-  assert.match(
-    whole.stdout,
-    `30 steps done, in ${run('whole')}; to measure: npx tsx lib/cli/cli.ts eval --model`,
-  )
+  assert.match(whole.stdout, `30 steps done, in ${run('whole')}; to measure: npx rapo eval --model`)
   assert.match(whole.stderr, /whole 30\/30 steps/)
 
   const hook = path.join(dir, 'interrupt.mjs')
@@ -155,8 +165,8 @@ test('a whole run: equal bits for whole, stopped by Ctrl-C and resumed by the co
   assert.match(stopped.stderr, 'finishing the step and saving')
   const [, step, command] = /^saved after step (\d+); to go on: (.*)$/m.exec(stopped.stdout) ?? []
   assert.ok(Number(step) < 30, stopped.stdout)
-  assert.is(command, `npx tsx lib/cli/cli.ts train --resume ${run('stopped')}`)
-  const resumed = await rapo(...command!.split(' ').slice(3))
+  assert.is(command, `npx rapo train --resume ${run('stopped')}`)
+  const resumed = await rapo(...command!.split(' ').slice(2))
   assert.is(resumed.code, 0, resumed.stderr)
   assert.ok(weights('stopped').equals(weights('whole')))
   assert.ok(state('stopped').equals(state('whole')))
@@ -331,7 +341,7 @@ test('a fault in the middle of a run says how to go on', async () => {
     stderr,
     /rapo: the verifier failed on problem "p\d+", completion .*: it broke \(.*:\d+:\d+\)\n/,
   )
-  assert.match(stderr, `to go on from step 3: npx tsx lib/cli/cli.ts train --resume ${run('failing')}\n`)
+  assert.match(stderr, `to go on from step 3: npx rapo train --resume ${run('failing')}\n`)
 })
 
 test('generate and logprobs agree, from standard input to standard output', async () => {
@@ -463,10 +473,7 @@ test('Ctrl-C ends what a verifier or a hook hangs in, and saves the steps that a
   assert.not(existsSync(path.join(run('hanging'), 'run.lock')))
   const second = await interrupt(...train, run('hooked'), '--observe.hook', hook)
   assert.is(second.code, 130)
-  assert.match(
-    second.stdout,
-    `saved after step 1; to go on: npx tsx lib/cli/cli.ts train --resume ${run('hooked')}`,
-  )
+  assert.match(second.stdout, `saved after step 1; to go on: npx rapo train --resume ${run('hooked')}`)
   assert.is(readLatestCheckpoint(run('hooked'))!.trainer.step, 1)
   const third = await interrupt(
     ...['eval', '-m', model, '-c', configFile, '--output', run('hanging-eval'), '--task.verifier', verifier_],

@@ -5,6 +5,7 @@ import { parquetWriteBuffer } from 'hyparquet-writer'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { gradeLines } from '../../lib/cli/grade.js'
+import { cli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 
 const dir = makeTempDir()
@@ -91,6 +92,7 @@ test('rows that cannot be judged: named with the reason, in the order of the row
     { completions: [], reference: '1' },
     { completions: ['1', 2], reference: '1' },
     { answer: '2', reference: '2' },
+    { completion: '\\boxed{1}', answer: { target: 1 } },
   ]
   const text = lines.map(line => `${JSON.stringify(line)}\n`)
   writeFileSync(input, [...text, '{"answer"\n', '[1]\n'].join(''))
@@ -99,24 +101,25 @@ test('rows that cannot be judged: named with the reason, in the order of the row
   const faults = [
     'must have completion, completions or answer, a text; it has reference',
     'has no reference; it has answer',
-    'reference: answer must be a number or a text that is not empty',
+    'reference: answer must be a number or a text that is not empty, for the verifier math',
     'has no reference; it has completion, Reference',
     'completion must be a text, or a list of texts; it has completion, reference',
     'completions must be a text, or a list of texts; it has completions, reference',
     'completions must be a text, or a list of texts; it has completions, reference',
+    'answer must be a number or a text that is not empty, for the verifier math',
     'the line is not JSON: ',
     'the line must be a JSON object, not [1]',
   ]
-  const places = [2, 3, 4, 5, 6, 7, 8, 10, 11]
+  const places = [2, 3, 4, 5, 6, 7, 8, 10, 11, 12]
   assert.is(unusable.length, faults.length)
   for (const [i, fault] of faults.entries()) {
     assert.ok(unusable[i]!.startsWith(`${input}:${places[i]}: ${fault}`), unusable[i])
   }
   const verdicts = read()
-  assert.is(verdicts.length, 11)
+  assert.is(verdicts.length, 12)
   assert.equal(
     verdicts.map(({ correct }) => correct),
-    [true, null, null, null, null, null, null, null, true, null, null],
+    [true, null, null, null, null, null, null, null, true, null, null, null],
   )
   assert.equal(verdicts[2], { answer: '1', correct: null, reason: 'has no reference; it has answer' })
 })
@@ -246,8 +249,7 @@ test('CSV and Parquet are graded as JSON Lines are', async () => {
 
 test('the command', () => {
   write([{ answer: '2', reference: '2' }])
-  const run = (...args: string[]) =>
-    spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', 'grade', ...args], { encoding: 'utf8' })
+  const run = (...args: string[]) => spawnSync(cli[0], [cli[1], 'grade', ...args], { encoding: 'utf8' })
   const { stdout, stderr, status } = run('--task', 'math', '-i', input)
   assert.equal(
     [stdout, stderr, status],
@@ -293,8 +295,8 @@ test('a verifier that fails late: the verdicts before it are kept', async () => 
 
 test('what a model wrote cannot steer the terminal that its verdict is printed on', () => {
   write([{ answer: '\u009b2J', reference: 'x', '\u202e': 1 }])
-  const args = ['--import', 'tsx', 'lib/cli/cli.ts', 'grade', '--task', 'exact', '-i', input]
-  const { stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  const args = [cli[1], 'grade', '--task', 'exact', '-i', input]
+  const { stdout } = spawnSync(cli[0], args, { encoding: 'utf8' })
   assert.match(stdout, '"answer":"\\u009b2J"')
   assert.not.match(stdout, /[\u009b\u202e]/)
   assert.is(JSON.parse(stdout).answer, '\u009b2J')

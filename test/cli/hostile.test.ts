@@ -8,6 +8,7 @@ import * as assert from 'uvu/assert'
 import { RapoError } from '../../lib/base/errors.js'
 import { HIDDEN, plainLine, plainText } from '../../lib/base/text.js'
 import { describeError } from '../../lib/cli/cli.js'
+import { cli } from '../helpers/cli.js'
 import { makeTempDir } from '../helpers/fake-policy.js'
 import { makeTinyModel } from '../helpers/tiny-model.js'
 
@@ -27,8 +28,8 @@ const problem = (i: number) => ({
 writeFileSync(problems, [0, 1].map(i => `${JSON.stringify(problem(i))}\n`).join(''))
 
 function rapo(...args: string[]) {
-  const preload = ['--import', 'tsx', '--import', path.join(root, 'test', 'helpers', 'no-network.mjs')]
-  return spawnSync(process.execPath, [...preload, 'lib/cli/cli.ts', ...args], {
+  const preload = ['--import', path.join(root, 'test', 'helpers', 'no-network.mjs')]
+  return spawnSync(cli[0], [...preload, cli[1], ...args], {
     cwd: root,
     encoding: 'utf8',
     input: '',

@@ -184,7 +184,11 @@ test('bad lines: file, line, why, and nothing written', async () => {
     assert.match(await messageOf(generate()), expected)
   }
   give({ promptIds: [5], completionIds: [5] }, { promptIds: [5] })
-  assert.match(await messageOf(logprobLines(files, 1)), ':2: the row must have completionIds')
+  const loadPolicy = async () => assert.unreachable('a model was loaded') as never
+  assert.match(
+    await messageOf(logprobLines({ ...files, loadPolicy }, 1)),
+    ':2: the row must have completionIds',
+  )
   give(
     { promptIds: [5], completionIds: Array(63).fill(5) },
     { promptIds: [5, 5], completionIds: Array(63).fill(5) },

@@ -238,6 +238,11 @@ test('files that are no configuration', () => {
     messageOf(() => loadConfig(dir)),
     `cannot read ${dir}: it is a directory`,
   )
+  const lines = write('problems.jsonl', '{"prompt":"1+1"}\n{"prompt":"2+2"}\n')
+  assert.is(
+    messageOf(() => loadConfig(lines)),
+    `${lines}: this is JSON Lines, such as a problem file, and no configuration`,
+  )
   for (const text of ['- 1\n', 'hello\n']) {
     assert.match(
       messageOf(() => loadConfig(write('j.yaml', text))),

@@ -11,6 +11,7 @@ import { verifierNames } from '../../lib/reward/load.js'
 import { rewardFuncNames } from '../../lib/reward/rewards.js'
 import { readStudy } from '../../lib/study/plan.js'
 import { readBest, readLatestCheckpoint } from '../../lib/train/checkpoint.js'
+import { dryRun } from '../../lib/train/dry-run.js'
 import type { StepMetrics } from '../../lib/train/metrics.js'
 import { train } from '../../lib/train/train.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
@@ -71,10 +72,9 @@ test("the paper's setting: SimpleRL's recipe, its prompt to the letter", () => {
 })
 
 test('each feature of docs/rewards.md and environments.md has an example that runs, and shows it', async () => {
-  const read = (page: string) => readFileSync(path.join(dir, '..', 'docs', page), 'utf8')
-  const named = [...`${read('rewards.md')}${read('environments.md')}`.matchAll(/`configs\/([^`]+)`/g)].map(
-    match => match[1]!,
-  )
+  const pages = ['rewards.md', 'environments.md', 'training.md', 'files.md', 'scale.md', 'lora.md']
+  const text = pages.map(page => readFileSync(path.join(dir, '..', 'docs', page), 'utf8')).join('')
+  const named = [...text.matchAll(/`configs\/([^`]+)`/g)].map(match => match[1]!)
   assert.equal(
     named.filter(name => !files.includes(name)),
     [],
@@ -123,6 +123,28 @@ test('the example of docs/training.md runs: it evaluates, keeps the best, shows 
   })
   assert.equal(events, ['eval 0', 'samples 1', 'eval 2', 'eval 3', 'samples 3'])
   assert.ok(readBest(output))
+})
+
+test('the example of data options: a list, a glob, columns by name, every fourth problem', async () => {
+  const name = 'countdown-data.yaml'
+  const config = loadConfig(path.join(dir, name), {
+    'model.dir': makeFakeModel({ 1: Math.log(5), 10: Math.log(5) }),
+    'run.output': path.join(makeTempDir(), 'run'),
+  })
+  const { problem, rollouts } = await dryRun(config, { loadPolicy: loadFakePolicy })
+  const file = path.join(dir, '..', 'data', 'countdown', 'train.jsonl')
+  const lines = readFileSync(file, 'utf8').trim().split('\n')
+  const mine = lines.filter((_, i) => i % 4 === 1).map(line => JSON.parse(line).id)
+  assert.ok(mine.includes(problem.id), problem.id)
+  assert.is(rollouts.length, 16)
+})
+
+test('the example of a chat template: its fields, and greedy evaluation', () => {
+  const { data, eval: evaluation } = load('gsm8k-qwen3-0.6b-chat.yaml')
+  assert.is(data.template, 'chat')
+  assert.equal(data.chatTemplateArguments, { enable_thinking: false })
+  assert.ok(data.systemPrompt)
+  assert.equal([evaluation.temperature, evaluation.samples], [0, 1])
 })
 
 test('docs/coming-from.md names fields that there are', () => {

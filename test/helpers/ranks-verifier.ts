@@ -11,6 +11,7 @@ const verify: Verify = (_completion, _answer, { tokens }) => {
   if (process.env.RANK === rank && ++calls === Number(count)) {
     if (action === 'kill') process.kill(process.pid, 'SIGKILL')
     if (action === 'terminate') process.kill(process.ppid, 'SIGTERM')
+    if (action === 'leave') process.kill(process.pid, 'SIGTERM')
     if (action === 'throw') throw new Error('the judge is ill')
   }
   return (tokens! % 3) / 2

@@ -1,4 +1,6 @@
 /** Several processes that are the ranks of one world, for tests. */
+import { existsSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { type LaunchOptions, launchRanks } from '../../lib/world/launch.js'
 
@@ -19,7 +21,10 @@ export async function runRanks(
   options: Partial<LaunchOptions> = {},
 ): Promise<Ranks> {
   const file = fileURLToPath(new URL(helper, import.meta.url))
-  return runCommand([process.execPath, '--import', 'tsx', file, ...args], processes, options)
+  // npm run gpu-pack puts JavaScript of its own beside the test's.
+  const bundled = file.replace(/ts$/, 'mjs')
+  const program = existsSync(bundled) ? [bundled] : ['--import', 'tsx', file]
+  return runCommand([process.execPath, ...program, ...args], processes, options)
 }
 
 /** The same for any program. */
@@ -44,4 +49,13 @@ export async function runCommand(
   })
   const whole = (texts: string[]) => Array.from({ length: processes }, (_, rank) => texts[rank] ?? '')
   return { exitCode, stdout: whole(output.stdout), stderr: whole(output.stderr), failure }
+}
+
+/** A port at which nobody listens, for ranks that meet without a launcher's store. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await new Promise(resolve => server.once('listening', resolve))
+  const { port } = server.address() as { port: number }
+  await new Promise(resolve => server.close(resolve))
+  return port
 }

@@ -8,8 +8,10 @@ import path from 'node:path'
 import { rapo } from '../../lib/loss/objective.js'
 import { packBatch } from '../../lib/model/batch.js'
 import { loadPolicy } from '../../lib/model/engine.js'
-import { type ModelDType, type Policy, shards } from '../../lib/model/policy.js'
+import { type Device, type ModelDType, type Policy, shards } from '../../lib/model/policy.js'
+import { placeFromEnv } from '../../lib/world/place.js'
 import { openWorld } from '../../lib/world/world.js'
+import { testDevice } from './engine-util.js'
 
 export const objective = rapo({ klCoef: 0.1, entropyCoef: 0.01 })
 /** Six sequences, of which three ranks get two each and two ranks three. */
@@ -49,15 +51,26 @@ const messageOf = (call: Promise<unknown>) =>
     error => error.message as string,
   )
 
+/** The place of a process that runs alone, but in a world: one GPU has one rank. */
+const alone = () => ({
+  ...{ rank: 0, size: 1, localRank: 0, localSize: 1, isStoreOurs: false, attempt: 'run/0', restarts: 0 },
+  ...{ host: process.env.MASTER_ADDR!, port: Number(process.env.MASTER_PORT) },
+})
+
 const [model, output, poisoned] = process.argv.slice(2) as [string, string, string]
-if (process.argv[1]?.endsWith('shard-child.ts')) {
-  const world = await openWorld({ device: 'cpu', timeoutSeconds: 60 })
+if (/shard-child\.m?[jt]s$/.test(process.argv[1] ?? '')) {
+  const place = placeFromEnv() ?? alone()
+  const device: Device = testDevice === 'cuda' ? `cuda:${place.localRank}` : testDevice
+  const world = await openWorld({ device, timeoutSeconds: 60, place })
   const { rank, size } = world
   const seen: Record<string, unknown> = {}
   for (const dtype of ['float32', 'bfloat16'] as const) {
     for (const shard of shards) {
       const name = `${dtype}-${shard}`
-      const policy = await loadPolicy(model, { ...optionsOf(model, dtype), world: world.handle, shard })
+      const policy = await loadPolicy(model, {
+        ...optionsOf(model, dtype),
+        ...{ device, world: world.handle, shard },
+      })
       const norms: number[] = []
       for (let step = 0; step < 3; step++) {
         await accumulate(policy, rank, size)
@@ -78,7 +91,7 @@ if (process.argv[1]?.endsWith('shard-child.ts')) {
       const other = shards[(shards.indexOf(shard) + 1) % shards.length]!
       const next = await loadPolicy(model, {
         ...optionsOf(model, dtype),
-        ...{ world: world.handle, shard: other },
+        ...{ device, world: world.handle, shard: other },
       })
       await next.loadState(state)
       const again = path.join(dir, 'again.safetensors')
@@ -103,7 +116,7 @@ if (process.argv[1]?.endsWith('shard-child.ts')) {
   // Rank 1 fails in the middle of a pass: it finishes the exchanges, so that the ranks stay together.
   const ill = await loadPolicy(rank === 1 ? poisoned : model, {
     ...optionsOf(model, 'float32'),
-    ...{ world: world.handle, shard: 'gradients' },
+    ...{ device, world: world.handle, shard: 'gradients' },
   })
   seen.ill = await messageOf(accumulate(ill, rank, size))
   await world.together('after the failure', () => ill.zeroGrad())

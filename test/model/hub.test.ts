@@ -304,7 +304,7 @@ test('the token goes along; without it, and for what is not there, the error say
   writeFileSync(path.join(env.HF_HOME, 'token'), 'hf_right\n')
   await resolveModel('o/m', { env })
   token = undefined
-  await fails('o/none', /no directory o\/none, and .* answered 404 .* no such model or revision/)
+  await fails('o/none', /no directory o\/none \(.*none\), and .* answered 404 .* no such model or revision/)
   await fails('o/m@v9', /answered 404/)
   await fails('o/gated', /answered 403 .* ask for access on http:.*\/o\/gated/)
 })

@@ -5,6 +5,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { readRows } from '../../lib/data/rows.js'
 import { evaluate } from '../../lib/eval/evaluate.js'
+import { checkModel } from '../../lib/model/directory.js'
 import { loadPolicy } from '../../lib/model/engine.js'
 import { explainFiles } from '../../lib/model/foreign.js'
 import { loadTokenizer } from '../../lib/model/tokenizer.js'
@@ -271,6 +272,29 @@ test('a directory without safetensors is called what it is, with the command tha
   )
   const file = path.join(directory({ 'x.gguf': '' }), 'x.gguf')
   await rejects(load(file), /x.gguf is a file; a model is a directory/, 'ERR_RAPO_FORMAT')
+})
+
+test('a run, and a directory of models, say where the models are', () => {
+  const dir = newDir()
+  const model = (...names: string[]) => {
+    const place = path.join(dir, ...names)
+    mkdirSync(place, { recursive: true })
+    writeFileSync(path.join(place, 'config.json'), '{}')
+    return place
+  }
+  const [a, b] = [model('a'), model('b')]
+  assert.throws(
+    () => checkModel(dir),
+    new RegExp(`has no config.json and no model.safetensors; there are models in ${a}, ${b}$`),
+  )
+  const newest = model('checkpoints', 'step-000002')
+  writeFileSync(path.join(dir, 'checkpoints', 'latest'), 'step-000002\n')
+  assert.throws(() => checkModel(dir), new RegExp(`; of this run, ${newest} is the newest model$`))
+  const below = path.join(a, 'config.json', 'below')
+  assert.throws(
+    () => checkModel(below, 'model.dir'),
+    new RegExp(`^model.dir: there is no directory ${below}`),
+  )
 })
 
 test('the commands name a repository of the hub by its name', () => {

@@ -103,6 +103,20 @@ test('the tarball is small, and nothing in it runs at installation', () => {
   assert.not(packed.files.some(file => file.path === 'binding.gyp'))
 })
 
+test('README leads to what the package has, or says that it is in the repository only', () => {
+  const readme = readFileSync(path.join(root, 'README.md'), 'utf8')
+  const [, named = ''] = /examples\/\. ([^;]*) are in the\s+repository only/.exec(readme) ?? []
+  const elsewhere = named.split(/,\s|\sand\s/)
+  assert.is(elsewhere.length, 5)
+  const packedFiles = packed.files.map(file => file.path)
+  const links = [...readme.matchAll(/\]\(([^)#:]+)[^):]*\)/g)].map(match => match[1]!)
+  assert.ok(links.length > 20)
+  for (const link of links) {
+    const isThere = packedFiles.some(file => file === link || file.startsWith(link))
+    assert.is(isThere, !elsewhere.some(place => link.startsWith(place)), link)
+  }
+})
+
 test('publint and attw find nothing', async () => {
   const lint = await run(bin('publint'), ['run', tarball, '--strict', '--level', 'suggestion'])
   assert.match(lint.stdout, 'All good!')

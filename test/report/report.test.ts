@@ -463,8 +463,15 @@ test('an eval.json that is not as described is an error that names the field', a
 test('a directory that is none, or holds no run, is an error that names it', async () => {
   assert.match(
     (await failureOf(reportOf([path.join(dir, 'nowhere')]))).message,
-    /nowhere: there is no such run directory/,
+    /^there is no run directory \S*nowhere$/,
   )
+  const file = path.join(writeRun(fresh(), {}), 'file')
+  writeFileSync(file, '')
+  for (const [place, message] of [
+    [file, /file is a file, not a run directory$/],
+    [path.join(file, 'below'), /^there is no run directory \S*below$/],
+  ] as const)
+    assert.match((await failureOf(reportOf([place]))).message, message)
   assert.match(
     (await failureOf(reportOf([writeRun(fresh(), {})]))).message,
     /is no run directory: it has no config\.yaml/,

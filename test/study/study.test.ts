@@ -55,10 +55,24 @@ test('the plan: every variant with every seed, fields over configurations, and t
 })
 
 const faults: [text: string, message: RegExp][] = [
-  ['variants: { A: {} }', /config: /],
-  ['config: c.yaml\nvariants: {}', /variants: there must be at least one variant/],
-  ['config: c.yaml\nseeds: [1, 1]\nvariants: { A: {} }', /seeds/],
-  ['config: c.yaml\nsteps: 3\nvariants: { A: {} }', /steps/],
+  [
+    'variants: { A: {} }',
+    /: config is missing; it must be the path of a configuration \(docs\/studies\.md\)$/,
+  ],
+  ['config: c.yaml\nvariants: {}', /: variants is {}; it must be one variant or several: each has a name/],
+  ['config: c.yaml\nvariants: { A: 3 }', /: variants is {"A":3}; it must be one variant or several/],
+  ['config: c.yaml\nseeds: [1, 1]\nvariants: { A: {} }', /: seeds is \[1,1\]; it must be a number of seeds/],
+  ['config: c.yaml\nvariants: { A: {} }\nquick: { seeds: 0 }', /: quick\.seeds is 0; it must be a number of/],
+  [
+    'config: c.yaml\nvariants: { A: {} }\nquick: { sedes: 1 }',
+    /no field "quick\.sedes": did you mean "quick\.seeds"\?$/,
+  ],
+  [
+    'confg: c.yaml\nvariants: { A: {} }',
+    /: there is no field "confg": did you mean "config"\?\nconfig is missing/,
+  ],
+  ['config: c.yaml\nsteps: 3\nvariants: { A: {} }', /: there is no field "steps": did you mean "seeds"\?$/],
+  ['model: { dir: m }\ntask: { verifier: math }', /: this is the configuration of a run; a study names it/],
   ['config: nowhere.yaml\nvariants: { A: {} }', /variants\.A: cannot read .*nowhere\.yaml/],
   ['config: configs/countdown-rapo.yaml\nvariants: { A: { objective.klCeof: 1 } }', /variants\.A: .*klCoef/],
   ['config: configs/countdown-rapo.yaml\nvariants: { A: { run.seed: 1 } }', /variants\.A: .*run\.seed/],

@@ -18,6 +18,7 @@ import {
   theoryOptimum,
   theoryValue,
 } from '../../lib/theory/theory.js'
+import { cli } from '../helpers/cli.js'
 
 const dir = mkdtempSync(path.join(tmpdir(), 'rapo-theory-'))
 test.after(() => rmSync(dir, { recursive: true, force: true }))
@@ -263,8 +264,7 @@ test('errors name field, value and range', () => {
   assert.ok(theoryOptimum('forward-kl', { ...figure2, entropyCoef: Number.NaN }))
 })
 
-const rapo = (...args: string[]) =>
-  promisify(execFile)(process.execPath, ['--import', 'tsx', 'lib/cli/cli.ts', 'theory', ...args])
+const rapo = (...args: string[]) => promisify(execFile)(cli[0], [cli[1], 'theory', ...args])
 
 test('rapo theory prints the table and writes the figure of docs/theory.md', async () => {
   const file = path.join(dir, 'theory.svg')

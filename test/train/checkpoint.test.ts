@@ -18,7 +18,7 @@ import { RapoError } from '../../lib/base/errors.js'
 import { checkWritable, writeWhole } from '../../lib/base/files.js'
 import { appendJsonLines, truncateJsonLines } from '../../lib/base/jsonl.js'
 import { readLatestCheckpoint, removeStaleCheckpoints, writeCheckpoint } from '../../lib/train/checkpoint.js'
-import { clearRun, createRunDir, lockRun } from '../../lib/train/run.js'
+import { clearRun, createRunDir, describeForeign, lockRun } from '../../lib/train/run.js'
 import { makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 
 const model = makeFakeModel()
@@ -213,7 +213,10 @@ test('a run directory: never two runs in one, replaced only when asked, and noth
   writeFileSync(path.join(dir, 'eval.json'), '{}')
   assert.throws(() => createRunDir(dir, false), /holds a measurement already: choose another --run.output/)
   writeFileSync(path.join(dir, 'file'), '')
-  assert.throws(() => createRunDir(path.join(dir, 'file', 'run'), false), /cannot make the run directory/)
+  for (const place of [path.join(dir, 'file'), path.join(dir, 'file', 'run')]) {
+    assert.is(describeForeign(place), undefined)
+    assert.throws(() => createRunDir(place, false), /cannot make the directory .*: .*file is a file$/)
+  }
 })
 
 test('a lock keeps a second trainer out', async () => {

@@ -1,7 +1,7 @@
 /** Evaluation during training: the same numbers as rapo eval, the same bits after a kill, and the best checkpoint kept. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -172,6 +172,16 @@ test('run.keepBest keeps the best checkpoint beside the newest, also where it is
     { loadPolicy: forgetful },
   )
   assert.is(readBest(without), undefined)
+})
+
+test('killed between an evaluation and the naming of its checkpoint, the resumed run names the checkpoint', async () => {
+  const changes = { run: { steps: 3, saveEvery: 3, keepBest: true } }
+  const output = await run(changes)
+  const whole = outcome(output)
+  assert.is(whole.best, 3)
+  rmSync(path.join(output, 'checkpoints', 'best'))
+  await run(changes, { resume: true }, output)
+  assert.equal(outcome(output), whole)
 })
 
 test('samples of an evaluation whose line is missing are dropped, since the evaluation is done again', () => {

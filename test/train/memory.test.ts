@@ -8,6 +8,7 @@ import type { RapoError } from '../../lib/base/errors.js'
 import { type MemoryPrediction, predictMemory, type RunShape } from '../../lib/model/engine.js'
 import type { Shard } from '../../lib/model/policy.js'
 import { checkMemory, formatMemory, planMemory } from '../../lib/train/memory.js'
+import { cli } from '../helpers/cli.js'
 import { newDir, tinyConfig } from '../helpers/engine-util.js'
 import { makeFakeModel } from '../helpers/fake-policy.js'
 
@@ -77,6 +78,29 @@ test('what eight ranks share out: nothing, masters and moments, gradients too', 
   assert.equal({ ...gradients, ...pick(none) }, none)
 })
 
+test('the exchanges of up to 1024 ranks: whole slices of 64 numbers, of pieces that are as large as may be', async () => {
+  const layer = 896 * 896 * 2 + 2 * 128 * 896 + 896 + 2 * 128 + 3 * 896 * 4864 + 2 * 896
+  const sections = [151936 * 896, ...Array.from({ length: 24 }, () => layer), 896]
+  for (const processes of [2, 3, 64, 1000, 1024]) {
+    const unit = 64 * processes
+    const most = Math.floor(2 ** 20 / unit) * unit
+    /** Units of each piece of a section. */
+    const cut = (size: number) =>
+      Array.from({ length: Math.ceil(size / most) }, (_, i) =>
+        Math.ceil(Math.min(most, size - i * most) / unit),
+      )
+    const units = (size: number) => cut(size).reduce((sum, count) => sum + count, 0)
+    const shard = 64 * sections.reduce((sum, size) => sum + units(size), 0)
+    assert.ok(shard * processes >= parameters && shard * processes < parameters + sections.length * unit)
+    const options = { dtype: 'bfloat16', shard: 'gradients' } as const
+    const { masters, moments, gradients } = await predictMemory(model, options, { ...run, processes })
+    assert.equal([masters, moments], [4 * shard, 8 * shard], `${processes}`)
+    // A backward pass holds the embeddings, two layers and the norm, as long as all ranks' slices, and receives its own slice.
+    const buffers = [sections[0]!, layer, layer, 896].reduce((sum, size) => sum + units(size), 0)
+    assert.is(gradients, 4 * (shard + buffers * (unit + 64)), `${processes}`)
+  }
+})
+
 const pick = ({ masters, moments, gradients }: MemoryPrediction) => ({ masters, moments, gradients })
 
 test('the cache grows with what is running, up to 1 GiB, or to one sequence', async () => {
@@ -143,11 +167,9 @@ test('problems that will be left out do not count: rapo doctor --config', () => 
       distributed: { shard: 'optimizer' },
     }
     writeFileSync(file, JSON.stringify(config))
-    const doctor = ['--import', 'tsx', 'lib/cli/cli.ts', 'doctor', '--json', '--config', file]
+    const doctor = [cli[1], 'doctor', '--json', '--config', file]
     doctor.push('--processes', `${processes}`)
-    const { run, disk, freeDisk } = JSON.parse(
-      spawnSync(process.execPath, doctor, { encoding: 'utf8' }).stdout,
-    )
+    const { run, disk, freeDisk } = JSON.parse(spawnSync(cli[0], doctor, { encoding: 'utf8' }).stdout)
     assert.is(disk.checkpoint, run.weights * 4)
     assert.ok(freeDisk > 0)
     return run

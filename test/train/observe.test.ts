@@ -7,7 +7,7 @@ import { parseConfig } from '../../lib/config/load.js'
 import { emptyMetrics } from '../../lib/loss/objective.js'
 import { readLatestCheckpoint } from '../../lib/train/checkpoint.js'
 import { type StepMetrics, summarizeStep } from '../../lib/train/metrics.js'
-import { flatten, openObserver } from '../../lib/train/observe/observe.js'
+import { flatten, loadHook, openObserver } from '../../lib/train/observe/observe.js'
 import { formatPrometheus } from '../../lib/train/observe/prometheus.js'
 import { crc32c, encodeRecord, openTensorBoard } from '../../lib/train/observe/tensorboard.js'
 import { train } from '../../lib/train/train.js'
@@ -291,8 +291,10 @@ test('a hook that is not there, does not load or is no function ends the run bef
     const hook = path.join(dir, name)
     if (content !== undefined) writeFileSync(hook, content)
     const config = makeConfig({ observe: { hook } })
-    assert.match(await codeAndMessage(train(config, { loadPolicy: loadFakePolicy })), expected)
-    assert.not(existsSync(path.join(config.run.output, 'metrics.jsonl')))
+    // Before the model is loaded, and without a run directory that has nothing in it.
+    const loadPolicy = async () => assert.unreachable('a model was loaded') as never
+    assert.match(await codeAndMessage(train(config, { loadPolicy })), expected)
+    assert.not(existsSync(config.run.output))
   }
 })
 
@@ -311,7 +313,7 @@ test('openObserver writes nothing before a step', async () => {
   const config = makeConfig({
     observe: { tensorboard: true, prometheus: path.join(makeTempDir(), 'x.prom') },
   })
-  const observer = await openObserver(config, 0, () => {})
+  const observer = openObserver(config, await loadHook(config), 0, () => {})
   observer.close()
   assert.not(existsSync(config.run.output))
   assert.not(existsSync(config.observe.prometheus))
@@ -366,7 +368,7 @@ test('an evaluation goes to TensorBoard at its step, to Prometheus until the nex
     ...{ model: { dir: 'm' }, task: { verifier: 'math' }, run: { output } },
     observe: { tensorboard: true, prometheus, hook },
   })
-  const observer = await openObserver(config, 0, () => {})
+  const observer = openObserver(config, await loadHook(config), 0, () => {})
   const all = { problems: 1, passAtK: [0.25, 0.5], low: [0, 0], high: [1, 1] }
   await observer.step(metrics)
   observer.evaluated({ step: 8, k: [1, 2], groups: { all } } as never)

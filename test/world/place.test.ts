@@ -2,6 +2,7 @@
 import { networkInterfaces } from 'node:os'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { shareThreads } from '../../lib/world/join.js'
 import { listenAt, type Place, placeFromEnv } from '../../lib/world/place.js'
 
 const master = { MASTER_ADDR: 'head', MASTER_PORT: '29500' }
@@ -98,6 +99,20 @@ test('Gloo listens where other hosts reach it', async () => {
   const nowhere = await listenAt({ ...place, host: 'no-such-host.invalid' }, {}).catch(error => error)
   assert.is(nowhere.code, 'ERR_RAPO_DISTRIBUTED')
   assert.match(nowhere.message, /MASTER_ADDR no-such-host\.invalid, cannot be reached/)
+})
+
+test('ranks with the same processors share them; a rank that a launcher bound has its own', () => {
+  const shared = ['a 0-7', 'b 0-7', 'a 0-7', 'a 0-7']
+  assert.equal(
+    shared.map((_, rank) => shareThreads(shared, rank, 8)),
+    [2, 8, 2, 2],
+  )
+  const bound = ['a 0-3', 'a 4-7']
+  assert.equal(
+    bound.map((_, rank) => shareThreads(bound, rank, 4)),
+    [4, 4],
+  )
+  assert.is(shareThreads(['a 0', 'a 0'], 1, 1), 1)
 })
 
 test.run()

@@ -32,20 +32,32 @@ export interface Observer {
   close(): void
 }
 
+/** Checks what `observe` names, before anything takes long, and loads the hook. Throws ERR_RAPO_CONFIG and ERR_RAPO_IO. */
+export async function loadHook({ observe }: Config): Promise<Hook | undefined> {
+  if (observe.prometheus) checkWritable(observe.prometheus)
+  if (!observe.hook) return undefined
+  const { default: hook } = await importModule('observe.hook', observe.hook)
+  if (typeof hook === 'function') return hook as Hook
+  throw new RapoError(
+    'ERR_RAPO_CONFIG',
+    `observe.hook ${observe.hook}: its default export must be a function`,
+  )
+}
+
 /**
- * Prepares everything that `observe` asks for. The hook is loaded at once. Files are opened after the first step, so that
- * nothing is written before a step is done. Throws ERR_RAPO_CONFIG.
+ * Prepares everything that `observe` asks for. Files are opened after the first step, so that nothing is written before a
+ * step is done.
+ * @param hook what loadHook loaded
  * @param stepsDone the number of steps of a resumed run
  * @param notify told of files that cannot be written, which does not end the run
  */
-export async function openObserver(
+export function openObserver(
   config: Config,
+  hook: Hook | undefined,
   stepsDone: number,
   notify: (text: string) => void,
-): Promise<Observer> {
+): Observer {
   const { observe, run } = config
-  if (observe.prometheus) checkWritable(observe.prometheus)
-  const hook = observe.hook ? await loadHook(observe.hook) : undefined
   const { output } = run
   let board: ReturnType<typeof openTensorBoard> | undefined
   const writers: { write: (metrics: StepMetrics) => void; isWarned?: boolean }[] = []
@@ -91,12 +103,6 @@ export async function openObserver(
     },
     close: () => board?.close(),
   }
-}
-
-async function loadHook(name: string): Promise<Hook> {
-  const { default: hook } = await importModule('observe.hook', name)
-  if (typeof hook === 'function') return hook as Hook
-  throw new RapoError('ERR_RAPO_CONFIG', `observe.hook ${name}: its default export must be a function`)
 }
 
 async function callHook(
