@@ -12,6 +12,7 @@
 
 #include "arrays.h"
 #include "async.h"
+#include "broadcast.h"
 #include "cuda_library.h"
 #include "engine/model/memory.h"
 #include "engine/policy.h"
@@ -411,6 +412,40 @@ Napi::Value save_adapter(const Napi::CallbackInfo& info) {
   });
 }
 
+/// tensors(handle) -> [{ name, shape }]
+Napi::Value tensors(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    const auto policy = policy_of(info);
+    const auto& all = policy->tensors();
+    auto array = Napi::Array::New(info.Env(), all.size());
+    for (std::uint32_t i = 0; i < all.size(); ++i) {
+      auto shape = Napi::Array::New(info.Env(), all[i].shape.size());
+      for (std::uint32_t d = 0; d < all[i].shape.size(); ++d)
+        shape.Set(d, static_cast<double>(all[i].shape[d]));
+      auto tensor = Napi::Object::New(info.Env());
+      tensor.Set("name", all[i].name);
+      tensor.Set("shape", shape);
+      array.Set(i, tensor);
+    }
+    return array;
+  });
+}
+
+/// broadcast(handle, group, { first, count, packedBytes, timeoutMs }, control) -> Promise<undefined>
+Napi::Value broadcast(const Napi::CallbackInfo& info) {
+  return guarded(info, [&] {
+    auto policy = policy_of(info);
+    auto open = group_of(info[1]);
+    const auto o = object_from(info[2], "part");
+    const auto first = integer(o, "first"), count = integer(o, "count");
+    const auto packed_bytes = integer(o, "packedBytes"), timeout_ms = integer(o, "timeoutMs");
+    const auto work = [=](Control& control) {
+      policy->broadcast(*open->group, first, count, packed_bytes, timeout_ms, control);
+    };
+    return on_engine(info.Env(), work, ControlObject::get(info[3]));
+  });
+}
+
 /// saveReference(handle, dir, configText) -> Promise<undefined>
 Napi::Value save_reference(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
@@ -475,6 +510,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("setCudaLibrary", Napi::Function::New<set_cuda_library>(env));
   exports.Set("Control", ControlObject::define(env));
   define_world(env, exports);
+  define_broadcast(env, exports);
   exports.Set("setThreads", Napi::Function::New<set_threads>(env));
   exports.Set("initialize", Napi::Function::New<initialize>(env));
   exports.Set("predictMemory", Napi::Function::New<predict>(env));
@@ -487,6 +523,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("syncReference", Napi::Function::New<sync_reference>(env));
   exports.Set("zeroGrad", Napi::Function::New<zero_grad>(env));
   exports.Set("save", Napi::Function::New<save>(env));
+  exports.Set("tensors", Napi::Function::New<tensors>(env));
+  exports.Set("broadcast", Napi::Function::New<broadcast>(env));
   exports.Set("saveAdapter", Napi::Function::New<save_adapter>(env));
   exports.Set("saveLogits", Napi::Function::New<save_logits>(env));
   exports.Set("saveState", Napi::Function::New<with_path<&Policy::save_state>>(env));

@@ -153,10 +153,13 @@ export {
 export type { MemoryPrediction, RunShape } from './model/engine.js'
 export type {
   AdamW,
+  BroadcastGroup,
   CallOptions,
   Completions,
   Device,
   FinishReason,
+  GroupCall,
+  GroupOptions,
   LoadOptions,
   LoadPolicy,
   LogprobRows,
@@ -170,6 +173,7 @@ export type {
   SamplingParams,
   SaveOptions,
   StepResult,
+  TensorInfo,
 } from './model/policy.js'
 export type { Message, PromptTemplate, TemplateOptions } from './model/template.js'
 export type { Tokenizer } from './model/tokenizer.js'

@@ -137,7 +137,7 @@ export async function generateLines(
 async function openFor(
   { policy, tokenizer, stopTokenIds, model }: Job,
   prompts: readonly (readonly number[])[],
-  { onNotice, signal, dtype = 'float32' }: InferOptions,
+  { onNotice, signal, dtype = 'float32', device = 'cpu' }: InferOptions,
   sampling: InferSampling,
   servers: ServerOptions | undefined,
 ): Promise<RolloutEngine> {
@@ -146,7 +146,7 @@ async function openFor(
   const text = tokenizer && knownText(tokenizer.decode(prompts[0]!), tokenizer)
   const engine = servers
     ? openEngine(
-        { ...servers, sampling, model: { dtype } },
+        { ...servers, sampling, model: { dtype, device } },
         { policy, modelDir, fixedDir, prompts, stopTokenIds, onNotice, text },
       )
     : localEngine(policy)

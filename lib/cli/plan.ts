@@ -11,6 +11,7 @@ import type { Device, LoadPolicy } from '../model/policy.js'
 import { loadTokenizer } from '../model/tokenizer.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { loadJudge } from '../reward/rewards.js'
+import { checkSync } from '../rollout/open.js'
 import { knownText } from '../rollout/servers/checks.js'
 import { formatServers, type ServerReport, surveyServers } from '../rollout/servers/survey.js'
 import { type DiskPlan, formatDisk, freeDisk, planDisk } from '../train/disk.js'
@@ -28,6 +29,8 @@ export interface Plan {
   readonly servers?: readonly ServerReport[]
   /** With rollouts.urls: why the servers' log-probs were not compared with the model's. */
   readonly notCompared?: string
+  /** With rollouts.urls: why this machine cannot send weights to servers as rollouts.sync says. */
+  readonly cannotSend?: string
 }
 
 export interface PlanOptions {
@@ -76,7 +79,7 @@ async function survey(
     readonly stopTokenIds: readonly number[]
   },
   loadPolicy: LoadPolicy | undefined,
-): Promise<Pick<Plan, 'servers' | 'notCompared'>> {
+): Promise<Pick<Plan, 'servers' | 'notCompared' | 'cannotSend'>> {
   const { dtype, device } = config.model
   const load = async () => {
     if (!loadPolicy) checkModel(modelDir)
@@ -88,26 +91,43 @@ async function survey(
   const prompts = parts.prompts.map(({ promptIds }) => promptIds)
   try {
     const servers = await surveyServers(config, { ...parts, prompts, policy })
-    return { servers, ...('notCompared' in loaded && loaded) }
+    const cannotSend = lackOfSending(config)
+    return {
+      servers,
+      ...('notCompared' in loaded && loaded),
+      ...(cannotSend !== undefined && { cannotSend }),
+    }
   } finally {
     await policy?.dispose()
   }
 }
 
+function lackOfSending(config: Config): string | undefined {
+  try {
+    checkSync(config)
+    return undefined
+  } catch (error) {
+    return reasonOf(error)
+  }
+}
+
 /** @param available bytes of memory, for a process */
-export function isPossible({ run, disk, freeDisk = Infinity, servers = [] }: Plan, available: number) {
+export function isPossible(plan: Plan, available: number) {
+  const { run, disk, freeDisk = Infinity, servers = [], cannotSend } = plan
+  if (cannotSend !== undefined) return false
   return run.peak <= available && disk.peak <= freeDisk && servers.every(({ problems }) => !problems.length)
 }
 
 /** As lines for people. */
 export function formatPlan(plan: Plan, file: string): string {
-  const { processes, run, disk, freeDisk, servers, notCompared } = plan
+  const { processes, run, disk, freeDisk, servers, notCompared, cannotSend } = plan
   const who = processes === 1 ? '' : ` in each of ${processes} processes`
   const free = freeDisk === undefined ? '' : `, of ${byteSize(freeDisk)} free`
   const parts = [
     `memory that ${file} will need${who}\n${formatMemory(run)}`,
     `disk that its checkpoints will need${free}\n${formatDisk(disk)}`,
     ...(servers ? [`its servers\n${formatServers(servers)}`] : []),
+    ...(cannotSend === undefined ? [] : [`✗ ${cannotSend}`]),
     ...(notCompared === undefined ? [] : [`log-probs were not compared: ${notCompared}`]),
   ]
   return parts.join('\n\n')

@@ -124,6 +124,13 @@ export function crossFaults(config: Config): [path: string, text: string][] {
       `is ${rollouts.maxStaleness}; it must be ≤ 1 with sampling.filterGroups ${sampling.filterGroups}, which takes further problems while a step is sampled`,
     ])
   }
+  const { sync, engine } = rollouts
+  if (sync !== 'disk' && engine === 'local')
+    faults.push(['rollouts.sync', `is ${sync}; it needs rollouts.engine vllm or sglang`])
+  if (sync === 'gloo' && engine === 'vllm')
+    faults.push(['rollouts.sync', 'is gloo; it must be disk, nccl or adapter with rollouts.engine vllm'])
+  if (sync === 'adapter' && config.lora.r === 0)
+    faults.push(['rollouts.sync', 'is adapter; it needs lora.r, the rank of the adapter that is trained'])
   const twice = rollouts.urls.find((url, i) => rollouts.urls.indexOf(url) !== i)
   if (twice !== undefined) faults.push(['rollouts.urls', `names ${twice} twice`])
   if (optimizer.stateDtype !== 'float32' && config.distributed.shard !== 'none') {

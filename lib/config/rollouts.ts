@@ -4,6 +4,10 @@ import { count, list } from './values.js'
 
 export const rolloutEngines = ['local', 'vllm', 'sglang'] as const
 
+/** How new weights reach servers. */
+export const syncs = ['disk', 'nccl', 'gloo', 'adapter'] as const
+export type Sync = (typeof syncs)[number]
+
 const url = z.string().regex(/^https?:\/\/[^\s/]+/)
 
 export const rollouts = z.strictObject({
@@ -18,11 +22,17 @@ export const rollouts = z.strictObject({
       range: 'a list of addresses such as http://localhost:8000, or one text with commas',
       description: 'servers of vLLM or SGLang',
     }),
+  sync: z
+    .enum(syncs)
+    .default('disk')
+    .describe(
+      'how new weights reach servers: as files in syncDir; broadcast from GPU to GPU (nccl), or over the network to SGLang (gloo); or as the adapter of the section lora alone (docs/servers.md)',
+    ),
   syncDir: z
     .string()
     .default('')
     .describe(
-      'directory for the weights, which the servers must see under the same path (default: weights in run.output)',
+      'directory for the weights or adapters, which the servers must see under the same path (default: weights in run.output)',
     ),
   timeoutSeconds: z
     .number()

@@ -10,13 +10,17 @@ import { type Objective, validateObjective } from '../loss/objective.js'
 import { entriesOf, mapRows, rowArrays } from '../loss/rows.js'
 import { type EngineAddon, loadEngine, nameCudaLibrary } from '../setup/engine-addon.js'
 import { type AdapterShape, adapterConfigText, nativeAdapter, readAdapter, shapeOf } from './adapter.js'
+import { type BroadcastAddon, openGroup } from './broadcast.js'
 import { type ModelSource, modelDTypeOf, readModelConfig, withDtype } from './config.js'
 import { checkModel } from './directory.js'
 import {
   type AdamW,
+  type BroadcastGroup,
   type Completions,
+  type Device,
   devicePattern,
   deviceRange,
+  type GroupOptions,
   type LoadOptions,
   type LoadPolicy,
   type LogprobRows,
@@ -32,6 +36,7 @@ import {
   type SaveOptions,
   type StepResult,
   shards,
+  type TensorInfo,
 } from './policy.js'
 
 export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
@@ -48,7 +53,8 @@ export const loadPolicy: LoadPolicy = async (dir, options = {}) => {
     addon.load(model, native, control),
   )
   if (ignored.length > 0) warnOfIgnored(ignored)
-  return new NativePolicy(addon, handle, Object.freeze(info), model, { reference: native.reference, shape })
+  const { reference, device } = native
+  return new NativePolicy(addon, handle, Object.freeze(info), model, { reference, shape, device })
 }
 
 interface ReferenceOptions {
@@ -250,7 +256,7 @@ export function libtorchVersion(): string {
 // What bindings/engine.cpp exports. Handles are opaque.
 type Handle = { readonly policy: unique symbol }
 
-interface Engine extends EngineAddon {
+interface Engine extends EngineAddon, BroadcastAddon {
   readonly libtorchVersion: string
   readonly libtorchCuda: boolean
   readonly Control: new () => Control
@@ -314,11 +320,13 @@ function engine(): Engine {
 
 class NativePolicy implements Policy {
   readonly info: ModelInfo
+  readonly tensors: readonly TensorInfo[]
   readonly #addon: Engine
   readonly #handle: Handle
   readonly #model: ModelSource
   readonly #reference: ModelSource | undefined
   readonly #shape: AdapterShape | undefined
+  readonly #device: Device
   /** Settles when the latest of the calls has ended. */
   #last: Promise<unknown> = Promise.resolve()
   #disposed: Promise<void> | undefined
@@ -328,13 +336,15 @@ class NativePolicy implements Policy {
     handle: Handle,
     info: ModelInfo,
     model: ModelSource,
-    more: { reference: ModelSource | undefined; shape: AdapterShape | undefined },
+    more: { reference: ModelSource | undefined; shape: AdapterShape | undefined; device: Device },
   ) {
     this.#addon = addon
     this.#handle = handle
     this.#model = model
     this.#reference = more.reference
     this.#shape = more.shape
+    this.#device = more.device
+    this.tensors = addon.tensors(handle)
     this.info = info
   }
 
@@ -413,6 +423,11 @@ class NativePolicy implements Policy {
     // Without an adapter the engine says that there is none.
     const config = this.#shape ? adapterConfigText(this.#shape, baseModel) : ''
     return this.#call(undefined, () => this.#addon.saveAdapter(this.#handle, dir, config))
+  }
+
+  async openGroup(options: GroupOptions): Promise<BroadcastGroup> {
+    fields('options', options, groupFields)
+    return openGroup(this.#addon, this.#handle, this.#device, options, (call, run) => this.#call(call, run))
   }
 
   async zeroGrad(): Promise<void> {
@@ -500,6 +515,13 @@ const loraFields: Record<keyof LoraOptions, true> = {
   targetModules: true,
   useRslora: true,
   seed: true,
+}
+const groupFields: Record<keyof GroupOptions, true> = {
+  backend: true,
+  library: true,
+  name: true,
+  address: true,
+  timeoutSeconds: true,
 }
 const saveFields: Record<keyof SaveOptions, true> = { dtype: true, maxShardBytes: true }
 const batchFields: Record<keyof MicroBatch, true> = {

@@ -221,6 +221,57 @@ export interface ModelInfo {
   readonly adapterParameters?: number
 }
 
+/** A tensor of a model as save writes it. */
+export interface TensorInfo {
+  readonly name: string
+  readonly shape: readonly number[]
+}
+
+/** Of Policy.openGroup. */
+export interface GroupOptions {
+  /** nccl needs a policy on a GPU; gloo goes between CPUs. */
+  readonly backend: 'nccl' | 'gloo'
+  /** The file of NCCL. Default: the libnccl.so.2 that libtorch has loaded, or that the system finds. */
+  readonly library?: string | undefined
+  /**
+   * The group's name, where the other ranks find this one as SGLang's workers do, in a store of torch's on this host. Absent: by
+   * NCCL's id alone, as vLLM's workers do.
+   */
+  readonly name?: string
+  /** gloo: of this host, as the other ranks reach it. */
+  readonly address?: string
+  readonly timeoutSeconds: number
+}
+
+/** A call of a BroadcastGroup: how long it may take in all, and what ends it before. */
+export interface GroupCall extends CallOptions {
+  readonly timeoutSeconds: number
+}
+
+/**
+ * The policy as rank 0 of a group whose other ranks are workers of inference servers. A call that is aborted, or that takes
+ * too long (ERR_RAPO_DISTRIBUTED, which says what was being done), leaves the group useless: close it, and open another.
+ */
+export interface BroadcastGroup {
+  /** nccl: the 128 bytes with which the other ranks find this one. */
+  readonly id: Uint8Array
+  /** With a name: where the store listens, on all interfaces of this host. */
+  readonly port: number
+  /** Waits until ranks 1 to size − 1 have joined. Policies' other calls go on meanwhile. */
+  join(size: number, call: GroupCall): Promise<void>
+  /**
+   * Broadcasts `count` of the policy's tensors, from number `first` on, in their order, with the numbers that save writes in the
+   * policy's dtype. packedBytes > 0: as bytes, end to end, each broadcast ending with the tensor with which it has more than
+   * packedBytes. 0: each tensor by itself. onProgress is told bytes.
+   */
+  broadcast(
+    part: { readonly first: number; readonly count: number; readonly packedBytes: number },
+    call: GroupCall,
+  ): Promise<void>
+  /** Never waits. */
+  close(): void
+}
+
 /**
  * A policy and its frozen reference. Calls run off the main thread, one at a time, in the order made. The arrays given to a
  * call must not change before the call settles. An abort stops generate between tokens and logprobs between layers; it stops
@@ -259,6 +310,9 @@ export interface Policy {
    * merged into the weights.
    */
   save(dir: string, options?: SaveOptions): Promise<void>
+  /** The tensors that save writes, in its order. Absent, as openGroup, from policies that cannot broadcast them. */
+  readonly tensors?: readonly TensorInfo[]
+  openGroup?(options: GroupOptions): Promise<BroadcastGroup>
   /**
    * Writes the adapter into an existing directory as PEFT does: adapter_config.json, which names the model that it
    * changes (default: the directory that the policy was loaded from), and adapter_model.safetensors in float32. Absent

@@ -26,7 +26,7 @@ import type { NamedEnvironment } from '../reward/environment.js'
 import { loadEnvironment } from '../reward/environments.js'
 import { checkAnswerOf, loadRewards } from '../reward/rewards.js'
 import type { RolloutEngine } from '../rollout/engine.js'
-import { checkFilters, openEngine } from '../rollout/open.js'
+import { checkFilters, checkSync, openEngine } from '../rollout/open.js'
 import { knownText } from '../rollout/servers/checks.js'
 import { checkAlone, type Joined, joinWorld, leaveWorld } from '../world/join.js'
 import { compareRanks, settingsOf } from '../world/same.js'
@@ -143,6 +143,7 @@ async function checkInputs(config: Config, options: OpenOptions, task: Task, wor
   const { modelDir, referenceDir } = await resolveModels(config, task)
   // The caller's own loader may know other models.
   if (!options.loadPolicy) {
+    checkSync(config)
     checkModel(modelDir, 'model.dir')
     if (referenceDir !== modelDir) checkModel(referenceDir, 'model.reference')
   }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <exception>
 
+#include "comm/broadcast.h"
 #include "comm/world.h"
 #include "cuda/device.h"
 #include "files/write.h"
@@ -51,6 +52,15 @@ auto translated(const char* doing, F&& body) -> decltype(body()) {
   }
 }
 
+/// The numbers of a tensor of the model as they leave it: of `type`, with the adapter's term if adapter is
+/// not null and has one.
+at::Tensor outgoing(const std::string& name, at::Tensor weights, const Adapter* adapter,
+                    at::ScalarType type) {
+  const auto delta = adapter ? adapter->delta(name) : at::Tensor();
+  if (delta.defined()) weights = weights.to(at::kCPU, at::kFloat).add(delta.view({weights.numel()}));
+  return weights.to(type);
+}
+
 /// Writes a Hugging Face directory's weights, and config as config.json. flat: the net's weights, on any
 /// device and of any dtype. adapter: is merged into them unless null.
 void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, const Adapter* adapter,
@@ -62,17 +72,15 @@ void write_weights(const std::string& dir, const Qwen2& net, at::Tensor flat, co
   if (flat.scalar_type() == type && !adapter) {
     write_model(dir, stored, max_shard_bytes, control);
   } else {  // each tensor is converted when it is written
-    write_model(dir, stored, max_shard_bytes, control, ops::stored_name(dtype),
-                [&](const StoredTensor& tensor) {
-                  std::int64_t count = 1;
-                  for (const auto size : tensor.shape) count *= size;
-                  auto weights = at::from_blob(const_cast<std::byte*>(tensor.data), {count},
-                                               at::TensorOptions(flat.scalar_type()));
-                  const auto delta = adapter ? adapter->delta(tensor.name) : at::Tensor();
-                  if (delta.defined()) weights = weights.to(at::kFloat).add(delta.view({count}));
-                  auto converted = std::make_shared<at::Tensor>(weights.to(type));
-                  return std::shared_ptr<const void>(converted, converted->data_ptr());
-                });
+    write_model(
+        dir, stored, max_shard_bytes, control, ops::stored_name(dtype), [&](const StoredTensor& tensor) {
+          std::int64_t count = 1;
+          for (const auto size : tensor.shape) count *= size;
+          const auto weights = at::from_blob(const_cast<std::byte*>(tensor.data), {count},
+                                             at::TensorOptions(flat.scalar_type()));
+          auto converted = std::make_shared<at::Tensor>(outgoing(tensor.name, weights, adapter, type));
+          return std::shared_ptr<const void>(converted, converted->data_ptr());
+        });
   }
   write_text_file(dir + "/config.json", config);
 }
@@ -89,6 +97,7 @@ bool same_tensors(const Layout& a, const Layout& b) {
 struct Policy::Impl {
   PolicyOptions options;
   ModelInfo info;
+  std::vector<TensorShape> tensors;
   std::unique_ptr<Model> policy, reference;
   std::unique_ptr<ReadyWeights> reference_ready;  // the policy's model with an adapter that does not change
 
@@ -223,6 +232,7 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
       const auto& more = impl->reference->ignored;
       impl->info.ignored.insert(impl->info.ignored.end(), more.begin(), more.end());
     }
+    for (const auto& entry : layout.entries()) impl->tensors.push_back({entry.name, entry.shape});
     return std::unique_ptr<Policy>(new Policy(std::move(impl)));
   });
 }
@@ -552,6 +562,60 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
       flat = impl_->optimizer->master();
     }
     write_weights(dir, impl_->policy->net, flat, adapter, dtype, max_shard_bytes, config, control);
+  });
+}
+
+const std::vector<TensorShape>& Policy::tensors() const { return impl_->tensors; }
+
+void Policy::broadcast(BroadcastGroup& group, std::int64_t first, std::int64_t count,
+                       std::int64_t packed_bytes, std::int64_t timeout_ms, Control& control) const {
+  translated("broadcasting weights", [&] {
+    const auto& entries = impl_->policy->net.layout().entries();
+    const auto all = static_cast<std::int64_t>(entries.size());
+    if (first < 0 || count < 1 || count > all || first > all - count) {
+      invalid("first and count are " + std::to_string(first) + " and " + std::to_string(count) +
+              ", expected tensors among the policy's " + std::to_string(all));
+    }
+    const Patience patience(timeout_ms, control);
+    const at::Tensor& flat = impl_->policy->flat;
+    const auto width = static_cast<std::int64_t>(flat.element_size());
+    std::vector<const Layout::Entry*> part;  // of one broadcast
+    std::int64_t bytes = 0;
+    const auto send = [&] {
+      const auto numbers = [&](const Layout::Entry& entry) {
+        return outgoing(entry.name, flat.narrow(0, entry.offset, entry.size), impl_->policy->adapter.get(),
+                        flat.scalar_type());
+      };
+      const std::string begin = part.front()->name, end = part.back()->name;
+      // A copy: the group's thread may still read it after a call that gave up.
+      at::Tensor sent;
+      if (packed_bytes > 0) {
+        sent = at::empty({bytes}, flat.options().dtype(at::kByte));
+        std::int64_t at = 0;
+        for (const auto* entry : part) {
+          sent.narrow(0, at, entry->size * width).copy_(numbers(*entry).view(at::kByte));
+          at += entry->size * width;
+        }
+      } else {
+        sent = at::empty(part.front()->shape, flat.options());
+        sent.copy_(numbers(*part.front()).view(part.front()->shape));
+      }
+      device::synchronize(flat.device());  // the thread of the group has another stream
+      group.broadcast(begin == end ? begin : begin + " to " + end, std::move(sent), patience);
+      control.done += bytes;
+      part.clear();
+      bytes = 0;
+    };
+    for (std::int64_t i = first; i < first + count; ++i)
+      control.total += entries[static_cast<std::size_t>(i)].size * width;
+    for (std::int64_t i = first; i < first + count; ++i) {
+      const auto& entry = entries[static_cast<std::size_t>(i)];
+      part.push_back(&entry);
+      bytes += entry.size * width;
+      if (bytes > packed_bytes) send();
+    }
+    if (!part.empty()) send();
+    group.flush(patience);
   });
 }
 

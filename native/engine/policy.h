@@ -13,6 +13,13 @@
 
 namespace rapo {
 
+class BroadcastGroup;
+
+struct TensorShape {
+  std::string name;
+  std::vector<std::int64_t> shape;
+};
+
 /// Not thread-safe. The caller (bindings/) runs one call at a time, each on the engine's thread.
 class Policy {
  public:
@@ -67,6 +74,15 @@ class Policy {
   /// weights, in float32.
   void save(const std::string& dir, DType dtype, std::int64_t max_shard_bytes, const std::string& config,
             const Control& control) const;
+
+  /// The tensors that save() writes, in their order, without their numbers.
+  const std::vector<TensorShape>& tensors() const;
+
+  /// Broadcasts tensors [first, first + count) of tensors(), with the numbers that save() writes in the
+  /// policy's dtype. packed_bytes > 0: as bytes, end to end; a broadcast ends with the tensor with which it
+  /// has more than packed_bytes. 0: each tensor by itself. control counts bytes.
+  void broadcast(BroadcastGroup& group, std::int64_t first, std::int64_t count, std::int64_t packed_bytes,
+                 std::int64_t timeout_ms, Control& control) const;
 
   /// Writes the adapter as PEFT does: adapter_model.safetensors, float32, and config as adapter_config.json.
   /// dir must exist.

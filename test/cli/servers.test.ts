@@ -101,6 +101,59 @@ test('doctor: every lack of a server, each with its command', () => {
   })
 })
 
+test('doctor: which servers can be given weights by NCCL, and whether this machine can send them', () =>
+  withServers('vllm', [{}, { transferBackend: null }], async servers => {
+    const urls = servers.map(({ url }) => url)
+    const config = configOf('vllm', servers, {
+      rollouts: { engine: 'vllm', urls, timeoutSeconds: 5, sync: 'nccl' },
+    })
+    const plan = await planConfig(config, options)
+    const [right, wrong] = plan.servers!
+    assert.equal(right!.problems, [])
+    const flag = `--weight-transfer-config '{"backend": "nccl"}'`
+    assert.equal(wrong!.problems, [
+      `${urls[1]} cannot be given weights by NCCL: start vllm serve with ${flag}`,
+    ])
+    assert.ok(wrong!.start.endsWith(flag))
+    const why =
+      'rollouts.sync is nccl; it needs model.device cuda, since NCCL sends from the memory of a GPU: use disk'
+    assert.is(plan.cannotSend, why)
+    assert.not.ok(isPossible({ ...plan, servers: [right!] }, Infinity))
+    const shown = formatPlan(plan, 'c.yaml')
+    assert.match(shown, 'weights: default; can be replaced (by NCCL)')
+    assert.match(shown, 'weights: default; cannot be replaced (by NCCL)')
+    assert.match(shown, `\n\n✗ ${why}`)
+    const changing = servers
+      .flatMap(routesOf)
+      .filter(route => /init_|pause\?|start_|update_weights/.test(route))
+    assert.equal(changing, [])
+  }))
+
+const adapterFlags = {
+  vllm: '--enable-lora --max-lora-rank 16 --max-loras 2',
+  sglang: '--enable-lora --max-lora-rank 12 --lora-target-modules q_proj v_proj --max-loras-per-batch 3',
+}
+for (const kind of kinds) {
+  test(`doctor: which servers of ${kind} can be given adapters`, () =>
+    withServers(kind, [{}, { hasNoAdapters: true }], async servers => {
+      const urls = servers.map(({ url }) => url)
+      const rollouts = { engine: kind, urls, timeoutSeconds: 5, sync: 'adapter', maxStaleness: 1 }
+      const lora = { r: 12, targetModules: ['q_proj', 'v_proj'] }
+      const plan = await planConfig(configOf(kind, servers, { rollouts, lora }), options)
+      const [right, wrong] = plan.servers!
+      assert.equal(right!.problems, [])
+      assert.match(wrong!.problems.join(), 'cannot be given adapters: start')
+      assert.ok(wrong!.start.endsWith(adapterFlags[kind]), wrong!.start)
+      assert.is(wrong!.start.startsWith('VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 '), kind === 'vllm')
+      assert.is(plan.cannotSend, undefined)
+      assert.match(formatPlan(plan, 'c.yaml'), 'can be replaced (by an adapter beside them)')
+      assert.equal(
+        servers.map(server => server.adapters()),
+        [[], []],
+      )
+    }))
+}
+
 test('doctor: a server that holds the weights of a run is not compared, nor one that is paused', () =>
   withServers('vllm', [{ otherModel: other }, { isPaused: true }], async servers => {
     servers[0]!.rename('12345678-v40')

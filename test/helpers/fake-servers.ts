@@ -1,13 +1,16 @@
 /**
  * vLLM 0.32 and SGLang 0.5 as far as rapo talks to them: the routes, fields and errors of recorded answers, with the fake policy of
- * fake-policy.ts as the model. Its weights are those of the directory that it was last given.
+ * fake-policy.ts as the model, or with another one. Its weights are those that it was last given.
  */
+import { existsSync } from 'node:fs'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import path from 'node:path'
 import { packTokens, unpackCompletions } from '../../lib/model/batch.js'
-import type { Policy } from '../../lib/model/policy.js'
+import type { LoadPolicy, Policy } from '../../lib/model/policy.js'
 import { loadTokenizer } from '../../lib/model/tokenizer.js'
 import { loadFakePolicy } from './fake-policy.js'
+import { type Announced, createReceiver, type Joining, type ReceiverKind } from './fake-receiver.js'
 
 /** The fields of all requests together; each has some of them. */
 export interface RequestBody {
@@ -36,6 +39,10 @@ export interface RequestBody {
   readonly mode: string
   readonly model_path: string
   readonly weight_version: string
+  readonly lora_name: string
+  readonly lora_path?: string
+  readonly init_info: Joining
+  readonly update_info: Announced
 }
 
 /** What is wrong with a server. Everything can be changed while the server runs. */
@@ -66,6 +73,14 @@ export interface Faults {
   hasScaleOut?: boolean
   /** Awaited after the first token of every completion that is asked for there; the rest comes from the weights of then. */
   midway?: () => Promise<void>
+  /** vLLM without VLLM_ALLOW_RUNTIME_LORA_UPDATING, SGLang without --enable-lora. */
+  hasNoAdapters?: boolean
+  /** Its workers, each a rank of a group. Default 1. */
+  workers?: number
+  /** vLLM: the backend of --weight-transfer-config; null without one. Default nccl. */
+  transferBackend?: string | null
+  /** Awaited by each worker after it has received the n-th broadcast of an update, from 1 on, before it tells rank 0. */
+  onBroadcast?: (n: number) => Promise<void>
   /** The context. Default 64. */
   maxModelLen?: number
   /** Called for each request: 'hang' never answers, 'half' breaks off in the answer, 'reset' before the answer. */
@@ -81,6 +96,12 @@ export interface FakeServer {
   readonly requests: { readonly route: string; readonly body: RequestBody }[]
   /** Of its weights. */
   weightsName(): string
+  /** The directory of its weights, as it read them or as its workers wrote what they received. */
+  weightsDir(): string
+  /** The names of its adapters. */
+  adapters(): string[]
+  /** As if it had been started again between two requests. */
+  forgetAdapters(): void
   /** Somebody else's doing. */
   rename(name: string): void
   /** Requests for completions that are not answered yet. */
@@ -100,16 +121,23 @@ interface Sampled {
   readonly spans?: object[]
 }
 
-/** `model`: the directory that the server is started with. */
+/**
+ * @param model the directory that the server is started with
+ * @param loadPolicy loads that, and what it is given
+ */
 export async function startFakeServer(
-  kind: 'vllm' | 'sglang',
+  kind: ReceiverKind,
   model: string,
   faults: Faults = {},
+  loadPolicy: LoadPolicy = loadFakePolicy,
 ): Promise<FakeServer> {
   const tokenizer = loadTokenizer(model)
   const requests: FakeServer['requests'] = []
-  let policy: Policy = await loadFakePolicy(model)
+  let policy: Policy = await loadPolicy(model)
+  const adapters = new Map<string, Policy>()
+  const receiver = createReceiver(kind, model, faults)
   let name = 'default'
+  let weightsDir = model
   let isPaused = faults.isPaused ?? false
   let running = 0
   let draws = 0
@@ -122,8 +150,10 @@ export async function startFakeServer(
     temperature: number,
     stopTokenIds: number[],
     seed?: number,
+    adapter?: string,
   ) => {
-    const source = faults.otherModel === undefined ? policy : await loadFakePolicy(faults.otherModel)
+    const named = adapter === undefined ? policy : adapters.get(adapter)!
+    const source = faults.otherModel === undefined ? named : await loadPolicy(faults.otherModel)
     const own = faults.ownStop === undefined ? [] : [faults.ownStop]
     const sampled = await source.generate(packTokens([prompt]), {
       ...{ n, maxNewTokens, temperature, stopTokenIds: [...stopTokenIds, ...own] },
@@ -170,7 +200,16 @@ export async function startFakeServer(
   }
 
   const load = async (dir: string) => {
-    if (!faults.reloadsNothing) policy = await loadFakePolicy(dir)
+    weightsDir = dir
+    if (!faults.reloadsNothing) policy = await loadPolicy(dir)
+  }
+
+  /** Of the fake policy an adapter is a whole model. */
+  const loadAdapter = async ({ lora_name: given, lora_path: dir }: RequestBody) => {
+    if (adapters.has(given)) return `The lora adapter '${given}' has already been loaded.`
+    if (!existsSync(path.join(dir!, 'adapter_config.json'))) return `No adapter found for ${dir}`
+    adapters.set(given, await loadPolicy(dir!))
+    return undefined
   }
 
   const tokenize = (body: RequestBody) => {
@@ -181,7 +220,10 @@ export async function startFakeServer(
 
   const models = () => ({
     object: 'list',
-    data: [{ id: 'policy', root: model, max_model_len: faults.maxModelLen ?? 64 }],
+    data: [
+      { id: 'policy', root: model, max_model_len: faults.maxModelLen ?? 64 },
+      ...[...adapters.keys()].map(id => ({ id, parent: 'policy', max_model_len: null })),
+    ],
   })
 
   type Handler = (body: RequestBody) => unknown
@@ -216,6 +258,38 @@ export async function startFakeServer(
         return refuse(500, `Call to collective_rpc method failed: ${(error as Error).message}`)
       }
     },
+    'GET /v1/load_lora_adapter': () => refuse(405, 'Method Not Allowed'),
+    'POST /v1/load_lora_adapter': async body => {
+      const fault = await loadAdapter(body)
+      if (fault !== undefined) return refuse(fault.startsWith('No adapter') ? 404 : 400, fault)
+      return `Success: LoRA adapter '${body.lora_name}' added successfully.`
+    },
+    'POST /v1/unload_lora_adapter': ({ lora_name: given }) => {
+      if (!adapters.delete(given)) return refuse(404, `The lora adapter '${given}' cannot be found.`)
+      return `Success: LoRA adapter '${given}' removed successfully.`
+    },
+    'GET /server_info': () => {
+      const { transferBackend: backend = 'nccl' } = faults
+      return { vllm_config: { weight_transfer_config: backend === null ? null : { backend } } }
+    },
+    'GET /get_world_size': () => ({ world_size: faults.workers ?? 1 }),
+    'POST /init_weight_transfer_engine': async ({ init_info: place }) => {
+      await receiver.join(place)
+      return { message: 'Weight transfer initialized' }
+    },
+    'POST /start_weight_update': () => ({ message: 'Weight update started' }),
+    'POST /update_weights': async ({ update_info: announced }) => {
+      try {
+        await load(await receiver.receive(announced))
+        return { message: 'Weights updated' }
+      } catch (error) {
+        return refuse(500, (error as Error).message)
+      }
+    },
+    'POST /finish_weight_update': ({ weight_version: given }) => {
+      name = given
+      return { message: 'Weight update finished' }
+    },
     'POST /inference/v1/generate': async ({ token_ids: prompt, sampling_params: asked }) => {
       if (!faults.hasScaleOut) return refuse(403, 'Scale-out endpoints need --enable-scale-out')
       const { n, max_tokens: most, temperature, stop_token_ids: stops, seed } = asked
@@ -235,13 +309,16 @@ export async function startFakeServer(
     },
     'POST /v1/completions': async body => {
       const { prompt, n, max_tokens: maxTokens } = body
-      if (body.model !== 'policy') return refuse(404, `The model \`${body.model}\` does not exist.`)
+      const adapter = body.model === 'policy' ? undefined : body.model
+      if (adapter !== undefined && !adapters.has(adapter))
+        return refuse(404, `The model \`${body.model}\` does not exist.`)
       if (n < 1) return refuse(400, `n must be at least 1, got ${n}.`)
       if (prompt.some((id: number) => id >= policy.info.vocabSize))
         return refuse(400, `Token id ${Math.max(...prompt)} is out of vocabulary`)
       if (prompt.length + maxTokens > (faults.maxModelLen ?? 64))
         return refuse(400, 'This model has a maximum context length')
-      const sampled = await sample(prompt, n, maxTokens, body.temperature, body.stop_token_ids, body.seed)
+      const { temperature, stop_token_ids: stops, seed } = body
+      const sampled = await sample(prompt, n, maxTokens, temperature, stops, seed, adapter)
       const choices = sampled.map(({ ids, logprobs, finishReason }, index) => ({
         index,
         text: tokenizer.decode(ids),
@@ -262,7 +339,40 @@ export async function startFakeServer(
   }
   const sglang: Record<string, Handler> = {
     'GET /v1/models': models,
-    'GET /get_server_info': () => ({ version: '0.5.23', model_path: model, internal_states: [] }),
+    'GET /get_server_info': () => ({
+      ...{ version: '0.5.23', model_path: model, internal_states: [] },
+      ...{ tp_size: faults.workers ?? 1, dp_size: 1, enable_lora: !faults.hasNoAdapters },
+    }),
+    'POST /load_lora_adapter': async body => {
+      const fault = await loadAdapter(body)
+      const loaded = Object.fromEntries([...adapters.keys()].map(given => [given, '']))
+      if (fault === undefined) return { success: true, error_message: '', loaded_adapters: loaded }
+      return { status: 400, body: { success: false, error_message: fault, loaded_adapters: loaded } }
+    },
+    'POST /unload_lora_adapter': ({ lora_name: given }) => {
+      if (adapters.delete(given)) return { success: true, error_message: '', loaded_adapters: {} }
+      return { status: 400, body: { success: false, error_message: `${given} is not loaded` } }
+    },
+    'POST /init_weights_update_group': async body => {
+      await receiver.join(body as unknown as Joining)
+      return { success: true, message: 'Succeeded to initialize custom process group.' }
+    },
+    'POST /destroy_weights_update_group': () => {
+      receiver.leave()
+      return { success: true, message: 'Succeeded to destroy custom process group.' }
+    },
+    'POST /update_weights_from_distributed': async body => {
+      try {
+        const dir = await receiver.receive(body as unknown as Announced)
+        if (body.weight_version) {
+          await load(dir)
+          name = body.weight_version
+        }
+        return { success: true, message: 'Succeeded to update parameter online.' }
+      } catch (error) {
+        return { status: 400, body: { success: false, message: (error as Error).message } }
+      }
+    },
     'GET /get_model_info': () => ({ model_path: model, is_generation: true, weight_version: name }),
     'POST /tokenize': tokenize,
     'POST /pause_generation': () => ({ status: 'ok' }),
@@ -285,7 +395,10 @@ export async function startFakeServer(
         stop_token_ids: stops,
         sampling_seed: seed,
       } = body.sampling_params
-      const sampled = await sample(body.input_ids, n, maxTokens, temperature, stops, seed)
+      const { lora_path: adapter } = body
+      if (adapter !== undefined && !adapters.has(adapter))
+        return refuse(400, `The following requested LoRA adapters are not loaded: {'${adapter}'}`)
+      const sampled = await sample(body.input_ids, n, maxTokens, temperature, stops, seed, adapter)
       const outputs = sampled.map(({ ids, logprobs, finishReason }) => ({
         text: tokenizer.decode(ids),
         output_ids: ids,
@@ -314,6 +427,7 @@ export async function startFakeServer(
     '/update_weight_version',
   ]
   const unnamed = ['/weight_info', '/update_weight_version', '/get_model_info']
+  const adapterRoutes = ['/v1/load_lora_adapter', '/v1/unload_lora_adapter']
 
   const answer = async (request: IncomingMessage, response: ServerResponse) => {
     const parts: Buffer[] = []
@@ -334,13 +448,15 @@ export async function startFakeServer(
     const isMissing =
       !handler ||
       (faults.hasNoDevMode && devOnly.includes(pathname)) ||
+      (faults.hasNoAdapters && adapterRoutes.includes(pathname)) ||
       (faults.hasNoNames && unnamed.includes(pathname) && kind === 'vllm')
-    const made = isMissing ? { status: 404, body: { detail: 'Not Found' } } : await handler(body)
     const refused = typeof fault === 'object' ? fault : undefined
-    const result = (refused ?? made) as { status?: unknown; body?: object }
-    const isRefusal = typeof result.status === 'number'
-    const payload = JSON.stringify(isRefusal ? result.body : result)
-    response.writeHead(isRefusal ? (result.status as number) : 200, {
+    const make = () => (isMissing ? { status: 404, body: { detail: 'Not Found' } } : handler(body))
+    const result = (refused ?? (await make())) as { status?: unknown; body?: object } | string
+    const isRefusal = typeof result === 'object' && typeof result.status === 'number'
+    const shown = isRefusal ? (result as { body?: object }).body : result
+    const payload = typeof shown === 'string' ? shown : JSON.stringify(shown)
+    response.writeHead(isRefusal ? (result as { status: number }).status : 200, {
       'content-type': 'application/json',
       'content-length': Buffer.byteLength(payload),
     })
@@ -360,6 +476,7 @@ export async function startFakeServer(
     })
   const kill = () =>
     new Promise<void>(resolve => {
+      receiver.leave()
       server.close(() => resolve())
       server.closeAllConnections()
     })
@@ -369,13 +486,17 @@ export async function startFakeServer(
     faults,
     requests,
     weightsName: () => name,
+    weightsDir: () => weightsDir,
+    adapters: () => [...adapters.keys()],
+    forgetAdapters: () => adapters.clear(),
     rename(next) {
       name = next
     },
     running: () => running,
     kill,
     async restart() {
-      policy = await loadFakePolicy(model)
+      policy = await loadPolicy(model)
+      adapters.clear()
       name = 'default'
       isPaused = false
       await listen(port)

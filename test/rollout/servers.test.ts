@@ -4,98 +4,27 @@ import path from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { packTokens, unpackCompletions } from '../../lib/model/batch.js'
-import type { Policy } from '../../lib/model/policy.js'
-import { loadTokenizer } from '../../lib/model/tokenizer.js'
-import type { RolloutEngine } from '../../lib/rollout/engine.js'
-import { type ServerEngineOptions, serverEngine } from '../../lib/rollout/servers/engine.js'
+import { serverEngine } from '../../lib/rollout/servers/engine.js'
 import { ServersLost } from '../../lib/rollout/servers/fleet.js'
-import { sglangServer } from '../../lib/rollout/servers/sglang.js'
+import type { WeightSync } from '../../lib/rollout/servers/sync.js'
 import { vllmServer } from '../../lib/rollout/servers/vllm.js'
 import { diskWeights } from '../../lib/rollout/servers/weights.js'
 import { loadFakePolicy, makeFakeModel, makeTempDir } from '../helpers/fake-policy.js'
 import { type FakeServer, type Fault, type Faults, startFakeServer } from '../helpers/fake-servers.js'
+import {
+  checkSampled,
+  failureOf,
+  kinds,
+  model,
+  prompts,
+  STOP,
+  type Stage,
+  sampling,
+  stage,
+  trainOnce,
+} from '../helpers/server-stage.js'
 
-const STOP = 1
-const model = makeFakeModel({ [STOP]: 1, 5: 0.5 })
 const other = makeFakeModel({ [STOP]: 1, 5: 0.7 })
-const tokenizer = loadTokenizer(model)
-const prompts = packTokens([[5, 6], [7], [8, 9, 10]])
-const sampling = { n: 4, maxNewTokens: 5, temperature: 0.7, stopTokenIds: [STOP], seed: 7 }
-const kinds = ['vllm', 'sglang'] as const
-
-interface Stage {
-  readonly servers: FakeServer[]
-  readonly policy: Policy
-  readonly engine: RolloutEngine
-  readonly syncDir: string
-}
-
-async function stage(
-  kind: (typeof kinds)[number],
-  faults: readonly Faults[],
-  body: (stage: Stage) => Promise<void>,
-  changes: Partial<ServerEngineOptions> = {},
-): Promise<void> {
-  const servers = await Promise.all(faults.map(some => startFakeServer(kind, model, some)))
-  const policy = await loadFakePolicy(model)
-  const syncDir = makeTempDir()
-  const engine = serverEngine({
-    servers: servers.map(({ url }) => (kind === 'vllm' ? vllmServer : sglangServer)(url)),
-    policy,
-    weights: diskWeights(policy, { syncDir, owner: 'run', modelDir: model }),
-    canary: {
-      ...{ prompts: [[5, 6], [7]], temperature: 0.7, maxNewTokens: 5, stopTokenIds: [STOP] },
-      tolerance: 1e-4,
-    },
-    text: { text: '7=7', tokenIds: tokenizer.encode('7=7') },
-    ...{ contextNeeded: 8, timeoutSeconds: 20, maxInFlight: 2, sendSeeds: false, isOverlapped: false },
-    ...changes,
-  })
-  try {
-    await body({ servers, policy, engine, syncDir })
-  } finally {
-    await engine.close()
-    await Promise.all(servers.map(server => server.close()))
-  }
-}
-
-async function failureOf(work: Promise<unknown>): Promise<string> {
-  const error = await work.then(
-    () => assert.unreachable('it succeeded'),
-    (error: { code?: string; message: string }) => error,
-  )
-  return `${error!.code}: ${error!.message}`
-}
-
-/** Moves the policy's weights away from those of before, as training does. */
-async function trainOnce(policy: Policy): Promise<void> {
-  await policy.accumulate(
-    {
-      sequences: packTokens([[5, 6, 9]]),
-      ...{ rowPositions: Int32Array.of(1), tokenIds: Int32Array.of(9) },
-      ...{ tokenWeights: Float32Array.of(1), advantages: Float32Array.of(1) },
-    },
-    { klCoef: 0 } as never,
-  )
-  await policy.step(1)
-}
-
-/** That the engine's log-probs are those of the policy of now. */
-async function checkSampled(engine: RolloutEngine, policy: Policy): Promise<void> {
-  const sampled = await engine.generate(prompts, sampling)
-  assert.is(sampled.finishReasons.length, 12)
-  for (const [i, completion] of unpackCompletions(sampled).entries()) {
-    const start = prompts.offsets[Math.floor(i / 4)]!
-    const prompt = prompts.tokenIds.subarray(start, prompts.offsets[Math.floor(i / 4) + 1]!)
-    const sequences = packTokens([[...prompt, ...completion.tokenIds]])
-    const rowPositions = Int32Array.from(completion.tokenIds, (_, t) => prompt.length + t - 1)
-    const rows = { rowPositions, tokenIds: completion.tokenIds }
-    const { logprobs } = await policy.logprobs(sequences, rows, sampling.temperature)
-    assert.equal([...completion.logprobs], [...logprobs], `completion ${i}`)
-    const isStopped = completion.tokenIds.at(-1) === STOP
-    assert.is(completion.finishReason, isStopped ? 'stop' : 'length')
-  }
-}
 
 for (const kind of kinds) {
   test(`${kind}: completions in order, with the log-probs of the weights of each version`, () =>
@@ -449,12 +378,19 @@ test('a server that comes after the first attempt is waited for', () => {
 test('what a killed process of the run left in syncDir is removed with the first weights of the next', async () => {
   const policy = await loadFakePolicy(model)
   const options = { syncDir: makeTempDir(), owner: 'run', modelDir: model }
+  const write = (weights: WeightSync, version: number) =>
+    weights.give([], { version, name: `v${version}` }, { timeoutSeconds: 20, isInFlight: false })
   const killed = diskWeights(policy, options)
-  await killed.publish(2)
-  await killed.publish(3)
-  const other = await diskWeights(policy, { ...options, owner: 'another run' }).publish(2)
-  const own = await diskWeights(policy, options).publish(4)
-  assert.equal(readdirSync(options.syncDir).sort(), [own, other].map(dir => path.basename(dir)).sort())
+  await write(killed, 2)
+  await write(killed, 3)
+  await write(diskWeights(policy, { ...options, owner: 'another run' }), 2)
+  const others = readdirSync(options.syncDir).filter(name => name.endsWith('-v2'))
+  assert.is(others.length, 2)
+  await write(diskWeights(policy, options), 4)
+  const left = readdirSync(options.syncDir)
+  assert.is(left.length, 2)
+  assert.is(left.filter(name => others.includes(name)).length, 1)
+  assert.is(left.filter(name => name.endsWith('-v4')).length, 1)
 })
 
 test('an address where nothing listens: the error names it and how long it was waited for', async () => {

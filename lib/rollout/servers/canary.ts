@@ -32,6 +32,7 @@ const LENGTH = 16
 /**
  * Throws ERR_RAPO_IO where the server's log-probs are not the policy's.
  * @param claim what the message says of its weights, such as: was given the weights v3
+ * @param adapter the name of the adapter to sample with
  */
 export async function checkCanary(
   server: InferenceServer,
@@ -39,11 +40,12 @@ export async function checkCanary(
   canary: Canary,
   claim: string,
   call: ServerCall,
+  adapter?: string,
 ): Promise<Difference> {
   const { prompts, temperature, stopTokenIds, tolerance } = canary
   const maxNewTokens = Math.min(LENGTH, canary.maxNewTokens)
   const n = Math.ceil(COMPLETIONS / prompts.length)
-  const sampling = { n, maxNewTokens, temperature, stopTokenIds }
+  const sampling = { n, maxNewTokens, temperature, stopTokenIds, ...(adapter !== undefined && { adapter }) }
   const groups = await Promise.all(prompts.map(prompt => server.sample(prompt, sampling, call)))
   const sampled = groups.flatMap((group, i) =>
     group.map(completion => ({ promptIds: prompts[i]!, ...completion })),

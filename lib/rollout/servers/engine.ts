@@ -11,13 +11,13 @@ import { checkContext, checkTakesWeights, checkTokenizer, type KnownText } from 
 import { createFleet, type Held, isPassing, lost, type Member } from './fleet.js'
 import { NoAnswer } from './http.js'
 import { type InferenceServer, Interrupted, type ServerCompletion } from './server.js'
-import { type PublishedWeights, versionIn, weightsName } from './weights.js'
+import { versionIn, type WeightSync, weightsName } from './sync.js'
 
 /** What serverEngine samples with. */
 export interface ServerEngineOptions {
   readonly servers: readonly InferenceServer[]
   readonly policy: Pick<Policy, 'logprobs'>
-  readonly weights: PublishedWeights
+  readonly weights: WeightSync
   readonly canary: Canary
   /** What the servers' tokenizers must give too. */
   readonly text?: KnownText | undefined
@@ -36,8 +36,11 @@ export interface ServerEngineOptions {
   readonly isOverlapped: boolean
   /** Updates do not wait for calls of generate, which go on with the new weights. Needs isOverlapped. Default false. */
   readonly isInFlight?: boolean
-  /** The weights never change, and servers may have been started with them: a server that passes the canary is not given them. */
-  readonly isFixed?: boolean
+  /**
+   * Where the weights are, if they never change. Servers may have been started with them: a server that passes the canary is not
+   * given them.
+   */
+  readonly fixedDir?: string | undefined
   /**
    * Told, in a text for people, which server is not used and why, or that servers are waited for. Absent: these are warnings of
    * the process.
@@ -64,7 +67,7 @@ interface SampledGroup {
 }
 
 export function serverEngine(options: ServerEngineOptions): RolloutEngine {
-  const { servers, policy, weights, canary, timeoutSeconds, sendSeeds, isOverlapped } = options
+  const { servers, policy, weights, canary, timeoutSeconds, sendSeeds, isOverlapped, fixedDir } = options
   const { isInFlight = false } = options
   const notice = notices(options.onNotice)
   const fleet = createFleet(servers, options.maxInFlight, notice.call)
@@ -83,25 +86,43 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
   const sampling = new Set<Promise<unknown>>()
   let syncing: Promise<void> = Promise.resolve()
   let isSyncing = false
+  /** Requests under way of each version, where they name the weights. */
+  const using = new Map<number, number>()
+  const use = (version: number, change: 1 | -1) => {
+    const count = (using.get(version) ?? 0) + change
+    if (count > 0) using.set(version, count)
+    else using.delete(version)
+  }
+  /** Throws where the server's log-probs are not those of the policy, under the weights of this name where requests name them. */
+  const compare = (server: InferenceServer, claim: string, signal: AbortSignal, name?: string) => {
+    const adapter = weights.isNamed ? name : undefined
+    return checkCanary(server, policy, canary, claim, { signal, timeoutSeconds }, adapter)
+  }
 
-  /** Gives a server the weights of now and checks what it then samples. Returns what the server calls them. */
-  async function prepare(server: InferenceServer, dir: string, signal: AbortSignal): Promise<Held> {
+  /** Whether a server must be given the weights of now. If not, what it calls its own, which are right. */
+  async function check(
+    server: InferenceServer,
+    signal: AbortSignal,
+  ): Promise<{ readonly held: Held } | undefined> {
     const facts = await server.inspect(quick(signal))
     checkContext(server, facts, options.contextNeeded)
     if (options.text) await checkTokenizer(server, options.text, quick(signal))
-    const checked = (claim: string) => checkCanary(server, policy, canary, claim, { signal, timeoutSeconds })
-    if (options.isFixed && !facts.isPaused) {
-      const own = await server.weightsName(quick(signal))
+    if (fixedDir !== undefined && !facts.isPaused) {
+      const held = await server.weightsName(quick(signal))
       try {
-        await checked(`should hold the weights of ${dir}`)
-        return own
+        await compare(server, `should hold the weights of ${fixedDir}`, signal)
+        return { held }
       } catch (fault) {
         if (isPassing(fault) || facts.refusesWeights !== undefined) throw fault
       }
     }
     checkTakesWeights(facts)
+    return undefined
+  }
+
+  /** Checks what a server samples that was given the weights of now. Returns what the server calls them. */
+  async function verify(server: InferenceServer, signal: AbortSignal): Promise<Held> {
     const name = nameOf(version!)
-    await server.load(dir, name, { signal, timeoutSeconds, isInFlight })
     const held = await server.weightsName(quick(signal))
     if (held !== undefined && held !== name) {
       throw new RapoError('ERR_RAPO_IO', `${server.url} was given the weights ${name} but holds ${held}`)
@@ -112,17 +133,41 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
         `${server.url} does not tell which weights it holds: rollouts.maxStaleness must be 0 with this release`,
       )
     }
-    await checked(`was given the weights ${name}`)
+    await compare(server, `was given the weights ${name}`, signal, name)
     return held
+  }
+
+  /** Gives servers the weights of now, together, and checks each. */
+  async function prepare(
+    servers: readonly InferenceServer[],
+    signal: AbortSignal,
+  ): Promise<PromiseSettledResult<Held>[]> {
+    const checks = await Promise.allSettled(servers.map(server => check(server, signal)))
+    signal.throwIfAborted()
+    const takers = servers.filter((_, i) => {
+      const result = checks[i]!
+      return result.status === 'fulfilled' && result.value === undefined
+    })
+    const update = { version: version!, name: nameOf(version!) }
+    const given = await weights.give(takers, update, { signal, timeoutSeconds, isInFlight })
+    const outcome = async (server: InferenceServer, i: number): Promise<Held> => {
+      const checked = checks[i]!
+      if (checked.status === 'rejected') throw checked.reason
+      if (checked.value) return checked.value.held
+      const gift = given[takers.indexOf(server)]!
+      if (gift.status === 'rejected') throw gift.reason
+      return verify(server, signal)
+    }
+    return Promise.allSettled(servers.map(outcome))
   }
 
   async function sync(next: number, signal: AbortSignal): Promise<void> {
     if (next !== version) fleet.outdate()
     version = next
-    const dir = await weights.publish(next)
-    await fleet.ready(server => prepare(server, dir, signal), next, { signal, timeoutSeconds })
+    const call = { signal, timeoutSeconds }
+    await fleet.ready(servers => prepare(servers, signal), next, call)
     notice.failed.throwIfAborted()
-    weights.keepOnly(next)
+    await weights.keepOnly(next, new Set(using.keys()), call)
   }
 
   /** A member that may be sent a request. */
@@ -170,14 +215,15 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     const isGreedy = rest.temperature === 0
     for (let failures = 0; ; ) {
       const member = await acquire(signal)
+      const { version: oldest = version! } = member
+      use(oldest, 1)
       try {
         const request = {
           ...rest,
           ...(isGreedy && { n: 1 }),
           ...(sendSeeds && { seed }),
-          withWeights: isInFlight,
+          ...(weights.isNamed ? { adapter: nameOf(oldest) } : { withWeights: isInFlight }),
         }
-        const { version: oldest = version! } = member
         const sampled = await member.server.sample(promptIds, request, { signal, timeoutSeconds })
         const completions = isGreedy ? Array<ServerCompletion>(params.n).fill(sampled[0]!) : sampled
         return { member, completions: completions.map(one => ({ ...one, ...agesOf(member, one, oldest) })) }
@@ -195,6 +241,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
         if (isTimeout) fleet.lose(member, fault)
         else if (!(fault instanceof Interrupted)) await recheck(member, fault, signal)
       } finally {
+        use(oldest, -1)
         fleet.release(member)
       }
     }
@@ -224,8 +271,7 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
           const now = await server.weightsName(quick(signal))
           if (now !== undefined && isRight(member, now)) return
           if (now === undefined) {
-            const claim = `was given the weights ${held}`
-            return void (await checkCanary(server, policy, canary, claim, { signal, timeoutSeconds }))
+            return void (await compare(server, `was given the weights ${held}`, signal))
           }
           throw new RapoError(
             'ERR_RAPO_IO',
@@ -320,8 +366,8 @@ export function serverEngine(options: ServerEngineOptions): RolloutEngine {
     async close() {
       closing.abort(wasClosed())
       await Promise.allSettled([...sampling, syncing])
+      await weights.close()
       fleet.close()
-      weights.close()
     },
   }
 }

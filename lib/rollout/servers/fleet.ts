@@ -21,6 +21,9 @@ export interface Member {
   fault?: unknown
 }
 
+/** Gives servers the weights of now and checks them. One result a server, in their order. */
+export type Prepare = (servers: readonly InferenceServer[]) => Promise<PromiseSettledResult<Held>[]>
+
 /** None of the servers holds the weights of now any more. */
 export class ServersLost extends RapoError {}
 
@@ -37,10 +40,10 @@ export interface Fleet {
   /** Takes it out of use. */
   lose(member: Member, fault: unknown): void
   /**
-   * Makes every member ready, with the weights of `version`, that is not: `prepare` throws where it cannot. Where none is ready afterwards, and one of them may
-   * come back, once more until the time is over. Throws ServersLost, naming each member and its fault.
+   * Makes every member ready, with the weights of `version`, that is not. Where none is ready afterwards, and one of them may come
+   * back, once more until the time is over. Throws ServersLost, naming each member and its fault.
    */
-  ready(prepare: (server: InferenceServer) => Promise<Held>, version: number, call: ServerCall): Promise<void>
+  ready(prepare: Prepare, version: number, call: ServerCall): Promise<void>
   close(): void
 }
 
@@ -89,24 +92,23 @@ export function createFleet(
     async ready(prepare, version, { signal, timeoutSeconds }) {
       const end = performance.now() + timeoutSeconds * 1000
       for (let round = 0; ; round++) {
-        await Promise.all(
-          members
-            .filter(({ isReady, fault }) => !isReady && (round === 0 || isPassing(fault)))
-            .map(async member => {
-              const before = member.fault
-              try {
-                member.held = await prepare(member.server)
-                member.version = version
-                member.isReady = true
-                delete member.fault
-              } catch (fault) {
-                signal?.throwIfAborted()
-                member.fault = fault
-                if (before === undefined || reasonOf(before) !== reasonOf(fault))
-                  notify(`a server is not used: ${reasonOf(fault)}`)
-              }
-            }),
-        )
+        const tried = members.filter(({ isReady, fault }) => !isReady && (round === 0 || isPassing(fault)))
+        const results = await prepare(tried.map(({ server }) => server))
+        signal?.throwIfAborted()
+        for (const [i, member] of tried.entries()) {
+          const result = results[i]!
+          if (result.status === 'fulfilled') {
+            member.held = result.value
+            member.version = version
+            member.isReady = true
+            delete member.fault
+            continue
+          }
+          const { fault: before } = member
+          member.fault = result.reason
+          if (before === undefined || reasonOf(before) !== reasonOf(result.reason))
+            notify(`a server is not used: ${reasonOf(result.reason)}`)
+        }
         if (ready().length > 0) return
         const mayReturn = members.some(({ fault }) => isPassing(fault))
         if (!mayReturn || performance.now() > end) throw lost(members, mayReturn ? timeoutSeconds : undefined)

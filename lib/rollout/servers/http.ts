@@ -53,6 +53,8 @@ export interface RequestOptions {
 export interface Connection {
   /** Without a slash at the end. */
   readonly url: string
+  /** The address of this host from which the server was reached last: the server can reach this host there. */
+  localAddress(): string
   /** Throws NoAnswer, or the reason of the signal. */
   request(route: string, options: RequestOptions): Promise<Answer>
   close(): void
@@ -64,8 +66,10 @@ export function connect(url: string): Connection {
   const module = protocol === 'https:' ? https : http
   const agent = new module.Agent({ keepAlive: true })
   const key = process.env[API_KEY_VARIABLE]
+  let local = 'localhost'
   return {
     url: base,
+    localAddress: () => local,
     request(route, { body, method = body === undefined ? 'GET' : 'POST', signal, timeoutSeconds }) {
       return new Promise((resolve, reject) => {
         if (signal?.aborted) return reject(signal.reason)
@@ -99,6 +103,7 @@ export function connect(url: string): Connection {
           lose(reasonOf(error) || (error as NodeJS.ErrnoException).code || 'failed'),
         )
         request.on('response', response => {
+          local = response.socket.localAddress?.replace(/^::ffff:/, '') ?? local
           const parts: Buffer[] = []
           let bytes = 0
           response.on('data', (part: Buffer) => {

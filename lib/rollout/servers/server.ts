@@ -9,6 +9,8 @@ export interface PromptSampling extends Omit<SamplingParams, 'seed' | 'maxBatch'
   readonly seed?: number
   /** Whether the names of the weights that sampled each token are wanted. */
   readonly withWeights?: boolean
+  /** Servers of adapters: the name of the adapter to sample with, as load gave it. */
+  readonly adapter?: string
 }
 
 /** Tokens from `start` up to `end` of a completion, and the name of the weights that sampled them, as load gave it. */
@@ -43,6 +45,55 @@ export interface ServerCall {
   readonly timeoutSeconds: number
 }
 
+/** What a server's workers need to join a group in which this process is rank 0. */
+export interface GroupPlace {
+  readonly name: string
+  /** Rank of the server's first worker. */
+  readonly rankOffset: number
+  readonly worldSize: number
+  /** NCCL's id, 128 bytes. */
+  readonly id: Uint8Array
+  /** Where the store of the group listens. */
+  readonly port: number
+  readonly backend: 'nccl' | 'gloo'
+  /** See BroadcastGroup.broadcast. */
+  readonly packedBytes: number
+}
+
+/** What a server is asked in the course of an update by broadcasts. Calls throw as those of InferenceServer. */
+export interface Receiver {
+  /** Whether its workers find the group in torch's store; else by NCCL's id. */
+  readonly usesStore: boolean
+  /** The address at which the server can reach this host. */
+  address(): string
+  /** See BroadcastGroup.broadcast. */
+  readonly packedBytes: number
+  /** One call of receive announces tensors of so many bytes at most, or a single one. */
+  readonly requestBytes: number
+  /** The number of its workers, each a rank. */
+  workers(call: ServerCall): Promise<number>
+  /** Answered when the group is whole. */
+  join(place: GroupPlace, call: ServerCall): Promise<void>
+  /** Before the first broadcast of an update: requests under way are finished, or frozen with isInFlight. */
+  begin(call: ServerCall & { readonly isInFlight: boolean }): Promise<void>
+  /** Announces tensors that are about to be broadcast. Answered when they have been loaded. */
+  receive(part: AnnouncedTensors, call: ServerCall): Promise<void>
+  /** After the last one: names the weights, drops the caches of those before, and goes on. */
+  finish(name: string, call: ServerCall & { readonly isInFlight: boolean }): Promise<void>
+  /** The group will not be used again. */
+  leave(group: string, call: ServerCall): Promise<void>
+}
+
+/** Tensors in the order of their broadcasts. */
+export interface AnnouncedTensors {
+  readonly group: string
+  readonly names: readonly string[]
+  readonly shapes: readonly (readonly number[])[]
+  readonly dtype: string
+  /** The name of the weights, with the last tensors of an update. */
+  readonly weights?: string
+}
+
 /** One vLLM or SGLang server. Calls throw NoAnswer, Interrupted, RapoError, or the reason of the signal. */
 export interface InferenceServer {
   readonly url: string
@@ -57,10 +108,17 @@ export interface InferenceServer {
   /**
    * Reads the weights in a directory that the server can see, drops the caches that belong to the weights before, and names the
    * new ones. Requests under way are finished before; with isInFlight they are frozen instead, their caches are computed again,
-   * and they go on with the new weights.
+   * and they go on with the new weights. Servers of adapters: reads an adapter, which is kept beside the others.
    */
   load(dir: string, name: string, call: ServerCall & { readonly isInFlight?: boolean }): Promise<void>
-  /** The name of the weights that it holds, as load gave it; undefined where this release does not tell. */
+  /** Servers of adapters: forgets the one of this name. */
+  unload?(name: string, call: ServerCall): Promise<void>
+  /** Servers that take weights by broadcasts. */
+  readonly receiver?: Receiver
+  /**
+   * The name of the weights that it holds, as load gave it; undefined where this release does not tell. Servers of adapters: of
+   * the one that was loaded last, while it is there.
+   */
   weightsName(call: ServerCall): Promise<string | undefined>
   /** The token ids of a text; undefined where this release does not tell. */
   tokenize(text: string, call: ServerCall): Promise<number[] | undefined>

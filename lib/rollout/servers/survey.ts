@@ -2,15 +2,20 @@
 import path from 'node:path'
 import { reasonOf } from '../../base/errors.js'
 import type { Config } from '../../config/config.js'
+import { loraOptions } from '../../config/lora.js'
+import type { Sync } from '../../config/rollouts.js'
+import { shapeOf } from '../../model/adapter.js'
 import type { Policy } from '../../model/policy.js'
 import { type CanaryParts, canaryOf, connectServers, contextNeeded, type EngineConfig } from '../open.js'
 import { checkCanary } from './canary.js'
 import { checkContext, checkTakesWeights, checkTokenizer } from './checks.js'
 import type { ServerFacts } from './server.js'
-import { versionIn } from './weights.js'
+import { versionIn } from './sync.js'
 
 export interface ServerReport extends Partial<ServerFacts> {
   readonly url: string
+  /** How a run would give it weights. */
+  readonly sync: Sync
   /** What the server calls its weights, where it tells. */
   readonly weights?: string
   /** Of the log-probs from those of model.dir, in nats; absent where they were not compared. */
@@ -32,7 +37,7 @@ const PATIENCE = 60
  * @param policy of model.dir; undefined where there is none to compare with
  */
 export async function surveyServers(
-  config: EngineConfig & { readonly model: Pick<Config['model'], 'dir'> },
+  config: EngineConfig & { readonly model: Pick<Config['model'], 'dir'>; readonly lora: Config['lora'] },
   { policy, ...parts }: CanaryParts & { readonly policy: Pick<Policy, 'logprobs'> | undefined },
 ): Promise<ServerReport[]> {
   const needed = contextNeeded(config, parts)
@@ -49,8 +54,9 @@ export async function surveyServers(
       }
     }
     const start = startCommand(config, server.url, needed)
+    const { sync } = config.rollouts
     const facts = await attempt(() => server.inspect(call))
-    if (!facts) return { url: server.url, problems, start }
+    if (!facts) return { url: server.url, sync, problems, start }
     await attempt(() => checkTakesWeights(facts))
     await attempt(() => checkContext(server, facts, needed))
     const { text } = parts
@@ -61,7 +67,7 @@ export async function surveyServers(
     const compare = () => policy && checkCanary(server, policy, canaryOf(config, parts), claim, call)
     const difference = isComparable ? await attempt(compare) : undefined
     return {
-      ...{ url: server.url, ...facts, problems, start },
+      ...{ url: server.url, sync, ...facts, problems, start },
       ...(weights !== undefined && { weights }),
       ...(difference && { difference }),
     }
@@ -78,17 +84,46 @@ function startCommand(
   {
     model,
     rollouts,
-  }: { readonly model: Pick<Config['model'], 'dir' | 'dtype'>; readonly rollouts: Config['rollouts'] },
+    lora,
+  }: {
+    readonly model: Pick<Config['model'], 'dir' | 'dtype'>
+    readonly rollouts: Config['rollouts']
+    readonly lora: Config['lora']
+  },
   url: string,
   context: number,
 ): string {
+  const { engine, sync, maxStaleness } = rollouts
   const { port, protocol } = new URL(url)
   const dir =
     path.isAbsolute(model.dir) || !/^\.{0,2}\//.test(model.dir) ? model.dir : path.resolve(model.dir)
   const shared = `--dtype ${model.dtype} --port ${port || (protocol === 'https:' ? 443 : 80)}`
-  return rollouts.engine === 'vllm'
-    ? `VLLM_SERVER_DEV_MODE=1 vllm serve ${dir} ${shared} --max-model-len ${context} --logprobs-mode processed_logprobs --generation-config vllm`
-    : `python -m sglang.launch_server --model-path ${dir} ${shared} --context-length ${context}`
+  const withAdapters = sync === 'adapter'
+  if (engine === 'vllm') {
+    const variable = withAdapters ? 'VLLM_ALLOW_RUNTIME_LORA_UPDATING' : 'VLLM_SERVER_DEV_MODE'
+    const rank = vllmRanks.find(known => known >= lora.r) ?? lora.r
+    const more = withAdapters
+      ? ` --enable-lora --max-lora-rank ${rank} --max-loras ${maxStaleness + 1}`
+      : sync === 'nccl'
+        ? ` --weight-transfer-config '{"backend": "nccl"}'`
+        : ''
+    return `${variable}=1 vllm serve ${dir} ${shared} --max-model-len ${context} --logprobs-mode processed_logprobs --generation-config vllm${more}`
+  }
+  const { targetModules } = shapeOf(loraOptions({ ...lora, r: Math.max(1, lora.r) }, 0))
+  const more = withAdapters
+    ? ` --enable-lora --max-lora-rank ${lora.r} --lora-target-modules ${targetModules.join(' ')} --max-loras-per-batch ${maxStaleness + 2}`
+    : ''
+  return `python -m sglang.launch_server --model-path ${dir} ${shared} --context-length ${context}${more}`
+}
+
+/** Those that --max-lora-rank takes. */
+const vllmRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512]
+
+const ways: Readonly<Record<Sync, string>> = {
+  disk: 'from files',
+  nccl: 'by NCCL',
+  gloo: 'by Gloo',
+  adapter: 'by an adapter beside them',
 }
 
 /** As lines for people. */
@@ -97,6 +132,7 @@ export function formatServers(reports: readonly ServerReport[]): string {
     .flatMap(
       ({
         url,
+        sync,
         release,
         model,
         maxModelLen,
@@ -112,7 +148,7 @@ export function formatServers(reports: readonly ServerReport[]): string {
           ? []
           : [
               `  ${release}, model ${model}, context ${maxModelLen === Infinity ? 'not told' : maxModelLen}`,
-              `  weights: ${weights ?? 'not named by this release'}; ${refusesWeights === undefined ? 'can be replaced' : 'cannot be replaced'}`,
+              `  weights: ${weights ?? 'not named by this release'}; ${refusesWeights === undefined ? 'can be replaced' : 'cannot be replaced'} (${ways[sync]})`,
             ]),
         ...(difference
           ? [

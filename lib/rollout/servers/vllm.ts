@@ -1,17 +1,22 @@
 /** vLLM's server, `vllm serve` in development mode: the requests and answers of release 0.32. */
 import { RapoError } from '../../base/errors.js'
-import { connect, getJson, jsonOf, postJson } from './http.js'
-import { readModel, tokenizeOn } from './openai.js'
+import type { Sync } from '../../config/rollouts.js'
+import { type Connection, connect, getJson, jsonOf, postJson } from './http.js'
+import { adapterKeeper, readModel, tokenizeOn } from './openai.js'
 import {
   checkCompletions,
   type InferenceServer,
   type PromptSampling,
   type RawCompletion,
+  type Receiver,
   type ServerCall,
   type ServerFacts,
 } from './server.js'
 
-export function vllmServer(url: string): InferenceServer {
+/** Of a packed broadcast. Both sides have two buffers of this size, or of the largest tensor's. */
+const PACKED_BYTES = 2 ** 28
+
+export function vllmServer(url: string, sync: Sync = 'disk'): InferenceServer {
   const connection = connect(url)
   const get = (route: string, call: ServerCall) => getJson(connection, route, call)
   const post = (route: string, call: ServerCall, body: object = {}) => postJson(connection, route, body, call)
@@ -20,11 +25,14 @@ export function vllmServer(url: string): InferenceServer {
     const paused = await connection.request('/is_paused', call)
     const { version } = await get('/version', call)
     const facts = { release: `vLLM ${version}`, ...model }
-    if (paused.status === 404) {
-      const refusesWeights = `${connection.url} cannot be given weights: start vllm serve with VLLM_SERVER_DEV_MODE=1 in its environment`
-      return { ...facts, refusesWeights }
+    const refusal = await refusalOf(connection, sync, String(version), paused.status !== 404, call)
+    return {
+      ...facts,
+      ...(refusal !== undefined && { refusesWeights: `${connection.url} cannot be given ${refusal}` }),
+      ...(paused.status !== 404 && {
+        isPaused: jsonOf(`${connection.url}/is_paused`, paused).is_paused === true,
+      }),
     }
-    return { ...facts, isPaused: jsonOf(`${connection.url}/is_paused`, paused).is_paused === true }
   }
   let facts: Promise<ServerFacts> | undefined
   const inspect = (call: ServerCall): Promise<ServerFacts> => {
@@ -63,43 +71,62 @@ export function vllmServer(url: string): InferenceServer {
     )
     return checkCompletions(place, raw, sampling)
   }
+  const pause = (isInFlight: boolean, call: ServerCall) =>
+    post(`/pause?mode=${isInFlight ? 'keep' : 'wait'}`, call)
+  const dropCache = async (isInFlight: boolean, call: ServerCall) => {
+    const { success } = await post(
+      `/reset_prefix_cache${isInFlight ? '?reset_running_requests=true' : ''}`,
+      call,
+    )
+    if (success === false) {
+      throw new RapoError('ERR_RAPO_IO', `${connection.url} did not drop the cache of the weights before`)
+    }
+  }
+  const adapters = sync === 'adapter' ? adapterKeeper(connection) : undefined
+  /** These routes answer with a text. */
+  const postAdapter = async (route: string, body: object, call: ServerCall) => {
+    const answer = await connection.request(route, { body, ...call })
+    if (answer.status !== 200) jsonOf(connection.url + route, answer)
+  }
+  const sample: InferenceServer['sample'] = async (promptIds, sampling, call) => {
+    const { model: served } = await known(call)
+    const model = sampling.adapter ?? served
+    const spans =
+      sampling.withWeights && !hasNoSpans && (await sampleWithWeights(model, promptIds, sampling, call))
+    if (spans) return spans
+    const answer = await post('/v1/completions', call, completionRequest(model, promptIds, sampling))
+    const place = `${connection.url}/v1/completions`
+    const choices = choicesOf<Choice>(place, answer)
+    for (const { prompt_token_ids: ids } of choices) {
+      if (!ids || (ids.length === promptIds.length && ids.every((id, t) => id === promptIds[t]))) continue
+      throw new RapoError('ERR_RAPO_IO', `${place} completed another prompt than it was sent`)
+    }
+    const raw = choices.map(
+      (choice): RawCompletion => ({
+        tokenIds: choice.token_ids,
+        logprobs: choice.logprobs?.token_logprobs,
+        finishReason: choice.finish_reason,
+      }),
+    )
+    return checkCompletions(place, raw, sampling)
+  }
   return {
     url: connection.url,
     inspect,
-
-    async sample(promptIds, sampling, call) {
-      const { model } = await known(call)
-      const spans =
-        sampling.withWeights && !hasNoSpans && (await sampleWithWeights(model, promptIds, sampling, call))
-      if (spans) return spans
-      const answer = await post('/v1/completions', call, completionRequest(model, promptIds, sampling))
-      const place = `${connection.url}/v1/completions`
-      const choices = choicesOf<Choice>(place, answer)
-      for (const { prompt_token_ids: ids } of choices) {
-        if (!ids || (ids.length === promptIds.length && ids.every((id, t) => id === promptIds[t]))) continue
-        throw new RapoError('ERR_RAPO_IO', `${place} completed another prompt than it was sent`)
-      }
-      const raw = choices.map(
-        (choice): RawCompletion => ({
-          tokenIds: choice.token_ids,
-          logprobs: choice.logprobs?.token_logprobs,
-          finishReason: choice.finish_reason,
-        }),
-      )
-      return checkCompletions(place, raw, sampling)
+    sample: (promptIds, sampling, call) => {
+      const request = () => sample(promptIds, sampling, call)
+      return adapters ? adapters.sampling(sampling.adapter, call, request) : request()
     },
 
     async load(dir, name, { isInFlight = false, ...call }) {
-      await post(`/pause?mode=${isInFlight ? 'keep' : 'wait'}`, call)
+      if (adapters) {
+        await postAdapter('/v1/load_lora_adapter', { lora_name: name, lora_path: dir }, call)
+        return adapters.loaded(name)
+      }
+      await pause(isInFlight, call)
       const kwargs = { weights_path: dir }
       await post('/collective_rpc', call, { method: 'reload_weights', kwargs })
-      const { success } = await post(
-        `/reset_prefix_cache${isInFlight ? '?reset_running_requests=true' : ''}`,
-        call,
-      )
-      if (success === false) {
-        throw new RapoError('ERR_RAPO_IO', `${connection.url} did not drop the cache of the weights before`)
-      }
+      await dropCache(isInFlight, call)
       const named = await connection.request('/update_weight_version', {
         body: { new_version: name },
         ...call,
@@ -109,7 +136,12 @@ export function vllmServer(url: string): InferenceServer {
       await post('/resume', call)
     },
 
+    unload: (name, call) => postAdapter('/v1/unload_lora_adapter', { lora_name: name }, call),
+
+    ...(sync === 'nccl' && { receiver: receiverOf(connection, pause, dropCache) }),
+
     async weightsName(call) {
+      if (adapters) return adapters.weightsName(call)
       const answer = await connection.request('/weight_info', call)
       if (answer.status === 404) return undefined
       return String(jsonOf(`${connection.url}/weight_info`, answer).weight_version)
@@ -121,6 +153,74 @@ export function vllmServer(url: string): InferenceServer {
     },
 
     close: () => connection.close(),
+  }
+}
+
+/** What it cannot be given in this way, and what must be done, as a phrase; undefined where nothing is missing. */
+async function refusalOf(
+  connection: Connection,
+  sync: Sync,
+  version: string,
+  isInDevMode: boolean,
+  call: ServerCall,
+): Promise<string | undefined> {
+  if (sync === 'adapter') {
+    // A route that is there, but for POST, answers 405.
+    const { status } = await connection.request('/v1/load_lora_adapter', { method: 'GET', ...call })
+    const how = '--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment'
+    return status === 404 ? `adapters: start vllm serve with ${how}` : undefined
+  }
+  if (!isInDevMode) return 'weights: start vllm serve with VLLM_SERVER_DEV_MODE=1 in its environment'
+  if (sync !== 'nccl') return undefined
+  const [major = 0, minor = 0] = version.split('.').map(Number)
+  if (major === 0 && minor < 30) return `weights by NCCL: it must be vLLM 0.30 or newer, not ${version}`
+  const answer = await connection.request('/server_info?config_format=json', call)
+  if (answer.status !== 200) return undefined
+  const { vllm_config: config } = jsonOf(`${connection.url}/server_info`, answer)
+  const told = (config ?? {}) as { readonly weight_transfer_config?: { readonly backend?: unknown } | null }
+  if (!('weight_transfer_config' in told) || told.weight_transfer_config?.backend === 'nccl') return undefined
+  return `weights by NCCL: start vllm serve with --weight-transfer-config '{"backend": "nccl"}'`
+}
+
+/** vLLM's weight transfer with the backend nccl, from release 0.30 on. */
+function receiverOf(
+  connection: Connection,
+  pause: (isInFlight: boolean, call: ServerCall) => Promise<unknown>,
+  dropCache: (isInFlight: boolean, call: ServerCall) => Promise<void>,
+): Receiver {
+  const post = (route: string, call: ServerCall, body: object = {}) => postJson(connection, route, body, call)
+  return {
+    usesStore: false,
+    address: connection.localAddress,
+    packedBytes: PACKED_BYTES,
+    requestBytes: Infinity,
+    async workers(call) {
+      const { world_size: count } = await getJson(connection, '/get_world_size', call)
+      return Number(count)
+    },
+    async join({ rankOffset, worldSize, id, packedBytes }, call) {
+      const info = {
+        ...{ nccl_unique_id_b64: Buffer.from(id).toString('base64') },
+        ...{ rank_offset: rankOffset, world_size: worldSize },
+        ...{ packed: true, packed_buffer_size_bytes: packedBytes, packed_num_buffers: 2 },
+      }
+      await post('/init_weight_transfer_engine', call, { init_info: info })
+    },
+    async begin({ isInFlight, ...call }) {
+      await pause(isInFlight, call)
+      await post('/start_weight_update', call)
+    },
+    async receive({ names, shapes, dtype }, call) {
+      const info = { names, dtype_names: names.map(() => dtype), shapes }
+      await post('/update_weights', call, { update_info: info })
+    },
+    async finish(name, { isInFlight, ...call }) {
+      await post('/finish_weight_update', call, { weight_version: name })
+      await dropCache(isInFlight, call)
+      await post('/resume', call)
+    },
+    // The next group takes its place.
+    async leave() {},
   }
 }
 

@@ -7,7 +7,6 @@
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #ifdef USE_C10D_NCCL
 #include <c10/cuda/CUDAFunctions.h>
 
@@ -19,6 +18,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <thread>
+
+#include "comm/c10d.h"
 
 namespace rapo {
 namespace {
@@ -36,13 +37,6 @@ constexpr milliseconds kAfterword{2000};
 /// Gloo's time for a byte is least for tensors of this size; NCCL wants larger ones.
 constexpr std::int64_t kGlooBucket = std::int64_t{1} << 20, kNcclBucket = std::int64_t{1} << 24;  // elements
 
-std::string text_of(const std::exception& error) {
-  const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
-  std::string text = c10_error ? c10_error->what_without_backtrace() : error.what();
-  // Gloo's advice, which names no rank, follows the first sentence.
-  return text.substr(0, std::min(text.find('\n'), text.find(". This is typically")));
-}
-
 std::string list_ranks(const std::vector<std::int64_t>& ranks) {
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
   constexpr std::size_t kMost = 8;
@@ -50,17 +44,6 @@ std::string list_ranks(const std::vector<std::int64_t>& ranks) {
     text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
   if (ranks.size() > kMost) text += " and " + std::to_string(ranks.size() - kMost) + " more";
   return text;
-}
-
-c10d::TCPStoreOptions store_options(std::int64_t port, bool serves, milliseconds timeout) {
-  c10d::TCPStoreOptions options;
-  options.port = static_cast<std::uint16_t>(port);
-  options.isServer = serves;
-  options.waitWorkers = false;  // the ranks wait for each other's keys, which say who is missing
-  options.timeout = timeout;
-  options.multiTenant = true;
-  options.useLibUV = false;
-  return options;
 }
 
 class TcpStoreServer final : public StoreServer {

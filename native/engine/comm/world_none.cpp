@@ -1,4 +1,6 @@
-// For a libtorch without c10d or Gloo: one process can train, several cannot.
+// For a libtorch without c10d or Gloo: one process can train, several cannot, and no group can be made with
+// SGLang's workers.
+#include "comm/broadcast.h"
 #include "comm/world.h"
 
 namespace rapo {
@@ -18,5 +20,10 @@ std::vector<double> World::numbers(const std::string&, double, const Control&) {
 bool World::is_supported() { return false; }
 std::shared_ptr<World> World::open(const WorldPlace&, const Control&) { unsupported(); }
 std::shared_ptr<StoreServer> StoreServer::open() { unsupported(); }
+std::shared_ptr<GroupStore> GroupStore::open(const std::string&) {
+  throw Error(ErrorCode::kUnsupported,
+              "no group can be made with SGLang's workers: the libtorch that the engine was compiled against "
+              "has no c10d with Gloo");
+}
 
 }  // namespace rapo

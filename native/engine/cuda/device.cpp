@@ -49,6 +49,10 @@ void* stream(at::Device device) {
   return device.is_cuda() ? c10::cuda::getCurrentCUDAStream(device.index()).stream() : nullptr;
 }
 
+void synchronize(at::Device device) {
+  if (device.is_cuda()) c10::cuda::getCurrentCUDAStream(device.index()).synchronize();
+}
+
 struct Graphs::Impl {
   explicit Impl(at::Device where) : device(where) {}
 

@@ -30,6 +30,8 @@ std::int64_t free_bytes(at::Device device);
 
 /// The cudaStream_t that libtorch enqueues on in this thread; null on the CPU.
 void* stream(at::Device device);
+/// Waits for what this thread has enqueued there.
+void synchronize(at::Device device);
 
 /// CUDA graphs of a step, by key. Everything that the step reads and writes, except for its temporaries, must
 /// stay at its address during the lifetime of this object, and the step must not wait for the device.
