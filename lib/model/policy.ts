@@ -227,7 +227,7 @@ export interface TensorInfo {
   readonly shape: readonly number[]
 }
 
-/** Of Policy.openGroup. */
+/** Options of Policy.openGroup. */
 export interface GroupOptions {
   /** nccl needs a policy on a GPU; gloo goes between CPUs. */
   readonly backend: 'nccl' | 'gloo'
@@ -312,6 +312,10 @@ export interface Policy {
   save(dir: string, options?: SaveOptions): Promise<void>
   /** The tensors that save writes, in its order. Absent, as openGroup, from policies that cannot broadcast them. */
   readonly tensors?: readonly TensorInfo[]
+  /**
+   * Opens a group in which this process is rank 0 and the workers of inference servers are the other ranks, to broadcast the
+   * policy's weights to them.
+   */
   openGroup?(options: GroupOptions): Promise<BroadcastGroup>
   /**
    * Writes the adapter into an existing directory as PEFT does: adapter_config.json, which names the model that it
