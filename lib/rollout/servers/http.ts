@@ -18,6 +18,8 @@ export class NoAnswer extends Error {
     message: string,
     /** The server held the connection until the time was over. */
     readonly isTimeout = false,
+    /** A connection kept from an earlier request had ended, as those to a server that was started again meanwhile. */
+    readonly isStale = false,
   ) {
     super(message)
   }
@@ -60,6 +62,8 @@ export interface Connection {
   close(): void
 }
 
+const methodOf = ({ body, method }: RequestOptions) => method ?? (body === undefined ? 'GET' : 'POST')
+
 export function connect(url: string): Connection {
   const base = url.replace(/\/+$/, '')
   const { protocol } = new URL(base)
@@ -67,59 +71,74 @@ export function connect(url: string): Connection {
   const agent = new module.Agent({ keepAlive: true })
   const key = process.env[API_KEY_VARIABLE]
   let local = 'localhost'
+  const send = (route: string, options: RequestOptions) => {
+    const { body, signal, timeoutSeconds } = options
+    const method = methodOf(options)
+    return new Promise<Answer>((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason)
+      const payload = body === undefined ? '' : JSON.stringify(body)
+      const headers = {
+        ...(method === 'POST' && {
+          'content-type': 'application/json',
+          'content-length': Buffer.byteLength(payload),
+        }),
+        ...(key && { authorization: `Bearer ${key}` }),
+      }
+      const request = module.request(base + route, { method, agent, headers })
+      const fail = (error: unknown) => {
+        settle()
+        reject(error)
+        request.destroy()
+      }
+      const lose = (why: string, isTimeout = false, isStale = false) =>
+        fail(new NoAnswer(`${base}${route}: ${why}`, isTimeout, isStale))
+      const onAbort = () => fail(signal!.reason)
+      const timer = setTimeout(
+        () => lose(`no whole answer within ${timeoutSeconds} s`, true),
+        Math.min(timeoutSeconds * 1000, 2 ** 31 - 1),
+      )
+      const settle = () => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', onAbort)
+      }
+      signal?.addEventListener('abort', onAbort, { once: true })
+      request.on('error', error => {
+        const { code } = error as NodeJS.ErrnoException
+        const isStale = request.reusedSocket && (code === 'ECONNRESET' || code === 'EPIPE')
+        lose(reasonOf(error) || code || 'failed', false, isStale)
+      })
+      request.on('response', response => {
+        local = response.socket.localAddress?.replace(/^::ffff:/, '') ?? local
+        const parts: Buffer[] = []
+        let bytes = 0
+        response.on('data', (part: Buffer) => {
+          bytes += part.length
+          if (bytes > MAX_BODY) return lose(`the answer is longer than ${MAX_BODY} bytes`)
+          parts.push(part)
+        })
+        response.on('error', error => lose(`the answer broke off: ${reasonOf(error)}`))
+        response.on('close', () => {
+          if (!response.complete) return lose('the answer broke off')
+          settle()
+          resolve({ status: response.statusCode ?? 0, text: Buffer.concat(parts).toString('utf8') })
+        })
+      })
+      request.end(payload)
+    })
+  }
   return {
     url: base,
     localAddress: () => local,
-    request(route, { body, method = body === undefined ? 'GET' : 'POST', signal, timeoutSeconds }) {
-      return new Promise((resolve, reject) => {
-        if (signal?.aborted) return reject(signal.reason)
-        const payload = body === undefined ? '' : JSON.stringify(body)
-        const headers = {
-          ...(method === 'POST' && {
-            'content-type': 'application/json',
-            'content-length': Buffer.byteLength(payload),
-          }),
-          ...(key && { authorization: `Bearer ${key}` }),
+    async request(route, options) {
+      for (;;) {
+        try {
+          return await send(route, options)
+        } catch (error) {
+          // Only what changes nothing on the server is sent again. The ended connection is used no more.
+          const isHarmless = methodOf(options) === 'GET'
+          if (!(error instanceof NoAnswer && error.isStale && isHarmless)) throw error
         }
-        const request = module.request(base + route, { method, agent, headers })
-        const fail = (error: unknown) => {
-          settle()
-          reject(error)
-          request.destroy()
-        }
-        const lose = (why: string, isTimeout = false) =>
-          fail(new NoAnswer(`${base}${route}: ${why}`, isTimeout))
-        const onAbort = () => fail(signal!.reason)
-        const timer = setTimeout(
-          () => lose(`no whole answer within ${timeoutSeconds} s`, true),
-          Math.min(timeoutSeconds * 1000, 2 ** 31 - 1),
-        )
-        const settle = () => {
-          clearTimeout(timer)
-          signal?.removeEventListener('abort', onAbort)
-        }
-        signal?.addEventListener('abort', onAbort, { once: true })
-        request.on('error', error =>
-          lose(reasonOf(error) || (error as NodeJS.ErrnoException).code || 'failed'),
-        )
-        request.on('response', response => {
-          local = response.socket.localAddress?.replace(/^::ffff:/, '') ?? local
-          const parts: Buffer[] = []
-          let bytes = 0
-          response.on('data', (part: Buffer) => {
-            bytes += part.length
-            if (bytes > MAX_BODY) return lose(`the answer is longer than ${MAX_BODY} bytes`)
-            parts.push(part)
-          })
-          response.on('error', error => lose(`the answer broke off: ${reasonOf(error)}`))
-          response.on('close', () => {
-            if (!response.complete) return lose('the answer broke off')
-            settle()
-            resolve({ status: response.statusCode ?? 0, text: Buffer.concat(parts).toString('utf8') })
-          })
-        })
-        request.end(payload)
-      })
+      }
     },
     close: () => agent.destroy(),
   }
