@@ -32,6 +32,11 @@ export function invalid(message: string): never {
   throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', message)
 }
 
+/** Throws ERR_RAPO_INVALID_ARGUMENT naming an argument or field, its value and what it may be. */
+export function invalidValue(name: string, value: unknown, expected: string): never {
+  invalid(`${name} is ${String(value)}, expected ${expected}`)
+}
+
 /** What was thrown, as a text. Somebody else's code may throw anything, also what cannot be shown. */
 export function reasonOf(thrown: unknown): string {
   try {

@@ -3,7 +3,7 @@
  * precision, older weights. The results are weights of the policy term, one per row (LossBatch.policyWeights). Rows are laid
  * out as in LossBatch: sequence b has the rows from sequenceOffsets[b] up to sequenceOffsets[b + 1].
  */
-import { RapoError } from '../base/errors.js'
+import { invalidValue } from '../base/errors.js'
 
 export const correctionLevels = ['token', 'sequence'] as const
 export const outsideChoices = ['truncate', 'mask'] as const
@@ -50,10 +50,10 @@ const MAX_LOG_RATIO = 20
  */
 export function importanceWeights(rows: SampledRows, correction: Correction): ImportanceWeights {
   const { level, outside: choice, low, high } = correction
-  if (!correctionLevels.includes(level)) invalid('level', level, `one of ${correctionLevels.join(', ')}`)
-  if (!outsideChoices.includes(choice)) invalid('outside', choice, `one of ${outsideChoices.join(', ')}`)
-  if (!(low >= 0 && low <= 1)) invalid('low', low, 'a number in [0, 1]')
-  if (!(high >= 1)) invalid('high', high, 'a number ≥ 1')
+  if (!correctionLevels.includes(level)) invalidValue('level', level, `one of ${correctionLevels.join(', ')}`)
+  if (!outsideChoices.includes(choice)) invalidValue('outside', choice, `one of ${outsideChoices.join(', ')}`)
+  if (!(low >= 0 && low <= 1)) invalidValue('low', low, 'a number in [0, 1]')
+  if (!(high >= 1)) invalidValue('high', high, 'a number ≥ 1')
   const logRatios = differences(rows)
   const weights = new Float32Array(logRatios.length)
   let [count, sum, min, max, outside] = [0, 0, Infinity, -Infinity, 0]
@@ -92,11 +92,11 @@ export function offPolicyMask(
   rows: SampledRows & { readonly advantages: Float32Array },
   maxDivergence: number,
 ): { readonly weights: Float32Array; readonly maskedFraction: number } {
-  if (!(maxDivergence >= 0)) invalid('maxDivergence', maxDivergence, 'a number ≥ 0')
+  if (!(maxDivergence >= 0)) invalidValue('maxDivergence', maxDivergence, 'a number ≥ 0')
   const logRatios = differences(rows)
   checkLength('advantages', rows.advantages, logRatios.length)
   rows.advantages.forEach((advantage, i) => {
-    if (!Number.isFinite(advantage)) invalid(`advantages[${i}]`, advantage, 'a finite number')
+    if (!Number.isFinite(advantage)) invalidValue(`advantages[${i}]`, advantage, 'a finite number')
   })
   const weights = new Float32Array(logRatios.length).fill(1)
   let [sequences, masked] = [0, 0]
@@ -106,7 +106,7 @@ export function offPolicyMask(
     const other = rows.advantages.subarray(begin, end).findIndex(x => x !== rows.advantages[begin])
     if (other >= 0) {
       const expected = `${rows.advantages[begin]}, as in the other rows of its sequence`
-      invalid(`advantages[${begin + other}]`, rows.advantages[begin + other]!, expected)
+      invalidValue(`advantages[${begin + other}]`, rows.advantages[begin + other]!, expected)
     }
     const sum = logRatios.subarray(begin, end).reduce((x, y) => x + y)
     if (!(rows.advantages[begin]! < 0 && -sum / (end - begin) > maxDivergence)) continue
@@ -146,12 +146,12 @@ function differences({ logprobs, samplerLogprobs, sequenceOffsets }: SampledRows
   const ends = Array.from(sequenceOffsets)
   const ascends = ends.every((offset, b) => offset >= (b === 0 ? 0 : ends[b - 1]!))
   if (ends[0] !== 0 || !ascends || ends.at(-1) !== logprobs.length) {
-    invalid('sequenceOffsets', `[${ends.join(', ')}]`, `ascending from 0 to ${logprobs.length}`)
+    invalidValue('sequenceOffsets', `[${ends.join(', ')}]`, `ascending from 0 to ${logprobs.length}`)
   }
   return Float64Array.from(logprobs, (lp, i) => {
-    if (!Number.isFinite(lp)) invalid(`logprobs[${i}]`, lp, 'a finite number')
+    if (!Number.isFinite(lp)) invalidValue(`logprobs[${i}]`, lp, 'a finite number')
     if (!Number.isFinite(samplerLogprobs[i])) {
-      invalid(`samplerLogprobs[${i}]`, samplerLogprobs[i]!, 'a finite number')
+      invalidValue(`samplerLogprobs[${i}]`, samplerLogprobs[i]!, 'a finite number')
     }
     return lp - samplerLogprobs[i]!
   })
@@ -162,9 +162,5 @@ function* spans(offsets: Int32Array): Generator<[begin: number, end: number]> {
 }
 
 function checkLength(field: string, array: Float32Array, rows: number): void {
-  if (array.length !== rows) invalid(field, `of length ${array.length}`, `${rows}, as long as logprobs`)
-}
-
-function invalid(field: string, value: string | number, expected: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${field} is ${value}, expected ${expected}`)
+  if (array.length !== rows) invalidValue(field, `of length ${array.length}`, `${rows}, as long as logprobs`)
 }

@@ -1,6 +1,6 @@
 /** A policy's weights as broadcasts to the workers of inference servers: the engine's groups with types and checks. */
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
-import { RapoError } from '../base/errors.js'
+import { invalidValue } from '../base/errors.js'
 import { loadEngine } from '../setup/engine-addon.js'
 import type { BroadcastGroup, Device, GroupCall, GroupOptions, TensorInfo } from './policy.js'
 
@@ -33,11 +33,11 @@ export async function openGroup(
   onPolicy: <T>(options: CallOptions, run: (control: Control) => Promise<T>) => Promise<T>,
 ): Promise<BroadcastGroup> {
   const { backend, library = '', name = '', address = '', timeoutSeconds } = options
-  if (backend !== 'nccl' && backend !== 'gloo') invalid('backend', backend, 'nccl or gloo')
+  if (backend !== 'nccl' && backend !== 'gloo') invalidValue('backend', backend, 'nccl or gloo')
   if (backend === 'gloo' && (name === '' || address === ''))
-    invalid('name and address', `${name}, ${address}`, 'texts with backend gloo')
+    invalidValue('name and address', `${name}, ${address}`, 'texts with backend gloo')
   if (backend === 'nccl' && device === 'cpu' && library === '')
-    invalid('backend', backend, 'gloo for a policy on the CPU: NCCL sends from the memory of a GPU')
+    invalidValue('backend', backend, 'gloo for a policy on the CPU: NCCL sends from the memory of a GPU')
   const native = { backend, device, library, name, address, timeoutMs: milliseconds(timeoutSeconds) }
   const { handle, id, port } = await addon.openGroup(native, new addon.Control())
   return {
@@ -46,7 +46,7 @@ export async function openGroup(
     join: (size, call) => {
       checkCall(call)
       if (!(Number.isSafeInteger(size) && size >= 2 && size < 2 ** 31))
-        invalid('size', size, 'an integer ≥ 2')
+        invalidValue('size', size, 'an integer ≥ 2')
       return runCall(new addon.Control(), call, control =>
         addon.joinGroup(handle, size, milliseconds(call.timeoutSeconds), control),
       )
@@ -54,7 +54,7 @@ export async function openGroup(
     broadcast: ({ first, count, packedBytes }, call) => {
       checkCall(call)
       for (const [field, value] of Object.entries({ first, count, packedBytes }))
-        if (!(Number.isSafeInteger(value) && value >= 0)) invalid(field, value, 'an integer ≥ 0')
+        if (!(Number.isSafeInteger(value) && value >= 0)) invalidValue(field, value, 'an integer ≥ 0')
       const part = { first, count, packedBytes, timeoutMs: milliseconds(call.timeoutSeconds) }
       return onPolicy(call, control => addon.broadcast(policy, handle, part, control))
     },
@@ -69,10 +69,6 @@ function checkCall(call: GroupCall): void {
 
 function milliseconds(timeoutSeconds: number): number {
   if (!(timeoutSeconds > 0 && timeoutSeconds <= 1e6))
-    invalid('timeoutSeconds', timeoutSeconds, 'a number > 0 and ≤ 1e6')
+    invalidValue('timeoutSeconds', timeoutSeconds, 'a number > 0 and ≤ 1e6')
   return Math.ceil(timeoutSeconds * 1000)
-}
-
-function invalid(name: string, value: unknown, expected: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is ${String(value)}, expected ${expected}`)
 }

@@ -2,7 +2,7 @@
 import { readdirSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { type CallOptions, type Control, checkCallOptions, runCall } from '../base/call.js'
-import { RapoError } from '../base/errors.js'
+import { invalidValue, RapoError } from '../base/errors.js'
 import { byteSize, plainLine, plural } from '../base/text.js'
 import { told } from '../base/wait.js'
 import type { ObjectiveMetrics } from '../loss/objective.js'
@@ -73,7 +73,7 @@ function withReference<T extends ReferenceOptions>(
   const baseReference = isOwn && path.resolve(referenceDir) === path.resolve(dir)
   if (native.referenceLora && !baseReference) {
     const expected = "the policy's own directory, and a policy with an adapter, with referenceAdapterDir"
-    invalid('referenceDir', referenceDir, expected)
+    invalidValue('referenceDir', referenceDir, expected)
   }
   const reference = referenceDir === undefined || baseReference ? undefined : read(referenceDir)
   return { ...native, baseReference, reference }
@@ -104,20 +104,20 @@ function checkOptions(options: PolicyOptions) {
   oneOf('dtype', dtype, modelDTypes)
   oneOf('stateDtype', stateDtype, modelDTypes)
   integer('seed', seed, 0)
-  if (typeof mergeAdapter !== 'boolean') invalid('mergeAdapter', mergeAdapter, 'true or false')
-  if (!devicePattern.test(device)) invalid('device', device, deviceRange)
+  if (typeof mergeAdapter !== 'boolean') invalidValue('mergeAdapter', mergeAdapter, 'true or false')
+  if (!devicePattern.test(device)) invalidValue('device', device, deviceRange)
   if (backend !== undefined) oneOf('backend', backend, device === 'cpu' ? ['cpu', 'aten'] : ['aten'])
-  if (typeof trainable !== 'boolean') invalid('trainable', trainable, 'true or false')
+  if (typeof trainable !== 'boolean') invalidValue('trainable', trainable, 'true or false')
   if (referenceDir !== undefined) text('referenceDir', referenceDir)
   range('maxGradNorm', maxGradNorm, '> 0', x => x > 0)
   integer('headRows', headRows, 0)
   integer('cacheBytes', cacheBytes, 1)
-  if (typeof recompute !== 'boolean') invalid('recompute', recompute, 'true or false')
+  if (typeof recompute !== 'boolean') invalidValue('recompute', recompute, 'true or false')
   oneOf('shard', shard, shards)
   const { shape, lora } = checkAdapter(options)
-  if (shape && shard !== 'none') invalid('shard', shard, 'none for a policy with an adapter')
+  if (shape && shard !== 'none') invalidValue('shard', shard, 'none for a policy with an adapter')
   if (stateDtype !== 'float32' && shard !== 'none')
-    invalid('shard', shard, `none with stateDtype ${stateDtype}`)
+    invalidValue('shard', shard, `none with stateDtype ${stateDtype}`)
   const referenceLora =
     referenceAdapterDir === undefined
       ? undefined
@@ -138,7 +138,7 @@ function checkOptions(options: PolicyOptions) {
 /** The adapter's shape, and the adapter as the engine is told of it; both undefined without one. */
 function checkAdapter({ lora, adapterDir }: PolicyOptions) {
   if (lora !== undefined && adapterDir !== undefined)
-    invalid('adapterDir', adapterDir, 'none with lora, which makes a new adapter')
+    invalidValue('adapterDir', adapterDir, 'none with lora, which makes a new adapter')
   if (adapterDir !== undefined) return storedAdapter('adapterDir', adapterDir)
   if (lora === undefined) return { shape: undefined, lora: undefined }
   fields('lora', lora, loraFields)
@@ -228,7 +228,7 @@ export function setEngineThreads(threads: number): void {
 
 /** Writes the accumulated gradients (float32, by the weights' names) as a safetensors file: for tests and debugging. */
 export async function saveGradients(policy: Policy, file: string): Promise<void> {
-  if (!(policy instanceof NativePolicy)) invalid('policy', policy, 'a policy from loadPolicy')
+  if (!(policy instanceof NativePolicy)) invalidValue('policy', policy, 'a policy from loadPolicy')
   return policy.saveGradients(file)
 }
 
@@ -239,7 +239,7 @@ export async function saveLogits(
   rowPositions: Int32Array,
   file: string,
 ): Promise<void> {
-  if (!(policy instanceof NativePolicy)) invalid('policy', policy, 'a policy from loadPolicy')
+  if (!(policy instanceof NativePolicy)) invalidValue('policy', policy, 'a policy from loadPolicy')
   return policy.saveLogits(sequences, rowPositions, file)
 }
 
@@ -568,11 +568,11 @@ function checkSampling(sampling: SamplingParams) {
   for (const one of seeds) integer('seed', one, 0)
   integer('maxBatch', maxBatch, 0)
   integer('turn', turn, sampling.turn === undefined ? 0 : 1)
-  if (!Array.isArray(limits)) invalid('maxNewTokensPerPrompt', limits, 'an array of numbers')
+  if (!Array.isArray(limits)) invalidValue('maxNewTokensPerPrompt', limits, 'an array of numbers')
   for (const one of limits) integer('maxNewTokensPerPrompt', one, 1)
   integer('firstCompletion', firstCompletion, 0, 2 ** 52)
   if (!Array.isArray(sampling.stopTokenIds))
-    invalid('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
+    invalidValue('stopTokenIds', sampling.stopTokenIds, 'an array of token ids')
   for (const id of sampling.stopTokenIds) integer('stopTokenIds', id, 0, 2 ** 31 - 1)
   return {
     ...rest,
@@ -584,13 +584,13 @@ function checkSampling(sampling: SamplingParams) {
 }
 
 function packed(name: string, value: PackedTokens): void {
-  if (typeof value !== 'object' || value === null) invalid(name, value, 'packed tokens')
+  if (typeof value !== 'object' || value === null) invalidValue(name, value, 'packed tokens')
   typed(`${name}.tokenIds`, value.tokenIds, Int32Array)
   typed(`${name}.offsets`, value.offsets, Int32Array)
 }
 
 function fields(name: string, value: object, known: object): void {
-  if (typeof value !== 'object' || value === null) invalid(name, value, 'an object')
+  if (typeof value !== 'object' || value === null) invalidValue(name, value, 'an object')
   for (const field of Object.keys(value)) {
     if (!(field in known)) {
       throw new RapoError(
@@ -607,9 +607,10 @@ function typed(
   type: Int32ArrayConstructor | Float32ArrayConstructor,
   length?: number,
 ): void {
-  if (!(value instanceof type)) invalid(name, Object.prototype.toString.call(value), `of type ${type.name}`)
+  if (!(value instanceof type))
+    invalidValue(name, Object.prototype.toString.call(value), `of type ${type.name}`)
   if (length !== undefined && value.length !== length) {
-    invalid(name, `of length ${value.length}`, `${length}, as long as rowPositions`)
+    invalidValue(name, `of length ${value.length}`, `${length}, as long as rowPositions`)
   }
 }
 
@@ -620,19 +621,15 @@ function integer(name: string, value: unknown, least: number, most = Number.MAX_
 }
 
 function range(name: string, value: unknown, what: string, fits: (x: number) => boolean): void {
-  if (typeof value !== 'number' || !fits(value)) invalid(name, value, what)
+  if (typeof value !== 'number' || !fits(value)) invalidValue(name, value, what)
 }
 
 function oneOf(name: string, value: unknown, names: readonly string[]): void {
-  if (!names.includes(value as string)) invalid(name, value, `one of ${names.join(', ')}`)
+  if (!names.includes(value as string)) invalidValue(name, value, `one of ${names.join(', ')}`)
 }
 
 function text(name: string, value: unknown): void {
-  if (typeof value !== 'string' || value === '') invalid(name, value, 'a path')
-}
-
-function invalid(name: string, value: unknown, expected: string): never {
-  throw new RapoError('ERR_RAPO_INVALID_ARGUMENT', `${name} is ${String(value)}, expected ${expected}`)
+  if (typeof value !== 'string' || value === '') invalidValue(name, value, 'a path')
 }
 
 /** What a command that loads a model may be given. */
