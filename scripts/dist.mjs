@@ -62,7 +62,9 @@ function replaceFile(path, contents) {
     if (readFileSync(path).equals(contents)) return
   } catch {} // there is no such file yet
   mkdirSync(dirname(path), { recursive: true })
-  const part = `${path}.${process.pid}.part`
+  // Outside the output: another process that builds would remove the part there, and a killed one would leave it in the package.
+  const part = join(root, 'build', `${process.pid}.part`)
+  mkdirSync(dirname(part), { recursive: true })
   writeFileSync(part, contents)
   renameSync(part, path)
 }

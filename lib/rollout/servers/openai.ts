@@ -1,7 +1,7 @@
 /** What vLLM and SGLang both take over from OpenAI's interface. */
 import { RapoError } from '../../base/errors.js'
 import { type Connection, getJson, jsonOf, NoAnswer, Refused } from './http.js'
-import type { ServerCall, ServerFacts } from './server.js'
+import type { InferenceServer, ServerCall, ServerFacts } from './server.js'
 
 /** The one model of an OpenAI-compatible server. */
 export async function readModel(
@@ -16,30 +16,41 @@ export async function readModel(
   return { model: id, maxModelLen: typeof length === 'number' ? length : Infinity }
 }
 
-/** The names of all models; adapters are among them. */
-export async function listModels(connection: Connection, call: ServerCall): Promise<string[]> {
-  const { data } = await getJson(connection, '/v1/models', call)
-  return (Array.isArray(data) ? data : []).map(({ id }) => String(id))
+/** How a kind of server is told to load an adapter and to forget it. */
+export interface AdapterRoutes {
+  load(dir: string, name: string, call: ServerCall): Promise<void>
+  unload(name: string, call: ServerCall): Promise<void>
 }
 
-/** What a server of adapters is asked of them, beside what differs between vLLM and SGLang. */
-export function adapterKeeper(connection: Connection) {
+/** The server with adapters in place of weights: load adds one, and requests name the one to sample with. */
+export function withAdapters(
+  server: InferenceServer,
+  connection: Connection,
+  { load, unload }: AdapterRoutes,
+): InferenceServer {
   let newest: string | undefined
-  const has = async (name: string, call: ServerCall) => (await listModels(connection, call)).includes(name)
+  /** Adapters are listed among the models. */
+  const has = async (name: string, call: ServerCall) => {
+    const { data } = await getJson(connection, '/v1/models', call)
+    return Array.isArray(data) && data.some(({ id }) => id === name)
+  }
   return {
-    loaded(name: string) {
+    ...server,
+    async load(dir, name, call) {
+      await load(dir, name, call)
       newest = name
     },
-    weightsName: async (call: ServerCall): Promise<string> =>
+    unload,
+    weightsName: async call =>
       newest !== undefined && (await has(newest, call)) ? newest : 'the model alone',
-    /** Runs a request that names an adapter. Throws NoAnswer where the server has lost the adapter. */
-    async sampling<T>(name: string | undefined, call: ServerCall, request: () => Promise<T>): Promise<T> {
+    async sample(promptIds, sampling, call) {
       try {
-        return await request()
+        return await server.sample(promptIds, sampling, call)
       } catch (error) {
-        const mayBeLost = name !== undefined && error instanceof Refused && error.status < 500
-        if (!mayBeLost || (await has(name, call))) throw error
-        throw new NoAnswer(`${connection.url} has lost the adapter ${name}: it was started again`)
+        const { adapter } = sampling
+        const mayBeLost = adapter !== undefined && error instanceof Refused && error.status < 500
+        if (!mayBeLost || (await has(adapter, call))) throw error
+        throw new NoAnswer(`${server.url} has lost the adapter ${adapter}: it was started again`)
       }
     },
   }

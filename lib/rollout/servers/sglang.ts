@@ -2,7 +2,7 @@
 import { RapoError } from '../../base/errors.js'
 import type { Sync } from '../../config/rollouts.js'
 import { type Connection, connect, getJson, postJson } from './http.js'
-import { adapterKeeper, readModel, tokenizeOn } from './openai.js'
+import { readModel, tokenizeOn, withAdapters } from './openai.js'
 import {
   checkCompletions,
   type InferenceServer,
@@ -19,27 +19,7 @@ export function sglangServer(url: string, sync: Sync = 'disk'): InferenceServer 
   const connection = connect(url)
   const get = (route: string, call: ServerCall) => getJson(connection, route, call)
   const post = (route: string, call: ServerCall, body: object) => postJson(connection, route, body, call)
-  const adapters = sync === 'adapter' ? adapterKeeper(connection) : undefined
-  const postAdapter = async (route: string, body: object, call: ServerCall) => {
-    const { success, error_message: message } = await post(route, call, body)
-    if (success === false) throw new RapoError('ERR_RAPO_IO', `${connection.url}${route}: ${message}`)
-  }
-  const sample: InferenceServer['sample'] = async (promptIds, sampling, call) => {
-    const body = generateRequest(promptIds, sampling)
-    const answer = await post('/generate', call, body)
-    const place = `${connection.url}/generate`
-    const outputs = (Array.isArray(answer) ? answer : [answer]) as Output[]
-    const raw = outputs.map(({ meta_info: meta }): RawCompletion => {
-      const tokens = Array.isArray(meta?.output_token_logprobs) ? meta.output_token_logprobs : []
-      return {
-        tokenIds: tokens.map(([, id]) => id),
-        logprobs: tokens.map(([logprob]) => logprob),
-        finishReason: meta?.finish_reason?.type,
-      }
-    })
-    return checkCompletions(place, raw, sampling)
-  }
-  return {
+  const server: InferenceServer = {
     url: connection.url,
 
     async inspect(call) {
@@ -52,16 +32,23 @@ export function sglangServer(url: string, sync: Sync = 'disk'): InferenceServer 
       }
     },
 
-    sample: (promptIds, sampling, call) => {
-      const request = () => sample(promptIds, sampling, call)
-      return adapters ? adapters.sampling(sampling.adapter, call, request) : request()
+    async sample(promptIds, sampling, call) {
+      const body = generateRequest(promptIds, sampling)
+      const answer = await post('/generate', call, body)
+      const place = `${connection.url}/generate`
+      const outputs = (Array.isArray(answer) ? answer : [answer]) as Output[]
+      const raw = outputs.map(({ meta_info: meta }): RawCompletion => {
+        const tokens = Array.isArray(meta?.output_token_logprobs) ? meta.output_token_logprobs : []
+        return {
+          tokenIds: tokens.map(([, id]) => id),
+          logprobs: tokens.map(([logprob]) => logprob),
+          finishReason: meta?.finish_reason?.type,
+        }
+      })
+      return checkCompletions(place, raw, sampling)
     },
 
     async load(dir, name, { isInFlight = false, ...call }) {
-      if (adapters) {
-        await postAdapter('/load_lora_adapter', { lora_name: name, lora_path: dir }, call)
-        return adapters.loaded(name)
-      }
       const body = { model_path: dir, flush_cache: true, weight_version: name }
       // Requests that were retracted have no caches, and compute them again.
       if (isInFlight) await post('/pause_generation', call, { mode: 'retract' })
@@ -74,12 +61,9 @@ export function sglangServer(url: string, sync: Sync = 'disk'): InferenceServer 
       }
     },
 
-    unload: (name, call) => postAdapter('/unload_lora_adapter', { lora_name: name }, call),
-
     ...((sync === 'nccl' || sync === 'gloo') && { receiver: receiverOf(connection) }),
 
     weightsName: async call => {
-      if (adapters) return adapters.weightsName(call)
       const { weight_version: name } = await get('/get_model_info', call)
       return typeof name === 'string' ? name : undefined
     },
@@ -91,6 +75,15 @@ export function sglangServer(url: string, sync: Sync = 'disk'): InferenceServer 
 
     close: () => connection.close(),
   }
+  if (sync !== 'adapter') return server
+  const tell = async (route: string, body: object, call: ServerCall) => {
+    const { success, error_message: message } = await post(route, call, body)
+    if (success === false) throw new RapoError('ERR_RAPO_IO', `${connection.url}${route}: ${message}`)
+  }
+  return withAdapters(server, connection, {
+    load: (dir, name, call) => tell('/load_lora_adapter', { lora_name: name, lora_path: dir }, call),
+    unload: (name, call) => tell('/unload_lora_adapter', { lora_name: name }, call),
+  })
 }
 
 /** Why it cannot be given weights in this way, and what must be done; undefined where nothing is missing. */

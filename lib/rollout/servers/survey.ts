@@ -99,25 +99,28 @@ function startCommand(
     path.isAbsolute(model.dir) || !/^\.{0,2}\//.test(model.dir) ? model.dir : path.resolve(model.dir)
   const shared = `--dtype ${model.dtype} --port ${port || (protocol === 'https:' ? 443 : 80)}`
   const withAdapters = sync === 'adapter'
-  if (engine === 'vllm') {
-    const variable = withAdapters ? 'VLLM_ALLOW_RUNTIME_LORA_UPDATING' : 'VLLM_SERVER_DEV_MODE'
-    const rank = vllmRanks.find(known => known >= lora.r) ?? lora.r
-    const more = withAdapters
-      ? ` --enable-lora --max-lora-rank ${rank} --max-loras ${maxStaleness + 1}`
-      : sync === 'nccl'
-        ? ` --weight-transfer-config '{"backend": "nccl"}'`
-        : ''
-    return `${variable}=1 vllm serve ${dir} ${shared} --max-model-len ${context} --logprobs-mode processed_logprobs --generation-config vllm${more}`
+  if (engine === 'sglang') {
+    const more = withAdapters ? sglangAdapters(lora, maxStaleness) : ''
+    return `python -m sglang.launch_server --model-path ${dir} ${shared} --context-length ${context}${more}`
   }
-  const { targetModules } = shapeOf(loraOptions({ ...lora, r: Math.max(1, lora.r) }, 0))
-  const more = withAdapters
-    ? ` --enable-lora --max-lora-rank ${lora.r} --lora-target-modules ${targetModules.join(' ')} --max-loras-per-batch ${maxStaleness + 2}`
-    : ''
-  return `python -m sglang.launch_server --model-path ${dir} ${shared} --context-length ${context}${more}`
+  const variable = withAdapters ? 'VLLM_ALLOW_RUNTIME_LORA_UPDATING' : 'VLLM_SERVER_DEV_MODE'
+  const transfer = sync === 'nccl' ? ` --weight-transfer-config '{"backend": "nccl"}'` : ''
+  const more = withAdapters ? vllmAdapters(lora, maxStaleness) : transfer
+  return `${variable}=1 vllm serve ${dir} ${shared} --max-model-len ${context} --logprobs-mode processed_logprobs --generation-config vllm${more}`
 }
 
 /** Those that --max-lora-rank takes. */
 const vllmRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512]
+
+function vllmAdapters({ r }: Config['lora'], maxStaleness: number): string {
+  const rank = vllmRanks.find(known => known >= r) ?? r
+  return ` --enable-lora --max-lora-rank ${rank} --max-loras ${maxStaleness + 1}`
+}
+
+function sglangAdapters(lora: Config['lora'], maxStaleness: number): string {
+  const { targetModules } = shapeOf(loraOptions(lora, 0))
+  return ` --enable-lora --max-lora-rank ${lora.r} --lora-target-modules ${targetModules.join(' ')} --max-loras-per-batch ${maxStaleness + 2}`
+}
 
 const ways: Readonly<Record<Sync, string>> = {
   disk: 'from files',

@@ -2,7 +2,7 @@
 import { RapoError } from '../../base/errors.js'
 import type { Sync } from '../../config/rollouts.js'
 import { type Connection, connect, getJson, jsonOf, postJson } from './http.js'
-import { adapterKeeper, readModel, tokenizeOn } from './openai.js'
+import { readModel, tokenizeOn, withAdapters } from './openai.js'
 import {
   checkCompletions,
   type InferenceServer,
@@ -82,47 +82,34 @@ export function vllmServer(url: string, sync: Sync = 'disk'): InferenceServer {
       throw new RapoError('ERR_RAPO_IO', `${connection.url} did not drop the cache of the weights before`)
     }
   }
-  const adapters = sync === 'adapter' ? adapterKeeper(connection) : undefined
-  /** These routes answer with a text. */
-  const postAdapter = async (route: string, body: object, call: ServerCall) => {
-    const answer = await connection.request(route, { body, ...call })
-    if (answer.status !== 200) jsonOf(connection.url + route, answer)
-  }
-  const sample: InferenceServer['sample'] = async (promptIds, sampling, call) => {
-    const { model: served } = await known(call)
-    const model = sampling.adapter ?? served
-    const spans =
-      sampling.withWeights && !hasNoSpans && (await sampleWithWeights(model, promptIds, sampling, call))
-    if (spans) return spans
-    const answer = await post('/v1/completions', call, completionRequest(model, promptIds, sampling))
-    const place = `${connection.url}/v1/completions`
-    const choices = choicesOf<Choice>(place, answer)
-    for (const { prompt_token_ids: ids } of choices) {
-      if (!ids || (ids.length === promptIds.length && ids.every((id, t) => id === promptIds[t]))) continue
-      throw new RapoError('ERR_RAPO_IO', `${place} completed another prompt than it was sent`)
-    }
-    const raw = choices.map(
-      (choice): RawCompletion => ({
-        tokenIds: choice.token_ids,
-        logprobs: choice.logprobs?.token_logprobs,
-        finishReason: choice.finish_reason,
-      }),
-    )
-    return checkCompletions(place, raw, sampling)
-  }
-  return {
+  const server: InferenceServer = {
     url: connection.url,
     inspect,
-    sample: (promptIds, sampling, call) => {
-      const request = () => sample(promptIds, sampling, call)
-      return adapters ? adapters.sampling(sampling.adapter, call, request) : request()
+
+    async sample(promptIds, sampling, call) {
+      const { model: served } = await known(call)
+      const model = sampling.adapter ?? served
+      const spans =
+        sampling.withWeights && !hasNoSpans && (await sampleWithWeights(model, promptIds, sampling, call))
+      if (spans) return spans
+      const answer = await post('/v1/completions', call, completionRequest(model, promptIds, sampling))
+      const place = `${connection.url}/v1/completions`
+      const choices = choicesOf<Choice>(place, answer)
+      for (const { prompt_token_ids: ids } of choices) {
+        if (!ids || (ids.length === promptIds.length && ids.every((id, t) => id === promptIds[t]))) continue
+        throw new RapoError('ERR_RAPO_IO', `${place} completed another prompt than it was sent`)
+      }
+      const raw = choices.map(
+        (choice): RawCompletion => ({
+          tokenIds: choice.token_ids,
+          logprobs: choice.logprobs?.token_logprobs,
+          finishReason: choice.finish_reason,
+        }),
+      )
+      return checkCompletions(place, raw, sampling)
     },
 
     async load(dir, name, { isInFlight = false, ...call }) {
-      if (adapters) {
-        await postAdapter('/v1/load_lora_adapter', { lora_name: name, lora_path: dir }, call)
-        return adapters.loaded(name)
-      }
       await pause(isInFlight, call)
       const kwargs = { weights_path: dir }
       await post('/collective_rpc', call, { method: 'reload_weights', kwargs })
@@ -136,12 +123,9 @@ export function vllmServer(url: string, sync: Sync = 'disk'): InferenceServer {
       await post('/resume', call)
     },
 
-    unload: (name, call) => postAdapter('/v1/unload_lora_adapter', { lora_name: name }, call),
-
     ...(sync === 'nccl' && { receiver: receiverOf(connection, pause, dropCache) }),
 
     async weightsName(call) {
-      if (adapters) return adapters.weightsName(call)
       const answer = await connection.request('/weight_info', call)
       if (answer.status === 404) return undefined
       return String(jsonOf(`${connection.url}/weight_info`, answer).weight_version)
@@ -154,6 +138,16 @@ export function vllmServer(url: string, sync: Sync = 'disk'): InferenceServer {
 
     close: () => connection.close(),
   }
+  if (sync !== 'adapter') return server
+  /** These routes answer with a text. */
+  const tell = async (route: string, body: object, call: ServerCall) => {
+    const answer = await connection.request(route, { body, ...call })
+    if (answer.status !== 200) jsonOf(connection.url + route, answer)
+  }
+  return withAdapters(server, connection, {
+    load: (dir, name, call) => tell('/v1/load_lora_adapter', { lora_name: name, lora_path: dir }, call),
+    unload: (name, call) => tell('/v1/unload_lora_adapter', { lora_name: name }, call),
+  })
 }
 
 /** What it cannot be given in this way, and what must be done, as a phrase; undefined where nothing is missing. */
