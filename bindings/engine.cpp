@@ -416,7 +416,7 @@ Napi::Value save_adapter(const Napi::CallbackInfo& info) {
 Napi::Value tensors(const Napi::CallbackInfo& info) {
   return guarded(info, [&] {
     const auto policy = policy_of(info);
-    const auto& all = policy->tensors();
+    const auto all = policy->tensors();
     auto array = Napi::Array::New(info.Env(), all.size());
     for (std::uint32_t i = 0; i < all.size(); ++i) {
       auto shape = Napi::Array::New(info.Env(), all[i].shape.size());

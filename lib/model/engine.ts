@@ -320,7 +320,6 @@ function engine(): Engine {
 
 class NativePolicy implements Policy {
   readonly info: ModelInfo
-  readonly tensors: readonly TensorInfo[]
   readonly #addon: Engine
   readonly #handle: Handle
   readonly #model: ModelSource
@@ -344,7 +343,6 @@ class NativePolicy implements Policy {
     this.#reference = more.reference
     this.#shape = more.shape
     this.#device = more.device
-    this.tensors = addon.tensors(handle)
     this.info = info
   }
 
@@ -423,6 +421,10 @@ class NativePolicy implements Policy {
     // Without an adapter the engine says that there is none.
     const config = this.#shape ? adapterConfigText(this.#shape, baseModel) : ''
     return this.#call(undefined, () => this.#addon.saveAdapter(this.#handle, dir, config))
+  }
+
+  get tensors(): readonly TensorInfo[] {
+    return this.#addon.tensors(this.#handle)
   }
 
   async openGroup(options: GroupOptions): Promise<BroadcastGroup> {

@@ -97,7 +97,6 @@ bool same_tensors(const Layout& a, const Layout& b) {
 struct Policy::Impl {
   PolicyOptions options;
   ModelInfo info;
-  std::vector<TensorShape> tensors;
   std::unique_ptr<Model> policy, reference;
   std::unique_ptr<ReadyWeights> reference_ready;  // the policy's model with an adapter that does not change
 
@@ -232,7 +231,6 @@ std::unique_ptr<Policy> Policy::load(const ModelSource& model, const PolicyOptio
       const auto& more = impl->reference->ignored;
       impl->info.ignored.insert(impl->info.ignored.end(), more.begin(), more.end());
     }
-    for (const auto& entry : layout.entries()) impl->tensors.push_back({entry.name, entry.shape});
     return std::unique_ptr<Policy>(new Policy(std::move(impl)));
   });
 }
@@ -565,7 +563,11 @@ void Policy::save(const std::string& dir, DType dtype, std::int64_t max_shard_by
   });
 }
 
-const std::vector<TensorShape>& Policy::tensors() const { return impl_->tensors; }
+std::vector<TensorShape> Policy::tensors() const {
+  std::vector<TensorShape> all;
+  for (const auto& entry : impl_->policy->net.layout().entries()) all.push_back({entry.name, entry.shape});
+  return all;
+}
 
 void Policy::broadcast(BroadcastGroup& group, std::int64_t first, std::int64_t count,
                        std::int64_t packed_bytes, std::int64_t timeout_ms, Control& control) const {

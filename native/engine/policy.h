@@ -76,7 +76,7 @@ class Policy {
             const Control& control) const;
 
   /// The tensors that save() writes, in their order, without their numbers.
-  const std::vector<TensorShape>& tensors() const;
+  std::vector<TensorShape> tensors() const;
 
   /// Broadcasts tensors [first, first + count) of tensors(), with the numbers that save() writes in the
   /// policy's dtype. packed_bytes > 0: as bytes, end to end; a broadcast ends with the tensor with which it
